@@ -1,0 +1,1 @@
+"""The audio-conditioned denoiser and its training loop (not written yet; see docs/roadmap.md)."""

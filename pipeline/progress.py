@@ -1,0 +1,66 @@
+"""Progress: a bar on a terminal, a line every few seconds elsewhere, nothing for machines."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from tqdm import tqdm
+
+from shards.ledger import OK
+from stages.work import Outcome
+
+LINE_SECONDS = 5.0
+REDRAW_SECONDS = 0.2
+
+
+def shown(
+    results: Iterable[tuple[Any, int]], label: str, total_frames: int, n_items: int, *, quiet: bool
+) -> Iterator[Any]:
+    """Pass on results from pairs (result, frames it stands for), and show how far they are."""
+    if quiet or not n_items:
+        for result, _ in results:
+            yield result
+        return
+    terminal = sys.stderr.isatty()
+    bar = tqdm(
+        total=total_frames,
+        desc=label,
+        unit=" frames",
+        unit_scale=True,
+        mininterval=REDRAW_SECONDS,
+        disable=not terminal,
+        dynamic_ncols=True,
+    )
+    started = last = time.monotonic()
+    items = frames = drops = 0
+    with bar:
+        for result, size in results:
+            items, frames, drops = items + 1, frames + size, drops + count_drops(result)
+            now = time.monotonic()
+            if terminal:
+                bar.set_postfix_str(f"{items / (now - started):.1f}/s, {drops} dropped", refresh=False)
+                bar.update(size)
+            elif now - last >= LINE_SECONDS or items == n_items:
+                last = now
+                print(_line(label, items, n_items, frames, total_frames, drops, now - started),
+                      file=sys.stderr, flush=True)  # fmt: skip
+            yield result
+
+
+def _line(label: str, items: int, n_items: int, frames: int, total: int, drops: int, seconds: float) -> str:
+    rate = frames / max(seconds, 1e-9)
+    left = f"{(total - frames) / rate:.0f} s left" if rate and frames < total else "done"
+    return (f"{label} {items}/{n_items}, {items / max(seconds, 1e-9):.1f}/s, {rate:.0f} frames/s, "
+            f"{drops} dropped, {left}")  # fmt: skip
+
+
+def count_drops(result: Any) -> int:
+    """How many clips a task's result says were not kept."""
+    if isinstance(result, Outcome):
+        return int(result.status != OK)
+    if isinstance(result, (list, tuple)):
+        return sum(count_drops(item) for item in result)
+    return 0

@@ -1,0 +1,151 @@
+"""From raw clips to shards: runs the stages asked for, prints what came of them, chooses the exit code."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import click
+import yaml
+
+from pipeline import params as params_file
+from pipeline.options import Request
+from pipeline.params import Params
+from pipeline.runner import DaskMapper
+from shards.index import DATASET_NAME, read_dataset
+from shards.ledger import OK, Row, read_ledger
+from shards.schema import ShardError
+from stages import align, clips, landmarks, mels, shard, weights
+from stages.work import Mapper, Report, StageError, Work
+
+ROAD = (clips.STAGE, landmarks.STAGE, align.STAGE, mels.STAGE, shard.STAGE)
+
+
+def go(request: Request, stages: Sequence[str]) -> None:
+    """Run ``stages`` in order, print, and exit with 1 when a stage lost everything or too much."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    try:
+        params = params_file.load(request.params)
+        work = work_of(request)
+        if request.dry_run:
+            _print_plan(request, params, stages)
+            return
+        reports = []
+        with DaskMapper(request.workers, request.scheduler, quiet=request.as_json) as mapper:
+            for stage in stages:
+                started = time.monotonic()
+                report = run_stage(stage, work, params, request, mapper)
+                report.seconds = round(time.monotonic() - started, 2)
+                reports.append(report)
+                if not request.as_json:
+                    _print_report(report, read_ledger(work.ledger))
+                lost = _too_much_lost(report, params)
+                if lost:
+                    break
+    except (StageError, ShardError) as err:
+        raise click.ClickException(str(err)) from err
+    if request.as_json:
+        click.echo(json.dumps(_summary(request, work, reports)))
+    elif reports[-1].stage == shard.STAGE and reports[-1].kept:
+        _print_dataset(work)
+    if lost:
+        raise click.ClickException(lost)
+
+
+def work_of(request: Request) -> Work:
+    """The folders of a request, absolute, since workers may stand elsewhere."""
+    for name in ("work", "out", "cache"):
+        if getattr(request, name).resolve().is_relative_to(request.raw.resolve()):
+            raise StageError(
+                f"--{name} {getattr(request, name)} lies in --raw {request.raw}, which is never written to"
+            )
+    return Work(
+        corpus=request.dataset,
+        raw=request.raw.absolute(),
+        root=request.work.absolute(),
+        out=request.out.absolute(),
+        cache=request.cache.absolute(),
+    )
+
+
+def run_stage(stage: str, work: Work, params: Params, request: Request, mapper: Mapper) -> Report:
+    """One stage, with the params it asks for."""
+    if stage == clips.STAGE:
+        return clips.run(work, params.clips, params.limits, mapper)
+    if stage == landmarks.STAGE:
+        model = weights.find(weights.LANDMARKER, request.landmarker or params.landmarks.model)
+        return landmarks.run(work, params.landmarks, params.parts, params.limits, model, mapper)
+    if stage == align.STAGE:
+        return align.run(work, params.align, params.parts, mapper)
+    if stage == mels.STAGE:
+        return mels.run(work, params.mels, params.parts, params.limits, mapper)
+    assert stage == shard.STAGE, stage
+    return shard.run(
+        work, params.shard, params.align.size, params.parts, params.limits, params.described(), mapper
+    )
+
+
+def _too_much_lost(report: Report, params: Params) -> str:
+    """A sentence when so many clips ended here that something must be wrong, else nothing."""
+    lost = report.clips - report.kept
+    if not report.kept:
+        return f"{report.stage}: no clip of {report.clips} is usable; see the reasons above"
+    share = lost / report.clips
+    if share > params.limits.max_drop_fraction:
+        return (f"{report.stage}: {lost} of {report.clips} clips are lost ({share:.0%}), more than "
+                f"limits.max_drop_fraction {params.limits.max_drop_fraction:g} allows")  # fmt: skip
+    return ""
+
+
+def _print_plan(request: Request, params: Params, stages: Sequence[str]) -> None:
+    found = list(clips.find_files(request.raw.absolute(), params.clips))
+    closed = [item for item in found if item.problem is not None]
+    plan = {
+        "stages": list(stages),
+        "raw": str(request.raw),
+        "files": len(found),
+        "files_that_cannot_be_opened": len(closed),
+        "work": str(request.work),
+        "out": str(request.out),
+        "params": asdict(params),
+    }
+    click.echo(json.dumps(plan) if request.as_json else yaml.safe_dump(plan, sort_keys=False).rstrip())
+
+
+def _print_report(report: Report, ledger: list[Row]) -> None:
+    parts = report.parts
+    built = f", {parts['built']} of {parts['total']} parts written" if parts["total"] else ""
+    click.echo(
+        f"{report.stage}: {report.kept} of {report.clips} clips, {report.frames} frames, "
+        f"{report.clips_computed} computed{built}, {report.seconds:.1f} s"
+    )
+    for code, count in report.counts.items():
+        if code != OK:
+            example = next((row for row in ledger if row["code"] == code), None)
+            told = f"  e.g. {example['path']}: {example['reason']}" if example else ""
+            click.echo(f"  {code:<14} {count:>5}{told}")
+
+
+def _print_dataset(work: Work) -> None:
+    dataset = read_dataset(work.out)
+    for split, counts in dataset["splits"].items():
+        clips_and_frames = f"{counts['clips']} clips, {counts['frames']} frames"
+        click.echo(f"{split}: {clips_and_frames} in {counts['shards']} shards")
+    click.echo(f"shards   {work.out}\nledger   {work.ledger}")
+
+
+def _summary(request: Request, work: Work, reports: list[Report]) -> dict[str, Any]:
+    summary: dict[str, Any] = {
+        "dataset": request.dataset,
+        "stages": [asdict(report) for report in reports],
+        "ledger": str(work.ledger),
+    }
+    if reports[-1].stage == shard.STAGE and (work.out / DATASET_NAME).is_file():
+        dataset = read_dataset(work.out)
+        summary |= {"out": str(work.out), "digest": dataset["digest"], "splits": dataset["splits"]}
+    return summary

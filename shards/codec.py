@@ -1,0 +1,109 @@
+"""Frames as bytes: one blob of independently decodable images per clip, found by offsets.
+
+A blob is 8 times faster to read than a tar member per frame, and 7 to 10 times faster to sample at
+random than video (docs/decisions.md, 2026-11-23).
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import Literal, get_args
+
+# Read by OpenCV when it loads: a few header bytes may not ask for gigabytes.
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(4096 * 4096))
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from shards.schema import ShardError
+
+Frame = NDArray[np.uint8]
+Codec = Literal["webp", "jpeg", "png", "raw"]
+CODECS: tuple[str, ...] = get_args(Codec)
+JPEG_QUALITY = 95
+PNG_LEVEL = 1
+
+
+def encode_frame(frame: Frame, codec: Codec) -> bytes:
+    """One RGB frame (H, W, 3) as bytes. ``webp`` (lossless, fast mode), ``png`` and ``raw`` are exact."""
+    if codec == "raw":
+        return frame.tobytes()
+    if codec == "webp":
+        # Pillow, because OpenCV cannot choose libwebp's method: its lossless mode is 20 times slower.
+        buffer = io.BytesIO()
+        Image.fromarray(frame).save(buffer, "WEBP", lossless=True, method=0, quality=0, exact=True)
+        return buffer.getvalue()
+    bgr = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
+    if codec == "jpeg":
+        full_chroma = int(cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
+        flags = [
+            cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, full_chroma,
+        ]  # fmt: skip
+        done, data = cv2.imencode(".jpg", bgr, flags)
+    else:
+        done, data = cv2.imencode(".png", bgr, [cv2.IMWRITE_PNG_COMPRESSION, PNG_LEVEL])
+    if not done:
+        raise ShardError(f"OpenCV could not write a frame of shape {frame.shape} as {codec}")
+    return data.tobytes()
+
+
+def decode_frame(data: bytes | memoryview, codec: Codec, size: tuple[int, int]) -> Frame:
+    """One RGB frame of ``size`` (H, W). Raises ShardError when the bytes are not that."""
+    height, width = size
+    if codec == "raw":
+        if len(data) != height * width * 3:
+            raise ShardError(f"raw frame of {len(data)} bytes, expected {height}x{width}x3")
+        return np.frombuffer(data, np.uint8).reshape(height, width, 3)
+    try:
+        bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error as err:
+        raise ShardError(f"a frame of {len(data)} bytes is not {codec} ({err.err})") from err
+    if bgr is None:
+        raise ShardError(f"a frame of {len(data)} bytes is not {codec}")
+    if bgr.shape[:2] != (height, width):
+        raise ShardError(f"a frame is {bgr.shape[0]}x{bgr.shape[1]}, expected {height}x{width}")
+    return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def pack_frames(encoded: Iterable[bytes]) -> tuple[bytes, list[int]]:
+    """Join frames to one blob; T + 1 offsets, so frame k is ``blob[offsets[k]:offsets[k + 1]]``."""
+    blob = bytearray()
+    offsets = [0]
+    for data in encoded:
+        blob += data
+        offsets.append(len(blob))
+    return bytes(blob), offsets
+
+
+def check_offsets(offsets: Sequence[int], n_frames: int, n_bytes: int, name: str) -> None:
+    """Raise ShardError unless the offsets cut ``n_bytes`` into ``n_frames`` pieces, none empty."""
+    whole = all(isinstance(offset, int) for offset in offsets)
+    if (
+        len(offsets) != n_frames + 1
+        or not whole
+        or offsets[0] != 0
+        or offsets[-1] != n_bytes
+        or any(left >= right for left, right in pairwise(offsets))
+    ):
+        raise ShardError(
+            f"{name}: frame offsets do not cut {n_bytes} bytes into {n_frames} frames "
+            f"({len(offsets)} offsets, last {offsets[-1] if offsets else None})"
+        )
+
+
+def unpack_frames(
+    blob: bytes, offsets: Sequence[int], codec: Codec, size: tuple[int, int], name: str
+) -> NDArray[np.uint8]:
+    """All frames of a clip: (T, H, W, 3) uint8 RGB."""
+    n_frames = len(offsets) - 1
+    check_offsets(offsets, n_frames, len(blob), name)
+    view = memoryview(blob)
+    frames = np.empty((n_frames, *size, 3), np.uint8)
+    for k in range(n_frames):
+        frames[k] = decode_frame(view[offsets[k] : offsets[k + 1]], codec, size)
+    return frames

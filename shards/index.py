@@ -1,0 +1,119 @@
+"""``index.parquet``: where each clip's members lie. ``dataset.json``: what the dataset is; written last."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shards.atomic import written_whole
+from shards.schema import SCHEMA_VERSION, ShardError
+
+INDEX_NAME = "index.parquet"
+DATASET_NAME = "dataset.json"
+LEDGER_NAME = "ledger.parquet"
+
+# Columns of one member: where its bytes lie in the shard, and what they must sum to.
+MEMBERS = ("frames", "boxes", "mels", "affine", "json")
+INDEX_SCHEMA = pa.schema(
+    [
+        pa.field("clip_id", pa.string()),
+        pa.field("split", pa.string()),
+        pa.field("speaker", pa.string()),
+        pa.field("frames", pa.int32()),
+        pa.field("shard", pa.string()),
+        *(
+            pa.field(f"{member}_{column}", kind)
+            for member in MEMBERS
+            for column, kind in (("offset", pa.int64()), ("size", pa.int64()), ("crc32", pa.uint32()))
+        ),
+        pa.field("sha256", pa.string()),  # of the members' bytes, in their order in the tar
+        pa.field("source_sha256", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ShardEntry:
+    """One tar of the dataset."""
+
+    name: str
+    split: str
+    bytes: int
+    sha256: str
+    clips: int
+    frames: int
+
+
+def write_index(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write one row per clip, sorted by shard and place in it."""
+    listed = sorted(rows, key=lambda row: (row["shard"], row["frames_offset"]))
+    with written_whole(path) as partial:
+        pq.write_table(pa.Table.from_pylist(listed, INDEX_SCHEMA), partial, compression="zstd")
+
+
+def read_index(path: Path) -> list[dict[str, Any]]:
+    """Rows as dicts. Raises ShardError when the file is not an index."""
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError as err:
+        raise ShardError(f"{path}: no index here") from err
+    except (pa.ArrowInvalid, OSError) as err:
+        raise ShardError(f"{path}: not an index ({err})") from err
+    missing = set(INDEX_SCHEMA.names) - set(table.column_names)
+    if missing:
+        raise ShardError(f"{path}: index lacks the columns {sorted(missing)}")
+    rows: list[dict[str, Any]] = table.select(INDEX_SCHEMA.names).to_pylist()
+    return rows
+
+
+def digest_of(shards: Iterable[ShardEntry]) -> str:
+    """The dataset's name for itself: the same clips with the same bytes have the same digest."""
+    lines = sorted(f"{shard.split} {shard.sha256}" for shard in shards)
+    return hashlib.sha256("\n".join([f"redub {SCHEMA_VERSION}", *lines]).encode()).hexdigest()
+
+
+def write_dataset(path: Path, shards: Iterable[ShardEntry], **described: Any) -> None:
+    """Write the manifest. A folder without it is not a dataset, so it comes last."""
+    listed = sorted(shards, key=lambda shard: shard.name)
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        "digest": digest_of(listed),
+        **described,
+        "shards": [asdict(shard) for shard in listed],
+    }
+    with written_whole(path) as partial:
+        partial.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+
+
+def read_dataset(folder: Path) -> dict[str, Any]:
+    """The manifest of a dataset. Raises ShardError with what is wrong."""
+    path = folder / DATASET_NAME
+    try:
+        manifest = json.loads(path.read_text())
+    except FileNotFoundError as err:
+        raise ShardError(f"{folder}: no {DATASET_NAME} here, so this is no whole dataset") from err
+    except (OSError, ValueError) as err:
+        raise ShardError(f"{path}: cannot be read ({err})") from err
+    if not isinstance(manifest, dict) or manifest.get("schema_version") != SCHEMA_VERSION:
+        found = manifest.get("schema_version") if isinstance(manifest, dict) else None
+        raise ShardError(f"{path}: schema version {found!r}, this redub reads {SCHEMA_VERSION}")
+    return manifest
+
+
+def shard_entries(manifest: Mapping[str, Any], path: Path) -> list[ShardEntry]:
+    """The shards a manifest lists. A name that would leave the folder is refused."""
+    try:
+        entries = [ShardEntry(**entry) for entry in manifest["shards"]]
+    except (KeyError, TypeError) as err:
+        raise ShardError(f"{path}: its list of shards cannot be read ({err})") from err
+    for entry in entries:
+        if Path(entry.name).name != entry.name or entry.name in ("", ".", ".."):
+            raise ShardError(f"{path}: shard name {entry.name!r} is not a plain file name")
+    return entries

@@ -1,0 +1,93 @@
+"""The ledger: exactly one row for every file found, with what became of it and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shards.atomic import written_whole
+from shards.schema import ShardError
+
+Status = Literal["ok", "dropped", "failed"]
+OK: Status = "ok"
+DROPPED: Status = "dropped"  # a rule says that the input cannot be used
+FAILED: Status = "failed"  # the work on it crashed, hung or ate its memory, twice
+
+FIELDS: dict[str, pa.DataType] = {
+    "clip_id": pa.string(),
+    "corpus": pa.string(),
+    "speaker": pa.string(),
+    "sentence": pa.string(),
+    "emotion": pa.string(),
+    "level": pa.string(),
+    "split": pa.string(),
+    "path": pa.string(),  # below the raw folder, with forward slashes
+    "bytes": pa.int64(),
+    "sha256": pa.string(),
+    "video_codec": pa.string(),
+    "width": pa.int32(),
+    "height": pa.int32(),
+    "source_frames": pa.int32(),
+    "fps": pa.float64(),  # mean rate of the source, from its time stamps
+    "video_start": pa.float64(),  # seconds, on the container's clock
+    "video_seconds": pa.float64(),
+    "frames": pa.int32(),  # T, on the 25 fps clock
+    "audio_codec": pa.string(),
+    "audio_rate": pa.int32(),
+    "audio_channels": pa.int32(),
+    "audio_start": pa.float64(),
+    "audio_seconds": pa.float64(),
+    "expected": pa.string(),  # what the corpus itself says is wrong with this file
+    "notes": pa.list_(pa.string()),  # what was mended or noticed in a clip that is kept
+    "stage": pa.string(),  # the last stage that saw the clip
+    "status": pa.string(),
+    "code": pa.string(),  # the reason in a word, for counting
+    "reason": pa.string(),  # one sentence: the value found and what was expected
+}
+SCHEMA = pa.schema([pa.field(name, kind) for name, kind in FIELDS.items()])
+
+Row = dict[str, Any]
+
+
+def write_ledger(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows sorted by path; unknown keys are a mistake of ours and raise."""
+    listed = sorted(rows, key=lambda row: row["path"])
+    for row in listed:
+        unknown = set(row) - set(FIELDS)
+        assert not unknown, f"{row['path']}: ledger has no column {sorted(unknown)}"
+    table = pa.Table.from_pylist([{name: row.get(name) for name in FIELDS} for row in listed], SCHEMA)
+    with written_whole(path) as partial:
+        pq.write_table(table, partial, compression="zstd")
+
+
+def read_ledger(path: Path) -> list[Row]:
+    """Rows as dicts. Raises ShardError when the file is not a ledger."""
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError as err:
+        raise ShardError(f"{path}: no ledger here") from err
+    except (pa.ArrowInvalid, OSError) as err:
+        raise ShardError(f"{path}: not a ledger ({err})") from err
+    missing = set(FIELDS) - set(table.column_names)
+    if missing:
+        raise ShardError(f"{path}: ledger lacks the columns {sorted(missing)}")
+    rows: list[Row] = table.select(list(FIELDS)).to_pylist()
+    return rows
+
+
+def count_by_code(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """How many rows ended with each code; ``ok`` first, then the most frequent."""
+    counts = Counter(row["code"] or row["status"] for row in rows)
+    kept = counts.pop(OK, 0)
+    return {OK: kept, **dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))}
+
+
+def rows_of(rows: Sequence[Row], clip: str) -> list[Row]:
+    """Rows of a clip, named by its id, path or file name."""
+    exact = [row for row in rows if clip in (row["clip_id"], row["path"])]
+    return exact or [row for row in rows if Path(row["path"]).name == clip]

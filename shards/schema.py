@@ -1,0 +1,127 @@
+"""What a sample is, said once: shapes, units, names of the members, checks."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+SCHEMA_VERSION = 1
+
+VIDEO_FPS = 25
+MEL_FPS = 50
+MELS_PER_FRAME = MEL_FPS // VIDEO_FPS
+
+BOXES_MEMBER = "boxes.npy"
+MELS_MEMBER = "mels.npy"
+AFFINE_MEMBER = "affine.npy"
+JSON_MEMBER = "json"
+
+# A member's array may be no larger than this; a header from a stranger's file that says more is refused.
+MAX_ARRAY_BYTES = 2**31
+
+
+class ShardError(Exception):
+    """A sample, shard or dataset is not what the schema says."""
+
+
+def frames_member(codec: str) -> str:
+    """Name of the member that holds the frames, e.g. ``frames.webp``."""
+    return f"frames.{codec}"
+
+
+@dataclass(frozen=True, slots=True)
+class ClipSample:
+    """One talking clip of T frames, cropped and aligned.
+
+    Points and boxes are in pixels of the crop, with pixel centres at whole numbers (OpenCV's
+    convention), so ``cv2.warpAffine(source, affine[k], (W, H))`` is where frame k came from.
+    """
+
+    key: str  # "<speaker>_<clip>"; no dots, a dot would split the key in the tar
+    frames: NDArray[np.uint8]  # (T, H, W, 3), RGB
+    boxes: NDArray[np.int16]  # (T, 4), x0 y0 x1 y1 of the masked region, x1 and y1 exclusive
+    mels: NDArray[np.float32]  # (2T, M), dB below the clip's loudest cell; row j is centred on j/50 s
+    affine: NDArray[np.float32]  # (T, 2, 3), source px -> crop px
+    info: Mapping[str, Any]  # the json member: see docs/shards.md
+
+    def __post_init__(self) -> None:
+        n_frames = len(self.frames)
+        if self.frames.ndim != 4 or self.frames.shape[-1] != 3 or self.frames.dtype != np.uint8:
+            raise ShardError(
+                f"{self.key}: frames are {self.frames.dtype} {self.frames.shape}, expected uint8 (T, H, W, 3)"
+            )
+        check_arrays(self.key, n_frames, self.frames.shape[1:3], self.boxes, self.mels, self.affine)
+
+
+def check_arrays(
+    key: str,
+    n_frames: int,
+    size: tuple[int, ...],
+    boxes: NDArray[Any],
+    mels: NDArray[Any],
+    affine: NDArray[Any],
+) -> None:
+    """Raise ShardError unless the arrays fit ``n_frames`` crops of ``size`` (H, W)."""
+    if boxes.dtype != np.int16 or boxes.shape != (n_frames, 4):
+        raise ShardError(f"{key}: boxes are {boxes.dtype} {boxes.shape}, expected int16 ({n_frames}, 4)")
+    if mels.dtype != np.float32 or mels.ndim != 2 or len(mels) != n_frames * MELS_PER_FRAME:
+        raise ShardError(
+            f"{key}: {n_frames} frames need {n_frames * MELS_PER_FRAME} mel rows of float32, "
+            f"got {mels.dtype} {mels.shape}"
+        )
+    if affine.dtype != np.float32 or affine.shape != (n_frames, 2, 3):
+        raise ShardError(
+            f"{key}: affine is {affine.dtype} {affine.shape}, expected float32 ({n_frames}, 2, 3)"
+        )
+    height, width = size
+    x0, y0, x1, y1 = boxes.T
+    inside = (x0 >= 0) & (y0 >= 0) & (x0 < x1) & (y0 < y1) & (x1 <= width) & (y1 <= height)
+    if not inside.all():
+        worst = int(np.argmin(inside))
+        raise ShardError(
+            f"{key}: box of frame {worst} is {boxes[worst].tolist()}, "
+            f"expected 0 <= x0 < x1 <= {width} and 0 <= y0 < y1 <= {height}"
+        )
+    if not (np.isfinite(mels).all() and np.isfinite(affine).all()):
+        raise ShardError(f"{key}: mels or affine hold values that are not finite")
+
+
+def array_to_npy(array: NDArray[Any]) -> bytes:
+    """The array as a .npy file: same array, same bytes."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def npy_to_array(data: bytes, name: str) -> NDArray[Any]:
+    """Read a .npy file that may come from a stranger. Raises ShardError on anything but plain data."""
+    try:
+        return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False, max_header_size=10_000)
+    except (ValueError, EOFError, OSError, MemoryError, TypeError, SyntaxError) as err:
+        raise ShardError(f"{name}: not a plain .npy array ({err})") from err
+
+
+def info_to_json(info: Mapping[str, Any]) -> bytes:
+    """The json member: same values, same bytes."""
+    return json.dumps(info, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def json_to_info(data: bytes, name: str) -> dict[str, Any]:
+    """Read the json member. Raises ShardError when it is no JSON object."""
+    try:
+        info = json.loads(data)
+    except (ValueError, RecursionError) as err:
+        raise ShardError(f"{name}: not JSON ({err})") from err
+    if not isinstance(info, dict):
+        raise ShardError(f"{name}: JSON holds {type(info).__name__}, expected an object")
+    if info.get("schema_version") != SCHEMA_VERSION:
+        raise ShardError(
+            f"{name}: schema version {info.get('schema_version')!r}, this redub reads {SCHEMA_VERSION}"
+        )
+    return info

@@ -1,0 +1,110 @@
+"""Write one shard: a plain WebDataset tar whose bytes depend on its samples alone."""
+
+from __future__ import annotations
+
+import hashlib
+import tarfile
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.schema import (
+    AFFINE_MEMBER,
+    BOXES_MEMBER,
+    JSON_MEMBER,
+    MELS_MEMBER,
+    ShardError,
+    array_to_npy,
+    check_arrays,
+    frames_member,
+    info_to_json,
+)
+
+HASH_LETTERS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class PackedClip:
+    """One clip ready for the tar: frames already encoded, everything else as in ClipSample."""
+
+    key: str
+    blob: bytes  # T encoded frames, cut by info["frame_offsets"]
+    boxes: NDArray[np.int16]
+    mels: NDArray[np.float32]
+    affine: NDArray[np.float32]
+    info: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        if not self.key or "." in self.key or "/" in self.key:
+            raise ShardError(f"clip id {self.key!r} holds a dot or slash, which would split it in the tar")
+        size = (self.info["size"], self.info["size"])
+        check_arrays(self.key, self.info["frames"], size, self.boxes, self.mels, self.affine)
+
+    def members(self) -> dict[str, bytes]:
+        """Bytes by name of the member, in the order of the tar."""
+        return {
+            frames_member(self.info["codec"]): self.blob,
+            BOXES_MEMBER: array_to_npy(self.boxes),
+            MELS_MEMBER: array_to_npy(self.mels),
+            AFFINE_MEMBER: array_to_npy(self.affine),
+            JSON_MEMBER: info_to_json(self.info),
+        }
+
+
+def shard_name(split: str, number: int, sha256: str) -> str:
+    """A shard is named for its contents, so a rebuilt one never overwrites one that is being read."""
+    return f"{split}-{number:05d}-{sha256[:HASH_LETTERS]}.tar"
+
+
+def write_tar(path: Path, clips: Iterable[PackedClip]) -> list[dict[str, Any]]:
+    """Write the clips in the order given; returns their index rows, which lack the shard's name."""
+    # Loaded here: it loads torch, and only who writes a tar should wait for that.
+    from webdataset.writer import TarWriter
+
+    rows: list[dict[str, Any]] = []
+    # Fixed time, user and group: same clips, same bytes. TarWriter sorts a clip's members by name.
+    with (
+        path.open("wb") as file,
+        TarWriter(file, encoder=False, mtime=0, user="redub", group="redub") as tar,
+    ):
+        for clip in clips:
+            members = clip.members()
+            tar.write({"__key__": clip.key, **members})
+            rows.append(
+                {
+                    "clip_id": clip.key,
+                    "split": clip.info["split"],
+                    "speaker": clip.info["speaker"],
+                    "frames": clip.info["frames"],
+                    "sha256": members_digest(members.values()),
+                    "source_sha256": clip.info["source_sha256"],
+                    **{f"{name}_crc32": zlib.crc32(members[full]) for name, full in named(members)},
+                }
+            )
+    with tarfile.open(path, "r:") as tar_file:
+        found = {member.name: member for member in tar_file}
+    for row in rows:
+        prefix = f"{row['clip_id']}."
+        members_found = {name.removeprefix(prefix): name for name in found if name.startswith(prefix)}
+        for name, full in named(members_found):
+            member = found[prefix + full]
+            row[f"{name}_offset"], row[f"{name}_size"] = member.offset_data, member.size
+    return rows
+
+
+def named(members: Iterable[str]) -> list[tuple[str, str]]:
+    """Pairs (column prefix of the index, full member name): ("frames", "frames.webp"), ..."""
+    return [(full.split(".")[0], full) for full in sorted(members)]
+
+
+def members_digest(members: Iterable[bytes]) -> str:
+    """sha256 over a clip's members, in the order of ``PackedClip.members``."""
+    digest = hashlib.sha256()
+    for data in members:
+        digest.update(data)
+    return digest.hexdigest()

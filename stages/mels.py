@@ -1,0 +1,125 @@
+"""Stage 4: the sound as mel rows, exactly two for each video frame.
+
+Row j is centred on j / 50 s of the clip's clock. librosa with the paper's parameters; see docs/mels.md
+for what its code really does.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as params_dataclass
+
+from shards.ledger import Row
+from shards.schema import MEL_FPS, MELS_PER_FRAME, VIDEO_FPS
+from stages import clipwise
+from stages.audio import SAMPLE_RATE, read_channels, to_mono
+from stages.cache import digest, save_entry, versions
+from stages.clips import carry_ledger, read_clips
+from stages.parts import PartParams, plan
+from stages.sandbox import ClipJob, LimitParams
+from stages.work import Mapper, Outcome, Report, Work
+
+STAGE = "mels"
+VERSION = 1
+COLUMNS = {"mels": np.float32}  # (2T, n_mels), dB
+HOP_SAMPLES = SAMPLE_RATE // MEL_FPS
+SAMPLES_PER_FRAME = SAMPLE_RATE // VIDEO_FPS
+
+
+@params_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class MelsParams:
+    """The spectrogram, as in the paper's section 3.3.2 and its code."""
+
+    n_fft: int = Field(default=2048, ge=64)
+    win_length: int = Field(default=640, ge=16)  # samples: 40 ms
+    n_mels: int = Field(default=256, ge=8)
+    fmax: float = Field(default=8000.0, gt=0, le=SAMPLE_RATE / 2)  # Hz
+    top_db: float = Field(default=80.0, gt=0)  # below the clip's loudest cell everything is floor
+
+    def __post_init__(self) -> None:
+        if self.win_length > self.n_fft:
+            raise ValueError(f"win_length {self.win_length} is longer than n_fft {self.n_fft}")
+
+
+def mel_rows(sound: NDArray[np.float32], params: MelsParams) -> NDArray[np.float32]:
+    """Mono sound of 640 T - 1 samples at 16 kHz -> (2T, n_mels) dB in [-top_db, 0].
+
+    One sample less than T frames, as in the paper's code: librosa then gives 2T rows and not one more.
+    """
+    import librosa  # takes two seconds: only who computes mels pays them
+
+    power = librosa.feature.melspectrogram(
+        y=sound,
+        sr=SAMPLE_RATE,
+        n_fft=params.n_fft,
+        win_length=params.win_length,
+        hop_length=HOP_SAMPLES,
+        n_mels=params.n_mels,
+        fmax=params.fmax,
+    )
+    decibel = librosa.power_to_db(power, ref=np.max, top_db=params.top_db)
+    return np.ascontiguousarray(decibel.T, dtype=np.float32)
+
+
+def samples_for(n_frames: int) -> int:
+    """How much sound goes with ``n_frames``."""
+    return n_frames * SAMPLES_PER_FRAME - 1
+
+
+def mels_of_file(path: str, start: float, n_frames: int, params: dict[str, Any], entry: str) -> Outcome:
+    """Mel rows of a video's sound, saved in the cache. Runs in the sandbox."""
+    channels = read_channels(Path(path), start, samples_for(n_frames))
+    sound, notes = to_mono(channels)
+    rows = mel_rows(sound, MelsParams(**params))
+    expected = n_frames * MELS_PER_FRAME
+    assert len(rows) == expected, f"{n_frames} frames need {expected} mel rows, librosa gave {len(rows)}"
+    outcome = Outcome(notes=tuple(notes))
+    save_entry(Path(entry), outcome, {"mels": rows})
+    return outcome
+
+
+def warm_up() -> None:
+    """Load librosa before the first clip's deadline runs.
+
+    On a new machine its first use compiles for half a minute into numba's cache. Two processes that
+    write that cache at once have crashed each other (librosa#1998), so they take turns.
+    """
+    import platformdirs
+    from filelock import FileLock
+
+    folder = platformdirs.user_cache_path("redub", ensure_exists=True)
+    with FileLock(folder / "librosa.lock"):
+        mel_rows(np.zeros(samples_for(2), np.float32) + 0.5, MelsParams())
+
+
+def run(
+    work: Work,
+    params: MelsParams,
+    part_params: PartParams,
+    limits: LimitParams,
+    mapper: Mapper,
+) -> Report:
+    """Write ``mels/<part>.parquet``: mel rows of every usable clip."""
+    known = digest(STAGE, VERSION, params, versions("librosa", "soxr", "av"))
+
+    def job(row: Row, entry: Path) -> ClipJob:
+        args = {
+            "path": os.fspath(work.raw.resolve() / row["path"]),
+            "start": row["video_start"],
+            "n_frames": row["frames"],
+            "params": asdict(params),
+            "entry": os.fspath(entry),
+        }
+        return ClipJob("stages.mels:mels_of_file", args, row["video_seconds"], limits)
+
+    parts = plan(read_clips(work), part_params)
+    report = clipwise.run(STAGE, work, parts, known, job, COLUMNS, mapper)
+    carry_ledger(work, ("landmarks", "align", STAGE))
+    return report

@@ -1,0 +1,170 @@
+"""Parts: clips fall into them by a hash of their id, and each is written whole or not at all.
+
+Every stage uses the same parts, one shard holds one part, and a part's key names all that went into
+it. So one new clip touches one part of each stage, and a part whose key has not changed is left alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as params_dataclass
+
+from shards.atomic import PARTIAL_SUFFIX, written_whole
+from shards.ledger import OK, Row
+from stages.work import Mapper, Outcome, Report, StageError
+
+KEY = b"redub_key"
+
+
+@params_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class PartParams:
+    """How clips are dealt to parts, and so to shards."""
+
+    clips_per_part: int = Field(default=64, ge=1)  # at most, on average; between half of it and it
+    seed: int = Field(default=0, ge=0)  # of the shuffle
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The clips that are written together, in their shuffled order."""
+
+    split: str
+    number: int
+    rows: tuple[Row, ...]  # of the ledger
+
+    @property
+    def name(self) -> str:
+        return f"{self.split}-{self.number:05d}"
+
+
+def plan(rows: Iterable[Row], params: PartParams) -> list[Part]:
+    """Deal the usable clips of each split to 1, 2, 4, 8 ... parts by a hash of seed and clip id.
+
+    A power of two, so that the number of parts rarely changes when clips are added (and shards divide
+    evenly among ranks). Within a part clips are in order of the hash: shuffled, whatever their names.
+    """
+    by_split: dict[str, list[Row]] = {}
+    for row in rows:
+        if row["status"] == OK:
+            by_split.setdefault(row["split"], []).append(row)
+    parts = []
+    for split, members in sorted(by_split.items()):
+        n_parts = 1
+        while n_parts * params.clips_per_part < len(members):
+            n_parts *= 2
+        dealt: list[list[tuple[bytes, Row]]] = [[] for _ in range(n_parts)]
+        for row in members:
+            place = hashlib.sha256(f"{params.seed}/{row['clip_id']}".encode()).digest()
+            dealt[int.from_bytes(place[:8], "big") % n_parts].append((place[8:], row))
+        for number, hand in enumerate(dealt):
+            ordered = sorted(hand, key=lambda pair: pair[0])
+            if ordered:
+                parts.append(Part(split, number, tuple(row for _, row in ordered)))
+    return parts
+
+
+@dataclass(frozen=True, slots=True)
+class PartTask:
+    """One part to be written by a worker. ``inputs`` is whatever the stage's builder needs."""
+
+    part: Part
+    path: Path
+    key: str
+    inputs: Any
+
+
+def build(
+    stage: str,
+    tasks: Sequence[PartTask],
+    builder: Callable[[PartTask], Any],
+    mapper: Mapper,
+    report: Report,
+    in_place: Callable[[PartTask], bool] | None = None,
+) -> None:
+    """Bring a stage's folder up to date: write stale parts, remove those that are no longer planned.
+
+    ``in_place`` says whether a part needs no work; without it the part's key does.
+    """
+    in_place = in_place or is_current
+    stale = [task for task in tasks if not in_place(task)]
+    sizes = [sum(row["frames"] for row in task.part.rows) for task in stale]
+    for _ in mapper(builder, stale, label=f"{stage}: parts", sizes=sizes):
+        pass
+    folder = tasks[0].path.parent if tasks else None
+    if folder is not None:
+        planned = {task.path for task in tasks}
+        for path in folder.iterdir():
+            if path not in planned and (path.suffix == ".parquet" or path.suffix == PARTIAL_SUFFIX):
+                path.unlink()
+    report.parts = {
+        "total": len(tasks),
+        "kept": len(tasks) - len(stale),
+        "built": len(stale),
+    }
+
+
+def is_current(task: PartTask) -> bool:
+    """Whether a part is there with the key that is planned for it."""
+    return part_key(task.path) == task.key
+
+
+def part_key(path: Path) -> str | None:
+    """The key a part was built with, or None when there is no whole part."""
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+    except (FileNotFoundError, pa.ArrowInvalid, OSError):
+        return None
+    key = metadata.get(KEY)
+    return key.decode() if key else None
+
+
+OUTCOME_FIELDS = [
+    pa.field("clip_id", pa.string()),
+    pa.field("status", pa.string()),
+    pa.field("code", pa.string()),
+    pa.field("reason", pa.string()),
+    pa.field("notes", pa.list_(pa.string())),
+]
+
+
+def write_part(
+    path: Path, key: str, columns: Sequence[pa.Field], rows: Iterable[tuple[str, Outcome, Row]]
+) -> None:
+    """Write (clip id, outcome, values of the stage's own columns); null values where not ok."""
+    schema = pa.schema([*OUTCOME_FIELDS, *columns], metadata={KEY: key.encode()})
+    listed = [
+        {
+            "clip_id": clip_id,
+            "status": outcome.status,
+            "code": outcome.code,
+            "reason": outcome.reason,
+            "notes": list(outcome.notes),
+            **values,
+        }
+        for clip_id, outcome, values in rows
+    ]
+    with written_whole(path) as partial:
+        pq.write_table(pa.Table.from_pylist(listed, schema), partial, compression="zstd")
+
+
+def read_part(path: Path, columns: Sequence[str] | None = None) -> dict[str, Row]:
+    """Rows of a part by clip id. Raises StageError when the part is missing or damaged."""
+    try:
+        rows = pq.read_table(path, columns=None if columns is None else list(columns)).to_pylist()
+    except (FileNotFoundError, pa.ArrowInvalid, OSError) as err:
+        raise StageError(f"{path}: cannot be read ({err}); run the stage before this one again") from err
+    return {row["clip_id"]: row for row in rows}
+
+
+def read_outcomes(folder: Path) -> Iterator[Row]:
+    """Outcome columns of every part in a stage's folder."""
+    for path in sorted(folder.glob("*.parquet")):
+        yield from read_part(path, [field.name for field in OUTCOME_FIELDS]).values()

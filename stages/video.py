@@ -1,0 +1,173 @@
+"""Video in: facts from the packets, and frames on the 25 fps clock. Untrusted files; run it in the sandbox.
+
+The clock starts with the first video frame: ``t_k = k / 25`` after it shows the source frame that a
+player shows then, by the source's own time stamps. So 29.97 fps, variable rates and lost frames all
+keep sync, where counting frames would not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import av
+import av.container
+import numpy as np
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from shards.schema import VIDEO_FPS
+from stages.work import Drop
+
+Frame = NDArray[np.uint8]
+
+# Demuxers that read one file and nothing else: no playlists, which could name other files.
+DEMUXERS = "flv,mpeg,mpegvideo,mpegts,mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,asf,ogg,mxf,dv,rm,nut"
+OPEN_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": DEMUXERS}
+# These write their duration in the header, so a file that was cut short can be told.
+DECLARES_DURATION = frozenset({"flv", "mov", "matroska", "avi", "asf"})
+
+# FLV and others stamp whole milliseconds, so a stamp may say a frame comes up to this much late.
+STAMP_ROUNDING = Fraction(1, 1000)
+
+
+@dataclass(frozen=True, slots=True)
+class StreamSpan:
+    """When a stream starts and ends on the container's clock, in seconds; ``packets`` it holds."""
+
+    start: Fraction
+    end: Fraction
+    packets: int
+
+    @property
+    def seconds(self) -> Fraction:
+        return self.end - self.start
+
+
+def open_media(path: Path) -> av.container.InputContainer:
+    """Open a local file with every door to elsewhere shut. Raises Drop when it is no media."""
+    try:
+        return av.open(f"file:{path}", options=OPEN_OPTIONS, metadata_errors="replace")
+    except av.FFmpegError as err:
+        raise Drop("not_media", f"cannot be opened as video ({err.strerror})") from err
+
+
+def declared_end(container: av.container.InputContainer) -> float | None:
+    """When the file ends by its own header, in seconds on its clock; None where headers do not tell."""
+    if container.duration is None or container.format.name.split(",")[0] not in DECLARES_DURATION:
+        return None
+    return (container.duration + (container.start_time or 0)) / av.time_base
+
+
+def video_stream(container: av.container.InputContainer) -> VideoStream:
+    """The stream a player shows; cover pictures do not count. Raises Drop when there is none."""
+    best = container.streams.best("video")
+    if not isinstance(best, VideoStream) or best.codec_context is None:
+        raise Drop("no_video", "has no video stream")
+    if best.disposition & av.stream.Disposition.attached_pic:
+        raise Drop("no_video", "has a cover picture but no video stream")
+    best.thread_type = "NONE"
+    return best
+
+
+def packet_spans(container: av.container.InputContainer, *wanted: av.stream.Stream) -> list[StreamSpan]:
+    """Time span of each stream, from its packets; nothing is decoded. Raises Drop on an empty one."""
+    stamps: dict[int, list[int]] = {stream.index: [] for stream in wanted}
+    durations: dict[int, list[int]] = {stream.index: [] for stream in wanted}
+    try:
+        for packet in container.demux(*wanted):
+            stamp = packet.dts if packet.pts is None else packet.pts  # AVI has dts only
+            if packet.size and stamp is not None:
+                stamps[packet.stream.index].append(stamp)
+                durations[packet.stream.index].append(packet.duration or 0)
+    except av.FFmpegError as err:
+        raise Drop("damaged", f"cannot be read to its end ({err.strerror})") from err
+    return [_span(stream, sorted(stamps[stream.index]), durations[stream.index]) for stream in wanted]
+
+
+def _span(stream: av.stream.Stream, stamps: list[int], durations: list[int]) -> StreamSpan:
+    if not stamps or stream.time_base is None:
+        raise Drop(f"no_{stream.type}", f"its {stream.type} stream holds no packet with a time stamp")
+    # FLV packets have no duration; the usual step between stamps stands in for the last one's.
+    steps = [right - left for left, right in pairwise(stamps) if right > left]
+    last = durations[-1] or (median(steps) if steps else 0)
+    start, end = Fraction(stamps[0]), Fraction(stamps[-1]) + Fraction(last)
+    return StreamSpan(start * stream.time_base, end * stream.time_base, len(stamps))
+
+
+def frames_on_clock(span: StreamSpan) -> int:
+    """T: how many instants k / 25 after the first frame fall before the last frame's end."""
+    return math.ceil((span.seconds - STAMP_ROUNDING) * VIDEO_FPS)
+
+
+@dataclass(frozen=True, slots=True)
+class ClockFrame:
+    """What is to be seen at k / 25 seconds; the same object while the source frame stays."""
+
+    source: int  # count of the source's frames before this one
+    seconds: float  # the source frame's own time stamp, after the clock's start
+    image: Frame  # (H, W, 3) RGB, contiguous
+
+
+def read_on_clock(path: Path, start: float, n_frames: int) -> Iterator[ClockFrame]:
+    """Decode a video onto the clock: exactly ``n_frames`` frames, t_0 = ``start`` on the container's clock.
+
+    Holds two pictures, however long the video is. A frame that cannot be decoded is bridged by the one
+    before it, as a player does. Raises Drop when nothing can be decoded.
+    """
+    # One for all frames: setting up the scaler costs five times as much as using it.
+    reformatter = VideoReformatter()
+
+    def picture(source: int, seconds: Fraction, frame: av.VideoFrame) -> ClockFrame:
+        rgb = reformatter.reformat(frame, format="rgb24", src_color_range=frame.color_range, threads=1)
+        return ClockFrame(source, float(seconds), upright(rgb.to_ndarray(), frame.rotation))
+
+    with open_media(path) as container:
+        pending: tuple[int, Fraction, av.VideoFrame] | None = None
+        k = 0
+        for source, (at, frame) in enumerate(_decode(container)):
+            seconds = at - Fraction(start)
+            # Every instant before this frame appears still shows the one before it.
+            shown: ClockFrame | None = None
+            while pending is not None and k < n_frames and Fraction(k, VIDEO_FPS) + STAMP_ROUNDING < seconds:
+                shown = shown or picture(*pending)
+                yield shown
+                k += 1
+            if k == n_frames:
+                return
+            pending = source, seconds, frame
+        if pending is None:
+            raise Drop("no_video", "none of its video frames can be decoded")
+        shown = picture(*pending)
+        for _ in range(k, n_frames):
+            yield shown
+
+
+def _decode(container: av.container.InputContainer) -> Iterator[tuple[Fraction, av.VideoFrame]]:
+    """Source frames in order of showing, with their time stamps in seconds."""
+    stream = video_stream(container)
+    for packet in container.demux(stream):
+        try:
+            frames = packet.decode()
+        except av.FFmpegError:
+            continue  # a damaged packet costs its own frames only
+        for frame in frames:
+            assert isinstance(frame, av.VideoFrame), "only the video stream is demuxed"
+            stamp = frame.dts if frame.pts is None else frame.pts
+            if stamp is not None and frame.time_base is not None:
+                yield stamp * frame.time_base, frame
+
+
+def upright(image: NDArray[Any], rotation: int) -> Frame:
+    """Turn a picture as its container says (phones write theirs lying down), into contiguous memory.
+
+    Contiguous because MediaPipe ignores strides: a view is read as another picture, without an error.
+    """
+    return np.ascontiguousarray(np.rot90(image, rotation // 90))
