@@ -19,7 +19,7 @@ SAMPLE_RATE = 16_000
 # Below this the loudest sample is silence: one step of 16 bit sound is -90 dB.
 SILENCE_PEAK = 2**-15
 # Channels whose mean keeps less of their power than this cancel each other.
-ANTIPHASE_POWER = 0.01
+ANTIPHASE_POWER = 0.05
 # A stamp this far from the end of the last block means that sound was lost; less is rounding.
 GAP_SECONDS = 0.01
 

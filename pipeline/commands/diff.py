@@ -1,0 +1,51 @@
+"""`pipeline diff`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from pipeline.options import FOLDER
+
+SHOWN = 20
+
+
+@click.command("diff")
+@click.argument("first", type=FOLDER)
+@click.argument("second", type=FOLDER)
+@click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
+def command(first: Path, second: Path, as_json: bool) -> None:
+    """What two datasets differ in: clips, splits, reasons, params. Exits with 1 when they do."""
+    from shards.diff import diff
+    from shards.schema import ShardError
+
+    try:
+        found = diff(first, second)
+    except ShardError as err:
+        raise click.ClickException(str(err)) from err
+    if as_json:
+        click.echo(json.dumps(asdict(found)))
+    elif not found:
+        click.echo("the same clips with the same bytes, built with the same params")
+    else:
+        _print("params", [f"{name}: {change}" for name, change in found.params.items()])
+        _print("added", found.added)
+        _print("removed", [f"{clip}: {why}" for clip, why in found.removed.items()])
+        _print("changed", [f"{clip}: {', '.join(names)}" for clip, names in found.changed.items()])
+        _print("moved", [f"{clip}: {move}" for clip, move in found.moved.items()])
+        _print("dropped for another reason", [f"{path}: {why}" for path, why in found.reasons.items()])
+    if found:
+        raise SystemExit(1)
+
+
+def _print(title: str, lines: list[str]) -> None:
+    if not lines:
+        return
+    click.echo(f"{title}: {len(lines)}")
+    for line in lines[:SHOWN]:
+        click.echo(f"  {line}")
+    if len(lines) > SHOWN:
+        click.echo(f"  ... and {len(lines) - SHOWN} more (--json lists all)")

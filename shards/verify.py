@@ -1,0 +1,137 @@
+"""Is a dataset whole and right? Quick: names, sizes, hashes and ranges. Full: every frame decoded."""
+
+from __future__ import annotations
+
+import hashlib
+import tarfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from shards.index import DATASET_NAME, INDEX_NAME, LEDGER_NAME, MEMBERS, ShardEntry, digest_of
+from shards.ledger import OK, count_by_code, read_ledger
+from shards.reader import Dataset, decode_members, open_dataset, read_members
+from shards.schema import ShardError
+
+CHUNK_BYTES = 2**20
+
+
+def verify(folder: Path, *, full: bool) -> Iterator[str]:
+    """Problems, one sentence each; none when all is well. Every byte of every shard is hashed."""
+    try:
+        dataset = open_dataset(folder)
+    except ShardError as err:
+        yield str(err)
+        return
+    yield from _check_manifest(dataset)
+    for entry in dataset.shards.values():
+        problem = _check_file(folder / entry.name, entry)
+        if problem:
+            yield problem
+            continue
+        yield from _check_members(dataset, entry)
+        if full:
+            yield from _check_contents(dataset, entry)
+
+
+def _check_manifest(dataset: Dataset) -> Iterator[str]:
+    """The manifest, the index and the ledger must tell one story."""
+    path = dataset.folder / DATASET_NAME
+    digest = digest_of(dataset.shards.values())
+    if dataset.manifest.get("digest") != digest:
+        yield f"{path}: digest {dataset.manifest.get('digest')!r}, its shards make {digest!r}"
+    counts: dict[str, dict[str, int]] = {}
+    for row in dataset.clips.values():
+        split = counts.setdefault(row["split"], {"clips": 0, "frames": 0})
+        split["clips"] += 1
+        split["frames"] += row["frames"]
+    for name in sorted(set(counts) | set(dataset.manifest.get("splits", {}))):
+        told = dataset.manifest["splits"].get(name, {})
+        found = counts.get(name, {"clips": 0, "frames": 0})
+        if any(told.get(key) != found[key] for key in found):
+            yield f"{path}: split {name} is said to hold {told}, {INDEX_NAME} lists {found}"
+    try:
+        ledger = read_ledger(dataset.folder / LEDGER_NAME)
+    except ShardError as err:
+        yield str(err)
+        return
+    kept = {row["clip_id"] for row in ledger if row["status"] == OK}
+    for clip_id in sorted(kept ^ set(dataset.clips)):
+        where = "the ledger keeps it" if clip_id in kept else "the ledger does not keep it"
+        yield f"{clip_id}: {where}, {INDEX_NAME} {'lacks' if clip_id in kept else 'lists'} it"
+    if len(ledger) != dataset.manifest.get("files_found"):
+        found_files = dataset.manifest.get("files_found")
+        yield f"{path}: {found_files} files found, the ledger has {len(ledger)} rows"
+    dropped = {code: count for code, count in count_by_code(ledger).items() if code != OK}
+    if dropped != dataset.manifest.get("dropped"):
+        yield f"{path}: dropped {dataset.manifest.get('dropped')}, the ledger says {dropped}"
+
+
+def _check_file(path: Path, entry: ShardEntry) -> str:
+    """The shard's size and sha256 against the manifest."""
+    try:
+        size = path.stat().st_size
+        if size != entry.bytes:
+            return f"{path}: {size} bytes, expected {entry.bytes}"
+        sha256 = hashlib.sha256()
+        with path.open("rb") as file:
+            while chunk := file.read(CHUNK_BYTES):
+                sha256.update(chunk)
+    except OSError as err:
+        return f"{path}: cannot be read ({err.strerror})"
+    if sha256.hexdigest() != entry.sha256:
+        return f"{path}: sha256 {sha256.hexdigest()}, expected {entry.sha256}"
+    return ""
+
+
+def _check_members(dataset: Dataset, entry: ShardEntry) -> Iterator[str]:
+    """The index's byte ranges against the tar's own headers, and the CRCs against the bytes."""
+    path = dataset.folder / entry.name
+    rows = {clip_id: row for clip_id, row in dataset.clips.items() if row["shard"] == entry.name}
+    found: dict[tuple[str, str], tuple[int, int]] = {}
+    with tarfile.open(path, "r:") as tar:
+        for member in tar:
+            clip_id, _, name = member.name.partition(".")
+            found[clip_id, name.partition(".")[0]] = (member.offset_data, member.size)
+    told = {
+        (clip_id, name): (row[f"{name}_offset"], row[f"{name}_size"])
+        for clip_id, row in rows.items()
+        for name in MEMBERS
+    }
+    for clip_id, name in sorted(set(found) ^ set(told)):
+        where = "the tar" if (clip_id, name) in found else INDEX_NAME
+        yield f"{path}: {clip_id}'s {name} is in {where} alone"
+    for (clip_id, name), place in told.items():
+        if found.get((clip_id, name), place) != place:
+            yield f"{path}: {clip_id}'s {name} lies at {found[clip_id, name]}, the index says {place}"
+    with path.open("rb") as file:
+        for clip_id, row in rows.items():
+            for name in MEMBERS:
+                file.seek(row[f"{name}_offset"])
+                if zlib.crc32(file.read(row[f"{name}_size"])) != row[f"{name}_crc32"]:
+                    yield f"{path}: {clip_id}'s {name} have another CRC than the index names"
+
+
+def _check_contents(dataset: Dataset, entry: ShardEntry) -> Iterator[str]:
+    """Every clip decoded, and its json against the index."""
+    for clip_id, row in dataset.clips.items():
+        if row["shard"] != entry.name:
+            continue
+        try:
+            sample = decode_members(clip_id, read_members(dataset, clip_id))
+        except ShardError as err:
+            yield str(err)
+            continue
+        expected: dict[str, Any] = {
+            "clip_id": clip_id,
+            "split": row["split"],
+            "speaker": row["speaker"],
+            "frames": row["frames"],
+            "source_sha256": row["source_sha256"],
+        }
+        for name, value in expected.items():
+            if sample.info.get(name) != value:
+                yield f"{clip_id}: its json says {name} {sample.info.get(name)!r}, the index {value!r}"
+        if len(sample.frames) != row["frames"]:
+            yield f"{clip_id}: {len(sample.frames)} frames decode, the index says {row['frames']}"
