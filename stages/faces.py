@@ -6,6 +6,7 @@ not, and smooths with a lag (docs/decisions.md).
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -50,12 +51,13 @@ class FaceFinder:
 
         self._image: Any = mediapipe.Image
         self._rgb = mediapipe.ImageFormat.SRGB
-        self._landmarker: Any = vision.FaceLandmarker.create_from_options(
+        self.landmarker: Any = vision.FaceLandmarker.create_from_options(
             vision.FaceLandmarkerOptions(
                 base_options=BaseOptions(model_asset_path=os.fspath(self._model)),
                 num_faces=self._max_faces,
             )
         )
+        self._detect = _detect_without_objects if _has_plain_result(self.landmarker) else _detect
         return self
 
     def __exit__(
@@ -64,20 +66,74 @@ class FaceFinder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._landmarker.close()
+        self.landmarker.close()
 
     def __call__(self, frame: Frame) -> list[Points]:
         """Faces in a frame (H, W, 3) RGB, none or several."""
         height, width = frame.shape[:2]
-        # MediaPipe ignores strides: a view would be read as another picture, without an error.
-        image = self._image(image_format=self._rgb, data=np.ascontiguousarray(frame))
-        found = self._landmarker.detect(image).face_landmarks
         scale = np.array([width, height], np.float32)
         # MediaPipe's 0 and 1 are the picture's edges, half a pixel outside the first and last centre.
         return [
-            np.array([(point.x, point.y) for point in face], np.float32) * scale - np.float32(0.5)
-            for face in found
+            points * scale - np.float32(0.5) for points in self._detect(self.landmarker, self.image(frame))
         ]
+
+    def image(self, frame: Frame) -> Any:
+        """The frame as MediaPipe takes it."""
+        # MediaPipe ignores strides: a view would be read as another picture, without an error.
+        return self._image(image_format=self._rgb, data=np.ascontiguousarray(frame))
+
+
+def _detect(landmarker: Any, image: Any) -> list[Points]:
+    """Points in [0, 1] of each face, by MediaPipe's public call."""
+    return [
+        np.array([(point.x, point.y) for point in face], np.float32)
+        for face in landmarker.detect(image).face_landmarks
+    ]
+
+
+def _detect_without_objects(landmarker: Any, image: Any) -> list[Points]:
+    """The same points, read from the C result: the public call makes 478 objects a face of them first.
+
+    A twelfth of the landmarker's time goes into those objects (docs/decisions.md).
+    """
+    from mediapipe.tasks.python.vision import face_landmarker
+
+    result = face_landmarker.FaceLandmarkerResultC()
+    landmarker._lib.MpFaceLandmarkerDetectImage(
+        landmarker._handle, image._image_ptr, None, ctypes.byref(result)
+    )
+    try:
+        found = []
+        for k in range(result.face_landmarks_count):
+            face = result.face_landmarks[k]
+            kind = face.landmarks._type_
+            raw = ctypes.string_at(face.landmarks, face.landmarks_count * ctypes.sizeof(kind))
+            layout: Any = np.dtype(
+                {
+                    "names": ["x", "y"],
+                    "formats": ["f4", "f4"],
+                    "offsets": [kind.x.offset, kind.y.offset],
+                    "itemsize": ctypes.sizeof(kind),
+                }
+            )
+            table = np.frombuffer(raw, layout)
+            found.append(np.stack([table["x"], table["y"]], axis=-1))
+    finally:
+        landmarker._lib.MpFaceLandmarkerCloseResult(ctypes.byref(result))
+    return found
+
+
+def _has_plain_result(landmarker: Any) -> bool:
+    """Whether this MediaPipe has the C calls of 0.10.32; another one is asked through its public call."""
+    from mediapipe.tasks.python.vision import face_landmarker
+
+    calls = ("MpFaceLandmarkerDetectImage", "MpFaceLandmarkerCloseResult")
+    library = getattr(landmarker, "_lib", None)
+    return (
+        hasattr(face_landmarker, "FaceLandmarkerResultC")
+        and hasattr(landmarker, "_handle")
+        and all(hasattr(library, call) for call in calls)
+    )
 
 
 def face_width(points: Points) -> float:

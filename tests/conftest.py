@@ -1,0 +1,50 @@
+"""What the tests share: the model, real clips where they are, and one small made dataset."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from stages import weights
+from stages.work import StageError
+
+ROOT = Path(__file__).parent.parent
+SHARED = Path(os.environ.get("REDUB_SHARED", ROOT.parent / "shared"))
+
+
+def real_clips(corpus: str) -> Path:
+    """Folder of real clips of a corpus; the test skips where they are not."""
+    folder = SHARED / "data" / corpus
+    if not folder.is_dir():
+        pytest.skip(f"no real clips at {folder}; $REDUB_SHARED names the folder that holds data/{corpus}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def grid() -> Path:
+    """Real GRID clips: 211, four of them damaged."""
+    return real_clips("grid")
+
+
+@pytest.fixture(scope="session")
+def crema_d() -> Path:
+    """Six real CREMA-D clips of actor 1001."""
+    return real_clips("crema-d")
+
+
+@pytest.fixture(scope="session")
+def landmarker() -> Path:
+    """MediaPipe's model, found as a user's would be."""
+    local = SHARED / "models" / "face_landmarker.task"
+    try:
+        return weights.find(weights.LANDMARKER, str(local) if local.is_file() else "")
+    except StageError as err:
+        pytest.skip(str(err))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _commands_find_the_model(landmarker: Path) -> None:
+    """Commands that tests start as processes look for it in the environment."""
+    os.environ[weights.LANDMARKER.environment] = str(landmarker)
