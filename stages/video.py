@@ -34,8 +34,8 @@ OPEN_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": DEMUXERS}
 # These write their duration in the header, so a file that was cut short can be told.
 DECLARES_DURATION = frozenset({"flv", "mov", "matroska", "avi", "asf"})
 
-# FLV and others stamp whole milliseconds, so a stamp may say a frame comes up to this much late.
-STAMP_ROUNDING = Fraction(1, 1000)
+# Times closer than this are one time: half of the millisecond that FLV and Matroska stamp in.
+SAME_TIME = Fraction(1, 2000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ def _span(stream: av.stream.Stream, stamps: list[int], durations: list[int]) -> 
 
 def frames_on_clock(span: StreamSpan) -> int:
     """T: how many instants k / 25 after the first frame fall before the last frame's end."""
-    return math.ceil((span.seconds - STAMP_ROUNDING) * VIDEO_FPS)
+    return math.ceil((span.seconds - SAME_TIME) * VIDEO_FPS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,7 @@ def read_on_clock(path: Path, start: float, n_frames: int) -> Iterator[ClockFram
             seconds = at - Fraction(start)
             # Every instant before this frame appears still shows the one before it.
             shown: ClockFrame | None = None
-            while pending is not None and k < n_frames and Fraction(k, VIDEO_FPS) + STAMP_ROUNDING < seconds:
+            while pending is not None and k < n_frames and Fraction(k, VIDEO_FPS) + SAME_TIME < seconds:
                 shown = shown or picture(*pending)
                 yield shown
                 k += 1

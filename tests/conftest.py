@@ -14,6 +14,15 @@ ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("REDUB_SHARED", ROOT.parent / "shared"))
 
 
+MODEL = SHARED / "models" / "face_landmarker.task"
+
+
+def pytest_configure() -> None:
+    """Commands that tests start as processes look for the model in the environment."""
+    if MODEL.is_file():
+        os.environ.setdefault(weights.LANDMARKER.environment, str(MODEL))
+
+
 def real_clips(corpus: str) -> Path:
     """Folder of real clips of a corpus; the test skips where they are not."""
     folder = SHARED / "data" / corpus
@@ -37,14 +46,7 @@ def crema_d() -> Path:
 @pytest.fixture(scope="session")
 def landmarker() -> Path:
     """MediaPipe's model, found as a user's would be."""
-    local = SHARED / "models" / "face_landmarker.task"
     try:
-        return weights.find(weights.LANDMARKER, str(local) if local.is_file() else "")
+        return weights.find(weights.LANDMARKER)
     except StageError as err:
         pytest.skip(str(err))
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _commands_find_the_model(landmarker: Path) -> None:
-    """Commands that tests start as processes look for it in the environment."""
-    os.environ[weights.LANDMARKER.environment] = str(landmarker)

@@ -1,0 +1,48 @@
+"""Running the whole road in tests: as a user does, by the command, and looking at what it wrote."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+PIPELINE = [sys.executable, "-m", "pipeline.main"]
+
+
+def pipeline(*words: str | Path, cwd: Path | None = None, code: int = 0) -> str:
+    """Standard output of a command that must end with ``code``."""
+    done = subprocess.run([*PIPELINE, *map(str, words)], capture_output=True, text=True, cwd=cwd, check=False)
+    assert done.returncode == code, f"{words} -> {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def build(raw: Path, work: Path, *words: str | Path, dataset: str = "folder") -> dict[str, Any]:
+    """``pipeline shard`` from raw to shards; its JSON summary."""
+    told = pipeline("shard", "--dataset", dataset, "--raw", raw, "--work", work, "--json", *words)
+    summary: dict[str, Any] = json.loads(told)
+    return summary
+
+
+def stage_of(summary: dict[str, Any], name: str) -> dict[str, Any]:
+    """What a summary says of one stage."""
+    return next(stage for stage in summary["stages"] if stage["stage"] == name)
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """sha256 of every file below a folder, by its path in it."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def state_of(folder: Path) -> dict[str, tuple[str, int, int]]:
+    """Contents, mode and time of every file: what must not change in a raw folder."""
+    return {
+        name: (digest, (folder / name).stat().st_mode, (folder / name).stat().st_mtime_ns)
+        for name, digest in hashes(folder).items()
+    }

@@ -1,0 +1,327 @@
+import tracemalloc
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+from shards.codec import encode_frame, pack_frames
+from shards.index import DATASET_NAME, INDEX_NAME, ShardEntry, write_dataset, write_index
+from shards.reader import Dataset, open_dataset
+from shards.schema import SCHEMA_VERSION, ClipSample, ShardError
+from shards.writer import PackedClip, write_tar
+from stages import encode, preview
+from stages.encode import Sound, write_mp4
+from stages.mels import MelsParams, mel_rows
+from stages.work import StageError
+
+SIZE = 64
+MELS = {"n_fft": 1024, "n_mels": 40}
+
+
+def make_sample(
+    key: str,
+    *,
+    n_frames: int = 12,
+    color: Sequence[int] = (90, 90, 90),
+    box: Sequence[int] = (12, 40, 50, 62),
+    **info: Any,
+) -> ClipSample:
+    """A clip of one color and no sound."""
+    return ClipSample(
+        key=key,
+        frames=np.tile(np.array(color, np.uint8), (n_frames, SIZE, SIZE, 1)),
+        boxes=np.tile(np.array(box, np.int16), (n_frames, 1)),
+        mels=np.full((2 * n_frames, MELS["n_mels"]), -80, np.float32),
+        affine=np.zeros((n_frames, 2, 3), np.float32),
+        info={"speaker": "s1", "split": "train", **info},
+    )
+
+
+def make_dataset(folder: Path, samples: Sequence[ClipSample], **described: Any) -> Dataset:
+    """Write samples as a dataset of one shard."""
+    packed = []
+    for sample in samples:
+        blob, offsets = pack_frames(encode_frame(frame, "raw") for frame in sample.frames)
+        info = {
+            "schema_version": SCHEMA_VERSION,
+            "source_sha256": "",
+            "frames": len(sample.frames),
+            "size": SIZE,
+            "codec": "raw",
+            "frame_offsets": offsets,
+            **sample.info,
+        }
+        packed.append(PackedClip(sample.key, blob, sample.boxes, sample.mels, sample.affine, info))
+    folder.mkdir()
+    rows = write_tar(folder / "a.tar", packed)
+    write_index(folder / INDEX_NAME, [row | {"shard": "a.tar"} for row in rows])
+    entry = ShardEntry("a.tar", "train", (folder / "a.tar").stat().st_size, "0", len(samples), 0)
+    write_dataset(
+        folder / DATASET_NAME, [entry], **{"dataset": "made", "params": {"mels": MELS}, **described}
+    )
+    return open_dataset(folder)
+
+
+def n_pixels(picture: np.ndarray, color: Sequence[int]) -> int:
+    return int((np.asarray(picture) == color).all(-1).sum())
+
+
+def decode(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """Times and pictures of a video; samples and rate of its sound, whose first one is at 0 s.
+
+    AAC comes in blocks, and PyAV gives the last one whole; players stop where the stream says it ends.
+    """
+    with av.open(str(path)) as container:
+        shown = list(container.decode(video=0))
+        times = np.array([frame.time for frame in shown])
+        pictures = np.stack([frame.to_ndarray(format="rgb24") for frame in shown])
+    with av.open(str(path)) as container:
+        heard = list(container.decode(audio=0))
+        assert heard[0].time == 0
+        sound = np.concatenate([frame.to_ndarray() for frame in heard], axis=1)
+        stream = container.streams.audio[0]
+        end = round(stream.duration * stream.time_base * stream.rate)
+        assert end <= sound.shape[1] < end + 1024
+    return times, pictures, sound[:, :end], stream.rate
+
+
+# --- which clips ------------------------------------------------------------------------------
+
+
+def corpus(folder: Path) -> Dataset:
+    """Speakers s1 and s2 with 9 clips each, s3 to s6 with one; s1 has a test clip too."""
+    counts = {"s1": 9, "s2": 9, "s3": 1, "s4": 1, "s5": 1, "s6": 1}
+    samples = [
+        make_sample(f"{speaker}_{i}", n_frames=2, speaker=speaker, split="train")
+        for speaker, count in counts.items()
+        for i in range(count)
+    ]
+    samples.append(make_sample("s1_test", n_frames=2, speaker="s1", split="test"))
+    return make_dataset(folder, samples)
+
+
+def test_clips_are_spread_over_splits_and_speakers(tmp_path: Path) -> None:
+    dataset = corpus(tmp_path / "d")
+    shown = preview.clips_spread(dataset, 10, seed=0)
+    speakers = Counter(clip_id.split("_")[0] for clip_id in shown)
+    assert "s1_test" in shown
+    assert set(speakers) == {"s1", "s2", "s3", "s4", "s5", "s6"} and speakers["s1"] == speakers["s2"] == 3
+    assert shown == preview.clips_spread(dataset, 10, seed=0)
+    assert shown != preview.clips_spread(dataset, 10, seed=1)
+    assert set(preview.clips_spread(dataset, 999, seed=0)) == set(dataset.clips)
+    assert preview.clips_spread(dataset, 5, seed=0, speaker="s1", split="test") == ["s1_test"]
+
+
+def test_what_the_dataset_does_not_hold_is_named(tmp_path: Path) -> None:
+    dataset = corpus(tmp_path / "d")
+    with pytest.raises(ShardError, match="holds no clip 'nobody', 's1'"):
+        preview.clips_named(dataset, ["nobody", "s1_0", "s1"])
+    with pytest.raises(ShardError, match="no speaker 's9'; known are s1, s2, s3"):
+        preview.clips_spread(dataset, 1, seed=0, speaker="s9")
+    with pytest.raises(ShardError, match="no clip of speaker 's2' in split 'test'"):
+        preview.clips_spread(dataset, 1, seed=0, speaker="s2", split="test")
+
+
+# --- the sheet --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_clips", [1, 5, 17])
+def test_every_clip_asked_for_is_on_the_sheet(tmp_path: Path, n_clips: int) -> None:
+    colors = [(10 * i, 250 - 10 * i, 77) for i in range(20)]
+    samples = [make_sample(f"s1_{i}", color=color) for i, color in enumerate(colors)]
+    dataset = make_dataset(tmp_path / "d", samples)
+    sheet = np.asarray(preview.draw_sheet(dataset, [f"s1_{i}" for i in range(n_clips)]))
+    assert max(sheet.shape) < 4000
+    packed, counts = np.unique(sheet @ np.array([1, 256, 65536]), return_counts=True)
+    n_pixels_of = dict(zip(packed.tolist(), counts.tolist(), strict=True))
+    look = preview.look_for(n_clips)
+    n_crop_pixels, n_outline_pixels = 6 * look.crop**2, 6 * 4 * 3 * look.crop  # the second at most
+    for i, (red, green, blue) in enumerate(colors):
+        found = n_pixels_of.get(red + 256 * green + 65536 * blue, 0)
+        if i < n_clips:
+            assert n_crop_pixels - n_outline_pixels < found < n_crop_pixels
+        else:
+            assert found == 0
+
+
+def test_the_same_clips_give_the_same_bytes(tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path / "d", [make_sample("s1_a")])
+    preview.write_sheet(dataset, ["s1_a"], tmp_path / "a.png")
+    preview.write_sheet(dataset, ["s1_a"], tmp_path / "b.png")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_the_box_is_drawn_on_the_outermost_masked_pixels() -> None:
+    frame = np.zeros((SIZE, SIZE, 3), np.uint8)
+    masked = np.zeros((SIZE, SIZE), bool)
+    masked[40:62, 12:50] = True
+    picture = preview.boxed(frame, np.array([12, 40, 50, 62], np.int16), 2 * SIZE)
+    large = masked.repeat(2, 0).repeat(2, 1)
+    inner = np.zeros_like(large)
+    inner[81:123, 25:99] = True
+    assert ((picture == preview.BOX).all(-1) == (large & ~inner)).all()
+
+
+def test_a_loud_row_is_drawn_at_its_time_and_low_pitch_at_the_bottom() -> None:
+    mels = np.full((100, 40), -80, np.float32)
+    mels[60, :10] = 0  # at 1.2 s, the lowest quarter of the bands
+    picture = preview.mel_picture(mels, start=0, seconds=2, width=800, height=80).max(-1)
+    loud = picture > 128
+    ys, xs = np.nonzero(loud)
+    assert (xs.min(), xs.max()) == (476, 483)  # 20 ms around 1.2 s
+    assert (ys.min(), ys.max()) == (60, 79)
+
+
+def test_interpolated_frames_and_notes_are_marked() -> None:
+    look = preview.look_for(1)
+    plain = preview.draw_cell(make_sample("s1_a"), look)
+    mended = preview.draw_cell(make_sample("s1_a", interpolated_frames=[3, 4, 5]), look)
+    assert n_pixels(plain, preview.BRIDGED) == 0
+    # A quarter of the band above the mels, and the frames among the three that are shown.
+    assert n_pixels(mended, preview.BRIDGED) > look.cell // 4 * (look.crop // 32) + 4 * look.crop
+    noted = preview.draw_cell(make_sample("s1_a", notes=["antiphase sound"]), look)
+    assert n_pixels(noted, preview.BRIDGED) > 0 and noted.height > plain.height
+
+
+@pytest.mark.parametrize("n_frames", [1, 2, 5, 700])
+def test_labels_of_any_length_and_clips_of_any_length_can_be_drawn(n_frames: int) -> None:
+    sample = make_sample("x" * 200, n_frames=n_frames, emotion="very\nangry " * 50, speaker="é" * 99)
+    for n_clips in (1, 9, 99):
+        look = preview.look_for(n_clips)
+        assert preview.draw_cell(sample, look).width == look.cell
+
+
+# --- the video --------------------------------------------------------------------------------
+
+
+def test_a_flash_and_a_click_planted_together_are_seen_and_heard_together(tmp_path: Path) -> None:
+    at, n_frames = 20, 32
+    sample = make_sample("s1_click", n_frames=n_frames)
+    sample.frames[at] = 255
+    sample.mels[2 * at] = 0
+    dataset = make_dataset(tmp_path / "d", [sample])
+    out = tmp_path / "click.mp4"
+    assert preview.write_video(dataset, "s1_click", out) == n_frames
+    times, pictures, (sound,), rate = decode(out)
+    assert times == pytest.approx(np.arange(n_frames) / 25)
+    assert len(sound) == rate * n_frames / 25
+    light = pictures[:, 40:300, 20:490].mean((1, 2, 3))
+    assert times[light.argmax()] == at / 25 and np.delete(light, at).max() < light[at] / 2
+    power = np.convolve(sound**2, np.ones(rate // 200), "same")  # over 5 ms
+    assert power.argmax() / rate == pytest.approx(at / 25, abs=0.02)
+    heard = np.abs(np.arange(len(sound)) / rate - at / 25) < 0.03
+    assert (sound[heard] ** 2).sum() > 0.95 * (sound**2).sum()
+
+
+def test_the_line_over_the_mels_is_where_the_frame_lies_in_them() -> None:
+    sample = make_sample("s1_a", n_frames=200)  # 8 s: longer than what is shown at once
+    sample.mels[::2] = 0  # each frame's first row is bright
+    for k, picture in enumerate(preview.video_frames(sample)):
+        assert picture.shape[0] % 2 == picture.shape[1] % 2 == 0
+        below = picture[28 + 512 :]
+        marked = np.flatnonzero((below[:4] == preview.MARK).all(-1).all(0))
+        assert len(marked) in (1, 2)  # half of it is left of the edge in frame 0
+        span = preview.VIDEO_SPAN_SECONDS
+        start = min(max(k / 25 - span / 2, 0), 8 - span)
+        assert marked[0] == pytest.approx((k / 25 - start) / span * 512, abs=0.51)
+
+
+def test_mels_made_to_sound_give_the_same_mels_again() -> None:
+    n_frames = 20
+    seconds = np.arange(640 * n_frames - 1) / 16000
+    voice = sum(np.sin(2 * np.pi * 140 * k * seconds) / k for k in range(1, 9))
+    voice = (voice * (1.1 + np.sin(2 * np.pi * 3 * seconds))).astype(np.float32)
+    params = MelsParams(**MELS)
+    mels = mel_rows(voice, params)
+    sound = preview.sound_of(mels, params)
+    assert sound.shape == (640 * n_frames,) and np.abs(sound).max() == pytest.approx(preview.PEAK)
+    again = mel_rows(sound[:-1], params)
+    loud = mels > -40
+    assert np.abs(again - mels)[loud].mean() < 3
+
+
+def test_a_clip_of_one_frame_sounds_too() -> None:
+    assert preview.sound_of(make_sample("s1_a", n_frames=1).mels, MelsParams(**MELS)).shape == (640,)
+
+
+def test_a_dataset_without_the_params_of_its_mels_says_so(tmp_path: Path) -> None:
+    for i, (params, told) in enumerate(
+        [({}, "names no params.mels"), ({"mels": {"n_fft": 8}}, "n_fft: Input should be"), (7, "names no")]
+    ):
+        dataset = make_dataset(tmp_path / str(i), [make_sample("s1_a")], params=params)
+        with pytest.raises(ShardError, match=told):
+            preview.write_video(dataset, "s1_a", tmp_path / "a.mp4")
+
+
+# --- encoding ---------------------------------------------------------------------------------
+
+
+def test_colors_and_stereo_survive_the_encoding(tmp_path: Path) -> None:
+    out = tmp_path / "a.mp4"
+    colors = np.array([(220, 30, 30), (30, 200, 40), (20, 40, 210), (128, 128, 128)], np.uint8)
+    frame = np.repeat(np.repeat(colors[None], 32, 0), 16, 1)
+    rate = 44_100
+    left = 0.5 * np.sin(2 * np.pi * 440 * np.arange(2 * rate) / rate)
+    sound = Sound(np.array_split(np.stack([left, 0 * left], 1).astype(np.float32), 7), rate, channels=2)
+    fps = Fraction(30_000, 1001)
+    assert write_mp4(out, [frame] * 60, fps=fps, sound=sound) == 60
+    times, pictures, heard, heard_rate = decode(out)
+    assert times == pytest.approx(np.arange(60) * 1001 / 30_000, abs=1e-4)
+    seen = pictures[30, 16, 8::16].astype(int)
+    assert np.abs(seen - colors).max() < 8
+    assert heard.shape == (2, 2 * heard_rate)
+    middle = heard[:, heard_rate // 2 : -heard_rate // 2]
+    assert np.abs(middle[0]).max() == pytest.approx(0.5, abs=0.03) and np.abs(middle[1]).max() < 0.03
+    with av.open(str(out)) as container:
+        codec = container.streams.video[0].codec_context
+        assert codec.pix_fmt == "yuv420p"
+        assert codec.colorspace == codec.color_primaries == codec.color_trc == 1  # BT.709
+
+
+def test_frames_flow_through_and_are_not_kept(tmp_path: Path) -> None:
+    def frames() -> Iterator[np.ndarray]:
+        for k in range(300):
+            yield np.full((256, 256, 3), k % 256, np.uint8)
+
+    tracemalloc.start()
+    try:
+        assert write_mp4(tmp_path / "a.mp4", frames(), fps=Fraction(25)) == 300
+        assert tracemalloc.get_traced_memory()[1] < 10 * 256 * 256 * 3
+    finally:
+        tracemalloc.stop()
+
+
+def test_whatever_goes_wrong_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out" / "a.mp4"
+    frame = np.zeros((256, 256, 3), np.uint8)
+
+    def broken() -> Iterator[np.ndarray]:
+        yield frame
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        write_mp4(out, broken(), fps=Fraction(25))
+    with pytest.raises(StageError, match=r"a\.mp4: there is no frame"):
+        write_mp4(out, [], fps=Fraction(25))
+    with pytest.raises(StageError, match=r"frames are 255x256, H\.264 in yuv420p needs even sides"):
+        write_mp4(out, [frame[:, 1:]], fps=Fraction(25))
+
+    program = tmp_path / "ffmpeg"
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(program))
+    program.write_text("#!/bin/sh\necho first >&2\necho 'No space left on device' >&2\nexit 1\n")
+    program.chmod(0o755)
+    with pytest.raises(StageError, match=r"a\.mp4: ffmpeg failed at frame \d+: No space left on device"):
+        write_mp4(out, [frame] * 9, fps=Fraction(25))
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    monkeypatch.setattr(encode, "STALL_SECONDS", 0.2)
+    with pytest.raises(StageError, match=r"ffmpeg stood still for 0\.2 s at frame 0"):
+        write_mp4(out, [frame] * 9, fps=Fraction(25))
+    program.unlink()
+    with pytest.raises(StageError, match="ffmpeg: ffmpeg does not start"):
+        write_mp4(out, [frame] * 9, fps=Fraction(25))
+    assert list(out.parent.iterdir()) == []

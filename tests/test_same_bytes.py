@@ -1,0 +1,217 @@
+"""Shards depend on the clips and the params: not on workers, engines, kills or what was there before."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from shards.index import DATASET_NAME
+from shards.verify import verify
+from stages.synth import SynthParams, make_corpus
+from tests.road import PIPELINE, build, hashes, pipeline, stage_of
+
+ROOT = Path(__file__).parent.parent
+KILLS = 10
+PARAMS = "parts: {clips_per_part: 4}\n"
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve short clips, in two rates and containers."""
+    folder = tmp_path_factory.mktemp("made")
+    make_corpus(folder, SynthParams(speakers=2, clips=4, seconds=0.8, style="folder"))
+    make_corpus(folder / "flv", SynthParams(speakers=2, clips=2, seconds=0.8, style="crema-d", fps="29.97"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def params(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("params") / "params.yaml"
+    path.write_text(PARAMS)
+    return path
+
+
+@pytest.fixture(scope="module")
+def reference(raw: Path, params: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Hashes of what one worker makes, undisturbed."""
+    work = tmp_path_factory.mktemp("reference")
+    summary = build(raw, work, "--workers", "1", "--params", params)
+    assert stage_of(summary, "shard")["counts"] == {"ok": 12}
+    assert stage_of(summary, "landmarks")["parts"]["total"] >= 4
+    return hashes(work / "shards")
+
+
+def test_two_workers_make_the_bytes_of_one(
+    raw: Path, params: Path, reference: dict[str, str], tmp_path: Path
+) -> None:
+    build(raw, tmp_path, "--workers", "2", "--params", params)
+    assert hashes(tmp_path / "shards") == reference
+
+
+@pytest.fixture
+def scheduler(tmp_path: Path) -> Iterator[str]:
+    """A Dask scheduler with two workers, as a cluster would run them."""
+    address = tmp_path / "scheduler.json"
+    dask = [sys.executable, "-m", "dask"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    processes = [
+        subprocess.Popen(
+            [*dask, "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard",
+             "--scheduler-file", str(address)], **quiet,
+        )
+    ]  # fmt: skip
+    try:
+        deadline = time.monotonic() + 30
+        while not address.is_file() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        processes += [
+            subprocess.Popen(
+                [*dask, "worker", "--scheduler-file", str(address), "--nthreads", "1", "--no-dashboard",
+                 "--local-directory", str(tmp_path / name)], **quiet,
+            )
+            for name in ("one", "two")
+        ]  # fmt: skip
+        import json
+
+        yield json.loads(address.read_text())["address"]
+    finally:
+        for process in reversed(processes):
+            process.terminate()
+        for process in reversed(processes):
+            process.wait(timeout=30)
+
+
+def test_a_dask_cluster_makes_the_bytes_of_one_worker(
+    raw: Path, params: Path, reference: dict[str, str], tmp_path: Path, scheduler: str
+) -> None:
+    build(raw, tmp_path / "work", "--scheduler", scheduler, "--params", params)
+    assert hashes(tmp_path / "work" / "shards") == reference
+
+
+def test_a_run_killed_ten_times_ends_with_the_bytes_of_an_unbroken_one(
+    raw: Path, params: Path, reference: dict[str, str], tmp_path: Path
+) -> None:
+    work = tmp_path / "work"
+    command = [*PIPELINE, "shard", "--dataset", "folder", "--raw", raw, "--work", work,
+               "--workers", "2", "--params", params, "--json"]  # fmt: skip
+    moments = random.Random(0)
+    kills = 0
+    while kills < KILLS:
+        process = subprocess.Popen(
+            list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            process.wait(timeout=moments.uniform(0.3, 9.0))
+            shutil.rmtree(work)  # it was done first: begin again
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+            if (work / "shards" / DATASET_NAME).exists():
+                assert list(verify(work / "shards", full=False)) == []
+    build(raw, work, "--workers", "2", "--params", params)
+    assert hashes(work / "shards") == reference
+    assert not list(work.rglob("*.partial")), "half files are cleared away"
+
+
+def test_what_is_there_is_left_alone_and_what_is_damaged_is_made_again(
+    raw: Path, params: Path, reference: dict[str, str], tmp_path: Path
+) -> None:
+    build(raw, tmp_path, "--params", params)
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "shards").glob("*.tar")}
+    again = build(raw, tmp_path, "--params", params)
+    assert all(stage["clips_computed"] == 0 for stage in again["stages"])
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    first, second, *_ = sorted(times)
+    first.unlink()
+    second.write_bytes(second.read_bytes()[:1000])  # shares its bytes with the cache's copy
+    (tmp_path / "shards" / "index.parquet").unlink()
+    build(raw, tmp_path, "--params", params)
+    assert hashes(tmp_path / "shards") == reference
+    assert list(verify(tmp_path / "shards", full=True)) == []
+
+
+def test_one_more_clip_rebuilds_at_most_one_part_of_each_stage(
+    raw: Path, params: Path, tmp_path: Path
+) -> None:
+    some, work = tmp_path / "raw", tmp_path / "work"
+    shutil.copytree(raw, some)
+    late = some / "speaker-1" / "clip-001.mp4"
+    late.rename(tmp_path / "late.mp4")
+    build(some, work, "--params", params)
+    (tmp_path / "late.mp4").rename(late)
+    summary = build(some, work, "--params", params)
+    for stage in summary["stages"]:
+        assert stage["parts"]["built"] <= 1, stage
+    assert [stage_of(summary, name)["clips_computed"] for name in ("clips", "landmarks", "mels")] == [1, 1, 1]
+
+
+def test_a_changed_param_redoes_only_what_depends_on_it(raw: Path, params: Path, tmp_path: Path) -> None:
+    build(raw, tmp_path, "--params", params)
+    other = tmp_path / "other.yaml"
+    other.write_text(PARAMS + "mels: {n_mels: 80}\n")
+    summary = build(raw, tmp_path, "--params", other)
+    computed = {stage["stage"]: stage["clips_computed"] for stage in summary["stages"]}
+    assert computed == {"clips": 0, "landmarks": 0, "align": 0, "mels": 12, "shard": 0}
+    assert stage_of(summary, "align")["parts"]["built"] == 0
+    told = pipeline("diff", tmp_path / "shards", tmp_path / "shards")
+    assert "same clips" in told
+
+
+@pytest.fixture(scope="module")
+def dvc_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """This project's dvc.yaml in a folder of its own, building the made corpus alone."""
+    project = tmp_path_factory.mktemp("dvc")
+    for name in ("stages", "shards"):
+        shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copyfile(ROOT / "dvc.yaml", project / "dvc.yaml")
+    text = (ROOT / "params.yaml").read_text()
+    assert "  crema-d: {corpus: crema-d}\n" in text
+    text = text.replace("  crema-d: {corpus: crema-d}\n", "").replace(
+        "clips_per_part: 64", "clips_per_part: 2"
+    )
+    (project / "params.yaml").write_text(text)
+    dvc(project, "init", "--no-scm", "--quiet")
+    return project
+
+
+def dvc(project: Path, *words: str) -> str:
+    import os
+
+    environment = os.environ | {
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "DVC_NO_ANALYTICS": "1",
+    }
+    command = [sys.executable, "-m", "dvc", *words]
+    done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_dvc_repro_makes_the_bytes_of_the_command_and_runs_only_what_changed(dvc_project: Path) -> None:
+    told = dvc(dvc_project, "repro")
+    assert "Running stage 'shard@made'" in told
+    made = dvc_project / "data" / "made"
+    build(made / "raw", dvc_project / "plain", "--params", dvc_project / "params.yaml")
+    assert hashes(made / "shards") == hashes(dvc_project / "plain" / "shards")
+
+    assert "up to date" in dvc(dvc_project, "repro")
+
+    text = (dvc_project / "params.yaml").read_text()
+    (dvc_project / "params.yaml").write_text(text.replace("n_mels: 256", "n_mels: 80"))
+    told = dvc(dvc_project, "repro")
+    assert "Running stage 'mels@made'" in told
+    assert "Running stage 'shard@made'" in told
+    assert "Running stage 'landmarks@made'" not in told
+    (dvc_project / "params.yaml").write_text(text)
+    told = dvc(dvc_project, "repro")
+    assert "Stage 'mels@made' is cached - skipping run" in told, "the run-cache is on"
+    assert hashes(made / "shards") == hashes(dvc_project / "plain" / "shards")
