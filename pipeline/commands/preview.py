@@ -14,7 +14,7 @@ CLIPS_SHOWN = 12
 @click.command("preview")
 @click.argument("shards", type=FOLDER)
 @click.option("-o", "--out", type=FILE, required=True, help="Picture (.png) or video (.mp4) to write.")
-@click.option("--video", metavar="CLIP", help="Write this clip as a video instead.")
+@click.option("--video", metavar="CLIP", help="Write this clip, or `any`, as a video.")
 @click.option("--clip", "clip_ids", multiple=True, metavar="CLIP", help="A clip to show; may be repeated.")
 @click.option(
     "--clips",
@@ -65,6 +65,8 @@ def command(
     try:
         dataset = open_dataset(shards)
         if video is not None:
+            if video == "any" and video not in dataset.clips:
+                (video,) = preview.clips_spread(dataset, 1, seed=0)
             n_frames = preview.write_video(dataset, video, out)
             click.echo(f"{out}: {video}, {n_frames} frames, {n_frames / VIDEO_FPS:.2f} s")
             return
