@@ -103,13 +103,12 @@ def _problem(raw: Path, path: PurePosixPath, params: ClipsParams) -> Drop | None
                 )
             if target.is_dir():
                 return Drop("link", "is a symbolic link to a folder; links to folders are not followed")
-            inside = target.is_relative_to(raw.resolve())
-            if inside:
+            if _has_a_row(target, raw.resolve()):
                 return Drop(
                     "link", f"is a symbolic link to {os.fspath(full.readlink())!r}, which has its own row"
                 )
             if not params.follow_links:
-                return Drop("link", f"is a symbolic link that leaves the raw folder, to {str(target)!r}; "
+                return Drop("link", f"is a symbolic link that leaves the raw clips, to {str(target)!r}; "
                             "clips.follow_links accepts such")  # fmt: skip
         status = full.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -123,6 +122,14 @@ def _problem(raw: Path, path: PurePosixPath, params: ClipsParams) -> Drop | None
     if head == LFS_HEAD:
         return Drop("lfs_pointer", "is a Git LFS pointer, not a video; run `git lfs pull` in the corpus")
     return None
+
+
+def _has_a_row(target: Path, raw: Path) -> bool:
+    """Whether a file is found by itself. Those that git-annex and DVC keep in their own folders are not."""
+    if not target.is_relative_to(raw):
+        return False
+    path = PurePosixPath(target.relative_to(raw).as_posix())
+    return SKIPPED_FOLDERS.isdisjoint(path.parts[:-1]) and not is_side_car(path)
 
 
 def probe(path: str, corpus: str, params: dict[str, Any]) -> Outcome:
@@ -258,7 +265,7 @@ def _row(
     row: Row = {"path": shown, "corpus": work.corpus, "stage": STAGE, "notes": []} | identity
     row |= outcome.facts
     try:
-        who = corpus.identify(item.path, work.raw.resolve().name)
+        who = corpus.identify(PurePosixPath(shown), work.raw.resolve().name)
         row |= {
             "clip_id": who.clip_id,
             "speaker": who.speaker,
