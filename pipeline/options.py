@@ -65,9 +65,7 @@ def stage_options(function: Callable[..., Any]) -> Callable[..., Any]:
     ) -> Any:
         work = work or Path("data", dataset)
         if out is not None and "://" in out:
-            raise click.BadParameter(
-                f"{out}: shards can be written to a local folder only", param_hint="--out"
-            )
+            raise click.BadParameter(f"{out}: only local folders can be written to", param_hint="--out")
         names = ("workers", "scheduler", "params", "landmarker", "as_json", "dry_run")
         request = Request(
             dataset=dataset,

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import click
 import yaml
+from filelock import FileLock, Timeout
 
 from pipeline import params as params_file
 from pipeline.options import Request
 from pipeline.params import Params
 from pipeline.runner import DaskMapper
+from shards.atomic import clear_partials
 from shards.index import DATASET_NAME, read_dataset
 from shards.ledger import OK, Row, read_ledger
 from shards.schema import ShardError
 from stages import align, clips, landmarks, mels, shard, weights
 from stages.work import Mapper, Report, StageError, Work
 
+LOCK_NAME = ".lock"
 ROAD = (clips.STAGE, landmarks.STAGE, align.STAGE, mels.STAGE, shard.STAGE)
 
 
@@ -36,7 +40,10 @@ def go(request: Request, stages: Sequence[str]) -> None:
             _print_plan(request, params, stages)
             return
         reports = []
-        with DaskMapper(request.workers, request.scheduler, quiet=request.as_json) as mapper:
+        with (
+            alone_in(work),
+            DaskMapper(request.workers, request.scheduler, quiet=request.as_json) as mapper,
+        ):
             for stage in stages:
                 started = time.monotonic()
                 report = run_stage(stage, work, params, request, mapper)
@@ -55,6 +62,24 @@ def go(request: Request, stages: Sequence[str]) -> None:
         _print_dataset(work)
     if lost:
         raise click.ClickException(lost)
+
+
+@contextlib.contextmanager
+def alone_in(work: Work) -> Iterator[None]:
+    """Keep other runs out of the work folder, and clear away what a killed one left half written.
+
+    Raises StageError when another run is at work there. A killed run's lock goes with it.
+    """
+    work.root.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(work.root / LOCK_NAME)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as err:
+        raise StageError(f"--work {work.root}: another pipeline command is at work there") from err
+    with lock:
+        for folder in {work.root, work.out}:
+            clear_partials(folder)
+        yield
 
 
 def work_of(request: Request) -> Work:

@@ -123,7 +123,8 @@ def _from_web(url: str, path: Path, file: RemoteFile) -> str:
     retry = Retry(total=RETRIES, backoff_factor=0.5, status_forcelist=(429, 500, 502, 503, 504))
     try:
         with requests.Session() as session:
-            session.mount("https://", HTTPAdapter(max_retries=retry))
+            for scheme in ("https://", "http://"):
+                session.mount(scheme, HTTPAdapter(max_retries=retry))
             with (
                 session.get(url, timeout=TIMEOUT_SECONDS, stream=True) as answer,
                 written_whole(path) as partial,
@@ -141,7 +142,9 @@ def _from_web(url: str, path: Path, file: RemoteFile) -> str:
                     raise StageError(f"{url} has sha256 {sha256.hexdigest()}, expected {file.sha256}")
     except requests.ConnectionError:
         return f"{url} cannot be reached"
-    except (requests.RequestException, StageError, OSError) as err:
+    except requests.RequestException as err:  # an OSError too, so it comes first
+        return f"{url}: {err}"
+    except (StageError, OSError) as err:
         return str(err)
     return ""
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as params_dataclass
 
-from shards.atomic import PARTIAL_SUFFIX, written_whole
+from shards.atomic import written_whole
 from shards.ledger import OK, Row
 from stages.work import Mapper, Outcome, Report, StageError
 
@@ -102,7 +102,7 @@ def build(
     if folder is not None:
         planned = {task.path for task in tasks}
         for path in folder.iterdir():
-            if path not in planned and (path.suffix == ".parquet" or path.suffix == PARTIAL_SUFFIX):
+            if path not in planned and path.suffix == ".parquet":
                 path.unlink()
     report.parts = {
         "total": len(tasks),

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from shards.atomic import written_whole
+from shards.atomic import PARTIAL_SUFFIX, written_whole
 from shards.index import (
     DATASET_NAME,
     INDEX_NAME,
@@ -87,7 +87,7 @@ def _compute(task: PartTask, inputs: PackInputs, cached_tar: Path, cached_part: 
     outcomes: dict[str, Outcome] = {}
     with (
         written_whole(cached_tar) as partial,
-        tempfile.TemporaryDirectory(dir=inputs.work.cache, prefix=f"{task.part.name}.") as scratch,
+        tempfile.TemporaryDirectory(dir=inputs.work.cache, suffix=PARTIAL_SUFFIX) as scratch,
     ):
         packed = _packed_clips(task, inputs, Path(scratch), outcomes)
         index_rows = write_tar(partial, packed)

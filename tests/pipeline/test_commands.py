@@ -1,0 +1,149 @@
+"""The commands as a user meets them: help, errors in one line, exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+from filelock import FileLock
+
+from pipeline import params as params_file
+from pipeline.main import COMMANDS, cli
+from pipeline.params import Params
+from pipeline.road import LOCK_NAME
+from stages.synth import ClipSpec, make_clip
+from stages.work import StageError
+from tests.road import PIPELINE, pipeline
+
+ROOT = Path(__file__).parents[2]
+HEAVY = ("mediapipe", "torch", "cv2", "av", "librosa", "pyarrow", "distributed", "numpy", "pydantic")
+
+
+def test_help_waits_for_no_library() -> None:
+    script = (
+        "import sys; from pipeline.main import cli\n"
+        "try: cli(['--help'])\n"
+        f"except SystemExit: print([name for name in {HEAVY} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("[]\n")
+    assert all(name in done.stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(name: str) -> None:
+    result = CliRunner().invoke(cli, [name, "--help"])
+    assert result.exit_code == 0
+    assert len(result.output.splitlines()) > 5
+
+
+@pytest.mark.parametrize("name", ["clips", "landmarks", "align", "mels", "shard"])
+def test_every_stage_takes_the_options_that_scripts_rely_on(name: str) -> None:
+    told = CliRunner().invoke(cli, [name, "--help"]).output
+    for option in ("--raw", "--work", "--out", "--workers", "--scheduler", "--json", "--dry-run"):
+        assert option in told
+
+
+def test_params_yaml_says_the_defaults() -> None:
+    assert params_file.load(ROOT / "params.yaml") == Params()
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("crops: {size: 3}", "crops is not known; known are parts, clips"),
+        ("align: {sise: 3}", "align.sise is not known; known are size, smooth_frames"),
+        ("align: {size: small}", "align.size is 'small'"),
+        ("align: {smooth_frames: 8}", "smooth_frames is 8, expected an odd number"),
+        ("mels: {win_length: 4096}", "win_length 4096 is longer than n_fft 2048"),
+        ("shard: {codec: gif}", "shard.codec is 'gif'"),
+        ("limits: {memory_mb: 1}", "limits.memory_mb is 1"),
+        ("- 1", "holds list, expected sections"),
+        ("a: [", "cannot be read as YAML"),
+    ],
+)
+def test_a_wrong_param_is_one_line_that_names_it(text: str, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    with pytest.raises(StageError, match=r"params\.yaml") as caught:
+        params_file.load(path)
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["clips", "--dataset", "grid", "--raw", "nowhere"], 1, "--raw"),
+        (["clips", "--dataset", "lrs2"], 2, "'lrs2' is not one of 'grid', 'crema-d', 'folder'"),
+        (["landmarks", "--dataset", "grid", "--work", "w"], 1, "run `pipeline clips --dataset grid` first"),
+        (["shard", "--dataset", "grid", "--out", "s3://b/p"], 2, "only local folders"),
+        (["shard", "--dataset", "grid", "--raw", ".", "--work", "w"], 1, "which is never written to"),
+        (["shard", "--dataset", "grid", "--params", "none.yaml"], 1, "none.yaml: cannot be read"),
+        (["clips", "--dataset", "grid", "--workers", "0"], 2, "0 is not in the range"),
+        (["verify", "nowhere"], 1, "no whole dataset"),
+        (["explain", "nowhere", "x"], 1, "no ledger here"),
+        (["diff", "nowhere", "nowhere"], 1, "no whole dataset"),
+    ],
+)
+def test_what_a_user_got_wrong_is_said_in_one_line(
+    words: list[str], code: int, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(cli, words)
+    assert result.exit_code == code, result.output
+    assert told in result.output
+    assert "Traceback" not in result.output
+
+
+def test_a_scheduler_that_is_not_there_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.runner.CONNECT_SECONDS", 1)
+    make_clip(tmp_path / "raw" / "a.mp4", ClipSpec(seconds=0.6))
+    words = ["clips", "--dataset", "folder", "--raw", str(tmp_path / "raw"), "--work", str(tmp_path / "w")]
+    result = CliRunner().invoke(cli, [*words, "--scheduler", "tcp://127.0.0.1:9"])
+    assert result.exit_code == 1
+    assert "no Dask scheduler answers there" in result.output
+
+
+def test_a_dry_run_prints_params_and_counts_and_writes_nothing(tmp_path: Path) -> None:
+    make_clip(tmp_path / "raw" / "a.mp4", ClipSpec(seconds=0.6))
+    told = pipeline(
+        "shard", "--dataset", "folder", "--raw", tmp_path / "raw", "--work", tmp_path / "w", "--dry-run",
+        cwd=tmp_path,
+    )  # fmt: skip
+    plan = yaml.safe_load(told)
+    assert plan["files"] == 1
+    assert plan["params"]["align"]["size"] == 128
+    assert not (tmp_path / "w").exists()
+
+
+def test_everything_lost_ends_with_one_and_a_table(tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "a.mp4").write_bytes(b"no video at all")
+    told = pipeline(
+        "shard", "--dataset", "folder", "--raw", tmp_path / "raw", "--work", tmp_path / "w", code=1
+    )
+    assert "not_media" in told
+    assert "a.mp4: cannot be opened as video" in told
+    summary = pipeline(
+        "shard", "--dataset", "folder", "--raw", tmp_path / "raw", "--work", tmp_path / "w", "--json", code=1
+    )
+    assert json.loads(summary)["stages"][0]["counts"] == {"ok": 0, "not_media": 1}
+    explained = json.loads(pipeline("explain", tmp_path / "w", "a.mp4", "--json"))
+    assert explained["status"] == "dropped"
+
+
+def test_two_commands_do_not_work_in_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_clip(tmp_path / "raw" / "a.mp4", ClipSpec(seconds=0.6))
+    (tmp_path / "w").mkdir()
+    with FileLock(tmp_path / "w" / LOCK_NAME):
+        words = ["clips", "--dataset", "folder", "--raw", "raw", "--work", "w"]
+        done = subprocess.run([*PIPELINE, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "another pipeline command is at work there" in done.stderr

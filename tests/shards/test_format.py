@@ -1,0 +1,259 @@
+"""What is written is read back; what was damaged or forged is named."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset as wds
+
+from shards.codec import CODECS, Codec, decode_frame, encode_frame, pack_frames
+from shards.diff import diff
+from shards.index import (
+    DATASET_NAME,
+    INDEX_NAME,
+    LEDGER_NAME,
+    ShardEntry,
+    read_dataset,
+    write_dataset,
+    write_index,
+)
+from shards.ledger import write_ledger
+from shards.reader import decode_members, open_dataset, read_clip, read_members
+from shards.schema import SCHEMA_VERSION, ShardError, array_to_npy, npy_to_array
+from shards.verify import verify
+from shards.writer import PackedClip, shard_name, write_tar
+from stages.cache import file_sha256
+
+SIZE = 32
+N_FRAMES = 5
+
+
+def a_clip(key: str, codec: Codec = "webp", seed: int = 0) -> PackedClip:
+    """A clip of noise over a gradient: five small frames."""
+    rng = np.random.default_rng(seed)
+    ramp = np.linspace(0, 200, SIZE, dtype=np.float32)
+    frames = (ramp[None, :, None, None] + rng.integers(0, 50, (N_FRAMES, SIZE, SIZE, 3))).astype(np.uint8)
+    blob, offsets = pack_frames(encode_frame(frame, codec) for frame in frames)
+    return PackedClip(
+        key,
+        blob,
+        np.tile(np.array([4, 16, 28, 30], np.int16), (N_FRAMES, 1)),
+        rng.uniform(-80, 0, (2 * N_FRAMES, 256)).astype(np.float32),
+        np.tile(np.eye(2, 3, dtype=np.float32), (N_FRAMES, 1, 1)),
+        {
+            "schema_version": SCHEMA_VERSION,
+            "clip_id": key,
+            "speaker": "s1",
+            "split": "train",
+            "frames": N_FRAMES,
+            "size": SIZE,
+            "codec": codec,
+            "frame_offsets": offsets,
+            "source_sha256": "00",
+        },
+    )
+
+
+def a_dataset(folder: Path, clips: list[PackedClip]) -> Path:
+    """A finished dataset of one shard."""
+    folder.mkdir(parents=True)
+    rows = write_tar(folder / "new.tar", clips)
+    sha256, size = file_sha256(folder / "new.tar"), (folder / "new.tar").stat().st_size
+    entry = ShardEntry(shard_name("train", 0, sha256), "train", size, sha256, len(rows), N_FRAMES * len(rows))
+    (folder / "new.tar").rename(folder / entry.name)
+    write_index(folder / INDEX_NAME, [row | {"shard": entry.name} for row in rows])
+    ledger = [
+        {"clip_id": clip.key, "path": f"{clip.key}.mpg", "status": "ok", "code": "", "notes": []}
+        for clip in clips
+    ]
+    write_ledger(folder / LEDGER_NAME, ledger)
+    counts = {"shards": 1, "clips": len(rows), "frames": N_FRAMES * len(rows)}
+    write_dataset(
+        folder / DATASET_NAME, [entry], splits={"train": counts}, files_found=len(rows), dropped={}, params={}
+    )
+    return folder
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    return a_dataset(tmp_path / "shards", [a_clip("s1_b", seed=1), a_clip("s1_a", seed=2)])
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_what_is_written_is_read_back(codec: Codec, tmp_path: Path) -> None:
+    packed = a_clip("s1_x", codec)
+    sample = read_clip(open_dataset(a_dataset(tmp_path / "shards", [packed])), "s1_x")
+    exact = a_clip("s1_x", "raw")
+    frames = np.frombuffer(exact.blob, np.uint8).reshape(N_FRAMES, SIZE, SIZE, 3)
+    if codec == "jpeg":
+        error = np.square(sample.frames.astype(float) - frames).mean()
+        assert 10 * np.log10(255**2 / error) > 30, "noise is hard on JPEG, but not that hard"
+    else:
+        assert np.array_equal(sample.frames, frames)
+    for name in ("boxes", "mels", "affine"):
+        left, right = getattr(sample, name), getattr(packed, name)
+        assert left.dtype == right.dtype
+        assert np.array_equal(left, right)
+    assert sample.info == json.loads(packed.members()["json"])
+
+
+def test_same_clips_same_bytes(tmp_path: Path) -> None:
+    for name in ("one.tar", "two.tar"):
+        write_tar(tmp_path / name, [a_clip("s1_b"), a_clip("s1_a")])
+    assert (tmp_path / "one.tar").read_bytes() == (tmp_path / "two.tar").read_bytes()
+    with tarfile.open(tmp_path / "one.tar") as tar:
+        assert {(member.mtime, member.uid, member.gid) for member in tar} == {(0, 0, 0)}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it leaves files open
+def test_stock_webdataset_reads_it(dataset: Path) -> None:
+    paths = [str(path) for path in dataset.glob("train-*.tar")]
+    samples = list(wds.WebDataset(paths, shardshuffle=False))
+    assert [sample["__key__"] for sample in samples] == ["s1_b", "s1_a"]
+    for sample in samples:
+        info = json.loads(sample["json"])
+        start, end = info["frame_offsets"][2:4]
+        frame = decode_frame(sample["frames.webp"][start:end], "webp", (SIZE, SIZE))
+        assert np.array_equal(frame, read_clip(open_dataset(dataset), sample["__key__"]).frames[2])
+        assert np.load(io.BytesIO(sample["mels.npy"]), allow_pickle=False).shape == (2 * N_FRAMES, 256)
+
+
+def test_the_index_names_the_bytes_of_each_member(dataset: Path) -> None:
+    opened = open_dataset(dataset)
+    for clip_id, row in opened.clips.items():
+        with tarfile.open(dataset / row["shard"]) as tar:
+            for full in ("frames.webp", "boxes.npy", "mels.npy", "affine.npy", "json"):
+                member = tar.extractfile(f"{clip_id}.{full}")
+                assert member is not None
+                assert member.read() == read_members(opened, clip_id)[full.split(".")[0]]
+
+
+def test_a_whole_dataset_has_no_problems(dataset: Path) -> None:
+    assert list(verify(dataset, full=True)) == []
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_verify_names_what_is_wrong(dataset: Path, full: bool) -> None:
+    (shard,) = dataset.glob("*.tar")
+    whole = shard.read_bytes()
+    middle = len(whole) // 2
+
+    shard.write_bytes(whole[:middle])
+    assert f"{middle} bytes, expected {len(whole)}" in next(verify(dataset, full=full))
+
+    shard.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
+    assert "sha256" in next(verify(dataset, full=full))
+
+    shard.unlink()
+    assert "No such file" in next(verify(dataset, full=full))
+    shard.write_bytes(whole)
+
+    manifest = read_dataset(dataset)
+    (dataset / DATASET_NAME).write_text(json.dumps(manifest | {"files_found": 3}))
+    assert any("3 files found, the ledger has 2 rows" in told for told in verify(dataset, full=full))
+    (dataset / DATASET_NAME).unlink()
+    assert "no whole dataset" in next(verify(dataset, full=full))
+
+
+def test_a_flipped_bit_is_found_on_reading_without_verify(dataset: Path) -> None:
+    opened = open_dataset(dataset)
+    row = opened.clips["s1_a"]
+    path = dataset / row["shard"]
+    data = bytearray(path.read_bytes())
+    data[row["mels_offset"] + 500] ^= 4
+    path.write_bytes(data)
+    with pytest.raises(ShardError, match="s1_a's mels are not the bytes"):
+        read_clip(opened, "s1_a")
+    read_clip(opened, "s1_b")
+
+
+def test_a_manifest_cannot_name_a_file_outside_its_folder(dataset: Path) -> None:
+    manifest = read_dataset(dataset)
+    manifest["shards"][0]["name"] = "../../etc/passwd"
+    (dataset / DATASET_NAME).write_text(json.dumps(manifest))
+    with pytest.raises(ShardError, match="not a plain file name"):
+        open_dataset(dataset)
+
+
+class Bomb:
+    """Unpickling it would create a file."""
+
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return open, ("exploded", "w")
+
+
+def test_nothing_is_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([Bomb()], dtype=object), allow_pickle=True)
+    for data in (buffer.getvalue(), pickle.dumps(Bomb())):
+        with pytest.raises(ShardError):
+            npy_to_array(data, "x.mels.npy")
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize(
+    ("member", "forged", "told"),
+    [
+        ("json", b"[1]", "expected an object"),
+        ("json", b'{"schema_version": 99}', "this redub reads 1"),
+        ("json", b"{" * 100_000, "not JSON"),
+        ("frames", b"", "frame offsets"),
+        ("boxes", array_to_npy(np.zeros((N_FRAMES, 4), np.int16)), "expected 0 <= x0 < x1"),
+        ("boxes", array_to_npy(np.full((N_FRAMES, 4), 9, np.int64)), "expected int16"),
+        ("mels", array_to_npy(np.zeros((3, 256), np.float32)), "need 10 mel rows"),
+        ("mels", array_to_npy(np.full((10, 256), np.nan, np.float32)), "not finite"),
+        ("affine", b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'shape': (99999999999,)}", "not a plain .npy"),
+    ],
+)
+def test_a_forged_member_is_refused_in_words(member: str, forged: bytes, told: str) -> None:
+    members = {name.split(".")[0]: data for name, data in a_clip("s1_x").members().items()}
+    decode_members("s1_x", members)
+    with pytest.raises(ShardError, match=told):
+        decode_members("s1_x", members | {member: forged})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("codec", "exe", "codec 'exe', known are"),
+        ("size", 100_000, "size 100000"),
+        ("frame_offsets", [0, 5, 3], "frame offsets"),
+        ("frame_offsets", "all", "frame_offsets are no list"),
+        ("frame_offsets", [-1, 4, 9], "frame offsets"),
+    ],
+)
+def test_a_forged_json_is_refused_in_words(key: str, value: object, told: str) -> None:
+    clip = a_clip("s1_x")
+    members = {name.split(".")[0]: data for name, data in clip.members().items()}
+    members["json"] = json.dumps({**clip.info, key: value}).encode()
+    with pytest.raises(ShardError, match=told):
+        decode_members("s1_x", members)
+
+
+def test_a_picture_that_asks_for_gigabytes_is_refused() -> None:
+    huge = bytes.fromhex("89504e470d0a1a0a0000000d49484452") + (60_000).to_bytes(4, "big") * 2
+    with pytest.raises(ShardError, match=r"not png|expected 32x32"):
+        decode_frame(huge + b"\x08\x02\x00\x00\x00" + b"\x00" * 20, "png", (SIZE, SIZE))
+
+
+@pytest.mark.parametrize("key", ["s1.x", "a/b", ""])
+def test_a_clip_id_that_would_split_in_the_tar_is_refused(key: str) -> None:
+    with pytest.raises(ShardError, match="would split it"):
+        replace(a_clip("s1_x"), key=key)
+
+
+def test_diff_tells_what_changed(dataset: Path, tmp_path: Path) -> None:
+    other = a_dataset(tmp_path / "other", [a_clip("s1_a", seed=3), a_clip("s1_c", seed=2)])
+    found = diff(dataset, other)
+    assert found.added == ["s1_c"]
+    assert found.removed == {"s1_b": "its file is gone"}
+    assert set(found.changed["s1_a"]) >= {"frames", "mels"}
+    assert not diff(dataset, dataset)
