@@ -10,7 +10,7 @@ import io
 import os
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import Literal, get_args
+from typing import BinaryIO, Literal, get_args
 
 # Read by OpenCV when it loads: a few header bytes may not ask for gigabytes.
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(4096 * 4096))
@@ -70,14 +70,13 @@ def decode_frame(data: bytes | memoryview, codec: Codec, size: tuple[int, int]) 
     return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
 
 
-def pack_frames(encoded: Iterable[bytes]) -> tuple[bytes, list[int]]:
-    """Join frames to one blob; T + 1 offsets, so frame k is ``blob[offsets[k]:offsets[k + 1]]``."""
-    blob = bytearray()
+def write_frames(file: BinaryIO, encoded: Iterable[bytes]) -> list[int]:
+    """Write frames one after another; T + 1 offsets: frame k is ``blob[offsets[k]:offsets[k + 1]]``."""
     offsets = [0]
     for data in encoded:
-        blob += data
-        offsets.append(len(blob))
-    return bytes(blob), offsets
+        file.write(data)
+        offsets.append(offsets[-1] + len(data))
+    return offsets
 
 
 def check_offsets(offsets: Sequence[int], n_frames: int, n_bytes: int, name: str) -> None:

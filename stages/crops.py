@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as params_dataclass
 
-from shards.codec import Codec, encode_frame, pack_frames
+from shards.codec import Codec, encode_frame, write_frames
 from stages import align
 from stages.align import Matrices
 from stages.clipwise import array_of
@@ -74,6 +74,6 @@ def code_file(
 
     frames = noted(read_on_clock(Path(path), start, len(matrices)))
     encoded = (encode_frame(crop, rules.codec) for crop in crops(frames, matrices, size, supersample))
-    data, offsets = pack_frames(encoded)
-    Path(blob).write_bytes(data)
+    with Path(blob).open("wb") as file:  # as they come: a long clip's frames do not fit in memory
+        offsets = write_frames(file, encoded)
     return Outcome(facts={"frame_offsets": offsets, "source_seconds": seconds})

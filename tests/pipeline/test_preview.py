@@ -6,10 +6,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from pipeline.commands.preview import command
-from shards.codec import encode_frame, pack_frames
-from shards.index import DATASET_NAME, INDEX_NAME, ShardEntry, write_dataset, write_index
-from shards.schema import SCHEMA_VERSION
-from shards.writer import PackedClip, write_tar
+from tests import datasets
 
 N_FRAMES = 4
 
@@ -18,25 +15,10 @@ N_FRAMES = 4
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset of three clips."""
     folder = tmp_path_factory.mktemp("shards")
-    blob, offsets = pack_frames([encode_frame(np.zeros((32, 32, 3), np.uint8), "raw")] * N_FRAMES)
-    clips = [
-        PackedClip(
-            key,
-            blob,
-            np.tile(np.array([4, 16, 28, 31], np.int16), (N_FRAMES, 1)),
-            np.full((2 * N_FRAMES, 40), -20, np.float32),
-            np.zeros((N_FRAMES, 2, 3), np.float32),
-            {"schema_version": SCHEMA_VERSION, "frames": N_FRAMES, "size": 32, "codec": "raw",
-             "frame_offsets": offsets, "speaker": "s1", "split": "train", "source_sha256": ""},
-        )
-        for key in ("s1_a", "s1_b", "s1_c")
-    ]  # fmt: skip
-    rows = write_tar(folder / "a.tar", clips)
-    write_index(folder / INDEX_NAME, [row | {"shard": "a.tar"} for row in rows])
-    entry = ShardEntry("a.tar", "train", (folder / "a.tar").stat().st_size, "0", 3, 3 * N_FRAMES)
-    params = {"mels": {"n_fft": 1024, "n_mels": 40}}
-    write_dataset(folder / DATASET_NAME, [entry], dataset="made", params=params)
-    return folder
+    frames = np.zeros((N_FRAMES, 32, 32, 3), np.uint8)
+    mels = np.full((2 * N_FRAMES, 40), -20, np.float32)
+    clips = [datasets.pack(key, frames, box=(4, 16, 28, 31), mels=mels) for key in ("s1_a", "s1_b", "s1_c")]
+    return datasets.write(folder, clips, params={"mels": {"n_fft": 1024, "n_mels": 40}})
 
 
 def call(*words: object) -> Result:

@@ -13,23 +13,14 @@ import numpy as np
 import pytest
 import webdataset as wds
 
-from shards.codec import CODECS, Codec, decode_frame, encode_frame, pack_frames
+from shards.codec import CODECS, Codec, decode_frame
 from shards.diff import diff
-from shards.index import (
-    DATASET_NAME,
-    INDEX_NAME,
-    LEDGER_NAME,
-    ShardEntry,
-    read_dataset,
-    write_dataset,
-    write_index,
-)
-from shards.ledger import write_ledger
+from shards.index import DATASET_NAME, read_dataset
 from shards.reader import decode_members, open_dataset, read_clip, read_members
-from shards.schema import SCHEMA_VERSION, ShardError, array_to_npy, npy_to_array
+from shards.schema import ShardError, array_to_npy, npy_to_array
 from shards.verify import verify
-from shards.writer import PackedClip, shard_name, write_tar
-from stages.cache import file_sha256
+from shards.writer import PackedClip, write_tar
+from tests import datasets
 
 SIZE = 32
 N_FRAMES = 5
@@ -40,56 +31,19 @@ def a_clip(key: str, codec: Codec = "webp", seed: int = 0) -> PackedClip:
     rng = np.random.default_rng(seed)
     ramp = np.linspace(0, 200, SIZE, dtype=np.float32)
     frames = (ramp[None, :, None, None] + rng.integers(0, 50, (N_FRAMES, SIZE, SIZE, 3))).astype(np.uint8)
-    blob, offsets = pack_frames(encode_frame(frame, codec) for frame in frames)
-    return PackedClip(
-        key,
-        blob,
-        np.tile(np.array([4, 16, 28, 30], np.int16), (N_FRAMES, 1)),
-        rng.uniform(-80, 0, (2 * N_FRAMES, 256)).astype(np.float32),
-        np.tile(np.eye(2, 3, dtype=np.float32), (N_FRAMES, 1, 1)),
-        {
-            "schema_version": SCHEMA_VERSION,
-            "clip_id": key,
-            "speaker": "s1",
-            "split": "train",
-            "frames": N_FRAMES,
-            "size": SIZE,
-            "codec": codec,
-            "frame_offsets": offsets,
-            "source_sha256": "00",
-        },
-    )
-
-
-def a_dataset(folder: Path, clips: list[PackedClip]) -> Path:
-    """A finished dataset of one shard."""
-    folder.mkdir(parents=True)
-    rows = write_tar(folder / "new.tar", clips)
-    sha256, size = file_sha256(folder / "new.tar"), (folder / "new.tar").stat().st_size
-    entry = ShardEntry(shard_name("train", 0, sha256), "train", size, sha256, len(rows), N_FRAMES * len(rows))
-    (folder / "new.tar").rename(folder / entry.name)
-    write_index(folder / INDEX_NAME, [row | {"shard": entry.name} for row in rows])
-    ledger = [
-        {"clip_id": clip.key, "path": f"{clip.key}.mpg", "status": "ok", "code": "", "notes": []}
-        for clip in clips
-    ]
-    write_ledger(folder / LEDGER_NAME, ledger)
-    counts = {"shards": 1, "clips": len(rows), "frames": N_FRAMES * len(rows)}
-    write_dataset(
-        folder / DATASET_NAME, [entry], splits={"train": counts}, files_found=len(rows), dropped={}, params={}
-    )
-    return folder
+    mels = rng.uniform(-80, 0, (2 * N_FRAMES, 256)).astype(np.float32)
+    return datasets.pack(key, frames, box=(4, 16, 28, 30), mels=mels, codec=codec)
 
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    return a_dataset(tmp_path / "shards", [a_clip("s1_b", seed=1), a_clip("s1_a", seed=2)])
+    return datasets.write(tmp_path / "shards", [a_clip("s1_b", seed=1), a_clip("s1_a", seed=2)])
 
 
 @pytest.mark.parametrize("codec", CODECS)
 def test_what_is_written_is_read_back(codec: Codec, tmp_path: Path) -> None:
     packed = a_clip("s1_x", codec)
-    sample = read_clip(open_dataset(a_dataset(tmp_path / "shards", [packed])), "s1_x")
+    sample = read_clip(open_dataset(datasets.write(tmp_path / "shards", [packed])), "s1_x")
     exact = a_clip("s1_x", "raw")
     frames = np.frombuffer(exact.blob, np.uint8).reshape(N_FRAMES, SIZE, SIZE, 3)
     if codec == "jpeg":
@@ -251,7 +205,7 @@ def test_a_clip_id_that_would_split_in_the_tar_is_refused(key: str) -> None:
 
 
 def test_diff_tells_what_changed(dataset: Path, tmp_path: Path) -> None:
-    other = a_dataset(tmp_path / "other", [a_clip("s1_a", seed=3), a_clip("s1_c", seed=2)])
+    other = datasets.write(tmp_path / "other", [a_clip("s1_a", seed=3), a_clip("s1_c", seed=2)])
     found = diff(dataset, other)
     assert found.added == ["s1_c"]
     assert found.removed == {"s1_b": "its file is gone"}

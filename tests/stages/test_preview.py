@@ -9,15 +9,13 @@ import av
 import numpy as np
 import pytest
 
-from shards.codec import encode_frame, pack_frames
-from shards.index import DATASET_NAME, INDEX_NAME, ShardEntry, write_dataset, write_index
 from shards.reader import Dataset, open_dataset
-from shards.schema import SCHEMA_VERSION, ClipSample, ShardError
-from shards.writer import PackedClip, write_tar
+from shards.schema import ClipSample, ShardError
 from stages import encode, preview
 from stages.encode import Sound, write_mp4
 from stages.mels import MelsParams, mel_rows
 from stages.work import StageError
+from tests import datasets
 
 SIZE = 64
 MELS = {"n_fft": 1024, "n_mels": 40}
@@ -44,27 +42,13 @@ def make_sample(
 
 def make_dataset(folder: Path, samples: Sequence[ClipSample], **described: Any) -> Dataset:
     """Write samples as a dataset of one shard."""
-    packed = []
-    for sample in samples:
-        blob, offsets = pack_frames(encode_frame(frame, "raw") for frame in sample.frames)
-        info = {
-            "schema_version": SCHEMA_VERSION,
-            "source_sha256": "",
-            "frames": len(sample.frames),
-            "size": SIZE,
-            "codec": "raw",
-            "frame_offsets": offsets,
-            **sample.info,
-        }
-        packed.append(PackedClip(sample.key, blob, sample.boxes, sample.mels, sample.affine, info))
-    folder.mkdir()
-    rows = write_tar(folder / "a.tar", packed)
-    write_index(folder / INDEX_NAME, [row | {"shard": "a.tar"} for row in rows])
-    entry = ShardEntry("a.tar", "train", (folder / "a.tar").stat().st_size, "0", len(samples), 0)
-    write_dataset(
-        folder / DATASET_NAME, [entry], **{"dataset": "made", "params": {"mels": MELS}, **described}
-    )
-    return open_dataset(folder)
+    packed = [
+        datasets.pack(
+            sample.key, sample.frames, box=sample.boxes[0].tolist(), mels=sample.mels, **dict(sample.info)
+        )
+        for sample in samples
+    ]
+    return open_dataset(datasets.write(folder, packed, **{"params": {"mels": MELS}, **described}))
 
 
 def n_pixels(picture: np.ndarray, color: Sequence[int]) -> int:

@@ -1,0 +1,74 @@
+"""Small finished datasets for tests, written as the shard stage writes them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.codec import Codec, encode_frame, write_frames
+from shards.index import DATASET_NAME, INDEX_NAME, LEDGER_NAME, ShardEntry, write_dataset, write_index
+from shards.ledger import write_ledger
+from shards.schema import SCHEMA_VERSION
+from shards.writer import PackedClip, shard_name, write_tar
+from stages.cache import file_sha256
+
+
+def pack(
+    key: str,
+    frames: NDArray[np.uint8],
+    *,
+    box: Sequence[int],
+    mels: NDArray[np.float32],
+    codec: Codec = "raw",
+    **info: Any,
+) -> PackedClip:
+    """A clip of frames (T, H, H, 3) with one box for all of them and no alignment."""
+    blob = io.BytesIO()
+    offsets = write_frames(blob, (encode_frame(frame, codec) for frame in frames))
+    described = {
+        "schema_version": SCHEMA_VERSION,
+        "clip_id": key,
+        "speaker": "s1",
+        "split": "train",
+        "frames": len(frames),
+        "size": frames.shape[1],
+        "codec": codec,
+        "frame_offsets": offsets,
+        "source_sha256": "00",
+    }
+    return PackedClip(
+        key,
+        blob.getvalue(),
+        np.tile(np.array(box, np.int16), (len(frames), 1)),
+        mels,
+        np.tile(np.eye(2, 3, dtype=np.float32), (len(frames), 1, 1)),
+        described | info,
+    )
+
+
+def write(folder: Path, clips: Sequence[PackedClip], **described: Any) -> Path:
+    """A finished dataset of one shard, which holds every split."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = write_tar(folder / "new.tar", clips)
+    sha256, size = file_sha256(folder / "new.tar"), (folder / "new.tar").stat().st_size
+    n_frames = sum(row["frames"] for row in rows)
+    entry = ShardEntry(shard_name("train", 0, sha256), "train", size, sha256, len(rows), n_frames)
+    (folder / "new.tar").rename(folder / entry.name)
+    write_index(folder / INDEX_NAME, [row | {"shard": entry.name} for row in rows])
+    write_ledger(
+        folder / LEDGER_NAME,
+        [{"clip_id": clip.key, "path": f"{clip.key}.mpg", "status": "ok", "notes": []} for clip in clips],
+    )
+    splits: dict[str, dict[str, int]] = {}
+    for row in rows:
+        counts = splits.setdefault(row["split"], {"shards": 1, "clips": 0, "frames": 0})
+        counts["clips"] += 1
+        counts["frames"] += row["frames"]
+    defaults = {"dataset": "made", "params": {}, "files_found": len(rows), "dropped": {}, "splits": splits}
+    write_dataset(folder / DATASET_NAME, [entry], **(defaults | described))
+    return folder
