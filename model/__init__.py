@@ -1,1 +1,1 @@
-"""The audio-conditioned denoiser and its training loop (not written yet; see docs/roadmap.md)."""
+"""The audio-conditioned denoiser. Knows tensors and noise levels; nothing of files, frames or steps."""

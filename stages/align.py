@@ -174,12 +174,12 @@ def run(work: Work, params: AlignParams, part_params: PartParams, mapper: Mapper
         path = work.stage(STAGE) / f"{part.name}.parquet"
         tasks.append(PartTask(part, path, key, (source, params)))
     report = Report(STAGE)
-    build(STAGE, tasks, align_part, mapper, report)
+    stale = build(work.stage(STAGE), tasks, align_part, mapper, report)
     outcomes = list(read_outcomes(work.stage(STAGE)))
     frames = {row["clip_id"]: row["frames"] for row in rows}
     report.clips = len(outcomes)
     report.counts = count_by_code(outcomes)
     report.frames = sum(frames[row["clip_id"]] for row in outcomes if row["status"] == OK)
-    report.clips_computed = sum(len(task.part.rows) for task in tasks[: report.parts["built"]])
+    report.clips_computed = sum(len(task.part.rows) for task in stale)
     carry_ledger(work, (landmarks.STAGE, STAGE))
     return report

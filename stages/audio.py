@@ -64,11 +64,12 @@ def _decode(
             continue  # a damaged packet costs its own samples only; the next one's stamp is right again
         for frame in frames:
             assert isinstance(frame, av.AudioFrame), "only the audio stream is demuxed"
-            stamp = Fraction(frame.pts or 0) * (frame.time_base or 0)
             if to_float is None:
                 to_float = AudioResampler("fltp", frame.layout, frame.sample_rate)
-                first = stamp
-            at = round((stamp - first) * frame.sample_rate)
+                first = Fraction(frame.pts or 0) * (frame.time_base or 0)
+            at = end  # where a block without a stamp belongs
+            if frame.pts is not None and frame.time_base is not None:
+                at = round((frame.pts * frame.time_base - first) * frame.sample_rate)
             # Stamps are rounded, the samples are not: only a real gap moves a block off the last one's end.
             at = end if abs(at - end) <= GAP_SECONDS * frame.sample_rate else max(at, 0)
             frame.pts = None

@@ -145,12 +145,13 @@ def probe(path: str, corpus: str, params: dict[str, Any]) -> Outcome:
                        f"expected at most {rules.max_pixels} pixels")  # fmt: skip
         header_end = video.declared_end(container)
         seen, heard = video.packet_spans(container, picture, sound)
+        width, height = video.shown_size(Path(path))
         facts = {
             "video_codec": codec.name,
-            "width": codec.width,
-            "height": codec.height,
+            "width": width,
+            "height": height,
             "source_frames": seen.packets,
-            "fps": float((seen.packets) / seen.seconds) if seen.seconds > 0 else 0.0,
+            "fps": float(seen.packets / seen.seconds) if seen.seconds > 0 else 0.0,
             "video_start": float(seen.start),
             "video_seconds": float(seen.seconds),
             "frames": video.frames_on_clock(seen),

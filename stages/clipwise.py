@@ -109,7 +109,7 @@ def run(
             failed[clip_id] = outcome
     report.clips_computed = len(missing)
     tasks = [_task(part, work, stage, keys, entries, failed, columns) for part in parts]
-    build(stage, tasks, assemble, mapper, report)
+    build(work.stage(stage), tasks, assemble, mapper, report)
     outcomes = list(read_outcomes(work.stage(stage)))
     report.clips = len(outcomes)
     report.counts = count_by_code(outcomes)

@@ -62,27 +62,32 @@ def find_points(
     for frame in frames:
         faces.append(faces[-1] if frame is last else find(frame.image))
         last = frame
+    n_frames = len(faces)
+    if not any(faces):
+        raise Drop("no_face", f"no face in any of its {n_frames} frames")
+    _check_gaps([bool(found_here) for found_here in faces], "no face", params)
     followed = follow_largest(faces, params.max_gap_frames)
     found = np.array([face is not None for face in followed])
-    n_frames = len(found)
-    if not found.any():
-        raise Drop("no_face", f"no face in any of its {n_frames} frames")
-    gap_start, gap = longest_gap(list(found))
-    if gap > params.max_gap_frames:
-        raise Drop("no_face", f"no face in frames {gap_start}-{gap_start + gap - 1} of {n_frames}, "
-                   f"expected gaps of at most {params.max_gap_frames}")  # fmt: skip
+    _check_gaps(list(found), "the largest face is away", params)
     width = float(np.median([face_width(face) for face in followed if face is not None]))
     if width < params.min_face_pixels:
         raise Drop("small_face", f"its face is {width:.0f} px wide, "
                    f"expected {params.min_face_pixels:g} or more")  # fmt: skip
     notes = []
-    if gap:
-        missing = np.flatnonzero(~found).tolist()
-        notes.append(f"face interpolated in frames {missing}")
+    if not found.all():
+        notes.append(f"face interpolated in frames {np.flatnonzero(~found).tolist()}")
     most = max(len(found_here) for found_here in faces)
     if most > 1:
         notes.append(f"{most} faces seen, the largest followed")
     return bridge_gaps(followed), found, tuple(notes)
+
+
+def _check_gaps(there: list[bool], what: str, params: LandmarksParams) -> None:
+    """Raise Drop where a face is missing for too long."""
+    start, length = longest_gap(there)
+    if length > params.max_gap_frames:
+        raise Drop("no_face", f"{what} in frames {start}-{start + length - 1} of {len(there)}, "
+                   f"expected gaps of at most {params.max_gap_frames}")  # fmt: skip
 
 
 _finders: dict[tuple[str, int], FaceFinder] = {}

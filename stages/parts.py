@@ -82,33 +82,28 @@ class PartTask:
 
 
 def build(
-    stage: str,
+    folder: Path,
     tasks: Sequence[PartTask],
     builder: Callable[[PartTask], Any],
     mapper: Mapper,
     report: Report,
     in_place: Callable[[PartTask], bool] | None = None,
-) -> None:
+) -> list[PartTask]:
     """Bring a stage's folder up to date: write stale parts, remove those that are no longer planned.
 
-    ``in_place`` says whether a part needs no work; without it the part's key does.
+    ``in_place`` says whether a part needs no work; without it the part's key does. Returns the stale ones.
     """
     in_place = in_place or is_current
     stale = [task for task in tasks if not in_place(task)]
     sizes = [sum(row["frames"] for row in task.part.rows) for task in stale]
-    for _ in mapper(builder, stale, label=f"{stage}: parts", sizes=sizes):
+    for _ in mapper(builder, stale, label=f"{report.stage}: parts", sizes=sizes):
         pass
-    folder = tasks[0].path.parent if tasks else None
-    if folder is not None:
-        planned = {task.path for task in tasks}
-        for path in folder.iterdir():
-            if path not in planned and path.suffix == ".parquet":
-                path.unlink()
-    report.parts = {
-        "total": len(tasks),
-        "kept": len(tasks) - len(stale),
-        "built": len(stale),
-    }
+    planned = {task.path for task in tasks}
+    for path in folder.glob("*.parquet"):
+        if path not in planned:
+            path.unlink()
+    report.parts = {"total": len(tasks), "kept": len(tasks) - len(stale), "built": len(stale)}
+    return stale
 
 
 def is_current(task: PartTask) -> bool:

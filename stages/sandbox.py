@@ -10,7 +10,9 @@ Talk is one JSON object a line, so nothing is unpickled. ``python -m stages.sand
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import faulthandler
 import importlib
 import json
 import os
@@ -37,7 +39,10 @@ from stages.work import Drop, Outcome
 
 WARM_UP_SECONDS = 600.0  # loading libraries; the first librosa on a machine compiles for half a minute
 POLL_SECONDS = 0.05
+ORPHAN_FACTOR = 2  # times its deadline, after which a child whose parent is gone ends itself
 STDERR_TAIL = 600
+MAX_ANSWER_BYTES = 64 * 2**20
+MAX_FILE_BYTES = 8 * 2**30  # a decoder that writes without end fills no disk
 TRIES = 2
 MEGABYTE = 2**20
 
@@ -108,6 +113,12 @@ def _a_child(*, fresh: bool) -> Iterator[Child]:
         _idle.put(child)
 
 
+@atexit.register
+def _end_idle_children() -> None:
+    while not _idle.empty():
+        _idle.get_nowait().kill()
+
+
 class Child:
     """The parent's end of one child process, started when first called."""
 
@@ -126,7 +137,8 @@ class Child:
         self._calls += 1
         self._stderr.truncate(0)
         try:
-            self._process.stdin.write(json.dumps([job.function, job.args]).encode() + b"\n")
+            words = [job.function, job.args, job.deadline_seconds]
+            self._process.stdin.write(json.dumps(words).encode() + b"\n")
             self._process.stdin.flush()
         except BrokenPipeError as err:
             raise self._crashed() from err
@@ -165,15 +177,15 @@ class Child:
         assert self._process is not None and self._process.stdout is not None
         process = psutil.Process(self._process.pid)
         pipe = self._process.stdout.fileno()
+        watch = select.poll()  # select() knows no descriptor above 1023
+        watch.register(pipe, select.POLLIN | select.POLLHUP)
         until = time.monotonic() + deadline_seconds
         while b"\n" not in self._buffer:
-            ready, _, _ = select.select([pipe], [], [], POLL_SECONDS)
-            if ready:
+            if watch.poll(POLL_SECONDS * 1000):
                 data = os.read(pipe, 65536)
                 if not data:
                     raise self._crashed()
                 self._buffer += data
-                continue
             with contextlib.suppress(psutil.NoSuchProcess):
                 used = process.memory_info().rss // MEGABYTE
                 if used > memory_mb:
@@ -181,7 +193,9 @@ class Child:
                         "memory", f"used {used} MB of memory, limits.memory_mb is {memory_mb}"
                     )
             if time.monotonic() > until:
-                raise SandboxFailure("hang", f"no answer within {deadline_seconds:.0f} s")
+                raise SandboxFailure("hang", f"no answer within {deadline_seconds:g} s")
+            if len(self._buffer) > MAX_ANSWER_BYTES:
+                raise SandboxFailure("crash", f"its answer is longer than {MAX_ANSWER_BYTES} bytes")
         line, self._buffer = self._buffer.split(b"\n", 1)
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
@@ -214,22 +228,27 @@ CHILD_ENVIRONMENT = {
 def serve() -> None:
     """The child: read a job a line, answer "warm" once its module is loaded, then the outcome."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_FILE_BYTES, MAX_FILE_BYTES))
     # Libraries print to descriptor 1 as they please; the answers go through one that they do not know.
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
     jobs: queue.Queue[bytes] = queue.Queue()
     threading.Thread(target=_read_jobs, args=(jobs,), daemon=True).start()
     while True:
-        name, args = json.loads(jobs.get())
+        name, args, deadline = json.loads(jobs.get())
         try:
             module_name, function_name = name.split(":")
             module = importlib.import_module(module_name)
             getattr(module, "warm_up", lambda: None)()
             answers.write(b'{"warm":true}\n')
+            # Should the parent be gone and the job hold the interpreter, nobody else can end this process.
+            faulthandler.dump_traceback_later(ORPHAN_FACTOR * deadline, exit=True)
             try:
                 outcome = getattr(module, function_name)(**args)
             except Drop as drop:
                 outcome = Outcome.dropped(drop)
+            finally:
+                faulthandler.cancel_dump_traceback_later()
             answer = json.dumps(outcome.to_json())
         except (Exception, SystemExit) as err:  # leaving would end in an abort: a thread reads stdin
             traceback.print_exc()

@@ -244,7 +244,7 @@ def run(
     rows = read_clips(work)
     tasks = plan_tasks(work, rows, size, params, part_params, limits)
     report = Report(STAGE)
-    build(STAGE, tasks, pack_part, mapper, report, in_place=_in_place)
+    build(work.stage(STAGE), tasks, pack_part, mapper, report, in_place=_in_place)
     ledger = carry_ledger(work, (landmarks.STAGE, align.STAGE, mels.STAGE, STAGE))
     entries: dict[str, ShardEntry] = {}
     index_rows = []

@@ -77,7 +77,7 @@ def _check_fps(fps: str) -> str:
 
 
 Side = Annotated[int, Field(ge=128, le=2048, multiple_of=2)]
-Seconds = Annotated[float, Field(ge=0.4, le=120)]
+Seconds = Annotated[float, Field(ge=0.4, le=600)]
 OffsetMs = Annotated[float, Field(ge=-MAX_OFFSET_MS, le=MAX_OFFSET_MS)]
 Strict = ConfigDict(extra="forbid")
 

@@ -79,32 +79,40 @@ def video_stream(container: av.container.InputContainer) -> VideoStream:
 
 def packet_spans(container: av.container.InputContainer, *wanted: av.stream.Stream) -> list[StreamSpan]:
     """Time span of each stream, from its packets; nothing is decoded. Raises Drop on an empty one."""
-    stamps: dict[int, list[int]] = {stream.index: [] for stream in wanted}
-    durations: dict[int, list[int]] = {stream.index: [] for stream in wanted}
+    seen: dict[int, list[tuple[int, int]]] = {stream.index: [] for stream in wanted}
     try:
         for packet in container.demux(*wanted):
             stamp = packet.dts if packet.pts is None else packet.pts  # AVI has dts only
             if packet.size and stamp is not None:
-                stamps[packet.stream.index].append(stamp)
-                durations[packet.stream.index].append(packet.duration or 0)
+                seen[packet.stream.index].append((stamp, packet.duration or 0))
     except av.FFmpegError as err:
         raise Drop("damaged", f"cannot be read to its end ({err.strerror})") from err
-    return [_span(stream, sorted(stamps[stream.index]), durations[stream.index]) for stream in wanted]
+    return [_span(stream, sorted(seen[stream.index])) for stream in wanted]
 
 
-def _span(stream: av.stream.Stream, stamps: list[int], durations: list[int]) -> StreamSpan:
-    if not stamps or stream.time_base is None:
+def _span(stream: av.stream.Stream, packets: list[tuple[int, int]]) -> StreamSpan:
+    """From (time stamp, duration) in order of showing."""
+    if not packets or stream.time_base is None:
         raise Drop(f"no_{stream.type}", f"its {stream.type} stream holds no packet with a time stamp")
+    (start, _), (last, duration) = packets[0], packets[-1]
     # FLV packets have no duration; the usual step between stamps stands in for the last one's.
-    steps = [right - left for left, right in pairwise(stamps) if right > left]
-    last = durations[-1] or (median(steps) if steps else 0)
-    start, end = Fraction(stamps[0]), Fraction(stamps[-1]) + Fraction(last)
-    return StreamSpan(start * stream.time_base, end * stream.time_base, len(stamps))
+    steps = [right - left for (left, _), (right, _) in pairwise(packets) if right > left]
+    end = last + Fraction(duration or (median(steps) if steps else 0))
+    return StreamSpan(start * stream.time_base, end * stream.time_base, len(packets))
 
 
 def frames_on_clock(span: StreamSpan) -> int:
     """T: how many instants k / 25 after the first frame fall before the last frame's end."""
     return math.ceil((span.seconds - SAME_TIME) * VIDEO_FPS)
+
+
+def shown_size(path: Path) -> tuple[int, int]:
+    """Width and height of the video as a player shows it, upright. Raises Drop when nothing decodes."""
+    with open_media(path) as container:
+        for _, frame in _decode(container):
+            lying = frame.rotation % 180 != 0
+            return (frame.height, frame.width) if lying else (frame.width, frame.height)
+    raise Drop("no_video", "none of its video frames can be decoded")
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,10 +45,10 @@ def test_opposite_channels_are_noticed_and_not_silent() -> None:
 
 
 def test_silence_is_dropped_with_its_peak_and_a_whisper_is_not() -> None:
-    with pytest.raises(Drop, match="peak 0.0e\\+00 of full scale, expected 3.1e-05 or more") as caught:
+    with pytest.raises(Drop, match=r"peak 0\.0e\+00 of full scale, expected 3\.1e-05 or more") as caught:
         to_mono(np.zeros((2, 1000), np.float32))
     assert caught.value.code == "silent"
-    with pytest.raises(Drop, match="peak 2.0e-05"):
+    with pytest.raises(Drop, match=r"peak 2\.0e-05"):
         to_mono(np.full((1, 9), -2e-5, np.float32))
     whisper = np.full((1, 1000), 4e-5, np.float32)
     assert np.array_equal(to_mono(whisper)[0], whisper[0])
@@ -77,8 +77,14 @@ def test_antiphase_clips_are_noticed_in_every_container(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("container", "fps", "offset_ms"),
-    [("mpg", "25", 80), ("flv", "29.97", -120), ("flv", "29.97", 0), ("mp4", "variable", 200), ("mkv", "25", -40)],
-)  # fmt: skip
+    [
+        ("mpg", "25", 80),
+        ("flv", "29.97", -120),
+        ("flv", "29.97", 0),
+        ("mp4", "variable", 200),
+        ("mkv", "25", -40),
+    ],
+)
 def test_a_planted_offset_is_measured_on_our_own_clock(
     tmp_path: Path, container: str, fps: str, offset_ms: float
 ) -> None:
@@ -108,6 +114,7 @@ def write_clicks(
         video = out.add_stream("mpeg4", rate=25)
         video.width, video.height, video.pix_fmt = 64, 64, "yuv420p"
         audio = out.add_stream(codec, rate=SOURCE_RATE, layout="mono")
+        audio.codec_context.format = "s16" if codec == "pcm_s16le" else "fltp"
         times = np.arange(int(seconds * SOURCE_RATE)) / SOURCE_RATE + sound_from
         sound = np.zeros(len(times), np.float32)
         for click in clicks_s:
@@ -124,7 +131,9 @@ def write_clicks(
             part = sound[None, at : at + step]
             if sample_format == "s16":
                 part = (part * 32767).astype(np.int16)
-            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(part), format=sample_format, layout="mono")
+            frame = av.AudioFrame.from_ndarray(
+                np.ascontiguousarray(part), format=sample_format, layout="mono"
+            )
             frame.sample_rate, frame.time_base = SOURCE_RATE, Fraction(1, SOURCE_RATE)
             frame.pts = at + round(sound_from * SOURCE_RATE)
             for packet in audio.encode(frame):
@@ -172,23 +181,6 @@ def test_it_is_as_long_as_asked_whatever_the_sound_s_length(tmp_path: Path, n_sa
     sound = read_channels(clip, 0.0, n_samples)
     assert sound.shape == (1, n_samples) and sound.dtype == np.float32
     assert not sound[:, SAMPLE_RATE + 10 :].any()
-
-
-def test_two_frames_in_one_packet_follow_each_other(tmp_path: Path) -> None:
-    """The second has no time stamp of its own: it comes after the first, not at the beginning."""
-    single = write_clicks(tmp_path / "single.mkv", "libmp3lame", [0.5], seconds=0.8)
-    double = tmp_path / "double.mkv"
-    with av.open(os.fspath(single)) as source, av.open(os.fspath(double), "w") as out:
-        stream = out.add_stream_from_template(source.streams.audio[0])
-        packets = [packet for packet in source.demux(audio=0) if packet.size]
-        for first, second in zip(packets[::2], packets[1::2], strict=False):
-            pair = av.Packet(bytes(first) + bytes(second))
-            pair.pts, pair.dts, pair.time_base = first.pts, first.dts, first.time_base
-            pair.stream = stream
-            out.mux(pair)
-    heard = bursts(read_channels(double, 0.0, 12_800)[0])
-    assert heard == pytest.approx(bursts(read_channels(single, 0.0, 12_800)[0]), abs=0.001)
-    assert heard == pytest.approx([0.5], abs=0.06)  # within the encoder's delay
 
 
 def test_no_sound_is_dropped(tmp_path: Path) -> None:

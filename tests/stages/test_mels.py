@@ -29,12 +29,12 @@ def write_clip(path: Path, n_frames: int, sound: np.ndarray, *, sound_from: floa
     with av.open(os.fspath(path), "w") as out:
         video = out.add_stream("mpeg4", rate=25)
         video.width, video.height, video.pix_fmt = 64, 64, "yuv420p"
+        audio = out.add_stream("pcm_s16le", rate=RATE, layout="mono")
         for k in range(n_frames):
             frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 90, np.uint8), format="rgb24")
             frame.pts, frame.time_base = k, Fraction(1, 25)
             out.mux(video.encode(frame))
         out.mux(video.encode(None))
-        audio = out.add_stream("pcm_s16le", rate=RATE, layout="mono")
         whole = np.round(sound * 32767).astype(np.int16)
         for at in range(0, len(whole), 800):
             heard = av.AudioFrame.from_ndarray(whole[None, at : at + 800].copy(), format="s16", layout="mono")

@@ -27,7 +27,7 @@ GOOD = LimitParams(deadline_seconds=30.0)
 
 @pytest.fixture(autouse=True)
 def _no_process_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Children find the misbehaving module, and after every test none of them lives, not as a zombie either."""
+    """Children find the misbehaving module, and none of them outlives its test, not even as a zombie."""
     monkeypatch.setenv("PYTHONPATH", os.fspath(HERE))
     empty_the_pool()
     before = {child.pid for child in psutil.Process().children(recursive=True)}

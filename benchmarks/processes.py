@@ -1,0 +1,95 @@
+"""Watching a command and all that it starts: CPU seconds and memory, orphans too."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import resource
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+PR_SET_CHILD_SUBREAPER = 36
+SAMPLE_SECONDS = 0.2
+# What a process is, by a word of its command line.
+KINDS = {"stages.sandbox": "sandbox", "spawn_main": "worker"}
+
+
+@dataclass
+class Usage:
+    """What a command took, with every process that it started."""
+
+    answer: dict[str, Any]  # its --json
+    cpu_seconds: float
+    wall_seconds: float
+    memory_mb: dict[str, list[tuple[float, float]]] = field(default_factory=dict)  # kind -> (wall s, RSS)
+
+    def peaks(self) -> str:
+        return ", ".join(
+            f"{kind} {max(size for _, size in series):.0f} MB" for kind, series in self.memory_mb.items()
+        )
+
+
+def pipeline(*words: str) -> Usage:
+    """Run ``pipeline`` with ``--json`` to its end."""
+    # Orphans come to this process, so their CPU time is counted.
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    started = time.monotonic()
+    command = [sys.executable, "-m", "pipeline.main", *words, "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    memory: dict[str, list[tuple[float, float]]] = {}
+    threading.Thread(target=_watch, args=(process.pid, started, memory), daemon=True).start()
+    answer, _ = process.communicate()
+    wall = time.monotonic() - started
+    if process.returncode:
+        raise SystemExit(f"pipeline {' '.join(words)} failed: {answer.decode()}")
+    while True:
+        try:
+            os.wait()
+        except ChildProcessError:
+            break
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime)
+    return Usage(json.loads(answer), cpu, wall, memory)
+
+
+def _watch(pid: int, started: float, memory: dict[str, list[tuple[float, float]]]) -> None:
+    """Sample the largest process of each kind until the command ends."""
+    root = psutil.Process(pid)
+    while True:
+        try:
+            family = [root, *root.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return
+        largest: dict[str, float] = {}
+        for process in family:
+            try:
+                line = " ".join(process.cmdline())
+                size = process.memory_info().rss / 2**20
+            except psutil.Error:
+                continue
+            kind = next((kind for word, kind in KINDS.items() if word in line), "command")
+            largest[kind] = max(largest.get(kind, 0.0), size)
+        for kind, size in largest.items():
+            memory.setdefault(kind, []).append((time.monotonic() - started, size))
+        time.sleep(SAMPLE_SECONDS)
+
+
+def pin_to_one_core() -> None:
+    """This process and its children run on one core from now on, where the system can do that."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+
+def video_files(raw: Path, n_clips: int) -> list[Path]:
+    """The first clips below a folder, by name."""
+    suffixes = (".mpg", ".flv", ".mp4", ".mkv")
+    return [path for path in sorted(raw.rglob("*")) if path.suffix in suffixes][:n_clips]

@@ -1,0 +1,111 @@
+"""The pieces of the U-Net: residual blocks with two FiLM branches (paper eq. 7), attention, embeddings."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+GROUPS = 32
+HEAD_CHANNELS = 64
+Resample = Literal["none", "down", "up"]
+
+
+def zeroed(module: nn.Module) -> None:
+    """Set a module's weights to zero: a branch that ends in it starts as if it were not there.
+
+    The authors' code sets these zeros and then draws them anew (docs/model.md); here they stay.
+    """
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+
+
+def sinusoid(values: Tensor, channels: int, max_period: float = 1e4) -> Tensor:
+    """Cosines, then sines, of each value at geometric frequencies: (B,) -> (B, channels)."""
+    half = channels // 2
+    ramp = torch.arange(half, dtype=torch.float32, device=values.device) / half
+    angles = values[:, None].float() * torch.exp(-math.log(max_period) * ramp)
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class FiLM(nn.Module):
+    """h -> h * (1 + scale) + shift, both from an embedding (B, E), the same at every pixel."""
+
+    def __init__(self, embedding: int, channels: int) -> None:
+        super().__init__()
+        self.to_scale_shift = nn.Linear(embedding, 2 * channels)
+
+    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+        scale, shift = self.to_scale_shift(F.silu(embedding))[:, :, None, None].chunk(2, dim=1)
+        turned: Tensor = h * (1 + scale) + shift
+        return turned
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions with FiLM by noise level first and audio second between them.
+
+    Eq. 7 as the authors' code means it: ``(GN(h) (1 + t_s) + t_b) (1 + z_s) + z_b``; as printed it lacks
+    the ones and closes its brackets elsewhere. Resampling happens inside, in both branches.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        out_channels: int,
+        embedding: int,
+        *,
+        dropout: float,
+        resample: Resample = "none",
+    ) -> None:
+        super().__init__()
+        self.resample = resample
+        self.norm_in = nn.GroupNorm(GROUPS, channels)
+        self.conv_in = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.norm_out = nn.GroupNorm(GROUPS, out_channels)
+        self.by_noise = FiLM(embedding, out_channels)
+        self.by_audio = FiLM(embedding, out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv_out = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        zeroed(self.conv_out)
+        self.skip = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
+
+    def forward(self, x: Tensor, noise: Tensor, audio: Tensor) -> Tensor:
+        """(B, C, H, W), embeddings (B, E) -> (B, C', H', W')."""
+        h = self.conv_in(self._resized(F.silu(self.norm_in(x))))
+        h = self.by_audio(self.by_noise(self.norm_out(h), noise), audio)
+        h = self.conv_out(self.dropout(F.silu(h)))
+        skipped: Tensor = self.skip(self._resized(x))
+        return skipped + h
+
+    def _resized(self, x: Tensor) -> Tensor:
+        if self.resample == "down":
+            halved: Tensor = F.avg_pool2d(x, 2)
+            return halved
+        if self.resample == "up":
+            doubled: Tensor = F.interpolate(x, scale_factor=2, mode="nearest")
+            return doubled
+        return x
+
+
+class Attention(nn.Module):
+    """Self-attention over all pixels, added to the input."""
+
+    def __init__(self, channels: int, head_channels: int = HEAD_CHANNELS) -> None:
+        super().__init__()
+        self.heads = channels // head_channels
+        self.norm = nn.GroupNorm(GROUPS, channels)
+        self.to_qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = nn.Conv2d(channels, channels, 1)
+        zeroed(self.out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same."""
+        b, c, h, w = x.shape
+        qkv = self.to_qkv(self.norm(x)).reshape(b, 3, self.heads, c // self.heads, h * w)
+        q, k, v = qkv.transpose(-1, -2).unbind(dim=1)  # (B, heads, HW, C / heads) each
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        summed: Tensor = x + self.out(mixed.transpose(-1, -2).reshape(b, c, h, w))
+        return summed

@@ -1,0 +1,173 @@
+"""The network and the diffusion are the paper's, by numbers known without our code."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from model.blocks import ResidualBlock, sinusoid
+from model.denoiser import (
+    NoiseParams,
+    add_noise,
+    betas,
+    draw_gamma,
+    embedded,
+    epsilon_of,
+    gammas,
+    log_snr,
+    masked_loss,
+    snr_weight,
+    target_of,
+    y_0_of,
+)
+from model.unet import UNet, UNetParams, parameter_count
+
+LINEAR = NoiseParams(schedule="linear", steps=2000, beta_start=1e-6, beta_end=0.01)
+COSINE = NoiseParams(schedule="cosine", steps=1000)
+TINY = UNetParams(size=16, channels=32, multiples=(1, 2), blocks=1, attention_sizes=(), head_channels=32,
+                  audio_values=8)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("params", "count"),
+    [
+        (UNetParams(), 13_698_691),  # the authors' multi-speaker JSON
+        (UNetParams(multiples=(1, 2, 4, 8), attention_sizes=()), 66_655_619),  # Table 1, single speaker
+        (UNetParams(channels=128), 54_177_027),
+    ],
+)
+def test_the_network_has_the_papers_number_of_parameters(params: UNetParams, count: int) -> None:
+    with torch.device("meta"):
+        assert parameter_count(UNet(params)) == count
+
+
+def test_one_forward_costs_68_6_gflop() -> None:
+    with torch.device("meta"):
+        network = UNet(UNetParams()).eval()
+        x, gamma, audio = torch.empty(1, 9, 128, 128), torch.empty(1), torch.empty(1, 1024)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        assert network(x, gamma, audio).shape == (1, 3, 128, 128)
+    assert counter.get_total_flops() == pytest.approx(68.6e9, rel=0.01)
+
+
+def test_an_untrained_network_says_zero_and_its_blocks_pass_their_input_on() -> None:
+    torch.manual_seed(0)
+    network = UNet(TINY).eval()
+    said = network(torch.randn(2, 9, 16, 16), torch.rand(2), torch.randn(2, 8))
+    assert torch.equal(said, torch.zeros_like(said))
+    block = ResidualBlock(32, 32, 16, dropout=0.0)
+    x = torch.randn(2, 32, 4, 4)
+    assert torch.equal(block(x, torch.randn(2, 16), torch.randn(2, 16)), x)
+
+
+def test_film_is_noise_first_then_audio_both_with_one_plus_scale() -> None:
+    torch.manual_seed(0)
+    block = ResidualBlock(32, 32, 8, dropout=0.0).eval()
+    torch.nn.init.normal_(block.conv_out.weight)
+    x, noise, audio = torch.randn(1, 32, 4, 4), torch.randn(1, 8), torch.randn(1, 8)
+    t_scale, t_shift = block.by_noise.to_scale_shift(torch.nn.functional.silu(noise)).chunk(2, dim=1)
+    z_scale, z_shift = block.by_audio.to_scale_shift(torch.nn.functional.silu(audio)).chunk(2, dim=1)
+    h = block.norm_out(block.conv_in(torch.nn.functional.silu(block.norm_in(x))))
+    h = h * (1 + t_scale[..., None, None]) + t_shift[..., None, None]
+    h = h * (1 + z_scale[..., None, None]) + z_shift[..., None, None]
+    expected = x + block.conv_out(torch.nn.functional.silu(h))
+    torch.testing.assert_close(block(x, noise, audio), expected)
+
+
+def test_the_linear_schedule_is_its_closed_form() -> None:
+    table = gammas(LINEAR)
+    i = np.arange(2000)
+    assert np.allclose(betas(LINEAR), 1e-6 + (0.01 - 1e-6) * i / 1999, rtol=1e-12)
+    assert table[-1] == pytest.approx(4.386e-5, rel=1e-3)
+    assert np.allclose(np.log(table), np.cumsum(np.log1p(-betas(LINEAR))), rtol=1e-12)
+
+
+def test_the_cosine_schedule_is_its_closed_form() -> None:
+    table = gammas(COSINE)
+    x = np.arange(1, 1001) / 1000
+    closed = np.cos((x + 0.008) / 1.008 * np.pi / 2) ** 2 / np.cos(0.008 / 1.008 * np.pi / 2) ** 2
+    assert np.allclose(table[:-1], closed[:-1], rtol=1e-9), "all but the one step whose beta is clamped"
+    assert table[-1] == pytest.approx(2.4e-9, rel=0.02)
+    assert betas(COSINE)[0] == pytest.approx(4.13e-5, rel=1e-2)
+    assert (betas(COSINE) == 0.999).sum() == 1
+
+
+def test_noise_levels_are_drawn_evenly_between_the_steps() -> None:
+    table = torch.from_numpy(gammas(COSINE))
+    drawn = draw_gamma(table, 200_000, torch.Generator().manual_seed(0))
+    assert drawn.min() > table[-1]
+    assert drawn.max() < table[0]
+    # Every step is as likely as any other: the place in the table is uniform.
+    place = np.interp(drawn.numpy(), table.numpy()[::-1], np.arange(1000)[::-1])
+    counts, _ = np.histogram(place, bins=50, range=(0, 999))
+    assert np.abs(counts / counts.mean() - 1).max() < 0.08
+
+
+@pytest.mark.parametrize("target", ["epsilon", "v"])
+def test_the_true_answer_gives_back_image_and_noise(target: str) -> None:
+    torch.manual_seed(0)
+    y_0, epsilon = torch.randn(2, 4, 3, 8, 8, dtype=torch.float64)
+    gamma = torch.tensor([0.999, 0.5, 0.1, 1e-4], dtype=torch.float64)
+    y = add_noise(y_0, epsilon, gamma)
+    said = target_of(y_0, epsilon, gamma, target)  # type: ignore[arg-type]
+    torch.testing.assert_close(y_0_of(y, said, gamma, target), y_0)  # type: ignore[arg-type]
+    torch.testing.assert_close(epsilon_of(y, said, gamma, target), epsilon)  # type: ignore[arg-type]
+
+
+def test_noise_keeps_the_variance_of_unit_images() -> None:
+    torch.manual_seed(0)
+    y_0, epsilon = torch.randn(2, 5, 3, 64, 64)
+    for gamma in (0.01, 0.3, 0.99):
+        y = add_noise(y_0, epsilon, torch.full((5,), gamma))
+        assert y.std() == pytest.approx(1.0, abs=0.02)
+
+
+def test_the_loss_does_not_hang_on_the_masks_area() -> None:
+    said, wanted = torch.full((1, 3, 16, 16), 0.5), torch.zeros(1, 3, 16, 16)
+    losses = []
+    for side in (2, 8, 16):
+        mask = torch.zeros(1, 1, 16, 16)
+        mask[..., :side, :side] = 1
+        losses.append(masked_loss(said, wanted, mask).item())
+    assert losses == pytest.approx([0.25, 0.25, 0.25])
+
+
+def test_no_gradient_comes_from_outside_the_mask() -> None:
+    said = torch.randn(2, 3, 8, 8, requires_grad=True)
+    mask = torch.zeros(2, 1, 8, 8)
+    mask[..., 4:, 2:6] = 1
+    masked_loss(said, torch.randn(2, 3, 8, 8), mask).sum().backward()
+    assert said.grad is not None
+    outside = (mask == 0).expand_as(said)
+    assert torch.equal(said.grad[outside], torch.zeros_like(said.grad[outside]))
+    assert (said.grad[~outside] != 0).all()
+
+
+def test_log_snr_tells_the_ends_of_the_schedule_apart_where_gamma_does_not() -> None:
+    table = torch.from_numpy(gammas(COSINE))
+    low, high = table[[-2, -50]], table[[1, 50]]
+    for pair in (low, high):
+        apart = {
+            how: (sinusoid(embedded(pair, how), 64)[0] - sinusoid(embedded(pair, how), 64)[1]).norm().item()
+            for how in ("gamma", "log_snr")
+        }
+        assert apart["log_snr"] > 1.0
+        assert apart["gamma"] < 0.1
+    assert log_snr(torch.tensor([0.5])).item() == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("target", ["epsilon", "v"])
+def test_min_snr_weights_the_error_of_the_clean_image_by_at_most_its_limit(target: str) -> None:
+    """Whatever the target, weight times loss is min(SNR, limit) times the error in y_0 (Hang et al.)."""
+    params = NoiseParams(target=target, min_snr=5.0)  # type: ignore[arg-type]
+    gamma = torch.tensor([0.01, 0.5, 0.9, 0.999], dtype=torch.float64)
+    torch.manual_seed(0)
+    y_0, epsilon, error = torch.randn(3, 4, 3, 4, 4, dtype=torch.float64)
+    said = target_of(y_0, epsilon, gamma, params.target) + 0.01 * error
+    y = add_noise(y_0, epsilon, gamma)
+    wrong = (y_0_of(y, said, gamma, params.target) - y_0).square().mean(dim=(1, 2, 3))
+    loss = (0.01 * error).square().mean(dim=(1, 2, 3))
+    snr = gamma / (1 - gamma)
+    torch.testing.assert_close(snr_weight(gamma, params) * loss, snr.clamp(max=5.0) * wrong)
