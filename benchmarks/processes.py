@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 
 PR_SET_CHILD_SUBREAPER = 36
-SAMPLE_SECONDS = 0.2
+SAMPLE_SECONDS = 0.5
 # What a process is, by a word of its command line.
 KINDS = {"stages.sandbox": "sandbox", "spawn_main": "worker"}
 
@@ -30,6 +30,7 @@ class Usage:
     cpu_seconds: float
     wall_seconds: float
     memory_mb: dict[str, list[tuple[float, float]]] = field(default_factory=dict)  # kind -> (wall s, RSS)
+    cpu_by_kind: dict[str, float] = field(default_factory=dict)  # sampled, so a little less than all
 
     def peaks(self) -> str:
         return ", ".join(
@@ -37,32 +38,40 @@ class Usage:
         )
 
 
-def pipeline(*words: str) -> Usage:
-    """Run ``pipeline`` with ``--json`` to its end."""
+def pipeline(*words: str, one_core: bool = False) -> Usage:
+    """Run ``pipeline`` with ``--json`` to its end. The watching is done on the other cores."""
     # Orphans come to this process, so their CPU time is counted.
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.monotonic()
     command = [sys.executable, "-m", "pipeline.main", *words, "--json"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    pin = pin_to_one_core if one_core else None
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, preexec_fn=pin)
     memory: dict[str, list[tuple[float, float]]] = {}
-    threading.Thread(target=_watch, args=(process.pid, started, memory), daemon=True).start()
+    cpu_of: dict[tuple[str, int], float] = {}
+    threading.Thread(target=_watch, args=(process.pid, started, memory, cpu_of), daemon=True).start()
     answer, _ = process.communicate()
     wall = time.monotonic() - started
     if process.returncode:
         raise SystemExit(f"pipeline {' '.join(words)} failed: {answer.decode()}")
-    while True:
-        try:
-            os.wait()
-        except ChildProcessError:
-            break
+    for orphan in psutil.Process().children():
+        if orphan.status() == psutil.STATUS_ZOMBIE or "stages.sandbox" in " ".join(orphan.cmdline()):
+            os.waitpid(orphan.pid, 0)  # it ends when it notices that its worker is gone
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime)
-    return Usage(json.loads(answer), cpu, wall, memory)
+    by_kind: dict[str, float] = {}
+    for (kind, _), seconds in cpu_of.items():
+        by_kind[kind] = by_kind.get(kind, 0.0) + seconds
+    return Usage(json.loads(answer), cpu, wall, memory, by_kind)
 
 
-def _watch(pid: int, started: float, memory: dict[str, list[tuple[float, float]]]) -> None:
-    """Sample the largest process of each kind until the command ends."""
+def _watch(
+    pid: int,
+    started: float,
+    memory: dict[str, list[tuple[float, float]]],
+    cpu_of: dict[tuple[str, int], float],
+) -> None:
+    """Sample the largest process of each kind, and the CPU time of every one, until the command ends."""
     root = psutil.Process(pid)
     while True:
         try:
@@ -74,9 +83,11 @@ def _watch(pid: int, started: float, memory: dict[str, list[tuple[float, float]]
             try:
                 line = " ".join(process.cmdline())
                 size = process.memory_info().rss / 2**20
+                times = process.cpu_times()
             except psutil.Error:
                 continue
             kind = next((kind for word, kind in KINDS.items() if word in line), "command")
+            cpu_of[kind, process.pid] = times.user + times.system
             largest[kind] = max(largest.get(kind, 0.0), size)
         for kind, size in largest.items():
             memory.setdefault(kind, []).append((time.monotonic() - started, size))
@@ -84,9 +95,9 @@ def _watch(pid: int, started: float, memory: dict[str, list[tuple[float, float]]
 
 
 def pin_to_one_core() -> None:
-    """This process and its children run on one core from now on, where the system can do that."""
+    """This process and its children run on the last core from now on, where the system can do that."""
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 
 def video_files(raw: Path, n_clips: int) -> list[Path]:

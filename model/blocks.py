@@ -17,7 +17,7 @@ Resample = Literal["none", "down", "up"]
 def zeroed(module: nn.Module) -> None:
     """Set a module's weights to zero: a branch that ends in it starts as if it were not there.
 
-    The authors' code sets these zeros and then draws them anew (docs/model.md); here they stay.
+    The authors' code sets these zeros and then draws them anew; here they stay.
     """
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
@@ -77,8 +77,8 @@ class ResidualBlock(nn.Module):
         h = self.conv_in(self._resized(F.silu(self.norm_in(x))))
         h = self.by_audio(self.by_noise(self.norm_out(h), noise), audio)
         h = self.conv_out(self.dropout(F.silu(h)))
-        skipped: Tensor = self.skip(self._resized(x))
-        return skipped + h
+        summed: Tensor = self.skip(self._resized(x)) + h
+        return summed
 
     def _resized(self, x: Tensor) -> Tensor:
         if self.resample == "down":

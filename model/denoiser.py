@@ -38,7 +38,7 @@ class NoiseParams:
     beta_end: float = Field(default=0.01, gt=0, lt=1)
     target: Target = "epsilon"
     # The paper's code gives the sinusoids gamma in [0, 1] unscaled: 17 of 64 channels vary, and the two ends
-    # of the schedule look alike. log-SNR spreads them (docs/model.md).
+    # of the schedule look alike. log-SNR spreads them.
     embedding: NoiseEmbedding = "log_snr"
     # Weight min(SNR, this) / SNR for epsilon (Hang et al. 2023); 0 switches it off.
     min_snr: float = Field(default=0.0, ge=0)
