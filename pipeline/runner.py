@@ -94,8 +94,11 @@ class DaskMapper:
 @contextlib.contextmanager
 def cluster_client(workers: int) -> Iterator[Client]:
     """A client of a cluster of ``workers`` processes on this machine, which ends with it."""
+    import dask
     from distributed import Client, LocalCluster
 
+    # Workers sample their own stack a hundred times a second for a dashboard that is not there.
+    dask.config.set({"distributed.worker.profile.enabled": False})
     logging.getLogger("distributed").setLevel(logging.ERROR)
     with (
         LocalCluster(
