@@ -21,8 +21,9 @@ from pipeline.params import Params
 from pipeline.runner import DaskMapper
 from shards.atomic import clear_partials
 from shards.index import DATASET_NAME, read_dataset
-from shards.ledger import OK, Row, read_ledger
+from shards.ledger import OK, read_ledger
 from shards.schema import ShardError
+from shards.table import Row
 from stages import align, clips, landmarks, mels, shard, weights
 from stages.work import Mapper, Report, StageError, Work
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from shards.index import LEDGER_NAME, MEMBERS
-from shards.ledger import OK, Row, read_ledger
+from shards.ledger import OK, read_ledger
 from shards.reader import Dataset, open_dataset
+from shards.table import Row
 
 
 @dataclass(slots=True)

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from shards.atomic import written_whole
 from shards.schema import SCHEMA_VERSION, ShardError
+from shards.table import Row, read_rows, write_rows
 
 INDEX_NAME = "index.parquet"
 DATASET_NAME = "dataset.json"
@@ -54,23 +54,12 @@ class ShardEntry:
 def write_index(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write one row per clip, sorted by shard and place in it."""
     listed = sorted(rows, key=lambda row: (row["shard"], row["frames_offset"]))
-    with written_whole(path) as partial:
-        pq.write_table(pa.Table.from_pylist(listed, INDEX_SCHEMA), partial, compression="zstd")
+    write_rows(path, [dict(row) for row in listed], INDEX_SCHEMA)
 
 
-def read_index(path: Path) -> list[dict[str, Any]]:
+def read_index(path: Path) -> list[Row]:
     """Rows as dicts. Raises ShardError when the file is not an index."""
-    try:
-        table = pq.read_table(path)
-    except FileNotFoundError as err:
-        raise ShardError(f"{path}: no index here") from err
-    except (pa.ArrowInvalid, OSError) as err:
-        raise ShardError(f"{path}: not an index ({err})") from err
-    missing = set(INDEX_SCHEMA.names) - set(table.column_names)
-    if missing:
-        raise ShardError(f"{path}: index lacks the columns {sorted(missing)}")
-    rows: list[dict[str, Any]] = table.select(INDEX_SCHEMA.names).to_pylist()
-    return rows
+    return read_rows(path, INDEX_SCHEMA, "index")
 
 
 def digest_of(shards: Iterable[ShardEntry]) -> str:

@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from shards.atomic import written_whole
-from shards.schema import ShardError
+from shards.table import Row, read_rows, write_rows
 
 Status = Literal["ok", "dropped", "failed"]
 OK: Status = "ok"
@@ -51,8 +49,6 @@ FIELDS: dict[str, pa.DataType] = {
 }
 SCHEMA = pa.schema([pa.field(name, kind) for name, kind in FIELDS.items()])
 
-Row = dict[str, Any]
-
 
 def write_ledger(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write rows sorted by path; unknown keys are a mistake of ours and raise."""
@@ -60,24 +56,12 @@ def write_ledger(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     for row in listed:
         unknown = set(row) - set(FIELDS)
         assert not unknown, f"{row['path']}: ledger has no column {sorted(unknown)}"
-    table = pa.Table.from_pylist([{name: row.get(name) for name in FIELDS} for row in listed], SCHEMA)
-    with written_whole(path) as partial:
-        pq.write_table(table, partial, compression="zstd")
+    write_rows(path, [dict(row) for row in listed], SCHEMA)
 
 
 def read_ledger(path: Path) -> list[Row]:
     """Rows as dicts. Raises ShardError when the file is not a ledger."""
-    try:
-        table = pq.read_table(path)
-    except FileNotFoundError as err:
-        raise ShardError(f"{path}: no ledger here") from err
-    except (pa.ArrowInvalid, OSError) as err:
-        raise ShardError(f"{path}: not a ledger ({err})") from err
-    missing = set(FIELDS) - set(table.column_names)
-    if missing:
-        raise ShardError(f"{path}: ledger lacks the columns {sorted(missing)}")
-    rows: list[Row] = table.select(list(FIELDS)).to_pylist()
-    return rows
+    return read_rows(path, SCHEMA, "ledger")
 
 
 def count_by_code(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:

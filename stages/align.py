@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as params_dataclass
 
-from shards.ledger import OK, Row, count_by_code
+from shards.ledger import OK, count_by_code
+from shards.table import Row
 from stages import landmarks
 from stages.cache import digest
 from stages.clips import carry_ledger, read_clips

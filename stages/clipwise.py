@@ -7,6 +7,7 @@ and a part that gets one clip more costs one clip.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import DTypeLike, NDArray
 
-from shards.ledger import FAILED, OK, Row, count_by_code
+from shards.ledger import FAILED, OK, count_by_code
+from shards.table import Row
 from stages import sandbox
 from stages.cache import digest, entry_path, load_entry, save_entry
 from stages.parts import Part, PartTask, build, part_key, read_outcomes, write_part
@@ -131,6 +133,16 @@ def _task(
     key = digest(stage, [[clip_id, keys[clip_id]] for clip_id in clip_ids], sorted(here))
     inputs = Assembly(tuple((clip_id, entries[clip_id]) for clip_id in clip_ids), here, tuple(columns))
     return PartTask(part, work.stage(stage) / f"{part.name}.parquet", key, inputs)
+
+
+def clip_args(work: Work, row: Row, entry: Path) -> dict[str, Any]:
+    """What a sandbox job is told of a clip: where it lies, its clock, and where its result goes."""
+    return {
+        "path": os.fspath(work.raw.resolve() / row["path"]),
+        "start": row["video_start"],
+        "n_frames": row["frames"],
+        "entry": os.fspath(entry),
+    }
 
 
 def array_of(row: Row, name: str, columns: Columns, shape: tuple[int, ...]) -> NDArray[Any]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as params_dataclass
 
-from shards.ledger import Row
+from shards.table import Row
 from stages import clipwise
 from stages.cache import digest, file_sha256, save_entry, versions
 from stages.clips import carry_ledger, read_clips
@@ -125,14 +125,7 @@ def run(
     known = digest(STAGE, VERSION, replace(params, model=""), file_sha256(model), versions("mediapipe", "av"))
 
     def job(row: Row, entry: Path) -> ClipJob:
-        args = {
-            "path": os.fspath(work.raw.resolve() / row["path"]),
-            "start": row["video_start"],
-            "n_frames": row["frames"],
-            "params": asdict(params),
-            "model": os.fspath(model),
-            "entry": os.fspath(entry),
-        }
+        args = clipwise.clip_args(work, row, entry) | {"params": asdict(params), "model": os.fspath(model)}
         return ClipJob("stages.landmarks:find_in_file", args, row["video_seconds"], limits)
 
     parts = plan(read_clips(work), part_params)

@@ -6,7 +6,6 @@ for what its code really does.
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,8 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as params_dataclass
 
-from shards.ledger import Row
 from shards.schema import MEL_FPS, MELS_PER_FRAME, VIDEO_FPS
+from shards.table import Row
 from stages import clipwise
 from stages.audio import SAMPLE_RATE, read_channels, to_mono
 from stages.cache import digest, save_entry, versions
@@ -110,13 +109,7 @@ def run(
     known = digest(STAGE, VERSION, params, versions("librosa", "soxr", "av"))
 
     def job(row: Row, entry: Path) -> ClipJob:
-        args = {
-            "path": os.fspath(work.raw.resolve() / row["path"]),
-            "start": row["video_start"],
-            "n_frames": row["frames"],
-            "params": asdict(params),
-            "entry": os.fspath(entry),
-        }
+        args = clipwise.clip_args(work, row, entry) | {"params": asdict(params)}
         return ClipJob("stages.mels:mels_of_file", args, row["video_seconds"], limits)
 
     parts = plan(read_clips(work), part_params)

@@ -18,7 +18,8 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as params_dataclass
 
 from shards.atomic import written_whole
-from shards.ledger import OK, Row
+from shards.ledger import OK
+from shards.table import Row
 from stages.work import Mapper, Outcome, Report, StageError
 
 KEY = b"redub_key"

@@ -24,8 +24,9 @@ from shards.index import (
     write_dataset,
     write_index,
 )
-from shards.ledger import OK, Row, count_by_code, write_ledger
+from shards.ledger import OK, count_by_code, write_ledger
 from shards.schema import SCHEMA_VERSION, ShardError
+from shards.table import Row
 from shards.writer import PackedClip, shard_name, write_tar
 from stages import align, landmarks, mels, sandbox
 from stages.cache import digest, entry_path, file_sha256, link_or_copy, versions

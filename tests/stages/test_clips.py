@@ -19,8 +19,9 @@ import av
 import numpy as np
 import pytest
 
-from shards.ledger import DROPPED, OK, Row, read_ledger
+from shards.ledger import DROPPED, OK, read_ledger
 from shards.reader import open_dataset
+from shards.table import Row
 from stages import clips, corpora, sandbox, synth
 from stages.clips import ClipsParams
 from stages.corpora import crema_d as crema_d_corpus
