@@ -20,6 +20,13 @@ Result = TypeVar("Result")
 CONNECT_SECONDS = 30
 # Enough tasks with the scheduler that no worker waits; few enough that a million clips fit its memory.
 IN_FLIGHT_PER_WORKER = 8
+# Scheduler, nanny, worker and client look after themselves 50 to 100 times a second, for a dashboard that
+# is not there: a tenth of a core beside one worker.
+QUIET_DASK = {
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.tick.interval": "1s",
+    "distributed.admin.system-monitor.interval": "10s",
+}
 
 
 class DaskMapper:
@@ -97,8 +104,7 @@ def cluster_client(workers: int) -> Iterator[Client]:
     import dask
     from distributed import Client, LocalCluster
 
-    # Workers sample their own stack a hundred times a second for a dashboard that is not there.
-    dask.config.set({"distributed.worker.profile.enabled": False})
+    dask.config.set(QUIET_DASK)
     logging.getLogger("distributed").setLevel(logging.ERROR)
     with (
         LocalCluster(

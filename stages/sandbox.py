@@ -244,12 +244,15 @@ def serve() -> None:
     os.dup2(2, 1)
     jobs: queue.Queue[bytes] = queue.Queue()
     threading.Thread(target=_read_jobs, args=(jobs,), daemon=True).start()
+    warm: set[str] = set()
     while True:
         name, args, deadline = json.loads(jobs.get())
         try:
             module_name, function_name = name.split(":")
             module = importlib.import_module(module_name)
-            getattr(module, "warm_up", lambda: None)()
+            if module_name not in warm:
+                getattr(module, "warm_up", lambda: None)()
+                warm.add(module_name)
             answers.write(b'{"warm":true}\n')
             # Should the parent be gone and the job hold the interpreter, nobody else can end this process.
             faulthandler.dump_traceback_later(ORPHAN_FACTOR * deadline, exit=True)
