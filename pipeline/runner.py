@@ -111,7 +111,8 @@ def cluster_client(workers: int) -> Iterator[Client]:
             n_workers=workers,
             threads_per_worker=1,
             processes=True,
-            dashboard_address=None,
+            # Dask opens a port for it in any case: a free one, on loopback, so that two runs do not meet.
+            dashboard_address="127.0.0.1:0",
             # What eats memory is the sandbox's child, which has its own limit.
             memory_limit=0,
             silence_logs=logging.ERROR,

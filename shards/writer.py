@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import tarfile
 import zlib
 from collections.abc import Iterable, Mapping
@@ -63,37 +64,26 @@ def shard_name(split: str, number: int, sha256: str) -> str:
 
 def write_tar(path: Path, clips: Iterable[PackedClip]) -> list[dict[str, Any]]:
     """Write the clips in the order given; returns their index rows, which lack the shard's name."""
-    # Loaded here: it loads torch, and only who writes a tar should wait for that.
-    from webdataset.writer import TarWriter
-
     rows: list[dict[str, Any]] = []
-    # Fixed time, user and group: same clips, same bytes. TarWriter sorts a clip's members by name.
-    with (
-        path.open("wb") as file,
-        TarWriter(file, encoder=False, mtime=0, user="redub", group="redub") as tar,
-    ):
+    with tarfile.open(path, "w:", format=tarfile.USTAR_FORMAT) as tar:
         for clip in clips:
             members = clip.members()
-            tar.write({"__key__": clip.key, **members})
-            rows.append(
-                {
-                    "clip_id": clip.key,
-                    "split": clip.info["split"],
-                    "speaker": clip.info["speaker"],
-                    "frames": clip.info["frames"],
-                    "sha256": members_digest(members.values()),
-                    "source_sha256": clip.info["source_sha256"],
-                    **{f"{name}_crc32": zlib.crc32(members[full]) for name, full in named(members)},
-                }
-            )
-    with tarfile.open(path, "r:") as tar_file:
-        found = {member.name: member for member in tar_file}
-    for row in rows:
-        prefix = f"{row['clip_id']}."
-        members_found = {name.removeprefix(prefix): name for name in found if name.startswith(prefix)}
-        for name, full in named(members_found):
-            member = found[prefix + full]
-            row[f"{name}_offset"], row[f"{name}_size"] = member.offset_data, member.size
+            row: dict[str, Any] = {
+                "clip_id": clip.key,
+                "split": clip.info["split"],
+                "speaker": clip.info["speaker"],
+                "frames": clip.info["frames"],
+                "sha256": members_digest(members.values()),
+                "source_sha256": clip.info["source_sha256"],
+            }
+            for name, full in named(members):
+                header = tarfile.TarInfo(f"{clip.key}.{full}")  # time 0, owner 0: same clips, same bytes
+                header.size = len(members[full])
+                row[f"{name}_offset"] = tar.offset + tarfile.BLOCKSIZE
+                row[f"{name}_size"] = header.size
+                row[f"{name}_crc32"] = zlib.crc32(members[full])
+                tar.addfile(header, io.BytesIO(members[full]))
+            rows.append(row)
     return rows
 
 

@@ -10,7 +10,7 @@ from stages.corpora import TEST, TRAIN, Identity, share_of
 
 UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 HASH_LETTERS = 8
-MAX_LETTERS = 120
+MAX_LETTERS = 70  # with the hash and the longest member name below the 100 that a plain tar header holds
 
 NOMINAL_FRAMES: int | None = None
 EXPECTED: dict[str, str] = {}

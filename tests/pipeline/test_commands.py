@@ -16,9 +16,11 @@ from pipeline import params as params_file
 from pipeline.main import COMMANDS, cli
 from pipeline.params import Params
 from pipeline.road import LOCK_NAME
+from shards.reader import open_dataset, read_clip
+from shards.verify import verify
 from stages.synth import ClipSpec, make_clip
 from stages.work import StageError
-from tests.road import PIPELINE, pipeline
+from tests.road import PIPELINE, build, pipeline
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("mediapipe", "torch", "cv2", "av", "librosa", "pyarrow", "distributed", "numpy", "pydantic")
@@ -120,6 +122,15 @@ def test_a_dry_run_prints_params_and_counts_and_writes_nothing(tmp_path: Path) -
     assert plan["files"] == 1
     assert plan["params"]["align"]["size"] == 128
     assert not (tmp_path / "w").exists()
+
+
+def test_a_file_name_of_any_length_and_letters_comes_through_the_whole_road(tmp_path: Path) -> None:
+    name = "ein sehr langer Name, mit Ümläuten & 'Zeichen' " + "x" * 150
+    make_clip(tmp_path / "raw" / f"{name}.mp4", ClipSpec(seconds=0.6))
+    build(tmp_path / "raw", tmp_path / "w")
+    (clip_id,) = open_dataset(tmp_path / "w" / "shards").clips
+    assert read_clip(open_dataset(tmp_path / "w" / "shards"), clip_id).info["source"] == f"{name}.mp4"
+    assert list(verify(tmp_path / "w" / "shards", full=True)) == []
 
 
 def test_everything_lost_ends_with_one_and_a_table(tmp_path: Path) -> None:
