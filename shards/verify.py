@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import tarfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from shards.checksum import file_sha256
 from shards.index import DATASET_NAME, INDEX_NAME, LEDGER_NAME, MEMBERS, ShardEntry, digest_of
 from shards.ledger import OK, count_by_code, read_ledger
 from shards.reader import Dataset, decode_members, open_dataset, read_members
 from shards.schema import ShardError
-
-CHUNK_BYTES = 2**20
 
 
 def verify(folder: Path, *, full: bool) -> Iterator[str]:
@@ -74,14 +72,11 @@ def _check_file(path: Path, entry: ShardEntry) -> str:
         size = path.stat().st_size
         if size != entry.bytes:
             return f"{path}: {size} bytes, expected {entry.bytes}"
-        sha256 = hashlib.sha256()
-        with path.open("rb") as file:
-            while chunk := file.read(CHUNK_BYTES):
-                sha256.update(chunk)
+        sha256 = file_sha256(path)
     except OSError as err:
         return f"{path}: cannot be read ({err.strerror})"
-    if sha256.hexdigest() != entry.sha256:
-        return f"{path}: sha256 {sha256.hexdigest()}, expected {entry.sha256}"
+    if sha256 != entry.sha256:
+        return f"{path}: sha256 {sha256}, expected {entry.sha256}"
     return ""
 
 

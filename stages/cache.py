@@ -22,7 +22,6 @@ from shards.atomic import written_whole
 from stages.work import Outcome
 
 OUTCOME = "outcome.json"
-HASH_CHUNK_BYTES = 2**20
 
 
 def digest(*parts: Any) -> str:
@@ -35,15 +34,6 @@ def _plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
     raise TypeError(f"{type(value).__name__} has no stable name for the cache")
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 of a file's bytes."""
-    found = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(HASH_CHUNK_BYTES):
-            found.update(chunk)
-    return found.hexdigest()
 
 
 def versions(*packages: str) -> dict[str, str]:

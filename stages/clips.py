@@ -15,10 +15,11 @@ from typing import Any
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as params_dataclass
 
+from shards.checksum import file_sha256
 from shards.ledger import DROPPED, FAILED, OK, count_by_code, read_ledger, write_ledger
 from shards.table import Row
 from stages import audio, corpora, sandbox, video
-from stages.cache import digest, entry_path, file_sha256, load_entry, save_entry, versions
+from stages.cache import digest, entry_path, load_entry, save_entry, versions
 from stages.parts import read_outcomes
 from stages.sandbox import ClipJob, LimitParams
 from stages.work import Drop, Mapper, Outcome, Report, StageError, Work

@@ -17,7 +17,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
 from shards.atomic import written_whole
-from stages.cache import file_sha256
+from shards.checksum import file_sha256
 from stages.weights import PackagedCopy, download_package
 from stages.work import StageError
 

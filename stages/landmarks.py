@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as params_dataclass
 
+from shards.checksum import file_sha256
 from shards.table import Row
 from stages import clipwise
-from stages.cache import digest, file_sha256, save_entry, versions
+from stages.cache import digest, save_entry, versions
 from stages.clips import carry_ledger, read_clips
 from stages.faces import (
     FaceFinder,

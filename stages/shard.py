@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from shards.atomic import PARTIAL_SUFFIX, written_whole
+from shards.checksum import file_sha256
 from shards.index import (
     DATASET_NAME,
     INDEX_NAME,
@@ -29,7 +30,7 @@ from shards.schema import SCHEMA_VERSION, ShardError
 from shards.table import Row
 from shards.writer import PackedClip, shard_name, write_tar
 from stages import align, landmarks, mels, sandbox
-from stages.cache import digest, entry_path, file_sha256, link_or_copy, versions
+from stages.cache import digest, entry_path, link_or_copy, versions
 from stages.clips import carry_ledger, read_clips
 from stages.clipwise import array_of
 from stages.crops import ShardParams

@@ -15,7 +15,7 @@ from pathlib import Path
 import platformdirs
 
 from shards.atomic import written_whole
-from stages.cache import file_sha256
+from shards.checksum import file_sha256
 from stages.work import StageError
 
 log = logging.getLogger(__name__)

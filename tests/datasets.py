@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.checksum import file_sha256
 from shards.codec import Codec, encode_frame, write_frames
 from shards.index import DATASET_NAME, INDEX_NAME, LEDGER_NAME, ShardEntry, write_dataset, write_index
 from shards.ledger import write_ledger
 from shards.schema import SCHEMA_VERSION
 from shards.writer import PackedClip, shard_name, write_tar
-from stages.cache import file_sha256
 
 
 def pack(

@@ -112,6 +112,16 @@ def put(source: Path, target: Path, share: float = 1.0) -> Path:
     return target
 
 
+def mux_sound(out: av.container.OutputContainer, audio: av.AudioStream, sound: np.ndarray) -> None:
+    """Encode mono sound at 44.1 kHz to the end of its track."""
+    for at in range(0, len(sound), 1024):
+        part = np.ascontiguousarray(sound[None, at : at + 1024], dtype=np.float32)
+        heard = av.AudioFrame.from_ndarray(part, format="fltp", layout="mono")
+        heard.sample_rate, heard.pts, heard.time_base = 44_100, at, Fraction(1, 44_100)
+        out.mux(audio.encode(heard))
+    out.mux(audio.encode(None))
+
+
 def write_media(path: Path, *, picture: bool = True, sound: np.ndarray | None = None) -> Path:
     """A second of grey noise, with or without picture, and a sound (n,) at 44.1 kHz or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,12 +138,7 @@ def write_media(path: Path, *, picture: bool = True, sound: np.ndarray | None = 
                 out.mux(video.encode(frame))
             out.mux(video.encode(None))
         if audio is not None and sound is not None:
-            for at in range(0, len(sound), 1024):
-                part = np.ascontiguousarray(sound[None, at : at + 1024], dtype=np.float32)
-                heard = av.AudioFrame.from_ndarray(part, format="fltp", layout="mono")
-                heard.sample_rate, heard.pts, heard.time_base = 44_100, at, Fraction(1, 44_100)
-                out.mux(audio.encode(heard))
-            out.mux(audio.encode(None))
+            mux_sound(out, audio, sound)
     return path
 
 
@@ -476,12 +481,7 @@ def write_talking(path: Path, frames: Sequence[np.ndarray], sound: np.ndarray) -
             frame.pts, frame.time_base = k, Fraction(1, 25)
             out.mux(video.encode(frame))
         out.mux(video.encode(None))
-        for at in range(0, len(sound), 1024):
-            part = np.ascontiguousarray(sound[None, at : at + 1024], dtype=np.float32)
-            heard = av.AudioFrame.from_ndarray(part, format="fltp", layout="mono")
-            heard.sample_rate, heard.pts, heard.time_base = 44_100, at, Fraction(1, 44_100)
-            out.mux(audio.encode(heard))
-        out.mux(audio.encode(None))
+        mux_sound(out, audio, sound)
 
 
 def test_the_whole_road_keeps_the_good_clips_and_accounts_for_the_others(

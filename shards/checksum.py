@@ -1,0 +1,17 @@
+"""The name of a file's contents."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+CHUNK_BYTES = 2**20
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes, read a piece at a time."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            found.update(chunk)
+    return found.hexdigest()
