@@ -18,9 +18,11 @@ $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	  -c constraints.txt -e '.[dvc,dev]'
+	@echo "== fetching MediaPipe's face model, so that redub works without a network from now on"
+	@$(BIN)/python -c 'from stages import weights; print(weights.find(weights.LANDMARKER))' \
+	  || echo "it is looked for again when it is needed"
 	@touch $@
 
-# The first half of each line is the command that a user would type.
 demo: export PATH := $(CURDIR)/$(BIN):$(PATH)
 demo: export DVC_NO_ANALYTICS := 1
 demo: $(READY)
