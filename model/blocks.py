@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.chance import kept
+
 GROUPS = 32
 HEAD_CHANNELS = 64
 Resample = Literal["none", "down", "up"]
@@ -44,6 +46,22 @@ class FiLM(nn.Module):
         return turned
 
 
+class Dropout(nn.Module):
+    """Zeroes a share of the values, chosen by each sample's key: alike in every batch, on every rank."""
+
+    def __init__(self, share: float, *, salt: int) -> None:
+        super().__init__()
+        self.share = share
+        self.salt = salt  # tells the layers apart
+
+    def forward(self, h: Tensor, words: Tensor | None) -> Tensor:
+        """(B, C, H, W), the samples' keys (B,) int32, none when not training -> (B, C, H, W)."""
+        if words is None or not self.share:
+            return h
+        survives = kept(words, self.salt, h.shape[1:], 1 - self.share)
+        return torch.where(survives, h / (1 - self.share), 0.0)
+
+
 class ResidualBlock(nn.Module):
     """Two convolutions with FiLM by noise level first and audio second between them.
 
@@ -57,7 +75,7 @@ class ResidualBlock(nn.Module):
         out_channels: int,
         embedding: int,
         *,
-        dropout: float,
+        dropout: Dropout,
         resample: Resample = "none",
     ) -> None:
         super().__init__()
@@ -67,16 +85,16 @@ class ResidualBlock(nn.Module):
         self.norm_out = nn.GroupNorm(GROUPS, out_channels)
         self.by_noise = FiLM(embedding, out_channels)
         self.by_audio = FiLM(embedding, out_channels)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = dropout
         self.conv_out = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         zeroed(self.conv_out)
         self.skip = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
 
-    def forward(self, x: Tensor, noise: Tensor, audio: Tensor) -> Tensor:
-        """(B, C, H, W), embeddings (B, E) -> (B, C', H', W')."""
+    def forward(self, x: Tensor, noise: Tensor, audio: Tensor, words: Tensor | None = None) -> Tensor:
+        """(B, C, H, W), embeddings (B, E), dropout's keys (B,) -> (B, C', H', W')."""
         h = self.conv_in(self._resized(F.silu(self.norm_in(x))))
         h = self.by_audio(self.by_noise(self.norm_out(h), noise), audio)
-        h = self.conv_out(self.dropout(F.silu(h)))
+        h = self.conv_out(self.dropout(F.silu(h), words))
         summed: Tensor = self.skip(self._resized(x)) + h
         return summed
 

@@ -59,11 +59,14 @@ def gammas(params: NoiseParams) -> NDArray[np.float64]:
     return np.asarray(np.cumprod(1 - betas(params)), np.float64)
 
 
-def draw_gamma(table: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
-    """Noise levels to train on, (n,): a step t >= 1, then evenly between gamma_t and gamma_{t-1}."""
-    t = torch.randint(1, len(table), (n,), generator=generator, device=table.device)
-    share = torch.rand(n, generator=generator, device=table.device, dtype=table.dtype)
-    return table[t] + share * (table[t - 1] - table[t])
+def draw_gamma(table: Tensor, places: Tensor) -> Tensor:
+    """Noise levels to train on, (B,), from places in [0, 1).
+
+    Even over the steps t >= 1, and between gamma_t and gamma_{t-1}; of the table's dtype.
+    """
+    t = places * (len(table) - 1)
+    step = t.long().clamp(max=len(table) - 2)
+    return torch.lerp(table[step], table[step + 1], (t - step).to(table.dtype))
 
 
 def log_snr(gamma: Tensor) -> Tensor:

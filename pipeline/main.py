@@ -15,6 +15,7 @@ COMMANDS = {
     "align": "Stage 3: crop matrices and mask boxes.",
     "mels": "Stage 4: two mel rows for every frame.",
     "shard": "Stage 5, and whatever is missing before it: raw clips to shards.",
+    "train": "Stage 6: a network from shards, on one GPU or many.",
     "verify": "Check that a dataset is whole and right.",
     "explain": "What became of a clip, at which stage, and why.",
     "diff": "What two datasets differ in.",

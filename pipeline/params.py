@@ -21,7 +21,15 @@ from stages.sandbox import LimitParams
 from stages.work import StageError
 
 DEFAULT_PATH = Path("params.yaml")
-FOR_DVC = frozenset({"datasets"})  # read by dvc.yaml, not by a stage
+FOR_DVC = frozenset({"datasets", "runs"})  # read by dvc.yaml, not by a stage
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class TrainParams:
+    """Which recipe, and what is changed in it. Here, because the code that uses it takes long to import."""
+
+    preset: str = "multi-speaker"
+    changes: dict[str, Any] = field(default_factory=dict)  # nested as in model.recipe.Recipe
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -35,11 +43,12 @@ class Params:
     mels: MelsParams = field(default_factory=MelsParams)
     shard: ShardParams = field(default_factory=ShardParams)
     limits: LimitParams = field(default_factory=LimitParams)
+    train: TrainParams = field(default_factory=TrainParams)
 
     def described(self) -> dict[str, Any]:
         """For ``dataset.json``: what decided the result, and not where files lay or what was allowed."""
         sections = asdict(self)
-        del sections["limits"]
+        del sections["limits"], sections["train"]
         del sections["landmarks"]["model"]
         return sections
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.blocks import ResidualBlock, sinusoid
+from model.audio import AudioParams
+from model.blocks import Dropout, ResidualBlock, sinusoid
 from model.denoiser import (
     NoiseParams,
     add_noise,
@@ -26,16 +29,21 @@ from model.unet import UNet, UNetParams, parameter_count
 
 LINEAR = NoiseParams(schedule="linear", steps=2000, beta_start=1e-6, beta_end=0.01)
 COSINE = NoiseParams(schedule="cosine", steps=1000)
+OFFICIAL_AUDIO = AudioParams(rows_after=1, normalised=False, null=False)  # 4 x 256 values
+OFFICIAL = UNetParams(audio=OFFICIAL_AUDIO)
 TINY = UNetParams(size=16, channels=32, multiples=(1, 2), blocks=1, attention_sizes=(), head_channels=32,
-                  audio_values=8)  # fmt: skip
+                  audio=AudioParams(n_mels=4))  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("params", "count"),
     [
-        (UNetParams(), 13_698_691),  # the authors' multi-speaker JSON
-        (UNetParams(multiples=(1, 2, 4, 8), attention_sizes=()), 66_655_619),  # Table 1, single speaker
-        (UNetParams(channels=128), 54_177_027),
+        (OFFICIAL, 13_698_691),  # the authors' multi-speaker JSON
+        (
+            replace(OFFICIAL, multiples=(1, 2, 4, 8), attention_sizes=()),
+            66_655_619,
+        ),  # Table 1, single speaker
+        (replace(OFFICIAL, channels=128), 54_177_027),
     ],
 )
 def test_the_network_has_the_papers_number_of_parameters(params: UNetParams, count: int) -> None:
@@ -45,8 +53,8 @@ def test_the_network_has_the_papers_number_of_parameters(params: UNetParams, cou
 
 def test_one_forward_costs_68_6_gflop() -> None:
     with torch.device("meta"):
-        network = UNet(UNetParams()).eval()
-        x, gamma, audio = torch.empty(1, 9, 128, 128), torch.empty(1), torch.empty(1, 1024)
+        network = UNet(OFFICIAL).eval()
+        x, gamma, audio = torch.empty(1, 9, 128, 128), torch.empty(1), torch.empty(1, 4, 256)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         assert network(x, gamma, audio).shape == (1, 3, 128, 128)
     assert counter.get_total_flops() == pytest.approx(68.6e9, rel=0.01)
@@ -55,16 +63,16 @@ def test_one_forward_costs_68_6_gflop() -> None:
 def test_an_untrained_network_says_zero_and_its_blocks_pass_their_input_on() -> None:
     torch.manual_seed(0)
     network = UNet(TINY).eval()
-    said = network(torch.randn(2, 9, 16, 16), torch.rand(2), torch.randn(2, 8))
+    said = network(torch.randn(2, 9, 16, 16), torch.rand(2), torch.randn(2, 5, 4))
     assert torch.equal(said, torch.zeros_like(said))
-    block = ResidualBlock(32, 32, 16, dropout=0.0)
+    block = ResidualBlock(32, 32, 16, dropout=Dropout(0.5, salt=0))
     x = torch.randn(2, 32, 4, 4)
     assert torch.equal(block(x, torch.randn(2, 16), torch.randn(2, 16)), x)
 
 
 def test_film_is_noise_first_then_audio_both_with_one_plus_scale() -> None:
     torch.manual_seed(0)
-    block = ResidualBlock(32, 32, 8, dropout=0.0).eval()
+    block = ResidualBlock(32, 32, 8, dropout=Dropout(0.5, salt=0)).eval()
     torch.nn.init.normal_(block.conv_out.weight)
     x, noise, audio = torch.randn(1, 32, 4, 4), torch.randn(1, 8), torch.randn(1, 8)
     t_scale, t_shift = block.by_noise.to_scale_shift(torch.nn.functional.silu(noise)).chunk(2, dim=1)
@@ -96,7 +104,8 @@ def test_the_cosine_schedule_is_its_closed_form() -> None:
 
 def test_noise_levels_are_drawn_evenly_between_the_steps() -> None:
     table = torch.from_numpy(gammas(COSINE))
-    drawn = draw_gamma(table, 200_000, torch.Generator().manual_seed(0))
+    places = torch.rand(200_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    drawn = draw_gamma(table, places)
     assert drawn.min() > table[-1]
     assert drawn.max() < table[0]
     # Every step is as likely as any other: the place in the table is uniform.

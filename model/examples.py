@@ -1,0 +1,229 @@
+"""What the network is shown for a frame, in training: the frames beside it, corrupted, and its noise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass as plain_dataclass
+from dataclasses import fields, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+from torch.nn import functional as F
+
+from model.audio import AudioParams
+from model.chance import Purpose, keys_of, normals, uniforms, words_of
+from model.denoiser import draw_gamma
+from shards.loader import Resident
+
+BINOMIAL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
+# The lips within the mask box, as shares of its width and height: they hold all of MediaPipe's lip points in all
+# 15,674 frames of seven GRID speakers, with a pixel to spare.
+LIPS = (0.25, 0.06, 0.77, 0.60)
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class FrameParams:
+    """Which frames the network sees beside the noisy one, and how they are spoiled in training."""
+
+    # `first`: frame 0, as in the paper, which makes it the target of frame 0. `random`: any frame of the clip
+    # but the target, so that nothing is to be learnt from its pose.
+    identity: Literal["first", "random"] = "random"
+    # What stands before the first frame: `target`, the frame itself, is the paper's and tells the answer;
+    # `hidden` is the same without its mouth, as when a previous frame is dropped.
+    before_first: Literal["target", "hidden"] = "hidden"
+    # Against drift: generated frames are not as clean as the ones trained on. Each is a greatest strength; a
+    # sample's own is drawn evenly from 0 to it.
+    previous_noise: float = Field(default=0.1, ge=0)  # standard deviation, where frames lie in [-1, 1]
+    previous_warp: float = Field(default=2.0, ge=0)  # px that a corner moves, at most
+    previous_blur: float = Field(default=1.0, ge=0, le=1)  # share of a blur of sigma 1 px
+    # Against mumbling: how often the previous frame's mouth is hidden, so that it cannot be copied.
+    previous_hidden: float = Field(default=0.5, ge=0, le=1)
+    # How often the network is not told the audio, so that a sampler can be guided towards it.
+    audio_dropped: float = Field(default=0.1, ge=0, le=1)
+
+
+@plain_dataclass(frozen=True)
+class Examples:
+    """A batch. Images are float in [-1, 1], (B, 3, H, W)."""
+
+    y_0: Tensor  # the frame itself
+    previous: Tensor
+    identity: Tensor
+    mask: Tensor  # (B, 1, H, W) float: 1 where it is to be drawn
+    lips: Tensor  # (B, 1, H, W) float: 1 round the lips
+    mels: Tensor  # (B, rows, n_mels) dB
+    heard: Tensor  # (B,) bool
+    gamma: Tensor  # (B,) float32
+    epsilon: Tensor  # (B, 3, H, W)
+    words: Tensor | None  # (B,) int32: dropout's keys; none when not training
+
+    def __len__(self) -> int:
+        return len(self.y_0)
+
+    def part(self, start: int, end: int) -> Examples:
+        """Some of the samples."""
+        assert self.words is None, "only examples that are not trained on are cut"
+        cut: dict[str, Any] = {
+            item.name: getattr(self, item.name)[start:end] for item in fields(self) if item.name != "words"
+        }
+        return Examples(**cut, words=None)
+
+
+def to_float(pixels: Tensor) -> Tensor:
+    """uint8 0..255 -> float -1..1. This and ``to_pixels`` are where the range changes."""
+    return pixels.float() / 127.5 - 1
+
+
+def to_pixels(images: Tensor) -> Tensor:
+    """float -1..1 -> uint8 0..255, rounded; what lies outside is cut."""
+    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def mask_of(boxes: Tensor, size: int) -> Tensor:
+    """x0 y0 x1 y1, (B, 4) -> (B, 1, size, size) float: 1 inside."""
+    place = torch.arange(size, device=boxes.device)
+    x0, y0, x1, y1 = boxes.unbind(dim=1)
+    across = (place >= x0[:, None]) & (place < x1[:, None])
+    down = (place >= y0[:, None]) & (place < y1[:, None])
+    return (down[:, None, :, None] & across[:, None, None, :]).float()
+
+
+def lips_of(boxes: Tensor) -> Tensor:
+    """The part of each mask box that the lips lie in, (B, 4) -> (B, 4) float."""
+    x0, y0, x1, y1 = boxes.float().unbind(dim=1)
+    width, height = x1 - x0, y1 - y0
+    left, top, right, bottom = LIPS
+    return torch.stack(
+        [x0 + left * width, y0 + top * height, x0 + right * width, y0 + bottom * height], dim=1
+    )
+
+
+def hidden(images: Tensor, mask: Tensor) -> Tensor:
+    """Grey where the mask is."""
+    return images * (1 - mask)
+
+
+def draw(
+    data: Resident,
+    index: NDArray[np.int64],
+    positions: NDArray[np.int64],
+    *,
+    seed: int,
+    frames: FrameParams,
+    audio: AudioParams,
+    table: Tensor,
+) -> Examples:
+    """Examples of the frames ``index`` (B,), each spoiled by the chance of its own position (B,)."""
+    device = data.boxes.device
+    scalars = torch.from_numpy(uniforms(keys_of(seed, positions, Purpose.SCALARS), 12))
+    chance = scalars.to(device, torch.float32, non_blocking=True)
+    here = torch.from_numpy(index).to(device)
+    plain = _plain(data, here, chance[:, 0], frames, audio)
+    spoiled = _spoiled(plain.previous, frames, chance[:, 1:9], keys_of(seed, positions, Purpose.PREVIOUS))
+    return replace(
+        plain,
+        previous=_hidden(data, here, spoiled, frames, dropped=chance[:, 9] < frames.previous_hidden),
+        heard=chance[:, 10] >= frames.audio_dropped,
+        gamma=draw_gamma(table, scalars[:, 11]).to(device, torch.float32, non_blocking=True),
+        epsilon=normals(keys_of(seed, positions, Purpose.EPSILON), plain.y_0.shape[1:], device),
+        words=words_of(keys_of(seed, positions, Purpose.DROPOUT), device),
+    )
+
+
+def as_sampled(
+    data: Resident,
+    index: NDArray[np.int64],
+    *,
+    seed: int,
+    frames: FrameParams,
+    audio: AudioParams,
+    table: Tensor,
+) -> Examples:
+    """Examples for a held-out loss: nothing spoiled or dropped, noise and levels the same at every call.
+
+    The levels are spread evenly over the schedule, so that few frames give a steady mean.
+    """
+    device = data.boxes.device
+    here = torch.from_numpy(index).to(device)
+    plain = _plain(data, here, torch.full((len(index),), 0.5, device=device), frames, audio)
+    # the golden ratio's multiples are even in every part of the sequence
+    places = torch.arange(1, len(index) + 1, dtype=torch.float64) * 0.6180339887498949 % 1
+    return replace(
+        plain,
+        previous=_hidden(data, here, plain.previous, frames, dropped=torch.zeros_like(plain.heard)),
+        gamma=draw_gamma(table, places).to(device, torch.float32),
+        epsilon=normals(keys_of(seed, index, Purpose.EPSILON), plain.y_0.shape[1:], device),
+    )
+
+
+def _plain(data: Resident, here: Tensor, chance: Tensor, frames: FrameParams, audio: AudioParams) -> Examples:
+    """What the data says, without noise."""
+    size = data.frames.shape[1]
+    y_0 = to_float(data.pixels(here))
+    return Examples(
+        y_0=y_0,
+        previous=to_float(data.pixels(_before(data, here))),
+        identity=to_float(data.pixels(_identity(data, here, frames, chance))),
+        mask=mask_of(data.boxes[here], size),
+        lips=mask_of(lips_of(data.boxes[here]), size),
+        mels=data.mel_windows(here, audio.rows_before, audio.rows_after),
+        heard=torch.ones(len(here), dtype=torch.bool, device=here.device),
+        gamma=torch.ones(len(here), device=here.device),
+        epsilon=torch.zeros_like(y_0),
+        words=None,
+    )
+
+
+def _before(data: Resident, here: Tensor) -> Tensor:
+    """Index of the frame before; a clip's first frame stands before itself."""
+    return torch.maximum(here - 1, data.first[here])
+
+
+def _hidden(
+    data: Resident, here: Tensor, previous: Tensor, frames: FrameParams, *, dropped: Tensor
+) -> Tensor:
+    """Previous frames without their mouths where ``dropped``, and where there is no frame before."""
+    if frames.before_first == "hidden":
+        dropped = dropped | (here == data.first[here])
+    mask = mask_of(data.boxes[_before(data, here)], previous.shape[-1])
+    return torch.where(dropped[:, None, None, None], hidden(previous, mask), previous)
+
+
+def _identity(data: Resident, here: Tensor, frames: FrameParams, chance: Tensor) -> Tensor:
+    """Index of the identity frame."""
+    first, length = data.first[here], data.length[here]
+    if frames.identity == "first":
+        return first
+    # one of the others, counted on from the frame itself and round the clip's end
+    others = (length - 1).clamp(min=1)
+    step = 1 + torch.minimum((chance.to(here.device) * others).long(), others - 1)
+    return first + (here - first + step) % length
+
+
+def _spoiled(images: Tensor, frames: FrameParams, chance: Tensor, keys: NDArray[np.uint64]) -> Tensor:
+    """Warped, blurred and noised, each by a strength of the sample's own. ``chance`` (B, 8)."""
+    if frames.previous_warp:
+        reach = 2 * frames.previous_warp / images.shape[-1] / 3  # three terms move a corner
+        moved = reach * (2 * chance[:, :6] - 1).reshape(-1, 2, 3)
+        grid = F.affine_grid(torch.eye(2, 3, device=images.device) + moved, list(images.shape), False)
+        images = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    if frames.previous_blur:
+        strength = (frames.previous_blur * chance[:, 6])[:, None, None, None]
+        images = torch.lerp(images, _blurred(images), strength)
+    if frames.previous_noise:
+        strength = (frames.previous_noise * chance[:, 7])[:, None, None, None]
+        images = images + strength * normals(keys, images.shape[1:], images.device)
+    return images
+
+
+def _blurred(images: Tensor) -> Tensor:
+    """Binomial blur, sigma 1 px."""
+    channels = images.shape[1]
+    taps = torch.tensor(BINOMIAL, device=images.device).expand(channels, 1, 5)
+    padded = F.pad(images, (2, 2, 2, 2), mode="replicate")
+    across = F.conv2d(padded, taps[:, :, None, :], groups=channels)
+    return F.conv2d(across, taps[:, :, :, None], groups=channels)

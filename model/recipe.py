@@ -1,0 +1,232 @@
+"""A recipe: every number that decides what a training run ends with. Presets, and changes to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, field, replace
+from typing import Any, Literal
+
+import pydantic
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from model.audio import AudioParams
+from model.denoiser import NoiseParams
+from model.examples import FrameParams
+from model.unet import UNetParams
+
+FORBID = ConfigDict(extra="forbid")
+
+
+class ModelError(Exception):
+    """Something the user can mend; the command prints it as one line."""
+
+
+@dataclass(frozen=True, config=FORBID)
+class LossParams:
+    """What counts as wrong."""
+
+    # Divide by the mask's area. The authors' code divides by all pixels, so large masks count more.
+    over_mask: bool = True
+    # How much more a pixel round the lips counts: they are a quarter of the mask, and what people look at.
+    lip_weight: float = Field(default=1.0, ge=0)
+
+
+@dataclass(frozen=True, config=FORBID)
+class OptimParams:
+    """AdamW, and the average of the weights that a sampler uses."""
+
+    learning_rate: float = Field(default=2e-4, gt=0)
+    warmup_steps: int = Field(default=500, ge=0)
+    after_warmup: Literal["constant", "cosine"] = "constant"  # cosine: down to a tenth at the last step
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, ge=0)  # 0: do not clip
+    ema_decay: float = Field(default=0.9995, ge=0, lt=1)
+    # min(decay, (1 + step) / (10 + step)): the average does not carry the random start along.
+    ema_warmup: bool = True
+
+
+@dataclass(frozen=True, config=FORBID)
+class WatchParams:
+    """How often a run is looked at. Changes no result, so a resumed run may have others."""
+
+    log_every: int = Field(default=50, ge=1)  # steps
+    evaluate_every: int = Field(default=1000, ge=1)  # steps, between held-out losses and pictures
+    save_every: int = Field(default=1000, ge=1)  # steps, between checkpoints
+    keep_last: int = Field(default=3, ge=1)  # checkpoints, besides the best
+    held_out_frames: int = Field(default=512, ge=1)  # at most
+    pictures: int = Field(default=6, ge=0)  # held-out frames drawn at each evaluation
+
+
+@dataclass(frozen=True, config=FORBID)
+class Recipe:
+    """The defaults are ours; the paper's are among the presets."""
+
+    network: UNetParams = field(default_factory=lambda: UNetParams(mask_channel=True))
+    noise: NoiseParams = field(default_factory=lambda: NoiseParams(target="v"))
+    frames: FrameParams = field(default_factory=FrameParams)
+    loss: LossParams = field(default_factory=LossParams)
+    optim: OptimParams = field(default_factory=OptimParams)
+    watch: WatchParams = field(default_factory=WatchParams)
+    batch: int = Field(default=160, ge=1)  # frames per step, over all ranks
+    steps: int = Field(default=200_000, ge=1)
+    seed: int = Field(default=0, ge=0)
+    # Share of the training clips that is never trained on, for the held-out loss and the best checkpoint. The
+    # test split stays untouched.
+    held_out_share: float = Field(default=0.05, ge=0, lt=1)
+    # Stop when the mean loss passes this; an untrained network has about 1. 0: never.
+    max_loss: float = Field(default=10.0, ge=0)
+
+    def __post_init__(self) -> None:
+        if self.frames.audio_dropped and not self.network.audio.null:
+            raise ValueError("frames.audio_dropped needs network.audio.null, the embedding of no audio")
+
+
+PAPER_NETWORK = UNetParams(
+    zero_init=False, audio=AudioParams(rows_before=2, rows_after=1, normalised=False, null=False)
+)  # fmt: skip
+PAPER_FRAMES = FrameParams(
+    identity="first",
+    before_first="target",
+    previous_noise=0,
+    previous_warp=0,
+    previous_blur=0,
+    previous_hidden=0,
+    audio_dropped=0,
+)
+PAPER_OPTIM = OptimParams(
+    learning_rate=5e-5,
+    warmup_steps=0,
+    betas=(0.9, 0.999),
+    max_grad_norm=0,
+    ema_decay=0.9999,
+    ema_warmup=False,
+)
+# The authors' JSON: 13,698,691 parameters; 735 epochs of 432,000 frames.
+PAPER_MULTI_SPEAKER = Recipe(
+    network=PAPER_NETWORK,
+    noise=NoiseParams(schedule="cosine", steps=1000, target="epsilon", embedding="gamma"),
+    frames=PAPER_FRAMES,
+    loss=LossParams(over_mask=False, lip_weight=0),
+    optim=PAPER_OPTIM,
+    batch=160,
+    steps=1_984_500,
+    max_loss=0,
+)
+# Table 1, with the nine channels of the text: 66,655,619 parameters; 895 epochs of 73,704 frames (4.2).
+PAPER_SINGLE_SPEAKER = replace(
+    PAPER_MULTI_SPEAKER,
+    network=replace(PAPER_NETWORK, multiples=(1, 2, 4, 8), attention_sizes=(), head_channels=32, dropout=0.2),
+    noise=NoiseParams(schedule="linear", steps=2000, target="epsilon", embedding="gamma"),
+    batch=40,
+    steps=1_649_000,
+)
+MULTI_SPEAKER = Recipe()
+SINGLE_SPEAKER = Recipe(
+    network=UNetParams(mask_channel=True, multiples=(1, 2, 4, 8), attention_sizes=(32, 16)),
+    batch=64,
+    steps=100_000,
+)
+# Minutes on a laptop's CPU: shows that everything works, not how well it can.
+DEMO = Recipe(
+    network=UNetParams(
+        mask_channel=True,
+        channels=32,
+        multiples=(1, 2, 2),
+        blocks=1,
+        attention_sizes=(16,),
+        head_channels=32,
+        dropout=0.0,
+        patch=4,
+    ),
+    optim=OptimParams(learning_rate=1e-3, warmup_steps=50, ema_decay=0.99),
+    watch=WatchParams(log_every=20, evaluate_every=200, save_every=200, held_out_frames=64),
+    batch=16,
+    steps=1000,
+)
+PRESETS = {
+    "multi-speaker": MULTI_SPEAKER,
+    "single-speaker": SINGLE_SPEAKER,
+    "paper-multi-speaker": PAPER_MULTI_SPEAKER,
+    "paper-single-speaker": PAPER_SINGLE_SPEAKER,
+    "demo": DEMO,
+}
+
+
+def recipe_of(preset: str, *changes: Mapping[str, Any]) -> Recipe:
+    """A preset with some of its numbers changed, nested as they are in ``Recipe``; later changes win.
+
+    Raises ModelError in one line that names the key, its value and what was expected.
+    """
+    if preset not in PRESETS:
+        raise ModelError(f"preset {preset!r} is not known; known are {', '.join(PRESETS)}")
+    described: dict[str, Any] = asdict(PRESETS[preset])
+    for change in changes:
+        described = _merged(described, change, "")
+    return _built(described)
+
+
+def recipe_from(described: Mapping[str, Any]) -> Recipe:
+    """The recipe that ``asdict`` described, e.g. in a checkpoint. Raises ModelError."""
+    return _built(described)
+
+
+def changes_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """{"optim.learning_rate": 1e-4} -> {"optim": {"learning_rate": 1e-4}}."""
+    nested: dict[str, Any] = {}
+    for name, value in settings.items():
+        *sections, key = name.split(".")
+        place = nested
+        for section in sections:
+            place = place.setdefault(section, {})
+            if not isinstance(place, dict):
+                raise ModelError(f"{name}: {section} is set to a value already")
+        place[key] = value
+    return nested
+
+
+def differences(ours: Recipe, theirs: Recipe) -> list[tuple[str, Any, Any]]:
+    """(name, ours, theirs) of every number that differs and changes the result.
+
+    ``watch`` never does. ``steps`` does not while the learning rate stays constant: a run may go on longer.
+    """
+    same = {"steps"} if ours.optim.after_warmup == theirs.optim.after_warmup == "constant" else set()
+    old = dict(_leaves(asdict(theirs), ""))
+    return [
+        (name, value, old[name])
+        for name, value in _leaves(asdict(ours), "")
+        if value != old[name] and name not in same and not name.startswith("watch.")
+    ]
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        if key not in base:
+            raise ModelError(f"{prefix}{key} is not known; known are {', '.join(base)}")
+        nested = isinstance(base[key], Mapping)
+        if nested != isinstance(value, Mapping):
+            expected = f"a section of {', '.join(base[key])}" if nested else "a value, not a section"
+            raise ModelError(f"{prefix}{key} is {value!r}, expected {expected}")
+        merged[key] = _merged(base[key], value, f"{prefix}{key}.") if nested else value
+    return merged
+
+
+def _built(described: Mapping[str, Any]) -> Recipe:
+    try:
+        return pydantic.TypeAdapter(Recipe).validate_python(described)
+    except pydantic.ValidationError as err:
+        problem = err.errors()[0]
+        where = ".".join(str(step) for step in problem["loc"])
+        message = problem["msg"].removeprefix("Value error, ")
+        value = "" if problem["type"] == "value_error" else f" is {problem['input']!r}"
+        raise ModelError(f"{where}{value}: {message}".removeprefix(": ")) from err

@@ -1,0 +1,197 @@
+"""Looking at a run: means over a window, loss by noise level, held-out loss, pictures, what to keep."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+
+from model import checkpoint, journal
+from model.checkpoint import TrainState
+from model.denoiser import add_noise, gammas, log_snr, y_0_of
+from model.examples import as_sampled, to_pixels
+from model.journal import Journal
+from model.machine import Machine, Ranks
+from model.objective import asked, losses_of
+from model.recipe import ModelError, Recipe
+from model.unet import UNet
+from shards.loader import Resident
+
+# Borders of the noise bands that the loss is told by, in log-SNR: mostly noise ... mostly picture.
+BANDS = (-4.0, 0.0, 4.0)
+BAND_NAMES = ("below_-4", "-4_to_0", "0_to_4", "above_4")
+PICTURE_GAMMAS = (0.02, 0.5, 0.95)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Window:
+    """What happened since the last line of the log; nothing here waits for the GPU until it is read."""
+
+    losses: list[Tensor] = field(default_factory=list)  # (micro,) each
+    levels: list[Tensor] = field(default_factory=list)
+    grad_norms: list[Tensor] = field(default_factory=list)
+    waited_seconds: float = 0.0
+    started: float = field(default_factory=time.perf_counter)
+    paused_seconds: float = 0.0
+
+    def read(self, ranks: Ranks) -> dict[str, float]:
+        """Mean loss, and by noise band, over all ranks; the last gradient's norm."""
+        losses, gamma = torch.cat(self.losses).double().cpu(), torch.cat(self.levels).double().cpu()
+        sums = ranks.total(torch.stack(by_band(losses, gamma)))
+        told = {"loss": float(sums[0].sum() / sums[1].sum())}
+        for name, total, n in zip(BAND_NAMES, *sums, strict=True):
+            if n:
+                told[f"loss_log_snr/{name}"] = float(total / n)
+        if self.grad_norms:
+            told["grad_norm"] = float(self.grad_norms[-1])
+        return told
+
+
+def by_band(losses: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum and number of the losses in each noise band, (4,) each."""
+    band = torch.bucketize(log_snr(gamma), torch.tensor(BANDS, dtype=gamma.dtype))
+    sums = torch.zeros(len(BAND_NAMES), dtype=losses.dtype).index_add_(0, band, losses)
+    return sums, torch.bincount(band, minlength=len(BAND_NAMES)).to(losses.dtype)
+
+
+@torch.no_grad()
+def held_out_losses(
+    network: UNet, data: Resident, recipe: Recipe, ranks: Ranks, machine: Machine
+) -> dict[str, float]:
+    """Mean loss on frames never trained on, the same frames and noise each time. Every rank must ask."""
+    index = np.linspace(0, len(data) - 1, min(recipe.watch.held_out_frames, len(data))).round()
+    chosen = index.astype(np.int64)
+    shown = as_sampled(
+        data,
+        chosen,
+        seed=recipe.seed,
+        frames=recipe.frames,
+        audio=recipe.network.audio,
+        table=torch.from_numpy(gammas(recipe.noise)),
+    )
+    micro = machine.frames_at_once(recipe, ranks.world)
+    losses = torch.zeros(len(chosen), dtype=torch.float64)
+    with machine.autocast(data.boxes.device):
+        for k in range(ranks.rank * micro, len(chosen), micro * ranks.world):
+            part = shown.part(k, k + micro)
+            losses[k : k + len(part)] = losses_of(network, part, recipe).double().cpu()
+    ranks.total(losses)
+    sums, counts = by_band(losses, shown.gamma.double().cpu())
+    bands = {
+        f"held_out_log_snr/{name}": float(total / n)
+        for name, total, n in zip(BAND_NAMES, sums, counts, strict=True)
+        if n
+    }
+    return {"held_out_loss": float(losses.mean())} | bands
+
+
+@torch.no_grad()
+def picture_of(network: UNet, data: Resident, recipe: Recipe, machine: Machine) -> Tensor:
+    """Rows of: input with noise for a mouth, the frame as guessed at three noise levels, truth with box."""
+    n = min(recipe.watch.pictures, len(data))
+    index = ((np.arange(n) + 0.5) * len(data) / n).astype(np.int64)
+    shown = as_sampled(
+        data,
+        index,
+        seed=recipe.seed,
+        frames=recipe.frames,
+        audio=recipe.network.audio,
+        table=torch.from_numpy(gammas(recipe.noise)),
+    )
+    seen = [torch.where(shown.mask > 0, shown.epsilon, shown.y_0)]
+    for level in PICTURE_GAMMAS:
+        gamma = torch.full_like(shown.gamma, level)
+        y = torch.where(shown.mask > 0, add_noise(shown.y_0, shown.epsilon, gamma), shown.y_0)
+        with machine.autocast(y.device):
+            said = asked(network, y, shown, gamma, recipe)
+        seen.append(torch.where(shown.mask > 0, y_0_of(y, said, gamma, recipe.noise.target), shown.y_0))
+    columns = [to_pixels(images).cpu() for images in seen]
+    boxes = data.boxes[torch.from_numpy(index).to(data.boxes.device)].cpu()
+    truth = [journal.framed(image, box) for image, box in zip(to_pixels(shown.y_0).cpu(), boxes, strict=True)]
+    return journal.grid_of([[column[i] for column in columns] + [truth[i]] for i in range(n)])
+
+
+class Keeper:
+    """Lines, held-out losses and checkpoints of one run."""
+
+    def __init__(self, run: Path, recipe: Recipe, digest: str, ranks: Ranks, book: Journal | None) -> None:
+        self.run = run
+        self.recipe = recipe
+        self.digest = digest
+        self.ranks = ranks
+        self.book = book
+        self.held_out: tuple[int, float] | None = None  # step, loss
+
+    def tell(self, state: TrainState, window: Window, rate: float) -> None:
+        told = window.read(self.ranks)
+        self._refuse(state, told)
+        if self.book is None:
+            return
+        seconds = time.perf_counter() - window.started - window.paused_seconds
+        speed = {
+            "learning_rate": rate,
+            "frames_per_second": len(window.grad_norms) * self.recipe.batch / seconds,
+            "waiting_for_data": window.waited_seconds / seconds,
+            "memory_gb": _memory_gb(self.ranks.device),
+        }
+        self.book.record(state.step, told | speed)
+        log.info(
+            "step %d/%d  loss %.4f  lr %.2e  grad %.3f  %.4g frames/s  waiting %.1f %%  %.1f GB",
+            state.step, self.recipe.steps, told["loss"], rate, told["grad_norm"], speed["frames_per_second"],
+            100 * speed["waiting_for_data"], speed["memory_gb"],
+        )  # fmt: skip
+
+    def evaluate(self, state: TrainState, held: Resident, machine: Machine) -> None:
+        told = held_out_losses(state.ema, held, self.recipe, self.ranks, machine)
+        self.held_out = state.step, told["held_out_loss"]
+        if self.book is None:
+            return
+        self.book.record(state.step, told)
+        if self.recipe.watch.pictures:
+            picture = picture_of(state.ema, held, self.recipe, machine)
+            self.book.picture(state.step, "held-out", picture)
+        log.info("step %d  held-out loss %.4f", state.step, told["held_out_loss"])
+
+    def save(self, state: TrainState) -> None:
+        """Write a checkpoint unless this very step has one."""
+        if not self.ranks.is_first:
+            self.ranks.meet()
+            return
+        measured = self.held_out[1] if self.held_out and self.held_out[0] == state.step else None
+        if not any(saved.step == state.step for saved in checkpoint.listed(self.run)):
+            checkpoint.save(state, self.run, self.recipe, self.digest, measured)
+            checkpoint.prune(self.run, self.recipe.watch.keep_last)
+        self.ranks.meet()
+
+    def refuse_bad(self, state: TrainState, window: Window) -> None:
+        """Keep a state that is broken out of the checkpoints."""
+        if window.losses:
+            self._refuse(state, window.read(self.ranks))
+
+    def _refuse(self, state: TrainState, told: dict[str, float]) -> None:
+        loss, limit = told["loss"], self.recipe.max_loss
+        finite = math.isfinite(loss) and math.isfinite(told["grad_norm"])
+        if finite and not (limit and loss > limit):
+            return
+        saved = checkpoint.listed(self.run) if self.run.is_dir() else []
+        good = f"the last good checkpoint is {saved[-1].path}" if saved else "there is no checkpoint yet"
+        wrong = f"more than max_loss {limit:g}" if finite else "not finite"
+        raise ModelError(
+            f"step {state.step}: loss {loss:.4g}, gradient norm {told['grad_norm']:.4g}: {wrong}; {good}; "
+            f"try a lower optim.learning_rate than {self.recipe.optim.learning_rate:g}"
+        )
+
+
+def _memory_gb(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    return float(psutil.Process().memory_info().rss) / 1e9

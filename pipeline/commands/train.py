@@ -1,0 +1,141 @@
+"""`pipeline train`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import yaml
+
+from pipeline import params as params_file
+from pipeline.options import FILE, FOLDER
+
+if TYPE_CHECKING:
+    from model.machine import Precision
+    from model.recipe import Recipe
+
+
+@click.command("train")
+@click.option("--shards", type=FOLDER, help="A finished dataset.")
+@click.option("--run", type=FOLDER, help="Folder of the run.  [default: runs/PRESET]")
+@click.option("--preset", help="Recipe to start from.  [default: train.preset of the params file]")
+@click.option(
+    "-s",
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Change a number of the recipe, e.g. optim.learning_rate=1e-4; may be repeated.",
+)
+@click.option("--params", type=FILE, help="Params file.  [default: ./params.yaml if it is there]")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "bf16", "fp32"]),
+    default="auto",
+    show_default=True,
+    help="Of matrix products; auto is bf16 on a GPU. Weights stay fp32.",
+)
+@click.option(
+    "--micro-batch",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Frames at once, when a whole batch does not fit the memory.",
+)
+@click.option("--compile/--no-compile", default=None, help="torch.compile.  [default: on a GPU]")
+@click.option(
+    "--frames-on",
+    type=click.Choice(["device", "host"]),
+    default="device",
+    show_default=True,
+    help="Where decoded frames lie, when a dataset does not fit the GPU.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    default=os.cpu_count() or 1,
+    show_default="one per core",
+    help="Threads that decode.",
+)
+@click.option("-n", "--dry-run", is_flag=True, help="Print the recipe and the parameter count, and exit.")
+def command(
+    shards: Path | None,
+    run: Path | None,
+    preset: str | None,
+    settings: tuple[str, ...],
+    params: Path | None,
+    device: str,
+    precision: Precision,
+    micro_batch: int | None,
+    compile: bool | None,
+    frames_on: str,
+    workers: int,
+    dry_run: bool,
+) -> None:  # fmt: skip
+    """Train a network on the training clips of --shards. Run again to go on where it stopped.
+
+    On several GPUs: torchrun --nproc-per-node 8 -m pipeline.main train ...
+    """
+    from model.machine import Machine
+    from model.recipe import ModelError, changes_of, recipe_of
+    from shards.schema import ShardError
+    from stages import train
+    from stages.work import StageError
+
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    for package in ("model", "stages"):
+        logging.getLogger(package).setLevel(logging.INFO)
+    try:
+        section = params_file.load(params).train
+        name = preset or section.preset
+        recipe = recipe_of(name, section.changes, changes_of(_values(settings)))
+        if dry_run:
+            _print_plan(name, recipe)
+            return
+        if shards is None:
+            raise click.UsageError("--shards is needed: the folder of a finished dataset")
+        ended = train.run(
+            train.TrainRequest(
+                shards=shards,
+                run=run or Path("runs", name),
+                preset=name,
+                device=device,
+                frames_on=frames_on,
+                workers=workers,
+                machine=Machine(micro_batch=micro_batch or 0, precision=precision, compile=compile),
+            ),
+            recipe,
+        )
+    except (StageError, ShardError, ModelError) as err:
+        raise click.ClickException(str(err)) from err
+    if os.environ.get("RANK", "0") == "0":
+        click.echo(f"{run or Path('runs', name)}: {ended}")
+
+
+def _values(settings: tuple[str, ...]) -> dict[str, object]:
+    """("batch=8",) -> {"batch": 8}: values are YAML, as in the params file."""
+    values = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals or not name:
+            raise click.BadParameter(f"{setting}: expected NAME=VALUE", param_hint="--set")
+        values[name] = yaml.safe_load(value)
+    return values
+
+
+def _print_plan(preset: str, recipe: Recipe) -> None:
+    import torch
+
+    from model.unet import UNet, parameter_count
+
+    with torch.device("meta"):
+        n_parameters = parameter_count(UNet(recipe.network))
+    described = json.loads(json.dumps(asdict(recipe)))  # tuples as lists, which YAML shows plainly
+    click.echo(yaml.safe_dump({"preset": preset, **described}, sort_keys=False).rstrip())
+    click.echo(f"parameters: {n_parameters:,}")
