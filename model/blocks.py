@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.chance import kept
+from model.chance import kept, salt_of
 
 GROUPS = 32
 HEAD_CHANNELS = 64
@@ -33,17 +33,10 @@ def sinusoid(values: Tensor, channels: int, max_period: float = 1e4) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
-class FiLM(nn.Module):
-    """h -> h * (1 + scale) + shift, both from an embedding (B, E), the same at every pixel."""
-
-    def __init__(self, embedding: int, channels: int) -> None:
-        super().__init__()
-        self.to_scale_shift = nn.Linear(embedding, 2 * channels)
-
-    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
-        scale, shift = self.to_scale_shift(F.silu(embedding))[:, :, None, None].chunk(2, dim=1)
-        turned: Tensor = h * (1 + scale) + shift
-        return turned
+def film(h: Tensor, scale_shift: Tensor) -> Tensor:
+    """h -> h * (1 + scale) + shift, the same at every pixel: (B, C, H, W), (B or 1, 2C) -> (B, C, H, W)."""
+    scale, shift = scale_shift[:, :, None, None].chunk(2, dim=1)
+    return h * (1 + scale) + shift
 
 
 class Dropout(nn.Module):
@@ -52,14 +45,16 @@ class Dropout(nn.Module):
     def __init__(self, share: float, *, salt: int) -> None:
         super().__init__()
         self.share = share
-        self.salt = salt  # tells the layers apart
+        self.salt = salt_of(salt)
 
     def forward(self, h: Tensor, words: Tensor | None) -> Tensor:
         """(B, C, H, W), the samples' keys (B,) int32, none when not training -> (B, C, H, W)."""
         if words is None or not self.share:
             return h
-        survives = kept(words, self.salt, h.shape[1:], 1 - self.share)
-        return torch.where(survives, h / (1 - self.share), 0.0)
+        channels, height, width = h.shape[1:]
+        survives = kept(words, self.salt, (height, width, channels), 1 - self.share)
+        # laid out as the features are, channels last
+        return torch.where(survives.permute(0, 3, 1, 2), h / (1 - self.share), 0.0)
 
 
 class ResidualBlock(nn.Module):
@@ -83,17 +78,20 @@ class ResidualBlock(nn.Module):
         self.norm_in = nn.GroupNorm(GROUPS, channels)
         self.conv_in = nn.Conv2d(channels, out_channels, 3, padding=1)
         self.norm_out = nn.GroupNorm(GROUPS, out_channels)
-        self.by_noise = FiLM(embedding, out_channels)
-        self.by_audio = FiLM(embedding, out_channels)
+        # scale and shift; their inputs are the same for all blocks, and a sampler has them ahead of time
+        self.by_noise = nn.Linear(embedding, 2 * out_channels)
+        self.by_audio = nn.Linear(embedding, 2 * out_channels)
         self.dropout = dropout
         self.conv_out = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         zeroed(self.conv_out)
         self.skip = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
 
     def forward(self, x: Tensor, noise: Tensor, audio: Tensor, words: Tensor | None = None) -> Tensor:
-        """(B, C, H, W), embeddings (B, E), dropout's keys (B,) -> (B, C', H', W')."""
+        """(B, C, H, W), scales and shifts (B, 2C') of ``by_noise`` and ``by_audio``, dropout's keys (B,)
+        -> (B, C', H', W').
+        """
         h = self.conv_in(self._resized(F.silu(self.norm_in(x))))
-        h = self.by_audio(self.by_noise(self.norm_out(h), noise), audio)
+        h = film(film(self.norm_out(h), noise), audio)
         h = self.conv_out(self.dropout(F.silu(h), words))
         summed: Tensor = self.skip(self._resized(x)) + h
         return summed

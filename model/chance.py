@@ -26,6 +26,7 @@ class Purpose(IntEnum):
     PREVIOUS = 3
     DROPOUT = 4
     INITIAL = 5
+    SAMPLED = 6
 
 
 def keys_of(seed: int, positions: ArrayLike, purpose: Purpose) -> NDArray[np.uint64]:
@@ -59,6 +60,11 @@ def words_of(keys: NDArray[np.uint64], device: torch.device) -> Tensor:
     return torch.from_numpy(low).to(device, non_blocking=True)
 
 
+def salt_of(layer: int) -> int:
+    """What tells a layer's dropout from the others', for ``kept``: a compiler could not follow it there."""
+    return _signed(key_of(layer))
+
+
 def kept(words: Tensor, salt: int, shape: Sequence[int], share: float) -> Tensor:
     """True for ``share`` of a sample's values: (B,) int32 -> (B, *shape) bool.
 
@@ -69,7 +75,7 @@ def kept(words: Tensor, salt: int, shape: Sequence[int], share: float) -> Tensor
     for side in shape:
         n *= side
     place = torch.arange(n, dtype=torch.int32, device=words.device)
-    h: Tensor = place[None, :] * _signed(0x9E3779B1) ^ (words ^ _signed(key_of(salt)))[:, None]
+    h: Tensor = place[None, :] * _signed(0x9E3779B1) ^ (words ^ salt)[:, None]
     h = (h ^ _shifted(h, 16)) * _signed(0x7FEB352D)
     h = (h ^ _shifted(h, 15)) * _signed(0x846CA68B)
     h = h ^ _shifted(h, 16)

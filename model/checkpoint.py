@@ -133,10 +133,16 @@ def load_into(state: TrainState, saved: Saved) -> None:
     """Make ``state`` what it was when ``saved`` was written. Raises ModelError when a file is not whole."""
     _fill(state.network, saved.path / WEIGHTS)
     _fill(state.ema, saved.path / EMA)
-    moments = _read_tensors(saved.path / OPTIMIZER)
-    for name, parameter in state.network.named_parameters():
-        if f"{name}.step" not in moments:
-            continue
+    parameters = dict(state.network.named_parameters()) if saved.step else {}
+    moments = _read_fitting(
+        saved.path / OPTIMIZER,
+        {
+            f"{name}.{moment}": () if moment == "step" else tuple(parameter.shape)
+            for name, parameter in parameters.items()
+            for moment in MOMENTS
+        },
+    )
+    for name, parameter in parameters.items():
         kept: dict[str, Tensor] = {}
         for moment in MOMENTS:
             value = moments[f"{name}.{moment}"]
@@ -158,8 +164,9 @@ def load_network(
         chosen = best_of(saved) if which == "best" else (saved[-1] if saved else None)
     if chosen is None:
         raise ModelError(f"{place}: no checkpoint here; `pipeline train --run {place}` makes one")
-    network = UNet(chosen.recipe.network)
-    _fill(network, chosen.path / (EMA if weights == "ema" else WEIGHTS))
+    with torch.device("meta"):  # draws no first weights, which would move the caller's generator
+        network = UNet(chosen.recipe.network)
+    _fill(network, chosen.path / (EMA if weights == "ema" else WEIGHTS), assign=True)
     return network.eval(), chosen
 
 
@@ -176,16 +183,21 @@ def _moments(state: TrainState) -> dict[str, Tensor]:
     }
 
 
-def _fill(module: nn.Module, path: Path) -> None:
-    tensors = _read_tensors(path)
+def _fill(module: nn.Module, path: Path, *, assign: bool = False) -> None:
     wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    module.load_state_dict(_read_fitting(path, wanted), assign=assign)
+
+
+def _read_fitting(path: Path, wanted: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Tensors of these names and shapes, no more and no fewer."""
+    tensors = _read_tensors(path)
     found = {name: tuple(value.shape) for name, value in tensors.items()}
     if wanted != found:
         wrong = sorted(set(wanted.items()) ^ set(found.items()))
         raise ModelError(
             f"{path}: {len(wrong)} tensors do not fit its recipe, e.g. {wrong[0][0]} {wrong[0][1]}"
         )
-    module.load_state_dict(tensors)
+    return tensors
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
@@ -202,7 +214,7 @@ def _read_state(path: Path) -> Saved:
     try:
         story: Mapping[str, Any] = json.loads(file.read_text())
         if story["format"] != FORMAT:
-            raise ModelError(f"{file}: format {story['format']!r}, this redub reads {FORMAT}")
+            raise ModelError(f"format {story['format']!r}, this redub reads {FORMAT}")
         held_out = story["held_out"]
         return Saved(
             path=path,
@@ -214,7 +226,9 @@ def _read_state(path: Path) -> Saved:
         )
     except FileNotFoundError as err:
         raise ModelError(f"{file}: is missing, so {path} is no whole checkpoint") from err
-    except (OSError, ValueError, KeyError, TypeError) as err:
+    except ModelError as err:
+        raise ModelError(f"{file}: {err}") from err
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as err:
         raise ModelError(f"{file}: not a checkpoint's state ({type(err).__name__}: {err})") from err
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from model import journal
@@ -162,22 +162,26 @@ def stop_asked() -> Iterator[StopAsked]:
             signal.signal(number, handler)
 
 
+# How PyTorch, oneDNN and C++ say it, besides OutOfMemoryError.
+OUT_OF_MEMORY = ("can't allocate memory", "could not create a primitive", "out of memory", "bad_alloc")
+
+
 @contextlib.contextmanager
-def memory_told(micro_batch: int, device: torch.device) -> Iterator[None]:
-    """Turn an allocation that failed into a sentence on what to change. Raises ModelError."""
+def memory_told(what: str, device: torch.device, *, advice: str) -> Iterator[None]:
+    """Turn an allocation that failed into a sentence on ``what`` did not fit. Raises ModelError."""
     try:
         yield
-    except RuntimeError as err:
-        if not isinstance(err, torch.OutOfMemoryError) and "can't allocate memory" not in str(err):
+    except (RuntimeError, MemoryError) as err:
+        known = isinstance(err, torch.OutOfMemoryError | MemoryError)
+        if not known and not any(words in str(err) for words in OUT_OF_MEMORY):
             raise
         if device.type == "cuda":
             free, total = torch.cuda.mem_get_info(device)
         else:
             free, total = psutil.virtual_memory().available, psutil.virtual_memory().total
         raise ModelError(
-            f"out of memory on {device}: {micro_batch} frames at once do not fit, {free / 1e9:.1f} of "
-            f"{total / 1e9:.1f} GB are free; try --micro-batch {max(1, micro_batch // 2)}, "
-            f"which changes no result"
+            f"out of memory on {device}: {what} does not fit, {free / 1e9:.1f} of {total / 1e9:.1f} GB are "
+            f"free; {advice}"
         ) from err
 
 
@@ -185,25 +189,8 @@ def forward_of(
     state: TrainState, ranks: Ranks, machine: Machine, trial: Callable[[Forward], None]
 ) -> Forward:
     """The network as it is called: compiled where that works, and wrapped so that ranks share gradients."""
-    device = ranks.device
-    module: nn.Module = state.network
-    if machine.compile or (machine.compile is None and device.type == "cuda"):
-        try:
-            compiled = torch.compile(state.network)
-            trial(compiled)
-            module = compiled  # type: ignore[assignment]
-        except Exception as err:
-            if isinstance(err, torch.OutOfMemoryError):
-                raise
-            log.warning("torch.compile does not work here, going on without: %s", _first_line(err))
-    if ranks.world > 1:
-        return DistributedDataParallel(module, gradient_as_bucket_view=True)
-    return module
-
-
-def _first_line(err: Exception) -> str:
-    lines = [line for line in str(err).splitlines() if line.strip()]
-    return f"{type(err).__name__}: {lines[0].strip() if lines else ''}"
+    module = machine.compiled(state.network, trial, ranks.device)
+    return DistributedDataParallel(module, gradient_as_bucket_view=True) if ranks.world > 1 else module
 
 
 def train(
@@ -236,14 +223,24 @@ def train(
     def trial(forward: Forward) -> None:
         """One forward and backward pass, as a step makes it, that leaves no trace."""
         shown = next(batches(data, recipe, ranks, machine, state.drawn, Tally(len(data))))[0]
-        with machine.autocast(ranks.device):
-            losses = losses_of(forward, shown, recipe)
-        losses.sum().backward()  # type: ignore[no-untyped-call]
-        state.optimizer.zero_grad(set_to_none=True)
+        try:
+            with machine.autocast(ranks.device):
+                losses = losses_of(forward, shown, recipe)
+            losses.sum().backward()  # type: ignore[no-untyped-call]
+        finally:
+            state.optimizer.zero_grad(set_to_none=True)
 
+    def after(shown: Examples) -> Tensor:
+        """Losses with the weights as a step left them: if it broke them, its own losses do not show it."""
+        with torch.no_grad(), machine.autocast(ranks.device):
+            return losses_of(state.network, shown, recipe)
+
+    smaller = (
+        f"--micro-batch {micro // 2}, which changes no result" if micro > 1 else "fewer network.channels"
+    )
     with (
         contextlib.ExitStack() as open_files,
-        memory_told(micro, ranks.device),
+        memory_told(f"a micro-batch of {micro} frames", ranks.device, advice=f"try {smaller}"),
         stop_asked() as asked_to,
     ):
         book = open_files.enter_context(journal.opened(run, state.step)) if ranks.is_first else None
@@ -251,6 +248,7 @@ def train(
         forward = forward_of(state, ranks, machine, trial)
         state.network.train()
         window = Window()
+        shown_now: list[Examples] = []
         while state.step < recipe.steps and not ranks.any(asked_to.by is not None):
             rate = learning_rate(state.step, recipe.steps, recipe.optim)
             for group in state.optimizer.param_groups:
@@ -285,14 +283,14 @@ def train(
                 window = Window()
             if due.evaluate or due.save:
                 paused = time.perf_counter()
-                keeper.refuse_bad(state, window)
+                keeper.refuse_bad(state, window, after(shown_now[-1]))
                 if due.evaluate and held is not None:
                     keeper.evaluate(state, held, machine)
                 if due.save:
                     keeper.save(state)
                 window.paused_seconds += time.perf_counter() - paused
-        if window.losses:
-            keeper.refuse_bad(state, window)
+        if shown_now:
+            keeper.refuse_bad(state, window, after(shown_now[-1]))
         keeper.save(state)
     return "done" if state.step >= recipe.steps else f"stopped by {asked_to.by or 'another rank'}"
 

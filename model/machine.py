@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ from torch import distributed as dist
 from model.recipe import ModelError, Recipe
 
 Precision = Literal["auto", "bf16", "fp32"]
+Called = TypeVar("Called", bound=Callable[..., Any])
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +33,29 @@ class Machine:
         """Matrix products in bf16, where asked for."""
         in_bf16 = self.precision == "bf16" or (self.precision == "auto" and device.type == "cuda")
         return torch.autocast(device.type, torch.bfloat16, enabled=in_bf16)
+
+    def compiled(
+        self,
+        function: Called,
+        trial: Callable[[Called], None],
+        device: torch.device,
+        *,
+        mode: str = "default",
+    ) -> Called:
+        """``function`` by ``torch.compile`` where that is asked for and a ``trial`` works; else itself."""
+        if not (self.compile or (self.compile is None and device.type == "cuda")):
+            return function
+        try:
+            faster = cast(Called, torch.compile(function, mode=mode))
+            trial(faster)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as err:  # whatever a compiler may find
+            lines = [line.strip() for line in str(err).splitlines() if line.strip()]
+            told = f"{type(err).__name__}: {lines[0] if lines else ''}"
+            log.warning("torch.compile does not work here, going on without: %s", told)
+            return function
+        return faster
 
     def frames_at_once(self, recipe: Recipe, world: int) -> int:
         """Frames per forward pass: the most within the limit that divides a rank's share evenly.
@@ -71,6 +98,20 @@ class Ranks:
             dist.barrier()
 
 
+def device_of(name: str) -> torch.device:
+    """auto, cpu or cuda: this process's own GPU, or the CPU. Raises ModelError where there is no such GPU."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ModelError("device cuda: PyTorch sees no GPU here; use cpu, or mend the driver or the install")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if local >= torch.cuda.device_count():
+        raise ModelError(f"rank {local} of this machine has no GPU: PyTorch sees {torch.cuda.device_count()}")
+    device = torch.device("cuda", local)
+    torch.cuda.set_device(device)
+    return device
+
+
 @contextlib.contextmanager
 def joined(device: str) -> Iterator[Ranks]:
     """Ranks as ``torchrun`` started them, or this process alone; ``device`` is auto, cpu or cuda.
@@ -78,19 +119,11 @@ def joined(device: str) -> Iterator[Ranks]:
     Raises ModelError when a GPU is asked for and there is none.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ModelError("device cuda: PyTorch sees no GPU here; use cpu, or mend the driver or the install")
-    on_gpu = device != "cpu" and torch.cuda.is_available()
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    if on_gpu and local >= torch.cuda.device_count():
-        raise ModelError(f"rank {local} of this machine has no GPU: PyTorch sees {torch.cuda.device_count()}")
-    here = torch.device("cuda", local) if on_gpu else torch.device("cpu")
-    if on_gpu:
-        torch.cuda.set_device(here)
+    here = device_of(device)
     if world == 1:
         yield Ranks(0, 1, here)
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if here.type == "cuda" else "gloo")
     try:
         yield Ranks(dist.get_rank(), world, here)
     finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, field, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import ConfigDict, Field
@@ -16,6 +16,7 @@ from model.examples import FrameParams
 from model.unet import UNetParams
 
 FORBID = ConfigDict(extra="forbid")
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class ModelError(Exception):
@@ -39,7 +40,7 @@ class OptimParams:
     learning_rate: float = Field(default=2e-4, gt=0)
     warmup_steps: int = Field(default=500, ge=0)
     after_warmup: Literal["constant", "cosine"] = "constant"  # cosine: down to a tenth at the last step
-    betas: tuple[float, float] = (0.9, 0.99)
+    betas: tuple[Beta, Beta] = (0.9, 0.99)
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, ge=0)  # 0: do not clip
     ema_decay: float = Field(default=0.9995, ge=0, lt=1)
@@ -133,17 +134,18 @@ DEMO = Recipe(
     network=UNetParams(
         mask_channel=True,
         channels=32,
-        multiples=(1, 2, 2),
+        multiples=(1, 1, 2),
         blocks=1,
         attention_sizes=(16,),
         head_channels=32,
         dropout=0.0,
-        patch=4,
+        patch=2,
+        top=56,
     ),
-    optim=OptimParams(learning_rate=1e-3, warmup_steps=50, ema_decay=0.99),
+    optim=OptimParams(learning_rate=2e-3, warmup_steps=50, after_warmup="cosine", ema_decay=0.99),
     watch=WatchParams(log_every=20, evaluate_every=200, save_every=200, held_out_frames=64),
     batch=16,
-    steps=1000,
+    steps=400,
 )
 PRESETS = {
     "multi-speaker": MULTI_SPEAKER,
@@ -229,4 +231,5 @@ def _built(described: Mapping[str, Any]) -> Recipe:
         where = ".".join(str(step) for step in problem["loc"])
         message = problem["msg"].removeprefix("Value error, ")
         value = "" if problem["type"] == "value_error" else f" is {problem['input']!r}"
-        raise ModelError(f"{where}{value}: {message}".removeprefix(": ")) from err
+        named = f"{where or 'the recipe'}{value}" if value else where
+        raise ModelError(f"{named}: {message}".removeprefix(": ")) from err

@@ -6,7 +6,7 @@ from dataclasses import field
 from itertools import count
 
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, PositiveInt
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -25,22 +25,25 @@ class UNetParams:
     # One more input channel that tells where to draw. The paper's network has to guess it from the noise.
     mask_channel: bool = False
     channels: int = Field(default=64, ge=GROUPS, multiple_of=GROUPS)
-    multiples: tuple[int, ...] = (1, 2, 3)  # of channels, per resolution
+    multiples: tuple[PositiveInt, ...] = Field(default=(1, 2, 3), min_length=1)  # of channels, per resolution
     blocks: int = Field(default=2, ge=1)  # residual blocks per resolution
     attention_sizes: tuple[int, ...] = (32,)  # px of the feature maps with attention; the middle has it too
     head_channels: int = Field(default=64, ge=1)
     dropout: float = Field(default=0.1, ge=0, lt=1)
     # Work on squares of this many px (Hoogeboom et al. 2023): a 2 costs a fourth. For small machines.
     patch: int = Field(default=1, ge=1)
+    # Rows of px above this one are not looked at: aligned mouths lie below. 56 saves 44 % of the work.
+    top: int = Field(default=0, ge=0)
     # Branches that start as if they were not there. The authors' code draws these zeros anew (kaiming).
     zero_init: bool = True
     audio: AudioParams = field(default_factory=AudioParams)
 
     def __post_init__(self) -> None:
         smallest = self.patch * 2 ** (len(self.multiples) - 1)
-        if self.size % smallest:
-            raise ValueError(f"size {self.size} is no multiple of {smallest}: patch {self.patch}, "
-                             f"halved {len(self.multiples) - 1} times")  # fmt: skip
+        for name, rows in (("size", self.size), ("size - top", self.size - self.top)):
+            if rows < smallest or rows % smallest:
+                raise ValueError(f"{name} {rows} is no multiple of {smallest}: patch {self.patch}, "
+                                 f"halved {len(self.multiples) - 1} times")  # fmt: skip
         for multiple in self.multiples:
             if multiple * self.channels % self.head_channels:
                 raise ValueError(
@@ -124,25 +127,44 @@ class UNet(nn.Module):
         words: Tensor | None = None,
     ) -> Tensor:
         """``heard`` (B,) bool: which samples are told their audio. ``words`` (B,) int32: dropout's keys."""
-        return self.given(x, noise_level, self.embed_audio(mels, heard), words)
+        return self.given(x, self.noise_films(noise_level), self.audio_films(mels, heard), words)
 
-    def given(self, x: Tensor, noise_level: Tensor, audio: Tensor, words: Tensor | None = None) -> Tensor:
-        """The same from an audio embedding (B, E), which a sampler makes once per frame."""
-        noise = self.embed_noise(sinusoid(noise_level, self.params.channels).to(audio.dtype))
+    def steps(self) -> list[_Step]:
+        """All residual blocks, in the order they are passed."""
+        return [step for step in self.modules() if isinstance(step, _Step)]
+
+    def noise_films(self, noise_level: Tensor) -> list[Tensor]:
+        """Scale and shift of each block by noise level: (B,) -> (B, 2C) each. A step's samples share it."""
+        embedding = F.silu(self.embed_noise(sinusoid(noise_level, self.params.channels)))
+        return [step.block.by_noise(embedding) for step in self.steps()]
+
+    def audio_films(self, mels: Tensor, heard: Tensor | None = None) -> list[Tensor]:
+        """Scale and shift of each block by audio, (B, 2C) each. A frame's steps share it."""
+        embedding = F.silu(self.embed_audio(mels, heard))
+        return [step.block.by_audio(embedding) for step in self.steps()]
+
+    def given(
+        self, x: Tensor, by_noise: list[Tensor], by_audio: list[Tensor], words: Tensor | None = None
+    ) -> Tensor:
+        """The network once its embeddings are known."""
+        films = zip(by_noise, by_audio, strict=True)
         patch = self.params.patch
+        x = x[:, :, self.params.top :]
         h = self.stem(x if patch == 1 else F.pixel_unshuffle(x, patch))
         kept = [h]
         for step in self.down:
-            h = step(h, noise, audio, words)
+            h = step(h, *next(films), words)
             kept.append(h)
-        h = self.middle_out(self.middle_in(h, noise, audio, words), noise, audio, words)
+        h = self.middle_in(h, *next(films), words)
+        h = self.middle_out(h, *next(films), words)
         for step in self.up:
             assert isinstance(step, _Step), "self.up holds steps alone"
             if step.block.resample != "up":
                 h = torch.cat([h, kept.pop()], dim=1)
-            h = step(h, noise, audio, words)
+            h = step(h, *next(films), words)
         said: Tensor = self.out(F.silu(self.norm(h)))
-        return said if patch == 1 else F.pixel_shuffle(said, patch)
+        said = said if patch == 1 else F.pixel_shuffle(said, patch)
+        return F.pad(said, (0, 0, self.params.top, 0))
 
 
 class _Step(nn.Module):

@@ -133,7 +133,7 @@ class Keeper:
 
     def tell(self, state: TrainState, window: Window, rate: float) -> None:
         told = window.read(self.ranks)
-        self._refuse(state, told)
+        self._refuse(state, "loss", told["loss"], told["grad_norm"])
         if self.book is None:
             return
         seconds = time.perf_counter() - window.started - window.paused_seconds
@@ -152,6 +152,7 @@ class Keeper:
 
     def evaluate(self, state: TrainState, held: Resident, machine: Machine) -> None:
         told = held_out_losses(state.ema, held, self.recipe, self.ranks, machine)
+        self._refuse(state, "held-out loss", told["held_out_loss"])
         self.held_out = state.step, told["held_out_loss"]
         if self.book is None:
             return
@@ -172,21 +173,25 @@ class Keeper:
             checkpoint.prune(self.run, self.recipe.watch.keep_last)
         self.ranks.meet()
 
-    def refuse_bad(self, state: TrainState, window: Window) -> None:
-        """Keep a state that is broken out of the checkpoints."""
+    def refuse_bad(self, state: TrainState, window: Window, after: Tensor) -> None:
+        """Keep a state that is broken out of the checkpoints; ``after`` are losses with its very weights."""
         if window.losses:
-            self._refuse(state, window.read(self.ranks))
+            told = window.read(self.ranks)
+            self._refuse(state, "loss", told["loss"], told["grad_norm"])
+        loss = self.ranks.total(after.detach().double().mean().cpu()) / self.ranks.world
+        self._refuse(state, "loss after the step", float(loss))
 
-    def _refuse(self, state: TrainState, told: dict[str, float]) -> None:
-        loss, limit = told["loss"], self.recipe.max_loss
-        finite = math.isfinite(loss) and math.isfinite(told["grad_norm"])
+    def _refuse(self, state: TrainState, name: str, loss: float, grad_norm: float = 0.0) -> None:
+        limit = self.recipe.max_loss
+        finite = math.isfinite(loss) and math.isfinite(grad_norm)
         if finite and not (limit and loss > limit):
             return
         saved = checkpoint.listed(self.run) if self.run.is_dir() else []
         good = f"the last good checkpoint is {saved[-1].path}" if saved else "there is no checkpoint yet"
         wrong = f"more than max_loss {limit:g}" if finite else "not finite"
+        norm = f", gradient norm {grad_norm:.4g}" if grad_norm else ""
         raise ModelError(
-            f"step {state.step}: loss {loss:.4g}, gradient norm {told['grad_norm']:.4g}: {wrong}; {good}; "
+            f"step {state.step}: {name} {loss:.4g}{norm}: {wrong}; {good}; "
             f"try a lower optim.learning_rate than {self.recipe.optim.learning_rate:g}"
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,42 @@ def stage_options(function: Callable[..., Any]) -> Callable[..., Any]:
         )
         return function(request, **rest)
 
-    for option in reversed(OPTIONS):
-        command = option(command)
-    return command
+    return _with(OPTIONS, command)
+
+
+SAMPLER_OPTIONS = (
+    click.option("--sampler", type=click.Choice(["ancestral", "ddim", "dpm++2m"]), help="How noise is left."),
+    click.option("--steps", type=click.IntRange(1, 2000), help="Network passes per frame."),
+    click.option("--guidance", type=click.FloatRange(0), help="Beyond 1: follow the audio more closely."),
+    click.option("--reanchor-every", type=click.IntRange(0), metavar="N",
+                 help="Hide the previous frame's mouth every N frames, against drift.  [0: never]"),
+    click.option("--seed", type=click.IntRange(0), help="Another one draws other mouths."),
+)  # fmt: skip
+DEVICE_OPTIONS = (
+    click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
+    click.option("--precision", type=click.Choice(["auto", "bf16", "fp32"]), default="auto",
+                 show_default=True, help="Of matrix products; auto is bf16 on a GPU. Weights stay fp32."),
+    click.option("--compile/--no-compile", default=None, help="torch.compile.  [default: on a GPU]"),
+)  # fmt: skip
+
+
+def sampler_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """How frames are drawn. What is not given is None: its default stands beside the code that uses it."""
+    return _with(SAMPLER_OPTIONS, function)
+
+
+def device_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Where a network runs."""
+    return _with(DEVICE_OPTIONS, function)
+
+
+def _with(options: Sequence[Callable[..., Any]], function: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def say_once(text: str) -> None:
+    """Print a command's answer: under ``torchrun`` by its first process alone."""
+    if os.environ.get("RANK", "0") == "0":
+        click.echo(text)

@@ -82,6 +82,7 @@ def load_resident(
     n_mels: int,
     mel_pad: int,
     silence_db: float,
+    top: int,
     device: torch.device,
     frames_on: torch.device,
     workers: int,
@@ -108,7 +109,7 @@ def load_resident(
     with ThreadPoolExecutor(workers) as pool:  # decoding lets go of the interpreter
         clips = _a_few_ahead(pool, lambda clip_id: read_clip(dataset, clip_id), ids, 2 * workers)
         for clip_id, length, clip in zip(ids, lengths, clips, strict=True):
-            _check_clip(dataset, clip, length, size, n_mels)
+            _check_clip(dataset, clip, length, size, n_mels, top)
             here = slice(frame, frame + length)
             frames[here].copy_(torch.from_numpy(clip.frames))
             boxes[here].copy_(torch.from_numpy(clip.boxes))
@@ -138,7 +139,13 @@ def _a_few_ahead(
         yield clip
 
 
-def _check_clip(dataset: Dataset, clip: ClipSample, length: int, size: int, n_mels: int) -> None:
+def _check_clip(dataset: Dataset, clip: ClipSample, length: int, size: int, n_mels: int, top: int) -> None:
+    highest = int(clip.boxes[:, 1].min())
+    if highest < top:
+        raise ShardError(
+            f"{dataset.folder}: {clip.key} has a mask box that begins at row {highest}, the network looks at "
+            f"rows from {top} on"
+        )
     if clip.frames.shape != (length, size, size, 3) or clip.mels.shape[1] != n_mels:
         raise ShardError(
             f"{dataset.folder}: {clip.key} holds frames {clip.frames.shape} and "

@@ -426,12 +426,12 @@ def write_video(dataset: Dataset, clip_id: str, out: Path) -> int:
     from stages.encode import Sound, write_mp4
 
     sample = read_clip(dataset, clip_id)
-    sound = sound_of(sample.mels, _mels_params(dataset))
+    sound = sound_of(sample.mels, mels_params(dataset))
     track = Sound([sound[:, None]], rate=SAMPLE_RATE, channels=1)
     return write_mp4(out, video_frames(sample), fps=Fraction(VIDEO_FPS), sound=track)
 
 
-def _mels_params(dataset: Dataset) -> MelsParams:
+def mels_params(dataset: Dataset) -> MelsParams:
     """The params that made the mels, by the manifest; without them no sound can be made."""
     from stages.mels import MelsParams
 

@@ -71,9 +71,10 @@ def _train(request: TrainRequest, recipe: Recipe, ranks: Ranks) -> str:
     if saved:
         checkpoint.check_same(saved[-1], recipe, digest)
     data, held = _load(request, recipe, dataset, ranks)
-    state = loop.new_state(recipe, ranks.device)
-    if saved:
-        checkpoint.load_into(state, saved[-1])
+    with loop.memory_told("the network", ranks.device, advice="try fewer network.channels"):
+        state = loop.new_state(recipe, ranks.device)
+        if saved:
+            checkpoint.load_into(state, saved[-1])
     if ranks.is_first:
         _describe(request, recipe, digest)
         log.info(
@@ -109,6 +110,7 @@ def _load(
                 n_mels=audio.n_mels,
                 mel_pad=max(audio.rows_before, audio.rows_after),
                 silence_db=SILENCE_DB,
+                top=recipe.network.top,
                 device=ranks.device,
                 frames_on=torch.device("cpu") if request.frames_on == "host" else ranks.device,
                 workers=request.workers,

@@ -80,7 +80,8 @@ def command(
 ) -> None:  # fmt: skip
     """Train a network on the training clips of --shards. Run again to go on where it stopped.
 
-    On several GPUs: torchrun --nproc-per-node 8 -m pipeline.main train ...
+    On several GPUs: torchrun --nproc-per-node 8 -m -- pipeline.main train ...
+    Without the -- torchrun takes --run for an option of its own.
     """
     from model.machine import Machine
     from model.recipe import ModelError, changes_of, recipe_of
@@ -125,7 +126,11 @@ def _values(settings: tuple[str, ...]) -> dict[str, object]:
         name, equals, value = setting.partition("=")
         if not equals or not name:
             raise click.BadParameter(f"{setting}: expected NAME=VALUE", param_hint="--set")
-        values[name] = yaml.safe_load(value)
+        try:
+            values[name] = yaml.safe_load(value)
+        except yaml.YAMLError as err:
+            why = " ".join(str(err).split())
+            raise click.BadParameter(f"{setting}: not YAML ({why})", param_hint="--set") from err
     return values
 
 

@@ -67,16 +67,16 @@ def test_an_untrained_network_says_zero_and_its_blocks_pass_their_input_on() -> 
     assert torch.equal(said, torch.zeros_like(said))
     block = ResidualBlock(32, 32, 16, dropout=Dropout(0.5, salt=0))
     x = torch.randn(2, 32, 4, 4)
-    assert torch.equal(block(x, torch.randn(2, 16), torch.randn(2, 16)), x)
+    assert torch.equal(block(x, torch.randn(2, 64), torch.randn(2, 64)), x)
 
 
 def test_film_is_noise_first_then_audio_both_with_one_plus_scale() -> None:
     torch.manual_seed(0)
     block = ResidualBlock(32, 32, 8, dropout=Dropout(0.5, salt=0)).eval()
     torch.nn.init.normal_(block.conv_out.weight)
-    x, noise, audio = torch.randn(1, 32, 4, 4), torch.randn(1, 8), torch.randn(1, 8)
-    t_scale, t_shift = block.by_noise.to_scale_shift(torch.nn.functional.silu(noise)).chunk(2, dim=1)
-    z_scale, z_shift = block.by_audio.to_scale_shift(torch.nn.functional.silu(audio)).chunk(2, dim=1)
+    x, noise, audio = torch.randn(1, 32, 4, 4), torch.randn(1, 64), torch.randn(1, 64)
+    t_scale, t_shift = noise.chunk(2, dim=1)
+    z_scale, z_shift = audio.chunk(2, dim=1)
     h = block.norm_out(block.conv_in(torch.nn.functional.silu(block.norm_in(x))))
     h = h * (1 + t_scale[..., None, None]) + t_shift[..., None, None]
     h = h * (1 + z_scale[..., None, None]) + z_shift[..., None, None]

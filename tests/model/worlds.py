@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +20,11 @@ from model.recipe import OptimParams, Recipe, WatchParams
 from model.unet import UNetParams
 from shards.loader import Resident, load_resident
 from shards.reader import open_dataset
+from stages import train
+from stages.train import TrainRequest
 from tests import datasets
 
-SIZE, N_MELS = 16, 4
+SIZE, N_MELS = 16, 8
 CPU = torch.device("cpu")
 ALONE = Ranks(0, 1, CPU)
 
@@ -32,6 +37,7 @@ TINY = Recipe(
         blocks=1,
         attention_sizes=(),
         head_channels=32,
+        patch=2,
         audio=AudioParams(n_mels=N_MELS),
     ),
     optim=OptimParams(learning_rate=1e-3, warmup_steps=2, ema_decay=0.9),
@@ -42,18 +48,28 @@ TINY = Recipe(
 )
 
 
-def dataset(folder: Path, lengths: Sequence[int] = (9, 12, 7, 11), *, seed: int = 0) -> Path:
-    """A finished dataset of noise: one clip for each length."""
-    rng = np.random.default_rng(seed)
-    clips = [
-        datasets.pack(
-            f"s1_clip{number}",
-            rng.integers(0, 256, (length, SIZE, SIZE, 3), dtype=np.uint8),
-            box=(4, 8, 12, 15),
-            mels=rng.uniform(-80, 0, (2 * length, N_MELS)).astype(np.float32),
+def dataset(
+    folder: Path,
+    lengths: Sequence[int] = (9, 12, 7, 11),
+    *,
+    seed: int = 0,
+    test: Sequence[str] = (),
+    otherwise: Sequence[str] = (),
+) -> Path:
+    """A finished dataset of noise: one clip for each length, some in the test split, some of other noise."""
+    clips = []
+    for number, length in enumerate(lengths):
+        key = f"s1_clip{number}"
+        rng = np.random.default_rng([seed, number, key in otherwise])
+        clips.append(
+            datasets.pack(
+                key,
+                rng.integers(0, 256, (length, SIZE, SIZE, 3), dtype=np.uint8),
+                box=(4, 8, 12, 15),
+                mels=rng.uniform(-80, 0, (2 * length, N_MELS)).astype(np.float32),
+                split="test" if key in test else "train",
+            )
         )
-        for number, length in enumerate(lengths)
-    ]
     params = {"align": {"size": SIZE}, "mels": {"n_mels": N_MELS, "top_db": 80.0}}
     return datasets.write(folder, clips, params=params)
 
@@ -68,6 +84,7 @@ def resident(folder: Path, clip_ids: Sequence[str] | None = None, *, pad: int = 
         n_mels=N_MELS,
         mel_pad=pad,
         silence_db=-80.0,
+        top=0,
         device=CPU,
         frames_on=CPU,
         workers=2,
@@ -82,3 +99,25 @@ def trained(
     recipe = replace(recipe, steps=steps or recipe.steps)
     loop.train(state, data, None, recipe=recipe, machine=Machine(), ranks=ALONE, run=run, digest="d")
     return state
+
+
+def run(shards: Path, folder: Path, recipe: Recipe = TINY, **machine: Any) -> str:
+    """Train as the command does, in this process; returns why it ended."""
+    request = TrainRequest(shards, folder, "tiny", device="cpu", machine=Machine(**machine))
+    return train.run(request, recipe)
+
+
+def described(recipe: Recipe) -> dict[str, Any]:
+    """Changes that make a recipe of any preset."""
+    changes: dict[str, Any] = json.loads(json.dumps(asdict(recipe)))
+    return changes
+
+
+def command(shards: Path, folder: Path, recipe: Recipe, *words: str, ranks: int = 1) -> list[str]:
+    """The command that trains by this recipe, on one process or more."""
+    params = folder.parent / f"{folder.name}.yaml"
+    params.write_text(json.dumps({"train": {"preset": "multi-speaker", "changes": described(recipe)}}))
+    # after -- or torchrun takes --run for an option of its own
+    several = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m", "--"]
+    options = ["--shards", str(shards), "--run", str(folder), "--params", str(params), "--device", "cpu"]
+    return [sys.executable, "-m", *(several if ranks > 1 else []), "pipeline.main", "train", *options, *words]

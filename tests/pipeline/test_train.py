@@ -1,0 +1,160 @@
+"""`pipeline train` as a user meets it: plans, params, and one line for what cannot be."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner, Result
+
+from model.recipe import PRESETS, recipe_from
+from pipeline.main import cli
+from tests.model import worlds
+from tests.model.worlds import TINY
+
+COUNTS = {"paper-multi-speaker": "13,698,691", "paper-single-speaker": "66,655,619"}
+
+
+@pytest.fixture(autouse=True)
+def _quiet_again() -> Iterator[None]:
+    """The command makes our loggers talk."""
+    loggers = [logging.getLogger(name) for name in ("model", "stages")]
+    before = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, before, strict=True):
+        logger.setLevel(level)
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def train(*words: str | Path, code: int = 0) -> Result:
+    result = CliRunner().invoke(cli, ["train", *map(str, words)])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def plan_of(*words: str | Path) -> dict[str, object]:
+    plan: dict[str, object] = yaml.safe_load(train("--dry-run", *words).stdout)
+    return plan
+
+
+# --- plans ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_dry_run_prints_the_recipe_and_the_parameter_count(preset: str, tmp_path: Path) -> None:
+    plan = plan_of("--preset", preset)
+    assert plan.pop("preset") == preset
+    count = plan.pop("parameters")
+    assert recipe_from(plan) == PRESETS[preset]
+    assert count == COUNTS.get(preset, count) and int(str(count).replace(",", "")) > 100_000
+    assert list(tmp_path.iterdir()) == [], "and writes nothing"
+
+
+def test_settings_change_the_recipe_and_the_last_one_counts() -> None:
+    plan = plan_of("--preset", "paper-multi-speaker", "--set", "network.channels=128",
+                   "-s", "optim.learning_rate=1e-4", "-s", "optim.betas=[0.8, 0.9]",
+                   "-s", "batch=4", "-s", "batch=6")  # fmt: skip
+    assert plan["parameters"] == "54,177,027"
+    assert plan["batch"] == 6
+    described = recipe_from(
+        {key: value for key, value in plan.items() if key not in ("preset", "parameters")}
+    )
+    assert described.optim.learning_rate == 1e-4
+    assert described.optim.betas == (0.8, 0.9)
+
+
+def test_the_params_file_chooses_and_changes_and_options_have_the_last_word(tmp_path: Path) -> None:
+    section = {"preset": "demo", "changes": {"batch": 4, "optim": {"warmup_steps": 7}}}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"train": section}))
+    plan = plan_of("--set", "batch=5")
+    assert plan["preset"] == "demo"
+    assert plan["batch"] == 5
+    assert plan["optim"]["warmup_steps"] == 7  # type: ignore[index]
+    assert plan_of("--preset", "single-speaker")["batch"] == 4, "changes hold for another preset too"
+    (tmp_path / "other.yaml").write_text("train: {preset: paper-single-speaker}")
+    assert plan_of("--params", "other.yaml")["batch"] == 40
+
+
+# --- one line -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["--preset", "big"], 1, "preset 'big' is not known; known are multi-speaker"),
+        (["--set", "bacth=8"], 1, "bacth is not known; known are network"),
+        (["--set", "optim.lr=8"], 1, "optim.lr is not known; known are learning_rate"),
+        (["--set", "batch=many"], 1, "batch is 'many': Input should be a valid integer"),
+        (["--set", "batch"], 2, "batch: expected NAME=VALUE"),
+        (["--set", "=5"], 2, "=5: expected NAME=VALUE"),
+        (["--set", "batch=[1"], 2, "batch=[1: "),
+        (["--set", "network.audio.null=false"], 1, "frames.audio_dropped needs network.audio.null"),
+        (["--params", "none.yaml"], 1, "none.yaml: cannot be read"),
+        (["--micro-batch", "0"], 2, "0 is not in the range"),
+        (["--precision", "fp8"], 2, "'fp8' is not one of"),
+        ([], 2, "--shards is needed: the folder of a finished dataset"),
+        (["--shards", "nowhere"], 1, "nowhere: no dataset.json here, so this is no whole dataset"),
+    ],
+)
+def test_what_a_user_got_wrong_is_said_in_one_line(words: list[str], code: int, told: str) -> None:
+    result = train(*words, code=code)
+    [error] = [line for line in result.output.splitlines() if line.startswith("Error: ")]
+    assert told in error
+    assert result.output.endswith(f"{error}\n")
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("section", "told"),
+    [
+        ("{presett: demo}", "train.presett is not known; known are preset, changes"),
+        ("{changes: {bacth: 1}}", "bacth is not known"),
+        ("{changes: {optim: 1}}", "optim is 1, expected a section of learning_rate"),
+        ("{changes: 5}", "train.changes is 5"),
+    ],
+)
+def test_a_wrong_train_section_is_one_line(section: str, told: str, tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text(f"train: {section}")
+    assert told in train("--dry-run", code=1).output
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there_is_one_line() -> None:
+    told = train("--shards", "nowhere", "--device", "cuda", code=1).output
+    assert told.startswith("Error: device cuda: PyTorch sees no GPU here; use cpu, or mend the driver")
+    assert len(told.splitlines()) == 1
+
+
+def test_a_folder_that_is_no_dataset_is_left_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    train("--shards", "empty", "--run", "run", code=1)
+    assert list((tmp_path / "empty").iterdir()) == []
+
+
+# --- a run ----------------------------------------------------------------------------------------
+
+
+def test_a_run_writes_what_is_needed_to_start_it_again(tmp_path: Path) -> None:
+    shards = worlds.dataset(tmp_path / "shards", [9, 8])
+    changes = {"preset": "multi-speaker", "changes": worlds.described(TINY)}
+    (tmp_path / "params.yaml").write_text(json.dumps({"train": changes}))
+    words = ["--shards", str(shards), "--set", "steps=2", "--device", "cpu"]
+    assert train(*words).stdout == "runs/multi-speaker: done\n"
+    run = tmp_path / "runs" / "multi-speaker"
+    story = json.loads((run / "run.json").read_text())
+    assert story["shards"] == str(shards) and story["preset"] == "multi-speaker"
+    assert recipe_from(story["recipe"]).steps == 2
+    assert set(story["versions"]) == {"redub", "torch", "numpy"}
+    names = {path.name for path in run.iterdir()}
+    assert names == {".lock", "run.json", "metrics.jsonl", "tensorboard", "pictures", "checkpoints"}
+    assert train(*words).stdout == "runs/multi-speaker: done\n", "once more changes nothing"
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 2, "a line and a held-out loss"

@@ -1,0 +1,167 @@
+"""A split drawn anew: each clip once, resumed to the same bytes, on one process or two."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from model import checkpoint, loop
+from sampler.rollout import SampleParams
+from shards.ledger import read_ledger, write_ledger
+from shards.reader import open_dataset, read_clip
+from shards.schema import ShardError
+from stages import sample
+from stages.sample import CROPS, VIDEOS, Pair, SampleRequest, pairs_of, read_crops, read_samples, write_crops
+from stages.work import StageError
+from tests.model import worlds
+from tests.model.worlds import CPU, SIZE, TINY
+from tests.road import hashes
+
+QUICK = SampleParams(sampler="ancestral", steps=2)
+TEST = tuple(f"s1_clip{number}" for number in range(3))
+OPTIONS = ["--sampler", "ancestral", "--steps", "2", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three clips to draw and one to train on."""
+    return worlds.dataset(tmp_path_factory.mktemp("shards") / "shards", (4, 6, 3, 5), test=TEST)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose network says something."""
+    folder = tmp_path_factory.mktemp("run")
+    state = loop.new_state(TINY, CPU)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in state.ema.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    checkpoint.save(state, folder, TINY, "digest", None)
+    return folder
+
+
+def asked(shards: Path, run: Path, out: Path, **more: Any) -> SampleRequest:
+    return SampleRequest(shards=shards, run=run, out=out, split="test", device="cpu", **more)
+
+
+def crops(out: Path) -> dict[str, str]:
+    return {name: digest for name, digest in hashes(out).items() if name.startswith((CROPS, VIDEOS))}
+
+
+def test_every_clip_of_the_split_is_drawn_and_only_inside_its_mask(
+    shards: Path, trained: Path, tmp_path: Path
+) -> None:
+    assert sample.run(asked(shards, trained, tmp_path), QUICK) == 3
+    dataset = open_dataset(shards)
+    rows = read_samples(tmp_path)
+    assert [row["clip_id"] for row in rows] == list(TEST)
+    for row in rows:
+        clip = read_clip(dataset, row["clip_id"])
+        drawn = read_crops(tmp_path / CROPS / f"{row['name']}.tar", SIZE)
+        assert row["frames"] == len(drawn) == len(clip.frames)
+        x0, y0, x1, y1 = clip.boxes[0]
+        outside = np.ones((SIZE, SIZE), bool)
+        outside[y0:y1, x0:x1] = False
+        assert np.array_equal(drawn[:, outside], clip.frames[:, outside])
+        assert not np.array_equal(drawn, clip.frames)
+        with av.open(str(tmp_path / VIDEOS / f"{row['name']}.mp4")) as video:
+            shown = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
+        assert np.shape(shown) == (len(drawn), 2 * SIZE, 4 * SIZE, 3)
+
+
+def test_what_was_lost_is_drawn_again_to_the_same_bytes(shards: Path, trained: Path, tmp_path: Path) -> None:
+    sample.run(asked(shards, trained, tmp_path), QUICK)
+    before = hashes(tmp_path)
+    lost = tmp_path / CROPS / "s1_clip1.tar"
+    lost.unlink()
+    kept = (tmp_path / CROPS / "s1_clip0.tar").stat().st_mtime_ns
+    sample.run(asked(shards, trained, tmp_path, slots=2), QUICK)
+    assert hashes(tmp_path) == before
+    assert (tmp_path / CROPS / "s1_clip0.tar").stat().st_mtime_ns == kept
+
+
+def test_two_processes_draw_what_one_draws(shards: Path, trained: Path, tmp_path: Path) -> None:
+    sample.run(asked(shards, trained, tmp_path / "one", audio="swapped"), QUICK)
+    several = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--", "pipeline.main"]
+    words = ["sample", "--shards", shards, "--run", trained, "-o", tmp_path / "two", "--audio", "swapped"]
+    done = subprocess.run(
+        [sys.executable, "-m", *several, *map(str, words), *OPTIONS],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("3 clips of test, to swapped speech") == 1
+    assert crops(tmp_path / "two") == crops(tmp_path / "one")
+    assert read_samples(tmp_path / "two") == read_samples(tmp_path / "one")
+
+
+def test_swapped_speech_is_anothers_and_everyones_once(shards: Path) -> None:
+    dataset = open_dataset(shards)
+    pairs = pairs_of(dataset, "test", "swapped", seed=0)
+    assert [pair.clip_id for pair in pairs] == list(TEST)
+    assert sorted(pair.audio_clip_id for pair in pairs) == list(TEST)
+    assert all(pair.clip_id != pair.audio_clip_id for pair in pairs)
+    assert pairs_of(dataset, "test", "swapped", seed=0) == pairs
+    assert any(pairs_of(dataset, "test", "swapped", seed=seed) != pairs for seed in range(1, 9))
+    assert pairs_of(dataset, "test", "own", seed=0) == [Pair(name, name) for name in TEST]
+
+
+def test_swapped_clips_do_not_say_the_same_where_that_can_be_helped(tmp_path: Path) -> None:
+    ids = [f"s1_clip{number}" for number in range(4)]
+    folder = worlds.dataset(tmp_path / "shards", (3,) * 4, test=ids)
+    said = dict(zip(ids, ("IEO", "IEO", "TIE", "TIE"), strict=True))
+    ledger = folder / "ledger.parquet"
+    write_ledger(ledger, [row | {"sentence": said[row["clip_id"]]} for row in read_ledger(ledger)])
+    for seed in range(20):
+        pairs = pairs_of(open_dataset(folder), "test", "swapped", seed=seed)
+        assert all(said[pair.clip_id] != said[pair.audio_clip_id] for pair in pairs)
+
+
+def test_a_pair_is_as_long_as_the_shorter_of_its_two(shards: Path, trained: Path, tmp_path: Path) -> None:
+    sample.run(asked(shards, trained, tmp_path, audio="swapped", videos=False), QUICK)
+    frames = dict(zip(TEST, (4, 6, 3), strict=True))
+    rows = read_samples(tmp_path)
+    assert not (tmp_path / VIDEOS).exists()
+    for row in rows:
+        assert row["frames"] == min(frames[row["clip_id"]], frames[row["audio_clip_id"]])
+        assert row["name"] == f"{row['clip_id']}~{row['audio_clip_id']}"
+
+
+def test_crops_come_back_as_they_were_written(tmp_path: Path) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE, 3), dtype=np.uint8)
+    write_crops(tmp_path / "a.tar", frames)
+    write_crops(tmp_path / "b.tar", frames)
+    assert np.array_equal(read_crops(tmp_path / "a.tar", SIZE), frames)
+    assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
+    (tmp_path / "b.tar").write_bytes((tmp_path / "a.tar").read_bytes()[:700])
+    with pytest.raises(ShardError, match=r"b\.tar"):
+        read_crops(tmp_path / "b.tar", SIZE)
+
+
+def test_what_cannot_be_sampled_is_one_line(shards: Path, trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="no clip is in the split 'valid'; it has test, train"):
+        sample.run(replace(asked(shards, trained, tmp_path), split="valid"), QUICK)
+    with pytest.raises(StageError, match="the split 'train' has one clip"):
+        sample.run(replace(asked(shards, trained, tmp_path), split="train", audio="swapped"), QUICK)
+    sample.run(asked(shards, trained, tmp_path / "out", clips=1, videos=False), QUICK)
+    with pytest.raises(StageError, match=r"was sampled with params .*'steps': 2.*another --out"):
+        sample.run(asked(shards, trained, tmp_path / "out"), replace(QUICK, steps=3))
+    (tmp_path / "out" / "samples.json").write_text("{")
+    with pytest.raises(StageError, match=r"samples\.json: not JSON"):
+        sample.run(asked(shards, trained, tmp_path / "out"), QUICK)
+
+
+def test_the_folder_says_what_drew_it(shards: Path, trained: Path, tmp_path: Path) -> None:
+    sample.run(asked(shards, trained, tmp_path, clips=1, videos=False), QUICK)
+    story = json.loads((tmp_path / "samples.json").read_text())
+    assert story["params"]["steps"] == 2
+    assert story["dataset"] == open_dataset(shards).manifest["digest"]

@@ -1,0 +1,41 @@
+"""The benchmarks run, on a CPU and without data; how fast is not asked."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.conftest import ROOT
+
+FIGURES = ("frames_per_second", "ms_per_step", "memory_gb", "tflops", "data_ms")
+
+
+def test_the_training_benchmark_measures_every_way_and_says_where_the_time_goes(tmp_path: Path) -> None:
+    figures, kernels = tmp_path / "train.json", tmp_path / "kernels.txt"
+    options = ["--small", "--device", "cpu", "--seconds", "0.2", "--ablate"]
+    done = subprocess.run(
+        [sys.executable, "benchmarks/train.py", *options, "--json", figures, "--profile", kernels],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},  # on a busy core more of them wait for each other
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+    told = json.loads(figures.read_text())
+    off = {"no channels_last", "no fused AdamW", "no foreach EMA"}  # nothing else is on, on a CPU
+    assert told["ways"].keys() == {"ours", "paper, fp32", "paper, TF32"} | off
+    for way, speed in told["ways"].items():
+        assert all(math.isfinite(speed[name]) and speed[name] > 0 for name in FIGURES), way
+        assert 0 <= speed["waiting_for_data"] <= 1, way
+        assert min(speed["windows"]) <= speed["frames_per_second"] <= max(speed["windows"]), way
+        assert way in done.stdout
+    assert all(ratio > 0 for ratio in told["ours_over"].values())
+    assert told["forward_gflop"] > 0 and told["peak_tflops"] is None
+
+    assert math.isclose(sum(told["profile"].values()), 1)
+    assert "convolution" in told["profile"] and "convolution" in kernels.read_text()

@@ -1,0 +1,130 @@
+"""The network does learn: real frames by heart, and that it is the sound that moves the mouth."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from model.machine import Machine
+from sampler.rollout import CropFrame, SampleParams, Take, painter_of
+from shards.loader import split_off
+from shards.reader import open_dataset, read_clip
+from shards.schema import MELS_PER_FRAME, ClipSample
+from stages import faces
+from stages.synth import SynthParams, make_corpus
+from tests import datasets
+from tests.road import build, pipeline
+
+SIZE = 64  # px: a fourth of the work that 128 are
+# Minutes on a CPU: few channels, all of them where the mouth is.
+TINY = {
+    "network.size": SIZE,
+    "network.patch": 1,
+    "network.top": 36,
+    "optim.learning_rate": 3e-3,
+    "optim.after_warmup": "cosine",
+    "optim.ema_decay": 0.95,
+    "watch.evaluate_every": 10_000,
+    "watch.save_every": 10_000,
+}
+
+
+def train(shards: Path, run: Path, **changes: object) -> None:
+    settings = TINY | {name.replace("__", "."): value for name, value in changes.items()}
+    words = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
+    pipeline("train", "--preset", "demo", "--device", "cpu", "--shards", shards, "--run", run, *words)
+
+
+def small_crops(folder: Path) -> Path:
+    """A params file for crops of 64 px."""
+    path = folder / "params.yaml"
+    path.write_text(f"align: {{size: {SIZE}}}\n")
+    return path
+
+
+def drawn(run: Path, clip: ClipSample, mels: NDArray[np.float32], params: SampleParams) -> NDArray[np.uint8]:
+    """The clip's frames with mouths drawn by a run, frame after frame, to these mels."""
+    painter = painter_of(run, params, torch.device("cpu"), Machine())
+    frames = (CropFrame(pixels, box) for pixels, box in zip(clip.frames, clip.boxes, strict=True))
+    return np.stack([frame.pixels for frame in painter.rollout([Take(clip.key, frames, mels)], slots=1)])
+
+
+def masked_psnr(a: ClipSample, b: NDArray[np.uint8]) -> float:
+    """Of all masks' pixels together, in dB."""
+    errors = [
+        (frame[y0:y1, x0:x1].astype(float) - other[y0:y1, x0:x1].astype(float)).ravel()
+        for frame, other, (x0, y0, x1, y1) in zip(a.frames, b, a.boxes, strict=True)
+    ]
+    return float(10 * np.log10(255**2 / np.mean(np.concatenate(errors) ** 2)))
+
+
+def openings(frames: Iterable[NDArray[np.uint8]], model: Path) -> NDArray[np.float64]:
+    """How far the lips are apart, in units of the pupils' distance: (T,)."""
+    found = []
+    with faces.FaceFinder(model, max_faces=1) as find:
+        for frame in frames:
+            (points,) = find(
+                np.ascontiguousarray(cv2.resize(frame, (256, 256), interpolation=cv2.INTER_CUBIC))
+            )
+            lips = points[faces.UPPER_LIP_INNER] - points[faces.LOWER_LIP_INNER]
+            pupils = points[faces.RIGHT_PUPIL] - points[faces.LEFT_PUPIL]
+            found.append(np.linalg.norm(lips) / np.linalg.norm(pupils))
+    return np.array(found)
+
+
+def correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+@pytest.mark.usefixtures("landmarker")
+def test_a_tiny_network_learns_eight_real_frames_by_heart(grid: Path, tmp_path: Path) -> None:
+    raw = tmp_path / "raw" / "s1"
+    raw.mkdir(parents=True)
+    name = sorted((grid / "s1").glob("*.mpg"))[0].name
+    shutil.copy(grid / "s1" / name, raw / name)
+    build(tmp_path / "raw", tmp_path / "work", "--params", small_crops(tmp_path), dataset="grid")
+    whole = open_dataset(tmp_path / "work" / "shards")
+    clip = read_clip(whole, next(iter(whole.clips)))
+    cut = slice(20, 28)
+    rows = slice(MELS_PER_FRAME * cut.start, MELS_PER_FRAME * cut.stop)
+    packed = datasets.pack("s1_cut", clip.frames[cut], box=clip.boxes[cut][0], mels=clip.mels[rows])
+    shards = datasets.write(tmp_path / "eight", [packed])
+
+    train(shards, tmp_path / "run", batch=4, steps=500, watch__log_every=200)
+    eight = read_clip(open_dataset(shards), "s1_cut")
+    result = drawn(tmp_path / "run", eight, eight.mels, SampleParams(sampler="ddim", steps=10))
+    assert masked_psnr(eight, result) > 30
+    frozen = np.repeat(eight.frames[:1], len(eight.frames), axis=0)
+    assert masked_psnr(eight, frozen) < 31.5, "the mouth does move in these frames"
+
+
+def test_another_speech_moves_the_mouth_of_a_made_face(landmarker: Path, tmp_path: Path) -> None:
+    make_corpus(tmp_path / "raw", SynthParams(style="folder", speakers=1, clips=6))
+    build(tmp_path / "raw", tmp_path / "work", "--params", small_crops(tmp_path))
+    shards = tmp_path / "work" / "shards"
+    train(shards, tmp_path / "run", batch=8, steps=160, held_out_share=0.3, watch__log_every=50)
+
+    dataset = open_dataset(shards)
+    run = tmp_path / "run"
+    trained_on, held_out = split_off(dataset.clips, 0.3, seed=0)
+    assert len(trained_on) == 4
+    a, b = (read_clip(dataset, clip_id) for clip_id in held_out)
+    assert len(a.frames) == len(b.frames)
+    params = SampleParams(steps=8, guidance=2.0)
+    seen = {
+        "a": openings(a.frames, landmarker),
+        "b": openings(b.frames, landmarker),
+        "a to its own speech": openings(drawn(run, a, a.mels, params), landmarker),
+        "a to b's speech": openings(drawn(run, a, b.mels, params), landmarker),
+    }
+    assert abs(correlation(seen["a"], seen["b"])) < 0.4, "the two say different things"
+    assert correlation(seen["a to its own speech"], seen["a"]) > 0.5
+    assert correlation(seen["a to b's speech"], seen["b"]) > 0.5
+    assert correlation(seen["a to b's speech"], seen["a"]) < 0.3
