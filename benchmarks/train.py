@@ -45,6 +45,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from model import journal, loop, objective
 from model.audio import SILENCE_DB
+from model.batches import Tally, batches
 from model.blocks import ResidualBlock
 from model.checkpoint import TrainState
 from model.denoiser import add_noise, gammas
@@ -224,7 +225,7 @@ def our_way(
         forget_peak(ranks.device)
         told = train_on(*inputs, steps_per_line=n_steps, lines=1 + WINDOWS)[1:]
         memory = memory_gb(ranks.device)
-        made = loop.batches(data, recipe, ranks, machine, state.drawn, loop.Tally(len(data)))
+        made = batches(data, recipe, ranks, machine, state.drawn, Tally(len(data)))
         data_ms = alone_ms(lambda: next(made), ranks.device)
     return Speed(
         recipe.batch,
@@ -309,10 +310,10 @@ def host_batch(
     shown = as_sampled(
         data,
         np.random.default_rng(number).integers(len(data), size=batch),
+        torch.ones(batch),
         seed=0,
         frames=PAPER_FRAMES,
         audio=recipe.network.audio,
-        table=torch.from_numpy(gammas(recipe.noise)),
     )
     parts = (shown.y_0, shown.previous, shown.identity, shown.mask, shown.mels)
     host = tuple(part.cpu().contiguous() for part in parts)

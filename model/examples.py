@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass as plain_dataclass
-from dataclasses import fields, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -63,14 +63,6 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.y_0)
-
-    def part(self, start: int, end: int) -> Examples:
-        """Some of the samples."""
-        assert self.words is None, "only examples that are not trained on are cut"
-        cut: dict[str, Any] = {
-            item.name: getattr(self, item.name)[start:end] for item in fields(self) if item.name != "words"
-        }
-        return Examples(**cut, words=None)
 
 
 def to_float(pixels: Tensor) -> Tensor:
@@ -140,25 +132,20 @@ def draw(
 def as_sampled(
     data: Resident,
     index: NDArray[np.int64],
+    gamma: Tensor,
     *,
     seed: int,
     frames: FrameParams,
     audio: AudioParams,
-    table: Tensor,
 ) -> Examples:
-    """Examples for a held-out loss: nothing spoiled or dropped, noise and levels the same at every call.
-
-    The levels are spread evenly over the schedule, so that few frames give a steady mean.
-    """
+    """Examples at noise levels ``gamma`` (B,), nothing spoiled or dropped; a frame's noise is its own."""
     device = data.boxes.device
     here = torch.from_numpy(index).to(device, non_blocking=True)
     plain = _plain(data, here, torch.full((len(index),), 0.5, device=device), frames, audio)
-    # the golden ratio's multiples are even in every part of the sequence
-    places = torch.arange(1, len(index) + 1, dtype=torch.float64) * 0.6180339887498949 % 1
     return replace(
         plain,
         previous=_hidden(data, here, plain.previous, frames, dropped=torch.zeros_like(plain.heard)),
-        gamma=draw_gamma(table, places).to(device, torch.float32),
+        gamma=gamma.to(device, torch.float32),
         epsilon=normals(keys_of(seed, index, Purpose.EPSILON), plain.y_0.shape[1:], device),
     )
 

@@ -6,36 +6,30 @@ import contextlib
 import copy
 import logging
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import psutil
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from model import journal
+from model.batches import Tally, batches, one_ahead, recount
 from model.chance import Purpose
 from model.checkpoint import TrainState
-from model.denoiser import gammas
-from model.examples import Examples, draw
+from model.examples import Examples
+from model.interrupts import memory_told, stop_asked
 from model.machine import Machine, Ranks
 from model.objective import Forward, losses_of
 from model.recipe import ModelError, OptimParams, Recipe
 from model.unet import UNet
 from model.watch import Keeper, Window
 from shards.loader import Resident
-from shards.order import drawn, key_of
+from shards.order import key_of
 
 log = logging.getLogger(__name__)
-
-# --- the state ------------------------------------------------------------------------------------
 
 
 def new_state(recipe: Recipe, device: torch.device) -> TrainState:
@@ -74,117 +68,6 @@ def update_ema(state: TrainState, params: OptimParams) -> None:
     torch._foreach_lerp_(list(state.ema.parameters()), list(state.network.parameters()), 1 - decay)
 
 
-# --- the data -------------------------------------------------------------------------------------
-
-
-@dataclass
-class Tally:
-    """How often each frame was drawn, by epoch: the proof that an epoch held each of them once."""
-
-    n_frames: int
-    counts: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
-
-    def add(self, positions: NDArray[np.int64], index: NDArray[np.int64]) -> None:
-        epochs = positions // self.n_frames
-        for epoch in np.unique(epochs):
-            counts = self.counts.setdefault(int(epoch), np.zeros(self.n_frames, np.uint8))
-            np.add.at(counts, index[epochs == epoch], 1)
-
-    def close(self, epoch: int, ranks: Ranks) -> str:
-        """One sentence on a finished epoch. Every rank must ask."""
-        own = self.counts.pop(epoch, np.zeros(self.n_frames, np.uint8))
-        counts = ranks.total(torch.from_numpy(own.astype(np.int32)))
-        repeated, missing = int((counts > 1).sum()), int((counts == 0).sum())
-        return f"epoch {epoch}: {int(counts.sum())} frames drawn, {repeated} repeated, {missing} missing"
-
-
-def batches(
-    data: Resident, recipe: Recipe, ranks: Ranks, machine: Machine, start: int, tally: Tally
-) -> Iterator[list[Examples]]:
-    """This rank's examples of one step after another, in micro-batches, from position ``start`` on."""
-    share = recipe.batch // ranks.world
-    micro = machine.frames_at_once(recipe, ranks.world)
-    table = torch.from_numpy(gammas(recipe.noise))
-    while True:
-        positions = start + ranks.rank * share + np.arange(share)
-        index = drawn(positions, len(data), seed=key_of(recipe.seed, Purpose.ORDER))
-        tally.add(positions, index)
-        yield [
-            draw(
-                data,
-                index[k : k + micro],
-                positions[k : k + micro],
-                seed=recipe.seed,
-                frames=recipe.frames,
-                audio=recipe.network.audio,
-                table=table,
-            )
-            for k in range(0, share, micro)
-        ]
-        start += recipe.batch
-
-
-def one_ahead(examples: Iterator[list[Examples]]) -> Iterator[list[Examples]]:
-    """The same, drawn by a thread while the step before runs: for frames that lie in the host's memory."""
-    with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(next, examples)
-        while True:
-            ready = waiting.result()
-            waiting = pool.submit(next, examples)
-            yield ready
-
-
-# --- the run --------------------------------------------------------------------------------------
-
-
-class StopAsked:
-    """Set by SIGTERM or Ctrl-C; the step that runs is finished first."""
-
-    by: str | None = None
-
-
-@contextlib.contextmanager
-def stop_asked() -> Iterator[StopAsked]:
-    """While inside, the first signal asks to stop, and a second one of the same kind does stop."""
-    asked_to = StopAsked()
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def note(number: int, _frame: object) -> None:
-        asked_to.by = signal.Signals(number).name
-        signal.signal(number, before[signal.Signals(number)])
-
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield asked_to
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-# How PyTorch, oneDNN and C++ say it, besides OutOfMemoryError.
-OUT_OF_MEMORY = ("can't allocate memory", "could not create a primitive", "out of memory", "bad_alloc")
-
-
-@contextlib.contextmanager
-def memory_told(what: str, device: torch.device, *, advice: str) -> Iterator[None]:
-    """Turn an allocation that failed into a sentence on ``what`` did not fit. Raises ModelError."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as err:
-        known = isinstance(err, torch.OutOfMemoryError | MemoryError)
-        if not known and not any(words in str(err) for words in OUT_OF_MEMORY):
-            raise
-        if device.type == "cuda":
-            free, total = torch.cuda.mem_get_info(device)
-        else:
-            free, total = psutil.virtual_memory().available, psutil.virtual_memory().total
-        raise ModelError(
-            f"out of memory on {device}: {what} does not fit, {free / 1e9:.1f} of {total / 1e9:.1f} GB are "
-            f"free; {advice}"
-        ) from err
-
-
 def forward_of(
     state: TrainState, ranks: Ranks, machine: Machine, trial: Callable[[Forward], None]
 ) -> Forward:
@@ -215,7 +98,7 @@ def train(
     torch.backends.cudnn.benchmark = True
 
     tally = Tally(len(data))
-    _recount(tally, state.drawn, recipe, ranks)
+    recount(tally, state.drawn, recipe, ranks)
     examples = batches(data, recipe, ranks, machine, state.drawn, tally)
     if data.frames.device != data.boxes.device:
         examples = one_ahead(examples)
@@ -317,10 +200,3 @@ def _shared_gradients(forward: Forward, is_last: bool) -> contextlib.AbstractCon
         quiet: contextlib.AbstractContextManager[None] = forward.no_sync()
         return quiet
     return contextlib.nullcontext()
-
-
-def _recount(tally: Tally, reached: int, recipe: Recipe, ranks: Ranks) -> None:
-    """Count what this epoch held before a resume; the first rank does it for all."""
-    if ranks.is_first and reached % tally.n_frames:
-        positions = np.arange(reached - reached % tally.n_frames, reached)
-        tally.add(positions, drawn(positions, tally.n_frames, seed=key_of(recipe.seed, Purpose.ORDER)))

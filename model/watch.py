@@ -11,15 +11,16 @@ from pathlib import Path
 import numpy as np
 import psutil
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from model import checkpoint, journal
 from model.checkpoint import TrainState
-from model.denoiser import add_noise, gammas, log_snr, y_0_of
-from model.examples import as_sampled, to_pixels
+from model.denoiser import draw_gamma, gammas, log_snr, y_0_of
+from model.examples import Examples, as_sampled, to_pixels
 from model.journal import Journal
 from model.machine import Machine, Ranks
-from model.objective import asked, losses_of
+from model.objective import asked, losses_of, noised
 from model.recipe import ModelError, Recipe
 from model.unet import UNet
 from shards.loader import Resident
@@ -63,32 +64,31 @@ def by_band(losses: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
     return sums, torch.bincount(band, minlength=len(BAND_NAMES)).to(losses.dtype)
 
 
+def even_gammas(n: int, table: Tensor) -> Tensor:
+    """``n`` noise levels spread evenly over a schedule, and so is every part of them: (n,)."""
+    golden = 0.6180339887498949  # whose multiples, modulo 1, are even in every part
+    return draw_gamma(table, torch.arange(1, n + 1, dtype=torch.float64) * golden % 1)
+
+
 @torch.no_grad()
 def held_out_losses(
     network: UNet, data: Resident, recipe: Recipe, ranks: Ranks, machine: Machine
 ) -> dict[str, float]:
     """Mean loss on frames never trained on, the same frames and noise each time. Every rank must ask."""
-    index = np.linspace(0, len(data) - 1, min(recipe.watch.held_out_frames, len(data))).round()
-    chosen = index.astype(np.int64)
-    shown = as_sampled(
-        data,
-        chosen,
-        seed=recipe.seed,
-        frames=recipe.frames,
-        audio=recipe.network.audio,
-        table=torch.from_numpy(gammas(recipe.noise)),
-    )
+    n_frames = min(recipe.watch.held_out_frames, len(data))
+    index = np.linspace(0, len(data) - 1, n_frames).round().astype(np.int64)
+    gamma = even_gammas(n_frames, torch.from_numpy(gammas(recipe.noise)))
     micro = machine.frames_at_once(recipe, ranks.world)
-    losses = torch.zeros(len(chosen), dtype=torch.float64)
-    with machine.autocast(data.boxes.device):
-        for k in range(ranks.rank * micro, len(chosen), micro * ranks.world):
-            part = shown.part(k, k + micro)
-            losses[k : k + len(part)] = losses_of(network, part, recipe).double().cpu()
+    losses = torch.zeros(n_frames, dtype=torch.float64)
+    for start in range(ranks.rank * micro, n_frames, micro * ranks.world):
+        part = slice(start, start + micro)
+        shown = _as_sampled(data, index[part], gamma[part], recipe)
+        with machine.autocast(data.boxes.device):
+            losses[part] = losses_of(network, shown, recipe).double().cpu()
     ranks.total(losses)
-    sums, counts = by_band(losses, shown.gamma.double().cpu())
     bands = {
         f"held_out_log_snr/{name}": float(total / n)
-        for name, total, n in zip(BAND_NAMES, sums, counts, strict=True)
+        for name, total, n in zip(BAND_NAMES, *by_band(losses, gamma), strict=True)
         if n
     }
     return {"held_out_loss": float(losses.mean())} | bands
@@ -99,25 +99,23 @@ def picture_of(network: UNet, data: Resident, recipe: Recipe, machine: Machine) 
     """Rows of: input with noise for a mouth, the frame as guessed at three noise levels, truth with box."""
     n = min(recipe.watch.pictures, len(data))
     index = ((np.arange(n) + 0.5) * len(data) / n).astype(np.int64)
-    shown = as_sampled(
-        data,
-        index,
-        seed=recipe.seed,
-        frames=recipe.frames,
-        audio=recipe.network.audio,
-        table=torch.from_numpy(gammas(recipe.noise)),
-    )
-    seen = [torch.where(shown.mask > 0, shown.epsilon, shown.y_0)]
+    columns = []
     for level in PICTURE_GAMMAS:
-        gamma = torch.full_like(shown.gamma, level)
-        y = torch.where(shown.mask > 0, add_noise(shown.y_0, shown.epsilon, gamma), shown.y_0)
+        shown = _as_sampled(data, index, torch.full((n,), level), recipe)
+        y = noised(shown)
         with machine.autocast(y.device):
-            said = asked(network, y, shown, gamma, recipe)
-        seen.append(torch.where(shown.mask > 0, y_0_of(y, said, gamma, recipe.noise.target), shown.y_0))
-    columns = [to_pixels(images).cpu() for images in seen]
+            said = asked(network, y, shown, shown.gamma, recipe)
+        guessed = y_0_of(y, said, shown.gamma, recipe.noise.target)
+        columns.append(to_pixels(torch.where(shown.mask > 0, guessed, shown.y_0)).cpu())
+    noise = to_pixels(torch.where(shown.mask > 0, shown.epsilon, shown.y_0)).cpu()
     boxes = data.boxes[torch.from_numpy(index).to(data.boxes.device)].cpu()
     truth = [journal.framed(image, box) for image, box in zip(to_pixels(shown.y_0).cpu(), boxes, strict=True)]
-    return journal.grid_of([[column[i] for column in columns] + [truth[i]] for i in range(n)])
+    return journal.grid_of([[noise[i], *(column[i] for column in columns), truth[i]] for i in range(n)])
+
+
+def _as_sampled(data: Resident, index: NDArray[np.int64], gamma: Tensor, recipe: Recipe) -> Examples:
+    audio = recipe.network.audio
+    return as_sampled(data, index, gamma, seed=recipe.seed, frames=recipe.frames, audio=audio)
 
 
 class Keeper:

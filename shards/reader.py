@@ -52,6 +52,12 @@ def open_dataset(folder: Path) -> Dataset:
         if row["shard"] not in shards:
             raise ShardError(f"{folder / INDEX_NAME}: {row['clip_id']} lies in {row['shard']!r}, "
                              f"which {DATASET_NAME} does not list")  # fmt: skip
+        if any(row[column] is None for column in row):
+            raise ShardError(f"{folder / INDEX_NAME}: the row of {row['clip_id']!r} has gaps")
+        ends = [row[f"{name}_offset"] + row[f"{name}_size"] for name in MEMBERS]
+        starts = [row[f"{name}_offset"] for name in MEMBERS]
+        if min(starts) < 0 or max(ends) > shards[row["shard"]].bytes or row["frames"] < 1:
+            raise ShardError(f"{folder / INDEX_NAME}: {row['clip_id']}'s bytes do not lie in {row['shard']}")
         if row["clip_id"] in clips:
             raise ShardError(f"{folder / INDEX_NAME}: holds {row['clip_id']} twice")
         clips[row["clip_id"]] = row

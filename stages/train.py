@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from model import checkpoint, loop
 from model.audio import SILENCE_DB
+from model.interrupts import memory_told
 from model.machine import Machine, Ranks, joined
 from model.recipe import Recipe
 from model.unet import parameter_count
@@ -71,7 +72,7 @@ def _train(request: TrainRequest, recipe: Recipe, ranks: Ranks) -> str:
     if saved:
         checkpoint.check_same(saved[-1], recipe, digest)
     data, held = _load(request, recipe, dataset, ranks)
-    with loop.memory_told("the network", ranks.device, advice="try fewer network.channels"):
+    with memory_told("the network", ranks.device, advice="try fewer network.channels"):
         state = loop.new_state(recipe, ranks.device)
         if saved:
             checkpoint.load_into(state, saved[-1])

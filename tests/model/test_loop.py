@@ -22,10 +22,12 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from model import loop, objective
+from model.batches import Tally, batches, one_ahead
 from model.checkpoint import EMA, OPTIMIZER, WEIGHTS, Saved, listed, load_network
 from model.denoiser import gammas
+from model.interrupts import stop_asked
 from model.journal import METRICS, PICTURES, TENSORBOARD, read_metrics
-from model.loop import Tally, batches, learning_rate, one_ahead, stop_asked, update_ema
+from model.loop import learning_rate, update_ema
 from model.machine import Machine
 from model.recipe import ModelError, OptimParams, Recipe
 from model.watch import held_out_losses
