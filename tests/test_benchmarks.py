@@ -39,3 +39,30 @@ def test_the_training_benchmark_measures_every_way_and_says_where_the_time_goes(
 
     assert math.isclose(sum(told["profile"].values()), 1)
     assert "convolution" in told["profile"] and "convolution" in kernels.read_text()
+
+
+def test_the_sampling_benchmark_measures_slots_steps_uneven_clips_and_the_papers_way(tmp_path: Path) -> None:
+    figures = tmp_path / "sample.json"
+    done = subprocess.run(
+        [
+            sys.executable,
+            "benchmarks/sample.py",
+            "--small",
+            "--device",
+            "cpu",
+            "--repeats",
+            "1",
+            "--json",
+            figures,
+        ],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(figures.read_text())
+    assert [row["slots"] for row in told["by_slots"]] == [1, 4]
+    assert {(row["slots"], row["steps"]) for row in told["by_steps"]} == {(1, 2), (1, 4), (4, 2), (4, 4)}
+    for row in [*told["by_slots"], *told["by_steps"], told["uneven"], told["paper"]]:
+        assert all(math.isfinite(value) and value > 0 for value in row.values()), row

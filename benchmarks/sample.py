@@ -1,0 +1,286 @@
+"""Sampling speed: ours and the paper's way, on the same network, on what is here; and quality by steps.
+
+    python benchmarks/sample.py --json sample.json
+    python benchmarks/sample.py --run runs/x --shards data/grid/shards       (and quality, on the test split)
+    python benchmarks/sample.py --small                                      (half a minute on a CPU)
+
+Ours is ``sampler.rollout.Painter`` as users run it. The paper's way draws one clip, one frame at a time:
+eager, fp32, ancestral, with audio and noise embedded anew at each step, and each frame handed on through a
+PNG file. Its loader's MediaPipe and its eight intermediate pictures a frame are left out, in its favour.
+
+Without --run the network has drawn nothing yet: its weights are random, which costs the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.audio import SILENCE_DB
+from model.checkpoint import load_network
+from model.denoiser import embedded, y_0_of
+from model.examples import mask_of, to_float, to_pixels
+from model.machine import Machine, device_of
+from model.recipe import PRESETS, Recipe, recipe_of
+from model.unet import UNet, parameter_count
+from sampler.rollout import CropFrame, Painter, SampleParams, Take
+from sampler.steps import Known, levels, sample
+from shards.reader import open_dataset, read_clip
+from shards.schema import MELS_PER_FRAME
+from stages.sample import Pair, drawn, pairs_of
+
+MOUTH = (0.20, 0.48, 0.80, 0.92)  # x0 y0 x1 y1 of the mask box, as shares of the crop
+SAMPLER = "dpm++2m"
+PAPER_STEPS = 100
+SEED = 0
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def crops(size: int, n_frames: int, seed: int) -> Iterator[CropFrame]:
+    """Random frames, one array for all: making them must not cost anything."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    box = (np.array(MOUTH) * size).round().astype(np.int16)
+    return (CropFrame(pixels, box) for _ in range(n_frames))
+
+
+def takes(recipe: Recipe, lengths: Sequence[int]) -> Iterator[Take]:
+    n_mels = recipe.network.audio.n_mels
+    for number, n_frames in enumerate(lengths):
+        mels = np.full((MELS_PER_FRAME * n_frames, n_mels), SILENCE_DB, np.float32)
+        yield Take(f"clip{number}", crops(recipe.network.size, n_frames, number), mels)
+
+
+def seconds_of(painter: Painter, recipe: Recipe, lengths: Sequence[int], slots: int) -> float:
+    """Wall time of a rollout, ended by its last frame on the host."""
+    synchronize(painter.device)
+    started = time.perf_counter()
+    n_frames = sum(1 for _ in painter.rollout(takes(recipe, lengths), slots=slots))
+    assert n_frames == sum(lengths), "every frame is drawn once"
+    return time.perf_counter() - started
+
+
+def warm(painter: Painter, recipe: Recipe, slots: int) -> None:
+    """Compile and capture, which is not counted."""
+    seconds_of(painter, recipe, [2] * slots, slots)
+
+
+def rate(painter: Painter, recipe: Recipe, *, slots: int, n_frames: int, repeats: int) -> dict[str, float]:
+    """Frames/s with full slots, the median of some runs, and what follows from it."""
+    warm(painter, recipe, slots)
+    runs = [slots * n_frames / seconds_of(painter, recipe, [n_frames] * slots, slots) for _ in range(repeats)]
+    frames_per_second = statistics.median(runs)
+    frame_steps = frames_per_second * painter.params.steps
+    return {
+        "slots": slots,
+        "steps": painter.params.steps,
+        "frames_per_second": frames_per_second,
+        "slowest": min(runs),
+        "fastest": max(runs),
+        "frame_steps_per_second": frame_steps,
+        "ms_per_step": 1000 * slots / frame_steps,
+    }
+
+
+def uneven(
+    painter: Painter, recipe: Recipe, *, slots: int, lengths: Sequence[int], best: float
+) -> dict[str, float]:
+    """Time for clips of uneven length against all their frames at the best rate, and against padding."""
+    warm(painter, recipe, slots)
+    seconds = seconds_of(painter, recipe, lengths, slots)
+    padded = sum(max(lengths[k : k + slots]) * slots for k in range(0, len(lengths), slots))
+    return {
+        "clips": len(lengths),
+        "frames": sum(lengths),
+        "seconds": seconds,
+        "over_ideal": seconds * best / sum(lengths),
+        "padding_over_ideal": padded / sum(lengths),
+    }
+
+
+# --- the paper's way ------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def papers_way(network: UNet, recipe: Recipe, device: torch.device, *, steps: int, n_frames: int) -> float:
+    """Frames/s of one clip, frame by frame through PNG files."""
+    network = network.to(device, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    gammas = levels(recipe.noise, steps)
+    audio = recipe.network.audio
+    mels = torch.full((1, audio.rows, audio.n_mels), SILENCE_DB, device=device)
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+
+    def frame(source: CropFrame, folder: Path, k: int) -> None:
+        y_0 = to_float(torch.from_numpy(source.pixels).to(device).permute(2, 0, 1)[None])
+        mask = mask_of(torch.from_numpy(source.box).to(device)[None], recipe.network.size)
+        before, first = (cv2.imread(str(folder / f"{name}.png")) for name in (k - 1, 0))
+        beside = [
+            to_float(torch.from_numpy(image).to(device).permute(2, 0, 1)[None]) for image in (before, first)
+        ]
+        if recipe.network.mask_channel:
+            beside.append(mask)
+
+        def denoise(y: Tensor, gamma: Tensor) -> Tensor:
+            said = network(torch.cat([y, *beside], dim=1), embedded(gamma, recipe.noise.embedding), mels)
+            return y_0_of(y, said, gamma, recipe.noise.target).clamp(-1, 1)
+
+        image = sample(
+            "ancestral",
+            denoise,
+            torch.randn_like(y_0),
+            gammas,
+            noise=lambda _: torch.randn_like(y_0),
+            known=Known(mask, y_0),
+        )
+        cv2.imwrite(str(folder / f"{k}.png"), to_pixels(image)[0].permute(1, 2, 0).cpu().numpy())
+
+    try:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            for k, source in enumerate(crops(recipe.network.size, n_frames + 2, 0)):
+                if k == 0:
+                    cv2.imwrite(str(folder / "0.png"), source.pixels)
+                    continue
+                if k == 2:  # the first one warmed up
+                    synchronize(device)
+                    started = time.perf_counter()
+                frame(source, folder, k)
+            synchronize(device)
+            return n_frames / (time.perf_counter() - started)
+    finally:
+        torch.backends.cudnn.allow_tf32 = True
+        torch.set_float32_matmul_precision("high")
+
+
+# --- quality --------------------------------------------------------------------------------------
+
+
+def quality(
+    network: UNet, recipe: Recipe, shards: Path, device: torch.device, *, steps: Sequence[int], clips: int
+) -> list[dict[str, float]]:
+    """Masked PSNR of a few test clips, drawn to their own speech from their first frame on, by steps."""
+    dataset = open_dataset(shards)
+    pairs = pairs_of(dataset, "test", "own", seed=SEED)[:clips]
+    told = []
+    for n in steps:
+        params = SampleParams(sampler=SAMPLER, steps=n)
+        painter = Painter(network, recipe, params, device, Machine())
+        squares, count = 0.0, 0
+        for pair, frames in drawn(painter, dataset, pairs, slots=len(pairs), told=lambda _: None):
+            square, pixels = masked_error(dataset, pair, frames)
+            squares, count = squares + square, count + pixels
+        told.append({"steps": n, "masked_psnr_db": float(10 * np.log10(255**2 * count / squares))})
+    return told
+
+
+def masked_error(dataset: Any, pair: Pair, frames: Any) -> tuple[float, int]:
+    """Sum of squared differences inside the masks, and of how many values."""
+    clip = read_clip(dataset, pair.clip_id)
+    squares, count = 0.0, 0
+    for frame, truth, (x0, y0, x1, y1) in zip(frames, clip.frames, clip.boxes, strict=True):
+        difference = frame[y0:y1, x0:x1].astype(float) - truth[y0:y1, x0:x1].astype(float)
+        squares, count = squares + float((difference**2).sum()), count + difference.size
+    return squares, count
+
+
+# --- the table ------------------------------------------------------------------------------------
+
+
+def table(rows: Sequence[dict[str, float]]) -> str:
+    names = list(rows[0])
+    lines = [names, *([f"{row[name]:.4g}" for name in names] for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(names))]
+    return "\n".join(
+        "  ".join(word.rjust(width) for word, width in zip(line, widths, strict=True)) for line in lines
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--preset", default="multi-speaker", choices=[*PRESETS])
+    parser.add_argument("--run", type=Path, help="a trained run instead of a preset")
+    parser.add_argument("--shards", type=Path, help="with --run: quality on the test split")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--slots", type=int, nargs="+", default=[1, 8, 16, 32, 64, 128])
+    parser.add_argument("--steps", type=int, nargs="+", default=[10, 20, 50, 100])
+    parser.add_argument("--frames", type=int, default=20, help="of each clip")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--clips", type=int, default=4, help="of the test split, for quality")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--small", action="store_true")
+    asked = parser.parse_args()
+    device = device_of(asked.device)
+    paper_steps, paper_frames, many = PAPER_STEPS, 3, 64
+    if asked.small:
+        asked.preset, asked.slots, asked.steps, asked.frames = "demo", [1, 4], [2, 4], 2
+        paper_steps, paper_frames, many = 4, 2, 4
+    if asked.run:
+        network, saved = load_network(asked.run)
+        recipe = saved.recipe
+    else:
+        recipe = recipe_of(asked.preset)
+        torch.manual_seed(SEED)
+        network = UNet(recipe.network).eval()
+
+    def painter(steps: int) -> Painter:
+        return Painter(network, recipe, SampleParams(sampler=SAMPLER, steps=steps), device, Machine())
+
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"CPU, {torch.get_num_threads()} threads"
+    )
+    drawn_by = f"{asked.run or asked.preset}, {parameter_count(network):,} parameters"
+    print(f"{name}, PyTorch {torch.__version__}, {drawn_by}")
+    few = asked.steps[min(1, len(asked.steps) - 1)]
+    print(f"\nby slots, {few} steps")
+    by_slots = [
+        rate(painter(few), recipe, slots=slots, n_frames=asked.frames, repeats=asked.repeats)
+        for slots in asked.slots
+    ]
+    print(table(by_slots))
+    print(f"\nby steps, one clip and {many}")
+    by_steps = [
+        rate(painter(steps), recipe, slots=slots, n_frames=asked.frames, repeats=asked.repeats)
+        for slots in (1, many)
+        for steps in asked.steps
+    ]
+    print(table(by_steps))
+    best = max(by_slots, key=lambda row: row["frames_per_second"])
+    lengths = np.random.default_rng(SEED).integers(asked.frames // 2, 2 * asked.frames, many).tolist()
+    slots = min(int(best["slots"]), max(1, many // 4))
+    full = rate(painter(few), recipe, slots=slots, n_frames=asked.frames, repeats=asked.repeats)
+    ragged = uneven(painter(few), recipe, slots=slots, lengths=lengths, best=full["frames_per_second"])
+    print(f"\n{many} clips of uneven length in {slots} slots, {few} steps\n{table([ragged])}")
+    theirs = papers_way(network, recipe, device, steps=paper_steps, n_frames=paper_frames)
+    same = rate(painter(paper_steps), recipe, slots=many, n_frames=2, repeats=1)["frames_per_second"]
+    paper = {"steps": paper_steps, "paper": theirs, "ours": same, "ours_over_paper": same / theirs}
+    print(f"\nthe paper's way, frames/s at {paper_steps} steps; ours with {many} clips\n{table([paper])}")
+    found: list[dict[str, float]] = []
+    if asked.run and asked.shards:
+        found = quality(network, recipe, asked.shards, device, steps=asked.steps, clips=asked.clips)
+        print(f"\nquality, {asked.clips} clips of the test split\n{table(found)}")
+    if asked.json:
+        story = {"device": name, "by_slots": by_slots, "by_steps": by_steps, "uneven": ragged, "paper": paper}
+        asked.json.write_text(json.dumps(story | {"quality": found}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
