@@ -38,6 +38,7 @@ from shards.loader import check_fits
 from shards.order import key_of
 from shards.reader import Dataset, open_dataset, read_clip
 from shards.schema import MELS_PER_FRAME, VIDEO_FPS, ClipSample, ShardError
+from shards.storage import at_hand
 from shards.table import read_rows, write_rows
 from stages.audio import SAMPLE_RATE
 from stages.encode import Sound, write_mp4
@@ -68,7 +69,7 @@ Frames = NDArray[np.uint8]
 class SampleRequest:
     """What the user asked for."""
 
-    shards: Path
+    shards: str  # a folder, or an address that fsspec reads
     run: Path
     out: Path
     split: str
@@ -142,7 +143,7 @@ def run(request: SampleRequest, params: SampleParams) -> int:
 
 
 def _sample(request: SampleRequest, params: SampleParams, ranks: Ranks) -> int:
-    dataset = open_dataset(request.shards)
+    dataset = open_dataset(at_hand(request.shards))
     network, saved = load_network(request.run)
     recipe = saved.recipe
     audio = recipe.network.audio

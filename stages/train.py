@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -23,6 +22,7 @@ from model.unet import parameter_count
 from shards.atomic import written_whole
 from shards.loader import TRAIN_SPLIT, Resident, check_fits, load_resident, split_off
 from shards.reader import Dataset, open_dataset
+from shards.storage import at_hand
 from stages.work import StageError
 
 RUN_FILE = "run.json"
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 class TrainRequest:
     """What the user asked for, besides the recipe."""
 
-    shards: Path
+    shards: str  # a folder, or an address that fsspec reads
     run: Path
     preset: str
     device: str = "auto"  # auto, cpu or cuda
@@ -64,7 +64,7 @@ def run(request: TrainRequest, recipe: Recipe) -> str:
 
 
 def _train(request: TrainRequest, recipe: Recipe, ranks: Ranks) -> str:
-    dataset = open_dataset(request.shards)
+    dataset = open_dataset(at_hand(request.shards))
     digest = str(dataset.manifest["digest"])
     if ranks.is_first:
         checkpoint.forget_halves(request.run)
@@ -125,7 +125,7 @@ def _describe(request: TrainRequest, recipe: Recipe, digest: str) -> None:
     """``run.json``: enough to start the same run again elsewhere."""
     story = {
         "preset": request.preset,
-        "shards": os.fspath(request.shards),
+        "shards": request.shards,
         "digest": digest,
         "recipe": asdict(recipe),
         "versions": {name: version(name) for name in ("redub", "torch", "numpy")},

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @click.command("sample")
-@click.option("--shards", type=FOLDER, required=True, help="A finished dataset.")
+@click.option("--shards", required=True, metavar="DIR|URL", help="A finished dataset.")
 @click.option("--run", type=FOLDER, required=True, help="Folder of a run, or of one checkpoint.")
 @click.option("-o", "--out", type=FOLDER, required=True, help="Folder to write.")
 @click.option("--split", default="test", show_default=True, help="Which clips.")
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 @sampler_options
 @device_options
 def command(
-    shards: Path,
+    shards: str,
     run: Path,
     out: Path,
     split: str,

@@ -14,7 +14,7 @@ import click
 import yaml
 
 from pipeline import params as params_file
-from pipeline.options import FILE, FOLDER
+from pipeline.options import FILE, FOLDER, device_options, say_once
 
 if TYPE_CHECKING:
     from model.machine import Precision
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @click.command("train")
-@click.option("--shards", type=FOLDER, help="A finished dataset.")
+@click.option("--shards", metavar="DIR|URL", help="A finished dataset; a remote one is copied here once.")
 @click.option("--run", type=FOLDER, help="Folder of the run.  [default: runs/PRESET]")
 @click.option("--preset", help="Recipe to start from.  [default: train.preset of the params file]")
 @click.option(
@@ -34,21 +34,12 @@ if TYPE_CHECKING:
     help="Change a number of the recipe, e.g. optim.learning_rate=1e-4; may be repeated.",
 )
 @click.option("--params", type=FILE, help="Params file.  [default: ./params.yaml if it is there]")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option(
-    "--precision",
-    type=click.Choice(["auto", "bf16", "fp32"]),
-    default="auto",
-    show_default=True,
-    help="Of matrix products; auto is bf16 on a GPU. Weights stay fp32.",
-)
 @click.option(
     "--micro-batch",
     type=click.IntRange(1),
     metavar="N",
     help="Frames at once, when a whole batch does not fit the memory.",
 )
-@click.option("--compile/--no-compile", default=None, help="torch.compile.  [default: on a GPU]")
 @click.option(
     "--frames-on",
     type=click.Choice(["device", "host"]),
@@ -63,9 +54,10 @@ if TYPE_CHECKING:
     show_default="one per core",
     help="Threads that decode.",
 )
+@device_options
 @click.option("-n", "--dry-run", is_flag=True, help="Print the recipe and the parameter count, and exit.")
 def command(
-    shards: Path | None,
+    shards: str | None,
     run: Path | None,
     preset: str | None,
     settings: tuple[str, ...],
@@ -115,8 +107,7 @@ def command(
         )
     except (StageError, ShardError, ModelError) as err:
         raise click.ClickException(str(err)) from err
-    if os.environ.get("RANK", "0") == "0":
-        click.echo(f"{run or Path('runs', name)}: {ended}")
+    say_once(f"{run or Path('runs', name)}: {ended}")
 
 
 def _values(settings: tuple[str, ...]) -> dict[str, object]:

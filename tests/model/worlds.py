@@ -103,7 +103,7 @@ def trained(
 
 def run(shards: Path, folder: Path, recipe: Recipe = TINY, **machine: Any) -> str:
     """Train as the command does, in this process; returns why it ended."""
-    request = TrainRequest(shards, folder, "tiny", device="cpu", machine=Machine(**machine))
+    request = TrainRequest(str(shards), folder, "tiny", device="cpu", machine=Machine(**machine))
     return train.run(request, recipe)
 
 

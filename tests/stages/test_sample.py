@@ -51,7 +51,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def asked(shards: Path, run: Path, out: Path, **more: Any) -> SampleRequest:
-    return SampleRequest(shards=shards, run=run, out=out, split="test", device="cpu", **more)
+    return SampleRequest(shards=str(shards), run=run, out=out, split="test", device="cpu", **more)
 
 
 def crops(out: Path) -> dict[str, str]:

@@ -1,0 +1,163 @@
+"""A dataset that lies elsewhere is brought here once, whole and checked; or one line says why not."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shards.reader import open_dataset, read_clip
+from shards.schema import ShardError
+from shards.storage import at_hand
+from tests import datasets
+
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+    """Serves a folder, counts what is asked for, and damages what it is told to."""
+
+    asked: list[str]
+    cut: dict[str, int]  # name -> how many times to send half of it
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        name = self.path.strip("/")
+        self.asked.append(name)
+        if self.cut.get(name, 0):
+            self.cut[name] -= 1
+            data = Path(self.directory, name).read_bytes()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data[: len(data) // 2])
+            self.close_connection = True
+            return
+        super().do_GET()
+
+
+@contextmanager
+def served(folder: Path, cut: dict[str, int] | None = None) -> Iterator[tuple[str, list[str]]]:
+    """The folder's address on loopback, and what is asked for there."""
+    kind = type("Handler", (Handler,), {"asked": [], "cut": cut or {}})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(kind, directory=str(folder)))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", kind.asked  # type: ignore[attr-defined]
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    clips = [
+        datasets.pack(
+            f"s1_clip{n}",
+            rng.integers(0, 256, (3, 16, 16, 3), dtype=np.uint8),
+            box=(4, 8, 12, 15),
+            mels=np.zeros((6, 8), np.float32),
+        )
+        for n in range(2)
+    ]
+    return datasets.write(tmp_path / "there", clips)
+
+
+def shard_of(dataset: Path) -> Path:
+    return next(dataset.glob("*.tar"))
+
+
+def test_a_folder_is_itself(dataset: Path) -> None:
+    assert at_hand(str(dataset)) == dataset
+
+
+def test_a_dataset_is_brought_once_and_reads_as_the_original(dataset: Path, tmp_path: Path) -> None:
+    with served(dataset) as (address, asked):
+        folder = at_hand(address, tmp_path / "cache")
+        first = len(asked)
+        assert at_hand(address, tmp_path / "cache") == folder
+    assert asked.count(shard_of(dataset).name) == 1
+    assert set(asked[first:]) == {"dataset.json"}, "afterwards only the manifest is looked at"
+    there, here = open_dataset(dataset), open_dataset(folder)
+    assert list(here.clips) == list(there.clips)
+    for clip_id in there.clips:
+        assert np.array_equal(read_clip(here, clip_id).frames, read_clip(there, clip_id).frames)
+
+
+def test_a_rebuilt_dataset_does_not_touch_the_copy_that_is_being_read(dataset: Path, tmp_path: Path) -> None:
+    with served(dataset) as (address, _):
+        old = at_hand(address, tmp_path / "cache")
+        before = {path.name: path.read_bytes() for path in old.iterdir()}
+        shutil.rmtree(dataset)
+        frames = np.ones((2, 16, 16, 3), np.uint8)
+        mels = np.zeros((4, 8), np.float32)
+        datasets.write(dataset, [datasets.pack("s1_new", frames, box=(4, 8, 12, 15), mels=mels)])
+        new = at_hand(address, tmp_path / "cache")
+    assert new != old
+    assert list(open_dataset(new).clips) == ["s1_new"]
+    assert {path.name: path.read_bytes() for path in old.iterdir()} == before
+
+
+def test_a_shard_that_comes_cut_is_fetched_once_more(dataset: Path, tmp_path: Path) -> None:
+    name = shard_of(dataset).name
+    with served(dataset, {name: 1}) as (address, asked):
+        folder = at_hand(address, tmp_path / "cache")
+    assert asked.count(name) == 2
+    assert (folder / name).read_bytes() == shard_of(dataset).read_bytes()
+
+
+def test_a_shard_that_stays_cut_is_named_and_leaves_no_dataset(dataset: Path, tmp_path: Path) -> None:
+    name = shard_of(dataset).name
+    with (
+        served(dataset, {name: 9}) as (address, _),
+        pytest.raises(ShardError, match=f"{address}/{name}: cannot be read"),
+    ):
+        at_hand(address, tmp_path / "cache")
+    assert not list((tmp_path / "cache").rglob("*.tar*")) and not list(
+        (tmp_path / "cache").rglob("dataset.json")
+    )
+
+
+def test_an_altered_shard_is_named(dataset: Path, tmp_path: Path) -> None:
+    shard = shard_of(dataset)
+    data = bytearray(shard.read_bytes())
+    data[700] ^= 1
+    shard.write_bytes(data)
+    with (
+        served(dataset) as (address, asked),
+        pytest.raises(
+            ShardError, match=f"{shard.name}: {len(data)} bytes with sha256 .*, expected {len(data)}"
+        ),
+    ):
+        at_hand(address, tmp_path / "cache")
+    assert asked.count(shard.name) == 2
+    shard.write_bytes(data + b"more")
+    with served(dataset) as (address, _), pytest.raises(ShardError, match=f"more than the {len(data)} bytes"):
+        at_hand(address, tmp_path / "cache")
+
+
+def test_what_is_no_dataset_is_one_line(dataset: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with served(empty) as (address, _), pytest.raises(ShardError, match=r"no dataset\.json here"):
+        at_hand(address, tmp_path / "cache")
+    manifest = json.loads((dataset / "dataset.json").read_text())
+    (dataset / "dataset.json").write_text(json.dumps(manifest | {"digest": "0"}))
+    with served(dataset) as (address, _), pytest.raises(ShardError, match="digest '0', its shards make"):
+        at_hand(address, tmp_path / "cache")
+    with pytest.raises(ShardError, match="nosuch://x: cannot be read"):
+        at_hand("nosuch://x", tmp_path / "cache")
+    with pytest.raises(ShardError, match="cannot be read"):
+        at_hand(address, tmp_path / "cache")  # nobody is there any more
