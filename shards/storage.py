@@ -117,7 +117,7 @@ class _Place:
             raise
         except Exception as err:  # each kind of storage has errors of its own, and some are no OSError
             cause = _first_cause(err)
-            if isinstance(cause, FileNotFoundError):
+            if isinstance(cause, FileNotFoundError) or getattr(cause, "status", None) == 404:
                 raise ShardError(f"{self.address}: no {name} here, so this is no whole dataset") from err
             told = " ".join(str(cause).split()) or type(cause).__name__
             raise ShardError(f"{self.address}/{name}: cannot be read ({told})") from err
