@@ -50,6 +50,42 @@ def shown(
             yield result
 
 
+class Bars:
+    """For work in several passes that counts by itself: a bar for each pass, or a line every few seconds."""
+
+    def __init__(self) -> None:
+        self._label = ""
+        self._bar: tqdm[Any] | None = None
+        self._started = self._last = 0.0
+
+    def __enter__(self) -> Bars:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def __call__(self, label: str, done: int, total: int) -> None:
+        """Say that a pass has done so many of its frames."""
+        now = time.monotonic()
+        terminal = sys.stderr.isatty()
+        if label != self._label:
+            self.__exit__()
+            self._label, self._started, self._last = label, now, now
+            if terminal:
+                self._bar = tqdm(total=total, desc=label, unit=" frames", mininterval=REDRAW_SECONDS,
+                                 dynamic_ncols=True)  # fmt: skip
+        if self._bar is not None:
+            self._bar.update(done - self._bar.n)
+        elif now - self._last >= LINE_SECONDS or done == total:
+            self._last = now
+            seconds = max(now - self._started, 1e-9)
+            left = f"{(total - done) * seconds / done:.0f} s left" if 0 < done < total else "done"
+            print(
+                f"{label} {done}/{total}, {done / seconds:.0f} frames/s, {left}", file=sys.stderr, flush=True
+            )
+
+
 def _line(label: str, items: int, n_items: int, frames: int, total: int, drops: int, seconds: float) -> str:
     rate = frames / max(seconds, 1e-9)
     left = f"{(total - frames) / rate:.0f} s left" if rate and frames < total else "done"

@@ -45,6 +45,8 @@ TEMPLATE_SIZE = 128
 # symmetric, scaled and placed as the paper's authors framed theirs: eyes at y 53, pupils 33 px apart.
 TEMPLATE = np.array([(63.5, 76.0), (41.0, 52.8), (54.8, 53.2), (72.2, 53.2), (86.0, 52.8)])
 
+USED_POINTS = STABLE_POINTS + FACE_OVAL  # all that alignment looks at
+
 Matrices = NDArray[np.float32]  # (T, 2, 3)
 Boxes = NDArray[np.int16]  # (T, 4)
 
@@ -103,8 +105,13 @@ def project(matrices: NDArray[np.floating], points: NDArray[np.floating]) -> NDA
 
 def align_clip(points: Points, params: AlignParams) -> tuple[Matrices, Boxes]:
     """Matrices and boxes of a clip from its points (T, 478, 2)."""
+    return align_used(points[:, USED_POINTS], params)
+
+
+def align_used(points: Points, params: AlignParams) -> tuple[Matrices, Boxes]:
+    """The same from the points that alignment looks at (T, 41, 2): a long video's meshes are large."""
     scale = params.size / TEMPLATE_SIZE
-    stable = centred_mean(points[:, STABLE_POINTS].astype(np.float64), params.smooth_frames)
+    stable = centred_mean(points[:, : len(STABLE_POINTS)].astype(np.float64), params.smooth_frames)
     # A pixel's centre is a whole number, so the crop's edge is at -0.5: scaling keeps the edge.
     template = (TEMPLATE + 0.5) * scale - 0.5
     matrices = similarity(stable, template).astype(np.float32)
@@ -114,15 +121,15 @@ def align_clip(points: Points, params: AlignParams) -> tuple[Matrices, Boxes]:
 
 
 def mask_boxes(projected: NDArray[np.float64], params: AlignParams) -> Boxes:
-    """Boxes (T, 4) from points in the crop (T, 478, 2): below the nose to below the chin, cheek to cheek.
+    """Boxes (T, 4) from used points in the crop (T, 41, 2): below nose to below chin, cheek to cheek.
 
     A box follows the nose's base, which the jaw does not move, and keeps one size through the clip: the
     size that holds the whole lower face in every frame. So the jaw is hidden always, and neither size
     nor place tells how open the mouth is.
     """
     scale = params.size / TEMPLATE_SIZE
-    anchor = centred_mean(projected[:, NOSE_BASE], params.smooth_frames)
-    lower = projected[:, FACE_OVAL]
+    anchor = centred_mean(projected[:, USED_POINTS.index(NOSE_BASE)], params.smooth_frames)
+    lower = projected[:, len(STABLE_POINTS) :]
     # Only what lies below the nose has to be hidden; the oval is wider at the cheekbones.
     below = lower[..., 1] >= anchor[:, None, 1]
     sideways = np.where(below, lower[..., 0] - anchor[:, None, 0], 0.0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -142,54 +142,76 @@ def face_width(points: Points) -> float:
     return float(np.ptp(points[:, 0]))
 
 
-def follow_largest(faces: Sequence[Sequence[Points]], max_gap_frames: int) -> list[Points | None]:
-    """One face through the clip: that of the track with the greatest total width.
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """A face in one frame: what following it needs, and whatever points are to be kept of it."""
+
+    points: Points
+    centre: NDArray[np.float32]  # (2,), of all its points
+    width: float  # px
+
+
+def sight(points: Points) -> Sighting:
+    """A face with all its points."""
+    return Sighting(points, points.mean(axis=0), face_width(points))
+
+
+@dataclass(slots=True)
+class Track:
+    """One face through time."""
+
+    sightings: dict[int, Sighting] = field(default_factory=dict)  # by frame
+    last: int = -1
+    total_width: float = 0.0
+
+    def take(self, k: int, face: Sighting) -> None:
+        self.sightings[k] = face
+        self.last = k
+        self.total_width += face.width
+
+
+def follow(faces: Iterable[Sequence[Sighting]], max_gap_frames: int) -> list[Track]:
+    """The tracks of all faces of a video's frames, in order of appearance.
 
     A track takes in each frame the face whose centre is nearest to where it last was, if that is
-    within half a face's width; it may miss up to ``max_gap_frames`` frames. So a bigger face that
-    comes for a moment, or a false one, does not make the crop jump.
+    within half a face's width; it may miss up to ``max_gap_frames`` frames.
     """
-    tracks: list[_Track] = []
+    tracks: list[Track] = []
+    live: list[Track] = []
     for k, found in enumerate(faces):
-        live = [track for track in tracks if k - track.last <= max_gap_frames + 1]
+        live = [track for track in live if k - track.last <= max_gap_frames + 1]
         pairs = sorted(
-            (float(np.linalg.norm(face.mean(axis=0) - track.face.mean(axis=0))), t, f)
+            (float(np.linalg.norm(face.centre - track.sightings[track.last].centre)), t, f)
             for t, track in enumerate(live)
             for f, face in enumerate(found)
         )
         extended: set[int] = set()
         taken: set[int] = set()
         for distance, t, f in pairs:
-            if t in extended or f in taken or distance > face_width(live[t].face) / 2:
+            reach = live[t].sightings[live[t].last].width / 2
+            if t in extended or f in taken or distance > reach:
                 continue
             live[t].take(k, found[f])
             extended.add(t)
             taken.add(f)
         for f, face in enumerate(found):
             if f not in taken:
-                tracks.append(_Track())
-                tracks[-1].take(k, face)
+                new = Track()
+                new.take(k, face)
+                tracks.append(new)
+                live.append(new)
+    return tracks
+
+
+def follow_largest(faces: Sequence[Sequence[Points]], max_gap_frames: int) -> list[Points | None]:
+    """One face through the clip: that of the track with the greatest total width.
+
+    So a bigger face that comes for a moment, or a false one, does not make the crop jump.
+    """
+    tracks = follow(([sight(face) for face in found] for found in faces), max_gap_frames)
     # Of equals the one that came first.
-    largest = max(tracks, key=lambda track: track.total_width, default=_Track())
-    return [largest.faces.get(k) for k in range(len(faces))]
-
-
-@dataclass(slots=True)
-class _Track:
-    """One face through time."""
-
-    faces: dict[int, Points] = field(default_factory=dict)
-    last: int = -1
-    total_width: float = 0.0
-
-    @property
-    def face(self) -> Points:
-        return self.faces[self.last]
-
-    def take(self, k: int, face: Points) -> None:
-        self.faces[k] = face
-        self.last = k
-        self.total_width += face_width(face)
+    largest = max(tracks, key=lambda track: track.total_width, default=Track())
+    return [largest.sightings[k].points if k in largest.sightings else None for k in range(len(faces))]
 
 
 def longest_gap(found: Sequence[bool]) -> tuple[int, int]:

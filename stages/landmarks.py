@@ -94,15 +94,19 @@ def _check_gaps(there: list[bool], what: str, params: LandmarksParams) -> None:
 _finders: dict[tuple[str, int], FaceFinder] = {}
 
 
+def open_finder(model: str, max_faces: int) -> FaceFinder:
+    """A finder that stays open for the child's life: frames are seen alone, so clips do not mix."""
+    if (model, max_faces) not in _finders:
+        _finders[model, max_faces] = FaceFinder(Path(model), max_faces).__enter__()
+    return _finders[model, max_faces]
+
+
 def find_in_file(
     path: str, start: float, n_frames: int, params: dict[str, Any], model: str, entry: str
 ) -> Outcome:
     """Find points in a video and save them in the cache. Runs in the sandbox."""
     rules = LandmarksParams(**params)
-    finder = _finders.get((model, rules.max_faces))
-    if finder is None:
-        # Stays open for the child's life: frames are seen alone, so clips do not mix.
-        finder = _finders[model, rules.max_faces] = FaceFinder(Path(model), rules.max_faces).__enter__()
+    finder = open_finder(model, rules.max_faces)
     points, found, notes = find_points(read_on_clock(Path(path), start, n_frames), finder, rules)
     outcome = Outcome(notes=notes)
     save_entry(Path(entry), outcome, {"points": points, "found": found})

@@ -26,16 +26,17 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as params_dataclass
 
-from shards.ledger import FAILED
-from stages.work import Drop, Outcome
+from shards.ledger import FAILED, OK
+from stages.work import Drop, Outcome, StageError
 
 WARM_UP_SECONDS = 600.0  # loading libraries; the first librosa on a machine compiles for half a minute
 POLL_SECONDS = 0.1
@@ -81,18 +82,32 @@ class SandboxFailure(Exception):
         self.reason = reason
 
 
-def run(job: ClipJob) -> Outcome:
-    """The outcome of the job; a failure only after a second try, alone in a fresh child."""
+def run(job: ClipJob, waiting: Callable[[], None] = lambda: None) -> Outcome:
+    """The outcome of the job; a failure only after a second try, alone in a fresh child.
+
+    ``waiting`` is called some ten times a second meanwhile: a long job may leave word in a file.
+    """
     failure: SandboxFailure | None = None
     for _ in range(TRIES):
         with _a_child(fresh=failure is not None) as child:
             try:
-                return child.call(job)
+                return child.call(job, waiting)
             except SandboxFailure as err:
                 failure = err
                 child.kill()
+            except BaseException:  # Ctrl-C: the answer would come to the next who asks
+                child.kill()
+                raise
     assert failure is not None, "the loop above runs at least once"
     return Outcome(FAILED, failure.code, f"{failure.reason} (tried {TRIES} times)")
+
+
+def run_or_raise(job: ClipJob, path: Path, waiting: Callable[[], None] = lambda: None) -> Outcome:
+    """The outcome of a job on a file without which nothing goes on. Raises StageError, which names it."""
+    outcome = run(job, waiting)
+    if outcome.status != OK:
+        raise StageError(f"{path}: {outcome.reason}")
+    return outcome
 
 
 _idle: queue.LifoQueue[Child] = queue.LifoQueue()
@@ -127,7 +142,7 @@ class Child:
         self._calls = 0
         self._buffer = b""
 
-    def call(self, job: ClipJob) -> Outcome:
+    def call(self, job: ClipJob, waiting: Callable[[], None]) -> Outcome:
         """Raises SandboxFailure when the child did not answer as it should."""
         if self._calls >= job.limits.clips_per_child:
             self.kill()
@@ -142,8 +157,8 @@ class Child:
             self._process.stdin.flush()
         except BrokenPipeError as err:
             raise self._crashed() from err
-        self._answer(WARM_UP_SECONDS, job.limits.memory_mb)  # "warm"
-        answer = self._answer(job.deadline_seconds, job.limits.memory_mb)
+        self._answer(WARM_UP_SECONDS, job.limits.memory_mb, waiting)  # "warm"
+        answer = self._answer(job.deadline_seconds, job.limits.memory_mb, waiting)
         return Outcome.from_json(answer)
 
     def kill(self) -> None:
@@ -172,7 +187,7 @@ class Child:
         self._calls = 0
         self._buffer = b""
 
-    def _answer(self, deadline_seconds: float, memory_mb: int) -> dict[str, Any]:
+    def _answer(self, deadline_seconds: float, memory_mb: int, waiting: Callable[[], None]) -> dict[str, Any]:
         """The next line from the child, or SandboxFailure."""
         assert self._process is not None and self._process.stdout is not None
         process = psutil.Process(self._process.pid)
@@ -181,6 +196,7 @@ class Child:
         watch.register(pipe, select.POLLIN | select.POLLHUP)
         until = time.monotonic() + deadline_seconds
         while b"\n" not in self._buffer:
+            waiting()
             if watch.poll(POLL_SECONDS * 1000):
                 data = os.read(pipe, 65536)
                 if not data:

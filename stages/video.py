@@ -8,13 +8,13 @@ keep sync, where counting frames would not.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import av
 import av.container
@@ -27,10 +27,10 @@ from shards.schema import VIDEO_FPS
 from stages.work import Drop
 
 Frame = NDArray[np.uint8]
+Item = TypeVar("Item")
 
 # Demuxers that read one file and nothing else: no playlists, which could name other files.
 DEMUXERS = "flv,mpeg,mpegvideo,mpegts,mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,asf,ogg,mxf,dv,rm,nut"
-OPEN_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": DEMUXERS}
 # These write their duration in the header, so a file that was cut short can be told.
 DECLARES_DURATION = frozenset({"flv", "mov", "matroska", "avi", "asf"})
 
@@ -51,12 +51,13 @@ class StreamSpan:
         return self.end - self.start
 
 
-def open_media(path: Path) -> av.container.InputContainer:
-    """Open a local file with every door to elsewhere shut. Raises Drop when it is no media."""
+def open_media(path: Path, *, demuxers: str = DEMUXERS, kind: str = "video") -> av.container.InputContainer:
+    """Open a local file with every door to elsewhere shut. Raises Drop when it is none of ``demuxers``."""
+    options = {"protocol_whitelist": "file", "format_whitelist": demuxers}
     try:
-        return av.open(f"file:{path}", options=OPEN_OPTIONS, metadata_errors="replace")
+        return av.open(f"file:{path}", options=options, metadata_errors="replace")
     except av.FFmpegError as err:
-        raise Drop("not_media", f"cannot be opened as video ({err.strerror})") from err
+        raise Drop("not_media", f"cannot be opened as {kind} ({err.strerror})") from err
 
 
 def declared_end(container: av.container.InputContainer) -> float | None:
@@ -73,7 +74,8 @@ def video_stream(container: av.container.InputContainer) -> VideoStream:
         raise Drop("no_video", "has no video stream")
     if best.disposition & av.stream.Disposition.attached_pic:
         raise Drop("no_video", "has a cover picture but no video stream")
-    best.thread_type = "NONE"
+    if not best.codec_context.is_open:  # it is after a seek
+        best.thread_type = "NONE"
     return best
 
 
@@ -103,16 +105,25 @@ def _span(stream: av.stream.Stream, packets: list[tuple[int, int]]) -> StreamSpa
 
 def frames_on_clock(span: StreamSpan) -> int:
     """T: how many instants k / 25 after the first frame fall before the last frame's end."""
-    return math.ceil((span.seconds - SAME_TIME) * VIDEO_FPS)
+    return first_instant(span.seconds)
+
+
+def first_instant(seconds: Fraction) -> int:
+    """Which k / 25 is the first that is not before ``seconds``: a frame with that stamp appears there."""
+    return math.ceil((seconds - SAME_TIME) * VIDEO_FPS)
 
 
 def shown_size(path: Path) -> tuple[int, int]:
     """Width and height of the video as a player shows it, upright. Raises Drop when nothing decodes."""
     with open_media(path) as container:
-        for _, frame in _decode(container):
-            lying = frame.rotation % 180 != 0
-            return (frame.height, frame.width) if lying else (frame.width, frame.height)
+        for _, frame in decode(container):
+            return upright_size(frame)
     raise Drop("no_video", "none of its video frames can be decoded")
+
+
+def upright_size(frame: av.VideoFrame) -> tuple[int, int]:
+    """Width and height of a frame when it stands as its container says."""
+    return (frame.height, frame.width) if frame.rotation % 180 else (frame.width, frame.height)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,35 +141,41 @@ def read_on_clock(path: Path, start: float, n_frames: int) -> Iterator[ClockFram
     Holds two pictures, however long the video is. A frame that cannot be decoded is bridged by the one
     before it, as a player does. Raises Drop when nothing can be decoded.
     """
-    # One for all frames: setting up the scaler costs five times as much as using it.
-    reformatter = VideoReformatter()
-
-    def picture(source: int, seconds: Fraction, frame: av.VideoFrame) -> ClockFrame:
-        rgb = reformatter.reformat(frame, format="rgb24", src_color_range=frame.color_range, threads=1)
-        return ClockFrame(source, float(seconds), upright(rgb.to_ndarray(), frame.rotation))
-
+    to_rgb = ToRgb()
     with open_media(path) as container:
-        pending: tuple[int, Fraction, av.VideoFrame] | None = None
-        k = 0
-        for source, (at, frame) in enumerate(_decode(container)):
-            seconds = at - Fraction(start)
-            # Every instant before this frame appears still shows the one before it.
-            shown: ClockFrame | None = None
-            while pending is not None and k < n_frames and Fraction(k, VIDEO_FPS) + SAME_TIME < seconds:
-                shown = shown or picture(*pending)
-                yield shown
-                k += 1
-            if k == n_frames:
-                return
-            pending = source, seconds, frame
-        if pending is None:
-            raise Drop("no_video", "none of its video frames can be decoded")
-        shown = picture(*pending)
-        for _ in range(k, n_frames):
-            yield shown
+        stamped = (
+            (at - Fraction(start), (source, frame)) for source, (at, frame) in enumerate(decode(container))
+        )
+        seen: ClockFrame | None = None
+        for seconds, (source, frame) in on_clock(stamped, n_frames):
+            if seen is None or seen.source != source:
+                seen = ClockFrame(source, float(seconds), to_rgb(frame))
+            yield seen
 
 
-def _decode(container: av.container.InputContainer) -> Iterator[tuple[Fraction, av.VideoFrame]]:
+def on_clock(shown: Iterable[tuple[Fraction, Item]], n_frames: int) -> Iterator[tuple[Fraction, Item]]:
+    """What is to be seen at each k / 25 s, of pairs (seconds from which it is shown, thing) in order.
+
+    Every instant shows the last that has appeared; before the first appears, that one. Takes no more
+    from ``shown`` than it needs. Raises Drop when there is nothing.
+    """
+    pending: tuple[Fraction, Item] | None = None
+    k = 0
+    for coming in shown:
+        # Every instant before this one appears still shows the one before it.
+        while pending is not None and k < n_frames and Fraction(k, VIDEO_FPS) + SAME_TIME < coming[0]:
+            yield pending
+            k += 1
+        if k == n_frames:
+            return
+        pending = coming
+    if pending is None:
+        raise Drop("no_video", "none of its video frames can be decoded")
+    for _ in range(k, n_frames):
+        yield pending
+
+
+def decode(container: av.container.InputContainer) -> Iterator[tuple[Fraction, av.VideoFrame]]:
     """Source frames in order of showing, with their time stamps in seconds."""
     stream = video_stream(container)
     for packet in container.demux(stream):
@@ -171,6 +188,18 @@ def _decode(container: av.container.InputContainer) -> Iterator[tuple[Fraction, 
             stamp = frame.dts if frame.pts is None else frame.pts
             if stamp is not None and frame.time_base is not None:
                 yield stamp * frame.time_base, frame
+
+
+class ToRgb:
+    """Decoded frames as upright RGB (H, W, 3). One for a whole video: setting up a scaler costs five
+    times as much as using it."""
+
+    def __init__(self) -> None:
+        self._reformatter = VideoReformatter()
+
+    def __call__(self, frame: av.VideoFrame) -> Frame:
+        rgb = self._reformatter.reformat(frame, format="rgb24", src_color_range=frame.color_range, threads=1)
+        return upright(rgb.to_ndarray(), frame.rotation)
 
 
 def upright(image: NDArray[Any], rotation: int) -> Frame:

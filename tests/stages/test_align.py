@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from stages import clips, synth
 from stages.align import (
     TEMPLATE,
+    USED_POINTS,
     AlignParams,
     align_clip,
     centred_mean,
@@ -188,7 +189,7 @@ def test_any_face_moving_anyhow_is_hidden_by_a_box_of_one_size(seed: int) -> Non
     face[list(FACE_OVAL)] = np.stack([rng.uniform(35, 92, 36), rng.uniform(20, 110, 36)], -1)
     points = face + rng.normal(0, 1.0, (n_frames, 1, 2)).cumsum(axis=0).clip(-4, 4)
     points[:, CHIN, 1] += rng.uniform(0, 8, n_frames)
-    boxes = mask_boxes(points, PARAMS)
+    boxes = mask_boxes(points[:, USED_POINTS], PARAMS)
     assert len(size_of(boxes)) == 1 and boxes.dtype == np.int16
     for box, here in zip(boxes, points, strict=True):
         anchor = here[NOSE_BASE, 1]

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages import synth
-from stages.audio import SAMPLE_RATE, place, read_channels, to_mono
+from stages import audio, synth
+from stages.audio import SAMPLE_RATE, Block, laid_out, place, read_channels, to_mono
 from stages.synth import ClipSpec
 from stages.work import Drop
 
@@ -22,8 +22,8 @@ SOURCE_RATE = 44_100
 @given(n=st.integers(1, 30), at=st.integers(-50, 50), n_samples=st.integers(0, 40))
 def test_sound_is_laid_where_it_belongs_and_nowhere_else(n: int, at: int, n_samples: int) -> None:
     sound = np.arange(1, 2 * n + 1, dtype=np.float32).reshape(2, n)
-    placed = place(sound, at, n_samples)
-    assert placed.shape == (2, n_samples) and placed.dtype == np.float32
+    placed = np.zeros((2, n_samples), np.float32)
+    place(sound, at, placed)
     for k in range(n_samples):
         expected = sound[:, k - at] if 0 <= k - at < n else 0
         assert np.array_equal(placed[:, k], np.broadcast_to(expected, 2))
@@ -193,3 +193,42 @@ def test_no_sound_is_dropped(tmp_path: Path) -> None:
     with pytest.raises(Drop, match="has no sound") as caught:
         read_channels(clip, 0.0, 100)
     assert caught.value.code == "no_audio"
+
+
+@given(
+    held=st.integers(1, 40),
+    steps=st.lists(st.tuples(st.integers(-40, 60), st.integers(1, 30)), min_size=1, max_size=20),
+)
+def test_a_track_is_laid_out_piece_by_piece_as_at_once(held: int, steps: list[tuple[int, int]]) -> None:
+    """With gaps, and with blocks that go back and cover earlier ones by as much as is held."""
+    rng, rate, end = np.random.default_rng(0), 10, 0
+    blocks = []
+    for step, n in steps:
+        at = max(end + max(step, -held), 0)
+        blocks.append(Block(Fraction(0), rate, at, rng.random((2, n), np.float32)))
+        end = max(end, at + n)
+    whole = np.zeros((2, end), np.float32)
+    for block in blocks:
+        place(block.samples, block.at, whole)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(audio, "HELD_SECONDS", held / rate)
+        pieces = list(laid_out(iter(blocks)))
+    assert np.array_equal(np.concatenate(pieces, axis=1), whole)
+    assert max(piece.shape[1] for piece in pieces) <= held + rate
+
+
+@pytest.mark.parametrize("rate", [8000, 11_025, 44_100, 48_000])
+def test_sound_is_resampled_as_librosa_does_it_to_the_bit(tmp_path: Path, rate: int) -> None:
+    import librosa
+
+    sound = np.random.default_rng(0).normal(0, 0.1, (2, 12 * rate + 77)).astype(np.float32)
+    path = tmp_path / "noise.wav"
+    with av.open(os.fspath(path), "w") as out:
+        stream = out.add_stream("pcm_f32le", rate=rate, layout="stereo")
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(sound.T).reshape(1, -1), "flt", "stereo")
+        frame.sample_rate = rate
+        out.mux([*stream.encode(frame), *stream.encode(None)])
+    expected = librosa.resample(sound, orig_sr=rate, target_sr=SAMPLE_RATE)
+    assert np.array_equal(read_channels(path, 0.0, expected.shape[1]), expected)
+    with pytest.raises(Drop, match="cannot be opened as sound"):
+        read_channels(Path(__file__), 0.0, 10)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import warnings
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
@@ -17,7 +18,7 @@ from pydantic import ValidationError
 from stages import clips
 from stages.audio import read_channels, to_mono
 from stages.cache import load_entry
-from stages.mels import MelsParams, mel_rows, mels_of_file, samples_for
+from stages.mels import ROWS_AT_ONCE, MelsParams, mel_power, mel_rows, mels_of_file, samples_for
 from stages.work import Drop
 
 PARAMS = MelsParams()
@@ -76,6 +77,20 @@ def by_hand(sound: np.ndarray) -> np.ndarray:
 
 def noise(n: int, seed: int = 0) -> np.ndarray:
     return (0.1 * np.random.default_rng(seed).normal(size=n)).astype(np.float32)
+
+
+@pytest.mark.parametrize("n_frames", [1, 3, 75, 2048, 2049, 4096, 4100, 6145])
+def test_power_is_librosa_s_of_the_whole(n_frames: int) -> None:
+    """Though it is found in stretches: an hour's spectrum does not fit in memory. One stretch to the bit."""
+    sound = noise(samples_for(n_frames))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that a frame's sound is shorter than a window
+        whole = librosa.feature.melspectrogram(
+            y=sound, sr=RATE, n_fft=2048, win_length=640, hop_length=320, n_mels=256, fmax=8000
+        )
+    power = mel_power(sound, PARAMS)
+    assert np.allclose(power, whole, rtol=1e-5, atol=0)
+    assert np.array_equal(power, whole) or n_frames > ROWS_AT_ONCE
 
 
 @pytest.mark.parametrize("n_frames", [10, 25, 60, 75, 76, 77, 100, 1501])

@@ -247,3 +247,26 @@ def test_a_child_that_holds_the_interpreter_ends_itself_when_its_parent_dies(tmp
         parent.kill()
         parent.wait(timeout=10)
         assert wait_until(lambda: is_gone(child), 3.0 * sandbox.ORPHAN_FACTOR + 3)
+
+
+def test_who_waits_is_asked_again_and_again() -> None:
+    asked: list[float] = []
+    limits = LimitParams(deadline_seconds=0.6, deadline_per_second=0.0)
+    started = time.monotonic()
+    outcome = sandbox.run(job("hang", limits, pids="/dev/null"), lambda: asked.append(time.monotonic()))
+    assert outcome.code == "hang"
+    assert len(asked) > 5 and asked[-1] - started > 1  # two tries of 0.6 s
+
+
+def test_a_call_that_is_interrupted_leaves_no_answer_to_the_next(tmp_path: Path) -> None:
+    """As by Ctrl-C while a job is at work."""
+    pids = tmp_path / "pids"
+
+    def interrupt() -> None:
+        if pids.exists():
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sandbox.run(job("hang", pids=os.fspath(pids)), interrupt)
+    assert all(wait_until(lambda pid=pid: is_gone(pid), 5) for pid in pids_in(pids))
+    assert doubled(sandbox.run(job("double", number=4))) == 8
