@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -20,6 +23,7 @@ from shards.schema import MELS_PER_FRAME, ClipSample
 from stages import faces
 from stages.synth import SynthParams, make_corpus
 from tests import datasets
+from tests.conftest import ROOT
 from tests.road import build, pipeline
 
 SIZE = 64  # px: a fourth of the work that 128 are
@@ -105,13 +109,19 @@ def test_a_tiny_network_learns_eight_real_frames_by_heart(grid: Path, tmp_path: 
     assert masked_psnr(eight, frozen) < 31.5, "the mouth does move in these frames"
 
 
-def test_another_speech_moves_the_mouth_of_a_made_face(landmarker: Path, tmp_path: Path) -> None:
-    make_corpus(tmp_path / "raw", SynthParams(style="folder", speakers=1, clips=6))
-    build(tmp_path / "raw", tmp_path / "work", "--params", small_crops(tmp_path))
-    shards = tmp_path / "work" / "shards"
-    train(shards, tmp_path / "run", batch=8, steps=160, held_out_share=0.3, watch__log_every=50)
+@pytest.fixture(scope="module")
+def made(landmarker: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of six clips of one made face."""
+    folder = tmp_path_factory.mktemp("made")
+    make_corpus(folder / "raw", SynthParams(style="folder", speakers=1, clips=6))
+    build(folder / "raw", folder / "work", "--params", small_crops(folder))
+    return folder / "work" / "shards"
 
-    dataset = open_dataset(shards)
+
+def test_another_speech_moves_the_mouth_of_a_made_face(made: Path, landmarker: Path, tmp_path: Path) -> None:
+    train(made, tmp_path / "run", batch=8, steps=160, held_out_share=0.3, watch__log_every=50)
+
+    dataset = open_dataset(made)
     run = tmp_path / "run"
     trained_on, held_out = split_off(dataset.clips, 0.3, seed=0)
     assert len(trained_on) == 4
@@ -128,3 +138,25 @@ def test_another_speech_moves_the_mouth_of_a_made_face(landmarker: Path, tmp_pat
     assert correlation(seen["a to its own speech"], seen["a"]) > 0.5
     assert correlation(seen["a to b's speech"], seen["b"]) > 0.5
     assert correlation(seen["a to b's speech"], seen["a"]) < 0.3
+
+
+def test_the_ablation_gives_each_row_its_minutes_and_tells_drift_and_obedience(
+    made: Path, tmp_path: Path
+) -> None:
+    network = ["network.size=64", "network.patch=2", "network.top=32", "batch=4", "held_out_share=0"]
+    words = ["--shards", made, "--to", tmp_path / "runs", "--preset", "demo", "--split", "train"]
+    rows = ["--only", "ours,audio never dropped", "--minutes", "0.1", "--clips", "1", "--steps", "2"]
+    settings = [word for setting in network for word in ("--set", setting)]
+    done = subprocess.run(
+        [sys.executable, "benchmarks/ablation.py", *words, *rows, *settings, "--device", "cpu"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    table = json.loads((tmp_path / "runs" / "ablation.json").read_text())
+    assert list(table) == ["ours", "audio never dropped"]
+    for row in table.values():
+        assert row["step"] > 0 and row["psnr_start"] > 0 and row["psnr_end"] > 0
+        told = row["obedience"]
+        assert -2 <= told["low"] <= told["value"] <= told["high"] <= 2 and told["n"] == 1

@@ -1,0 +1,176 @@
+"""Which repairs buy obedience to the sound, and which hold the drift: equal minutes each, one table.
+
+    python benchmarks/ablation.py --shards data/grid/shards --minutes 10 --to runs/ablation
+    python benchmarks/ablation.py --shards data/made/shards --minutes 1 --to runs/a --preset demo --only ours
+
+Every row is a `pipeline train` of its own, stopped by SIGTERM after the same minutes, so a slower network
+sees fewer frames. Then the clips of the test split are drawn free-running: to their own speech, for drift
+(masked PSNR at the first frames and at the last), and to each other's, for audio obedience. A run that is
+there goes on from where it is: more minutes may be added later.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from model.checkpoint import load_network
+from model.machine import Machine, device_of
+from sampler.metrics.obedience import audio_obedience, mean_of
+from sampler.rollout import Painter, SampleParams
+from shards.reader import Dataset, open_dataset, read_clip
+from shards.schema import ClipSample
+from stages import faces, weights
+from stages.sample import drawn, pairs_of
+from stages.train import RUN_FILE
+
+# name -> what is set back to the paper's way in our preset
+ROWS: dict[str, dict[str, Any]] = {
+    "ours": {},
+    "gamma embedding": {"noise.embedding": "gamma"},
+    "epsilon target": {"noise.target": "epsilon"},
+    "kaiming init": {"network.zero_init": False},
+    "raw dB": {"network.audio.normalised": False},
+    "four mel rows": {"network.audio.rows_after": 1},
+    "conv audio, 17 rows": {
+        "network.audio.encoder": "conv", "network.audio.rows_before": 8, "network.audio.rows_after": 8,
+    },
+    "no mask channel": {"network.mask_channel": False},
+    "loss over all pixels": {"loss.over_mask": False},
+    "no lip weight": {"loss.lip_weight": 0},
+    "min-SNR 5": {"noise.min_snr": 5},
+    "first frame leaks": {"frames.before_first": "target"},
+    "identity is frame 0": {"frames.identity": "first"},
+    "previous always shown": {"frames.previous_hidden": 0},
+    "previous clean": {"frames.previous_noise": 0, "frames.previous_warp": 0, "frames.previous_blur": 0},
+    "audio never dropped": {"frames.audio_dropped": 0},
+}  # fmt: skip
+PAPER = "paper"  # its own preset
+EDGE = 10  # frames at either end that drift is told from
+ENLARGED = 256  # px, for MediaPipe
+
+
+def train(shards: str, run: Path, preset: str, changes: dict[str, Any], minutes: float, device: str) -> None:
+    """Train for so long, or go on for so long."""
+    settings = {"steps": 10**8, "optim.after_warmup": "constant", **changes}
+    words = [word for name, value in settings.items() for word in ("--set", f"{name}={json.dumps(value)}")]
+    command = ["-m", "pipeline.main", "train", "--shards", shards, "--run", str(run), "--preset", preset]
+    begun = stamp_of(run)
+    process = subprocess.Popen([sys.executable, *command, "--device", device, *words])
+    while process.poll() is None and stamp_of(run) == begun:
+        time.sleep(0.1)  # imports and decoding are not training
+    try:
+        process.wait(60 * minutes)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGTERM)
+    if process.wait():
+        raise SystemExit(f"{run}: training ended with status {process.returncode}")
+
+
+def stamp_of(run: Path) -> int:
+    """When the run last began to train, in ns."""
+    path = run / RUN_FILE
+    return path.stat().st_mtime_ns if path.is_file() else 0
+
+
+def openings(frames: NDArray[np.uint8], find: faces.FaceFinder) -> NDArray[np.float64]:
+    """Lips apart, in units of the pupils' distance, (T,); nan where no face is found."""
+    found = []
+    for frame in frames:
+        picture = cv2.resize(frame, (ENLARGED, ENLARGED), interpolation=cv2.INTER_CUBIC)
+        points = next(iter(find(np.ascontiguousarray(picture))), None)
+        if points is None:
+            found.append(np.nan)
+            continue
+        lips = np.linalg.norm(points[faces.UPPER_LIP_INNER] - points[faces.LOWER_LIP_INNER])
+        found.append(float(lips / np.linalg.norm(points[faces.RIGHT_PUPIL] - points[faces.LEFT_PUPIL])))
+    return np.array(found)
+
+
+def psnr_by_frame(clip: ClipSample, frames: NDArray[np.uint8]) -> list[float]:
+    """Masked PSNR of each frame, dB."""
+    told = []
+    for frame, truth, (x0, y0, x1, y1) in zip(frames, clip.frames, clip.boxes, strict=False):
+        wrong = np.mean((frame[y0:y1, x0:x1].astype(float) - truth[y0:y1, x0:x1].astype(float)) ** 2)
+        told.append(float(10 * np.log10(255**2 / max(float(wrong), 1e-3))))
+    return told
+
+
+def measured(
+    run: Path, dataset: Dataset, split: str, params: SampleParams, device: str, clips: int | None
+) -> dict[str, Any]:
+    """Drift and obedience of a run on clips of a split."""
+    network, saved = load_network(run, which="newest")
+    painter = Painter(network, saved.recipe, params, device_of(device), Machine())
+    own = pairs_of(dataset, split, "own", seed=params.seed)[:clips]
+    start, end = [], []
+    for pair, frames in drawn(painter, dataset, own, slots=len(own), told=lambda _: None):
+        curve = psnr_by_frame(read_clip(dataset, pair.clip_id), frames)
+        start.append(float(np.mean(curve[:EDGE])))
+        end.append(float(np.mean(curve[-EDGE:])))
+    swapped = pairs_of(dataset, split, "swapped", seed=params.seed)[:clips]
+    scores = []
+    with faces.FaceFinder(weights.find(weights.LANDMARKER), max_faces=1) as find:
+        wanted = {clip_id for pair in swapped for clip_id in (pair.clip_id, pair.audio_clip_id)}
+        truth = {clip_id: openings(read_clip(dataset, clip_id).frames, find) for clip_id in sorted(wanted)}
+        for pair, frames in drawn(painter, dataset, swapped, slots=len(swapped), told=lambda _: None):
+            seen = openings(frames, find)
+            signals = [seen, truth[pair.audio_clip_id][: len(seen)], truth[pair.clip_id][: len(seen)]]
+            there = np.isfinite(signals).all(axis=0)
+            scores.append(audio_obedience(*(values[there] for values in signals)))
+    return {
+        "step": saved.step,
+        "psnr_start": float(np.mean(start)),
+        "psnr_end": float(np.mean(end)),
+        "obedience": asdict(mean_of(scores)),
+        "obedience_told": str(mean_of(scores)),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shards", required=True)
+    parser.add_argument("--to", type=Path, required=True, help="folder of the runs and of ablation.json")
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--preset", default="multi-speaker")
+    parser.add_argument("--only", help="rows, with commas between them")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--clips", type=int, help="of the split; all without")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--guidance", type=float, default=1.0)
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="in all rows")
+    asked = parser.parse_args()
+    in_all = {name: json.loads(value) for name, _, value in (pair.partition("=") for pair in asked.set)}
+    names = asked.only.split(",") if asked.only else [*ROWS, PAPER]
+    dataset = open_dataset(Path(asked.shards))
+    params = SampleParams(steps=asked.steps, guidance=asked.guidance)
+    table: dict[str, Any] = {}
+    for name in names:
+        run = asked.to / name.replace(" ", "-").replace(",", "")
+        preset = "paper-multi-speaker" if name == PAPER else asked.preset
+        changes = {} if name == PAPER else ROWS[name]
+        train(asked.shards, run, preset, in_all | changes, asked.minutes, asked.device)
+        table[name] = measured(run, dataset, asked.split, params, asked.device, asked.clips)
+        row = table[name]
+        drift = f"{row['psnr_start']:5.1f} -> {row['psnr_end']:5.1f} dB"
+        told = f"masked PSNR {drift}  obedience {row['obedience_told']}"
+        print(f"{name:<22} step {row['step']:>8}  {told}", flush=True)
+        (asked.to / "ablation.json").write_text(json.dumps(table, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
