@@ -19,9 +19,15 @@ RESAMPLES = 2000
 ROUNDING = 1e-6
 
 
+def centred(signal: ArrayLike) -> NDArray[np.float64]:
+    """A signal less its mean."""
+    values = np.asarray(signal, np.float64)
+    return np.asarray(values - values.mean())
+
+
 def residual(signal: ArrayLike, given: ArrayLike) -> NDArray[np.float64]:
     """What is left of a signal (T,) when its straight-line dependence on another (T,) is taken out."""
-    y, x = (np.asarray(values, np.float64) - np.mean(values) for values in (signal, given))
+    y, x = centred(signal), centred(given)
     spread = float(x @ x)
     return np.asarray(y if spread == 0 else y - x * (float(x @ y) / spread))
 
@@ -30,7 +36,7 @@ def partial_correlation(a: ArrayLike, b: ArrayLike, given: ArrayLike) -> float:
     """Pearson's correlation of a and b once ``given`` is taken out of both; 0 where nothing is left."""
     left_a, left_b = residual(a, given), residual(b, given)
     size_a, size_b = (float(np.linalg.norm(left)) for left in (left_a, left_b))
-    whole_a, whole_b = (float(np.linalg.norm(np.asarray(x) - np.mean(x))) for x in (a, b))
+    whole_a, whole_b = (float(np.linalg.norm(centred(whole))) for whole in (a, b))
     if size_a <= ROUNDING * whole_a or size_b <= ROUNDING * whole_b:
         return 0.0
     return float(left_a @ left_b) / (size_a * size_b)
