@@ -17,7 +17,7 @@ $(READY): pyproject.toml constraints.txt
 	  || { echo "redub needs Python 3.10-3.13; set PYTHON=python3.11, say"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	  -c constraints.txt -e '.[dvc,dev]'
+	  -c constraints.txt -e '.[app,dvc,s3,dev]'
 	@echo "== fetching MediaPipe's face model, so that redub works without a network from now on"
 	@$(BIN)/python -c 'from stages import weights; print(weights.find(weights.LANDMARKER))' \
 	  || echo "it is looked for again when it is needed"
