@@ -99,9 +99,12 @@ def rate(painter: Painter, recipe: Recipe, *, slots: int, n_frames: int, repeats
 def uneven(
     painter: Painter, recipe: Recipe, *, slots: int, lengths: Sequence[int], best: float
 ) -> dict[str, float]:
-    """Time for clips of uneven length against all their frames at the best rate, and against padding."""
+    """Time for clips of uneven length against all their frames at the best rate, and against padding.
+
+    The longest come first, as in `pipeline sample`.
+    """
     warm(painter, recipe, slots)
-    seconds = seconds_of(painter, recipe, lengths, slots)
+    seconds = seconds_of(painter, recipe, sorted(lengths, reverse=True), slots)
     padded = sum(max(lengths[k : k + slots]) * slots for k in range(0, len(lengths), slots))
     return {
         "clips": len(lengths),

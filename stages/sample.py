@@ -163,7 +163,12 @@ def _sample(request: SampleRequest, params: SampleParams, ranks: Ranks) -> int:
         _check_same(request.out, story)
     ranks.meet()
     mine = pairs[ranks.rank :: ranks.world]
-    missing = [pair for pair in mine if not _is_drawn(request, pair)]
+    # The longest first: then hardly a slot stands idle while the last clips end.
+    missing = sorted(
+        (pair for pair in mine if not _is_drawn(request, pair)),
+        key=lambda pair: _length(dataset, pair),
+        reverse=True,
+    )
     painter = Painter(network, recipe, params, ranks.device, request.machine)
     total = sum(_length(dataset, pair) for pair in missing)
     with tqdm(total=total, desc="sampling", unit=" frames",

@@ -72,6 +72,35 @@ def test_a_slot_is_filled_again_as_soon_as_its_clip_ends(network: torch.nn.Modul
     ]  # fmt: skip
 
 
+def rounds_of(order: list[tuple[str, int]], slots: int) -> int:
+    """How often the network was asked: a round has each clip once, and begins with one that goes on."""
+    rounds, in_round = 0, set[str]()
+    for key, _ in order:
+        if not rounds or key in in_round or len(in_round) == slots:
+            rounds, in_round = rounds + 1, set()
+        in_round.add(key)
+    return rounds
+
+
+def test_with_the_longest_clips_first_slots_stand_idle_for_less_than_a_twentieth(
+    network: torch.nn.Module,
+) -> None:
+    lengths = np.random.default_rng(0).integers(5, 16, 64)
+    slots, n_frames = 16, int(lengths.sum())
+    brush = painter(network, SampleParams(steps=1))
+
+    def idle(order: list[int]) -> float:
+        """Time, when a full round takes as long as any, over that of all frames in full rounds."""
+        takes = (take(number, int(lengths[number])) for number in order)
+        seen = [(frame.key, frame.number) for frame in brush.rollout(takes, slots=slots)]
+        assert len(seen) == len(set(seen)) == n_frames
+        return rounds_of(seen, slots) * slots / n_frames
+
+    assert idle(np.argsort(-lengths).tolist()) < 1.05
+    padded = sum(int(lengths[k : k + slots].max()) * slots for k in range(0, len(lengths), slots))
+    assert padded / n_frames > 1.3, "padding to the longest would cost 30 % and more"
+
+
 def test_no_more_clips_are_opened_than_there_are_slots(network: torch.nn.Module) -> None:
     opened: list[int] = []
 

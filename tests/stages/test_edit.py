@@ -144,7 +144,9 @@ def test_each_frame_keeps_its_time_and_shows_the_crop_of_the_instant_nearest_to_
     assert n_instants == len(painter.mels[0]) / 2 == pytest.approx(edited.seconds * 25, abs=1)
     for k, image in enumerate(shown):
         assert read_counter(image, truth.frames[k].corners_px) == k
-        assert counter(image) == nearest_instant(times[k], n_instants) % COLOURS, k
+        instant = nearest_instant(times[k], n_instants)
+        assert counter(image) == instant % COLOURS, k
+        assert abs(times[k] - instant / 25) <= 0.020 + 1e-6, "the mouth is at most half an instant off"
     # What the network sees at an instant is cut from the frame that is to be seen then.
     on_screen = [int(np.flatnonzero(times <= k / 25 + 5e-4)[-1]) for k in range(n_instants)]
     for k in range(1, n_instants):
@@ -251,6 +253,19 @@ def test_what_is_drawn_as_it_was_gives_back_the_source_within_the_codec_s_loss(
         assert all(equal) if clip.suffix == ".mpg" else equal[0] and not all(equal)
         assert psnr(np.stack(pictures(out)), np.stack(source)) > loss
     assert edited.fps == pytest.approx(29.97, abs=0.05) and edited.size == (480, 360)
+
+
+def test_a_large_picture_is_the_source_s_where_its_crops_come_back_unchanged(
+    tmp_path: Path, landmarker: Path, grid: Path, written: list[Picture]
+) -> None:
+    """1920x1080, where a crop has a sixteenth of the face's pixels: before encoding not a bit differs."""
+    clip, large = sorted((grid / "s2").glob("*.mpg"))[0], tmp_path / "large.mkv"
+    scale = "scale=1350:1080:flags=lanczos,pad=1920:1080:285:0,format=yuv420p"
+    ffmpeg("-i", clip, "-t", 0.4, "-vf", scale, "-c:v", "ffv1", "-c:a", "flac", large)
+    edited = edit(large, large, tmp_path / "out.mp4", Identity(), model=landmarker, params=QUICK)
+    assert edited.size == (1920, 1080) and edited.redrawn == edited.frames == 10
+    for ours, theirs in zip(written, pictures(large), strict=True):
+        assert np.array_equal(ours.packed(), theirs)
 
 
 def test_odd_sides_get_one_pixel_more(
