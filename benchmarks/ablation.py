@@ -32,7 +32,8 @@ from sampler.rollout import Painter, SampleParams
 from shards.reader import Dataset, open_dataset, read_clip
 from shards.schema import ClipSample
 from stages import faces, weights
-from stages.sample import drawn, pairs_of
+from stages.sample import drawn
+from stages.samples import pairs_of
 from stages.train import RUN_FILE
 
 # name -> what is set back to the paper's way in our preset
