@@ -6,22 +6,27 @@ not count: the box is cut into 4 by 4 cells, and only the 12 at its rim (cheeks,
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from skimage.color import rgb2lab
 
 from sampler.metrics.pixels import Boxes, Frames, Series, boxed
 
 CELLS = 4  # along each side of the box
+RIM = np.pad(np.zeros((CELLS - 2, CELLS - 2), bool), 1, constant_values=True)
 EDGE = 10  # frames at either end that drift is told from
 
 
-def appearance(picture: Frames) -> NDArray[np.float32]:
-    """Mean colour of each cell of the rim, CIE L*a*b*: (12, 3)."""
-    cells = cv2.resize(picture.astype(np.float32) / 255, (CELLS, CELLS), interpolation=cv2.INTER_AREA)
-    rim = np.ones((CELLS, CELLS), bool)
-    rim[1:-1, 1:-1] = False
-    return np.asarray(cv2.cvtColor(cells, cv2.COLOR_RGB2LAB)[rim])
+def appearances(pictures: Iterable[Frames]) -> NDArray[np.float64]:
+    """Mean colour of each cell of the rim of each picture, CIE L*a*b*: (T, 12, 3)."""
+    cells = [
+        cv2.resize(picture.astype(np.float64) / 255, (CELLS, CELLS), interpolation=cv2.INTER_AREA)[RIM]
+        for picture in pictures
+    ]
+    return np.asarray(rgb2lab(np.stack(cells)))
 
 
 def identity_distances(drawn: Frames, identity: Frames, boxes: Boxes) -> Series:
@@ -30,10 +35,8 @@ def identity_distances(drawn: Frames, identity: Frames, boxes: Boxes) -> Series:
     About 2 can just be seen. The truth has some too: heads turn in the light.
     """
     x0, y0, x1, y1 = boxes[0].tolist()
-    own = appearance(identity[y0:y1, x0:x1])
-    return np.array([
-        np.linalg.norm(appearance(picture) - own, axis=-1).mean() for picture in boxed(drawn, boxes)
-    ])  # fmt: skip
+    own = appearances([identity[y0:y1, x0:x1]])
+    return np.asarray(np.linalg.norm(appearances(boxed(drawn, boxes)) - own, axis=-1).mean(axis=-1))
 
 
 def drift(distances: Series) -> float:
