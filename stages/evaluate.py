@@ -36,6 +36,8 @@ from stages.cache import digest, entry_path, save_entry, versions
 from stages.columns import COLUMNS
 from stages.generated import System, brought, systems_of
 from stages.measure import Item, Kind, Measured, MeasureTask, Tools, load_measured
+from stages.network_metrics import load_networks
+from stages.network_scores import PROTOCOLS, NetworkScores, Voices, network_scores
 from stages.samples import Pair, length_of, pairs_of
 from stages.sandbox import LimitParams
 from stages.scores import (
@@ -74,6 +76,9 @@ class EvaluateRequest:
     clips: int | None = None  # the first so many, by name; all without
     landmarks: bool = True  # look at mouths, which costs a hundred times what the other figures do
     landmarker: str = ""
+    weights: Path | None = None  # folder of others' networks
+    raw: Path | None = None  # the corpus's files, whose sound SyncNet hears
+    device: str = "cpu"  # of those networks
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,9 +132,13 @@ def _evaluate(request: EvaluateRequest, limits: LimitParams, mapper: Mapper) -> 
     for failures in mapper(measure.compute, tasks, label="evaluate: clips", sizes=sizes):
         failed |= failures
     found = _Found(truths, failed)
+    networks = load_networks(request.weights, with_sound=request.raw is not None, device=request.device)
+    not_computed |= networks.not_computed
+    voices = Voices(dataset, request.raw, limits)
+    looked_at = network_scores(_by_row(cells, found), networks, voices, dataset, tools, truth=TRUTH)
     about = _about_clips(dataset)
-    rows = [_row(cell, found, about) for cell in cells]
-    metrics = metrics_of(rows, {}, not_computed)
+    rows = [_row(cell, found, looked_at, about) for cell in cells]
+    metrics = metrics_of(rows, looked_at.rows, not_computed)
     (request.out / STORY).unlink(missing_ok=True)  # what is there is not whole any more
     write_rows(request.out / CLIPS, rows, CLIPS_SCHEMA)
     frames = _frames_table(cells, found)
@@ -138,7 +147,7 @@ def _evaluate(request: EvaluateRequest, limits: LimitParams, mapper: Mapper) -> 
     for curve in DRIFT_PLOTS:
         _write_csv(request.out / PLOTS / f"{curve}.csv", curve_means(frames, curve))
     _write_json(request.out / METRICS, metrics)
-    _write_json(request.out / STORY, _story(request, dataset, systems, not_computed))
+    _write_json(request.out / STORY, _story(request, dataset, systems, looked_at, not_computed))
     unasked = {system.row: system.unasked for system in systems if system.unasked}
     return Evaluation(rows, metrics, unasked, sum(len(task.items) for task in tasks))
 
@@ -271,6 +280,15 @@ class _Found:
         return self._mouths[clip_id]
 
 
+def _by_row(cells: Sequence[Cell], found: _Found) -> dict[str, list[Item]]:
+    """What networks are asked of: everything that was measured, the truth and baselines among it."""
+    rows: dict[str, list[Item]] = {}
+    for cell in cells:
+        if cell.item is not None and not cell.obeys_only and not isinstance(found(cell.item), Outcome):
+            rows.setdefault(cell.row, []).append(cell.item)
+    return rows
+
+
 def _about_clips(dataset: Dataset) -> dict[str, Row]:
     """Split, speaker, emotion and level of each clip."""
     ledger = {row["clip_id"]: row for row in read_ledger(dataset.folder / LEDGER_NAME)}
@@ -285,7 +303,7 @@ def _about_clips(dataset: Dataset) -> dict[str, Row]:
     }
 
 
-def _row(cell: Cell, found: _Found, about: Mapping[str, Row]) -> Row:
+def _row(cell: Cell, found: _Found, looked_at: NetworkScores, about: Mapping[str, Row]) -> Row:
     """A row of ``clips.parquet``."""
     told = cell.outcome if cell.item is None else found(cell.item)
     outcome = told if isinstance(told, Outcome) else Outcome()
@@ -301,7 +319,7 @@ def _row(cell: Cell, found: _Found, about: Mapping[str, Row]) -> Row:
         "frames": 0,
         **dict.fromkeys(COLUMNS),
     }
-    if isinstance(told, Outcome):
+    if cell.item is None or isinstance(told, Outcome):
         return row
     speech, source = (found.true_mouths(name) for name in (cell.pair.audio_clip_id, cell.pair.clip_id))
     row["frames"] = len(told["identity_distances"])
@@ -312,7 +330,7 @@ def _row(cell: Cell, found: _Found, about: Mapping[str, Row]) -> Row:
         row["frames"] = min(map(len, (drawn, speech, source)))
     else:
         own = cell.pair.clip_id == cell.pair.audio_clip_id
-        scores = clip_scores(told, speech, source, own=own)
+        scores = clip_scores(told, speech, source, own=own) | looked_at.clips.get(cell.item.entry, {})
     return row | {column: score for column, score in scores.items() if np.isfinite(score)}
 
 
@@ -338,7 +356,11 @@ def _frames_table(cells: Sequence[Cell], found: _Found) -> pa.Table:
 
 
 def _story(
-    request: EvaluateRequest, dataset: Dataset, systems: Sequence[System], not_computed: Mapping[str, str]
+    request: EvaluateRequest,
+    dataset: Dataset,
+    systems: Sequence[System],
+    looked_at: NetworkScores,
+    not_computed: Mapping[str, str],
 ) -> dict[str, Any]:
     """What was scored, by what, and what the columns are."""
     return {
@@ -350,7 +372,8 @@ def _story(
         "versions": versions("redub", "numpy", "opencv-python", "scipy", "mediapipe", "av"),
         "metrics": {name: asdict(column) for name, column in COLUMNS.items()},
         "not_computed": dict(not_computed),
-        "protocols": {},
+        "protocols": PROTOCOLS,
+        "without_lse": dict(Counter(looked_at.skipped.values())),  # clips by reason
     }
 
 

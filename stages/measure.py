@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from sampler.metrics.cpbd import cpbd
 from sampler.metrics.identity import identity_distances
 from sampler.metrics.motion import smoothness
 from sampler.metrics.pixels import squared_errors, ssim_by_frame
@@ -26,14 +27,13 @@ from stages import sandbox
 from stages.baselines import Bank, held, nearest, previous
 from stages.cache import load_entry, save_entry
 from stages.mouths import mouths_of
-from stages.samples import read_crops
+from stages.samples import Frames, read_crops
 from stages.sandbox import ClipJob, LimitParams
 from stages.work import Drop, Outcome
 
 VERSION = 1
 MIN_SHARE = 0.9  # of a clip's frames, that must be there to be scored
 
-Frames = NDArray[np.uint8]
 Kind = Literal["truth", "held", "previous", "nearest", "crops"]
 
 
@@ -69,8 +69,9 @@ class MeasureTask:
     limits: LimitParams
 
 
-# Of T frames. Always: identity_distances (T,), smoothness (). Of a clip with its own speech, since the truth
-# shows no other: errors_box, errors_frame (squared, each frame's mean), ssim_box, ssim_frame, all (T,).
+# Of T frames. Always: identity_distances, cpbd_box, cpbd_frame, all (T,), and smoothness (). Of a clip with
+# its own speech, since the truth shows no other: errors_box, errors_frame (squared, each frame's mean),
+# ssim_box, ssim_frame, all (T,).
 # With a landmarker: lips (T, 40, 2), pupils (T, 2, 2).
 Measured = dict[str, NDArray[Any]]
 
@@ -120,7 +121,10 @@ def measure(clip: ClipSample, item: Item, dataset: Dataset, tools: Tools) -> Mea
         raise Drop("too_short", f"has {len(drawn)} frames, the clip and its speech share {item.n_frames}")
     n_frames = min(len(drawn), item.n_frames)
     truth, drawn = cut_to(truth, n_frames), drawn[:n_frames]
+    sharpness = cpbd(drawn, truth.boxes)
     found: Measured = {
+        "cpbd_box": sharpness.box,
+        "cpbd_frame": sharpness.frame,
         "identity_distances": identity_distances(drawn, truth.frames[0], truth.boxes),
         "smoothness": np.array(smoothness(drawn, truth.frames, truth.boxes)),
     }

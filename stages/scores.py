@@ -31,6 +31,7 @@ CLIPS_SCHEMA = pa.schema(
         *(pa.field(column, pa.float64()) for column in COLUMNS),
     ]
 )
+CPBD = ("cpbd_box", "cpbd_frame")
 CURVES = ("psnr_box_db", "identity_distance", "opening", "opening_speech")
 FRAMES_SCHEMA = pa.schema(
     [
@@ -57,6 +58,7 @@ def clip_scores(
     scores = {
         "smoothness_box": float(found["smoothness"]),
         "identity_drift": drift(found["identity_distances"]),
+        **{name: float(np.nanmean(found[name])) for name in CPBD if np.isfinite(found[name]).any()},
     }
     if own:
         scores |= {
@@ -111,11 +113,11 @@ def means_by(rows: Iterable[Row], column: str, by: Sequence[str]) -> dict[tuple[
 
 
 def metrics_of(
-    rows: Sequence[Row], row_values: Mapping[str, Mapping[str, float]], not_computed: Mapping[str, str]
+    rows: Sequence[Row], row_cells: Mapping[str, Mapping[str, Any]], not_computed: Mapping[str, str]
 ) -> dict[str, dict[str, Any]]:
     """The table as ``metrics.json`` has it: row -> column -> mean and interval, or why there is none.
 
-    ``row_values`` are figures of a row as a whole, which no clip has alone.
+    ``row_cells`` are figures of a row as a whole, which no clip has alone and so no interval.
     """
     table: dict[str, dict[str, Any]] = {row["row"]: {} for row in rows}
     for column in COLUMNS:
@@ -124,8 +126,8 @@ def metrics_of(
             if (name,) in means:
                 mean = means[name,]
                 cells[column] = {"mean": mean.value, "low": mean.low, "high": mean.high, "n": mean.n}
-            elif column in row_values.get(name, {}):
-                cells[column] = {"mean": row_values[name][column]}
+            elif column in row_cells.get(name, {}):
+                cells[column] = row_cells[name][column]
             else:
                 why = not_computed.get(column) or _why_undefined(
                     column, [row for row in rows if row["row"] == name]

@@ -50,6 +50,15 @@ def _named(value: str) -> tuple[str, Path]:
     help="Look at mouths: most of the time, and the only way to tell obedience.",
 )
 @click.option("--landmarker", default="", metavar="FILE", help="MediaPipe's face_landmarker.task.")
+@click.option("--weights", type=FOLDER, help="Folder of others' networks: SyncNet, Inception, LPIPS.")
+@click.option("--raw", type=FOLDER, help="The corpus's raw clips, whose sound SyncNet hears.")
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Of those networks.",
+)
 @click.option(
     "--workers",
     type=click.IntRange(1),
@@ -69,6 +78,9 @@ def command(
     cache: Path | None,
     landmarks: bool,
     landmarker: str,
+    weights: Path | None,
+    raw: Path | None,
+    device: str,
     workers: int,
     scheduler: str | None,
     params: Path | None,
@@ -78,26 +90,31 @@ def command(
 
     Run again to go on where it stopped; what has not changed is not measured again.
     """
+    from model.machine import device_of
+    from model.recipe import ModelError
     from pipeline.runner import DaskMapper
     from shards.schema import ShardError
     from stages import evaluate
     from stages.work import StageError
 
-    request = evaluate.EvaluateRequest(
-        shards=shards,
-        out=out,
-        cache=cache or out.parent / ".cache",
-        generated=tuple(map(_named, generated)),
-        split=split,
-        clips=clips,
-        landmarks=landmarks,
-        landmarker=landmarker,
-    )
     try:
+        request = evaluate.EvaluateRequest(
+            shards=shards,
+            out=out,
+            cache=cache or out.parent / ".cache",
+            generated=tuple(map(_named, generated)),
+            split=split,
+            clips=clips,
+            landmarks=landmarks,
+            landmarker=landmarker,
+            weights=weights,
+            raw=raw,
+            device=str(device_of(device)),
+        )
         limits = params_file.load(params).limits
         with DaskMapper(workers, scheduler, quiet=as_json) as mapper:
             found = evaluate.run(request, limits, mapper)
-    except (StageError, ShardError) as err:
+    except (StageError, ShardError, ModelError) as err:
         raise click.ClickException(str(err)) from err
     if as_json:
         click.echo(json.dumps({"out": str(out), "metrics": found.metrics, "clips": _counts(found.rows)}))
