@@ -69,4 +69,4 @@ unit: $(READY)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 clean:
-	rm -rf data runs .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf data runs samples evaluation .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -6,13 +6,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from sampler.metrics.lse import CROPS
+from sampler.metrics.obedience import Mean
 from shards.reader import Dataset, read_clip
 from shards.schema import ClipSample, ShardError
 from stages.cache import digest, entry_path, load_entry, save_entry, versions
@@ -34,7 +34,8 @@ class NetworkScores:
     """What the networks found."""
 
     clips: dict[str, dict[str, float]] = field(default_factory=dict)  # entry -> column -> figure
-    rows: dict[str, dict[str, Any]] = field(default_factory=dict)  # row -> column -> cell
+    # row -> column -> figure of all its frames together, so without an interval; n counts frames
+    rows: dict[str, dict[str, Mean]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)  # entry -> why it has no LSE
 
 
@@ -87,11 +88,10 @@ def network_scores(
                 if fid is not None:
                     fid.add(drawn, clip.boxes)
                 bar.update()
-    found.rows.update({
-        row: {column: {"mean": value, "n": fid.n} for column, value in fid.against(seen[truth]).items()}
-        for row, fid in seen.items()
-        if min(fid.n, seen[truth].n) > 1
-    })  # fmt: skip
+    for row, fid in seen.items():
+        if min(fid.n, seen[truth].n) > 1:
+            distances = fid.against(seen[truth]).items()
+            found.rows[row] = {column: Mean(value, value, value, fid.n) for column, value in distances}
     return found
 
 

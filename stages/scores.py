@@ -113,26 +113,22 @@ def means_by(rows: Iterable[Row], column: str, by: Sequence[str]) -> dict[tuple[
 
 
 def metrics_of(
-    rows: Sequence[Row], row_cells: Mapping[str, Mapping[str, Any]], not_computed: Mapping[str, str]
+    rows: Sequence[Row], of_rows: Mapping[str, Mapping[str, Mean]], not_computed: Mapping[str, str]
 ) -> dict[str, dict[str, Any]]:
     """The table as ``metrics.json`` has it: row -> column -> mean and interval, or why there is none.
 
-    ``row_cells`` are figures of a row as a whole, which no clip has alone and so no interval.
+    ``of_rows`` are figures of a row as a whole, by row and column, which no clip has alone.
     """
     table: dict[str, dict[str, Any]] = {row["row"]: {} for row in rows}
     for column in COLUMNS:
         means = means_by(rows, column, ("row",))
         for name, cells in table.items():
-            if (name,) in means:
-                mean = means[name,]
+            mean = means.get((name,)) or of_rows.get(name, {}).get(column)
+            if mean is not None:
                 cells[column] = {"mean": mean.value, "low": mean.low, "high": mean.high, "n": mean.n}
-            elif column in row_cells.get(name, {}):
-                cells[column] = row_cells[name][column]
             else:
-                why = not_computed.get(column) or _why_undefined(
-                    column, [row for row in rows if row["row"] == name]
-                )
-                cells[column] = f"not computed: {why}"
+                alike = [row for row in rows if row["row"] == name]
+                cells[column] = f"not computed: {not_computed.get(column) or _why_undefined(column, alike)}"
     return table
 
 

@@ -156,9 +156,7 @@ def _print_table(found: Evaluation) -> None:
 
 
 def _told(cell: dict[str, Any]) -> str:
-    if "low" not in cell:
-        return f"{cell['mean']:8.3f}  of {cell['n']} frames"
-    return f"{cell['mean']:8.3f}  [{cell['low']:.3f}, {cell['high']:.3f}], {cell['n']} clips"
+    return f"{cell['mean']:8.3f}  [{cell['low']:.3f}, {cell['high']:.3f}], n = {cell['n']}"
 
 
 def _print_groups(rows: list[Row]) -> None:

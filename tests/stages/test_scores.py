@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sampler.metrics.mouth import Mouths
-from sampler.metrics.obedience import mean_of
+from sampler.metrics.obedience import Mean, mean_of
 from stages.columns import COLUMNS
 from stages.measure import Measured
 from stages.scores import clip_scores, curves, means_by, metrics_of, obedience
@@ -100,11 +100,11 @@ def test_an_empty_cell_says_why() -> None:
         row("dubbed", "a", "b", audio_obedience=0.5),
         row("broken", "a", status="dropped"),
     ]
-    table = metrics_of(rows, {"truth": {"fid_box": {"mean": 0.0, "n": 75}}}, {"lse_c": "no SyncNet"})
+    table = metrics_of(rows, {"truth": {"fid_box": Mean(0, 0, 0, 75)}}, {"lse_c": "no SyncNet"})
     assert all(cells.keys() == COLUMNS.keys() for cells in table.values())
     assert table["truth"]["psnr_box_db"] == "not computed: infinite: every pixel is the truth's"
     assert table["truth"]["lse_c"] == "not computed: no SyncNet"
-    assert table["truth"]["fid_box"] == {"mean": 0.0, "n": 75}
+    assert table["truth"]["fid_box"] == {"mean": 0, "low": 0, "high": 0, "n": 75}
     assert table["truth"]["audio_obedience"].endswith("drawn to another's speech")
     assert table["dubbed"]["ssim_box"] == "not computed: no truth shows these faces with another's speech"
     assert table["dubbed"]["audio_obedience"] == {"mean": 0.5, "low": 0.5, "high": 0.5, "n": 1}
