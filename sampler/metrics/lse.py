@@ -78,15 +78,12 @@ def lse(frames: NDArray[np.uint8], samples: NDArray[np.int16], lips: Embed, spee
             f"{len(frames)} frames and {len(samples)} samples of sound: "
             f"more than {WINDOW_FRAMES} frames of both are needed"
         )
-    pictures = [
-        cv2.resize(frame, (PICTURE_PX, PICTURE_PX))[:, :, ::-1]
-        for frame in frames[: n_windows + WINDOW_FRAMES - 1]
-    ]
-    film = torch.from_numpy(np.stack(pictures)).permute(3, 0, 1, 2)  # (3, T, 224, 224) BGR
-    columns = torch.from_numpy(mfcc(samples).T).float()  # (13, columns)
-    seen = film.unfold(1, WINDOW_FRAMES, 1).permute(1, 0, 4, 2, 3)
-    heard = columns.unfold(1, WINDOW_COLUMNS, COLUMNS_PER_FRAME).permute(1, 0, 2)[:, None]
-    return score(_embedded(seen, lips), _embedded(heard[:n_windows], speech))
+    batches = [range(n_windows)[first : first + BATCH] for first in range(0, n_windows, BATCH)]
+    columns = torch.from_numpy(mfcc(samples).T).float()
+    with torch.inference_mode():
+        seen = torch.cat([lips(_shown(frames, batch)) for batch in batches])
+        heard = torch.cat([speech(_played(columns, batch)) for batch in batches])
+    return score(seen.cpu().numpy(), heard.cpu().numpy())
 
 
 def window_count(n_frames: int, n_samples: int) -> int:
@@ -117,9 +114,20 @@ def shift_means(seen: NDArray[np.float32], heard: NDArray[np.float32]) -> NDArra
     return np.array([np.linalg.norm(seen - speech + EPSILON, axis=1).mean() for speech in shifted])
 
 
-def _embedded(windows: Tensor, embed: Embed) -> NDArray[np.float32]:
-    with torch.inference_mode():
-        return torch.cat([embed(batch.float()) for batch in torch.split(windows, BATCH)]).cpu().numpy()
+def _shown(frames: NDArray[np.uint8], windows: range) -> Tensor:
+    """Windows of frames as SyncNet sees them, (B, 3, 5, 224, 224): BGR, not scaled to 1."""
+    pictures = [
+        cv2.resize(frame, (PICTURE_PX, PICTURE_PX))[:, :, ::-1]
+        for frame in frames[windows.start : windows.stop + WINDOW_FRAMES - 1]
+    ]
+    film = torch.from_numpy(np.stack(pictures)).float()
+    return film.unfold(0, WINDOW_FRAMES, 1).permute(0, 3, 4, 1, 2)
+
+
+def _played(columns: Tensor, windows: range) -> Tensor:
+    """Windows of MFCC (13, columns) as SyncNet hears them: (B, 1, 13, 20)."""
+    starts = [v * COLUMNS_PER_FRAME for v in windows]
+    return torch.stack([columns[None, :, start : start + WINDOW_COLUMNS] for start in starts])
 
 
 def face_boxes(points: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -20,7 +20,7 @@ from sampler.metrics.lpips import AlexNet, Heads, Lpips
 from sampler.metrics.lse import Lse, lse
 from sampler.metrics.published import load_published
 from sampler.metrics.syncnet import SyncNet
-from tests.sampler.weights import seeded, syncnet_weights
+from tests.sampler.weights import Mark, seeded, syncnet_weights
 
 ALEXNET_CLASSIFIER = 9216 * 4096 + 4096 + 4096 * 4096 + 4096 + 4096 * 1000 + 1000
 INCEPTION_CLASSIFIER = 2048 * 1008 + 1008
@@ -75,7 +75,7 @@ def test_frechet_distance_grows_with_blur_and_noise(tmp_path: Path) -> None:
     """Also of what a network sees that has never learnt anything."""
     network = loaded(Inception, seeded(Inception), tmp_path)
     rng = np.random.default_rng(0)
-    truth = [astronaut()[y : y + 96, 180:276] for y in (0, 50, 100, 150)]
+    truth = [astronaut()[y : y + 96, 180:276] for y in (0, 100)]
     noisy = [np.clip(picture + rng.normal(0, 20, picture.shape), 0, 255) for picture in truth]
     sets = {
         "itself": truth,
@@ -152,20 +152,10 @@ def test_old_and_new_files_load_with_and_without_what_is_not_needed(tmp_path: Pa
         load_published(Small, path)
 
 
-class Malicious:
-    """Pickles to a call that leaves a mark."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return Path.touch, (self.mark,)
-
-
 @pytest.mark.parametrize("new_format", [True, False])
 def test_a_file_that_is_no_tensors_is_one_line_and_runs_nothing(tmp_path: Path, new_format: bool) -> None:
     path, mark = tmp_path / "strange.pth", tmp_path / "mark"
-    torch.save({"a": Malicious(mark)}, path, _use_new_zipfile_serialization=new_format)
+    torch.save({"a": Mark(mark)}, path, _use_new_zipfile_serialization=new_format)
     files = [path.read_bytes()]
     torch.save({"a": torch.ones(100)}, path, _use_new_zipfile_serialization=new_format)
     whole = path.read_bytes()
