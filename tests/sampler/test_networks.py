@@ -152,6 +152,17 @@ def test_old_and_new_files_load_with_and_without_what_is_not_needed(tmp_path: Pa
         load_published(Small, path)
 
 
+def test_an_old_file_that_was_saved_from_a_gpu_loads_without_one(tmp_path: Path) -> None:
+    path = tmp_path / "gpu.pth"
+    heads = seeded(Heads)
+    torch.save(heads, path, _use_new_zipfile_serialization=False)
+    saved = path.read_bytes().replace(b"ctorch\nFloatStorage\n", b"ctorch.cuda\nFloatStorage\n")
+    path.write_bytes(saved.replace(b"X\x03\0\0\0cpu", b"X\x06\0\0\0cuda:0"))
+    assert path.read_bytes().count(b"cuda") >= 2
+    found = load_published(Heads, path).state_dict()
+    assert all(torch.equal(found[name], value) for name, value in heads.items())
+
+
 @pytest.mark.parametrize("new_format", [True, False])
 def test_a_file_that_is_no_tensors_is_one_line_and_runs_nothing(tmp_path: Path, new_format: bool) -> None:
     path, mark = tmp_path / "strange.pth", tmp_path / "mark"
