@@ -171,10 +171,12 @@ def test_a_file_that_is_no_tensors_is_one_line_and_runs_nothing(tmp_path: Path, 
     torch.save({"a": torch.ones(100)}, path, _use_new_zipfile_serialization=new_format)
     whole = path.read_bytes()
     files += [whole[:cut] for cut in (0, 1, 90, len(whole) // 2, len(whole) - 60)]
-    torch.save([torch.ones(2)], path)
-    files += [path.read_bytes(), b"<html>404</html>" * 9]
-    for content in files:
-        path.write_bytes(content)
+    for content in ([torch.ones(2)], {1: torch.ones(2)}, {"a": "b"}):
+        torch.save(content, path)
+        files.append(path.read_bytes())
+    files.append(b"<html>404</html>" * 9)
+    for data in files:
+        path.write_bytes(data)
         with pytest.raises(ModelError) as caught:
             load_published(Heads, path)
         assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
