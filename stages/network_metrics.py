@@ -82,16 +82,17 @@ class ClipValues:
 
 
 def clip_values(
-    networks: Networks, drawn: Frames, truth: Frames, boxes: Boxes, speech: NDArray[np.int16] | None
+    networks: Networks, drawn: Frames, truth: Frames | None, boxes: Boxes, speech: NDArray[np.int16] | None
 ) -> ClipValues:
     """LPIPS of a clip's frames from the true ones, and LSE of them and the speech that they should say.
 
-    ``speech`` is at 16 kHz on the frames' clock. LPIPS of the box is the mean over frames whose box is
+    No ``truth`` shows a clip that was drawn to another's speech. ``speech`` is at 16 kHz on the frames'
+    clock; the protocol is ``lse.CROPS``. LPIPS of the box is the mean over frames whose box is
     large enough for AlexNet.
     """
     values: dict[str, float] = {}
     skipped = ""
-    if networks.lpips is not None:
+    if networks.lpips is not None and truth is not None:
         values["lpips_frame"] = float(networks.lpips(drawn, truth).mean())
         pairs = [pair for pair in zip(within(drawn, boxes), within(truth, boxes), strict=True)
                  if min(pair[0].shape[:2]) >= MIN_PX]  # fmt: skip

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from sampler.metrics.published import device_of
 
 PICTURE_PX = 299
-BATCH = 32
+BATCH = 16
 
 Pool = Callable[[Tensor], Tensor]
 

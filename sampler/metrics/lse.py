@@ -3,33 +3,30 @@
 There are two protocols, and a figure without its protocol says little:
 
 ``crops``        the whole picture is the face, resized to 224 x 224 (Wav2Lip's script for LRS)
-``real videos``  a square about the face is cut out first. Here its boxes come from MediaPipe's points,
-                 not from S3FD, which would be one more network to bring: ``face_boxes``, ``face_crops``
+``real videos``  a square about the face is cut out first: see ``sampler.metrics.face_crops``
 
 What the scripts do besides is left out, for it makes a figure hang on an ffmpeg build: frames go through
 JPEG and, for real videos, twice through MPEG-4, the sound through MP3; tracks of fewer than 101 detections
 are thrown away. Distances are blind to a constant delay of up to 0.6 s, so the offset and the distance at
-none belong beside them; and the zeros that stand for sound before the start and after the end
-favour long clips, so clips of different length do not compare.
+none belong beside them; and the zeros that stand for sound before the start and after the end weigh more
+the shorter a clip is, so clips of different length do not compare.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.signal import medfilt
 from torch import Tensor
 
 from sampler.metrics.mfcc import SAMPLE_RATE, mfcc
 from shards.schema import VIDEO_FPS
 
 CROPS = "crops: whole picture resized to 224 px, as Wav2Lip's LRS script"
-REAL_VIDEOS = "real videos: Wav2Lip's square about the face, its boxes from MediaPipe, not S3FD"
 
 PICTURE_PX = 224
 WINDOW_FRAMES = 5
@@ -39,11 +36,6 @@ SAMPLES_PER_FRAME = SAMPLE_RATE // VIDEO_FPS
 MAX_SHIFT = 15  # frames
 EPSILON = 1e-6  # torch's pairwise_distance adds it to each difference
 BATCH = 20
-
-MEDIAN_FRAMES = 13
-# In half sides of the face's box: the square's extent, and a border wide enough for it.
-LEFT_RIGHT, BELOW = 1.4, 1.8
-BORDER_GREY = 110
 
 Embed = Callable[[Tensor], Tensor]  # windows -> (B, D)
 
@@ -78,15 +70,12 @@ def lse(frames: NDArray[np.uint8], samples: NDArray[np.int16], lips: Embed, spee
             f"{len(frames)} frames and {len(samples)} samples of sound: "
             f"more than {WINDOW_FRAMES} frames of both are needed"
         )
-    pictures = [
-        cv2.resize(frame, (PICTURE_PX, PICTURE_PX))[:, :, ::-1]
-        for frame in frames[: n_windows + WINDOW_FRAMES - 1]
-    ]
-    film = torch.from_numpy(np.stack(pictures)).permute(3, 0, 1, 2)  # (3, T, 224, 224) BGR
-    columns = torch.from_numpy(mfcc(samples).T).float()  # (13, columns)
-    seen = film.unfold(1, WINDOW_FRAMES, 1).permute(1, 0, 4, 2, 3)
-    heard = columns.unfold(1, WINDOW_COLUMNS, COLUMNS_PER_FRAME).permute(1, 0, 2)[:, None]
-    return score(_embedded(seen, lips), _embedded(heard[:n_windows], speech))
+    batches = [range(n_windows)[first : first + BATCH] for first in range(0, n_windows, BATCH)]
+    columns = torch.from_numpy(mfcc(samples).T).float()
+    with torch.inference_mode():
+        seen = torch.cat([lips(_shown(frames, batch)) for batch in batches])
+        heard = torch.cat([speech(_played(columns, batch)) for batch in batches])
+    return score(seen.cpu().numpy(), heard.cpu().numpy())
 
 
 def window_count(n_frames: int, n_samples: int) -> int:
@@ -117,33 +106,17 @@ def shift_means(seen: NDArray[np.float32], heard: NDArray[np.float32]) -> NDArra
     return np.array([np.linalg.norm(seen - speech + EPSILON, axis=1).mean() for speech in shifted])
 
 
-def _embedded(windows: Tensor, embed: Embed) -> NDArray[np.float32]:
-    with torch.inference_mode():
-        return torch.cat([embed(batch.float()) for batch in torch.split(windows, BATCH)]).cpu().numpy()
+def _shown(frames: NDArray[np.uint8], windows: range) -> Tensor:
+    """Windows of frames as SyncNet sees them, (B, 3, 5, 224, 224): BGR, not scaled to 1."""
+    pictures = [
+        cv2.resize(frame, (PICTURE_PX, PICTURE_PX))[:, :, ::-1]
+        for frame in frames[windows.start : windows.stop + WINDOW_FRAMES - 1]
+    ]
+    film = torch.from_numpy(np.stack(pictures)).float()
+    return film.unfold(0, WINDOW_FRAMES, 1).permute(0, 3, 4, 1, 2)
 
 
-def face_boxes(points: NDArray[np.float32]) -> NDArray[np.float64]:
-    """The least upright boxes about a face's points (T, N, 2): (T, 4), x0 y0 x1 y1."""
-    return np.concatenate([points.min(axis=1), points.max(axis=1)], axis=1).astype(np.float64)
-
-
-def face_crops(frames: Iterable[NDArray[np.uint8]], boxes: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """The scripts' square about each face, (T, 224, 224, 3): 2.8 half sides wide, more below than above.
-
-    Centre and size are each median-filtered over 13 frames, with zeros before the first and after the
-    last: at a clip's ends the square is smaller and nearer the picture's corner, as in the scripts. Of
-    fewer than seven frames the median is zero and there is no square: ValueError.
-    """
-    if len(boxes) <= MEDIAN_FRAMES // 2:
-        raise ValueError(f"{len(boxes)} frames, expected {MEDIAN_FRAMES // 2 + 1} or more")
-    x0, y0, x1, y1 = boxes.T
-    half_sides = medfilt(np.maximum(x1 - x0, y1 - y0) / 2, MEDIAN_FRAMES)
-    centres_x, centres_y = medfilt((x0 + x1) / 2, MEDIAN_FRAMES), medfilt((y0 + y1) / 2, MEDIAN_FRAMES)
-    crops = []
-    for frame, half, x, y in zip(frames, half_sides, centres_x, centres_y, strict=True):
-        border = int(BELOW * half)
-        padded = np.pad(frame, ((border, border), (border, border), (0, 0)), constant_values=BORDER_GREY)
-        rows = slice(int(y + border - half), int(y + border + BELOW * half))
-        columns = slice(int(x + border - LEFT_RIGHT * half), int(x + border + LEFT_RIGHT * half))
-        crops.append(cv2.resize(padded[rows, columns], (PICTURE_PX, PICTURE_PX)))
-    return np.stack(crops).astype(np.uint8)
+def _played(columns: Tensor, windows: range) -> Tensor:
+    """Windows of MFCC (13, columns) as SyncNet hears them: (B, 1, 13, 20)."""
+    starts = [v * COLUMNS_PER_FRAME for v in windows]
+    return torch.stack([columns[None, :, start : start + WINDOW_COLUMNS] for start in starts])

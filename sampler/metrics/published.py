@@ -54,6 +54,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     except Exception as err:  # a damaged file raises whatever it likes
         # Torch's own words go over many lines and tell how to switch the guard off.
         raise ModelError(f"{path}: not a whole file of plain tensors ({type(err).__name__})") from err
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+    named = isinstance(found, dict) and all(isinstance(name, str) for name in found)
+    if not named or not all(isinstance(value, Tensor) for value in found.values()):
         raise ModelError(f"{path}: holds {type(found).__name__}, expected tensors by name")
-    return found
+    return dict(found)

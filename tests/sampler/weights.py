@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -41,3 +42,13 @@ def syncnet_weights() -> dict[str, Tensor]:
     tensors["netcnnlip.0.weight"] /= 256
     tensors["netcnnaud.0.weight"] /= 4
     return tensors
+
+
+class Mark:
+    """Pickles to a call that leaves a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.path,)
