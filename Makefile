@@ -9,7 +9,7 @@ READY  := $(VENV)/.redub-installed
 help:
 	@echo "make demo   install, bring real clips, build shards, train a small network, edit a clip"
 	@echo "make test   install, lint, check types, run the tests"
-	@echo "make clean  remove what the demo built (data/, runs/) and the tools' caches; keeps $(VENV)"
+	@echo "make clean  remove what the demo built (data/, runs/, samples/, evaluation/) and the tools' caches; keeps $(VENV)"
 
 $(READY): pyproject.toml constraints.txt
 	@echo "== creating $(VENV) with $$($(PYTHON) --version) and installing redub (minutes, once)"
