@@ -26,7 +26,7 @@ from sampler.metrics.mouth import Mouths
 from shards.atomic import clear_partials, written_whole
 from shards.checksum import file_sha256
 from shards.index import LEDGER_NAME
-from shards.ledger import read_ledger
+from shards.ledger import OK, read_ledger
 from shards.reader import Dataset, open_dataset, read_clip
 from shards.storage import at_hand
 from shards.table import Row, write_rows
@@ -49,7 +49,6 @@ from stages.scores import (
     curves,
     metrics_of,
     mouths_in,
-    obedience,
 )
 from stages.work import Mapper, Outcome, StageError
 
@@ -135,13 +134,21 @@ def _evaluate(request: EvaluateRequest, limits: LimitParams, mapper: Mapper) -> 
     networks = load_networks(request.weights, with_sound=request.raw is not None, device=request.device)
     not_computed |= networks.not_computed
     voices = Voices(dataset, request.raw, limits)
-    looked_at = network_scores(_by_row(cells, found), networks, voices, dataset, tools, truth=TRUTH)
     about = _about_clips(dataset)
-    rows = [_row(cell, found, looked_at, about) for cell in cells]
+    rows, curves_of_clips = [], [FRAMES_SCHEMA.empty_table()]
+    for cell in cells:
+        told = cell.outcome if cell.item is None else found(cell.item)
+        rows.append(_row(cell, told, found, about[cell.pair.clip_id]))
+        if not isinstance(told, Outcome) and not cell.obeys_only:
+            curves_of_clips.append(_frame_rows(cell, told, found))
+    looked_at = network_scores(_by_row(cells, rows), networks, voices, dataset, tools, truth=TRUTH)
+    for cell, row in zip(cells, rows, strict=True):
+        if cell.item is not None and not cell.obeys_only:
+            row |= looked_at.clips.get(cell.item.entry, {})
     metrics = metrics_of(rows, looked_at.rows, not_computed)
     (request.out / STORY).unlink(missing_ok=True)  # what is there is not whole any more
     write_rows(request.out / CLIPS, rows, CLIPS_SCHEMA)
-    frames = _frames_table(cells, found)
+    frames = pa.concat_tables(curves_of_clips).combine_chunks()
     with written_whole(request.out / FRAMES) as partial:
         pq.write_table(frames, partial, compression="zstd")
     for curve in DRIFT_PLOTS:
@@ -280,13 +287,13 @@ class _Found:
         return self._mouths[clip_id]
 
 
-def _by_row(cells: Sequence[Cell], found: _Found) -> dict[str, list[Item]]:
+def _by_row(cells: Sequence[Cell], rows: Sequence[Row]) -> dict[str, list[Item]]:
     """What networks are asked of: everything that was measured, the truth and baselines among it."""
-    rows: dict[str, list[Item]] = {}
-    for cell in cells:
-        if cell.item is not None and not cell.obeys_only and not isinstance(found(cell.item), Outcome):
-            rows.setdefault(cell.row, []).append(cell.item)
-    return rows
+    asked: dict[str, list[Item]] = {}
+    for cell, row in zip(cells, rows, strict=True):
+        if cell.item is not None and not cell.obeys_only and row["status"] == OK:
+            asked.setdefault(cell.row, []).append(cell.item)
+    return asked
 
 
 def _about_clips(dataset: Dataset) -> dict[str, Row]:
@@ -303,56 +310,45 @@ def _about_clips(dataset: Dataset) -> dict[str, Row]:
     }
 
 
-def _row(cell: Cell, found: _Found, looked_at: NetworkScores, about: Mapping[str, Row]) -> Row:
-    """A row of ``clips.parquet``."""
-    told = cell.outcome if cell.item is None else found(cell.item)
+def _row(cell: Cell, told: Measured | Outcome, found: _Found, about: Row) -> Row:
+    """A row of ``clips.parquet``, without what networks say."""
     outcome = told if isinstance(told, Outcome) else Outcome()
     row: Row = {
         "row": cell.row,
         "name": cell.pair.name,
         "clip_id": cell.pair.clip_id,
         "audio_clip_id": cell.pair.audio_clip_id,
-        **about[cell.pair.clip_id],
+        **about,
         "status": outcome.status,
         "code": outcome.code,
         "reason": outcome.reason,
         "frames": 0,
         **dict.fromkeys(COLUMNS),
     }
-    if cell.item is None or isinstance(told, Outcome):
+    if isinstance(told, Outcome):
         return row
     speech, source = (found.true_mouths(name) for name in (cell.pair.audio_clip_id, cell.pair.clip_id))
-    row["frames"] = len(told["identity_distances"])
+    there = [told["identity_distances"], *(mouths for mouths in (speech, source) if mouths is not None)]
+    row["frames"] = min(map(len, there))
+    own = cell.pair.clip_id == cell.pair.audio_clip_id
+    scores = clip_scores(told, speech, source, own=own)
     if cell.obeys_only:
-        drawn = mouths_in(told)
-        assert drawn is not None and speech is not None and source is not None, "there is a landmarker"
-        scores = {"audio_obedience": obedience(drawn, speech, source)}
-        row["frames"] = min(map(len, (drawn, speech, source)))
-    else:
-        own = cell.pair.clip_id == cell.pair.audio_clip_id
-        scores = clip_scores(told, speech, source, own=own) | looked_at.clips.get(cell.item.entry, {})
+        scores = {column: score for column, score in scores.items() if column == "audio_obedience"}
     return row | {column: score for column, score in scores.items() if np.isfinite(score)}
 
 
-def _frames_table(cells: Sequence[Cell], found: _Found) -> pa.Table:
-    """``frames.parquet``, without the baselines beside another's speech."""
-    pieces = [FRAMES_SCHEMA.empty_table()]
-    for cell in cells:
-        told = Outcome() if cell.item is None or cell.obeys_only else found(cell.item)
-        if isinstance(told, Outcome):
-            continue
-        n_frames = len(told["identity_distances"])
-        series = curves(told, found.true_mouths(cell.pair.audio_clip_id))
-        unknown = np.full(n_frames, np.nan)
-        values = [series.get(curve, unknown) for curve in CURVES]
-        columns = [
-            pa.array([cell.row] * n_frames),
-            pa.array([cell.pair.name] * n_frames),
-            pa.array(np.arange(n_frames, dtype=np.int32)),
-            *(pa.array(curve.astype(np.float32), mask=~np.isfinite(curve)) for curve in values),
-        ]
-        pieces.append(pa.Table.from_arrays(columns, schema=FRAMES_SCHEMA))
-    return pa.concat_tables(pieces).combine_chunks()
+def _frame_rows(cell: Cell, told: Measured, found: _Found) -> pa.Table:
+    """A clip's rows of ``frames.parquet``."""
+    n_frames = len(told["identity_distances"])
+    series = curves(told, found.true_mouths(cell.pair.audio_clip_id))
+    values = [series.get(curve, np.full(n_frames, np.nan)) for curve in CURVES]
+    columns = [
+        pa.array([cell.row] * n_frames),
+        pa.array([cell.pair.name] * n_frames),
+        pa.array(np.arange(n_frames, dtype=np.int32)),
+        *(pa.array(curve.astype(np.float32), mask=~np.isfinite(curve)) for curve in values),
+    ]
+    return pa.Table.from_arrays(columns, schema=FRAMES_SCHEMA)
 
 
 def _story(

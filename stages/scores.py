@@ -70,7 +70,7 @@ def clip_scores(
     drawn = mouths_in(found)
     if drawn is None or speech is None or source is None:
         return scores
-    speech, source = speech[: len(drawn)], source[: len(drawn)]
+    drawn, speech, source = as_long(drawn, speech, source)
     scores |= {
         "opening_correlation": correlation(openings(drawn), openings(speech)),
         "opening_lag_frames": lag_frames(openings(drawn), openings(speech)),
@@ -83,10 +83,14 @@ def clip_scores(
     return scores
 
 
+def as_long(*mouths: Mouths) -> list[Mouths]:
+    """The frames that all of them have."""
+    return [one[: min(map(len, mouths))] for one in mouths]
+
+
 def obedience(drawn: Mouths, speech: Mouths, source: Mouths) -> float:
     """Audio obedience over the frames in which all three mouths are seen; nan when they are few."""
-    n_frames = min(map(len, (drawn, speech, source)))
-    signals = seen(*(openings(mouths[:n_frames]) for mouths in (drawn, speech, source)))
+    signals = seen(*map(openings, as_long(drawn, speech, source)))
     return audio_obedience(*signals) if len(signals[0]) >= MIN_SEEN else float("nan")
 
 

@@ -92,9 +92,10 @@ def ssim_by_frame(drawn: Frames, truth: Frames, boxes: Boxes) -> tuple[Series, S
     height, width = truth.shape[1:3]
     for a, b, (x0, y0, x1, y1) in zip(drawn, truth, boxes.tolist(), strict=True):
         scores = np.ones((max(0, height - 2 * MARGIN), max(0, width - 2 * MARGIN), 3))
-        differs = (a != b).any(axis=-1)
+        differs = a != b
         if scores.size and differs.any():
-            rows, columns = (_reach(differs.any(axis=axis)) for axis in (1, 0))
+            rows = _reach(differs.reshape(height, -1).any(axis=1))
+            columns = _reach(differs.any(axis=0).any(axis=-1))
             scores[rows.start : rows.stop - 2 * MARGIN, columns.start : columns.stop - 2 * MARGIN] = (
                 similarity_map(a[rows, columns], b[rows, columns])
             )

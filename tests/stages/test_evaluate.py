@@ -11,13 +11,16 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from sampler.metrics.mouth import correlation
 from shards.reader import Dataset, open_dataset, read_clip
 from stages import evaluate, weights
 from stages.columns import COLUMNS
 from stages.evaluate import BASELINES, CLIPS, FRAMES, METRICS, STORY, EvaluateRequest
+from stages.network_metrics import Networks
 from stages.samples import CROPS, Pair, pairs_of
 from stages.sandbox import LimitParams
 from stages.scores import CLIPS_SCHEMA, FRAMES_SCHEMA
@@ -209,6 +212,52 @@ def test_folders_that_are_not_what_they_should_be_are_refused_in_one_line(
     (folder / "samples.json").write_text("{}")
     with pytest.raises(StageError, match=r"samples.json: cannot be read"):
         run(opened, cache, tmp_path / "out", ("", folder))
+
+
+class Colours(nn.Module):
+    """In the place of Inception: what it sees of a picture is its colours' mean and spread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.strength = nn.Parameter(torch.ones(1))
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        return self.strength * torch.cat([pictures.mean(dim=(2, 3)), pictures.std(dim=(2, 3))], dim=1)
+
+
+def apart(drawn: Frames, truth: Frames) -> NDArray[np.float64]:
+    """In the place of LPIPS: how far pixels are apart."""
+    return np.abs(drawn / 255 - truth / 255).mean(axis=(1, 2, 3))
+
+
+def test_networks_that_are_here_are_asked_of_every_row_once(
+    opened: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def counted(drawn: Frames, truth: Frames) -> NDArray[np.float64]:
+        asked.append(len(drawn))
+        return apart(drawn, truth)
+
+    networks = Networks(None, counted, Colours(), {"lse_c": "no SyncNet"})  # type: ignore[arg-type]
+    monkeypatch.setattr(evaluate, "load_networks", lambda folder, **more: networks)
+    own = drawings.samples(tmp_path / "own", opened, {OWN["s1_a"]: noisy(opened, "s1_a")}, audio="own")
+    pair = pairs_of(opened, "test", "swapped", seed=0)[0]
+    dubbed = drawings.samples(tmp_path / "dubbed", opened, {pair: noisy(opened, "s1_a")}, audio="swapped")
+    folders = [("", own), ("", dubbed)]
+    found = run(opened, tmp_path / "cache", tmp_path / "out", *folders, clips=1)
+    truth, ours = found.metrics["ground truth"], found.metrics["ours (own audio)"]
+    assert truth["lpips_frame"]["mean"] == 0 < ours["lpips_frame"]["mean"]
+    assert truth["lpips_box"] == "not computed: not defined for these clips", "whose boxes are too low"
+    assert truth["fid_box"]["mean"] == pytest.approx(0, abs=1e-6) and ours["fid_box"]["mean"] > 1e-4
+    assert ours["fid_frame"]["n"] == 24, "frames, and not clips"
+    swapped = found.metrics["ours (swapped audio)"]
+    assert swapped["lpips_frame"].endswith("no truth shows these faces with another's speech")
+    assert swapped["fid_box"]["mean"] > 1e-4
+    assert truth["lse_c"] == "not computed: no SyncNet"
+    n_asked = len(asked)
+    again = run(opened, tmp_path / "cache", tmp_path / "out", *folders, clips=1)
+    assert again.metrics == found.metrics and len(asked) == n_asked
 
 
 def test_mouths_seen_in_made_faces_tell_who_obeys(
