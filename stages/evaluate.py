@@ -119,11 +119,8 @@ def _evaluate(request: EvaluateRequest, limits: LimitParams, mapper: Mapper) -> 
     systems = brought(systems, dataset, request.cache, limits, mapper)
     tools, not_computed = _tools(request, dataset, [pair.clip_id for pair in own])
     cells = _cells(request, dataset, tools, own, systems)
-    truths = {
-        clip_id: _item(dataset, tools, "truth", Pair(clip_id, clip_id))
-        for cell in cells
-        for clip_id in (cell.pair.clip_id, cell.pair.audio_clip_id)
-    }
+    named = sorted({name for cell in cells for name in (cell.pair.clip_id, cell.pair.audio_clip_id)})
+    truths = {clip_id: _item(dataset, tools, "truth", Pair(clip_id, clip_id)) for clip_id in named}
     items = [cell.item for cell in cells if cell.item is not None] + list(truths.values())
     tasks = _tasks(items, tools, limits)
     failed: dict[str, Outcome] = {}
@@ -328,8 +325,8 @@ def _row(cell: Cell, told: Measured | Outcome, found: _Found, about: Row) -> Row
     if isinstance(told, Outcome):
         return row
     speech, source = (found.true_mouths(name) for name in (cell.pair.audio_clip_id, cell.pair.clip_id))
-    there = [told["identity_distances"], *(mouths for mouths in (speech, source) if mouths is not None)]
-    row["frames"] = min(map(len, there))
+    lengths = [len(mouths) for mouths in (speech, source) if mouths is not None]
+    row["frames"] = min(len(told["identity_distances"]), *lengths)
     own = cell.pair.clip_id == cell.pair.audio_clip_id
     scores = clip_scores(told, speech, source, own=own)
     if cell.obeys_only:
