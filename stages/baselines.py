@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
 
 import cv2
@@ -68,12 +68,9 @@ def sounds_of(mels: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.ascontiguousarray(windows.reshape(len(windows), -1))
 
 
-def bank_clips(dataset: Dataset, without: Sequence[str]) -> list[str]:
+def bank_clips(dataset: Dataset, without: Set[str]) -> list[str]:
     """Training clips of which a bank is made, drawn by a hash of their ids until there are frames enough."""
-    held_out = set(without)
-    trained = [
-        name for name, row in dataset.clips.items() if row["split"] == "train" and name not in held_out
-    ]
+    trained = [name for name, row in dataset.clips.items() if row["split"] == "train" and name not in without]
     chosen, n_frames = [], 0
     for clip_id in sorted(trained, key=lambda name: key_of(0, *name.encode())):
         chosen.append(clip_id)

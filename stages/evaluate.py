@@ -12,8 +12,8 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,13 @@ from shards.table import Row, write_rows
 from stages import measure, weights
 from stages.baselines import bank_clips, bank_of
 from stages.cache import digest, entry_path, save_entry, versions
+from stages.cells import BASELINES, TRUTH, Cell, cells_of, item_of, tasks_of
 from stages.columns import COLUMNS
 from stages.generated import System, brought, systems_of
-from stages.measure import Item, Kind, Measured, MeasureTask, Tools, load_measured
+from stages.measure import Item, Measured, Tools, load_measured
 from stages.network_metrics import load_networks
 from stages.network_scores import PROTOCOLS, NetworkScores, Voices, network_scores
-from stages.samples import Pair, length_of, pairs_of
+from stages.samples import Pair, pairs_of
 from stages.sandbox import LimitParams
 from stages.scores import (
     CLIPS_SCHEMA,
@@ -52,13 +53,10 @@ from stages.scores import (
 )
 from stages.work import Mapper, Outcome, StageError
 
-STAGE = "evaluate"
 CLIPS, FRAMES, METRICS, STORY, PLOTS = (
     "clips.parquet", "frames.parquet", "metrics.json", "evaluation.json", "plots",
 )  # fmt: skip
 LOCK_NAME = ".lock"
-TRUTH, FROZEN, PREVIOUS, NEAREST = "ground truth", "frozen mouth", "previous frame", "nearest mel"
-BASELINES: dict[str, Kind] = {TRUTH: "truth", FROZEN: "held", PREVIOUS: "previous", NEAREST: "nearest"}
 DRIFT_PLOTS = ("psnr_box_db", "identity_distance")
 MOUTHS = tuple(name for name in COLUMNS if name.startswith(("mouth_", "opening_", "audio_obedience")))
 
@@ -90,17 +88,6 @@ class Evaluation:
     computed: int  # clips measured and not found in the cache
 
 
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """A clip in a row of the table: the entry that tells of its frames, or what became of it."""
-
-    row: str
-    pair: Pair
-    item: Item | None
-    outcome: Outcome = field(default_factory=Outcome)
-    obeys_only: bool = False  # a baseline's mouth beside another's speech: nothing else is asked of it
-
-
 def run(request: EvaluateRequest, limits: LimitParams, mapper: Mapper) -> Evaluation:
     """Score everything; what was measured before is found again. Raises StageError or ShardError."""
     request.out.mkdir(parents=True, exist_ok=True)
@@ -115,43 +102,32 @@ def run(request: EvaluateRequest, limits: LimitParams, mapper: Mapper) -> Evalua
 def _evaluate(request: EvaluateRequest, limits: LimitParams, mapper: Mapper) -> Evaluation:
     dataset = open_dataset(at_hand(request.shards))
     own = pairs_of(dataset, request.split, "own", seed=0)[: request.clips]
-    systems = _systems(request, dataset)
-    systems = brought(systems, dataset, request.cache, limits, mapper)
-    tools, not_computed = _tools(request, dataset, [pair.clip_id for pair in own])
-    cells = _cells(request, dataset, tools, own, systems)
-    named = sorted({name for cell in cells for name in (cell.pair.clip_id, cell.pair.audio_clip_id)})
-    truths = {clip_id: _item(dataset, tools, "truth", Pair(clip_id, clip_id)) for clip_id in named}
-    items = [cell.item for cell in cells if cell.item is not None] + list(truths.values())
-    tasks = _tasks(items, tools, limits)
-    failed: dict[str, Outcome] = {}
+    systems = brought(_systems(request, dataset), dataset, request.cache, limits, mapper)
+    swapped = _swapped(request, dataset, systems, own)
+    heard = {name for pair in (*own, *swapped) for name in (pair.clip_id, pair.audio_clip_id)}
+    tools, not_computed = _tools(request, dataset, heard)
+
+    cells = cells_of(systems, own, swapped, dataset, tools)
+    truths = {name: item_of(dataset, tools, "truth", Pair(name, name)) for name in sorted(heard)}
+    items = [*(cell.item for cell in cells if cell.item is not None), *truths.values()]
+    tasks = tasks_of(items, tools, limits)
     sizes = [sum(item.n_frames for item in task.items) for task in tasks]
+    failed: dict[str, Outcome] = {}
     for failures in mapper(measure.compute, tasks, label="evaluate: clips", sizes=sizes):
         failed |= failures
-    found = _Found(truths, failed)
+
+    rows, frames = _tables(cells, _Found(truths, failed), dataset)
     networks = load_networks(request.weights, with_sound=request.raw is not None, device=request.device)
-    not_computed |= networks.not_computed
     voices = Voices(dataset, request.raw, limits)
-    about = _about_clips(dataset)
-    rows, curves_of_clips = [], [FRAMES_SCHEMA.empty_table()]
-    for cell in cells:
-        told = cell.outcome if cell.item is None else found(cell.item)
-        rows.append(_row(cell, told, found, about[cell.pair.clip_id]))
-        if not isinstance(told, Outcome) and not cell.obeys_only:
-            curves_of_clips.append(_frame_rows(cell, told, found))
     looked_at = network_scores(_by_row(cells, rows), networks, voices, dataset, tools, truth=TRUTH)
     for cell, row in zip(cells, rows, strict=True):
         if cell.item is not None and not cell.obeys_only:
             row |= looked_at.clips.get(cell.item.entry, {})
+
+    not_computed |= networks.not_computed
     metrics = metrics_of(rows, looked_at.rows, not_computed)
-    (request.out / STORY).unlink(missing_ok=True)  # what is there is not whole any more
-    write_rows(request.out / CLIPS, rows, CLIPS_SCHEMA)
-    frames = pa.concat_tables(curves_of_clips).combine_chunks()
-    with written_whole(request.out / FRAMES) as partial:
-        pq.write_table(frames, partial, compression="zstd")
-    for curve in DRIFT_PLOTS:
-        _write_csv(request.out / PLOTS / f"{curve}.csv", curve_means(frames, curve))
-    _write_json(request.out / METRICS, metrics)
-    _write_json(request.out / STORY, _story(request, dataset, systems, looked_at, not_computed))
+    story = _story(request, dataset, systems, looked_at, not_computed)
+    _write(request.out, rows, frames, metrics, story)
     unasked = {system.row: system.unasked for system in systems if system.unasked}
     return Evaluation(rows, metrics, unasked, sum(len(task.items) for task in tasks))
 
@@ -169,10 +145,21 @@ def _systems(request: EvaluateRequest, dataset: Dataset) -> list[System]:
     return systems
 
 
-def _tools(request: EvaluateRequest, dataset: Dataset, asked: Sequence[str]) -> tuple[Tools, dict[str, str]]:
+def _swapped(
+    request: EvaluateRequest, dataset: Dataset, systems: Sequence[System], own: Sequence[Pair]
+) -> list[Pair]:
+    """Whose speech the baselines speak: what any system was asked to, or else what ``pairs_of`` says."""
+    drawn = [drawing.pair for system in systems for drawing in system.drawings]
+    swapped = list(dict.fromkeys(pair for pair in drawn if pair.clip_id != pair.audio_clip_id))
+    if swapped or len(own) < 2:
+        return swapped
+    return pairs_of(dataset, request.split, "swapped", seed=0)[: request.clips]
+
+
+def _tools(request: EvaluateRequest, dataset: Dataset, heard: Set[str]) -> tuple[Tools, dict[str, str]]:
     """What measuring needs, and which columns it cannot give and why. Makes the bank of training mouths."""
     bank, not_computed = "", {}
-    if chosen := bank_clips(dataset, without=asked):
+    if chosen := bank_clips(dataset, without=heard):
         key = digest("bank", measure.VERSION, dataset.manifest["digest"], chosen, versions("opencv-python"))
         path = entry_path(request.cache, "bank", key, ".npz")
         if not path.is_file():
@@ -192,79 +179,6 @@ def _tools(request: EvaluateRequest, dataset: Dataset, asked: Sequence[str]) -> 
     model_sha256 = file_sha256(Path(model)) if model else ""
     shards, cache = str(dataset.folder.absolute()), str(request.cache.absolute())
     return Tools(shards, cache, bank, model, model_sha256), not_computed
-
-
-def _item(dataset: Dataset, tools: Tools, kind: Kind, pair: Pair, crops: Path | None = None) -> Item:
-    """What is to be measured, under a key that names all that decides the result."""
-    made_from = {
-        "clip": dataset.clips[pair.clip_id]["sha256"],
-        "n_frames": length_of(dataset, pair),
-        "own": pair.clip_id == pair.audio_clip_id,
-        "landmarker": tools.landmarker_sha256,
-        "versions": versions("opencv-python", "numpy"),
-    }
-    if kind == "nearest":
-        made_from |= {"speech": dataset.clips[pair.audio_clip_id]["sha256"], "bank": Path(tools.bank).stem}
-    if crops is not None:
-        made_from["crops"] = file_sha256(crops)
-    key = digest(STAGE, measure.VERSION, kind, made_from)
-    return Item(
-        kind=kind,
-        clip_id=pair.clip_id,
-        audio_clip_id=pair.audio_clip_id,
-        n_frames=length_of(dataset, pair),
-        crops="" if crops is None else str(crops.absolute()),
-        entry=str(entry_path(Path(tools.cache), STAGE, key, ".npz")),
-    )
-
-
-def _cells(
-    request: EvaluateRequest, dataset: Dataset, tools: Tools, own: Sequence[Pair], systems: Sequence[System]
-) -> list[Cell]:
-    """Every row of the table, clip by clip: what was generated, then the baselines."""
-    cells = [
-        Cell(
-            system.row,
-            drawing.pair,
-            None if drawing.file is None else _item(dataset, tools, "crops", drawing.pair, drawing.file),
-            drawing.outcome,
-        )
-        for system in systems
-        for drawing in system.drawings
-    ]
-    swapped = list(dict.fromkeys(cell.pair for cell in cells if cell.pair.clip_id != cell.pair.audio_clip_id))
-    if not swapped and len(own) > 1:
-        swapped = pairs_of(dataset, request.split, "swapped", seed=0)[: request.clips]
-    for row, kind in BASELINES.items():
-        if kind == "nearest" and not tools.bank:
-            why = Outcome(
-                "dropped", "no_training", "no clip of the training split is left to take mouths from"
-            )
-            cells += [Cell(row, pair, None, why) for pair in own]
-            continue
-        cells += [Cell(row, pair, _item(dataset, tools, kind, pair)) for pair in own]
-        if tools.landmarker:
-            cells += [_beside(dataset, tools, row, kind, pair) for pair in swapped]
-    return cells
-
-
-def _beside(dataset: Dataset, tools: Tools, row: str, kind: Kind, pair: Pair) -> Cell:
-    """A baseline's mouth beside another's speech. Only the nearest mel hangs on that speech; the truth of a
-    swapped pair is the mouth of the speech's own clip."""
-    if kind == "truth":
-        shown = Pair(pair.audio_clip_id, pair.audio_clip_id)
-    else:
-        shown = pair if kind == "nearest" else Pair(pair.clip_id, pair.clip_id)
-    return Cell(row, pair, _item(dataset, tools, kind, shown), obeys_only=True)
-
-
-def _tasks(items: Iterable[Item], tools: Tools, limits: LimitParams) -> list[MeasureTask]:
-    """What the cache lacks: a clip's baselines together, each generated clip by itself."""
-    groups: dict[tuple[str, str], dict[str, Item]] = {}
-    for item in items:
-        if not Path(item.entry).is_file():
-            groups.setdefault((item.clip_id, item.crops), {})[item.entry] = item
-    return [MeasureTask(tuple(group.values()), tools, limits) for group in groups.values()]
 
 
 class _Found:
@@ -307,8 +221,20 @@ def _about_clips(dataset: Dataset) -> dict[str, Row]:
     }
 
 
+def _tables(cells: Sequence[Cell], found: _Found, dataset: Dataset) -> tuple[list[Row], pa.Table]:
+    """``clips.parquet``, without what networks say, and ``frames.parquet``. Each entry is read once."""
+    about = _about_clips(dataset)
+    rows, frames = [], [FRAMES_SCHEMA.empty_table()]
+    for cell in cells:
+        told = cell.outcome if cell.item is None else found(cell.item)
+        rows.append(_row(cell, told, found, about[cell.pair.clip_id]))
+        if not isinstance(told, Outcome) and not cell.obeys_only:
+            frames.append(_frame_rows(cell, told, found))
+    return rows, pa.concat_tables(frames).combine_chunks()
+
+
 def _row(cell: Cell, told: Measured | Outcome, found: _Found, about: Row) -> Row:
-    """A row of ``clips.parquet``, without what networks say."""
+    """A row of ``clips.parquet``."""
     outcome = told if isinstance(told, Outcome) else Outcome()
     row: Row = {
         "row": cell.row,
@@ -326,7 +252,7 @@ def _row(cell: Cell, told: Measured | Outcome, found: _Found, about: Row) -> Row
         return row
     speech, source = (found.true_mouths(name) for name in (cell.pair.audio_clip_id, cell.pair.clip_id))
     lengths = [len(mouths) for mouths in (speech, source) if mouths is not None]
-    row["frames"] = min(len(told["identity_distances"]), *lengths)
+    row["frames"] = min([len(told["identity_distances"]), *lengths])
     own = cell.pair.clip_id == cell.pair.audio_clip_id
     scores = clip_scores(told, speech, source, own=own)
     if cell.obeys_only:
@@ -368,6 +294,20 @@ def _story(
         "protocols": PROTOCOLS,
         "without_lse": dict(Counter(looked_at.skipped.values())),  # clips by reason
     }
+
+
+def _write(
+    out: Path, rows: Sequence[Row], frames: pa.Table, metrics: Mapping[str, Any], story: Mapping[str, Any]
+) -> None:
+    """All files, the story last: a folder without it is not whole."""
+    (out / STORY).unlink(missing_ok=True)
+    write_rows(out / CLIPS, rows, CLIPS_SCHEMA)
+    with written_whole(out / FRAMES) as partial:
+        pq.write_table(frames, partial, compression="zstd")
+    for curve in DRIFT_PLOTS:
+        _write_csv(out / PLOTS / f"{curve}.csv", curve_means(frames, curve))
+    _write_json(out / METRICS, metrics)
+    _write_json(out / STORY, story)
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

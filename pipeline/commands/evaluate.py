@@ -161,7 +161,7 @@ def _told(cell: dict[str, Any]) -> str:
 
 def _print_groups(rows: list[Row]) -> None:
     """The generated rows by emotion, level and speaker, where there are several of them."""
-    from stages.evaluate import BASELINES
+    from stages.cells import BASELINES
     from stages.scores import means_by
 
     drawn = [row for row in rows if row["row"] not in BASELINES]

@@ -58,5 +58,5 @@ def test_a_window_is_five_rows_about_the_frames_own() -> None:
 
 def test_the_bank_is_of_training_clips_that_are_not_scored(tmp_path: Path) -> None:
     dataset = open_dataset(worlds.dataset(tmp_path / "shards", (4, 6, 3, 5), test=["s1_clip1"]))
-    assert sorted(bank_clips(dataset, without=[])) == ["s1_clip0", "s1_clip2", "s1_clip3"]
-    assert sorted(bank_clips(dataset, without=["s1_clip0", "s1_clip3"])) == ["s1_clip2"]
+    assert sorted(bank_clips(dataset, without=set())) == ["s1_clip0", "s1_clip2", "s1_clip3"]
+    assert sorted(bank_clips(dataset, without={"s1_clip0", "s1_clip3"})) == ["s1_clip2"]

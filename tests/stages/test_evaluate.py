@@ -18,8 +18,9 @@ from torch import nn
 from sampler.metrics.mouth import correlation
 from shards.reader import Dataset, open_dataset, read_clip
 from stages import evaluate, weights
+from stages.cells import BASELINES, STAGE
 from stages.columns import COLUMNS
-from stages.evaluate import BASELINES, CLIPS, FRAMES, METRICS, STORY, EvaluateRequest
+from stages.evaluate import CLIPS, FRAMES, METRICS, STORY, EvaluateRequest
 from stages.network_metrics import Networks
 from stages.samples import CROPS, Pair, pairs_of
 from stages.sandbox import LimitParams
@@ -138,7 +139,7 @@ def test_a_second_run_measures_nothing_and_writes_the_same_bytes(opened: Dataset
     before = hashes(tmp_path / "out")
     assert first.computed == 1 + len(BASELINES)
     assert run(opened, tmp_path / "cache", tmp_path / "out", ("", folder), clips=1).computed == 0
-    lost = sorted((tmp_path / "cache" / evaluate.STAGE).rglob("*.npz"))[0]
+    lost = sorted((tmp_path / "cache" / STAGE).rglob("*.npz"))[0]
     lost.write_bytes(b"damaged")
     damaged = run(opened, tmp_path / "cache", tmp_path / "out", ("", folder), clips=1)
     assert sum(told["code"] == "gone" for told in damaged.rows) == 1, "told, and not in silence"
