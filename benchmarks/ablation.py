@@ -21,18 +21,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from model.checkpoint import load_network
 from model.machine import Machine, device_of
-from sampler.metrics.obedience import audio_obedience, mean_of
+from sampler.metrics.obedience import mean_of
+from sampler.metrics.pixels import decibels, squared_errors
 from sampler.rollout import Painter, SampleParams
 from shards.reader import Dataset, open_dataset, read_clip
-from shards.schema import ClipSample
 from stages import faces, weights
-from stages.sample import drawn, pairs_of
+from stages.mouths import find_mouths
+from stages.sample import drawn
+from stages.samples import pairs_of
+from stages.scores import obedience
 from stages.train import RUN_FILE
 
 # name -> what is set back to the paper's way in our preset
@@ -58,7 +59,6 @@ ROWS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 PAPER = "paper"  # its own preset
 EDGE = 10  # frames at either end that drift is told from
-ENLARGED = 256  # px, for MediaPipe
 
 
 def train(shards: str, run: Path, preset: str, changes: dict[str, Any], minutes: float, device: str) -> None:
@@ -84,29 +84,6 @@ def stamp_of(run: Path) -> int:
     return path.stat().st_mtime_ns if path.is_file() else 0
 
 
-def openings(frames: NDArray[np.uint8], find: faces.FaceFinder) -> NDArray[np.float64]:
-    """Lips apart, in units of the pupils' distance, (T,); nan where no face is found."""
-    found = []
-    for frame in frames:
-        picture = cv2.resize(frame, (ENLARGED, ENLARGED), interpolation=cv2.INTER_CUBIC)
-        points = next(iter(find(np.ascontiguousarray(picture))), None)
-        if points is None:
-            found.append(np.nan)
-            continue
-        lips = np.linalg.norm(points[faces.UPPER_LIP_INNER] - points[faces.LOWER_LIP_INNER])
-        found.append(float(lips / np.linalg.norm(points[faces.RIGHT_PUPIL] - points[faces.LEFT_PUPIL])))
-    return np.array(found)
-
-
-def psnr_by_frame(clip: ClipSample, frames: NDArray[np.uint8]) -> list[float]:
-    """Masked PSNR of each frame, dB."""
-    told = []
-    for frame, truth, (x0, y0, x1, y1) in zip(frames, clip.frames, clip.boxes, strict=False):
-        wrong = np.mean((frame[y0:y1, x0:x1].astype(float) - truth[y0:y1, x0:x1].astype(float)) ** 2)
-        told.append(float(10 * np.log10(255**2 / max(float(wrong), 1e-3))))
-    return told
-
-
 def measured(
     run: Path, dataset: Dataset, split: str, params: SampleParams, device: str, clips: int | None
 ) -> dict[str, Any]:
@@ -116,19 +93,18 @@ def measured(
     own = pairs_of(dataset, split, "own", seed=params.seed)[:clips]
     start, end = [], []
     for pair, frames in drawn(painter, dataset, own, slots=len(own), told=lambda _: None):
-        curve = psnr_by_frame(read_clip(dataset, pair.clip_id), frames)
-        start.append(float(np.mean(curve[:EDGE])))
-        end.append(float(np.mean(curve[-EDGE:])))
+        clip = read_clip(dataset, pair.clip_id)
+        errors = squared_errors(frames, clip.frames, clip.boxes)
+        start.append(decibels(errors[:EDGE]))
+        end.append(decibels(errors[-EDGE:]))
     swapped = pairs_of(dataset, split, "swapped", seed=params.seed)[:clips]
     scores = []
     with faces.FaceFinder(weights.find(weights.LANDMARKER), max_faces=1) as find:
         wanted = {clip_id for pair in swapped for clip_id in (pair.clip_id, pair.audio_clip_id)}
-        truth = {clip_id: openings(read_clip(dataset, clip_id).frames, find) for clip_id in sorted(wanted)}
+        truth = {clip_id: find_mouths(read_clip(dataset, clip_id).frames, find) for clip_id in sorted(wanted)}
         for pair, frames in drawn(painter, dataset, swapped, slots=len(swapped), told=lambda _: None):
-            seen = openings(frames, find)
-            signals = [seen, truth[pair.audio_clip_id][: len(seen)], truth[pair.clip_id][: len(seen)]]
-            there = np.isfinite(signals).all(axis=0)
-            scores.append(audio_obedience(*(values[there] for values in signals)))
+            mouths = find_mouths(frames, find)
+            scores.append(obedience(mouths, truth[pair.audio_clip_id], truth[pair.clip_id]))
     return {
         "step": saved.step,
         "psnr_start": float(np.mean(start)),

@@ -38,7 +38,8 @@ from sampler.rollout import CropFrame, Painter, SampleParams, Take
 from sampler.steps import Known, levels, sample
 from shards.reader import open_dataset, read_clip
 from shards.schema import MELS_PER_FRAME
-from stages.sample import Pair, drawn, pairs_of
+from stages.sample import drawn
+from stages.samples import Pair, pairs_of
 
 MOUTH = (0.20, 0.48, 0.80, 0.92)  # x0 y0 x1 y1 of the mask box, as shares of the crop
 SAMPLER = "dpm++2m"

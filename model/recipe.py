@@ -194,18 +194,19 @@ def differences(ours: Recipe, theirs: Recipe) -> list[tuple[str, Any, Any]]:
     ``watch`` never does. ``steps`` does not while the learning rate stays constant: a run may go on longer.
     """
     same = {"steps"} if ours.optim.after_warmup == theirs.optim.after_warmup == "constant" else set()
-    old = dict(_leaves(asdict(theirs), ""))
+    old = dict(leaves(asdict(theirs)))
     return [
         (name, value, old[name])
-        for name, value in _leaves(asdict(ours), "")
+        for name, value in leaves(asdict(ours))
         if value != old[name] and name not in same and not name.startswith("watch.")
     ]
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(name, value) of every number of a nested mapping, e.g. ("optim.learning_rate", 2e-4)."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
 

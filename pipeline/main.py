@@ -17,6 +17,8 @@ COMMANDS = {
     "shard": "Stage 5, and whatever is missing before it: raw clips to shards.",
     "train": "Stage 6: a network from shards, on one GPU or many.",
     "sample": "Stage 7: a split's clips, drawn anew to their own or another speech.",
+    "evaluate": "Stage 8: figures of what was drawn, beside the truth and baselines.",
+    "report": "Stage 9: one page that shows the data, the training and the results.",
     "edit": "Make the person in a video say what is heard in a recording.",
     "verify": "Check that a dataset is whole and right.",
     "explain": "What became of a clip, at which stage, and why.",

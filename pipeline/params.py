@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pydantic
 import yaml
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from stages.align import AlignParams
@@ -33,6 +33,17 @@ class TrainParams:
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class SampleParams:
+    """How frames are drawn. ``sampler.rollout``'s own, which takes long to import, says what each means."""
+
+    sampler: Literal["ancestral", "ddim", "dpm++2m"] = "dpm++2m"
+    steps: int = Field(default=20, ge=1, le=2000)
+    guidance: float = Field(default=1.0, ge=0)
+    reanchor_every: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0)
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Params:
     """Every number that changes a result."""
 
@@ -44,11 +55,12 @@ class Params:
     shard: ShardParams = field(default_factory=ShardParams)
     limits: LimitParams = field(default_factory=LimitParams)
     train: TrainParams = field(default_factory=TrainParams)
+    sample: SampleParams = field(default_factory=SampleParams)
 
     def described(self) -> dict[str, Any]:
         """For ``dataset.json``: what decided the result, and not where files lay or what was allowed."""
         sections = asdict(self)
-        del sections["limits"], sections["train"]
+        del sections["limits"], sections["train"], sections["sample"]
         del sections["landmarks"]["model"]
         return sections
 

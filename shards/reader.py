@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -64,8 +64,8 @@ def open_dataset(folder: Path) -> Dataset:
     return Dataset(folder, manifest, shards, clips)
 
 
-def read_members(dataset: Dataset, clip_id: str) -> dict[str, bytes]:
-    """A clip's members by the index's names (frames, boxes, mels, affine, json), checked by CRC."""
+def read_members(dataset: Dataset, clip_id: str, names: Sequence[str] = MEMBERS) -> dict[str, bytes]:
+    """Some of a clip's members (frames, boxes, mels, affine, json), or all of them, checked by CRC."""
     row = dataset.clips.get(clip_id)
     if row is None:
         raise ShardError(f"{dataset.folder}: holds no clip {clip_id!r}; `pipeline explain` may know why")
@@ -73,7 +73,7 @@ def read_members(dataset: Dataset, clip_id: str) -> dict[str, bytes]:
     members = {}
     try:
         with path.open("rb") as file:
-            for name in MEMBERS:
+            for name in names:
                 file.seek(row[f"{name}_offset"])
                 members[name] = file.read(row[f"{name}_size"])
     except OSError as err:

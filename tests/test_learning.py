@@ -6,21 +6,22 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
 from model.machine import Machine
+from sampler.metrics.mouth import correlation, openings
+from sampler.metrics.pixels import decibels, squared_errors
 from sampler.rollout import CropFrame, SampleParams, Take, painter_of
 from shards.loader import split_off
 from shards.reader import open_dataset, read_clip
 from shards.schema import MELS_PER_FRAME, ClipSample
 from stages import faces
+from stages.mouths import find_mouths
 from stages.synth import SynthParams, make_corpus
 from tests import datasets
 from tests.conftest import ROOT
@@ -60,31 +61,15 @@ def drawn(run: Path, clip: ClipSample, mels: NDArray[np.float32], params: Sample
     return np.stack([frame.pixels for frame in painter.rollout([Take(clip.key, frames, mels)], slots=1)])
 
 
-def masked_psnr(a: ClipSample, b: NDArray[np.uint8]) -> float:
-    """Of all masks' pixels together, in dB."""
-    errors = [
-        (frame[y0:y1, x0:x1].astype(float) - other[y0:y1, x0:x1].astype(float)).ravel()
-        for frame, other, (x0, y0, x1, y1) in zip(a.frames, b, a.boxes, strict=True)
-    ]
-    return float(10 * np.log10(255**2 / np.mean(np.concatenate(errors) ** 2)))
+def masked_psnr(clip: ClipSample, drawn: NDArray[np.uint8]) -> float:
+    """Of all masks together, in dB."""
+    return decibels(squared_errors(drawn, clip.frames, clip.boxes))
 
 
-def openings(frames: Iterable[NDArray[np.uint8]], model: Path) -> NDArray[np.float64]:
+def seen_openings(frames: NDArray[np.uint8], model: Path) -> NDArray[np.float64]:
     """How far the lips are apart, in units of the pupils' distance: (T,)."""
-    found = []
     with faces.FaceFinder(model, max_faces=1) as find:
-        for frame in frames:
-            (points,) = find(
-                np.ascontiguousarray(cv2.resize(frame, (256, 256), interpolation=cv2.INTER_CUBIC))
-            )
-            lips = points[faces.UPPER_LIP_INNER] - points[faces.LOWER_LIP_INNER]
-            pupils = points[faces.RIGHT_PUPIL] - points[faces.LEFT_PUPIL]
-            found.append(np.linalg.norm(lips) / np.linalg.norm(pupils))
-    return np.array(found)
-
-
-def correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    return float(np.corrcoef(a, b)[0, 1])
+        return openings(find_mouths(frames, find))
 
 
 @pytest.mark.usefixtures("landmarker")
@@ -129,10 +114,10 @@ def test_another_speech_moves_the_mouth_of_a_made_face(made: Path, landmarker: P
     assert len(a.frames) == len(b.frames)
     params = SampleParams(steps=8, guidance=2.0)
     seen = {
-        "a": openings(a.frames, landmarker),
-        "b": openings(b.frames, landmarker),
-        "a to its own speech": openings(drawn(run, a, a.mels, params), landmarker),
-        "a to b's speech": openings(drawn(run, a, b.mels, params), landmarker),
+        "a": seen_openings(a.frames, landmarker),
+        "b": seen_openings(b.frames, landmarker),
+        "a to its own speech": seen_openings(drawn(run, a, a.mels, params), landmarker),
+        "a to b's speech": seen_openings(drawn(run, a, b.mels, params), landmarker),
     }
     assert abs(correlation(seen["a"], seen["b"])) < 0.4, "the two say different things"
     assert correlation(seen["a to its own speech"], seen["a"]) > 0.5

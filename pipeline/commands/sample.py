@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
 
-from pipeline.options import FOLDER, device_options, sampler_options, say_once
+from pipeline import params as params_file
+from pipeline.options import FILE, FOLDER, device_options, sampler_options, say_once
 
 if TYPE_CHECKING:
     from model.machine import Precision
@@ -29,6 +31,12 @@ if TYPE_CHECKING:
 @click.option("--clips", type=click.IntRange(1), help="Only the first so many, by name.")
 @click.option("--slots", type=click.IntRange(1), default=16, show_default=True, help="Clips at once.")
 @click.option("--videos/--no-videos", default=True, show_default=True, help="An mp4 beside the crops.")
+@click.option(
+    "--params",
+    "params_path",
+    type=FILE,
+    help="Params file, for its `sample` section.  [default: ./params.yaml]",
+)
 @sampler_options
 @device_options
 def command(
@@ -40,6 +48,7 @@ def command(
     clips: int | None,
     slots: int,
     videos: bool,
+    params_path: Path | None,
     sampler: SamplerName | None,
     steps: int | None,
     guidance: float | None,
@@ -61,9 +70,15 @@ def command(
     from stages.work import StageError
 
     try:
-        params = params_of(
-            sampler=sampler, steps=steps, guidance=guidance, reanchor_every=reanchor_every, seed=seed
-        )
+        told = {
+            "sampler": sampler,
+            "steps": steps,
+            "guidance": guidance,
+            "reanchor_every": reanchor_every,
+            "seed": seed,
+        }
+        given = {name: value for name, value in told.items() if value is not None}
+        params = params_of(**(asdict(params_file.load(params_path).sample) | given))
         request = sample.SampleRequest(
             shards=shards,
             run=run,

@@ -1,7 +1,8 @@
 """What each corpus calls its clips, how it splits them, and which of its files it knows to be bad.
 
-A corpus is a module with ``identify(path) -> Identity``, ``split(identity, params) -> str`` and the
-table ``EXPECTED``. The expected reasons are printed beside what was found; no rule looks at them.
+A corpus is a module with ``identify(path) -> Identity``, ``split(identity, params) -> str``, the table
+``EXPECTED`` and the line ``CITED``: who made it, its licence, its address. The expected reasons are
+printed beside what was found; no rule looks at them.
 """
 
 from __future__ import annotations

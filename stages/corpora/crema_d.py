@@ -18,6 +18,7 @@ NAME = re.compile(
 TEST_ACTORS = frozenset({"1015", "1020", "1021", "1030", "1033", "1052", "1062", "1081", "1082", "1089"})
 
 NOMINAL_FRAMES: int | None = None
+CITED = "CREMA-D, Cao et al. 2014, ODbL 1.0: https://github.com/CheyneyComputerScience/CREMA-D"
 # From the corpus's own README.
 EXPECTED = {
     "1076_MTI_NEU_XX": "very short, no audio",

@@ -13,6 +13,7 @@ HASH_LETTERS = 8
 MAX_LETTERS = 70  # with the hash and the longest member name below the 100 that a plain tar header holds
 
 NOMINAL_FRAMES: int | None = None
+CITED = "A folder of one's own files: whoever made it knows their licences"
 EXPECTED: dict[str, str] = {}
 
 

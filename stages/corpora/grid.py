@@ -17,6 +17,7 @@ SPEAKER = re.compile(r"s\d{1,2}")
 UNKNOWN_SPEAKER = "s0"  # a flat folder does not tell; a sentence occurs for one speaker only
 
 NOMINAL_FRAMES: int | None = 75
+CITED = "GRID, Cooke et al. 2006, CC BY 4.0: https://doi.org/10.5281/zenodo.3625687"
 EXPECTED: dict[str, str] = {}
 
 

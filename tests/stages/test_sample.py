@@ -20,7 +20,8 @@ from shards.ledger import read_ledger, write_ledger
 from shards.reader import open_dataset, read_clip
 from shards.schema import ShardError
 from stages import sample
-from stages.sample import CROPS, VIDEOS, Pair, SampleRequest, pairs_of, read_crops, read_samples, write_crops
+from stages.sample import SampleRequest
+from stages.samples import CROPS, VIDEOS, Pair, pairs_of, read_crops, read_samples, write_crops
 from stages.work import StageError
 from tests.model import worlds
 from tests.model.worlds import CPU, SIZE, TINY

@@ -1,0 +1,120 @@
+"""The figures of networks, for the table: clip by clip, kept in the cache, and over a row as a whole."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from sampler.metrics.lse import CROPS
+from sampler.metrics.obedience import Mean
+from shards.reader import Dataset, read_clip
+from shards.schema import ClipSample, ShardError
+from stages.cache import digest, entry_path, load_entry, save_entry, versions
+from stages.clip_sound import SAMPLES_PER_FRAME, clip_speech
+from stages.columns import COLUMNS
+from stages.measure import Item, Tools, cut_to, frames_of
+from stages.network_metrics import LSE, Fid, Networks, clip_values
+from stages.samples import Frames
+from stages.sandbox import LimitParams
+from stages.work import Drop, Outcome
+
+STAGE = "networks"
+VERSION = 1
+PROTOCOLS = dict.fromkeys(LSE, CROPS)
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkScores:
+    """What the networks found."""
+
+    clips: dict[str, dict[str, float]] = field(default_factory=dict)  # entry -> column -> figure
+    # row -> column -> figure of all its frames together, so without an interval; n counts frames
+    rows: dict[str, dict[str, Mean]] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)  # entry -> why it has no LSE
+
+
+class Voices:
+    """The sound of clips' speech, from the corpus's own files, each read once."""
+
+    def __init__(self, dataset: Dataset, raw: Path | None, limits: LimitParams) -> None:
+        self._dataset, self._raw, self._limits = dataset, raw, limits
+        self._known: dict[str, NDArray[np.int16] | str] = {}
+
+    def __call__(self, clip_id: str) -> NDArray[np.int16] | str:
+        """(640 T,) at 16 kHz, or why there is none."""
+        if self._raw is None:
+            return "no raw clips"
+        if clip_id not in self._known:
+            try:
+                info = read_clip(self._dataset, clip_id).info
+                self._known[clip_id] = clip_speech(self._raw, info, self._limits)
+            except (Drop, ShardError) as err:
+                self._known[clip_id] = str(err)
+        return self._known[clip_id]
+
+
+def network_scores(
+    rows: Mapping[str, Sequence[Item]],
+    networks: Networks,
+    voices: Voices,
+    dataset: Dataset,
+    tools: Tools,
+    *,
+    truth: str,
+) -> NetworkScores:
+    """Ask the networks of every measured item of every row; ``truth`` names the row that FID compares to."""
+    found = NetworkScores()
+    if networks.syncnet is None and networks.lpips is None and networks.inception is None:
+        return found
+    seen: dict[str, Fid] = {}
+    total = sum(map(len, rows.values()))
+    with tqdm(total=total, desc="networks", unit=" clips", disable=not sys.stderr.isatty()) as bar:
+        for row, items in rows.items():
+            fid = None if networks.inception is None else seen.setdefault(row, Fid(networks.inception))
+            for item in items:
+                clip = cut_to(read_clip(dataset, item.clip_id), item.n_frames)
+                drawn = frames_of(clip, item, dataset, tools)[: item.n_frames]
+                clip = cut_to(clip, len(drawn))
+                scores, skipped = _of_clip(item, clip, drawn, networks, voices, tools)
+                found.clips[item.entry] = scores
+                if skipped:
+                    found.skipped[item.entry] = skipped
+                if fid is not None:
+                    fid.add(drawn, clip.boxes)
+                bar.update()
+    for row, fid in seen.items():
+        if min(fid.n, seen[truth].n) > 1:
+            distances = fid.against(seen[truth]).items()
+            found.rows[row] = {column: Mean(value, value, value, fid.n) for column, value in distances}
+    return found
+
+
+def _of_clip(
+    item: Item, clip: ClipSample, drawn: Frames, networks: Networks, voices: Voices, tools: Tools
+) -> tuple[dict[str, float], str]:
+    """A clip's figures, and why it has no LSE where it has none; from the cache if they are there."""
+    speech = None if networks.syncnet is None else voices(item.audio_clip_id)
+    asked = [networks.lpips is not None, isinstance(speech, np.ndarray)]
+    key = digest(STAGE, VERSION, Path(item.entry).stem, asked, versions("torch", "opencv-python"))
+    path = entry_path(Path(tools.cache), STAGE, key, ".npz")
+    entry = load_entry(path)
+    if entry is None:
+        heard = speech[: SAMPLES_PER_FRAME * len(drawn)] if isinstance(speech, np.ndarray) else None
+        values = clip_values(networks, drawn, clip.frames, clip.boxes, heard)
+        outcome = Outcome(facts={"values": values.values, "skipped": values.skipped})
+        save_entry(path, outcome)
+    else:
+        outcome, _ = entry
+    own = item.clip_id == item.audio_clip_id
+    scores = {
+        column: value
+        for column, value in outcome.facts["values"].items()
+        if own or not COLUMNS[column].needs_truth
+    }
+    return scores, outcome.facts["skipped"] or (speech if isinstance(speech, str) else "")

@@ -1,0 +1,34 @@
+"""A headless Chromium for tests of pages."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, sync_playwright
+
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+)
+
+
+@contextlib.contextmanager
+def launched(*flags: str) -> Iterator[Browser]:
+    """Skips where there is none; fails where $REDUB_NEEDS_CHROMIUM says that there must be one."""
+    program = shutil.which("chromium")
+    if program is None:
+        if os.environ.get("REDUB_NEEDS_CHROMIUM"):
+            pytest.fail("REDUB_NEEDS_CHROMIUM is set, and there is no chromium on the PATH")
+        pytest.skip("no chromium on the PATH")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=[*FLAGS, *flags])
+        yield browser
+        browser.close()

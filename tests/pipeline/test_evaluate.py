@@ -1,0 +1,128 @@
+"""`pipeline evaluate` as a user meets it, and what DVC makes of its figures."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from pipeline import params
+from pipeline.main import cli
+from sampler import rollout
+from shards.reader import open_dataset, read_clip
+from stages import evaluate, weights
+from stages.cells import BASELINES
+from stages.evaluate import EvaluateRequest
+from stages.samples import Pair
+from stages.sandbox import LimitParams
+from stages.work import one_by_one
+from tests import drawings
+from tests.road import hashes
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return drawings.dataset(tmp_path_factory.mktemp("made") / "shards", {"s1_a": 4, "s1_b": 5}, trained=6)
+
+
+@pytest.fixture(autouse=True)
+def _no_networks_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "cache_folder", lambda: tmp_path / "no weights")
+
+
+def drawn(shards: Path, folder: Path, strength: float) -> Path:
+    """Samples of one of the two clips, with noise of some strength in the box."""
+    opened = open_dataset(shards)
+    frames = read_clip(opened, "s1_a").frames
+    noise = np.random.default_rng(0).normal(0, strength, frames.shape)
+    mouths = np.clip(frames + noise, 0, 255).astype(np.uint8)
+    pair = Pair("s1_a", "s1_a")
+    return drawings.samples(folder, opened, {pair: drawings.in_the_box(frames, mouths)}, audio="own")
+
+
+def told(*words: object) -> Result:
+    return CliRunner().invoke(cli, ["evaluate", *map(str, words)])
+
+
+def test_the_table_says_what_was_scored_what_was_not_and_why(shards: Path, tmp_path: Path) -> None:
+    samples = drawn(shards, tmp_path / "samples", 20)
+    result = told("--shards", shards, "--generated", f"mine={samples}", "-o", tmp_path / "out",
+                  "--no-landmarks", "--workers", "2")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "PSNR (box, dB, higher is better)" in result.output
+    assert "mine (own audio): 1 ok, 1 missing" in result.output
+    assert "e.g. s1_b: samples.parquet does not list s1_b" in result.output
+    assert "lse_c, lse_d: not computed: SyncNet weights not found at " in result.output
+    assert "(sha256 961e8696" in result.output
+    assert "audio_obedience: not computed: --no-landmarks" in result.output
+    assert all(row in result.output for row in BASELINES)
+
+    alone = EvaluateRequest(
+        str(shards), tmp_path / "alone", tmp_path / "cache", (("mine", samples),), landmarks=False
+    )
+    evaluate.run(alone, LimitParams(), one_by_one)
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "alone"), "one process or two, the same bytes"
+
+
+def test_json_holds_the_table_and_errors_are_one_line(shards: Path, tmp_path: Path) -> None:
+    words = ["--shards", shards, "-o", tmp_path / "out", "--no-landmarks", "--clips", 1, "--workers", 1]
+    result = told(*words, "--json")
+    assert result.exit_code == 0, result.output
+    answer: dict[str, Any] = json.loads(result.stdout)
+    assert answer["metrics"]["ground truth"]["ssim_box"]["mean"] == 1
+    assert answer["clips"]["ground truth"] == {"ok": 1}
+    for wrong, why in (
+        (["--generated", tmp_path / "nowhere"], "cannot be listed"),
+        (["--split", "held-out"], "no clip is in the split 'held-out'"),
+        (["--landmarks", "--landmarker", tmp_path / "none.task"], "which is no file"),
+    ):
+        failed = told(*words, *wrong)
+        assert failed.exit_code == 1 and why in failed.output
+        assert len(failed.output.strip().splitlines()) == 1
+
+
+def test_the_params_file_says_the_samplers_own_defaults() -> None:
+    assert asdict(params.SampleParams()) == asdict(rollout.SampleParams())
+
+
+def dvc(project: Path, *words: str) -> str:
+    environment = os.environ | {"DVC_NO_ANALYTICS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", *words], cwd=project, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_dvc_tells_two_evaluations_apart_and_draws_their_curves(shards: Path, tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    out = project / "evaluation" / "demo"
+    git = ["git", "-C", str(project), "-c", "user.name=x", "-c", "user.email=x@example.org"]
+    for strength in (20, 5):
+        samples = drawn(shards, tmp_path / f"samples-{strength}", strength)
+        asked = EvaluateRequest(
+            str(shards), out, tmp_path / "cache", (("", samples),), clips=1, landmarks=False
+        )
+        evaluate.run(asked, LimitParams(), one_by_one)
+        if strength == 20:
+            plots = "  - evaluation/demo/plots/psnr_box_db.csv: {x: frame, y: ours (own audio)}\n"
+            metrics = "metrics: [evaluation/demo/metrics.json]\n"
+            (project / "dvc.yaml").write_text(f"{metrics}plots:\n{plots}")
+            subprocess.run([*git, "init", "--quiet"], check=True)
+            dvc(project, "init", "--quiet")
+            subprocess.run([*git, "add", "."], check=True)
+            subprocess.run([*git, "commit", "--quiet", "-m", "x"], check=True)
+    changed = json.loads(dvc(project, "metrics", "diff", "--json"))["evaluation/demo/metrics.json"]
+    assert changed["ours (own audio).psnr_box_db.mean"]["diff"] == pytest.approx(12, abs=1.5)
+    assert not any(name.startswith("frozen mouth") for name in changed), "which is what it was"
+    page = dvc(project, "plots", "diff", "HEAD", "--out", str(tmp_path / "page"))
+    assert "index.html" in page
+    assert "ours (own audio)" in (tmp_path / "page" / "index.html").read_text()
