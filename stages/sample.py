@@ -103,7 +103,7 @@ def _sample(request: SampleRequest, params: SampleParams, ranks: Ranks) -> int:
     # The longest first: then hardly a slot stands idle while the last clips end.
     missing = sorted(
         (pair for pair in mine if not _is_drawn(request, pair)),
-        key=lambda pair: _length(dataset, pair),
+        key=lambda pair: length_of(dataset, pair),
         reverse=True,
     )
     painter = Painter(network, recipe, params, ranks.device, request.machine)
