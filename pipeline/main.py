@@ -18,6 +18,7 @@ COMMANDS = {
     "train": "Stage 6: a network from shards, on one GPU or many.",
     "sample": "Stage 7: a split's clips, drawn anew to their own or another speech.",
     "edit": "Make the person in a video say what is heard in a recording.",
+    "app": "The same on a page in the browser.",
     "verify": "Check that a dataset is whole and right.",
     "explain": "What became of a clip, at which stage, and why.",
     "diff": "What two datasets differ in.",
