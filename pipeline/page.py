@@ -7,12 +7,12 @@ from typing import Any
 import gradio as gr
 
 from pipeline.service import Service
-from pipeline.visits import MEGABYTE
 from sampler.rollout import SampleParams
 from sampler.steps import SAMPLERS
 from stages.edit import EditParams
 from stages.fit import Fit
 from stages.follow import Choice
+from stages.sandbox import MEGABYTE
 from stages.work import StageError
 
 HOUR, DAY = 3600, 86_400  # seconds
@@ -44,6 +44,7 @@ CSS = """
 .redub-head p { margin: .2rem 0 0; }
 .redub-small { opacity: .7; font-size: .88rem; }
 .redub-note p { margin: 0; font-size: .92rem; line-height: 1.45; overflow-wrap: anywhere; }
+.redub-note { align-self: center; }
 .redub-note:not(:has(p)) { display: none; }
 .redub-note .redub-wrong { border-left: 3px solid #dc2626; padding: .35rem .7rem; background: #dc26261a; }
 @media (max-width: 767px) { .redub-result { order: 1; } }
@@ -79,7 +80,7 @@ def page_of(service: Service) -> gr.Blocks:
                     )
                     note = _note("note")
                     with gr.Row():
-                        both = gr.Button("Play both", min_width=120)
+                        both = gr.Button("Play both", interactive=False, min_width=120, elem_id="both")
                         download = gr.DownloadButton(
                             "Download", interactive=False, min_width=120, elem_id="download"
                         )
@@ -88,11 +89,11 @@ def page_of(service: Service) -> gr.Blocks:
                     with gr.Row():
                         start = gr.Button("Make the video", variant="primary", min_width=120, elem_id="start")
                         stop = gr.Button("Stop", interactive=False, min_width=120, elem_id="stop")
-        begun = start.click(service.begin, None, [result, download, note, start, stop], **AT_ONCE)
+        begun = start.click(service.begin, None, [result, both, download, note, start, stop], **AT_ONCE)
         edited = begun.then(
             service.edit,
             settings,
-            [result, download, note],
+            [result, both, download, note],
             concurrency_limit=1,
             show_progress_on=result,
             scroll_to_output=True,

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,6 @@ from stages.fit import Fit
 from stages.follow import Choice
 from stages.reel import ReelFacts
 from stages.sandbox import ClipJob
-from stages.speech import speech_of
 from stages.work import Outcome, StageError
 
 PASSES = {"faces": "Looking for the face", "frames": "Drawing the mouth"}
@@ -68,10 +68,9 @@ class Service:
             return gr.File(value=None), gr.skip(), _wrong(visit, err), gr.skip()
         facts = ReelFacts.from_json(outcome.facts)
         line = f"{float(facts.seconds):.2f} s, {facts.width}x{facts.height} at {float(facts.fps):.4g} fps"
-        name = visit.brought["video"].name
         return (
             gr.File(value=None, visible=False),
-            gr.Video(value=shown, label=f"Source: {name}", visible=True),
+            gr.Video(value=shown, label=f"Source: {_name(upload)}", visible=True),
             _note(line),
             gr.Button(visible=True),
         )
@@ -79,18 +78,18 @@ class Service:
     def take_speech(self, upload: Mapping[str, Any] | None, request: gr.Request) -> tuple[Any, ...]:
         """Updates of drop zone, microphone, player, note and the way back."""
         if upload is None:  # the microphone's recording was thrown away
-            return gr.skip(), gr.skip(), gr.skip(), gr.skip(), gr.skip()
+            return (gr.skip(),) * 5
         visit = self._visit(request)
         try:
             shown, outcome = self._take(visit, "speech", upload, "stages.playable:copy_sound")
         except StageError as err:
             return gr.File(value=None), gr.Audio(value=None), gr.skip(), _wrong(visit, err), gr.skip()
-        speech = speech_of(visit.brought["speech"], outcome)
+        seconds = float(Fraction(outcome.facts["seconds"]))
         return (
             gr.File(value=None, visible=False),
             gr.Audio(value=None, visible=False),
-            gr.Audio(value=shown, label=f"Speech: {speech.path.name}", visible=True),
-            _note(f"{float(speech.seconds):.2f} s"),
+            gr.Audio(value=shown, label=f"Speech: {_name(upload)}", visible=True),
+            _note(f"{seconds:.2f} s"),
             gr.Button(visible=True),
         )
 
@@ -98,18 +97,12 @@ class Service:
         self, visit: Visit, kind: Kind, upload: Mapping[str, Any], copy: str, **args: Any
     ) -> tuple[Path, Outcome]:
         """Keep an upload for the edit, and make a copy that a browser plays."""
-        with visit.at_work():
-            path = visit.bring(kind, Path(upload["path"]), max_mb=self.max_upload_mb)
-            shown = visit.empty(f"{kind}-shown") / f"{path.stem}.mp4"
+        brought = visit.bring(kind, Path(upload["path"]), max_mb=self.max_upload_mb)
+        with visit.at_work(), brought as path:
+            shown = visit.empty(kind) / f"{path.stem}.mp4"
             args |= {"path": os.fspath(path), "out": os.fspath(shown), "max_seconds": self.max_seconds}
-            try:
-                job = ClipJob(copy, args, self.max_seconds, self.sections.limits)
-                outcome = sandbox.run_or_raise(job, path)
-            except StageError:
-                visit.drop(kind)
-                raise
-            visit.brought[kind] = path
-            return shown, outcome
+            job = ClipJob(copy, args, self.max_seconds, self.sections.limits)
+            return shown, sandbox.run_or_raise(job, path)
 
     def drop_video(self, request: gr.Request) -> tuple[Any, ...]:
         self._visit(request).drop("video")
@@ -126,9 +119,10 @@ class Service:
         )
 
     def begin(self, request: gr.Request) -> tuple[Any, ...]:
-        """Updates of player, download, note and the two buttons."""
+        """Updates of the result, its two buttons, its note, and the buttons that start and stop."""
         self._visit(request).begin()
-        return None, gr.DownloadButton(interactive=False), "", *_buttons(running=True)
+        idle = gr.Button(interactive=False)
+        return None, idle, gr.DownloadButton(interactive=False), "", *_buttons(running=True)
 
     def edit(
         self,
@@ -144,7 +138,7 @@ class Service:
         request: gr.Request,
         progress: gr.Progress = gr.Progress(),  # noqa: B008, by this Gradio knows that it is wanted
     ) -> tuple[Any, ...]:
-        """Updates of player, download and note."""
+        """Updates of the result, its two buttons and its note."""
         visit = self._visit(request)
         stop = visit.stop
         try:
@@ -167,10 +161,11 @@ class Service:
                     progress=_Watched(progress, stop),
                 )
         except Stopped:
-            return gr.skip(), gr.skip(), _note(STOPPED)
+            return gr.skip(), gr.skip(), gr.skip(), _note(STOPPED)
         except (StageError, ModelError) as err:
-            return gr.skip(), gr.skip(), _wrong(visit, err)
-        return out, gr.DownloadButton(value=out, interactive=True), _note(*edited.told())
+            return gr.skip(), gr.skip(), gr.skip(), _wrong(visit, err)
+        shown = gr.Button(interactive=True), gr.DownloadButton(value=out, interactive=True)
+        return out, *shown, _note(*edited.told())
 
     def stop(self, request: gr.Request) -> tuple[Any, ...]:
         """Updates of note and the two buttons."""
@@ -203,6 +198,10 @@ class _Watched:
             self._label, self._started = label, now
         left = f", {time_left(done, total, now - self._started)}" if done else ""
         self._bar((done, total), desc=f"{PASSES[label]}{left}", unit="frames")
+
+
+def _name(upload: Mapping[str, Any]) -> str:
+    return Path(upload["path"]).name
 
 
 def _buttons(*, running: bool) -> tuple[gr.Button, gr.Button]:

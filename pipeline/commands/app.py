@@ -91,7 +91,7 @@ def command(
             url = serve(page, host=host, port=port, max_upload_mb=max_upload_mb)
         except (StageError, ModelError) as err:
             raise click.ClickException(str(err)) from err
-        if not _is_loopback(host):
+        if not is_loopback(host):
             click.echo(
                 f"{host}: everyone who reaches it can use the page, and this machine's time",
                 err=True,
@@ -104,7 +104,8 @@ def command(
         page.close(verbose=False)
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether an address is reached from this machine alone."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
