@@ -87,8 +87,10 @@ def page_of(service: Service) -> gr.Blocks:
                 with gr.Column():
                     settings = _settings(service, page)
                     with gr.Row():
-                        start = gr.Button("Make the video", variant="primary", min_width=120, elem_id="start")
-                        stop = gr.Button("Stop", interactive=False, min_width=120, elem_id="stop")
+                        start = gr.Button(
+                            "Make the video", variant="primary", scale=2, min_width=120, elem_id="start"
+                        )
+                        stop = gr.Button("Stop", interactive=False, scale=1, min_width=80, elem_id="stop")
         begun = start.click(service.begin, None, [result, both, download, note, start, stop], **AT_ONCE)
         edited = begun.then(
             service.edit,
@@ -152,7 +154,7 @@ def _video(service: Service) -> None:
 def _speech(service: Service) -> None:
     """Where speech is brought or recorded, or can be heard once it has been."""
     zone = gr.File(
-        label="Another speech: sound, or a video that has some",
+        label="New speech: a sound or a video",
         file_types=SPEECH_FILES,
         height=SPEECH_PX,
         elem_id="speech",
