@@ -46,7 +46,9 @@ class Shelf:
         """A run's network, ready to draw. Raises ModelError."""
         saved = self.runs().get(name)
         if saved is None:
-            raise ModelError(f"{name}: there is no such run; known are {', '.join(self.runs()) or 'none'}")
+            raise ModelError(
+                f"run {name!r}: there is no such one; known are {', '.join(self.runs()) or 'none'}"
+            )
         network, _ = self._network(saved.path)
         return Painter(network, saved.recipe, params, self._device, self._machine)
 

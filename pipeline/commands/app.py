@@ -96,6 +96,10 @@ def command(
                 f"{host}: everyone who reaches it can use the page, and this machine's time",
                 err=True,
             )
+        if not service.shelf.runs():
+            click.echo(
+                f"{runs}: holds no run yet; `pipeline train` makes one, then reload the page", err=True
+            )
         click.echo(f"{url} is served until Ctrl-C")
         with stop_asked() as asked:
             while asked.by is None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -217,7 +218,19 @@ def test_what_cannot_be_used_is_told_in_one_line_and_not_kept(
     assert not served.files()
 
 
-def test_stop_ends_an_edit_and_leaves_no_half_file(page: Page, world: Path, served: Served) -> None:
+def test_nobody_gets_more_than_the_page(served: Served) -> None:
+    def status(path: str) -> int:
+        return httpx.get(f"{served.url}gradio_api/{path}").status_code
+
+    assert status(f"file={__file__}") == status("file=/etc/hostname") == 403
+    assert status("info") == 200 and httpx.get(f"{served.url}docs").status_code == 404
+    assert httpx.get(f"{served.url}gradio_api/info").json()["named_endpoints"] == {}
+    large = {"files": ("large.mp4", bytes(MAX_MB * 2**20 + 1))}
+    assert httpx.post(f"{served.url}gradio_api/upload", files=large).status_code == 413
+    assert not served.files()
+
+
+def test_stop_or_leaving_ends_an_edit_without_half_a_file(page: Page, world: Path, served: Served) -> None:
     ready(page, world, steps=100)
     page.click("#start")
     expect(page.get_by_text("Drawing the mouth, ")).to_contain_text("s left", timeout=PATIENCE_MS)
@@ -226,6 +239,10 @@ def test_stop_ends_an_edit_and_leaves_no_half_file(page: Page, world: Path, serv
     expect(page.locator("#start")).to_be_enabled()
     expect(page.locator("#stop")).to_be_disabled()
     until(lambda: {path.name for path in served.files()} == {"clip.mpg", "clip.mp4"})
+    page.click("#start")
+    expect(page.get_by_text("Drawing the mouth, ")).to_contain_text("s left", timeout=PATIENCE_MS)
+    page.close()
+    until(lambda: not served.files())
 
 
 def test_speech_can_be_recorded_and_thrown_away(page: Page, served: Served) -> None:
@@ -280,7 +297,7 @@ def test_the_best_checkpoint_of_each_run_is_offered_and_read_once(world: Path, t
     assert told("a/b", runs["a/b"]) == "a/b · step 4 · learnt from data/grid/shards"
     first, second = (shelf.painter("a/b", SampleParams(steps=steps)) for steps in (2, 3))
     assert first.network is second.network and len(second.gammas) == 4
-    with pytest.raises(ModelError, match=r"\.\./b: there is no such run; known are a/b"):
+    with pytest.raises(ModelError, match=r"run '\.\./b': there is no such one; known are a/b"):
         shelf.painter("../b", SampleParams())
 
 
