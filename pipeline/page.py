@@ -133,7 +133,10 @@ def serve(page: gr.Blocks, *, host: str, port: int | None, max_upload_mb: int) -
             app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
         )
     except OSError as err:
-        raise StageError(f"{host}:{port or 'any port'}: cannot be listened on ({err})") from err
+        where = f"--host {host}" + (f" --port {port}" if port else "")
+        raise StageError(
+            f"{where}: cannot be listened on; the port is taken, or the address is not this machine's"
+        ) from err
     return url
 
 

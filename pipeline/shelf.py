@@ -44,11 +44,10 @@ class Shelf:
 
     def painter(self, name: str, params: SampleParams) -> Painter:
         """A run's network, ready to draw. Raises ModelError."""
-        saved = self.runs().get(name)
-        if saved is None:
-            raise ModelError(
-                f"run {name!r}: there is no such one; known are {', '.join(self.runs()) or 'none'}"
-            )
+        runs = self.runs()
+        if name not in runs:
+            raise ModelError(f"run {name!r}: there is no such one; known are {', '.join(runs) or 'none'}")
+        saved = runs[name]
         network, _ = self._network(saved.path)
         return Painter(network, saved.recipe, params, self._device, self._machine)
 

@@ -92,14 +92,9 @@ def command(
         except (StageError, ModelError) as err:
             raise click.ClickException(str(err)) from err
         if not is_loopback(host):
-            click.echo(
-                f"{host}: everyone who reaches it can use the page, and this machine's time",
-                err=True,
-            )
+            click.echo(f"{host}: whoever reaches it can use the page, and this machine's time", err=True)
         if not service.shelf.runs():
-            click.echo(
-                f"{runs}: holds no run yet; `pipeline train` makes one, then reload the page", err=True
-            )
+            click.echo(f"{runs}: no run is here yet; `pipeline train` makes one, then reload", err=True)
         click.echo(f"{url} is served until Ctrl-C")
         with stop_asked() as asked:
             while asked.by is None:
