@@ -121,19 +121,25 @@ def served(world: Path, landmarker: Path) -> Iterator[Served]:
         environment = os.environ | proxies | {"NO_PROXY": "127.0.0.1", "TMPDIR": str(scratch)}
         with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
-            url = process.stdout.readline().split()[0]
-            yield Served(process, url, scratch, calls)
+            told = process.stdout.readline()
+            assert told.startswith("http://127.0.0.1:"), "it says where it is once it is there"
+            yield Served(process, told.split()[0], scratch, calls)
             process.kill()
 
 
 @pytest.fixture(scope="module")
-def chromium(served: Served) -> Iterator[BrowserContext]:
+def program() -> str:
+    """Where Chromium is; the tests skip without one, unless they may not."""
+    found = shutil.which("chromium")
+    if found is None and os.environ.get("REDUB_NEEDS_CHROMIUM"):
+        pytest.fail("REDUB_NEEDS_CHROMIUM is set, and there is no chromium on the PATH")
+    return found or pytest.skip("no chromium on the PATH")
+
+
+@pytest.fixture(scope="module")
+def chromium(program: str, served: Served) -> Iterator[BrowserContext]:
     """One browser for all tests; it notes what it asks of others than the page."""
-    program = shutil.which("chromium")
-    if program is None:
-        if os.environ.get("REDUB_NEEDS_CHROMIUM"):
-            pytest.fail("REDUB_NEEDS_CHROMIUM is set, and there is no chromium on the PATH")
-        pytest.skip("no chromium on the PATH")
+    expect.set_options(timeout=PATIENCE_MS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
         context = browser.new_context(permissions=["microphone"])
@@ -184,7 +190,7 @@ def test_a_clip_no_browser_plays_is_shown_edited_played_and_downloaded(
     assert facts_when_played(page, "source") == [240, 192]
     page.click("#start")
     expect(page.locator("#note")).to_have_text(
-        "20 of 20 frames re-drawn, 0.80 s, 240x192 at 25 fps, sound encoded", timeout=PATIENCE_MS
+        "20 of 20 frames re-drawn, 0.80 s, 240x192 at 25 fps, sound encoded"
     )
     assert facts_when_played(page, "result") == [240, 192]
     with page.expect_download() as coming:
@@ -233,14 +239,14 @@ def test_nobody_gets_more_than_the_page(served: Served) -> None:
 def test_stop_or_leaving_ends_an_edit_without_half_a_file(page: Page, world: Path, served: Served) -> None:
     ready(page, world, steps=100)
     page.click("#start")
-    expect(page.get_by_text("Drawing the mouth, ")).to_contain_text("s left", timeout=PATIENCE_MS)
+    expect(page.get_by_text("Drawing the mouth, ")).to_contain_text("s left")
     page.click("#stop")
     expect(page.locator("#note")).to_have_text("Stopped. Nothing was kept of it.")
     expect(page.locator("#start")).to_be_enabled()
     expect(page.locator("#stop")).to_be_disabled()
     until(lambda: {path.name for path in served.files()} == {"clip.mpg", "clip.mp4"})
     page.click("#start")
-    expect(page.get_by_text("Drawing the mouth, ")).to_contain_text("s left", timeout=PATIENCE_MS)
+    expect(page.get_by_text("Drawing the mouth, ")).to_contain_text("s left")
     page.close()
     until(lambda: not served.files())
 
