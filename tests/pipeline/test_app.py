@@ -156,7 +156,12 @@ def chromium(program: str, served: Served) -> Iterator[BrowserContext]:
 def page(chromium: BrowserContext, served: Served) -> Iterator[Page]:
     page = chromium.new_page()
     page.goto(served.url)
-    expect(page.locator("#run input")).to_have_value("tiny · step 0 · learnt from dataset digest")
+    run, offered = page.locator("#run input"), "tiny · step 0 · learnt from dataset digest"
+    try:
+        expect(run).to_have_value(offered, timeout=PATIENCE_MS / 2)
+    except AssertionError:  # once in some forty starts on a crowded machine Gradio's scripts did not all come
+        page.reload()
+        expect(run).to_have_value(offered)
     yield page
     page.close()
     until(lambda: not served.files())  # the next one starts in a clean house
