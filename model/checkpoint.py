@@ -153,17 +153,22 @@ def load_into(state: TrainState, saved: Saved) -> None:
     state.step, state.drawn = saved.step, saved.drawn
 
 
+def pick(place: Path, *, which: Literal["best", "newest"] = "best") -> Saved:
+    """The checkpoint to use of a run, or the one that ``place`` itself is. Raises ModelError without any."""
+    if (place / STATE).is_file():
+        return _read_state(place)
+    saved = listed(place)
+    chosen = best_of(saved) if which == "best" else (saved[-1] if saved else None)
+    if chosen is None:
+        raise ModelError(f"{place}: no checkpoint here; `pipeline train --run {place}` makes one")
+    return chosen
+
+
 def load_network(
     place: Path, *, weights: Literal["ema", "trained"] = "ema", which: Literal["best", "newest"] = "best"
 ) -> tuple[UNet, Saved]:
     """The network of a run's folder, or of one checkpoint, on the CPU, ready to sample. Raises ModelError."""
-    if (place / STATE).is_file():
-        chosen: Saved | None = _read_state(place)
-    else:
-        saved = listed(place)
-        chosen = best_of(saved) if which == "best" else (saved[-1] if saved else None)
-    if chosen is None:
-        raise ModelError(f"{place}: no checkpoint here; `pipeline train --run {place}` makes one")
+    chosen = pick(place, which=which)
     with torch.device("meta"):  # draws no first weights, which would move the caller's generator
         network = UNet(chosen.recipe.network)
     _fill(network, chosen.path / (EMA if weights == "ema" else WEIGHTS), assign=True)

@@ -20,6 +20,7 @@ COMMANDS = {
     "evaluate": "Stage 8: figures of what was drawn, beside the truth and baselines.",
     "report": "Stage 9: one page that shows the data, the training and the results.",
     "edit": "Make the person in a video say what is heard in a recording.",
+    "app": "The same on a page in the browser.",
     "verify": "Check that a dataset is whole and right.",
     "explain": "What became of a clip, at which stage, and why.",
     "diff": "What two datasets differ in.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pydantic
 import yaml
@@ -19,6 +19,9 @@ from stages.mels import MelsParams
 from stages.parts import PartParams
 from stages.sandbox import LimitParams
 from stages.work import StageError
+
+if TYPE_CHECKING:
+    from stages.edit import EditParams
 
 DEFAULT_PATH = Path("params.yaml")
 FOR_DVC = frozenset({"datasets", "runs"})  # read by dvc.yaml, not by a stage
@@ -63,6 +66,14 @@ class Params:
         del sections["limits"], sections["train"], sections["sample"]
         del sections["landmarks"]["model"]
         return sections
+
+    def for_edit(self, **chosen: Any) -> EditParams:
+        """How to edit for a network that learnt from such a dataset, with what the user has chosen."""
+        from stages.edit import EditParams
+
+        return EditParams(
+            landmarks=self.landmarks, align=self.align, mels=self.mels, limits=self.limits, **chosen
+        )
 
 
 def load(path: Path | None) -> Params:

@@ -80,17 +80,19 @@ class Bars:
         elif now - self._last >= LINE_SECONDS or done == total:
             self._last = now
             seconds = max(now - self._started, 1e-9)
-            left = f"{(total - done) * seconds / done:.0f} s left" if 0 < done < total else "done"
-            print(
-                f"{label} {done}/{total}, {done / seconds:.0f} frames/s, {left}", file=sys.stderr, flush=True
-            )
+            print(f"{label} {done}/{total}, {done / seconds:.0f} frames/s, {time_left(done, total, seconds)}",
+                  file=sys.stderr, flush=True)  # fmt: skip
+
+
+def time_left(done: int, total: int, seconds: float) -> str:
+    """How long the rest takes when so many frames took so many seconds, in words."""
+    return f"{(total - done) * seconds / done:.0f} s left" if 0 < done < total else "done"
 
 
 def _line(label: str, items: int, n_items: int, frames: int, total: int, drops: int, seconds: float) -> str:
-    rate = frames / max(seconds, 1e-9)
-    left = f"{(total - frames) / rate:.0f} s left" if rate and frames < total else "done"
-    return (f"{label} {items}/{n_items}, {items / max(seconds, 1e-9):.1f}/s, {rate:.0f} frames/s, "
-            f"{drops} dropped, {left}")  # fmt: skip
+    seconds = max(seconds, 1e-9)
+    return (f"{label} {items}/{n_items}, {items / seconds:.1f}/s, {frames / seconds:.0f} frames/s, "
+            f"{drops} dropped, {time_left(frames, total, seconds)}")  # fmt: skip
 
 
 def count_drops(result: Any) -> int:

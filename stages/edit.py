@@ -115,6 +115,19 @@ class Edited:
     size: tuple[int, int]  # of the output: even
     sound: Literal["copied", "encoded"]
 
+    def told(self) -> list[str]:
+        """What came of it, in a line or a few."""
+        width, height = self.size
+        lines = [f"{self.redrawn} of {self.frames} frames re-drawn, {self.seconds:.2f} s, "
+                 f"{width}x{height} at {self.fps:.4g} fps, sound {self.sound}"]  # fmt: skip
+        if self.size != self.source_size:
+            source = "x".join(str(side) for side in self.source_size)
+            lines.append(f"H.264 has even sides: the last pixels of {source} are there twice")
+        if self.passed_through:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in self.passed_through.items())
+            lines.append(f"frames left as they were: {reasons}")
+        return lines
+
 
 def edit(
     video: Path,
@@ -250,17 +263,7 @@ def _write(
 ) -> Edited:
     """Draw, lay in and encode."""
     facts = plan.facts
-    film_facts = FilmFacts(
-        width=facts.width + facts.width % 2,
-        height=facts.height + facts.height % 2,
-        time_base=facts.time_base,
-        fps=facts.fps,
-        pixel_aspect=facts.pixel_aspect,
-        colours=facts.colours,
-        seconds=plan.seconds,
-        crf=params.crf,
-        preset=params.preset,
-    )
+    film_facts = FilmFacts.like(facts, seconds=plan.seconds, crf=params.crf, preset=params.preset)
     total = sum(1 for _ in plan.showings())
     n_frames = n_redrawn = 0
     passed: dict[str, int] = {}

@@ -16,7 +16,8 @@ from typing import Any
 import av
 import av.container
 
-from stages.speech import Speech, copied, encoded
+from stages.reel import ReelFacts
+from stages.speech import Packets, Speech, copied, encoded, silent
 from stages.work import StageError
 from stages.yuv import FORMAT, Colours, Picture
 
@@ -62,6 +63,21 @@ class FilmFacts:
     crf: int  # x264's quality: lower is better and larger
     preset: str  # x264's, ultrafast to veryslow
 
+    @classmethod
+    def like(cls, reel: ReelFacts, *, seconds: Fraction, crf: int, preset: str) -> FilmFacts:
+        """A film of the pictures of a reel."""
+        return cls(
+            width=reel.width + reel.width % 2,
+            height=reel.height + reel.height % 2,
+            time_base=reel.time_base,
+            fps=reel.fps,
+            pixel_aspect=reel.pixel_aspect,
+            colours=reel.colours,
+            seconds=seconds,
+            crf=crf,
+            preset=preset,
+        )
+
 
 def container_of(path: Path) -> Container:
     """The container that a file's name asks for. Raises StageError on one that is not known."""
@@ -78,9 +94,12 @@ def sound_is_copied(path: Path, speech: Speech) -> bool:
 
 
 class Film:
-    """A file being written, in ``with``. ``path`` says nothing of its kind: it may be a partial file."""
+    """A file being written, in ``with``. ``path`` says nothing of its kind: it may be a partial file.
 
-    def __init__(self, path: Path, container: Container, facts: FilmFacts, speech: Speech) -> None:
+    Without ``speech`` it is silent.
+    """
+
+    def __init__(self, path: Path, container: Container, facts: FilmFacts, speech: Speech | None) -> None:
         self._path, self._container, self._facts, self._speech = path, container, facts, speech
 
     def __enter__(self) -> Film:
@@ -102,8 +121,7 @@ class Film:
             codec.sample_aspect_ratio = facts.pixel_aspect
         codec.colorspace, codec.color_range = facts.colours.matrix, facts.colours.range
         codec.color_primaries, codec.color_trc = facts.colours.primaries, facts.colours.transfer
-        into = copied if self._speech.codec in self._container.sound else encoded
-        self._sound = into(self._speech, self._out, facts.seconds)
+        self._sound = self._sounding()
         self._next_sound = next(self._sound, None)
         return self
 
@@ -124,6 +142,13 @@ class Film:
             except av.FFmpegError as err:
                 if kind is None:  # else the first error is the one to see
                     raise _unwritable(err) from err
+
+    def _sounding(self) -> Packets:
+        """The packets of the sound, whose stream is added at once."""
+        if self._speech is None:
+            return silent()
+        into = copied if self._speech.codec in self._container.sound else encoded
+        return into(self._speech, self._out, self._facts.seconds)
 
     def write(self, picture: Picture, at: int, ticks: int) -> None:
         """Show a picture from tick ``at`` on, for so many ticks."""

@@ -63,6 +63,11 @@ def speech_of(path: Path, outcome: Outcome) -> Speech:
     )
 
 
+def silent() -> Packets:
+    """No packet, and no stream."""
+    yield from ()
+
+
 def copied(speech: Speech, out: av.container.OutputContainer, until: Fraction) -> Packets:
     """The recording's own packets, bit for bit.
 

@@ -14,7 +14,7 @@ from pipeline.progress import Bars
 if TYPE_CHECKING:
     from model.machine import Precision
     from sampler.steps import SamplerName
-    from stages.edit import Edited, Preset
+    from stages.edit import Preset
     from stages.fit import Fit
     from stages.follow import Choice
 
@@ -105,22 +105,13 @@ def command(
     from model.recipe import ModelError
     from sampler.rollout import painter_of, params_of
     from stages import weights
-    from stages.edit import EditParams, edit
+    from stages.edit import edit
     from stages.work import StageError
 
     try:
         sections = params_file.load(params)
-        asked = EditParams(
-            fit=fit,
-            face=face,
-            crf=crf,
-            preset=preset,
-            max_seconds=max_seconds,
-            max_pixels=max_pixels,
-            landmarks=sections.landmarks,
-            align=sections.align,
-            mels=sections.mels,
-            limits=sections.limits,
+        asked = sections.for_edit(
+            fit=fit, face=face, crf=crf, preset=preset, max_seconds=max_seconds, max_pixels=max_pixels
         )
         model = weights.find(weights.LANDMARKER, landmarker or sections.landmarks.model)
         drawing = params_of(
@@ -134,18 +125,4 @@ def command(
             )
     except (StageError, ModelError) as err:
         raise click.ClickException(str(err)) from err
-    click.echo(_told(out, edited))
-
-
-def _told(out: Path, edited: Edited) -> str:
-    """What came of it, in a line or two."""
-    width, height = edited.size
-    line = (f"{out}: {edited.redrawn} of {edited.frames} frames re-drawn, {edited.seconds:.2f} s, "
-            f"{width}x{height} at {edited.fps:.4g} fps, sound {edited.sound}")  # fmt: skip
-    if edited.size != edited.source_size:
-        source = "x".join(str(side) for side in edited.source_size)
-        line += f"\n  H.264 has even sides: the last pixels of {source} are there twice"
-    if edited.passed_through:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in edited.passed_through.items())
-        line += f"\n  frames left as they were: {reasons}"
-    return line
+    click.echo(f"{out}: " + "\n  ".join(edited.told()))

@@ -1,0 +1,111 @@
+"""`pipeline app`."""
+
+from __future__ import annotations
+
+import importlib.util
+import ipaddress
+import os
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import click
+
+from pipeline import params as params_file
+from pipeline.options import FILE, FOLDER, device_options
+
+if TYPE_CHECKING:
+    from model.machine import Precision
+
+POLL_SECONDS = 0.2
+
+
+@click.command("app")
+@click.option(
+    "--runs", type=FOLDER, default=Path("runs"), show_default=True, help="Offer every run below it."
+)
+@click.option(
+    "--run", "named", type=FOLDER, multiple=True, help="Offer this run or checkpoint too; may be repeated."
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(1, 65535), help="[default: the first free one from 7860 on]")
+@click.option("--max-upload-mb", type=click.IntRange(1), default=200, show_default=True, help="Of a file.")
+@click.option(
+    "--max-seconds",
+    type=click.FloatRange(0, min_open=True),
+    default=60.0,
+    show_default=True,
+    help="Of a video or a recording.",
+)
+@click.option(
+    "--params", type=FILE, help="Params file of the dataset.  [default: ./params.yaml if it is there]"
+)
+@click.option("--landmarker", default="", metavar="FILE", help="MediaPipe's face_landmarker.task.")
+@device_options
+def command(
+    runs: Path,
+    named: tuple[Path, ...],
+    host: str,
+    port: int | None,
+    max_upload_mb: int,
+    max_seconds: float,
+    params: Path | None,
+    landmarker: str,
+    device: str,
+    precision: Precision,
+    compile: bool | None,
+) -> None:  # fmt: skip
+    """Serve a page on which a video is edited: bring it and a speech, choose a run, look, download.
+
+    Only this machine reaches it, unless --host says otherwise. One edit runs at a time. What visitors bring
+    is removed when they leave, at the latest when the page ends. It needs Gradio: pip install "redub[app]".
+    """
+    if importlib.util.find_spec("gradio") is None:
+        raise click.ClickException('the page needs Gradio, which is not installed: pip install "redub[app]"')
+    with TemporaryDirectory(prefix="redub-app.", ignore_cleanup_errors=True) as folder:
+        # Gradio reads these as it is imported: where uploads go, and that it tells nobody of its use.
+        os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
+        from model.interrupts import stop_asked
+        from model.machine import Machine, device_of
+        from model.recipe import ModelError
+        from pipeline.page import page_of, serve
+        from pipeline.service import Service
+        from pipeline.shelf import Shelf
+        from pipeline.visits import Visits
+        from stages import weights
+        from stages.work import StageError
+
+        visits = Visits(Path(folder))
+        try:
+            sections = params_file.load(params)
+            service = Service(
+                shelf=Shelf(runs, named, device_of(device), Machine(precision=precision, compile=compile)),
+                visits=visits,
+                sections=sections,
+                landmarker=weights.find(weights.LANDMARKER, landmarker or sections.landmarks.model),
+                max_upload_mb=max_upload_mb,
+                max_seconds=max_seconds,
+            )
+            page = page_of(service)
+            url = serve(page, host=host, port=port, max_upload_mb=max_upload_mb)
+        except (StageError, ModelError) as err:
+            raise click.ClickException(str(err)) from err
+        if not is_loopback(host):
+            click.echo(f"{host}: whoever reaches it can use the page, and this machine's time", err=True)
+        if not service.shelf.runs():
+            click.echo(f"{runs}: no run is here yet; `pipeline train` makes one, then reload", err=True)
+        click.echo(f"{url} is served until Ctrl-C")
+        with stop_asked() as asked:
+            while asked.by is None:
+                time.sleep(POLL_SECONDS)
+        visits.end_all()
+        page.close(verbose=False)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is reached from this machine alone."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
