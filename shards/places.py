@@ -18,6 +18,10 @@ class AbsentError(ShardError):
     """The place answers, and has no such file."""
 
 
+class AlteredError(ShardError):
+    """A file is not the one that was expected."""
+
+
 class Place(Protocol):
     """Files beside each other. Calls raise ShardError in one line, never wait for ever, and never take a
     part of a file for the whole. A place may be pickled, shared by threads, and used after a fork.
@@ -124,8 +128,8 @@ class Folder:
 
 
 def check(what: str, found_bytes: int, found_sha256: str, size: int | None, sha256: str | None) -> None:
-    """Raise ShardError when a file's size or sha256 is another than the one told."""
+    """Raise AlteredError when a file's size or sha256 is another than the one told."""
     wrong_size = size is not None and found_bytes != size
     if wrong_size or (sha256 is not None and found_sha256 != sha256):
         told = f"{found_bytes if size is None else size} with {'any' if sha256 is None else sha256[:12]}"
-        raise ShardError(f"{what}: {found_bytes} bytes with sha256 {found_sha256[:12]}, expected {told}")
+        raise AlteredError(f"{what}: {found_bytes} bytes with sha256 {found_sha256[:12]}, expected {told}")

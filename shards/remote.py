@@ -16,7 +16,7 @@ import urllib3
 from urllib3.exceptions import HTTPError
 
 from shards.atomic import written_whole
-from shards.places import AbsentError, Place, check
+from shards.places import AbsentError, AlteredError, Place, check
 from shards.schema import ShardError
 
 log = logging.getLogger(__name__)
@@ -37,10 +37,6 @@ TRIES = 2  # a file that comes altered is read once more
 
 class PassingError(Exception):
     """What may go well the next time: a cut, a silence, a busy server."""
-
-
-class ChangedError(ShardError):
-    """The file became another one while it was read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,14 +161,16 @@ class Remote:
                         version, end = answer.version, self._end(what, answer, stop, size)
                         patience.allow_for(end - start)
                     elif answer.version != version:
-                        raise ChangedError(f"{what}: became another file while it was read")
-                    skip = here - answer.start  # a server that knows no ranges begins at the beginning
-                    while here < end and (block := answer.body.read1(BLOCK_BYTES)):
+                        raise AlteredError(f"{what}: became another file while it was read")
+                    at = answer.start  # a server that knows no ranges begins at the beginning
+                    while block := answer.body.read1(BLOCK_BYTES):  # to its end, or the connection is lost
                         patience.came_on()
-                        block, skip = block[skip:], max(0, skip - len(block))
-                        block = block[: end - here]
-                        here += len(block)
-                        yield block
+                        wanted = block[max(0, here - at) : max(0, end - at)]
+                        at += len(block)
+                        here += len(wanted)
+                        yield wanted
+                        if at > end:
+                            break
                 if here < end:
                     raise PassingError(f"ended after {here} of {end} bytes")
             except (PassingError, HTTPError) as err:
@@ -184,7 +182,7 @@ class Remote:
         if answer.size is None:
             raise ShardError(f"{what}: the server does not tell how long it is")
         if size is not None and answer.size != size:
-            raise ShardError(f"{what}: {answer.size} bytes, expected {size}")
+            raise AlteredError(f"{what}: {answer.size} bytes, expected {size}")
         if stop is None:
             if answer.size > (size or MAX_WHOLE_BYTES):
                 raise ShardError(f"{what}: {answer.size} bytes, more than the {MAX_WHOLE_BYTES} of any table")
@@ -248,9 +246,7 @@ def _twice(once: Callable[[], T]) -> T:
     for tries_left in reversed(range(TRIES)):
         try:
             return once()
-        except AbsentError:
-            raise
-        except ShardError:
+        except AlteredError:
             if not tries_left:
                 raise
     raise AssertionError("the last try returns or raises")
