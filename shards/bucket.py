@@ -74,12 +74,12 @@ class Bucket:
         return self._call(act, name, Key=f"{self.prefix}/{name}" if self.prefix else name, **words)
 
     def _call(self, act: str, name: str, **words: Any) -> dict[str, Any]:
-        from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError, SSLError
+        from botocore import exceptions as aws
 
         what = f"{self.address}/{name}"
         try:
             answer: dict[str, Any] = getattr(self._client(), act)(Bucket=self.bucket, **words)
-        except ClientError as err:
+        except aws.ClientError as err:
             told = err.response.get("Error", {})
             code, status = str(told.get("Code")), err.response["ResponseMetadata"].get("HTTPStatusCode", 0)
             if code in ABSENT:
@@ -90,8 +90,9 @@ class Bucket:
             if status >= 500 or status == 429 or code in PASSING:
                 raise PassingError(sentence) from err
             raise ShardError(f"{what}: refused ({sentence})") from err
-        except BotoCoreError as err:
-            if isinstance(err, (ConnectionError, HTTPClientError)) and not isinstance(err, SSLError):
+        except aws.BotoCoreError as err:
+            passing = isinstance(err, (aws.ConnectionError, aws.HTTPClientError))
+            if passing and not isinstance(err, aws.SSLError):
                 raise PassingError(str(err)) from err
             raise ShardError(f"{what}: cannot be asked for ({' '.join(str(err).split())})") from err
         return answer

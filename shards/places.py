@@ -94,7 +94,8 @@ class Folder:
         except OSError as err:
             raise self._error(name, err) from err
         if len(data) != stop - start:
-            raise ShardError(f"{self.path / name}: ends at byte {start + len(data)}, expected {stop} or more")
+            end = self.size(name)
+            raise ShardError(f"{self.path / name}: ends at byte {end}, expected {stop} or more")
         return data
 
     def whole(self, name: str, *, sha256: str | None = None) -> bytes:

@@ -100,7 +100,7 @@ class Remote:
 
     def whole(self, name: str, *, sha256: str | None = None) -> bytes:
         def once() -> bytes:
-            data = b"".join(self._blocks(name, 0, None))
+            data = b"".join(self._blocks(name, limit=MAX_WHOLE_BYTES))
             check(f"{self.address}/{name}", len(data), hashlib.sha256(data).hexdigest(), None, sha256)
             return data
 
@@ -111,7 +111,7 @@ class Remote:
             digest, n_bytes = hashlib.sha256(), 0
             with written_whole(path) as partial:
                 with partial.open("wb") as file:
-                    for block in self._blocks(name, 0, None, size):
+                    for block in self._blocks(name, size=size):
                         file.write(block)
                         digest.update(block)
                         n_bytes += len(block)
@@ -145,10 +145,19 @@ class Remote:
             except PassingError as err:
                 patience.wait(err)
 
-    def _blocks(self, name: str, start: int, stop: int | None, size: int | None = None) -> Iterator[bytes]:
+    def _blocks(
+        self,
+        name: str,
+        start: int = 0,
+        stop: int | None = None,
+        *,
+        size: int | None = None,
+        limit: int | None = None,
+    ) -> Iterator[bytes]:
         """The bytes from start to stop or to the end, which is at ``size`` where that is told.
 
-        After a break it goes on from the last byte. Raises ShardError when the file is shorter or longer.
+        After a break it goes on from the last byte. Raises ShardError when the file is shorter, or longer
+        than ``size`` or ``limit``.
         """
         what = f"{self.address}/{name}"
         patience = Patience(what)
@@ -158,7 +167,7 @@ class Remote:
             try:
                 with self.source.open(name, here, stop) as answer:
                     if version is None:
-                        version, end = answer.version, self._end(what, answer, stop, size)
+                        version, end = answer.version, _end_of(what, answer.size, stop, size, limit)
                         patience.allow_for(end - start)
                     elif answer.version != version:
                         raise AlteredError(f"{what}: became another file while it was read")
@@ -176,20 +185,18 @@ class Remote:
             except (PassingError, HTTPError) as err:
                 patience.wait(err)
 
-    @staticmethod
-    def _end(what: str, answer: Answer, stop: int | None, size: int | None) -> int:
-        """Where the bytes asked for end."""
-        if answer.size is None:
-            raise ShardError(f"{what}: the server does not tell how long it is")
-        if size is not None and answer.size != size:
-            raise AlteredError(f"{what}: {answer.size} bytes, expected {size}")
-        if stop is None:
-            if answer.size > (size or MAX_WHOLE_BYTES):
-                raise ShardError(f"{what}: {answer.size} bytes, more than the {MAX_WHOLE_BYTES} of any table")
-            return answer.size
-        if answer.size < stop:
-            raise ShardError(f"{what}: ends at byte {answer.size}, expected {stop} or more")
-        return stop
+
+def _end_of(what: str, found: int | None, stop: int | None, size: int | None, limit: int | None) -> int:
+    """Where the bytes that were asked for end, in a file of ``found`` bytes."""
+    if found is None:
+        raise ShardError(f"{what}: the server does not tell how long it is")
+    if size is not None and found != size:
+        raise AlteredError(f"{what}: {found} bytes, expected {size}")
+    if limit is not None and found > limit:
+        raise ShardError(f"{what}: {found} bytes, more than the {limit} of any table")
+    if stop is not None and found < stop:
+        raise ShardError(f"{what}: ends at byte {found}, expected {stop} or more")
+    return found if stop is None else stop
 
 
 class Patience:

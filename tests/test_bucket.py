@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import multiprocessing
 import os
 import pickle
@@ -21,7 +22,7 @@ from shards import bucket
 from shards.diff import diff
 from shards.index import DATASET_NAME
 from shards.places import Place, place_of
-from shards.reader import open_dataset, read_clip
+from shards.reader import open_dataset, read_clip, read_members
 from shards.schema import ShardError
 from shards.storage import at_hand, publish
 from shards.verify import verify
@@ -149,6 +150,21 @@ def test_a_rebuilt_dataset_does_not_touch_the_one_that_is_being_read(address: st
     assert list(open_dataset(place_of(address)).clips) == ["s1_a", "s1_b"]
 
 
+def test_prune_removes_what_the_dataset_does_not_name_and_nothing_else(
+    address: str, s3_server: s3.Server, tmp_path: Path
+) -> None:
+    publish(make(tmp_path / "one", "s1_a", shade=1), place_of(address))
+    old = set(place_of(address).names())
+    publish(make(tmp_path / "two", "s1_a", "s1_b", shade=2), place_of(address))
+    s3_server.client().put_object(**where(address, "notes.tar"), Body=b"mine")
+    told = CliRunner().invoke(cli, ["prune", address])
+    assert set(told.output.splitlines()[:-1]) == old - {DATASET_NAME}
+    assert "3 files that no dataset names" in told.output
+    assert "3 files removed" in CliRunner().invoke(cli, ["prune", address, "--delete"]).output
+    assert len(set(place_of(address).names())) == 5
+    assert list(verify(place_of(address), full=True)) == []
+
+
 def test_a_shard_that_was_damaged_here_is_not_sent(address: str, tmp_path: Path) -> None:
     folder = make(tmp_path / "here", "s1_a")
     (shard,) = folder.glob("*.tar")
@@ -205,6 +221,8 @@ def test_an_object_that_stays_altered_is_named(
 ) -> None:
     folder = make(tmp_path / "here", "s1_a")
     publish(folder, place_of(address))
+    brought = at_hand(address, tmp_path / "first")
+    assert list(verify(brought, full=True)) == []
     (shard,) = folder.glob("*.tar")
     client = s3_server.client()
     whole = shard.read_bytes()
@@ -286,6 +304,53 @@ def test_a_place_may_be_forked_pickled_and_shared(address: str, tmp_path: Path) 
     with ThreadPoolExecutor(8) as threads:
         assert set(threads.map(read_shade, [place] * 8)) == {7}
     assert b"secret" not in pickle.dumps(place)
+
+
+def shard_addresses(address: str, folder: Path, s3_server: s3.Server) -> list[str]:
+    """The shards of a dataset as others reach them: as local files, and by signed addresses."""
+    shards = sorted(folder.glob("*.tar"))
+    client = s3_server.client()
+    signed = [
+        client.generate_presigned_url("get_object", Params=where(address, shard.name)) for shard in shards
+    ]
+    return [*map(str, shards), *signed]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it leaves files open
+def test_stock_webdataset_reads_what_was_published(
+    address: str, s3_server: s3.Server, tmp_path: Path
+) -> None:
+    import webdataset as wds
+
+    folder = make(tmp_path / "here", "s1_a", "s1_b")
+    publish(folder, place_of(address))
+    for url in shard_addresses(address, folder, s3_server):
+        samples = list(wds.WebDataset([url], shardshuffle=False))
+        assert [sample["__key__"] for sample in samples] == ["s1_a", "s1_b"]
+        assert all(json.loads(sample["json"])["frames"] == 3 for sample in samples)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_hugging_face_datasets_reads_what_was_published(
+    address: str, s3_server: s3.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    import datasets as hf
+
+    folder = make(tmp_path / "here", "s1_a", "s1_b")
+    publish(folder, place_of(address))
+    dataset = open_dataset(folder)
+    for url in shard_addresses(address, folder, s3_server):
+        rows = hf.load_dataset("webdataset", data_files=[url], split="train", streaming=True)
+        # Its decoder would see the first frame of a blob alone.
+        samples = list(rows.cast_column("frames.webp", hf.Image(decode=False)))
+        assert [sample["__key__"] for sample in samples] == list(dataset.clips)
+        for sample in samples:
+            members = read_members(dataset, sample["__key__"])
+            assert sample["frames.webp"]["bytes"] == members["frames"]
+            assert sample["json"]["frames"] == 3
 
 
 def test_a_command_ends_quietly(address: str, tmp_path: Path) -> None:
