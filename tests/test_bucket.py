@@ -99,11 +99,9 @@ def test_a_published_dataset_is_the_local_one(s3_server: s3.Server, address: str
         assert np.array_equal(read_clip(there, clip_id).frames, read_clip(here, clip_id).frames)
     assert not diff(folder, place_of(address))
     assert [list(verify(place_of(address), full=full)) for full in (False, True)] == [[], []]
-    bucket, prefix = address.removeprefix("s3://").split("/", 1)
+    client = s3_server.client()
     found = {
-        hashlib.sha256(
-            s3_server.client().get_object(Bucket=bucket, Key=f"{prefix}/{name}")["Body"].read()
-        ).hexdigest()
+        hashlib.sha256(client.get_object(**where(address, name))["Body"].read()).hexdigest()
         for name in place_of(address).names()
     }
     assert found == set(hashes(folder).values()), "the same bytes, by another client"
