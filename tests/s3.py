@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 KEY, SECRET = "testkey", "a-secret-that-no-message-may-show"
+PUBLIC = "redub-public"  # what is in the bucket of this name may be read by anybody
 START_SECONDS = 90.0
 GRPC_APART = 10_000  # each of the server's ports has a second one, so far above it
 NEEDED = "REDUB_NEEDS_S3"  # set where the server must be there
@@ -72,9 +73,10 @@ def running(folder: Path) -> Iterator[Server]:
             pytest.fail(told)
         pytest.skip(told)
     folder.mkdir(parents=True)
-    identity = {"name": "t", "credentials": [{"accessKey": KEY, "secretKey": SECRET}],
-                "actions": ["Admin", "Read", "Write", "List", "Tagging"]}  # fmt: skip
-    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+    owner = {"name": "owner", "credentials": [{"accessKey": KEY, "secretKey": SECRET}],
+             "actions": ["Admin", "Read", "Write", "List", "Tagging"]}  # fmt: skip
+    anybody = {"name": "anonymous", "actions": [f"Read:{PUBLIC}"]}
+    (folder / "s3.json").write_text(json.dumps({"identities": [owner, anybody]}))
     ports = s3, master, volume, filer = _free_ports(4)
     command = [
         weed, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
