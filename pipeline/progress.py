@@ -53,7 +53,8 @@ def shown(
 class Bars:
     """For work in several passes that counts by itself: a bar for each pass, or a line every few seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, unit: str = "frames") -> None:
+        self._unit = unit
         self._label = ""
         self._bar: tqdm[Any] | None = None
         self._started = self._last = 0.0
@@ -73,15 +74,19 @@ class Bars:
             self.__exit__()
             self._label, self._started, self._last = label, now, now
             if terminal:
-                self._bar = tqdm(total=total, desc=label, unit=" frames", mininterval=REDRAW_SECONDS,
+                self._bar = tqdm(total=total, desc=label, unit=f" {self._unit}", mininterval=REDRAW_SECONDS,
                                  dynamic_ncols=True)  # fmt: skip
         if self._bar is not None:
             self._bar.update(done - self._bar.n)
         elif now - self._last >= LINE_SECONDS or done == total:
             self._last = now
             seconds = max(now - self._started, 1e-9)
-            print(f"{label} {done}/{total}, {done / seconds:.0f} frames/s, {time_left(done, total, seconds)}",
-                  file=sys.stderr, flush=True)  # fmt: skip
+            print(
+                f"{label} {done}/{total}, {done / seconds:.0f} {self._unit}/s, "
+                f"{time_left(done, total, seconds)}",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def time_left(done: int, total: int, seconds: float) -> str:

@@ -71,7 +71,7 @@ def check_fits(dataset: Dataset, *, size: int, n_mels: int, silence_db: float) -
     ):
         found = params.get(section, {}).get(key)
         if found is not None and found != wanted:
-            raise ShardError(f"{dataset.folder}: holds {found:g} {what}, the network takes {wanted:g}")
+            raise ShardError(f"{dataset.place.address}: holds {found:g} {what}, the network takes {wanted:g}")
 
 
 def load_resident(
@@ -94,7 +94,7 @@ def load_resident(
     """
     ids = sorted(clip_ids)
     if not ids:
-        raise ShardError(f"{dataset.folder}: no clips to load")
+        raise ShardError(f"{dataset.place.address}: no clips to load")
     lengths = [int(dataset.clips[clip_id]["frames"]) for clip_id in ids]
     total = sum(lengths)
     rows = sum(MELS_PER_FRAME * length + 2 * mel_pad for length in lengths)
@@ -143,12 +143,12 @@ def _check_clip(dataset: Dataset, clip: ClipSample, length: int, size: int, n_me
     highest = int(clip.boxes[:, 1].min())
     if highest < top:
         raise ShardError(
-            f"{dataset.folder}: {clip.key} has a mask box that begins at row {highest}, the network looks at "
-            f"rows from {top} on"
+            f"{dataset.place.address}: {clip.key} has a mask box that begins at row {highest}, "
+            f"the network looks at rows from {top} on"
         )
     if clip.frames.shape != (length, size, size, 3) or clip.mels.shape[1] != n_mels:
         raise ShardError(
-            f"{dataset.folder}: {clip.key} holds frames {clip.frames.shape} and "
+            f"{dataset.place.address}: {clip.key} holds frames {clip.frames.shape} and "
             f"{clip.mels.shape[1]} mel bins, expected {(length, size, size, 3)} and {n_mels}"
         )
 
@@ -160,6 +160,6 @@ def _check_memory(dataset: Dataset, needed: int, n_frames: int, device: torch.de
         free = psutil.virtual_memory().available
     if needed > MEMORY_SHARE * free:
         raise ShardError(
-            f"{dataset.folder}: {n_frames} frames take {needed / 1e9:.1f} GB, of {free / 1e9:.1f} GB free on "
-            f"{device.type} {MEMORY_SHARE:.0%} may be used"
+            f"{dataset.place.address}: {n_frames} frames take {needed / 1e9:.1f} GB, "
+            f"of {free / 1e9:.1f} GB free on {device.type} {MEMORY_SHARE:.0%} may be used"
         )

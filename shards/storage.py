@@ -1,29 +1,36 @@
-"""Datasets that lie elsewhere: https:// and whatever else fsspec reads, brought to this machine once."""
+"""Whole datasets on their way: brought to this machine once, and published from it."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import fsspec
 from filelock import FileLock
 from platformdirs import user_cache_path
 
 from shards.atomic import written_whole
-from shards.index import DATASET_NAME, INDEX_NAME, LEDGER_NAME, digest_of, shard_entries
+from shards.checksum import file_sha256
+from shards.index import (
+    DATASET_NAME,
+    INDEX_NAME,
+    LEDGER_NAME,
+    digest_of,
+    published_name,
+    read_dataset,
+    read_table,
+    shard_entries,
+    tables_of,
+)
+from shards.places import Folder, Place, is_remote, place_of
 from shards.schema import ShardError
 
-BLOCK_BYTES = 2**20
-MAX_TABLE_BYTES = 2**31  # of the manifest, the index and the ledger
-TRIES = 2  # a shard that comes wrong is fetched once more
-
-
-def is_remote(address: str) -> bool:
-    """Whether it is an address and no folder."""
-    return "://" in address
+UPLOADS = 4  # at once
+# Files with the names of their contents, which publishing leaves behind; nothing else is ever removed.
+PUBLISHED = re.compile(r"[^/]+-\d{5}-[0-9a-f]{12}\.tar|(index|ledger)-[0-9a-f]{12}\.parquet")
 
 
 def at_hand(address: str, cache: Path | None = None) -> Path:
@@ -37,13 +44,13 @@ def at_hand(address: str, cache: Path | None = None) -> Path:
     if not is_remote(address):
         return Path(address)
     cache = user_cache_path("redub") / "datasets" if cache is None else cache
-    place = _Place(address)
-    manifest = place.manifest()
-    entries = shard_entries(manifest, Path(DATASET_NAME))
+    place = place_of(address)
+    manifest = read_dataset(place)
+    entries = shard_entries(manifest, f"{place.address}/{DATASET_NAME}")
     digest = digest_of(entries)
     if manifest.get("digest") != digest:
         told = manifest.get("digest")
-        raise ShardError(f"{address}/{DATASET_NAME}: digest {told!r}, its shards make {digest!r}")
+        raise ShardError(f"{place.address}/{DATASET_NAME}: digest {told!r}, its shards make {digest!r}")
     folder = cache / digest
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
@@ -53,78 +60,79 @@ def at_hand(address: str, cache: Path | None = None) -> Path:
             if not (folder / entry.name).is_file():
                 place.bring(entry.name, folder / entry.name, size=entry.bytes, sha256=entry.sha256)
         for name in (INDEX_NAME, LEDGER_NAME):
-            place.bring(name, folder / name)
+            with written_whole(folder / name) as partial:
+                partial.write_bytes(read_table(place, manifest, name))
         with written_whole(folder / DATASET_NAME) as partial:
             partial.write_text(json.dumps(manifest))
     return folder
 
 
-class _Place:
-    """A folder somewhere else. Each file read from it is bounded."""
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """One file of a dataset, and what it is called where it is published."""
 
-    def __init__(self, address: str) -> None:
-        self.address = address.rstrip("/")
-        try:
-            self.files, self.root = fsspec.core.url_to_fs(self.address)
-        except (ValueError, ImportError) as err:
-            raise ShardError(f"{address}: cannot be read ({err})") from err
-
-    def manifest(self) -> dict[str, Any]:
-        data = b"".join(self._blocks(DATASET_NAME))
-        try:
-            manifest = json.loads(data)
-        except (ValueError, RecursionError) as err:
-            raise ShardError(f"{self.address}/{DATASET_NAME}: not JSON ({err})") from err
-        if not isinstance(manifest, dict):
-            found = type(manifest).__name__
-            raise ShardError(f"{self.address}/{DATASET_NAME}: holds {found}, expected an object")
-        return manifest
-
-    def bring(self, name: str, path: Path, *, size: int | None = None, sha256: str | None = None) -> None:
-        """Copy a file; it appears when it is whole and, if ``sha256`` is told, right."""
-        for tries_left in reversed(range(TRIES)):
-            try:
-                self._copy(name, path, size, sha256)
-                return
-            except ShardError:
-                if not tries_left:
-                    raise
-
-    def _copy(self, name: str, path: Path, size: int | None, sha256: str | None) -> None:
-        digest, n_bytes = hashlib.sha256(), 0
-        with written_whole(path) as partial:
-            with partial.open("wb") as file:
-                for block in self._blocks(name, MAX_TABLE_BYTES if size is None else size):
-                    file.write(block)
-                    digest.update(block)
-                    n_bytes += len(block)
-            if sha256 is not None and digest.hexdigest() != sha256:
-                raise ShardError(
-                    f"{self.address}/{name}: {n_bytes} bytes with sha256 {digest.hexdigest()[:12]}, "
-                    f"expected {size} with {sha256[:12]}"
-                )
-
-    def _blocks(self, name: str, limit: int = MAX_TABLE_BYTES) -> Iterator[bytes]:
-        try:
-            with self.files.open(f"{self.root}/{name}", "rb") as file:
-                n_bytes = 0
-                while block := file.read(BLOCK_BYTES):
-                    n_bytes += len(block)
-                    if n_bytes > limit:
-                        raise ShardError(f"{self.address}/{name}: more than the {limit} bytes expected")
-                    yield block
-        except ShardError:
-            raise
-        except Exception as err:  # each kind of storage has errors of its own, and some are no OSError
-            cause = _first_cause(err)
-            if isinstance(cause, FileNotFoundError) or getattr(cause, "status", None) == 404:
-                raise ShardError(f"{self.address}: no {name} here, so this is no whole dataset") from err
-            told = " ".join(str(cause).split()) or type(cause).__name__
-            raise ShardError(f"{self.address}/{name}: cannot be read ({told})") from err
+    path: Path
+    name: str
+    size: int
+    sha256: str
 
 
-def _first_cause(err: BaseException) -> BaseException:
-    """What began it: fsspec tells of a server that is not there as of a file that is not."""
-    while err.__cause__ is not None:
-        err = err.__cause__
-    return err
+def publish(
+    folder: Path, place: Place, *, done: Callable[[int, int], object] = lambda n_bytes, total: None
+) -> int:
+    """Make the dataset in ``folder`` the one at ``place``; returns how many bytes had to be sent.
+
+    Shards and tables have the names of their contents and replace nothing, so whoever reads an older dataset
+    there reads on. The manifest comes last: who opens the place sees the old dataset or the new one, whole.
+    A file that is there already is not sent again, so a killed upload goes on where it stopped.
+    """
+    uploads = list(_uploads(folder))
+    for upload in uploads:
+        if not upload.path.is_file():
+            raise ShardError(f"{upload.path}: not there, but {DATASET_NAME} names it")
+    manifest = folder / DATASET_NAME
+    total = sum(upload.size for upload in uploads)
+    sent = seen = 0
+    pool = ThreadPoolExecutor(UPLOADS)
+    try:
+        for waiting in as_completed([pool.submit(_send, upload, place) for upload in uploads]):
+            size, was_sent = waiting.result()
+            seen, sent = seen + size, sent + size * was_sent
+            done(seen, total)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    place.put(manifest, DATASET_NAME, sha256=file_sha256(manifest))
+    return sent
+
+
+def _uploads(folder: Path) -> Iterator[Upload]:
+    """All files of a dataset but its manifest."""
+    manifest = read_dataset(folder)
+    for entry in shard_entries(manifest, folder / DATASET_NAME):
+        yield Upload(folder / entry.name, entry.name, entry.bytes, entry.sha256)
+    for name in (INDEX_NAME, LEDGER_NAME):
+        sha256 = tables_of(manifest).get(name)
+        if sha256 is None:
+            raise ShardError(f"{folder / DATASET_NAME}: names no sha256 of {name}; build the dataset again")
+        yield Upload(folder / name, published_name(name, sha256), Folder(folder).size(name) or 0, sha256)
+
+
+def _send(upload: Upload, place: Place) -> tuple[int, bool]:
+    """Put a file where it is not; (its bytes, whether they were sent)."""
+    if place.holds(upload.name, upload.size, upload.sha256):
+        return upload.size, False
+    found = file_sha256(upload.path)
+    if found != upload.sha256:
+        raise ShardError(f"{upload.path}: sha256 {found[:12]}, its manifest says {upload.sha256[:12]}")
+    place.put(upload.path, upload.name, sha256=upload.sha256)
+    if not place.holds(upload.name, upload.size, upload.sha256):
+        raise ShardError(f"{place.address}/{upload.name}: was sent, but is not there as it was sent")
+    return upload.size, True
+
+
+def leftovers(place: Place) -> list[str]:
+    """Shards and tables that the dataset at ``place`` does not name: an older one's, or a broken upload's."""
+    manifest = read_dataset(place)
+    kept = {entry.name for entry in shard_entries(manifest, f"{place.address}/{DATASET_NAME}")}
+    kept |= {published_name(name, sha256) for name, sha256 in tables_of(manifest).items()}
+    return [name for name in place.names() if PUBLISHED.fullmatch(name) and name not in kept]

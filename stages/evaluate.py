@@ -25,8 +25,7 @@ from filelock import FileLock, Timeout
 from sampler.metrics.mouth import Mouths
 from shards.atomic import clear_partials, written_whole
 from shards.checksum import file_sha256
-from shards.index import LEDGER_NAME
-from shards.ledger import OK, read_ledger
+from shards.ledger import OK
 from shards.reader import Dataset, open_dataset, read_clip
 from shards.storage import at_hand
 from shards.table import Row, write_rows
@@ -209,7 +208,7 @@ def _by_row(cells: Sequence[Cell], rows: Sequence[Row]) -> dict[str, list[Item]]
 
 def _about_clips(dataset: Dataset) -> dict[str, Row]:
     """Split, speaker, emotion and level of each clip."""
-    ledger = {row["clip_id"]: row for row in read_ledger(dataset.folder / LEDGER_NAME)}
+    ledger = {row["clip_id"]: row for row in dataset.ledger()}
     return {
         clip_id: {
             "split": row["split"],

@@ -48,7 +48,7 @@ Frames = NDArray[np.uint8]
 class SampleRequest:
     """What the user asked for."""
 
-    shards: str  # a folder, or an address that fsspec reads
+    shards: str  # a folder, or an address
     run: Path
     out: Path
     split: str

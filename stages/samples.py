@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 
 from shards.atomic import written_whole
 from shards.codec import decode_frame, encode_frame
-from shards.index import LEDGER_NAME
-from shards.ledger import read_ledger
 from shards.order import key_of
 from shards.reader import Dataset
 from shards.schema import ShardError
@@ -60,15 +58,16 @@ def pairs_of(dataset: Dataset, split: str, audio: Literal["own", "swapped"], *, 
     Swapped: every clip speaks and is spoken to once, by an order that hangs on the seed; where the ledger
     tells the sentences, two clips that say the same are kept apart. Raises StageError when there is no other.
     """
+    where = dataset.place.address
     ids = sorted(clip_id for clip_id, row in dataset.clips.items() if row["split"] == split)
     if not ids:
         splits = sorted({row["split"] for row in dataset.clips.values()})
-        raise StageError(f"{dataset.folder}: no clip is in the split {split!r}; it has {', '.join(splits)}")
+        raise StageError(f"{where}: no clip is in the split {split!r}; it has {', '.join(splits)}")
     if audio == "own":
         return [Pair(clip_id, clip_id) for clip_id in ids]
     if len(ids) < 2:
-        raise StageError(f"{dataset.folder}: the split {split!r} has one clip, so no other speech to swap in")
-    ledger = read_ledger(dataset.folder / LEDGER_NAME)
+        raise StageError(f"{where}: the split {split!r} has one clip, so no other speech to swap in")
+    ledger = dataset.ledger()
     said = {row["clip_id"]: row["sentence"] for row in ledger if row["sentence"]}
     ring = sorted(ids, key=lambda clip_id: key_of(seed, *clip_id.encode()))
 

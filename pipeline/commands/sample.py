@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from pipeline import params as params_file
-from pipeline.options import FILE, FOLDER, device_options, sampler_options, say_once
+from pipeline.options import FILE, FOLDER, at_endpoint, device_options, sampler_options, say_once
 
 if TYPE_CHECKING:
     from model.machine import Precision
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 )
 @sampler_options
 @device_options
+@at_endpoint
 def command(
     shards: str,
     run: Path,

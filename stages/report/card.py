@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.index import LEDGER_NAME
-from shards.ledger import OK, count_by_code, read_ledger
+from shards.ledger import OK, count_by_code
 from shards.reader import Dataset
 from shards.schema import VIDEO_FPS
 from shards.table import Row
@@ -80,7 +79,7 @@ class Card:
 
 def card_of(dataset: Dataset) -> Card:
     """Read the ledger and put it beside the index. Raises ShardError."""
-    ledger = read_ledger(dataset.folder / LEDGER_NAME)
+    ledger = dataset.ledger()
     kept = [row for row in ledger if row["status"] == OK and row["clip_id"] in dataset.clips]
     clips = list(dataset.clips.values())
     labels = {row["clip_id"]: row for row in kept}

