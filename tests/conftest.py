@@ -50,3 +50,11 @@ def landmarker() -> Path:
         return weights.find(weights.LANDMARKER)
     except StageError as err:
         pytest.skip(str(err))
+
+
+@pytest.fixture
+def no_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An evaluation finds no weights of others' networks, whatever this machine has."""
+    monkeypatch.setattr(weights, "cache_folder", lambda: tmp_path / "no weights")
+    for network in weights.NETWORKS.values():
+        monkeypatch.delenv(network.environment, raising=False)

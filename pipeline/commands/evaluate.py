@@ -93,8 +93,10 @@ def command(
     from model.machine import device_of
     from model.recipe import ModelError
     from pipeline.runner import DaskMapper
+    from shards.ledger import OK
     from shards.schema import ShardError
     from stages import evaluate
+    from stages.cells import BASELINES
     from stages.work import StageError
 
     try:
@@ -116,13 +118,17 @@ def command(
             found = evaluate.run(request, limits, mapper)
     except (StageError, ShardError, ModelError) as err:
         raise click.ClickException(str(err)) from err
+    counts = _counts(found.rows)
     if as_json:
-        click.echo(json.dumps({"out": str(out), "metrics": found.metrics, "clips": _counts(found.rows)}))
-        return
-    _print_table(found)
-    _print_groups(found.rows)
-    _print_lost(found)
-    click.echo(f"table    {out / evaluate.METRICS}\nclips    {out / evaluate.CLIPS}")
+        click.echo(json.dumps({"out": str(out), "metrics": found.metrics, "clips": counts}))
+    else:
+        _print_table(found)
+        _print_groups(found.rows)
+        _print_lost(found, counts)
+        click.echo(f"table    {out / evaluate.METRICS}\nclips    {out / evaluate.CLIPS}")
+    lost = [name for name in counts if name not in BASELINES and not counts[name][OK]]
+    if lost:
+        raise click.ClickException(f"{', '.join(lost)}: no clip could be scored; see {out / evaluate.CLIPS}")
 
 
 def _counts(rows: list[Row]) -> dict[str, dict[str, int]]:
@@ -173,12 +179,12 @@ def _print_groups(rows: list[Row]) -> None:
                 click.echo(f"{column} of {name}, {field} {value}: {mean}")
 
 
-def _print_lost(found: Evaluation) -> None:
+def _print_lost(found: Evaluation, counts: dict[str, dict[str, int]]) -> None:
     """Clips that could not be scored, by row and reason, with an example."""
-    for name, counts in _counts(found.rows).items():
-        told = ", ".join(f"{count} {code}" for code, count in counts.items() if count)
+    for name, of_row in counts.items():
+        told = ", ".join(f"{count} {code}" for code, count in of_row.items() if count)
         click.echo(f"{name}: {told}")
-        for code in counts:
+        for code in of_row:
             example = next((row for row in found.rows if row["row"] == name and row["code"] == code), None)
             if example is not None and example["reason"]:
                 click.echo(f"  {code:<12} e.g. {example['name']}: {example['reason']}")
