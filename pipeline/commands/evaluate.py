@@ -166,7 +166,7 @@ def _told(cell: dict[str, Any]) -> str:
 
 
 def _print_groups(rows: list[Row]) -> None:
-    """The generated rows by emotion, level and speaker, where there are several of them."""
+    """Means of the generated rows by emotion, level and speaker, where there are several of them."""
     from stages.cells import BASELINES
     from stages.scores import means_by
 
@@ -174,9 +174,12 @@ def _print_groups(rows: list[Row]) -> None:
     for field in GROUPS:
         if len({row[field] for row in drawn} - {None}) < 2:
             continue
-        for column in GROUPED:
-            for (name, value), mean in sorted(means_by(drawn, column, ("row", field)).items()):
-                click.echo(f"{column} of {name}, {field} {value}: {mean}")
+        click.echo(f"{'by ' + field:<36}" + "".join(f"{column:>21}" for column in GROUPED))
+        means = [means_by(drawn, column, ("row", field)) for column in GROUPED]
+        for name, value in sorted(set().union(*means)):
+            cells = [told.get((name, value)) for told in means]
+            shown = "".join("-".rjust(21) if mean is None else f"{mean.value:21.3f}" for mean in cells)
+            click.echo(f"  {name:<26}{value:<8}{shown}")
 
 
 def _print_lost(found: Evaluation, counts: dict[str, dict[str, int]]) -> None:
