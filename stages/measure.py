@@ -147,7 +147,8 @@ def frames_of(clip: ClipSample, item: Item, dataset: Dataset, tools: Tools) -> F
     if item.kind == "previous":
         return previous(clip)
     if item.kind == "nearest":
-        speech = read_clip(dataset, item.audio_clip_id)
+        own = item.audio_clip_id == item.clip_id
+        speech = clip if own else read_clip(dataset, item.audio_clip_id)
         return nearest(clip, speech.mels[: MELS_PER_FRAME * item.n_frames], _bank(tools.bank))
     assert item.kind == "crops", item.kind
     try:
