@@ -27,7 +27,8 @@ from model.checkpoint import load_network
 from model.machine import Machine, device_of
 from sampler.metrics.obedience import mean_of
 from sampler.metrics.pixels import decibels, squared_errors
-from sampler.rollout import Painter, SampleParams
+from sampler.params import SampleParams
+from sampler.rollout import Painter
 from shards.reader import Dataset, open_dataset, read_clip
 from stages import faces, weights
 from stages.mouths import find_mouths

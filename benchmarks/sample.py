@@ -34,7 +34,8 @@ from model.examples import mask_of, to_float, to_pixels
 from model.machine import Machine, device_of
 from model.recipe import PRESETS, Recipe, recipe_of
 from model.unet import UNet, parameter_count
-from sampler.rollout import CropFrame, Painter, SampleParams, Take
+from sampler.params import SampleParams
+from sampler.rollout import CropFrame, Painter, Take
 from sampler.steps import Known, levels, sample
 from shards.reader import open_dataset, read_clip
 from shards.schema import MELS_PER_FRAME

@@ -7,7 +7,6 @@ from typing import Any
 import gradio as gr
 
 from pipeline.service import Service
-from sampler.rollout import SampleParams
 from sampler.steps import SAMPLERS
 from stages.edit import EditParams
 from stages.fit import Fit
@@ -175,7 +174,7 @@ def _speech(service: Service) -> None:
 
 def _settings(service: Service, page: gr.Blocks) -> list[Any]:
     """What can be chosen, in the order in which ``Service.edit`` takes it."""
-    drawn = SampleParams()
+    drawn = service.sections.sample
     run = gr.Dropdown([], label="Run", info="Whose network draws.", elem_id="run")
     page.load(service.offered, None, run, **AT_ONCE)
     steps = gr.Slider(

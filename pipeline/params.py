@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import pydantic
 import yaml
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
+from sampler.params import SampleParams
 from stages.align import AlignParams
 from stages.clips import ClipsParams
 from stages.crops import ShardParams
@@ -33,17 +34,6 @@ class TrainParams:
 
     preset: str = "multi-speaker"
     changes: dict[str, Any] = field(default_factory=dict)  # nested as in model.recipe.Recipe
-
-
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
-class SampleParams:
-    """How frames are drawn. ``sampler.rollout``'s own, which takes long to import, says what each means."""
-
-    sampler: Literal["ancestral", "ddim", "dpm++2m"] = "dpm++2m"
-    steps: int = Field(default=20, ge=1, le=2000)
-    guidance: float = Field(default=1.0, ge=0)
-    reanchor_every: int = Field(default=0, ge=0)
-    seed: int = Field(default=0, ge=0)
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))

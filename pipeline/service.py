@@ -144,7 +144,12 @@ class Service:
         try:
             with visit.at_work():
                 drawing = params_of(
-                    sampler=sampler, steps=steps, guidance=guidance, reanchor_every=reanchor_every, seed=seed
+                    self.sections.sample,
+                    sampler=sampler,
+                    steps=steps,
+                    guidance=guidance,
+                    reanchor_every=reanchor_every,
+                    seed=seed,
                 )
                 asked = self.sections.for_edit(fit=fit, face=face, crf=crf, max_seconds=self.max_seconds)
                 video, speech = visit.found("video"), visit.found("speech")

@@ -13,7 +13,8 @@ import torch
 from model.checkpoint import CHECKPOINTS, Saved, load_network, pick
 from model.machine import Machine
 from model.recipe import ModelError
-from sampler.rollout import Painter, SampleParams
+from sampler.params import SampleParams
+from sampler.rollout import Painter
 from stages.train import RUN_FILE
 
 NETWORKS_KEPT = 2

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import ConfigDict, Field, ValidationError
-from pydantic.dataclasses import dataclass as checked_dataclass
+from pydantic import ValidationError
 from torch import Tensor
 
 from model.audio import SILENCE_DB
@@ -29,24 +28,10 @@ from model.examples import hidden, mask_of, to_float, to_pixels
 from model.machine import Machine
 from model.recipe import ModelError, Recipe
 from model.unet import UNet
-from sampler.steps import Known, SamplerName, levels, sample
+from sampler.params import SampleParams
+from sampler.steps import Known, levels, sample
 from shards.order import key_of
 from shards.schema import MELS_PER_FRAME
-
-
-@checked_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
-class SampleParams:
-    """How frames are drawn."""
-
-    sampler: SamplerName = "dpm++2m"
-    steps: int = Field(default=20, ge=1, le=2000)
-    # How far to go beyond what the audio says: 1 as trained, 0 deaf. Needs a network that was trained with
-    # audio dropout; costs a second pass.
-    guidance: float = Field(default=1.0, ge=0)
-    # Every so many frames the previous frame's mouth is hidden, as often happens in training, so that an
-    # error cannot be handed on for ever. 0: never.
-    reanchor_every: int = Field(default=0, ge=0)
-    seed: int = Field(default=0, ge=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,10 +252,10 @@ def _joined(sights: Sequence[_Sight]) -> _Sight:
     )
 
 
-def params_of(**told: Any) -> SampleParams:
-    """The defaults, but for what is told; None is not told. Raises ModelError."""
+def params_of(params: SampleParams, **told: Any) -> SampleParams:
+    """The params, but for what is told; None is not told. Raises ModelError."""
     try:
-        return SampleParams(**{name: value for name, value in told.items() if value is not None})
+        return replace(params, **{name: value for name, value in told.items() if value is not None})
     except ValidationError as err:
         problem = err.errors()[0]
         raise ModelError(f"{problem['loc'][0]} is {problem['input']!r}: {problem['msg']}") from err

@@ -15,15 +15,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from model import denoiser
+from sampler.params import SamplerName
 
-SamplerName = Literal["ancestral", "ddim", "dpm++2m"]
 Noise = Callable[[int], Tensor]  # step -> its fresh standard normal noise, (B, C, H, W)
 
 

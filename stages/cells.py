@@ -75,7 +75,7 @@ def item_of(dataset: Dataset, tools: Tools, kind: Kind, pair: Pair, crops: Path 
         "n_frames": length_of(dataset, pair),
         "own": pair.clip_id == pair.audio_clip_id,
         "landmarker": tools.landmarker_sha256,
-        "versions": versions("opencv-python", "numpy"),
+        "versions": versions("opencv-python", "numpy", "scikit-image"),
     }
     if kind == "nearest":
         made_from |= {"speech": dataset.clips[pair.audio_clip_id]["sha256"], "bank": Path(tools.bank).stem}

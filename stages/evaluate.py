@@ -70,7 +70,7 @@ class EvaluateRequest:
     generated: tuple[tuple[str, Path], ...] = ()  # name, or empty, and folder
     split: str = "test"
     clips: int | None = None  # the first so many, by name; all without
-    landmarks: bool = True  # look at mouths, which costs a hundred times what the other figures do
+    landmarks: bool = True  # look at mouths, which costs ten times what the other figures do
     landmarker: str = ""
     weights: Path | None = None  # folder of others' networks
     raw: Path | None = None  # the corpus's files, whose sound SyncNet hears
@@ -175,9 +175,15 @@ def _tools(request: EvaluateRequest, dataset: Dataset, heard: Set[str]) -> tuple
             not_computed = dict.fromkeys(MOUTHS, str(err))
     else:
         not_computed = dict.fromkeys(MOUTHS, "--no-landmarks")
-    model_sha256 = file_sha256(Path(model)) if model else ""
-    shards, cache = str(dataset.folder.absolute()), str(request.cache.absolute())
-    return Tools(shards, cache, bank, model, model_sha256), not_computed
+    tools = Tools(
+        shards=str(dataset.folder.absolute()),
+        digest=dataset.manifest["digest"],
+        cache=str(request.cache.absolute()),
+        bank=bank,
+        landmarker=model,
+        landmarker_sha256=file_sha256(Path(model)) if model else "",
+    )
+    return tools, not_computed
 
 
 class _Found:

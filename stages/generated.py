@@ -79,6 +79,7 @@ def _samples(name: str, folder: Path, dataset: Dataset, split: str, clips: int |
     """A folder that ``pipeline sample`` wrote."""
     try:
         story = json.loads((folder / STORY).read_text())
+        json.dumps(story, allow_nan=False)  # it is written down again
         audio, seed, drawn_from = story["audio"], int(story["params"]["seed"]), story["dataset"]
     except (OSError, ValueError, TypeError, KeyError) as err:
         raise StageError(f"{folder / STORY}: cannot be read ({type(err).__name__}: {err})") from err

@@ -54,6 +54,7 @@ class Tools:
     """What measuring needs besides the frames."""
 
     shards: str
+    digest: str  # of the dataset there
     cache: str
     bank: str  # entry of the cache; empty without training clips
     landmarker: str  # empty: mouths are not looked at
@@ -90,7 +91,7 @@ def measure_items(items: Sequence[dict[str, Any]], tools: dict[str, Any]) -> Out
     """Measure items of one clip, each into its entry. Runs in the sandbox."""
     cv2.setNumThreads(1)
     kit = Tools(**tools)
-    dataset = _dataset(kit.shards)
+    dataset = _dataset(kit.shards, kit.digest)
     clip = read_clip(dataset, items[0]["clip_id"])
     for words in items:
         item = Item(**words)
@@ -102,7 +103,8 @@ def measure_items(items: Sequence[dict[str, Any]], tools: dict[str, Any]) -> Out
 
 
 @functools.lru_cache(maxsize=1)
-def _dataset(folder: str) -> Dataset:
+def _dataset(folder: str, digest: str) -> Dataset:
+    """Opened once; ``digest`` is what tells it from another that may come to lie there."""
     return open_dataset(Path(folder))
 
 
@@ -147,7 +149,8 @@ def frames_of(clip: ClipSample, item: Item, dataset: Dataset, tools: Tools) -> F
     if item.kind == "previous":
         return previous(clip)
     if item.kind == "nearest":
-        speech = read_clip(dataset, item.audio_clip_id)
+        own = item.audio_clip_id == item.clip_id
+        speech = clip if own else read_clip(dataset, item.audio_clip_id)
         return nearest(clip, speech.mels[: MELS_PER_FRAME * item.n_frames], _bank(tools.bank))
     assert item.kind == "crops", item.kind
     try:

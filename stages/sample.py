@@ -25,7 +25,8 @@ from tqdm import tqdm
 from model.audio import SILENCE_DB
 from model.checkpoint import load_network
 from model.machine import Machine, Ranks, joined
-from sampler.rollout import CropFrame, Painter, SampleParams, Take
+from sampler.params import SampleParams
+from sampler.rollout import CropFrame, Painter, Take
 from shards.atomic import clear_partials, written_whole
 from shards.checksum import file_sha256
 from shards.loader import check_fits

@@ -59,3 +59,11 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3.Server]:
     """A real S3 server on loopback; it takes 4 s and 500 MB, so tests that need it share few files."""
     with s3.running(tmp_path_factory.mktemp("s3") / "weed") as server:
         yield server
+
+
+@pytest.fixture
+def no_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An evaluation finds no weights of others' networks, whatever this machine has."""
+    monkeypatch.setattr(weights, "cache_folder", lambda: tmp_path / "no weights")
+    for network in weights.NETWORKS.values():
+        monkeypatch.delenv(network.environment, raising=False)

@@ -62,7 +62,11 @@ def write(folder: Path, clips: Sequence[PackedClip], **described: Any) -> Path:
     write_index(folder / INDEX_NAME, [row | {"shard": entry.name} for row in rows])
     write_ledger(
         folder / LEDGER_NAME,
-        [{"clip_id": clip.key, "path": f"{clip.key}.mpg", "status": "ok", "notes": []} for clip in clips],
+        [
+            {"clip_id": clip.key, "path": f"{clip.key}.mpg", "emotion": clip.info.get("emotion")}
+            | {"status": "ok", "notes": []}
+            for clip in clips
+        ],
     )
     splits: dict[str, dict[str, int]] = {}
     for row in rows:

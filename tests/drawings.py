@@ -77,6 +77,7 @@ def dataset(folder: Path, lengths: Mapping[str, int], *, trained: int = 0) -> Pa
             mels=mels_of(opened),
             split="train" if clip_id == "s1_train" else "test",
             source_size=[WIDTH, HEIGHT],
+            emotion=("ANG", "SAD")[number % 2],
         )
         clips.append(replace(packed, affine=np.repeat(AFFINE[None], n_frames, axis=0)))
     return datasets.write(folder, clips, params={"align": {"size": SIZE}, "mels": {"n_mels": N_MELS}})

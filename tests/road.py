@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,18 @@ def build(raw: Path, work: Path, *words: str | Path, dataset: str = "folder") ->
     told = pipeline("shard", "--dataset", dataset, "--raw", raw, "--work", work, "--json", *words)
     summary: dict[str, Any] = json.loads(told)
     return summary
+
+
+def dvc(project: Path, *words: str) -> str:
+    """Standard output of a command of DVC, which finds `pipeline` beside this Python."""
+    environment = os.environ | {
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "DVC_NO_ANALYTICS": "1",
+    }
+    command = [sys.executable, "-m", "dvc", *words]
+    done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def stage_of(summary: dict[str, Any], name: str) -> dict[str, Any]:

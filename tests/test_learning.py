@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from model.machine import Machine
 from sampler.metrics.mouth import correlation, openings
 from sampler.metrics.pixels import decibels, squared_errors
-from sampler.rollout import CropFrame, SampleParams, Take, painter_of
+from sampler.params import SampleParams
+from sampler.rollout import CropFrame, Take, painter_of
 from shards.loader import split_off
 from shards.reader import open_dataset, read_clip
 from shards.schema import MELS_PER_FRAME, ClipSample

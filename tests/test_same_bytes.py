@@ -16,7 +16,7 @@ import pytest
 from shards.index import DATASET_NAME
 from shards.verify import verify
 from stages.synth import SynthParams, make_corpus
-from tests.road import PIPELINE, build, hashes, pipeline, stage_of
+from tests.road import PIPELINE, build, dvc, hashes, pipeline, stage_of
 
 ROOT = Path(__file__).parent.parent
 KILLS = 10
@@ -181,19 +181,6 @@ def dvc_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (project / "params.yaml").write_text(text)
     dvc(project, "init", "--no-scm", "--quiet")
     return project
-
-
-def dvc(project: Path, *words: str) -> str:
-    import os
-
-    environment = os.environ | {
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-        "DVC_NO_ANALYTICS": "1",
-    }
-    command = [sys.executable, "-m", "dvc", *words]
-    done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 def test_dvc_repro_makes_the_bytes_of_the_command_and_runs_only_what_changed(dvc_project: Path) -> None:

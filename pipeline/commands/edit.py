@@ -13,7 +13,7 @@ from pipeline.progress import Bars
 
 if TYPE_CHECKING:
     from model.machine import Precision
-    from sampler.steps import SamplerName
+    from sampler.params import SamplerName
     from stages.edit import Preset
     from stages.fit import Fit
     from stages.follow import Choice
@@ -115,7 +115,12 @@ def command(
         )
         model = weights.find(weights.LANDMARKER, landmarker or sections.landmarks.model)
         drawing = params_of(
-            sampler=sampler, steps=steps, guidance=guidance, reanchor_every=reanchor_every, seed=seed
+            sections.sample,
+            sampler=sampler,
+            steps=steps,
+            guidance=guidance,
+            reanchor_every=reanchor_every,
+            seed=seed,
         )
         machine = Machine(precision=precision, compile=compile)
         painter = painter_of(run, drawing, device_of(device), machine)

@@ -93,8 +93,10 @@ def command(
     from model.machine import device_of
     from model.recipe import ModelError
     from pipeline.runner import DaskMapper
+    from shards.ledger import OK
     from shards.schema import ShardError
     from stages import evaluate
+    from stages.cells import BASELINES
     from stages.work import StageError
 
     try:
@@ -116,13 +118,17 @@ def command(
             found = evaluate.run(request, limits, mapper)
     except (StageError, ShardError, ModelError) as err:
         raise click.ClickException(str(err)) from err
+    counts = _counts(found.rows)
     if as_json:
-        click.echo(json.dumps({"out": str(out), "metrics": found.metrics, "clips": _counts(found.rows)}))
-        return
-    _print_table(found)
-    _print_groups(found.rows)
-    _print_lost(found)
-    click.echo(f"table    {out / evaluate.METRICS}\nclips    {out / evaluate.CLIPS}")
+        click.echo(json.dumps({"out": str(out), "metrics": found.metrics, "clips": counts}))
+    else:
+        _print_table(found)
+        _print_groups(found.rows)
+        _print_lost(found, counts)
+        click.echo(f"table    {out / evaluate.METRICS}\nclips    {out / evaluate.CLIPS}")
+    lost = [name for name in counts if name not in BASELINES and not counts[name][OK]]
+    if lost:
+        raise click.ClickException(f"{', '.join(lost)}: no clip could be scored; see {out / evaluate.CLIPS}")
 
 
 def _counts(rows: list[Row]) -> dict[str, dict[str, int]]:
@@ -160,7 +166,7 @@ def _told(cell: dict[str, Any]) -> str:
 
 
 def _print_groups(rows: list[Row]) -> None:
-    """The generated rows by emotion, level and speaker, where there are several of them."""
+    """Means of the generated rows by emotion, level and speaker, where there are several of them."""
     from stages.cells import BASELINES
     from stages.scores import means_by
 
@@ -168,17 +174,20 @@ def _print_groups(rows: list[Row]) -> None:
     for field in GROUPS:
         if len({row[field] for row in drawn} - {None}) < 2:
             continue
-        for column in GROUPED:
-            for (name, value), mean in sorted(means_by(drawn, column, ("row", field)).items()):
-                click.echo(f"{column} of {name}, {field} {value}: {mean}")
+        click.echo(f"{'by ' + field:<36}" + "".join(f"{column:>21}" for column in GROUPED))
+        means = [means_by(drawn, column, ("row", field)) for column in GROUPED]
+        for name, value in sorted(set().union(*means)):
+            cells = [told.get((name, value)) for told in means]
+            shown = "".join("-".rjust(21) if mean is None else f"{mean.value:21.3f}" for mean in cells)
+            click.echo(f"  {name:<26}{value:<8}{shown}")
 
 
-def _print_lost(found: Evaluation) -> None:
+def _print_lost(found: Evaluation, counts: dict[str, dict[str, int]]) -> None:
     """Clips that could not be scored, by row and reason, with an example."""
-    for name, counts in _counts(found.rows).items():
-        told = ", ".join(f"{count} {code}" for code, count in counts.items() if count)
+    for name, of_row in counts.items():
+        told = ", ".join(f"{count} {code}" for code, count in of_row.items() if count)
         click.echo(f"{name}: {told}")
-        for code in counts:
+        for code in of_row:
             example = next((row for row in found.rows if row["row"] == name and row["code"] == code), None)
             if example is not None and example["reason"]:
                 click.echo(f"  {code:<12} e.g. {example['name']}: {example['reason']}")

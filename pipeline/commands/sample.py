@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -13,7 +12,7 @@ from pipeline.options import FILE, FOLDER, at_endpoint, device_options, sampler_
 
 if TYPE_CHECKING:
     from model.machine import Precision
-    from sampler.steps import SamplerName
+    from sampler.params import SamplerName
 
 
 @click.command("sample")
@@ -71,15 +70,14 @@ def command(
     from stages.work import StageError
 
     try:
-        told = {
-            "sampler": sampler,
-            "steps": steps,
-            "guidance": guidance,
-            "reanchor_every": reanchor_every,
-            "seed": seed,
-        }
-        given = {name: value for name, value in told.items() if value is not None}
-        params = params_of(**(asdict(params_file.load(params_path).sample) | given))
+        params = params_of(
+            params_file.load(params_path).sample,
+            sampler=sampler,
+            steps=steps,
+            guidance=guidance,
+            reanchor_every=reanchor_every,
+            seed=seed,
+        )
         request = sample.SampleRequest(
             shards=shards,
             run=run,

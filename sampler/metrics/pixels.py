@@ -7,6 +7,7 @@ instead of 7.7.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import cv2
 import numpy as np
@@ -29,9 +30,12 @@ def boxed(frames: Frames, boxes: Boxes) -> Iterator[Frames]:
         yield frame[y0:y1, x0:x1]
 
 
-def squared_error(a: NDArray[np.generic], b: NDArray[np.generic]) -> float:
-    """Mean over all elements of two arrays."""
-    return float(np.mean(np.square(np.subtract(a, b, dtype=np.float64))))
+def squared_error(a: NDArray[Any], b: NDArray[Any]) -> float:
+    """Mean over all elements of two arrays of one shape. OpenCV sums in double, and whole numbers exactly."""
+    assert a.shape == b.shape, f"{a.shape} and {b.shape}"
+    if a.dtype != b.dtype:
+        a, b = a.astype(np.float64), b.astype(np.float64)
+    return float(cv2.norm(a.ravel(), b.ravel(), cv2.NORM_L2SQR)) / a.size
 
 
 def squared_errors(drawn: Frames, truth: Frames, boxes: Boxes | None = None) -> Series:
@@ -51,7 +55,7 @@ def decibels(errors: float | Series) -> float:
     return float(10 * np.log10(PEAK**2 / mean)) if mean else float("inf")
 
 
-def psnr(a: NDArray[np.generic], b: NDArray[np.generic]) -> float:
+def psnr(a: NDArray[Any], b: NDArray[Any]) -> float:
     """Peak signal to noise ratio of two arrays of one shape, dB: 10 log10(255² / mean squared error)."""
     return decibels(squared_error(a, b))
 

@@ -27,7 +27,7 @@ from pipeline.commands.app import is_loopback
 from pipeline.main import cli
 from pipeline.shelf import Shelf, told
 from pipeline.visits import Visits
-from sampler.rollout import SampleParams
+from sampler.params import SampleParams
 from stages import synth
 from stages.synth import ClipSpec
 from stages.work import StageError

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,14 +16,16 @@ from pipeline import params
 from pipeline.main import cli
 from sampler import rollout
 from shards.reader import open_dataset, read_clip
-from stages import evaluate, weights
+from stages import evaluate
 from stages.cells import BASELINES
 from stages.evaluate import EvaluateRequest
 from stages.samples import Pair
 from stages.sandbox import LimitParams
 from stages.work import one_by_one
 from tests import drawings
-from tests.road import hashes
+from tests.road import dvc, hashes
+
+pytestmark = pytest.mark.usefixtures("no_networks")
 
 
 @pytest.fixture(scope="module")
@@ -33,15 +33,10 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return drawings.dataset(tmp_path_factory.mktemp("made") / "shards", {"s1_a": 4, "s1_b": 5}, trained=6)
 
 
-@pytest.fixture(autouse=True)
-def _no_networks_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights, "cache_folder", lambda: tmp_path / "no weights")
-
-
-def drawn(shards: Path, folder: Path, strength: float) -> Path:
+def drawn(shards: Path, folder: Path, strength: float, n_frames: int = 4) -> Path:
     """Samples of one of the two clips, with noise of some strength in the box."""
     opened = open_dataset(shards)
-    frames = read_clip(opened, "s1_a").frames
+    frames = read_clip(opened, "s1_a").frames[:n_frames]
     noise = np.random.default_rng(0).normal(0, strength, frames.shape)
     mouths = np.clip(frames + noise, 0, 255).astype(np.uint8)
     pair = Pair("s1_a", "s1_a")
@@ -60,6 +55,7 @@ def test_the_table_says_what_was_scored_what_was_not_and_why(shards: Path, tmp_p
     assert "PSNR (box, dB, higher is better)" in result.output
     assert "mine (own audio): 1 ok, 1 missing" in result.output
     assert "e.g. s1_b: samples.parquet does not list s1_b" in result.output
+    assert "by emotion" in result.output and "mine (own audio)          ANG" in result.output
     assert "lse_c, lse_d: not computed: SyncNet weights not found at " in result.output
     assert "(sha256 961e8696" in result.output
     assert "audio_obedience: not computed: --no-landmarks" in result.output
@@ -87,19 +83,13 @@ def test_json_holds_the_table_and_errors_are_one_line(shards: Path, tmp_path: Pa
         failed = told(*words, *wrong)
         assert failed.exit_code == 1 and why in failed.output
         assert len(failed.output.strip().splitlines()) == 1
+    nothing = told(*words, "--generated", drawn(shards, tmp_path / "short", 5, n_frames=2))
+    assert nothing.exit_code == 1 and "ours (own audio): no clip could be scored" in nothing.output
+    assert "too_short    e.g. s1_a: has 2 frames" in nothing.output
 
 
 def test_the_params_file_says_the_samplers_own_defaults() -> None:
     assert asdict(params.SampleParams()) == asdict(rollout.SampleParams())
-
-
-def dvc(project: Path, *words: str) -> str:
-    environment = os.environ | {"DVC_NO_ANALYTICS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "dvc", *words], cwd=project, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 def test_dvc_tells_two_evaluations_apart_and_draws_their_curves(shards: Path, tmp_path: Path) -> None:

@@ -58,7 +58,10 @@ def test_psnr_is_scikit_images() -> None:
         a = picture(seed)
         b = noisy(a, 10 * (seed + 1))
         assert psnr(a, b) == pytest.approx(peak_signal_noise_ratio(a, b), abs=1e-9)
+        assert psnr(a.astype(float), b) == pytest.approx(psnr(a, b), abs=1e-9)
     assert psnr(a, a) == np.inf
+    white, black = np.full((2, 20, 64, 64, 3), [[[[[255]]]], [[[[0]]]]], np.uint8)
+    assert psnr(white, black) == pytest.approx(0, abs=1e-9), "which no sum overflows"
 
 
 def test_a_clips_psnr_is_of_its_mean_error_so_one_copied_frame_does_not_make_it_infinite() -> None:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from model import checkpoint, loop
 from model.machine import Machine
 from model.recipe import ModelError, Recipe
-from sampler.rollout import CropFrame, Painter, SampleParams, Take, painter_of, params_of
+from sampler.params import SampleParams
+from sampler.rollout import CropFrame, Painter, Take, painter_of, params_of
 from tests.model.worlds import CPU, N_MELS, SIZE, TINY
 
 BOX = np.array([4, 8, 12, 15], np.int16)
@@ -201,4 +202,4 @@ def test_what_cannot_be_drawn_is_one_line(network: torch.nn.Module, tmp_path: Pa
     with pytest.raises(ModelError, match="no checkpoint here"):
         painter_of(tmp_path, QUICK, CPU, Machine())
     with pytest.raises(ModelError, match="steps is 0"):
-        params_of(steps=0, seed=None)
+        params_of(QUICK, steps=0, seed=None)

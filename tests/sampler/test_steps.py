@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from model.denoiser import NoiseParams, betas, gammas
+from sampler.params import SamplerName
 from sampler.steps import (
     SAMPLERS,
     Denoise,
     Known,
     Noise,
-    SamplerName,
     Step,
     ddim,
     ddim_step,

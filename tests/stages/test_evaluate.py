@@ -17,7 +17,7 @@ from torch import nn
 
 from sampler.metrics.mouth import correlation
 from shards.reader import Dataset, open_dataset, read_clip
-from stages import evaluate, weights
+from stages import evaluate
 from stages.cells import BASELINES, STAGE
 from stages.columns import COLUMNS
 from stages.evaluate import CLIPS, FRAMES, METRICS, STORY, EvaluateRequest
@@ -29,6 +29,8 @@ from stages.work import StageError, one_by_one
 from tests import drawings
 from tests.drawings import in_the_box
 from tests.road import hashes
+
+pytestmark = pytest.mark.usefixtures("no_networks")
 
 Frames = NDArray[np.uint8]
 LENGTHS = {"s1_a": 24, "s1_b": 26, "s1_c": 24, "s1_d": 24}
@@ -44,13 +46,6 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(autouse=True)
-def _no_networks_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights, "cache_folder", lambda: tmp_path / "no weights")
-    for network in weights.NETWORKS.values():
-        monkeypatch.delenv(network.environment, raising=False)
 
 
 def run(

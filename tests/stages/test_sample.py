@@ -13,9 +13,11 @@ import av
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 from model import checkpoint, loop
-from sampler.rollout import SampleParams
+from pipeline.main import cli
+from sampler.params import SampleParams
 from shards.ledger import read_ledger, write_ledger
 from shards.reader import open_dataset, read_clip
 from shards.schema import ShardError
@@ -166,3 +168,16 @@ def test_the_folder_says_what_drew_it(shards: Path, trained: Path, tmp_path: Pat
     story = json.loads((tmp_path / "samples.json").read_text())
     assert story["params"]["steps"] == 2
     assert story["dataset"] == open_dataset(shards).manifest["digest"]
+
+
+def test_numbers_come_from_the_params_file_and_options_win(
+    shards: Path, trained: Path, tmp_path: Path
+) -> None:
+    params = tmp_path / "params.yaml"
+    params.write_text("sample: {sampler: ancestral, steps: 3, seed: 5}\n")
+    words = ["sample", "--shards", shards, "--run", trained, "-o", tmp_path / "out", "--params", params]
+    more = ["--steps", "2", "--device", "cpu", "--clips", "1", "--no-videos"]
+    done = CliRunner().invoke(cli, [*map(str, words), *more])
+    assert done.exit_code == 0, done.output
+    told = json.loads((tmp_path / "out" / "samples.json").read_text())["params"]
+    assert (told["sampler"], told["steps"], told["seed"]) == ("ancestral", 2, 5)
