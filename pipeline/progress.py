@@ -51,9 +51,10 @@ def shown(
 
 
 class Bars:
-    """For work in several passes that counts by itself: a bar for each pass, or a line every few seconds."""
+    """For work in passes that counts by itself: a bar for each pass, or a line every few seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, unit: str = "frames") -> None:
+        self._unit = unit
         self._label = ""
         self._bar: tqdm[Any] | None = None
         self._started = self._last = 0.0
@@ -73,7 +74,7 @@ class Bars:
             self.__exit__()
             self._label, self._started, self._last = label, now, now
             if terminal:
-                self._bar = tqdm(total=total, desc=label, unit=" frames", mininterval=REDRAW_SECONDS,
+                self._bar = tqdm(total=total, desc=label, unit=f" {self._unit}", mininterval=REDRAW_SECONDS,
                                  dynamic_ncols=True)  # fmt: skip
         if self._bar is not None:
             self._bar.update(done - self._bar.n)
@@ -81,9 +82,8 @@ class Bars:
             self._last = now
             seconds = max(now - self._started, 1e-9)
             left = f"{(total - done) * seconds / done:.0f} s left" if 0 < done < total else "done"
-            print(
-                f"{label} {done}/{total}, {done / seconds:.0f} frames/s, {left}", file=sys.stderr, flush=True
-            )
+            rate = f"{done / seconds:.0f} {self._unit}/s"
+            print(f"{label} {done}/{total}, {rate}, {left}", file=sys.stderr, flush=True)
 
 
 def _line(label: str, items: int, n_items: int, frames: int, total: int, drops: int, seconds: float) -> str:

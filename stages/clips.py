@@ -35,7 +35,7 @@ SIDE_CARS = frozenset(
 )
 SIDE_CAR_NAMES = frozenset({".ds_store", "thumbs.db", "desktop.ini", "license", "readme", "makefile"})
 SIDE_CAR_PREFIXES = (".git", "._")
-SKIPPED_FOLDERS = frozenset({".git", ".dvc"})
+SKIPPED_FOLDERS = frozenset({".git", ".dvc", corpora.FETCH_FOLDER})
 
 LFS_HEAD = b"version https://git-lfs.github.com/spec/"
 
