@@ -106,6 +106,18 @@ def device_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return _with(DEVICE_OPTIONS, function)
 
 
+def at_endpoint(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``--endpoint-url``, passed on in the environment: there every S3 client looks, also of a child."""
+
+    def heard(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+        if value is not None:
+            os.environ["AWS_ENDPOINT_URL_S3"] = value
+
+    return click.option("--endpoint-url", metavar="URL", expose_value=False, callback=heard,
+                        help="An S3-compatible server.  [default: AWS_ENDPOINT_URL, the profile's, AWS]"
+                        )(function)  # fmt: skip
+
+
 def _with(options: Sequence[Callable[..., Any]], function: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(options):
         function = option(function)

@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 CHUNK_BYTES = 2**20
+HASH_LETTERS = 12  # of a sha256, in the names of files that are called by their contents
 
 
 def file_sha256(path: Path) -> str:

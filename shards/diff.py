@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shards.index import LEDGER_NAME, MEMBERS
-from shards.ledger import OK, read_ledger
+from shards.index import MEMBERS
+from shards.ledger import OK
+from shards.places import Place
 from shards.reader import Dataset, open_dataset
 from shards.table import Row
 
@@ -28,11 +29,11 @@ class Difference:
         return any((self.added, self.removed, self.changed, self.moved, self.reasons, self.params))
 
 
-def diff(first: Path, second: Path) -> Difference:
+def diff(first: Path | Place, second: Path | Place) -> Difference:
     """Compare two datasets by their indexes and ledgers; no shard is opened."""
     left, right = open_dataset(first), open_dataset(second)
     found = Difference(added=sorted(set(right.clips) - set(left.clips)))
-    left_rows, right_rows = _by_path(first), _by_path(second)
+    left_rows, right_rows = _by_path(left), _by_path(right)
     ended = {row["clip_id"]: f"{row['stage']}: {row['reason']}" for row in right_rows.values()}
     for clip_id in sorted(set(left.clips) - set(right.clips)):
         found.removed[clip_id] = ended.get(clip_id, "its file is gone")
@@ -46,8 +47,8 @@ def diff(first: Path, second: Path) -> Difference:
     return found
 
 
-def _by_path(folder: Path) -> dict[str, Row]:
-    return {row["path"]: row for row in read_ledger(folder / LEDGER_NAME)}
+def _by_path(dataset: Dataset) -> dict[str, Row]:
+    return {row["path"]: row for row in dataset.ledger()}
 
 
 def _compare_clip(

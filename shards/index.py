@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
@@ -12,8 +13,10 @@ from typing import Any
 import pyarrow as pa
 
 from shards.atomic import written_whole
+from shards.checksum import HASH_LETTERS, file_sha256
+from shards.places import AbsentError, Place, place_of
 from shards.schema import SCHEMA_VERSION, ShardError
-from shards.table import Row, read_rows, write_rows
+from shards.table import Row, parse_rows, write_rows
 
 INDEX_NAME = "index.parquet"
 DATASET_NAME = "dataset.json"
@@ -57,9 +60,32 @@ def write_index(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     write_rows(path, [dict(row) for row in listed], INDEX_SCHEMA)
 
 
-def read_index(path: Path) -> list[Row]:
-    """Rows as dicts. Raises ShardError when the file is not an index."""
-    return read_rows(path, INDEX_SCHEMA, "index")
+def read_index(where: Path | Place, manifest: Mapping[str, Any]) -> list[Row]:
+    """The index of a dataset as dicts. Raises ShardError when the file is not an index."""
+    place = place_of(where)
+    data = read_table(place, manifest, INDEX_NAME)
+    return parse_rows(data, INDEX_SCHEMA, f"{place.address}/{INDEX_NAME}", "index")
+
+
+def published_name(name: str, sha256: str) -> str:
+    """What a table is called in a bucket: by its contents, as shards are, so that none is ever replaced."""
+    stem, _, suffix = name.partition(".")
+    return f"{stem}-{sha256[:HASH_LETTERS]}.{suffix}"
+
+
+def read_table(place: Place, manifest: Mapping[str, Any], name: str) -> bytes:
+    """The index or the ledger that belongs to a manifest, also when the dataset was rebuilt since.
+
+    A published table has the name of its contents; in a folder, or a copy of one, it has its own.
+    """
+    sha256 = manifest.get("tables", {}).get(name)
+    if sha256:
+        with contextlib.suppress(AbsentError):
+            return place.whole(published_name(name, sha256), sha256=sha256)
+    try:
+        return place.whole(name)
+    except AbsentError as err:
+        raise ShardError(f"{place.address}: no {name} here, so this is no whole dataset") from err
 
 
 def digest_of(shards: Iterable[ShardEntry]) -> str:
@@ -69,11 +95,12 @@ def digest_of(shards: Iterable[ShardEntry]) -> str:
 
 
 def write_dataset(path: Path, shards: Iterable[ShardEntry], **described: Any) -> None:
-    """Write the manifest. A folder without it is not a dataset, so it comes last."""
+    """Write the manifest. A folder without it is not a dataset, so it comes last, after its tables."""
     listed = sorted(shards, key=lambda shard: shard.name)
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "digest": digest_of(listed),
+        "tables": {name: file_sha256(path.with_name(name)) for name in (INDEX_NAME, LEDGER_NAME)},
         **described,
         "shards": [asdict(shard) for shard in listed],
     }
@@ -81,22 +108,23 @@ def write_dataset(path: Path, shards: Iterable[ShardEntry], **described: Any) ->
         partial.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
 
 
-def read_dataset(folder: Path) -> dict[str, Any]:
+def read_dataset(where: Path | Place) -> dict[str, Any]:
     """The manifest of a dataset. Raises ShardError with what is wrong."""
-    path = folder / DATASET_NAME
+    place = place_of(where)
+    path = f"{place.address}/{DATASET_NAME}"
     try:
-        manifest = json.loads(path.read_text())
-    except FileNotFoundError as err:
-        raise ShardError(f"{folder}: no {DATASET_NAME} here, so this is no whole dataset") from err
-    except (OSError, ValueError) as err:
-        raise ShardError(f"{path}: cannot be read ({err})") from err
+        manifest = json.loads(place.whole(DATASET_NAME))
+    except AbsentError as err:
+        raise ShardError(f"{place.address}: no {DATASET_NAME} here, so this is no whole dataset") from err
+    except (ValueError, RecursionError) as err:
+        raise ShardError(f"{path}: not JSON ({err})") from err
     if not isinstance(manifest, dict) or manifest.get("schema_version") != SCHEMA_VERSION:
         found = manifest.get("schema_version") if isinstance(manifest, dict) else None
         raise ShardError(f"{path}: schema version {found!r}, this redub reads {SCHEMA_VERSION}")
     return manifest
 
 
-def shard_entries(manifest: Mapping[str, Any], path: Path) -> list[ShardEntry]:
+def shard_entries(manifest: Mapping[str, Any], path: Path | str) -> list[ShardEntry]:
     """The shards a manifest lists. A name that would leave the folder is refused."""
     try:
         entries = [ShardEntry(**entry) for entry in manifest["shards"]]

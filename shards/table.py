@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,18 @@ def write_rows(path: Path, rows: Sequence[Row], schema: pa.Schema) -> None:
 def read_rows(path: Path, schema: pa.Schema, what: str) -> list[Row]:
     """Rows as dicts. Raises ShardError when the file is not ``what``: no table, or one that lacks columns."""
     try:
-        table = pq.read_table(path)
+        data = path.read_bytes()
     except FileNotFoundError as err:
         raise ShardError(f"{path}: no {what} here") from err
+    except OSError as err:
+        raise ShardError(f"{path}: cannot be read ({err.strerror})") from err
+    return parse_rows(data, schema, f"{path}", what)
+
+
+def parse_rows(data: bytes, schema: pa.Schema, path: str, what: str) -> list[Row]:
+    """As ``read_rows``, of a file that is in memory; ``path`` is its name in messages."""
+    try:
+        table = pq.read_table(io.BytesIO(data))
     except (pa.ArrowInvalid, OSError) as err:
         raise ShardError(f"{path}: not a whole {what} ({err})") from err
     missing = set(schema.names) - set(table.column_names)

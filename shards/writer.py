@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.checksum import HASH_LETTERS
 from shards.schema import (
     AFFINE_MEMBER,
     BOXES_MEMBER,
@@ -25,8 +26,6 @@ from shards.schema import (
     frames_member,
     info_to_json,
 )
-
-HASH_LETTERS = 12
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,8 +32,6 @@ from sampler.rollout import CropFrame, Painter, SampleParams, Take
 from shards.atomic import clear_partials, written_whole
 from shards.checksum import file_sha256
 from shards.codec import decode_frame, encode_frame
-from shards.index import LEDGER_NAME
-from shards.ledger import read_ledger
 from shards.loader import check_fits
 from shards.order import key_of
 from shards.reader import Dataset, open_dataset, read_clip
@@ -69,7 +67,7 @@ Frames = NDArray[np.uint8]
 class SampleRequest:
     """What the user asked for."""
 
-    shards: str  # a folder, or an address that fsspec reads
+    shards: str  # a folder, or an address
     run: Path
     out: Path
     split: str
@@ -109,7 +107,7 @@ def pairs_of(dataset: Dataset, split: str, audio: Literal["own", "swapped"], *, 
         return [Pair(clip_id, clip_id) for clip_id in ids]
     if len(ids) < 2:
         raise StageError(f"{dataset.folder}: the split {split!r} has one clip, so no other speech to swap in")
-    ledger = read_ledger(dataset.folder / LEDGER_NAME)
+    ledger = dataset.ledger()
     said = {row["clip_id"]: row["sentence"] for row in ledger if row["sentence"]}
     ring = sorted(ids, key=lambda clip_id: key_of(seed, *clip_id.encode()))
 

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 class TrainRequest:
     """What the user asked for, besides the recipe."""
 
-    shards: str  # a folder, or an address that fsspec reads
+    shards: str  # a folder, or an address
     run: Path
     preset: str
     device: str = "auto"  # auto, cpu or cuda

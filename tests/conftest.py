@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from stages import weights
 from stages.work import StageError
+from tests import s3
 
 ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("REDUB_SHARED", ROOT.parent / "shared"))
@@ -50,3 +52,10 @@ def landmarker() -> Path:
         return weights.find(weights.LANDMARKER)
     except StageError as err:
         pytest.skip(str(err))
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3.Server]:
+    """A real S3 server on loopback; it takes 4 s and 500 MB, so tests that need it share few files."""
+    with s3.running(tmp_path_factory.mktemp("s3") / "weed") as server:
+        yield server

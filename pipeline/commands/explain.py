@@ -3,36 +3,44 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from pipeline.options import FOLDER
+from pipeline.options import at_endpoint
 
 
 @click.command("explain")
-@click.argument("shards", type=FOLDER)
+@click.argument("shards", metavar="DIR|URL")
 @click.argument("clip")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per file.")
-def command(shards: Path, clip: str, as_json: bool) -> None:
+@at_endpoint
+def command(shards: str, clip: str, as_json: bool) -> None:
     """What became of CLIP (its id, path or file name), at which stage, and why.
 
-    SHARDS is a finished dataset, or the work folder of one that is being built.
+    DIR is a finished dataset, or the work folder of one that is being built.
     """
-    from shards.index import INDEX_NAME, LEDGER_NAME, read_index
+    from shards.index import LEDGER_NAME
     from shards.ledger import OK, read_ledger, rows_of
+    from shards.places import place_of
+    from shards.reader import open_dataset
     from shards.schema import ShardError
 
-    finished = (shards / LEDGER_NAME).is_file()
-    ledger = shards / (LEDGER_NAME if finished else "clips.parquet")
+    index: Mapping[str, Mapping[str, Any]] = {}
+    unfinished = Path(shards, "clips.parquet")
     try:
-        rows = rows_of(read_ledger(ledger), clip)
-        index = {row["clip_id"]: row for row in read_index(shards / INDEX_NAME)} if finished else {}
+        if unfinished.is_file() and not Path(shards, LEDGER_NAME).is_file():
+            ledger = read_ledger(unfinished)
+        else:
+            dataset = open_dataset(place_of(shards))
+            ledger, index = dataset.ledger(), dataset.clips
     except ShardError as err:
         raise click.ClickException(str(err)) from err
+    rows = rows_of(ledger, clip)
     if not rows:
-        raise click.ClickException(f"{clip!r} is in no row of {ledger}: no such file was found in --raw")
+        raise click.ClickException(f"{clip!r} is in no ledger row of {shards}: no such file was in --raw")
     for row in rows:
         place = index.get(row["clip_id"]) if row["status"] == OK else None
         if as_json:
@@ -41,7 +49,7 @@ def command(shards: Path, clip: str, as_json: bool) -> None:
             click.echo("\n".join(_told(row, place)))
 
 
-def _told(row: dict[str, Any], place: dict[str, Any] | None) -> list[str]:
+def _told(row: dict[str, Any], place: Mapping[str, Any] | None) -> list[str]:
     """The row in words."""
     lines = [f"{row['clip_id']}  ({row['path']})"]
     if row["video_codec"]:

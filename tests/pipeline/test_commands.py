@@ -89,7 +89,7 @@ def test_a_wrong_param_is_one_line_that_names_it(text: str, told: str, tmp_path:
         (["shard", "--dataset", "grid", "--params", "none.yaml"], 1, "none.yaml: cannot be read"),
         (["clips", "--dataset", "grid", "--workers", "0"], 2, "0 is not in the range"),
         (["verify", "nowhere"], 1, "no whole dataset"),
-        (["explain", "nowhere", "x"], 1, "no ledger here"),
+        (["explain", "nowhere", "x"], 1, "no whole dataset"),
         (["diff", "nowhere", "nowhere"], 1, "no whole dataset"),
     ],
 )

@@ -118,11 +118,14 @@ def test_a_shard_that_comes_cut_is_fetched_once_more(dataset: Path, tmp_path: Pa
     assert (folder / name).read_bytes() == shard_of(dataset).read_bytes()
 
 
-def test_a_shard_that_stays_cut_is_named_and_leaves_no_dataset(dataset: Path, tmp_path: Path) -> None:
+def test_a_shard_that_stays_cut_is_named_and_leaves_no_dataset(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shards.remote.DEADLINE_SECONDS", 0.5)
     name = shard_of(dataset).name
     with (
-        served(dataset, {name: 9}) as (address, _),
-        pytest.raises(ShardError, match=f"{address}/{name}: cannot be read"),
+        served(dataset, {name: 99}) as (address, _),
+        pytest.raises(ShardError, match=f"{address}/{name}: not whole"),
     ):
         at_hand(address, tmp_path / "cache")
     left = {path.suffix for path in (tmp_path / "cache").rglob("*.*")}

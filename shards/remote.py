@@ -1,0 +1,248 @@
+"""Files on another machine, over a network that breaks: retried, gone on with, counted and checked."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import urllib3
+from urllib3.exceptions import HTTPError
+
+from shards.atomic import written_whole
+from shards.places import AbsentError, Place, check
+from shards.schema import ShardError
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+CONNECT_SECONDS = 10
+CONNECTIONS = 32  # kept open, for the threads that ask at once
+SILENCE_SECONDS = 20  # a connection that brings nothing for so long is given up, and tried anew
+# All that is done for one file, with all its retries, takes no longer than this.
+DEADLINE_SECONDS = 60
+SLOWEST_BYTES_PER_SECOND = 1e6  # and for each byte so much longer
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.2, 5.0
+TOLD_AFTER_TRIES = 3
+BLOCK_BYTES = 2**18
+MAX_WHOLE_BYTES = 2**31  # of a manifest, an index or a ledger
+TRIES = 2  # a file that comes altered is read once more
+
+
+class PassingError(Exception):
+    """What may go well the next time: a cut, a silence, a busy server."""
+
+
+class ChangedError(ShardError):
+    """The file became another one while it was read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A file's bytes on their way here."""
+
+    body: urllib3.BaseHTTPResponse
+    start: int  # of the first byte of the body, in the file
+    size: int | None  # of the whole file
+    version: str  # the same as long as the file is; nothing where the server does not say
+
+
+class Source(Protocol):
+    """One request each, tried once. A PassingError is what may go well the next time, a ShardError what not."""
+
+    address: str
+
+    def open(self, name: str, start: int, stop: int | None) -> contextlib.AbstractContextManager[Answer]:
+        """A file from ``start`` on. The server may send more than was asked for, on both sides."""
+
+    def facts(self, name: str) -> tuple[int, str | None]:
+        """A file's size, and its sha256 where the server keeps that."""
+
+    def put(self, path: Path, name: str, sha256: str) -> None: ...
+
+    def delete(self, name: str) -> None: ...
+
+    def names(self) -> Iterator[str]: ...
+
+
+def remote_place(address: str) -> Place:
+    """The place at ``s3://...`` or ``https://...``."""
+    scheme = address.partition("://")[0].lower()
+    if scheme == "s3":
+        from shards.bucket import Bucket
+
+        return Remote(Bucket(address))
+    if scheme in ("http", "https"):
+        from shards.web import Web
+
+        return Remote(Web(address))
+    raise ShardError(f"{address}: cannot be read; known are folders, s3:// and https://")
+
+
+class Remote:
+    """A source, and the patience that it takes."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.address = source.address
+
+    def size(self, name: str) -> int | None:
+        facts = self._facts(name)
+        return None if facts is None else facts[0]
+
+    def sha256(self, name: str) -> str | None:
+        facts = self._facts(name)
+        return None if facts is None else facts[1]
+
+    def read(self, name: str, start: int, stop: int) -> bytes:
+        return b"".join(self._blocks(name, start, stop))
+
+    def whole(self, name: str, *, sha256: str | None = None) -> bytes:
+        def once() -> bytes:
+            data = b"".join(self._blocks(name, 0, None))
+            check(f"{self.address}/{name}", len(data), hashlib.sha256(data).hexdigest(), None, sha256)
+            return data
+
+        return _twice(once)
+
+    def bring(self, name: str, path: Path, *, size: int | None = None, sha256: str | None = None) -> None:
+        def once() -> None:
+            digest, n_bytes = hashlib.sha256(), 0
+            with written_whole(path) as partial:
+                with partial.open("wb") as file:
+                    for block in self._blocks(name, 0, None, size):
+                        file.write(block)
+                        digest.update(block)
+                        n_bytes += len(block)
+                check(f"{self.address}/{name}", n_bytes, digest.hexdigest(), size, sha256)
+
+        _twice(once)
+
+    def put(self, path: Path, name: str, *, sha256: str) -> None:
+        n_bytes = path.stat().st_size
+        self._patiently(name, n_bytes, lambda: self.source.put(path, name, sha256))
+
+    def delete(self, name: str) -> None:
+        with contextlib.suppress(AbsentError):
+            self._patiently(name, 0, lambda: self.source.delete(name))
+
+    def names(self) -> Iterator[str]:
+        return iter(self._patiently("", 0, lambda: list(self.source.names())))
+
+    def _facts(self, name: str) -> tuple[int, str | None] | None:
+        try:
+            return self._patiently(name, 0, lambda: self.source.facts(name))
+        except AbsentError:
+            return None
+
+    def _patiently(self, name: str, n_bytes: int, act: Callable[[], T]) -> T:
+        patience = Patience(f"{self.address}/{name}", n_bytes)
+        while True:
+            try:
+                return act()
+            except PassingError as err:
+                patience.wait(err)
+
+    def _blocks(self, name: str, start: int, stop: int | None, size: int | None = None) -> Iterator[bytes]:
+        """The bytes from start to stop or to the end, which is at ``size`` where that is told.
+
+        After a break it goes on from the last byte. Raises ShardError when the file is shorter or longer.
+        """
+        what = f"{self.address}/{name}"
+        limit = size if size is not None else MAX_WHOLE_BYTES
+        patience = Patience(what, (limit if stop is None else stop) - start)
+        here, version = start, None
+        while stop is None or here < stop:
+            try:
+                with self.source.open(name, here, stop) as answer:
+                    if answer.version != (version := answer.version if version is None else version):
+                        raise ChangedError(f"{what}: became another file while it was read")
+                    stop = self._end(what, answer, stop, size)
+                    skip = here - answer.start  # a server that knows no ranges begins at the beginning
+                    while here < stop and (block := answer.body.read1(BLOCK_BYTES)):
+                        patience.check()
+                        block, skip = block[skip:], max(0, skip - len(block))
+                        block = block[: stop - here]
+                        here += len(block)
+                        yield block
+                if here < stop:
+                    raise PassingError(f"ended after {here} of {stop} bytes")
+            except (PassingError, HTTPError) as err:
+                patience.wait(err)
+
+    @staticmethod
+    def _end(what: str, answer: Answer, stop: int | None, size: int | None) -> int:
+        """Where the bytes asked for end."""
+        if answer.size is None:
+            raise ShardError(f"{what}: the server does not tell how long it is")
+        if size is not None and answer.size != size:
+            raise ShardError(f"{what}: {answer.size} bytes, expected {size}")
+        if stop is None:
+            if answer.size > (size or MAX_WHOLE_BYTES):
+                raise ShardError(f"{what}: {answer.size} bytes, more than the {MAX_WHOLE_BYTES} of any table")
+            return answer.size
+        if answer.size < stop:
+            raise ShardError(f"{what}: ends at byte {answer.size}, expected {stop} or more")
+        return stop
+
+
+class Patience:
+    """Pauses that grow and differ, up to a deadline for one file."""
+
+    def __init__(self, what: str, n_bytes: int) -> None:
+        self.what = what
+        self.tries = 0
+        self.seconds = DEADLINE_SECONDS + n_bytes / SLOWEST_BYTES_PER_SECOND
+        self.until = time.monotonic() + self.seconds
+
+    def check(self) -> None:
+        """Raise ShardError when the time is over."""
+        if time.monotonic() > self.until:
+            raise ShardError(f"{self.what}: not read within {self.seconds:.0f} s")
+
+    def wait(self, err: Exception) -> None:
+        """Pause before the next try, or raise ShardError when the time does not suffice for one."""
+        pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2**self.tries) * random.uniform(0.5, 1.5)
+        self.tries += 1
+        told = " ".join(str(err).split()) or type(err).__name__
+        if time.monotonic() + pause > self.until:
+            raise ShardError(f"{self.what}: cannot be reached ({told}; tried {self.tries} times)") from err
+        if self.tries == TOLD_AFTER_TRIES:
+            log.warning("%s: %s; trying again for at most %.0f s", self.what, told, self.seconds)
+        time.sleep(pause)
+
+
+def range_of(told: str | None, length: int | None) -> tuple[int, int | None]:
+    """(first byte, size of the file) by a Content-Range like "bytes 0-9/300", else by the body's length."""
+    if not told:
+        return 0, length
+    span, _, size = told.removeprefix("bytes ").partition("/")
+    try:
+        return int(span.partition("-")[0]), int(size)
+    except ValueError as err:
+        raise PassingError(f"Content-Range {told!r} makes no sense") from err
+
+
+def range_header(start: int, stop: int | None) -> dict[str, str]:
+    """What asks for a part of a file; nothing where all of it is wanted."""
+    if start == 0 and stop is None:
+        return {}
+    return {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"}
+
+
+def _twice(once: Callable[[], T]) -> T:
+    for tries_left in reversed(range(TRIES)):
+        try:
+            return once()
+        except AbsentError:
+            raise
+        except ShardError:
+            if not tries_left:
+                raise
+    raise AssertionError("the last try returns or raises")

@@ -1,0 +1,106 @@
+"""Files at a web address, by requests. They can be read, not written or listed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit, urlunsplit
+
+import requests
+from requests.adapters import HTTPAdapter
+
+from shards.places import AbsentError
+from shards.remote import (
+    CONNECT_SECONDS,
+    CONNECTIONS,
+    SILENCE_SECONDS,
+    Answer,
+    PassingError,
+    range_header,
+    range_of,
+)
+from shards.schema import ShardError
+
+
+class Web:
+    """``https://host/path``. A name and password before the host, and a query, are sent but never shown."""
+
+    def __init__(self, address: str) -> None:
+        self.url = urlsplit(address.rstrip("/"))
+        host = self.url.netloc.rpartition("@")[2]
+        self.address = urlunsplit((self.url.scheme, host, self.url.path, "", ""))
+        self._made: tuple[int, requests.Session | None] = (-1, None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_made": (-1, None)}
+
+    @contextlib.contextmanager
+    def open(self, name: str, start: int, stop: int | None) -> Iterator[Answer]:
+        with self._ask("GET", name, range_header(start, stop)) as answer:
+            length = answer.headers.get("Content-Length")
+            begin, size = range_of(answer.headers.get("Content-Range"), int(length) if length else None)
+            yield Answer(answer.raw, begin, size, answer.headers.get("ETag", ""))
+
+    def facts(self, name: str) -> tuple[int, str | None]:
+        with self._ask("HEAD", name, {}) as answer:
+            length = answer.headers.get("Content-Length")
+        if length is None:
+            raise ShardError(f"{self.address}/{name}: the server does not tell how long it is")
+        return int(length), None
+
+    def put(self, path: Path, name: str, sha256: str) -> None:
+        raise ShardError(f"{self.address}: a web address can be read only; write to a folder or to s3://")
+
+    def delete(self, name: str) -> None:
+        raise ShardError(f"{self.address}: a web address can be read only")
+
+    def names(self) -> Iterator[str]:
+        raise ShardError(f"{self.address}: a web address cannot be listed")
+
+    def _ask(self, method: str, name: str, headers: dict[str, str]) -> requests.Response:
+        what = f"{self.address}/{name}"
+        url = urlunsplit(self.url._replace(path=f"{self.url.path}/{quote(name)}"))
+        try:
+            answer = self._session().request(
+                method,
+                url,
+                headers={"Accept-Encoding": "identity", **headers},  # bytes as they are, to be counted
+                stream=True,
+                timeout=(CONNECT_SECONDS, SILENCE_SECONDS),
+                allow_redirects=True,
+            )
+        except requests.RequestException as err:
+            if isinstance(err, (requests.ConnectionError, requests.Timeout)) and not isinstance(
+                err, requests.exceptions.SSLError
+            ):
+                raise PassingError(_cause(err)) from err
+            raise ShardError(f"{what}: cannot be asked for ({_cause(err)})") from err
+        if answer.ok:
+            return answer
+        answer.close()
+        told = f"{answer.status_code} {answer.reason}"
+        if answer.status_code in (404, 410):
+            raise AbsentError(f"{what}: not there")
+        if answer.status_code >= 500 or answer.status_code in (408, 429):
+            raise PassingError(told)
+        raise ShardError(f"{what}: refused ({told})")
+
+    def _session(self) -> requests.Session:
+        """The session of this process: a forked child must not speak into its parent's connections."""
+        pid, session = self._made
+        if session is None or pid != os.getpid():
+            session = requests.Session()
+            for scheme in ("http://", "https://"):
+                session.mount(scheme, HTTPAdapter(pool_maxsize=CONNECTIONS))
+            self._made = (os.getpid(), session)
+        return session
+
+
+def _cause(err: BaseException) -> str:
+    """What began it, without the address, which may hold a password."""
+    while (before := err.__cause__ or err.__context__) is not None:
+        err = before
+    return str(err) if isinstance(err, OSError) and err.strerror else type(err).__name__

