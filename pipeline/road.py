@@ -25,6 +25,7 @@ from shards.ledger import OK, read_ledger
 from shards.schema import ShardError
 from shards.table import Row
 from stages import align, clips, landmarks, mels, shard, weights
+from stages.parts import plan
 from stages.work import Mapper, Report, StageError, Work
 
 LOCK_NAME = ".lock"
@@ -103,17 +104,16 @@ def run_stage(stage: str, work: Work, params: Params, request: Request, mapper: 
     """One stage, with the params it asks for."""
     if stage == clips.STAGE:
         return clips.run(work, params.clips, params.limits, mapper)
+    parts = plan(clips.read_clips(work), params.parts)
     if stage == landmarks.STAGE:
         model = weights.find(weights.LANDMARKER, request.landmarker or params.landmarks.model)
-        return landmarks.run(work, params.landmarks, params.parts, params.limits, model, mapper)
+        return landmarks.run(work, params.landmarks, parts, params.limits, model, mapper)
     if stage == align.STAGE:
-        return align.run(work, params.align, params.parts, mapper)
+        return align.run(work, params.align, parts, mapper)
     if stage == mels.STAGE:
-        return mels.run(work, params.mels, params.parts, params.limits, mapper)
+        return mels.run(work, params.mels, parts, params.limits, mapper)
     assert stage == shard.STAGE, stage
-    return shard.run(
-        work, params.shard, params.align.size, params.parts, params.limits, params.described(), mapper
-    )
+    return shard.run(work, params.shard, params.align.size, parts, params.limits, params.described(), mapper)
 
 
 def _too_much_lost(report: Report, params: Params) -> str:
