@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from shards.places import AbsentError
+from shards.places import AbsentError, Listed
 from shards.remote import (
     CONNECT_SECONDS,
     CONNECTIONS,
@@ -72,6 +72,17 @@ class Bucket:
             if not answer.get("IsTruncated"):
                 return
             token = {"ContinuationToken": answer["NextContinuationToken"]}
+
+    def page(self, after: str) -> tuple[list[Listed], str]:
+        folder = f"{self.prefix}/" if self.prefix else ""
+        token = {"ContinuationToken": after} if after else {}
+        answer = self._call("list_objects_v2", "", Prefix=folder, **token)
+        listed = [
+            Listed(told["Key"][len(folder) :], told["Size"], told["ETag"].strip('"'))
+            for told in answer.get("Contents", ())
+            if not told["Key"].endswith("/")  # a folder that some tools leave a mark of
+        ]
+        return listed, answer.get("NextContinuationToken", "")
 
     def _ask(self, act: str, name: str, **words: Any) -> dict[str, Any]:
         return self._call(act, name, Key=f"{self.prefix}/{name}" if self.prefix else name, **words)

@@ -130,7 +130,11 @@ def _has_a_row(target: Path, raw: Path) -> bool:
     """Whether a file is found by itself. Those that git-annex and DVC keep in their own folders are not."""
     if not target.is_relative_to(raw):
         return False
-    path = PurePosixPath(target.relative_to(raw).as_posix())
+    return is_looked_at(PurePosixPath(target.relative_to(raw).as_posix()))
+
+
+def is_looked_at(path: PurePosixPath) -> bool:
+    """Whether a file gets a row in the ledger, by its path."""
     return SKIPPED_FOLDERS.isdisjoint(path.parts[:-1]) and not is_side_car(path)
 
 
@@ -262,10 +266,10 @@ def look(work: Work, params: ClipsParams, limits: LimitParams, mapper: Mapper, r
 
 
 def told_apart(rows: Iterable[Row]) -> list[Row]:
-    """The rows, in order of their paths, with a clip id for the first that claims it alone."""
+    """The rows by their paths; of those that claim one clip id, the first alone has it."""
     taken: dict[str, str] = {}
     told = []
-    for row in rows:
+    for row in sorted(rows, key=lambda row: PurePosixPath(row["path"])):
         if row["status"] == OK:
             other = taken.setdefault(row["clip_id"], row["path"])
             if other != row["path"]:
