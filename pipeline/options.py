@@ -25,6 +25,7 @@ class Request:
     raw: Path
     work: Path
     out: Path
+    publish: str | None  # an address, where the finished dataset goes as well
     cache: Path
     workers: int
     scheduler: str | None
@@ -38,7 +39,8 @@ OPTIONS = (
     click.option("--dataset", type=click.Choice(list(CORPORA)), required=True, help="The corpus of --raw."),
     click.option("--raw", type=FOLDER, help="Raw clips, never written to.  [default: data/DATASET/raw]"),
     click.option("--work", type=FOLDER, help="Outputs of the stages.  [default: data/DATASET]"),
-    click.option("--out", help="Folder of the finished shards.  [default: WORK/shards]"),
+    click.option("--out", metavar="DIR|s3://BUCKET/PREFIX",
+                 help="For the finished shards; a bucket gets those in WORK/shards.  [default: WORK/shards]"),
     click.option("--cache", type=FOLDER, help="Results kept for reuse.  [default: WORK/.cache]"),
     click.option("--workers", type=click.IntRange(1), default=os.cpu_count() or 1,
                  show_default="one per core", help="Processes on this machine."),
@@ -64,20 +66,22 @@ def stage_options(function: Callable[..., Any]) -> Callable[..., Any]:
         **rest: Any,
     ) -> Any:
         work = work or Path("data", dataset)
-        if out is not None and "://" in out:
-            raise click.BadParameter(f"{out}: only local folders can be written to", param_hint="--out")
+        remote = out is not None and "://" in out
+        if remote and not str(out).startswith("s3://"):
+            raise click.BadParameter(f"{out}: only folders and s3:// can be written to", param_hint="--out")
         names = ("workers", "scheduler", "params", "landmarker", "as_json", "dry_run")
         request = Request(
             dataset=dataset,
             raw=raw or Path("data", dataset, "raw"),
             work=work,
-            out=work / "shards" if out is None else Path(out),
+            out=work / "shards" if out is None or remote else Path(out),
+            publish=out if remote else None,
             cache=cache or work / ".cache",
             **{name: rest.pop(name) for name in names},
         )
         return function(request, **rest)
 
-    return _with(OPTIONS, command)
+    return at_endpoint(_with(OPTIONS, command))
 
 
 SAMPLER_OPTIONS = (

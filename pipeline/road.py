@@ -18,11 +18,14 @@ from filelock import FileLock, Timeout
 from pipeline import params as params_file
 from pipeline.options import Request
 from pipeline.params import Params
+from pipeline.progress import Bars
 from pipeline.runner import DaskMapper
 from shards.atomic import clear_partials
 from shards.index import DATASET_NAME, read_dataset
 from shards.ledger import OK, read_ledger
+from shards.places import AbsentError, Place, place_of
 from shards.schema import ShardError
+from shards.storage import publish
 from shards.table import Row
 from stages import align, clips, landmarks, mels, shard, weights
 from stages.parts import plan
@@ -41,7 +44,11 @@ def go(request: Request, stages: Sequence[str]) -> None:
         if request.dry_run:
             _print_plan(request, params, stages)
             return
-        reports = []
+        place = None if request.publish is None else place_of(request.publish)
+        if place is not None:
+            with contextlib.suppress(AbsentError):
+                place.whole(DATASET_NAME)  # a wrong bucket or key is said now, not after hours
+        reports, sent = [], 0
         with (
             alone_in(work),
             DaskMapper(request.workers, request.scheduler, quiet=request.as_json) as mapper,
@@ -56,12 +63,16 @@ def go(request: Request, stages: Sequence[str]) -> None:
                 lost = _too_much_lost(report, params)
                 if lost:
                     break
+            if place is not None and reports[-1].stage == shard.STAGE and not lost:
+                sent = _publish(work, place, quiet=request.as_json)
     except (StageError, ShardError) as err:
         raise click.ClickException(str(err)) from err
     if request.as_json:
         click.echo(json.dumps(_summary(request, work, reports)))
     elif reports[-1].stage == shard.STAGE and reports[-1].kept:
         _print_dataset(work)
+        if request.publish is not None and not lost:
+            click.echo(f"bucket   {request.publish}, {sent / 1e6:.1f} MB sent")
     if lost:
         raise click.ClickException(lost)
 
@@ -116,6 +127,17 @@ def run_stage(stage: str, work: Work, params: Params, request: Request, mapper: 
     return shard.run(work, params.shard, params.align.size, parts, params.limits, params.described(), mapper)
 
 
+def _publish(work: Work, place: Place, *, quiet: bool) -> int:
+    """Send the finished dataset to a bucket; how many bytes were not there yet."""
+    with Bars("MB") as bars:
+
+        def show(seen: int, total: int) -> None:
+            if not quiet:
+                bars("upload", seen // 10**6, total // 10**6)
+
+        return publish(work.out, place, done=show)
+
+
 def _too_much_lost(report: Report, params: Params) -> str:
     """A sentence when so many clips ended here that something must be wrong, else nothing."""
     lost = report.clips - report.kept
@@ -137,7 +159,7 @@ def _print_plan(request: Request, params: Params, stages: Sequence[str]) -> None
         "files": len(found),
         "files_that_cannot_be_opened": len(closed),
         "work": str(request.work),
-        "out": str(request.out),
+        "out": request.publish or str(request.out),
         "params": asdict(params),
     }
     click.echo(json.dumps(plan) if request.as_json else yaml.safe_dump(plan, sort_keys=False).rstrip())
@@ -173,5 +195,9 @@ def _summary(request: Request, work: Work, reports: list[Report]) -> dict[str, A
     }
     if reports[-1].stage == shard.STAGE and (work.out / DATASET_NAME).is_file():
         dataset = read_dataset(work.out)
-        summary |= {"out": str(work.out), "digest": dataset["digest"], "splits": dataset["splits"]}
+        summary |= {
+            "out": request.publish or str(work.out),
+            "digest": dataset["digest"],
+            "splits": dataset["splits"],
+        }
     return summary

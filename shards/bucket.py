@@ -22,7 +22,7 @@ from shards.remote import (
 from shards.schema import ShardError
 
 ABSENT = {"404", "NoSuchKey", "NotFound"}
-PASSING = {"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "InternalError", "BadDigest"}
+PASSING = {"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "InternalError"}
 
 
 class Bucket:

@@ -38,8 +38,8 @@ class Place(Protocol):
     def size(self, name: str) -> int | None:
         """Bytes of a file, or None where there is none of that name."""
 
-    def sha256(self, name: str) -> str | None:
-        """What the place knows of a file's contents without reading it; often nothing."""
+    def holds(self, name: str, size: int, sha256: str) -> bool:
+        """Whether it has a file of this size and, as far as it knows without reading it, these contents."""
 
     def read(self, name: str, start: int, stop: int) -> bytes:
         """The bytes from ``start`` up to ``stop``, all of them."""
@@ -92,8 +92,8 @@ class Folder:
         path = self.path / name
         return path.stat().st_size if path.is_file() else None
 
-    def sha256(self, name: str) -> str | None:
-        return None
+    def holds(self, name: str, size: int, sha256: str) -> bool:
+        return self.size(name) == size
 
     def read(self, name: str, start: int, stop: int) -> bytes:
         try:

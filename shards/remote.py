@@ -55,7 +55,7 @@ class Answer:
 
 
 class Source(Protocol):
-    """One request each, tried once. A PassingError is what may go well the next time, a ShardError what not."""
+    """One request each, tried once. What may go well the next time is a PassingError."""
 
     address: str
 
@@ -100,9 +100,8 @@ class Remote:
         facts = self._facts(name)
         return None if facts is None else facts[0]
 
-    def sha256(self, name: str) -> str | None:
-        facts = self._facts(name)
-        return None if facts is None else facts[1]
+    def holds(self, name: str, size: int, sha256: str) -> bool:
+        return self._facts(name) in ((size, sha256), (size, None))
 
     def read(self, name: str, start: int, stop: int) -> bytes:
         return b"".join(self._blocks(name, start, stop))
@@ -129,15 +128,15 @@ class Remote:
         _twice(once)
 
     def put(self, path: Path, name: str, *, sha256: str) -> None:
-        n_bytes = path.stat().st_size
-        self._patiently(name, n_bytes, lambda: self.source.put(path, name, sha256))
+        size = path.stat().st_size
+        _twice(lambda: self._patiently(name, lambda: self.source.put(path, name, sha256), size))
 
     def delete(self, name: str) -> None:
         with contextlib.suppress(AbsentError):
-            self._patiently(name, 0, lambda: self.source.delete(name))
+            self._patiently(name, lambda: self.source.delete(name))
 
     def names(self) -> Iterator[str]:
-        return iter(self._patiently("", 0, lambda: list(self.source.names())))
+        return iter(self._patiently("", lambda: list(self.source.names())))
 
     def tree(self) -> Iterator[Listed]:
         after = ""
@@ -149,12 +148,13 @@ class Remote:
 
     def _facts(self, name: str) -> tuple[int, str | None] | None:
         try:
-            return self._patiently(name, 0, lambda: self.source.facts(name))
+            return self._patiently(name, lambda: self.source.facts(name))
         except AbsentError:
             return None
 
-    def _patiently(self, name: str, n_bytes: int, act: Callable[[], T]) -> T:
-        patience = Patience(f"{self.address}/{name}", n_bytes)
+    def _patiently(self, name: str, act: Callable[[], T], n_bytes: int = 0) -> T:
+        patience = Patience(f"{self.address}/{name}")
+        patience.allow_for(n_bytes)
         while True:
             try:
                 return act()
@@ -167,24 +167,26 @@ class Remote:
         After a break it goes on from the last byte. Raises ShardError when the file is shorter or longer.
         """
         what = f"{self.address}/{name}"
-        limit = size if size is not None else MAX_WHOLE_BYTES
-        patience = Patience(what, (limit if stop is None else stop) - start)
-        here, version = start, None
-        while stop is None or here < stop:
+        patience = Patience(what)
+        here, end = start, start + 1  # until an answer tells where the end is
+        version: str | None = None  # of the file; nothing came yet
+        while here < end:
             try:
                 with self.source.open(name, here, stop) as answer:
-                    if answer.version != (version := answer.version if version is None else version):
+                    if version is None:
+                        version, end = answer.version, self._end(what, answer, stop, size)
+                        patience.allow_for(end - start)
+                    elif answer.version != version:
                         raise ChangedError(f"{what}: became another file while it was read")
-                    stop = self._end(what, answer, stop, size)
                     skip = here - answer.start  # a server that knows no ranges begins at the beginning
-                    while here < stop and (block := answer.body.read1(BLOCK_BYTES)):
-                        patience.check()
+                    while here < end and (block := answer.body.read1(BLOCK_BYTES)):
+                        patience.came_on()
                         block, skip = block[skip:], max(0, skip - len(block))
-                        block = block[: stop - here]
+                        block = block[: end - here]
                         here += len(block)
                         yield block
-                if here < stop:
-                    raise PassingError(f"ended after {here} of {stop} bytes")
+                if here < end:
+                    raise PassingError(f"ended after {here} of {end} bytes")
             except (PassingError, HTTPError) as err:
                 patience.wait(err)
 
@@ -207,16 +209,21 @@ class Remote:
 class Patience:
     """Pauses that grow and differ, up to a deadline for one file."""
 
-    def __init__(self, what: str, n_bytes: int) -> None:
+    def __init__(self, what: str) -> None:
         self.what = what
         self.tries = 0
-        self.seconds = DEADLINE_SECONDS + n_bytes / SLOWEST_BYTES_PER_SECOND
-        self.until = time.monotonic() + self.seconds
+        self.until = time.monotonic() + DEADLINE_SECONDS
 
-    def check(self) -> None:
-        """Raise ShardError when the time is over."""
+    def allow_for(self, n_bytes: int) -> None:
+        """Put the deadline off for a file of this size."""
+        self.until += n_bytes / SLOWEST_BYTES_PER_SECOND
+
+    def came_on(self) -> None:
+        """Something came; raise ShardError when the time is over all the same."""
+        self.tries = 0
         if time.monotonic() > self.until:
-            raise ShardError(f"{self.what}: not read within {self.seconds:.0f} s")
+            raise ShardError(f"{self.what}: comes too slowly, less than "
+                             f"{SLOWEST_BYTES_PER_SECOND / 1e6:g} MB/s")  # fmt: skip
 
     def wait(self, err: Exception) -> None:
         """Pause before the next try, or raise ShardError when the time does not suffice for one."""
@@ -224,9 +231,10 @@ class Patience:
         self.tries += 1
         told = " ".join(str(err).split()) or type(err).__name__
         if time.monotonic() + pause > self.until:
-            raise ShardError(f"{self.what}: cannot be reached ({told}; tried {self.tries} times)") from err
+            raise ShardError(f"{self.what}: given up after {self.tries} tries ({told})") from err
         if self.tries == TOLD_AFTER_TRIES:
-            log.warning("%s: %s; trying again for at most %.0f s", self.what, told, self.seconds)
+            left = self.until - time.monotonic()
+            log.warning("%s: %s; trying again for at most %.0f s", self.what, told, left)
         time.sleep(pause)
 
 

@@ -1,25 +1,32 @@
-"""Datasets that lie elsewhere, brought to this machine once."""
+"""Whole datasets on their way: brought to this machine once, and published from it."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
 from platformdirs import user_cache_path
 
 from shards.atomic import written_whole
+from shards.checksum import file_sha256
 from shards.index import (
     DATASET_NAME,
     INDEX_NAME,
     LEDGER_NAME,
     digest_of,
+    published_name,
     read_dataset,
     read_table,
     shard_entries,
 )
-from shards.places import is_remote, place_of
+from shards.places import Place, is_remote, place_of
 from shards.schema import ShardError
+
+UPLOADS = 4  # at once
 
 
 def at_hand(address: str, cache: Path | None = None) -> Path:
@@ -54,3 +61,63 @@ def at_hand(address: str, cache: Path | None = None) -> Path:
         with written_whole(folder / DATASET_NAME) as partial:
             partial.write_text(json.dumps(manifest))
     return folder
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """One file of a dataset, and what it is called where it is published."""
+
+    path: Path
+    name: str
+    size: int
+    sha256: str
+
+
+def publish(
+    folder: Path, place: Place, *, done: Callable[[int, int], object] = lambda n_bytes, total: None
+) -> int:
+    """Make the dataset in ``folder`` the one at ``place``; returns how many bytes had to be sent.
+
+    Shards and tables have the names of their contents and replace nothing, so whoever reads an older dataset
+    there reads on. The manifest comes last: who opens the place sees the old dataset or the new one, whole.
+    A file that is there already is not sent again, so a killed upload goes on where it stopped.
+    """
+    uploads = list(_uploads(folder))
+    manifest = folder / DATASET_NAME
+    total = sum(upload.size for upload in uploads)
+    sent = seen = 0
+    pool = ThreadPoolExecutor(UPLOADS)
+    try:
+        for waiting in as_completed([pool.submit(_send, upload, place) for upload in uploads]):
+            size, was_sent = waiting.result()
+            seen, sent = seen + size, sent + size * was_sent
+            done(seen, total)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    place.put(manifest, DATASET_NAME, sha256=file_sha256(manifest))
+    return sent
+
+
+def _uploads(folder: Path) -> Iterator[Upload]:
+    """All files of a dataset but its manifest."""
+    manifest = read_dataset(folder)
+    for entry in shard_entries(manifest, folder / DATASET_NAME):
+        yield Upload(folder / entry.name, entry.name, entry.bytes, entry.sha256)
+    for name in (INDEX_NAME, LEDGER_NAME):
+        sha256 = manifest.get("tables", {}).get(name)
+        if sha256 is None:
+            raise ShardError(f"{folder / DATASET_NAME}: names no sha256 of {name}; build the dataset again")
+        yield Upload(folder / name, published_name(name, sha256), (folder / name).stat().st_size, sha256)
+
+
+def _send(upload: Upload, place: Place) -> tuple[int, bool]:
+    """Put a file where it is not; (its bytes, whether they were sent)."""
+    if place.holds(upload.name, upload.size, upload.sha256):
+        return upload.size, False
+    found = file_sha256(upload.path)
+    if found != upload.sha256:
+        raise ShardError(f"{upload.path}: sha256 {found[:12]}, its manifest says {upload.sha256[:12]}")
+    place.put(upload.path, upload.name, sha256=upload.sha256)
+    if not place.holds(upload.name, upload.size, upload.sha256):
+        raise ShardError(f"{place.address}/{upload.name}: was sent, but is not there as it was sent")
+    return upload.size, True

@@ -1,41 +1,88 @@
-"""Is a dataset whole and right? Quick: names, sizes, hashes and ranges. Full: every frame decoded."""
+"""Is a dataset whole and right? Quick: names, sizes, hashes and ranges. Full: every frame decoded.
+
+Of a dataset that lies elsewhere a quick look reads the tables alone, and asks for the size and the checksum
+of each shard; a full one brings the shards here, one after another.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import tarfile
+import tempfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from shards.checksum import file_sha256
-from shards.index import DATASET_NAME, INDEX_NAME, LEDGER_NAME, MEMBERS, ShardEntry, digest_of
-from shards.ledger import OK, count_by_code, read_ledger
+from shards.index import DATASET_NAME, INDEX_NAME, MEMBERS, ShardEntry, digest_of, read_table
+from shards.ledger import OK, count_by_code
+from shards.places import Folder, Place
 from shards.reader import Dataset, decode_members, open_dataset, read_members
 from shards.schema import ShardError
 
 
-def verify(folder: Path, *, full: bool) -> Iterator[str]:
-    """Problems, one sentence each; none when all is well. Every byte of every shard is hashed."""
+def verify(where: Path | Place, *, full: bool) -> Iterator[str]:
+    """Problems, one sentence each; none when all is well."""
     try:
-        dataset = open_dataset(folder)
+        dataset = open_dataset(where)
+        yield from _check_manifest(dataset)
+        for entry in dataset.shards.values():
+            if isinstance(dataset.place, Folder):
+                yield from _check_shard(dataset, dataset.place, entry, full=full)
+            elif full:
+                yield from _check_brought(dataset, entry)
+            else:
+                yield from _check_told(dataset.place, entry)
     except ShardError as err:
         yield str(err)
+
+
+def _check_told(place: Place, entry: ShardEntry) -> Iterator[str]:
+    """What the place says of a shard."""
+    if place.holds(entry.name, entry.bytes, entry.sha256):
         return
-    yield from _check_manifest(dataset)
-    for entry in dataset.shards.values():
-        problem = _check_file(folder / entry.name, entry)
-        if problem:
-            yield problem
-            continue
-        yield from _check_members(dataset, entry)
-        if full:
-            yield from _check_contents(dataset, entry)
+    size = place.size(entry.name)
+    if size is None:
+        yield f"{place.address}/{entry.name}: not there"
+    elif size != entry.bytes:
+        yield f"{place.address}/{entry.name}: {size} bytes, expected {entry.bytes}"
+    else:
+        yield f"{place.address}/{entry.name}: has another sha256 than {entry.sha256}"
+
+
+def _check_brought(dataset: Dataset, entry: ShardEntry) -> Iterator[str]:
+    """A shard from elsewhere, checked here."""
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch, entry.name)
+        try:
+            dataset.place.bring(entry.name, path, size=entry.bytes, sha256=entry.sha256)
+        except ShardError as err:
+            yield str(err)
+            return
+        yield from _check_shard(dataset, Folder(Path(scratch)), entry, full=True)
+
+
+def _check_shard(dataset: Dataset, here: Folder, entry: ShardEntry, *, full: bool) -> Iterator[str]:
+    """A shard whose file lies in a folder of this machine. Every byte is hashed."""
+    dataset = replace(dataset, place=here)
+    problem = _check_file(here.path / entry.name, entry)
+    if problem:
+        yield problem
+        return
+    yield from _check_members(dataset, here.path / entry.name, entry)
+    if full:
+        yield from _check_contents(dataset, entry)
 
 
 def _check_manifest(dataset: Dataset) -> Iterator[str]:
     """The manifest, the index and the ledger must tell one story."""
-    path = dataset.folder / DATASET_NAME
+    path = f"{dataset.place.address}/{DATASET_NAME}"
+    for name, sha256 in dataset.manifest.get("tables", {}).items():
+        found_sha256 = hashlib.sha256(read_table(dataset.place, dataset.manifest, name)).hexdigest()
+        if found_sha256 != sha256:
+            yield f"{dataset.place.address}/{name}: sha256 {found_sha256}, expected {sha256}"
     digest = digest_of(dataset.shards.values())
     if dataset.manifest.get("digest") != digest:
         yield f"{path}: digest {dataset.manifest.get('digest')!r}, its shards make {digest!r}"
@@ -49,11 +96,7 @@ def _check_manifest(dataset: Dataset) -> Iterator[str]:
         found = counts.get(name, {"clips": 0, "frames": 0})
         if any(told.get(key) != found[key] for key in found):
             yield f"{path}: split {name} is said to hold {told}, {INDEX_NAME} lists {found}"
-    try:
-        ledger = read_ledger(dataset.folder / LEDGER_NAME)
-    except ShardError as err:
-        yield str(err)
-        return
+    ledger = dataset.ledger()
     kept = {row["clip_id"] for row in ledger if row["status"] == OK}
     for clip_id in sorted(kept ^ set(dataset.clips)):
         where = "the ledger keeps it" if clip_id in kept else "the ledger does not keep it"
@@ -80,9 +123,8 @@ def _check_file(path: Path, entry: ShardEntry) -> str:
     return ""
 
 
-def _check_members(dataset: Dataset, entry: ShardEntry) -> Iterator[str]:
+def _check_members(dataset: Dataset, path: Path, entry: ShardEntry) -> Iterator[str]:
     """The index's byte ranges against the tar's own headers, and the CRCs against the bytes."""
-    path = dataset.folder / entry.name
     rows = {clip_id: row for clip_id, row in dataset.clips.items() if row["shard"] == entry.name}
     found: dict[tuple[str, str], tuple[int, int]] = {}
     with tarfile.open(path, "r:") as tar:

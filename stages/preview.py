@@ -56,7 +56,7 @@ def clips_named(dataset: Dataset, clip_ids: Sequence[str]) -> list[str]:
     unknown = [clip_id for clip_id in dict.fromkeys(clip_ids) if clip_id not in dataset.clips]
     if unknown:
         listed = ", ".join(map(repr, unknown))
-        raise ShardError(f"{dataset.folder}: holds no clip {listed}; `pipeline explain` may know why")
+        raise ShardError(f"{dataset.place.address}: holds no clip {listed}; `pipeline explain` may know why")
     return list(dict.fromkeys(clip_ids))
 
 
@@ -71,13 +71,15 @@ def clips_spread(
     for name, value in wanted.items():
         known = sorted({row[name] or "" for row in dataset.clips.values()})
         if value is not None and value not in known:
-            raise ShardError(f"{dataset.folder}: has no {name} {value!r}; known are {_shortened(known)}")
+            raise ShardError(
+                f"{dataset.place.address}: has no {name} {value!r}; known are {_shortened(known)}"
+            )
     groups: dict[tuple[str, str], list[str]] = {}
     for clip_id, row in dataset.clips.items():
         if all(value in (None, row[name]) for name, value in wanted.items()):
             groups.setdefault((row["split"], row["speaker"] or ""), []).append(clip_id)
     if not groups:
-        raise ShardError(f"{dataset.folder}: has no clip of speaker {speaker!r} in split {split!r}")
+        raise ShardError(f"{dataset.place.address}: has no clip of speaker {speaker!r} in split {split!r}")
     for members in groups.values():
         members.sort(key=lambda clip_id: _drawn(seed, clip_id), reverse=True)  # taken from the end
     from_split: Counter[str] = Counter()
@@ -333,7 +335,7 @@ def _draw_header(draw: ImageDraw.ImageDraw, dataset: Dataset, n_shown: int, look
     n_frames = sum(row["frames"] for row in dataset.clips.values())
     digest = str(manifest.get("digest", ""))[:DIGEST_LETTERS]
     width = look.width - 2 * MARGIN_PX
-    name = str(manifest.get("dataset", dataset.folder.name))
+    name = str(manifest.get("dataset", Path(dataset.place.address).name))
     left, base = MARGIN_PX, MARGIN_PX + look.text
     used = _draw_text(draw, (left, base), name, look.text + 8, TEXT, width=width / 3)
     line = f"digest {digest} · {n_shown} of {len(dataset.clips)} clips ({splits}; {n_frames} frames in all)"
@@ -435,7 +437,7 @@ def mels_params(dataset: Dataset) -> MelsParams:
     """The params that made the mels, by the manifest; without them no sound can be made."""
     from stages.mels import MelsParams
 
-    path = dataset.folder / DATASET_NAME
+    path = f"{dataset.place.address}/{DATASET_NAME}"
     params = dataset.manifest.get("params")
     told = params.get("mels") if isinstance(params, Mapping) else None
     if not isinstance(told, Mapping):

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 
 import click
 
-from pipeline.options import FOLDER
+from pipeline.options import at_endpoint
 
 SHOWN = 20
 
 
 @click.command("diff")
-@click.argument("first", type=FOLDER)
-@click.argument("second", type=FOLDER)
+@click.argument("first", metavar="DIR|URL")
+@click.argument("second", metavar="DIR|URL")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
-def command(first: Path, second: Path, as_json: bool) -> None:
+@at_endpoint
+def command(first: str, second: str, as_json: bool) -> None:
     """What two datasets differ in: clips, splits, reasons, params. Exits with 1 when they do."""
     from shards.diff import diff
+    from shards.places import place_of
     from shards.schema import ShardError
 
     try:
-        found = diff(first, second)
+        found = diff(place_of(first), place_of(second))
     except ShardError as err:
         raise click.ClickException(str(err)) from err
     if as_json:

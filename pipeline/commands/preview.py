@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from pipeline.options import FILE, FOLDER
+from pipeline.options import FILE, at_endpoint
 
 CLIPS_SHOWN = 12
 
 
 @click.command("preview")
-@click.argument("shards", type=FOLDER)
+@click.argument("shards", metavar="DIR|URL")
 @click.option("-o", "--out", type=FILE, required=True, help="Picture (.png) or video (.mp4) to write.")
 @click.option("--video", metavar="CLIP", help="Write this clip, or `any`, as a video.")
 @click.option("--clip", "clip_ids", multiple=True, metavar="CLIP", help="A clip to show; may be repeated.")
@@ -25,8 +25,9 @@ CLIPS_SHOWN = 12
 @click.option("--speaker", help="Only clips of this speaker.")
 @click.option("--split", help="Only clips of this split.")
 @click.option("--seed", type=int, help="Another one shows other clips.  [default: 0]")
+@at_endpoint
 def command(
-    shards: Path,
+    shards: str,
     out: Path,
     video: str | None,
     clip_ids: tuple[str, ...],
@@ -35,7 +36,7 @@ def command(
     split: str | None,
     seed: int | None,
 ) -> None:  # fmt: skip
-    """See what the dataset in SHARDS holds.
+    """See what a dataset holds. Of one at a URL only the clips that are shown are read.
 
     Without --video: a contact sheet. For each clip some of its frames with their mask boxes, and its
     mels below them, with lines where those frames lie in time.
@@ -57,13 +58,14 @@ def command(
     if not out.parent.is_dir():
         raise click.BadParameter(f"{out}: there is no folder {out.parent}", param_hint="--out")
 
+    from shards.places import place_of
     from shards.reader import open_dataset
     from shards.schema import VIDEO_FPS, ShardError
     from stages import preview
     from stages.work import StageError
 
     try:
-        dataset = open_dataset(shards)
+        dataset = open_dataset(place_of(shards))
         if video is not None:
             if video == "any" and video not in dataset.clips:
                 (video,) = preview.clips_spread(dataset, 1, seed=0)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from pipeline.options import FOLDER, device_options, sampler_options, say_once
+from pipeline.options import FOLDER, at_endpoint, device_options, sampler_options, say_once
 
 if TYPE_CHECKING:
     from model.machine import Precision
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 @click.option("--videos/--no-videos", default=True, show_default=True, help="An mp4 beside the crops.")
 @sampler_options
 @device_options
+@at_endpoint
 def command(
     shards: str,
     run: Path,

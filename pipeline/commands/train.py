@@ -14,7 +14,7 @@ import click
 import yaml
 
 from pipeline import params as params_file
-from pipeline.options import FILE, FOLDER, device_options, say_once
+from pipeline.options import FILE, FOLDER, at_endpoint, device_options, say_once
 
 if TYPE_CHECKING:
     from model.machine import Precision
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     help="Threads that decode.",
 )
 @device_options
+@at_endpoint
 @click.option("-n", "--dry-run", is_flag=True, help="Print the recipe and the parameter count, and exit.")
 def command(
     shards: str | None,

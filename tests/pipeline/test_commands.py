@@ -84,7 +84,7 @@ def test_a_wrong_param_is_one_line_that_names_it(text: str, told: str, tmp_path:
         (["clips", "--dataset", "grid", "--raw", "nowhere"], 1, "--raw"),
         (["clips", "--dataset", "lrs2"], 2, "'lrs2' is not one of 'grid', 'crema-d', 'folder'"),
         (["landmarks", "--dataset", "grid", "--work", "w"], 1, "run `pipeline clips --dataset grid` first"),
-        (["shard", "--dataset", "grid", "--out", "s3://b/p"], 2, "only local folders"),
+        (["shard", "--dataset", "grid", "--out", "gs://b/p"], 2, "only folders and s3://"),
         (["shard", "--dataset", "grid", "--raw", ".", "--work", "w"], 1, "which is never written to"),
         (["shard", "--dataset", "grid", "--params", "none.yaml"], 1, "none.yaml: cannot be read"),
         (["clips", "--dataset", "grid", "--workers", "0"], 2, "0 is not in the range"),
