@@ -41,8 +41,8 @@ def rows(n_clips: int) -> Iterator[dict[str, Any]]:
             "video_codec": "h264", "width": 224, "height": 224,
             "source_frames": MEAN_FRAMES, "fps": 25.0, "video_start": 0.0, "video_seconds": MEAN_FRAMES / 25,
             "frames": MEAN_FRAMES, "audio_codec": "aac", "audio_rate": 16000, "audio_channels": 1,
-            "audio_start": 0.0, "audio_seconds": MEAN_FRAMES / 25, "expected": None, "notes": [], "stage": "clips", "status": "ok",
-            "code": "", "reason": "",
+            "audio_start": 0.0, "audio_seconds": MEAN_FRAMES / 25, "expected": None, "notes": [],
+            "stage": "clips", "status": "ok", "code": "", "reason": "",
         }  # fmt: skip
 
 
@@ -67,7 +67,8 @@ def receipts(folder: Path, n_clips: int) -> int:
     """Read some of the receipts of a finished build."""
     told = json.dumps(
         {
-            "entry": {"name": "x" * 40, "split": "train", "bytes": 1, "sha256": digest(1), "clips": 64, "frames": 1},
+            "entry": {"name": "x" * 40, "split": "train", "bytes": 1, "sha256": digest(1), "clips": 64,
+                      "frames": 1},
             "index": [
                 {"clip_id": "c" * 24, "shard": "x" * 40, "sha256": digest(1), "source_sha256": digest(2),
                  "split": "train", "speaker": "id00000", "frames": 200,

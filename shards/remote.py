@@ -141,7 +141,7 @@ class Remote:
     def tree(self) -> Iterator[Listed]:
         after = ""
         while True:
-            listed, after = self._patiently("", 0, functools.partial(self.source.page, after))
+            listed, after = self._patiently("", functools.partial(self.source.page, after))
             yield from listed
             if not after:
                 return

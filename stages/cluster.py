@@ -90,12 +90,13 @@ class Task(Generic[Item]):
 def look(errand: Errand, work: Work, mapper: Mapper) -> Report:
     """Stage 1: a row for every file of the raw bucket, and ``clips.parquet`` of them."""
     report = Report(clips.STAGE)
-    listed = _clips_in(place_of(errand.raw))
+    listed = clips_in(place_of(errand.raw))
     tasks = [
         Task(errand, errand.key(clips.STAGE, [asdict(file) for file in hand]), hand)
         for _, hand in deal(listed, lambda file: file.name, FILES_PER_TASK)
     ]
-    seen, report.clips_computed = _done(look_at, tasks, mapper, f"{clips.STAGE}: files", _n_files)
+    present = _present(errand)
+    seen, report.clips_computed = _done(look_at, tasks, mapper, f"{clips.STAGE}: files", len, present)
     rows = clips.told_apart(row for told in seen for row in told)
     write_ledger(work.stage(clips.STAGE) / clips.LEDGER_NAME, rows)
     write_ledger(work.ledger, rows)
@@ -111,7 +112,14 @@ def build(
     """Stages 2 to 5: shards in the bucket; their tables and their manifest in ``work.out``."""
     report = Report(shard.STAGE)
     tasks = [Task(errand, errand.key(shard.STAGE, part.name, part.rows), part) for part in parts]
-    built, n_computed = _done(build_part, tasks, mapper, f"{shard.STAGE}: parts", _n_frames)
+    present = _present(errand)
+
+    def is_whole(told: dict[str, Any]) -> bool:
+        entry = told["entry"]
+        return entry is None or present.get(entry["name"]) == entry["bytes"]
+
+    label = f"{shard.STAGE}: parts"
+    built, n_computed = _done(build_part, tasks, mapper, label, _n_frames, present, is_whole)
     ledger = clips.read_clips(work)
     for stage in shard.STAGES:
         clips.carry(ledger, stage, (row for told in built for row in told["outcomes"][stage]))
@@ -167,7 +175,7 @@ def build_part(task: Task[Part]) -> dict[str, Any]:
     return told
 
 
-def _clips_in(raw: Place) -> list[Listed]:
+def clips_in(raw: Place) -> list[Listed]:
     """The files of a place that get a row. Raises StageError for a name that no folder can hold."""
     listed = [file for file in raw.tree() if clips.is_looked_at(PurePosixPath(file.name))]
     if not listed:
@@ -188,28 +196,34 @@ def _done(
     mapper: Mapper,
     label: str,
     size_of: Callable[[Item], int],
+    present: dict[str, int],
+    is_whole: Callable[[Result], bool] = lambda told: True,
 ) -> tuple[list[Result], int]:
-    """What each task gives, from its receipt or by a worker; and how many workers did."""
-    if not tasks:
-        return [], 0
-    receipts = _receipts(tasks[0].errand)
-    left_behind = {file.name for file in receipts.tree()}
+    """What each task gives, by its receipt or by a worker; and how many workers gave.
+
+    ``present`` is what lies in the bucket; a receipt counts when what it speaks of is whole.
+    """
+
+    def receipt(task: Task[Item]) -> Result | None:
+        if f"{RECEIPTS}/{_name(task)}" not in present:
+            return None
+        try:
+            told: Result = json.loads(_receipts(task.errand).whole(_name(task)))
+        except (ShardError, ValueError):
+            return None  # the work is done again
+        return told if is_whole(told) else None
+
     with ThreadPoolExecutor(READERS) as pool:
-        told = list(
-            pool.map(lambda task: _receipt(receipts, task) if _name(task) in left_behind else None, tasks)
-        )
+        told = list(pool.map(receipt, tasks))
     left = [task for task, its in zip(tasks, told, strict=True) if its is None]
     sizes = [size_of(task.item) for task in left]
     results = list(mapper(function, left, label=label, sizes=sizes))
     return [*(its for its in told if its is not None), *results], len(left)
 
 
-def _receipt(receipts: Place, task: Task[Any]) -> Any:
-    """What a receipt tells, or None where it cannot be read: then the work is done again."""
-    try:
-        return json.loads(receipts.whole(_name(task)))
-    except (ShardError, ValueError):
-        return None
+def _present(errand: Errand) -> dict[str, int]:
+    """Bytes of every file that lies in the bucket of shards."""
+    return {file.name: file.bytes for file in place_of(errand.out).tree()}
 
 
 def _leave_receipt(task: Task[Any], told: object) -> None:
@@ -227,10 +241,6 @@ def _receipts(errand: Errand) -> Place:
 
 def _name(task: Task[Any]) -> str:
     return f"{task.key}.json"
-
-
-def _n_files(hand: tuple[Listed, ...]) -> int:
-    return len(hand)
 
 
 def _n_frames(part: Part) -> int:

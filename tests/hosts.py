@@ -24,6 +24,9 @@ class Hosts:
     address: str = f"{NET}.1"
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
+    def address_of(self, host: int) -> str:
+        return f"{NET}.{11 + host}"
+
     def start(self, host: int, *words: str, **environment: str) -> subprocess.Popen[bytes]:
         """Run a command on a host. It sees this machine's programs, and nothing below its /tmp."""
         own_tmp = 'mount -t tmpfs tmpfs /tmp && exec "$@"'
@@ -85,7 +88,7 @@ def hosts(count: int) -> Iterator[Hosts]:
             undo.callback(_ip, "netns", "del", name)
             _ip("link", "add", f"v{name}", "type", "veth", "peer", "name", "eth0", "netns", name)
             _ip("link", "set", f"v{name}", "master", bridge, "up")
-            _ip("-n", name, "addr", "add", f"{NET}.{11 + number}/24", "dev", "eth0")
+            _ip("-n", name, "addr", "add", f"{made.address_of(number)}/24", "dev", "eth0")
             _ip("-n", name, "link", "set", "eth0", "up")
             _ip("-n", name, "link", "set", "lo", "up")
         try:

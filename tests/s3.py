@@ -79,6 +79,7 @@ def running(folder: Path) -> Iterator[Server]:
         "-master.volumeSizeLimitMB=64", "-volume.max=0", "-volume.minFreeSpace=1GiB", "-filer=true",
         "-s3", f"-s3.port={s3}", f"-s3.config={folder / 's3.json'}", f"-master.port={master}",
         f"-volume.port={volume}", f"-filer.port={filer}", "-master.telemetry=false",
+        "-s3.port.iceberg=0", "-s3.port.lance=0",  # of fixed ports, by which two servers would meet
     ]  # fmt: skip
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
