@@ -21,28 +21,56 @@ MEGABYTE = 10**6
 
 
 @click.command("fetch")
-@click.option("--dataset", type=click.Choice(["grid", "crema-d"]), required=True, help="The corpus.")
+@click.option("--dataset", type=click.Choice(["grid", "crema-d"]), help="The corpus.")
 @click.option("--to", type=FOLDER, help="Where to.  [default: data/DATASET/raw]")
 @click.option("--only", default="*", show_default=True,
               help="Pattern of paths or names; of GRID, names of archives: 's1', 's[2-9]'.")  # fmt: skip
 @click.option("--jobs", type=click.IntRange(1, 32), default=4, show_default=True, help="Downloads at a time.")
+@click.option(
+    "--weights", "network", metavar="NAME", help="A network of the evaluation, into the user's cache."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def command(dataset: str, to: Path | None, only: str, jobs: int, as_json: bool) -> None:
-    """Bring a corpus from its official address, each file checked by its digest.
+def command(
+    dataset: str | None, to: Path | None, only: str, jobs: int, network: str | None, as_json: bool
+) -> None:
+    """Bring a corpus from its official address, each file checked by its digest, or a network's weights.
 
     GRID: 33 speakers and the word times from Zenodo, 13.6 GB. CREMA-D: 7,442 clips through Git LFS, 2.4 GB;
     `--only '1001_DFA_*'` are six that a Python package carries too, where only a package index is reached.
 
-    Run again to go on to the byte where it stopped; what is there is checked and kept. Exits with 1 when
+    Run again to go on at the byte where it stopped; what is there is checked and kept. Exits with 1 when
     some did not come.
     """
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    if (dataset is None) == (network is None):
+        raise click.UsageError("either --dataset or --weights is needed")
+    if network is not None:
+        _bring_weights(network)
+        return
+    assert dataset is not None, "one of the two is given"
+    _bring_corpus(dataset, to or Path("data", dataset, "raw"), only, jobs, as_json=as_json)
+
+
+def _bring_weights(name: str) -> None:
+    from stages.weights import NETWORKS, bring
+    from stages.work import StageError
+
+    if name not in NETWORKS:
+        raise click.BadParameter(
+            f"{name!r} is not known; known are {', '.join(NETWORKS)}", param_hint="--weights"
+        )
+    try:
+        click.echo(bring(NETWORKS[name]))
+    except StageError as err:
+        raise click.ClickException(str(err)) from err
+
+
+def _bring_corpus(dataset: str, to: Path, only: str, jobs: int, *, as_json: bool) -> None:
     from pipeline.progress import Bars
     from stages import fetch
     from stages.sources import SOURCES
     from stages.work import StageError
 
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
-    to = to or Path("data", dataset, "raw")
     source = SOURCES[dataset]
     try:
         plan = fetch.plan(source, to, only, jobs)

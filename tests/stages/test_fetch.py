@@ -366,6 +366,17 @@ def test_the_command_counts_by_reason_and_exits_with_1(
     assert {file["status"] for file in json.loads(done.stdout)["files"]} == {"fetched", "there"}
 
 
+def test_the_command_brings_a_network_and_nothing_else_with_it(
+    model: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "NETWORKS", {"a": model})
+    done = CliRunner().invoke(cli, ["fetch", "--weights", "a"])
+    assert Path(done.stdout.strip()).read_bytes() == CLIPS[BIG]
+    for words in (["--weights", "a", "--dataset", "grid"], []):
+        assert "either --dataset or --weights" in CliRunner().invoke(cli, ["fetch", *words]).output
+    assert "known are a" in CliRunner().invoke(cli, ["fetch", "--weights", "b"]).output
+
+
 @pytest.fixture
 def model(server: Publisher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Weights:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
