@@ -21,6 +21,7 @@ COMMANDS = {
     "verify": "Check that a dataset is whole and right.",
     "explain": "What became of a clip, at which stage, and why.",
     "diff": "What two datasets differ in.",
+    "prune": "Remove what older datasets left in a bucket.",
     "preview": "Look into a dataset: a contact sheet, or a clip as video.",
 }
 

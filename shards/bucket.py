@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from shards.places import AbsentError, Listed
+from shards.places import AbsentError, AlteredError, Listed
 from shards.remote import (
     CONNECT_SECONDS,
     CONNECTIONS,
@@ -33,11 +34,7 @@ class Bucket:
         self.bucket, _, self.prefix = self.address.partition("://")[2].partition("/")
         if not self.bucket:
             raise ShardError(f"{address}: names no bucket; expected s3://bucket/prefix")
-        self._made: tuple[int, Any] = (-1, None)
         self._client()  # what is missing or wrong is said now
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_made": (-1, None)}
 
     @contextlib.contextmanager
     def open(self, name: str, start: int, stop: int | None) -> Iterator[Answer]:
@@ -62,25 +59,21 @@ class Bucket:
         self._ask("delete_object", name)
 
     def names(self) -> Iterator[str]:
-        folder = f"{self.prefix}/" if self.prefix else ""
-        token: dict[str, str] = {}
+        after = ""
         while True:
-            answer = self._call("list_objects_v2", "", Prefix=folder, Delimiter="/", **token)
-            for listed in answer.get("Contents", ()):
-                if listed["Key"] != folder:  # some servers list the folder itself
-                    yield listed["Key"][len(folder) :]
-            if not answer.get("IsTruncated"):
+            listed, after = self.page(after, Delimiter="/")
+            yield from (file.name for file in listed)
+            if not after:
                 return
-            token = {"ContinuationToken": answer["NextContinuationToken"]}
 
-    def page(self, after: str) -> tuple[list[Listed], str]:
+    def page(self, after: str, **words: str) -> tuple[list[Listed], str]:
         folder = f"{self.prefix}/" if self.prefix else ""
         token = {"ContinuationToken": after} if after else {}
-        answer = self._call("list_objects_v2", "", Prefix=folder, **token)
+        answer = self._call("list_objects_v2", "", Prefix=folder, **token, **words)
         listed = [
             Listed(told["Key"][len(folder) :], told["Size"], told["ETag"].strip('"'))
             for told in answer.get("Contents", ())
-            if not told["Key"].endswith("/")  # a folder that some tools leave a mark of
+            if not told["Key"].endswith("/")  # the mark of a folder: some servers list them
         ]
         return listed, answer.get("NextContinuationToken", "")
 
@@ -88,53 +81,60 @@ class Bucket:
         return self._call(act, name, Key=f"{self.prefix}/{name}" if self.prefix else name, **words)
 
     def _call(self, act: str, name: str, **words: Any) -> dict[str, Any]:
-        from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, SSLError
+        from botocore import exceptions as aws
 
         what = f"{self.address}/{name}"
         try:
             answer: dict[str, Any] = getattr(self._client(), act)(Bucket=self.bucket, **words)
-        except ClientError as err:
+        except aws.ClientError as err:
             told = err.response.get("Error", {})
             code, status = str(told.get("Code")), err.response["ResponseMetadata"].get("HTTPStatusCode", 0)
             if code in ABSENT:
                 raise AbsentError(f"{what}: not there") from err
+            if code == "BadDigest":
+                raise AlteredError(f"{what}: came to the server as other bytes than were sent") from err
             sentence = f"{code}: {' '.join(str(told.get('Message')).split())}"
             if status >= 500 or status == 429 or code in PASSING:
                 raise PassingError(sentence) from err
             raise ShardError(f"{what}: refused ({sentence})") from err
-        except BotoCoreError as err:
-            if isinstance(err, HTTPClientError) and not isinstance(err, SSLError):
+        except aws.BotoCoreError as err:
+            passing = isinstance(err, (aws.ConnectionError, aws.HTTPClientError))
+            if passing and not isinstance(err, aws.SSLError):
                 raise PassingError(str(err)) from err
             raise ShardError(f"{what}: cannot be asked for ({' '.join(str(err).split())})") from err
         return answer
 
     def _client(self) -> Any:
-        """The client of this process: a forked child must not speak into its parent's connections."""
-        if self._made[0] != os.getpid():
-            self._made = (os.getpid(), self._new_client())
-        return self._made[1]
+        told = ((name, value) for name, value in os.environ.items() if name.startswith("AWS_"))
+        try:
+            return _client(os.getpid(), frozenset(told))
+        except ShardError as err:
+            raise ShardError(f"{self.address}: {err}") from err
 
-    def _new_client(self) -> Any:
-        try:
-            import boto3.session
-            from botocore import UNSIGNED
-            from botocore.config import Config
-            from botocore.exceptions import BotoCoreError
-        except ImportError as err:
-            raise ShardError(f"{self.address}: needs boto3; install redub[s3]") from err
-        try:
-            session = boto3.session.Session()
-            anonymous = {"signature_version": UNSIGNED} if session.get_credentials() is None else {}
-            config = Config(
-                connect_timeout=CONNECT_SECONDS,
-                read_timeout=SILENCE_SECONDS,
-                max_pool_connections=CONNECTIONS,
-                retries={"total_max_attempts": 1},  # Remote's patience is the only one
-                **anonymous,
-            )
-            return session.client("s3", config=config)
-        except (BotoCoreError, ValueError) as err:
-            raise ShardError(f"{self.address}: cannot be opened ({err})") from err
+
+@functools.lru_cache(maxsize=8)
+def _client(pid: int, environment: frozenset[tuple[str, str]]) -> Any:
+    """The one client of a process: a forked child must not speak into its parent's connections."""
+    try:
+        import boto3.session
+        from botocore import UNSIGNED
+        from botocore.config import Config
+        from botocore.exceptions import BotoCoreError
+    except ImportError as err:
+        raise ShardError("needs boto3; install redub[s3]") from err
+    try:
+        session = boto3.session.Session()
+        anonymous = {"signature_version": UNSIGNED} if session.get_credentials() is None else {}
+        config = Config(
+            connect_timeout=CONNECT_SECONDS,
+            read_timeout=SILENCE_SECONDS,
+            max_pool_connections=CONNECTIONS,
+            retries={"total_max_attempts": 1},  # Remote's patience is the only one
+            **anonymous,
+        )
+        return session.client("s3", config=config)
+    except (BotoCoreError, ValueError) as err:
+        raise ShardError(f"cannot be opened ({' '.join(str(err).split())})") from err
 
 
 def _hex(base64_text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from shards.table import Row, parse_rows, write_rows
 INDEX_NAME = "index.parquet"
 DATASET_NAME = "dataset.json"
 LEDGER_NAME = "ledger.parquet"
+SHA256 = re.compile("[0-9a-f]{64}")
 
 # Columns of one member: where its bytes lie in the shard, and what they must sum to.
 MEMBERS = ("frames", "boxes", "mels", "affine", "json")
@@ -67,6 +69,14 @@ def read_index(where: Path | Place, manifest: Mapping[str, Any]) -> list[Row]:
     return parse_rows(data, INDEX_SCHEMA, f"{place.address}/{INDEX_NAME}", "index")
 
 
+def tables_of(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """sha256 of the index and the ledger, by their names; older manifests tell none."""
+    tables = manifest.get("tables", {})
+    if not isinstance(tables, dict) or not all(SHA256.fullmatch(str(sha256)) for sha256 in tables.values()):
+        raise ShardError(f"{DATASET_NAME}: tables {str(tables)[:80]!r}, expected a sha256 by name")
+    return {name: tables[name] for name in (INDEX_NAME, LEDGER_NAME) if name in tables}
+
+
 def published_name(name: str, sha256: str) -> str:
     """What a table is called in a bucket: by its contents, as shards are, so that none is ever replaced."""
     stem, _, suffix = name.partition(".")
@@ -78,8 +88,8 @@ def read_table(place: Place, manifest: Mapping[str, Any], name: str) -> bytes:
 
     A published table has the name of its contents; in a folder, or a copy of one, it has its own.
     """
-    sha256 = manifest.get("tables", {}).get(name)
-    if sha256:
+    sha256 = tables_of(manifest).get(name)
+    if sha256 is not None:
         with contextlib.suppress(AbsentError):
             return place.whole(published_name(name, sha256), sha256=sha256)
     try:
@@ -97,10 +107,11 @@ def digest_of(shards: Iterable[ShardEntry]) -> str:
 def write_dataset(path: Path, shards: Iterable[ShardEntry], **described: Any) -> None:
     """Write the manifest. A folder without it is not a dataset, so it comes last, after its tables."""
     listed = sorted(shards, key=lambda shard: shard.name)
+    tables = [path.with_name(name) for name in (INDEX_NAME, LEDGER_NAME)]
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "digest": digest_of(listed),
-        "tables": {name: file_sha256(path.with_name(name)) for name in (INDEX_NAME, LEDGER_NAME)},
+        "tables": {table.name: file_sha256(table) for table in tables if table.is_file()},
         **described,
         "shards": [asdict(shard) for shard in listed],
     }

@@ -19,6 +19,10 @@ class AbsentError(ShardError):
     """The place answers, and has no such file."""
 
 
+class AlteredError(ShardError):
+    """A file is not the one that was expected."""
+
+
 @dataclass(frozen=True, slots=True)
 class Listed:
     """A file of a place, as a list of it tells."""
@@ -103,7 +107,8 @@ class Folder:
         except OSError as err:
             raise self._error(name, err) from err
         if len(data) != stop - start:
-            raise ShardError(f"{self.path / name}: ends at byte {start + len(data)}, expected {stop} or more")
+            end = self.size(name)
+            raise ShardError(f"{self.path / name}: ends at byte {end}, expected {stop} or more")
         return data
 
     def whole(self, name: str, *, sha256: str | None = None) -> bytes:
@@ -143,8 +148,8 @@ class Folder:
 
 
 def check(what: str, found_bytes: int, found_sha256: str, size: int | None, sha256: str | None) -> None:
-    """Raise ShardError when a file's size or sha256 is another than the one told."""
+    """Raise AlteredError when a file's size or sha256 is another than the one told."""
     wrong_size = size is not None and found_bytes != size
     if wrong_size or (sha256 is not None and found_sha256 != sha256):
         told = f"{found_bytes if size is None else size} with {'any' if sha256 is None else sha256[:12]}"
-        raise ShardError(f"{what}: {found_bytes} bytes with sha256 {found_sha256[:12]}, expected {told}")
+        raise AlteredError(f"{what}: {found_bytes} bytes with sha256 {found_sha256[:12]}, expected {told}")

@@ -17,7 +17,7 @@ import urllib3
 from urllib3.exceptions import HTTPError
 
 from shards.atomic import written_whole
-from shards.places import AbsentError, Listed, Place, check
+from shards.places import AbsentError, AlteredError, Listed, Place, check
 from shards.schema import ShardError
 
 log = logging.getLogger(__name__)
@@ -38,10 +38,6 @@ TRIES = 2  # a file that comes altered is read once more
 
 class PassingError(Exception):
     """What may go well the next time: a cut, a silence, a busy server."""
-
-
-class ChangedError(ShardError):
-    """The file became another one while it was read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +104,7 @@ class Remote:
 
     def whole(self, name: str, *, sha256: str | None = None) -> bytes:
         def once() -> bytes:
-            data = b"".join(self._blocks(name, 0, None))
+            data = b"".join(self._blocks(name, limit=MAX_WHOLE_BYTES))
             check(f"{self.address}/{name}", len(data), hashlib.sha256(data).hexdigest(), None, sha256)
             return data
 
@@ -119,7 +115,7 @@ class Remote:
             digest, n_bytes = hashlib.sha256(), 0
             with written_whole(path) as partial:
                 with partial.open("wb") as file:
-                    for block in self._blocks(name, 0, None, size):
+                    for block in self._blocks(name, size=size):
                         file.write(block)
                         digest.update(block)
                         n_bytes += len(block)
@@ -161,10 +157,19 @@ class Remote:
             except PassingError as err:
                 patience.wait(err)
 
-    def _blocks(self, name: str, start: int, stop: int | None, size: int | None = None) -> Iterator[bytes]:
+    def _blocks(
+        self,
+        name: str,
+        start: int = 0,
+        stop: int | None = None,
+        *,
+        size: int | None = None,
+        limit: int | None = None,
+    ) -> Iterator[bytes]:
         """The bytes from start to stop or to the end, which is at ``size`` where that is told.
 
-        After a break it goes on from the last byte. Raises ShardError when the file is shorter or longer.
+        After a break it goes on from the last byte. Raises ShardError when the file is shorter, or longer
+        than ``size`` or ``limit``.
         """
         what = f"{self.address}/{name}"
         patience = Patience(what)
@@ -174,36 +179,36 @@ class Remote:
             try:
                 with self.source.open(name, here, stop) as answer:
                     if version is None:
-                        version, end = answer.version, self._end(what, answer, stop, size)
+                        version, end = answer.version, _end_of(what, answer.size, stop, size, limit)
                         patience.allow_for(end - start)
                     elif answer.version != version:
-                        raise ChangedError(f"{what}: became another file while it was read")
-                    skip = here - answer.start  # a server that knows no ranges begins at the beginning
-                    while here < end and (block := answer.body.read1(BLOCK_BYTES)):
+                        raise AlteredError(f"{what}: became another file while it was read")
+                    at = answer.start  # a server that knows no ranges begins at the beginning
+                    while block := answer.body.read1(BLOCK_BYTES):  # to its end, or the connection is lost
                         patience.came_on()
-                        block, skip = block[skip:], max(0, skip - len(block))
-                        block = block[: end - here]
-                        here += len(block)
-                        yield block
+                        wanted = block[max(0, here - at) : max(0, end - at)]
+                        at += len(block)
+                        here += len(wanted)
+                        yield wanted
+                        if at > end:
+                            break
                 if here < end:
                     raise PassingError(f"ended after {here} of {end} bytes")
             except (PassingError, HTTPError) as err:
                 patience.wait(err)
 
-    @staticmethod
-    def _end(what: str, answer: Answer, stop: int | None, size: int | None) -> int:
-        """Where the bytes asked for end."""
-        if answer.size is None:
-            raise ShardError(f"{what}: the server does not tell how long it is")
-        if size is not None and answer.size != size:
-            raise ShardError(f"{what}: {answer.size} bytes, expected {size}")
-        if stop is None:
-            if answer.size > (size or MAX_WHOLE_BYTES):
-                raise ShardError(f"{what}: {answer.size} bytes, more than the {MAX_WHOLE_BYTES} of any table")
-            return answer.size
-        if answer.size < stop:
-            raise ShardError(f"{what}: ends at byte {answer.size}, expected {stop} or more")
-        return stop
+
+def _end_of(what: str, found: int | None, stop: int | None, size: int | None, limit: int | None) -> int:
+    """Where the bytes that were asked for end, in a file of ``found`` bytes."""
+    if found is None:
+        raise ShardError(f"{what}: the server does not tell how long it is")
+    if size is not None and found != size:
+        raise AlteredError(f"{what}: {found} bytes, expected {size}")
+    if limit is not None and found > limit:
+        raise ShardError(f"{what}: {found} bytes, more than the {limit} of any table")
+    if stop is not None and found < stop:
+        raise ShardError(f"{what}: ends at byte {found}, expected {stop} or more")
+    return found if stop is None else stop
 
 
 class Patience:
@@ -260,9 +265,7 @@ def _twice(once: Callable[[], T]) -> T:
     for tries_left in reversed(range(TRIES)):
         try:
             return once()
-        except AbsentError:
-            raise
-        except ShardError:
+        except AlteredError:
             if not tries_left:
                 raise
     raise AssertionError("the last try returns or raises")

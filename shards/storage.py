@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -22,11 +23,14 @@ from shards.index import (
     read_dataset,
     read_table,
     shard_entries,
+    tables_of,
 )
 from shards.places import Place, is_remote, place_of
 from shards.schema import ShardError
 
 UPLOADS = 4  # at once
+# Files with the names of their contents, which publishing leaves behind; nothing else is ever removed.
+PUBLISHED = re.compile(r"[^/]+-\d{5}-[0-9a-f]{12}\.tar|(index|ledger)-[0-9a-f]{12}\.parquet")
 
 
 def at_hand(address: str, cache: Path | None = None) -> Path:
@@ -104,7 +108,7 @@ def _uploads(folder: Path) -> Iterator[Upload]:
     for entry in shard_entries(manifest, folder / DATASET_NAME):
         yield Upload(folder / entry.name, entry.name, entry.bytes, entry.sha256)
     for name in (INDEX_NAME, LEDGER_NAME):
-        sha256 = manifest.get("tables", {}).get(name)
+        sha256 = tables_of(manifest).get(name)
         if sha256 is None:
             raise ShardError(f"{folder / DATASET_NAME}: names no sha256 of {name}; build the dataset again")
         yield Upload(folder / name, published_name(name, sha256), (folder / name).stat().st_size, sha256)
@@ -121,3 +125,11 @@ def _send(upload: Upload, place: Place) -> tuple[int, bool]:
     if not place.holds(upload.name, upload.size, upload.sha256):
         raise ShardError(f"{place.address}/{upload.name}: was sent, but is not there as it was sent")
     return upload.size, True
+
+
+def leftovers(place: Place) -> list[str]:
+    """Shards and tables that the dataset at ``place`` does not name: an older one's, or a broken upload's."""
+    manifest = read_dataset(place)
+    kept = {entry.name for entry in shard_entries(manifest, f"{place.address}/{DATASET_NAME}")}
+    kept |= {published_name(name, sha256) for name, sha256 in tables_of(manifest).items()}
+    return [name for name in place.names() if PUBLISHED.fullmatch(name) and name not in kept]

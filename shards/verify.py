@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.checksum import file_sha256
-from shards.index import DATASET_NAME, INDEX_NAME, MEMBERS, ShardEntry, digest_of, read_table
+from shards.index import DATASET_NAME, INDEX_NAME, MEMBERS, ShardEntry, digest_of, read_table, tables_of
 from shards.ledger import OK, count_by_code
 from shards.places import Folder, Place
 from shards.reader import Dataset, decode_members, open_dataset, read_members
@@ -79,7 +79,7 @@ def _check_shard(dataset: Dataset, here: Folder, entry: ShardEntry, *, full: boo
 def _check_manifest(dataset: Dataset) -> Iterator[str]:
     """The manifest, the index and the ledger must tell one story."""
     path = f"{dataset.place.address}/{DATASET_NAME}"
-    for name, sha256 in dataset.manifest.get("tables", {}).items():
+    for name, sha256 in tables_of(dataset.manifest).items():
         found_sha256 = hashlib.sha256(read_table(dataset.place, dataset.manifest, name)).hexdigest()
         if found_sha256 != sha256:
             yield f"{dataset.place.address}/{name}: sha256 {found_sha256}, expected {sha256}"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
 
 import requests
@@ -32,10 +32,6 @@ class Web:
         self.url = urlsplit(address.rstrip("/"))
         host = self.url.netloc.rpartition("@")[2]
         self.address = urlunsplit((self.url.scheme, host, self.url.path, "", ""))
-        self._made: tuple[int, requests.Session | None] = (-1, None)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_made": (-1, None)}
 
     @contextlib.contextmanager
     def open(self, name: str, start: int, stop: int | None) -> Iterator[Answer]:
@@ -67,7 +63,7 @@ class Web:
         what = f"{self.address}/{name}"
         url = urlunsplit(self.url._replace(path=f"{self.url.path}/{quote(name)}"))
         try:
-            answer = self._session().request(
+            answer = _session(os.getpid()).request(
                 method,
                 url,
                 headers={"Accept-Encoding": "identity", **headers},  # bytes as they are, to be counted
@@ -91,15 +87,14 @@ class Web:
             raise PassingError(told)
         raise ShardError(f"{what}: refused ({told})")
 
-    def _session(self) -> requests.Session:
-        """The session of this process: a forked child must not speak into its parent's connections."""
-        pid, session = self._made
-        if session is None or pid != os.getpid():
-            session = requests.Session()
-            for scheme in ("http://", "https://"):
-                session.mount(scheme, HTTPAdapter(pool_maxsize=CONNECTIONS))
-            self._made = (os.getpid(), session)
-        return session
+
+@functools.lru_cache(maxsize=1)
+def _session(pid: int) -> requests.Session:
+    """The one session of a process: a forked child must not speak into its parent's connections."""
+    session = requests.Session()
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, HTTPAdapter(pool_maxsize=CONNECTIONS))
+    return session
 
 
 def _cause(err: BaseException) -> str:

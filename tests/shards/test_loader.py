@@ -176,7 +176,7 @@ def test_a_flipped_bit_is_refused_by_the_clips_name(folder: Path, member: str) -
 def test_a_shard_that_was_cut_short_or_is_gone_is_refused(folder: Path) -> None:
     path = folder / open_dataset(folder).clips["s1_a"]["shard"]
     path.write_bytes(path.read_bytes()[:3000])
-    assert "are not the bytes that the index names" in refusal(folder)
+    assert "ends at byte 3000, expected" in refusal(folder)
     path.unlink()
     assert "cannot be read (No such file" in refusal(folder)
 

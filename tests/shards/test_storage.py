@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from shards.places import place_of
 from shards.reader import open_dataset, read_clip
 from shards.schema import ShardError
 from shards.storage import at_hand
+from shards.verify import verify
 from tests import datasets
 
 
@@ -166,3 +168,24 @@ def test_what_is_no_dataset_is_one_line(
         at_hand("nosuch://x", tmp_path / "cache")
     with pytest.raises(ShardError, match=r"given up after .* refused"):
         at_hand(address, tmp_path / "cache")  # nobody is there any more
+
+
+def test_a_clip_is_read_from_a_server_that_knows_no_ranges(dataset: Path) -> None:
+    with served(dataset) as (address, _):
+        opened = open_dataset(place_of(address))
+        for clip_id in opened.clips:
+            there, here = read_clip(opened, clip_id), read_clip(open_dataset(dataset), clip_id)
+            assert np.array_equal(there.frames, here.frames)
+        assert list(verify(place_of(address), full=True)) == []
+
+
+def test_a_password_in_an_address_is_sent_and_not_shown(dataset: Path) -> None:
+    with served(dataset) as (address, _):
+        place = place_of(address.replace("http://", "http://me:hidden@") + "?sig=hidden")
+        assert place.size("dataset.json") == (dataset / "dataset.json").stat().st_size
+        assert place.size("none") is None
+        for act in (lambda: place.read("none", 0, 1), lambda: place.names(), lambda: place.delete("x")):
+            with pytest.raises(ShardError, match=address) as caught:
+                act()
+            assert "hidden" not in str(caught.value)
+            assert "hidden" not in repr(caught.value.__cause__)

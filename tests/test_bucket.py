@@ -1,0 +1,392 @@
+"""A dataset in a bucket of a real S3 server: published whole, read through faults, kept by rebuilds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from pipeline.main import cli
+from shards import bucket
+from shards.diff import diff
+from shards.index import DATASET_NAME
+from shards.places import Place, place_of
+from shards.reader import open_dataset, read_clip, read_members
+from shards.schema import ShardError
+from shards.storage import at_hand, publish
+from shards.verify import verify
+from stages.synth import ClipSpec, make_clip
+from tests import datasets, faults, s3
+from tests.road import build, hashes
+
+BIG_BYTES = 3_000_000
+
+
+@pytest.fixture
+def proxy(s3_server: s3.Server) -> Iterator[faults.Proxy]:
+    with faults.between(s3_server.endpoint) as between:
+        yield between
+
+
+@pytest.fixture
+def address(s3_server: s3.Server, proxy: faults.Proxy, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An empty place in a bucket, reached by way of the proxy."""
+    for name, value in s3_server.environment(proxy.endpoint).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
+    monkeypatch.setattr("shards.remote.FIRST_PAUSE_SECONDS", 0.02)
+    return f"s3://{s3_server.bucket()}/a/prefix"
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shards.remote.DEADLINE_SECONDS", 0.5)
+
+
+@pytest.fixture
+def silence(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A connection that is silent for two seconds is given up."""
+    monkeypatch.setattr(bucket, "SILENCE_SECONDS", 2)
+    bucket._client.cache_clear()
+    yield
+    bucket._client.cache_clear()
+
+
+def make(folder: Path, *names: str, shade: int = 7) -> Path:
+    """A finished dataset of clips of one shade."""
+    frames = np.full((3, 16, 16, 3), shade, np.uint8)
+    mels = np.zeros((6, 8), np.float32)
+    packed = [datasets.pack(name, frames, box=(4, 8, 12, 15), mels=mels, codec="webp") for name in names]
+    return datasets.write(folder, packed, params={"mels": {"n_fft": 1024, "n_mels": 8}})
+
+
+def where(address: str, name: str) -> dict[str, str]:
+    """What boto3 calls an object."""
+    bucket_name, prefix = address.removeprefix("s3://").split("/", 1)
+    return {"Bucket": bucket_name, "Key": f"{prefix}/{name}"}
+
+
+def sent(proxy: faults.Proxy) -> list[str]:
+    """Names of the files that were uploaded, in order."""
+    return [asked.path.rpartition("/")[2] for asked in proxy.asked if asked.method == "PUT"]
+
+
+def big(folder: Path) -> tuple[Path, str]:
+    """A file of random bytes, and its sha256."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "big"
+    path.write_bytes(np.random.default_rng(0).bytes(BIG_BYTES))
+    return path, hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_published_dataset_is_the_local_one(s3_server: s3.Server, address: str, tmp_path: Path) -> None:
+    folder = make(tmp_path / "here", "s1_a", "s1_b")
+    publish(folder, place_of(address))
+    there, here = open_dataset(place_of(address)), open_dataset(folder)
+    assert list(there.clips) == list(here.clips)
+    assert there.ledger() == here.ledger()
+    for clip_id in here.clips:
+        assert np.array_equal(read_clip(there, clip_id).frames, read_clip(here, clip_id).frames)
+    assert not diff(folder, place_of(address))
+    assert [list(verify(place_of(address), full=full)) for full in (False, True)] == [[], []]
+    bucket, prefix = address.removeprefix("s3://").split("/", 1)
+    found = {
+        hashlib.sha256(
+            s3_server.client().get_object(Bucket=bucket, Key=f"{prefix}/{name}")["Body"].read()
+        ).hexdigest()
+        for name in place_of(address).names()
+    }
+    assert found == set(hashes(folder).values()), "the same bytes, by another client"
+
+
+def test_the_manifest_comes_last_and_nothing_is_sent_twice(
+    proxy: faults.Proxy, address: str, tmp_path: Path
+) -> None:
+    folder = make(tmp_path / "here", "s1_a")
+    assert publish(folder, place_of(address)) > 0
+    assert len(set(sent(proxy))) == 4
+    assert sent(proxy)[-1] == DATASET_NAME
+    proxy.asked.clear()
+    assert publish(folder, place_of(address)) == 0
+    assert set(sent(proxy)) == {DATASET_NAME}
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_killed_upload_leaves_no_dataset_and_goes_on(
+    proxy: faults.Proxy, address: str, tmp_path: Path
+) -> None:
+    folder = make(tmp_path / "here", "s1_a")
+    fault = faults.Fault("cut", ".tar", at=1000, times=99, method="PUT")
+    proxy.faults.append(fault)
+    with pytest.raises(ShardError, match=r"\.tar: given up after"):
+        publish(folder, place_of(address))
+    with pytest.raises(ShardError, match="so this is no whole dataset"):
+        open_dataset(place_of(address))
+    proxy.faults.remove(fault)
+    before = set(place_of(address).names())
+    proxy.asked.clear()
+    publish(folder, place_of(address))
+    assert not before.intersection(sent(proxy))
+    assert list(verify(place_of(address), full=True)) == []
+
+
+def test_a_rebuilt_dataset_does_not_touch_the_one_that_is_being_read(address: str, tmp_path: Path) -> None:
+    publish(make(tmp_path / "one", "s1_a", shade=1), place_of(address))
+    old = open_dataset(place_of(address))
+    publish(make(tmp_path / "two", "s1_a", "s1_b", shade=2), place_of(address))
+    assert read_clip(old, "s1_a").frames.max() == 1
+    assert [row["clip_id"] for row in old.ledger()] == ["s1_a"]
+    assert list(open_dataset(place_of(address)).clips) == ["s1_a", "s1_b"]
+
+
+def test_prune_removes_what_the_dataset_does_not_name_and_nothing_else(
+    address: str, s3_server: s3.Server, tmp_path: Path
+) -> None:
+    publish(make(tmp_path / "one", "s1_a", shade=1), place_of(address))
+    old = set(place_of(address).names())
+    publish(make(tmp_path / "two", "s1_a", "s1_b", shade=2), place_of(address))
+    s3_server.client().put_object(**where(address, "notes.tar"), Body=b"mine")
+    told = CliRunner().invoke(cli, ["prune", address])
+    assert set(told.output.splitlines()[:-1]) == old - {DATASET_NAME}
+    assert "3 files that no dataset names" in told.output
+    assert "3 files removed" in CliRunner().invoke(cli, ["prune", address, "--delete"]).output
+    assert len(set(place_of(address).names())) == 5
+    assert list(verify(place_of(address), full=True)) == []
+
+
+def test_a_shard_that_was_damaged_here_is_not_sent(address: str, tmp_path: Path) -> None:
+    folder = make(tmp_path / "here", "s1_a")
+    (shard,) = folder.glob("*.tar")
+    shard.write_bytes(shard.read_bytes()[:-1] + b"x")
+    with pytest.raises(ShardError, match="its manifest says"):
+        publish(folder, place_of(address))
+
+
+@pytest.mark.usefixtures("silence")
+@pytest.mark.parametrize("kind", ["cut", "stall", "busy", "short", "flip"])
+def test_a_file_comes_whole_through_a_fault(
+    kind: str, proxy: faults.Proxy, address: str, tmp_path: Path
+) -> None:
+    path, sha256 = big(tmp_path)
+    place = place_of(address)
+    place.put(path, "big", sha256=sha256)
+    proxy.faults.append(faults.Fault(kind, "big", at=BIG_BYTES // 2))  # type: ignore[arg-type]
+    place.bring("big", tmp_path / "brought", size=BIG_BYTES, sha256=sha256)
+    assert (tmp_path / "brought").read_bytes() == path.read_bytes()
+    ranges = [asked.bytes_range for asked in proxy.asked if asked.method == "GET"]
+    resumed = f"bytes={BIG_BYTES // 2}-"
+    assert len(ranges) == 2
+    assert ranges[1].startswith(resumed) == (kind in ("cut", "stall")), "goes on from the last byte"
+
+
+@pytest.mark.usefixtures("silence")
+@pytest.mark.parametrize("kind", ["cut", "stall", "short"])
+def test_a_clip_comes_whole_through_a_fault(
+    kind: str, proxy: faults.Proxy, address: str, tmp_path: Path
+) -> None:
+    publish(make(tmp_path / "here", "s1_a", "s1_b"), place_of(address))
+    dataset = open_dataset(place_of(address))
+    proxy.faults.append(faults.Fault(kind, ".tar", at=700))  # type: ignore[arg-type]
+    proxy.asked.clear()
+    assert read_clip(dataset, "s1_b").frames.max() == 7
+    assert proxy.count("GET", ".tar") == 2
+    assert all(asked.bytes_range for asked in proxy.asked), "never the whole shard for one clip"
+
+
+def test_an_upload_comes_whole_through_faults(proxy: faults.Proxy, address: str, tmp_path: Path) -> None:
+    path, sha256 = big(tmp_path)
+    for kind in ("cut", "busy"):
+        proxy.faults.append(faults.Fault(kind, "big", at=BIG_BYTES // 2, method="PUT"))  # type: ignore[arg-type]
+    place_of(address).put(path, "big", sha256=sha256)
+    assert proxy.count("PUT") == 3
+    assert place_of(address).holds("big", BIG_BYTES, sha256)
+    with pytest.raises(ShardError, match="other bytes than were sent"):
+        place_of(address).put(path, "big", sha256="00" * 32)
+    assert place_of(address).holds("big", BIG_BYTES, sha256), "a refused upload replaces nothing"
+
+
+def test_an_object_that_stays_altered_is_named(
+    proxy: faults.Proxy, address: str, s3_server: s3.Server, tmp_path: Path
+) -> None:
+    folder = make(tmp_path / "here", "s1_a")
+    publish(folder, place_of(address))
+    brought = at_hand(address, tmp_path / "first")
+    assert list(verify(brought, full=True)) == []
+    (shard,) = folder.glob("*.tar")
+    client = s3_server.client()
+    whole = shard.read_bytes()
+    for body, told in (
+        (whole[:-1], f"{len(whole) - 1} bytes, expected {len(whole)}"),
+        (whole[:-1] + b"x", f"{len(whole)} bytes with sha256 .*, expected {len(whole)} with"),
+    ):
+        client.put_object(**where(address, shard.name), Body=body)
+        proxy.asked.clear()
+        with pytest.raises(ShardError, match=f"{address}/{shard.name}: {told}"):
+            at_hand(address, tmp_path / "cache")
+        assert proxy.count("GET", shard.name) == 2, "once again, and then named"
+        assert shard.name in next(verify(place_of(address), full=True))
+    client.delete_object(**where(address, shard.name))
+    assert list(verify(place_of(address), full=False)) == [f"{address}/{shard.name}: not there"]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_what_cannot_be_reached_is_one_line_without_the_secret(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path / "here", "s1_a")
+    for change, told in (
+        ({"AWS_SECRET_ACCESS_KEY": s3.SECRET[:-1]}, "SignatureDoesNotMatch"),
+        ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "AccessDenied"),
+        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "given up after"),
+        ({"AWS_PROFILE": "nobody"}, "nobody"),
+        ({"AWS_ENDPOINT_URL": "no address"}, "no address"),
+    ):
+        with monkeypatch.context() as patch:
+            for name, value in change.items():
+                patch.setenv(name, value) if value else patch.delenv(name)
+            with pytest.raises(ShardError, match=told) as caught:
+                open_dataset(place_of(address))
+            assert "\n" not in str(caught.value)
+            assert s3.SECRET[:-1] not in str(caught.value)
+    with pytest.raises(ShardError, match="NoSuchBucket"):
+        open_dataset(place_of("s3://no-such-bucket-here/x"))
+    with pytest.raises(ShardError, match="names no bucket"):
+        place_of("s3://")
+    monkeypatch.setitem(sys.modules, "boto3.session", None)
+    bucket._client.cache_clear()
+    with pytest.raises(ShardError, match=r"install redub\[s3\]"):
+        place_of(address)
+
+
+def test_a_profile_serves_as_well_as_the_environment(
+    address: str, s3_server: s3.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in s3_server.environment():
+        monkeypatch.delenv(name)
+    (tmp_path / "credentials").write_text(
+        f"[lab]\naws_access_key_id = {s3.KEY}\naws_secret_access_key = {s3.SECRET}\n"
+    )
+    (tmp_path / "config").write_text(f"[profile lab]\nregion = x\nendpoint_url = {s3_server.endpoint}\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_PROFILE", "lab")
+    assert list(place_of(address).names()) == []
+
+
+def read_shade(place: Place) -> int:
+    return int(read_clip(open_dataset(place), "s1_a").frames.max())
+
+
+def test_a_place_may_be_forked_pickled_and_shared(address: str, tmp_path: Path) -> None:
+    place = place_of(address)
+    publish(make(tmp_path / "here", "s1_a"), place)
+    assert read_shade(place) == 7  # its connections are open, and must not be spoken into by the children
+    context = multiprocessing.get_context("fork")
+    with context.Pool(2) as pool:
+        waiting = pool.map_async(read_shade, [place] * 4)  # pickled
+        assert read_shade(place) == 7
+        assert waiting.get(timeout=60) == [7] * 4
+    inherited = context.Process(target=lambda: os._exit(read_shade(place)))
+    inherited.start()
+    inherited.join(timeout=60)
+    assert inherited.exitcode == 7
+    with ThreadPoolExecutor(8) as threads:
+        assert set(threads.map(read_shade, [place] * 8)) == {7}
+    assert b"secret" not in pickle.dumps(place)
+
+
+def shard_addresses(address: str, folder: Path, s3_server: s3.Server) -> list[str]:
+    """The shards of a dataset as others reach them: as local files, and by signed addresses."""
+    shards = sorted(folder.glob("*.tar"))
+    client = s3_server.client()
+    signed = [
+        client.generate_presigned_url("get_object", Params=where(address, shard.name)) for shard in shards
+    ]
+    return [*map(str, shards), *signed]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it leaves files open
+def test_stock_webdataset_reads_what_was_published(
+    address: str, s3_server: s3.Server, tmp_path: Path
+) -> None:
+    import webdataset as wds
+
+    folder = make(tmp_path / "here", "s1_a", "s1_b")
+    publish(folder, place_of(address))
+    for url in shard_addresses(address, folder, s3_server):
+        samples = list(wds.WebDataset([url], shardshuffle=False))
+        assert [sample["__key__"] for sample in samples] == ["s1_a", "s1_b"]
+        assert all(json.loads(sample["json"])["frames"] == 3 for sample in samples)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_hugging_face_datasets_reads_what_was_published(
+    address: str, s3_server: s3.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    import datasets as hf
+
+    folder = make(tmp_path / "here", "s1_a", "s1_b")
+    publish(folder, place_of(address))
+    dataset = open_dataset(folder)
+    for url in shard_addresses(address, folder, s3_server):
+        rows = hf.load_dataset("webdataset", data_files=[url], split="train", streaming=True)
+        # Its decoder would see the first frame of a blob alone.
+        samples = list(rows.cast_column("frames.webp", hf.Image(decode=False)))
+        assert [sample["__key__"] for sample in samples] == list(dataset.clips)
+        for sample in samples:
+            members = read_members(dataset, sample["__key__"])
+            assert sample["frames.webp"]["bytes"] == members["frames"]
+            assert sample["json"]["frames"] == 3
+
+
+def test_a_command_ends_quietly(address: str, tmp_path: Path) -> None:
+    publish(make(tmp_path / "here", "s1_a"), place_of(address))
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-X", "dev", "-m", "pipeline.main", "explain", address, "s1_a"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "3 frames in train-00000-" in done.stdout
+
+
+def test_the_road_ends_in_a_bucket_and_the_commands_read_it_there(
+    address: str, proxy: faults.Proxy, s3_server: s3.Server, tmp_path: Path
+) -> None:
+    make_clip(tmp_path / "raw" / "one.mp4", ClipSpec(seconds=0.6))
+    summary = build(tmp_path / "raw", tmp_path / "w", "--out", address, "--endpoint-url", proxy.endpoint)
+    assert summary["out"] == address
+    dataset = open_dataset(place_of(address))
+    assert summary["digest"] == dataset.manifest["digest"]
+    (clip_id,) = dataset.clips
+    sheet = tmp_path / "sheet.png"
+    proxy.asked.clear()
+    for words, told in (
+        (["verify", address], "whole and right (tables"),
+        (["explain", address, "one.mp4"], "kept"),
+        (["diff", address, str(tmp_path / "w" / "shards")], ""),
+        (["preview", address, "-o", str(sheet), "--clip", clip_id], "1 of 1 clips"),
+    ):
+        result = CliRunner().invoke(cli, [*words, "--endpoint-url", proxy.endpoint])
+        assert result.exit_code == 0, result.output
+        assert told in result.output
+    shard_reads = [
+        asked.bytes_range for asked in proxy.asked if asked.method == "GET" and ".tar" in asked.path
+    ]
+    assert len(shard_reads) == 1, "one range for the one clip that is shown"
+    assert shard_reads[0]
