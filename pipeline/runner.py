@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
+import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,8 +23,11 @@ Result = TypeVar("Result")
 
 CONNECT_SECONDS = 30.0
 RECONNECT_SECONDS = 600.0  # for a scheduler that was there, and its workers
-# Enough tasks with the scheduler that no worker waits; few enough that a million clips fit its memory.
+# Enough tasks with the scheduler that no worker waits, nor one that has just come and was not counted yet;
+# few enough that a million clips fit its memory.
 IN_FLIGHT_PER_WORKER = 8
+IN_FLIGHT_AT_LEAST = 500
+COUNT_SECONDS = 5.0  # between counts of the workers: they come and go
 # Scheduler, nanny, worker and client look after themselves 50 to 100 times a second, for a dashboard that
 # is not there: a tenth of a core beside one worker.
 QUIET_DASK = {
@@ -91,30 +97,35 @@ class DaskMapper:
         Raises _LostSchedulerError when the scheduler forgets what it was asked: it ended, or the network did.
         """
         from distributed import KilledWorker, as_completed
+        from distributed.comm.core import CommClosedError
 
         client = self._connect()
-        n_workers = max(1, sum(client.nthreads().values()))
         waiting = iter(list(left))
         number_of: dict[Any, int] = {}
         running = as_completed(with_results=True)
+        room, counted = 0, -math.inf
 
         def submit() -> None:
-            number = next(waiting, None)
-            if number is not None:
+            nonlocal room, counted
+            if time.monotonic() - counted > COUNT_SECONDS:
+                counted = time.monotonic()
+                room = max(IN_FLIGHT_AT_LEAST, sum(client.nthreads().values()) * IN_FLIGHT_PER_WORKER)
+            for number in itertools.islice(waiting, max(0, room - len(number_of))):
                 # pure=False: the task writes files, so an equal call is not an equal result.
                 future = client.submit(task, left[number][0], pure=False)
                 number_of[future.key] = number
                 running.add(future)
 
-        for _ in range(n_workers * IN_FLIGHT_PER_WORKER):
-            submit()
         try:
+            submit()
             for future, result in running:
                 if future.cancelled():
                     raise _LostSchedulerError
-                submit()
+                submit()  # first: what it may raise must not take the result along
                 _, size = left.pop(number_of.pop(future.key))
                 yield result, size
+        except CommClosedError as err:
+            raise _LostSchedulerError from err
         except KilledWorker as err:
             raise StageError(f"a task ended each worker that had it; its last was {err.last_worker}") from err
 

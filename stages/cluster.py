@@ -15,9 +15,9 @@ import platform
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
 from shards.index import ShardEntry
 from shards.ledger import FAILED, OK, count_by_code, write_ledger
@@ -34,13 +34,12 @@ from stages.mels import MelsParams
 from stages.parts import Part, PartParams, deal, read_outcomes
 from stages.sandbox import LimitParams
 from stages.shard import Packed
-from stages.work import Mapper, Report, StageError, Work, one_by_one
+from stages.work import Item, Mapper, Report, Result, StageError, Work, one_by_one
 
 RECEIPTS = "receipts"  # folder beside the shards
 READERS = 16  # receipts read at once
+KEY_LETTERS = 32
 FILES_PER_TASK = PartParams(clips_per_part=64)
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +57,15 @@ class Errand:
     limits: LimitParams
     tools: dict[str, str]  # of the command's machine; others would make other bytes
 
-    def key(self, stage: str, *parts: Any) -> str:
-        """A name for a result: of all that decides it, and not of where it lies or what was allowed."""
-        told = {item.name: getattr(self, item.name) for item in fields(self)}
-        for name in ("raw", "out", "limits"):
-            del told[name]
-        told["landmarks"] = asdict(self.landmarks) | {"model": ""}
-        return f"{stage}-{digest(told, parts)[:32]}"
+    def look_key(self, hand: Sequence[Listed]) -> str:
+        """A name for the facts of some files, of all that decides them."""
+        facts = digest(self.tools, self.corpus, self.clips, [asdict(file) for file in hand])
+        return f"{clips.STAGE}-{facts[:KEY_LETTERS]}"
+
+    def part_key(self, part: Part) -> str:
+        """A name for a part's shard, of all that decides it, and not of where it lies or what was allowed."""
+        params = [replace(self.landmarks, model=""), self.align, self.mels, self.shard]
+        return f"{shard.STAGE}-{digest(self.tools, params, part.name, part.rows)[:KEY_LETTERS]}"
 
 
 def tools() -> dict[str, str]:
@@ -92,7 +93,7 @@ def look(errand: Errand, work: Work, mapper: Mapper) -> Report:
     report = Report(clips.STAGE)
     listed = clips_in(place_of(errand.raw))
     tasks = [
-        Task(errand, errand.key(clips.STAGE, [asdict(file) for file in hand]), hand)
+        Task(errand, errand.look_key(hand), hand)
         for _, hand in deal(listed, lambda file: file.name, FILES_PER_TASK)
     ]
     present = _present(errand)
@@ -111,7 +112,7 @@ def build(
 ) -> Report:
     """Stages 2 to 5: shards in the bucket; their tables and their manifest in ``work.out``."""
     report = Report(shard.STAGE)
-    tasks = [Task(errand, errand.key(shard.STAGE, part.name, part.rows), part) for part in parts]
+    tasks = [Task(errand, errand.part_key(part), part) for part in parts]
     present = _present(errand)
 
     def is_whole(told: dict[str, Any]) -> bool:
@@ -259,8 +260,6 @@ def _scratch(errand: Errand) -> Iterator[Work]:
         raise StageError(f"worker on {platform.node()} has {told}: it would make other bytes")
     with tempfile.TemporaryDirectory(prefix="redub-") as folder:
         root = Path(folder)
-        raw = (
-            root / "raw" / PurePosixPath(errand.raw).name
-        )  # as it is called where it lies: ids may tell of it
+        raw = root / "raw" / PurePosixPath(errand.raw).name  # a corpus may read the speaker off it
         raw.mkdir(parents=True)
         yield Work(errand.corpus, raw, root / "work", root / "out", root / "cache")
