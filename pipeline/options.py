@@ -95,7 +95,9 @@ def _bucket_or_folder(where: str | None, option: str) -> tuple[str | None, str |
     if where is None or "://" not in where:
         return None, where
     if not where.startswith("s3://"):
-        raise click.BadParameter(f"{where}: expected a folder or s3://BUCKET/PREFIX", param_hint=option)
+        raise click.BadParameter(
+            f"{where}: only folders and s3://BUCKET/PREFIX are known here", param_hint=option
+        )
     return where, None
 
 

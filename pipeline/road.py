@@ -41,6 +41,7 @@ def go(request: Request, stages: Sequence[str]) -> None:
     try:
         params = params_file.load(request.params)
         work = work_of(request)
+        stages = _stages(request, stages)
         if request.dry_run:
             _print_plan(request, params, stages)
             return
@@ -53,7 +54,7 @@ def go(request: Request, stages: Sequence[str]) -> None:
             alone_in(work),
             DaskMapper(request.workers, request.scheduler, quiet=request.as_json) as mapper,
         ):
-            for stage in _stages(request, stages):
+            for stage in stages:
                 started = time.monotonic()
                 if request.source is None:
                     report = run_stage(stage, work, params, request, mapper)
@@ -191,7 +192,7 @@ def _print_plan(request: Request, params: Params, stages: Sequence[str]) -> None
     else:
         n_files, n_closed = len(cluster.clips_in(place_of(request.source))), 0
     plan = {
-        "stages": list(_stages(request, stages)),
+        "stages": list(stages),
         "raw": request.source or str(request.raw),
         "files": n_files,
         "files_that_cannot_be_opened": n_closed,

@@ -69,6 +69,8 @@ def _looked_at(opened: zipfile.ZipFile, name: str, n_bytes: int) -> dict[str, zi
         kind = stat.S_IFMT(member.external_attr >> 16)
         if kind not in (0, stat.S_IFREG):
             raise UnpackError("unsafe", f"{name}: {path!r} is a link or a special file")
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise UnpackError("bad_archive", f"{name}: {path!r} is packed by method {member.compress_type}")
         if not PATH.fullmatch(path) or not {".", ".."}.isdisjoint(path.split("/")):
             raise UnpackError("unsafe", f"{name}: {path!r} is no plain path below a folder")
         if not path.startswith(f"{name}/"):
