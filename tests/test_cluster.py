@@ -119,9 +119,17 @@ def restart_the_scheduler(cluster: Hosts, scheduler: subprocess.Popen[bytes]) ->
 
 
 def cut_the_scheduler_off(cluster: Hosts, scheduler: subprocess.Popen[bytes]) -> None:
-    cluster.cut(0)
+    cut_off(cluster, 0)
+
+
+def cut_two_workers_off(cluster: Hosts, scheduler: subprocess.Popen[bytes]) -> None:
+    cut_off(cluster, 1)
+
+
+def cut_off(cluster: Hosts, host: int) -> None:
+    cluster.cut(host)
     time.sleep(30)
-    cluster.mend(0)
+    cluster.mend(host)
 
 
 patient = pytest.mark.skipif(not PATIENT, reason="takes minutes; $REDUB_PATIENT=1 waits for it")
@@ -133,6 +141,7 @@ patient = pytest.mark.skipif(not PATIENT, reason="takes minutes; $REDUB_PATIENT=
         kill_a_host,
         pytest.param(restart_the_scheduler, marks=patient),
         pytest.param(cut_the_scheduler_off, marks=patient),
+        pytest.param(cut_two_workers_off, marks=patient),
     ],
 )
 def test_four_workers_on_two_hosts_make_the_bytes_of_one_whatever_befalls_them(
