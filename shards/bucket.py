@@ -81,6 +81,7 @@ class Bucket:
         return self._call(act, name, Key=f"{self.prefix}/{name}" if self.prefix else name, **words)
 
     def _call(self, act: str, name: str, **words: Any) -> dict[str, Any]:
+        from botocore import UNSIGNED
         from botocore import exceptions as aws
 
         what = f"{self.address}/{name}"
@@ -96,7 +97,9 @@ class Bucket:
             sentence = f"{code}: {' '.join(str(told.get('Message')).split())}"
             if status >= 500 or status == 429 or code in PASSING:
                 raise PassingError(sentence) from err
-            raise ShardError(f"{what}: refused ({sentence})") from err
+            anonymous = self._client().meta.config.signature_version is UNSIGNED
+            hint = "; no credentials were found" if anonymous else ""
+            raise ShardError(f"{what}: refused ({sentence}{hint})") from err
         except aws.BotoCoreError as err:
             passing = isinstance(err, (aws.ConnectionError, aws.HTTPClientError))
             if passing and not isinstance(err, aws.SSLError):

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from shards.atomic import written_whole
 from shards.checksum import HASH_LETTERS, file_sha256
-from shards.places import AbsentError, Place, place_of
+from shards.places import AbsentError, Folder, Place, place_of
 from shards.schema import SCHEMA_VERSION, ShardError
 from shards.table import Row, parse_rows, write_rows
 
@@ -86,14 +86,15 @@ def published_name(name: str, sha256: str) -> str:
 def read_table(place: Place, manifest: Mapping[str, Any], name: str) -> bytes:
     """The index or the ledger that belongs to a manifest, also when the dataset was rebuilt since.
 
-    A published table has the name of its contents; in a folder, or a copy of one, it has its own.
+    A published table has the name of its contents; in a folder, or a copy of one, it has its own. In a folder
+    of this machine its contents are left to ``verify``.
     """
     sha256 = tables_of(manifest).get(name)
     if sha256 is not None:
         with contextlib.suppress(AbsentError):
             return place.whole(published_name(name, sha256), sha256=sha256)
     try:
-        return place.whole(name)
+        return place.whole(name, sha256=None if isinstance(place, Folder) else sha256)
     except AbsentError as err:
         raise ShardError(f"{place.address}: no {name} here, so this is no whole dataset") from err
 

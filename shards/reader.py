@@ -21,7 +21,7 @@ from shards.index import (
     shard_entries,
 )
 from shards.ledger import SCHEMA as LEDGER_SCHEMA
-from shards.places import Place, place_of
+from shards.places import TRIES, Place, place_of
 from shards.schema import (
     AFFINE_MEMBER,
     BOXES_MEMBER,
@@ -94,13 +94,15 @@ def read_members(dataset: Dataset, clip_id: str) -> dict[str, bytes]:
     starts = {name: row[f"{name}_offset"] for name in MEMBERS}
     ends = {name: start + row[f"{name}_size"] for name, start in starts.items()}
     first = min(starts.values())
-    data = dataset.place.read(row["shard"], first, max(ends.values()))  # they lie together: one request
-    members = {name: data[start - first : ends[name] - first] for name, start in starts.items()}
-    for name, found in members.items():
-        if zlib.crc32(found) != row[f"{name}_crc32"]:
-            path = f"{dataset.place.address}/{row['shard']}"
-            raise ShardError(f"{path}: {clip_id}'s {name} are not the bytes that the index names")
-    return members
+    wrong: list[str] = []
+    for _ in range(TRIES):
+        data = dataset.place.read(row["shard"], first, max(ends.values()))  # they lie together: one request
+        members = {name: data[start - first : ends[name] - first] for name, start in starts.items()}
+        wrong = [name for name, found in members.items() if zlib.crc32(found) != row[f"{name}_crc32"]]
+        if not wrong:
+            return members
+    path = f"{dataset.place.address}/{row['shard']}"
+    raise ShardError(f"{path}: {clip_id}'s {wrong[0]} are not the bytes that the index names")
 
 
 def decode_members(clip_id: str, members: Mapping[str, bytes]) -> ClipSample:

@@ -17,7 +17,7 @@ import urllib3
 from urllib3.exceptions import HTTPError
 
 from shards.atomic import written_whole
-from shards.places import AbsentError, AlteredError, Listed, Place, check
+from shards.places import TRIES, AbsentError, AlteredError, Listed, Place, check
 from shards.schema import ShardError
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,6 @@ FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.2, 5.0
 TOLD_AFTER_TRIES = 3
 BLOCK_BYTES = 2**18
 MAX_WHOLE_BYTES = 2**31  # of a manifest, an index or a ledger
-TRIES = 2  # a file that comes altered is read once more
 
 
 class PassingError(Exception):
@@ -184,6 +183,8 @@ class Remote:
                     elif answer.version != version:
                         raise AlteredError(f"{what}: became another file while it was read")
                     at = answer.start  # a server that knows no ranges begins at the beginning
+                    if at > here:
+                        raise PassingError(f"began at byte {at}, asked for {here}")
                     while block := answer.body.read1(BLOCK_BYTES):  # to its end, or the connection is lost
                         patience.came_on()
                         wanted = block[max(0, here - at) : max(0, end - at)]

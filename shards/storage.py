@@ -25,7 +25,7 @@ from shards.index import (
     shard_entries,
     tables_of,
 )
-from shards.places import Place, is_remote, place_of
+from shards.places import Folder, Place, is_remote, place_of
 from shards.schema import ShardError
 
 UPLOADS = 4  # at once
@@ -87,6 +87,9 @@ def publish(
     A file that is there already is not sent again, so a killed upload goes on where it stopped.
     """
     uploads = list(_uploads(folder))
+    for upload in uploads:
+        if not upload.path.is_file():
+            raise ShardError(f"{upload.path}: not there, but {DATASET_NAME} names it")
     manifest = folder / DATASET_NAME
     total = sum(upload.size for upload in uploads)
     sent = seen = 0
@@ -111,7 +114,7 @@ def _uploads(folder: Path) -> Iterator[Upload]:
         sha256 = tables_of(manifest).get(name)
         if sha256 is None:
             raise ShardError(f"{folder / DATASET_NAME}: names no sha256 of {name}; build the dataset again")
-        yield Upload(folder / name, published_name(name, sha256), (folder / name).stat().st_size, sha256)
+        yield Upload(folder / name, published_name(name, sha256), Folder(folder).size(name) or 0, sha256)
 
 
 def _send(upload: Upload, place: Place) -> tuple[int, bool]:

