@@ -27,7 +27,7 @@ demo: export PATH := $(CURDIR)/$(BIN):$(PATH)
 demo: export DVC_NO_ANALYTICS := 1
 demo: $(READY)
 	@echo "== 1/6 bringing the six CREMA-D clips of actor 1001"
-	@if pipeline fetch --dataset crema-d; then echo "crema-d demo" > $(VENV)/.demo; \
+	@if pipeline fetch --dataset crema-d --only '1001_DFA_*'; then echo "crema-d demo" > $(VENV)/.demo; \
 	  else echo "== no network: the demo goes on with the made corpus"; echo "made demo-made" > $(VENV)/.demo; fi
 	@echo "== 2/6 dvc repro: raw clips -> clips, landmarks, align, mels -> shards"
 	@read name run < $(VENV)/.demo && dvc repro shard@$$name

@@ -8,7 +8,7 @@ import click
 
 # name -> (module below pipeline.commands, what --help says of it)
 COMMANDS = {
-    "fetch": "Bring clips of a corpus, checked by sha256.",
+    "fetch": "Bring a corpus from its publisher, or a part of it, each file checked.",
     "synth": "Make a corpus of talking clips with known truth.",
     "clips": "Stage 1: find every file and read its facts.",
     "landmarks": "Stage 2: 478 face points for every frame.",

@@ -23,6 +23,7 @@ class Request:
 
     dataset: str
     raw: Path
+    source: str | None  # an address, where raw clips lie instead
     work: Path
     out: Path
     publish: str | None  # an address, where the finished dataset goes as well
@@ -37,7 +38,8 @@ class Request:
 
 OPTIONS = (
     click.option("--dataset", type=click.Choice(list(CORPORA)), required=True, help="The corpus of --raw."),
-    click.option("--raw", type=FOLDER, help="Raw clips, never written to.  [default: data/DATASET/raw]"),
+    click.option("--raw", metavar="DIR|s3://BUCKET/PREFIX",
+                 help="Raw clips, never written to.  [default: data/DATASET/raw]"),
     click.option("--work", type=FOLDER, help="Outputs of the stages.  [default: data/DATASET]"),
     click.option("--out", metavar="DIR|s3://BUCKET/PREFIX",
                  help="For the finished shards; a bucket gets those in WORK/shards.  [default: WORK/shards]"),
@@ -59,29 +61,44 @@ def stage_options(function: Callable[..., Any]) -> Callable[..., Any]:
     def command(
         *,
         dataset: str,
-        raw: Path | None,
+        raw: str | None,
         work: Path | None,
         out: str | None,
         cache: Path | None,
         **rest: Any,
     ) -> Any:
         work = work or Path("data", dataset)
-        remote = out is not None and "://" in out
-        if remote and not str(out).startswith("s3://"):
-            raise click.BadParameter(f"{out}: only folders and s3:// can be written to", param_hint="--out")
+        source, raw = _bucket_or_folder(raw, "--raw")
+        publish, out = _bucket_or_folder(out, "--out")
+        if source and not publish:
+            raise click.BadParameter(
+                "clips in a bucket go to shards in a bucket: s3://...", param_hint="--out"
+            )
         names = ("workers", "scheduler", "params", "landmarker", "as_json", "dry_run")
         request = Request(
             dataset=dataset,
-            raw=raw or Path("data", dataset, "raw"),
+            raw=Path(raw) if raw else Path("data", dataset, "raw"),
+            source=source,
             work=work,
-            out=work / "shards" if out is None or remote else Path(out),
-            publish=out if remote else None,
+            out=Path(out) if out else work / ("published" if source else "shards"),
+            publish=publish,
             cache=cache or work / ".cache",
             **{name: rest.pop(name) for name in names},
         )
         return function(request, **rest)
 
     return at_endpoint(_with(OPTIONS, command))
+
+
+def _bucket_or_folder(where: str | None, option: str) -> tuple[str | None, str | None]:
+    """An address and no folder, or a folder and no address, or neither."""
+    if where is None or "://" not in where:
+        return None, where
+    if not where.startswith("s3://"):
+        raise click.BadParameter(
+            f"{where}: only folders and s3://BUCKET/PREFIX are known here", param_hint=option
+        )
+    return where, None
 
 
 SAMPLER_OPTIONS = (

@@ -51,7 +51,7 @@ def shown(
 
 
 class Bars:
-    """For work in several passes that counts by itself: a bar for each pass, or a line every few seconds."""
+    """For work in passes that counts by itself: a bar for each pass, or a line every few seconds."""
 
     def __init__(self, unit: str = "frames") -> None:
         self._unit = unit
@@ -81,12 +81,8 @@ class Bars:
         elif now - self._last >= LINE_SECONDS or done == total:
             self._last = now
             seconds = max(now - self._started, 1e-9)
-            print(
-                f"{label} {done}/{total}, {done / seconds:.0f} {self._unit}/s, "
-                f"{time_left(done, total, seconds)}",
-                file=sys.stderr,
-                flush=True,
-            )
+            rate, left = f"{done / seconds:.0f} {self._unit}/s", time_left(done, total, seconds)
+            print(f"{label} {done}/{total}, {rate}, {left}", file=sys.stderr, flush=True)
 
 
 def time_left(done: int, total: int, seconds: float) -> str:

@@ -8,7 +8,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import click
@@ -27,7 +27,8 @@ from shards.places import AbsentError, Place, place_of
 from shards.schema import ShardError
 from shards.storage import publish
 from shards.table import Row
-from stages import align, clips, landmarks, mels, shard, weights
+from stages import align, clips, cluster, landmarks, mels, shard, weights
+from stages.parts import plan
 from stages.work import Mapper, Report, StageError, Work
 
 LOCK_NAME = ".lock"
@@ -40,6 +41,7 @@ def go(request: Request, stages: Sequence[str]) -> None:
     try:
         params = params_file.load(request.params)
         work = work_of(request)
+        stages = _stages(request, stages)
         if request.dry_run:
             _print_plan(request, params, stages)
             return
@@ -54,7 +56,10 @@ def go(request: Request, stages: Sequence[str]) -> None:
         ):
             for stage in stages:
                 started = time.monotonic()
-                report = run_stage(stage, work, params, request, mapper)
+                if request.source is None:
+                    report = run_stage(stage, work, params, request, mapper)
+                else:
+                    report = run_far_stage(stage, work, params, request, mapper)
                 report.seconds = round(time.monotonic() - started, 2)
                 reports.append(report)
                 if not request.as_json:
@@ -69,7 +74,7 @@ def go(request: Request, stages: Sequence[str]) -> None:
     if request.as_json:
         click.echo(json.dumps(_summary(request, work, reports)))
     elif reports[-1].stage == shard.STAGE and reports[-1].kept:
-        _print_dataset(work)
+        _print_dataset(work, request)
         if request.publish is not None and not lost:
             click.echo(f"bucket   {request.publish}, {sent / 1e6:.1f} MB sent")
     if lost:
@@ -114,17 +119,47 @@ def run_stage(stage: str, work: Work, params: Params, request: Request, mapper: 
     """One stage, with the params it asks for."""
     if stage == clips.STAGE:
         return clips.run(work, params.clips, params.limits, mapper)
+    parts = plan(clips.read_clips(work), params.parts)
     if stage == landmarks.STAGE:
         model = weights.find(weights.LANDMARKER, request.landmarker or params.landmarks.model)
-        return landmarks.run(work, params.landmarks, params.parts, params.limits, model, mapper)
+        return landmarks.run(work, params.landmarks, parts, params.limits, model, mapper)
     if stage == align.STAGE:
-        return align.run(work, params.align, params.parts, mapper)
+        return align.run(work, params.align, parts, mapper)
     if stage == mels.STAGE:
-        return mels.run(work, params.mels, params.parts, params.limits, mapper)
+        return mels.run(work, params.mels, parts, params.limits, mapper)
     assert stage == shard.STAGE, stage
-    return shard.run(
-        work, params.shard, params.align.size, params.parts, params.limits, params.described(), mapper
+    return shard.run(work, params.shard, params.align.size, parts, params.limits, params.described(), mapper)
+
+
+def run_far_stage(stage: str, work: Work, params: Params, request: Request, mapper: Mapper) -> Report:
+    """As ``run_stage``, where clips lie in a bucket and workers share no disk with this machine."""
+    errand = cluster.Errand(
+        corpus=request.dataset,
+        raw=str(request.source),
+        out=str(request.publish),
+        clips=params.clips,
+        landmarks=replace(params.landmarks, model=request.landmarker or params.landmarks.model),
+        align=params.align,
+        mels=params.mels,
+        shard=params.shard,
+        limits=params.limits,
+        tools=cluster.tools(),
     )
+    if stage == clips.STAGE:
+        return cluster.look(errand, work, mapper)
+    parts = plan(clips.read_clips(work), params.parts)
+    return cluster.build(errand, work, parts, params.described(), mapper)
+
+
+def _stages(request: Request, stages: Sequence[str]) -> Sequence[str]:
+    """What is run: of clips in a bucket the facts first, and then each part's whole road at once."""
+    if request.source is None:
+        return stages
+    if stages != ROAD:
+        raise StageError(
+            f"--raw {request.source}: of a bucket only `pipeline shard` makes something, as a whole"
+        )
+    return clips.STAGE, shard.STAGE
 
 
 def _publish(work: Work, place: Place, *, quiet: bool) -> int:
@@ -151,13 +186,16 @@ def _too_much_lost(report: Report, params: Params) -> str:
 
 
 def _print_plan(request: Request, params: Params, stages: Sequence[str]) -> None:
-    found = list(clips.find_files(request.raw.absolute(), params.clips))
-    closed = [item for item in found if item.problem is not None]
+    if request.source is None:
+        found = list(clips.find_files(request.raw.absolute(), params.clips))
+        n_files, n_closed = len(found), sum(item.problem is not None for item in found)
+    else:
+        n_files, n_closed = len(cluster.clips_in(place_of(request.source))), 0
     plan = {
         "stages": list(stages),
-        "raw": str(request.raw),
-        "files": len(found),
-        "files_that_cannot_be_opened": len(closed),
+        "raw": request.source or str(request.raw),
+        "files": n_files,
+        "files_that_cannot_be_opened": n_closed,
         "work": str(request.work),
         "out": request.publish or str(request.out),
         "params": asdict(params),
@@ -179,12 +217,12 @@ def _print_report(report: Report, ledger: list[Row]) -> None:
             click.echo(f"  {code:<14} {count:>5}{told}")
 
 
-def _print_dataset(work: Work) -> None:
+def _print_dataset(work: Work, request: Request) -> None:
     dataset = read_dataset(work.out)
     for split, counts in dataset["splits"].items():
         clips_and_frames = f"{counts['clips']} clips, {counts['frames']} frames"
         click.echo(f"{split}: {clips_and_frames} in {counts['shards']} shards")
-    click.echo(f"shards   {work.out}\nledger   {work.ledger}")
+    click.echo(f"shards   {work.out if request.source is None else request.publish}\nledger   {work.ledger}")
 
 
 def _summary(request: Request, work: Work, reports: list[Report]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from shards.places import AbsentError, AlteredError
+from shards.places import AbsentError, AlteredError, Listed
 from shards.remote import (
     CONNECT_SECONDS,
     CONNECTIONS,
@@ -59,16 +59,23 @@ class Bucket:
         self._ask("delete_object", name)
 
     def names(self) -> Iterator[str]:
-        folder = f"{self.prefix}/" if self.prefix else ""
-        token: dict[str, str] = {}
+        after = ""
         while True:
-            answer = self._call("list_objects_v2", "", Prefix=folder, Delimiter="/", **token)
-            for listed in answer.get("Contents", ()):
-                if listed["Key"] != folder:  # some servers list the folder itself
-                    yield listed["Key"][len(folder) :]
-            if not answer.get("IsTruncated"):
+            listed, after = self.page(after, Delimiter="/")
+            yield from (file.name for file in listed)
+            if not after:
                 return
-            token = {"ContinuationToken": answer["NextContinuationToken"]}
+
+    def page(self, after: str, **words: str) -> tuple[list[Listed], str]:
+        folder = f"{self.prefix}/" if self.prefix else ""
+        token = {"ContinuationToken": after} if after else {}
+        answer = self._call("list_objects_v2", "", Prefix=folder, **token, **words)
+        listed = [
+            Listed(told["Key"][len(folder) :], told["Size"], told["ETag"].strip('"'))
+            for told in answer.get("Contents", ())
+            if not told["Key"].endswith("/")  # the mark of a folder: some servers list them
+        ]
+        return listed, answer.get("NextContinuationToken", "")
 
     def _ask(self, act: str, name: str, **words: Any) -> dict[str, Any]:
         return self._call(act, name, Key=f"{self.prefix}/{name}" if self.prefix else name, **words)

@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +23,15 @@ class AbsentError(ShardError):
 
 class AlteredError(ShardError):
     """A file is not the one that was expected."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A file of a place, as a list of it tells."""
+
+    name: str  # with the folders below the place, by forward slashes
+    bytes: int
+    version: str  # another one when the contents are
 
 
 class Place(Protocol):
@@ -54,6 +64,9 @@ class Place(Protocol):
 
     def names(self) -> Iterator[str]:
         """Names of all files that lie in the place itself, not deeper."""
+
+    def tree(self) -> Iterator[Listed]:
+        """All files of the place and of the folders in it."""
 
 
 def is_remote(address: str) -> bool:
@@ -125,6 +138,12 @@ class Folder:
 
     def names(self) -> Iterator[str]:
         return (path.name for path in sorted(self.path.iterdir()) if path.is_file())
+
+    def tree(self) -> Iterator[Listed]:
+        for path in sorted(self.path.rglob("*")):
+            if path.is_file():
+                told = path.stat()
+                yield Listed(path.relative_to(self.path).as_posix(), told.st_size, str(told.st_mtime_ns))
 
     def _error(self, name: str, err: OSError) -> ShardError:
         kind = AbsentError if isinstance(err, FileNotFoundError) else ShardError

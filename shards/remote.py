@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import logging
 import random
@@ -16,7 +17,7 @@ import urllib3
 from urllib3.exceptions import HTTPError
 
 from shards.atomic import written_whole
-from shards.places import TRIES, AbsentError, AlteredError, Place, check
+from shards.places import TRIES, AbsentError, AlteredError, Listed, Place, check
 from shards.schema import ShardError
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,9 @@ class Source(Protocol):
     def delete(self, name: str) -> None: ...
 
     def names(self) -> Iterator[str]: ...
+
+    def page(self, after: str) -> tuple[list[Listed], str]:
+        """Some of all files and what to ask for the next ones with; at the end nothing."""
 
 
 def remote_place(address: str) -> Place:
@@ -128,6 +132,14 @@ class Remote:
 
     def names(self) -> Iterator[str]:
         return iter(self._patiently("", lambda: list(self.source.names())))
+
+    def tree(self) -> Iterator[Listed]:
+        after = ""
+        while True:
+            listed, after = self._patiently("", functools.partial(self.source.page, after))
+            yield from listed
+            if not after:
+                return
 
     def _facts(self, name: str) -> tuple[int, str | None] | None:
         try:

@@ -84,12 +84,10 @@ def publish(
 
     Shards and tables have the names of their contents and replace nothing, so whoever reads an older dataset
     there reads on. The manifest comes last: who opens the place sees the old dataset or the new one, whole.
-    A file that is there already is not sent again, so a killed upload goes on where it stopped.
+    A file that is there already is not sent again and need not be in ``folder``: so a killed upload goes on
+    where it stopped, and shards may have been put there by the machines that made them.
     """
     uploads = list(_uploads(folder))
-    for upload in uploads:
-        if not upload.path.is_file():
-            raise ShardError(f"{upload.path}: not there, but {DATASET_NAME} names it")
     manifest = folder / DATASET_NAME
     total = sum(upload.size for upload in uploads)
     sent = seen = 0
@@ -121,6 +119,8 @@ def _send(upload: Upload, place: Place) -> tuple[int, bool]:
     """Put a file where it is not; (its bytes, whether they were sent)."""
     if place.holds(upload.name, upload.size, upload.sha256):
         return upload.size, False
+    if not upload.path.is_file():
+        raise ShardError(f"{upload.path}: not there, but {DATASET_NAME} names it")
     found = file_sha256(upload.path)
     if found != upload.sha256:
         raise ShardError(f"{upload.path}: sha256 {found[:12]}, its manifest says {upload.sha256[:12]}")

@@ -12,7 +12,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import requests
 from requests.adapters import HTTPAdapter
 
-from shards.places import AbsentError
+from shards.places import AbsentError, Listed
 from shards.remote import (
     CONNECT_SECONDS,
     CONNECTIONS,
@@ -53,6 +53,9 @@ class Web:
         raise ShardError(f"{self.address}: a web address can be read only")
 
     def names(self) -> Iterator[str]:
+        raise ShardError(f"{self.address}: a web address cannot be listed")
+
+    def page(self, after: str) -> tuple[list[Listed], str]:
         raise ShardError(f"{self.address}: a web address cannot be listed")
 
     def _ask(self, method: str, name: str, headers: dict[str, str]) -> requests.Response:

@@ -6,6 +6,7 @@ looked ahead and lagged by three frames), and the box does not jitter.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import numpy as np
@@ -18,15 +19,14 @@ from shards.ledger import OK, count_by_code
 from shards.table import Row
 from stages import landmarks
 from stages.cache import digest
-from stages.clips import carry_ledger, read_clips
+from stages.clips import carry_ledger
 from stages.clipwise import array_of
 from stages.faces import FACE_OVAL, N_POINTS, NOSE_BASE, STABLE_POINTS, Points
 from stages.parts import (
-    PartParams,
+    Part,
     PartTask,
     build,
     part_key,
-    plan,
     read_outcomes,
     read_part,
     write_part,
@@ -169,11 +169,10 @@ def check_boxes(boxes: Boxes) -> None:
         raise Drop("no_alignment", f"its box is empty in frame {empty[0]}: {boxes[empty[0]].tolist()}")
 
 
-def run(work: Work, params: AlignParams, part_params: PartParams, mapper: Mapper) -> Report:
+def run(work: Work, params: AlignParams, parts: Sequence[Part], mapper: Mapper) -> Report:
     """Write ``align/<part>.parquet``: matrices and boxes of every clip with landmarks."""
-    rows = read_clips(work)
     tasks = []
-    for part in plan(rows, part_params):
+    for part in parts:
         source = work.stage(landmarks.STAGE) / f"{part.name}.parquet"
         source_key = part_key(source)
         if source_key is None:
@@ -184,7 +183,7 @@ def run(work: Work, params: AlignParams, part_params: PartParams, mapper: Mapper
     report = Report(STAGE)
     stale = build(work.stage(STAGE), tasks, align_part, mapper, report)
     outcomes = list(read_outcomes(work.stage(STAGE)))
-    frames = {row["clip_id"]: row["frames"] for row in rows}
+    frames = {row["clip_id"]: row["frames"] for part in parts for row in part.rows}
     report.clips = len(outcomes)
     report.counts = count_by_code(outcomes)
     report.frames = sum(frames[row["clip_id"]] for row in outcomes if row["status"] == OK)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -35,7 +35,7 @@ SIDE_CARS = frozenset(
 )
 SIDE_CAR_NAMES = frozenset({".ds_store", "thumbs.db", "desktop.ini", "license", "readme", "makefile"})
 SIDE_CAR_PREFIXES = (".git", "._")
-SKIPPED_FOLDERS = frozenset({".git", ".dvc"})
+SKIPPED_FOLDERS = frozenset({".git", ".dvc", corpora.FETCH_FOLDER})
 
 LFS_HEAD = b"version https://git-lfs.github.com/spec/"
 
@@ -130,7 +130,11 @@ def _has_a_row(target: Path, raw: Path) -> bool:
     """Whether a file is found by itself. Those that git-annex and DVC keep in their own folders are not."""
     if not target.is_relative_to(raw):
         return False
-    path = PurePosixPath(target.relative_to(raw).as_posix())
+    return is_looked_at(PurePosixPath(target.relative_to(raw).as_posix()))
+
+
+def is_looked_at(path: PurePosixPath) -> bool:
+    """Whether a file gets a row in the ledger, by its path."""
     return SKIPPED_FOLDERS.isdisjoint(path.parts[:-1]) and not is_side_car(path)
 
 
@@ -215,6 +219,18 @@ def fingerprint(path: Path) -> Row | Drop:
 
 def run(work: Work, params: ClipsParams, limits: LimitParams, mapper: Mapper) -> Report:
     """Write ``clips/ledger.parquet``, and ``clips.parquet`` as it stands after this stage."""
+    report = Report(STAGE)
+    rows = look(work, params, limits, mapper, report)
+    write_ledger(work.stage(STAGE) / LEDGER_NAME, told_apart(rows))
+    carry_ledger(work, ())
+    report.clips = len(rows)
+    report.frames = sum(row["frames"] or 0 for row in rows if row["status"] == OK)
+    report.counts = count_by_code(rows)
+    return report
+
+
+def look(work: Work, params: ClipsParams, limits: LimitParams, mapper: Mapper, report: Report) -> list[Row]:
+    """A row of the ledger for every file, each seen by itself."""
     corpus = corpora.load(work.corpus)
     found = list(find_files(work.raw, params))
     if not found:
@@ -240,24 +256,26 @@ def run(work: Work, params: ClipsParams, limits: LimitParams, mapper: Mapper) ->
         args = {"path": os.fspath(work.raw / path), "corpus": work.corpus, "params": asdict(params)}
         unseen.append(ProbeTask(path, entry, ClipJob("stages.clips:probe", args, 0.0, limits)))
     outcomes.update(mapper(probe_file, unseen, label=f"{STAGE}: files"))
-    report = Report(STAGE, clips_computed=len(unseen))
+    report.clips_computed = len(unseen)
     rows = []
-    taken: dict[str, str] = {}
     for item in found:
-        fingerprinted = prints.get(item.path)
-        identity = fingerprinted if isinstance(fingerprinted, dict) else {}
-        row = _row(item, identity, outcomes.get(item.path, Outcome()), corpus, work, params)
+        known_print = prints.get(item.path)
+        identity = known_print if isinstance(known_print, dict) else {}
+        rows.append(_row(item, identity, outcomes.get(item.path, Outcome()), corpus, work, params))
+    return rows
+
+
+def told_apart(rows: Iterable[Row]) -> list[Row]:
+    """The rows by their paths; of those that claim one clip id, the first alone has it."""
+    taken: dict[str, str] = {}
+    told = []
+    for row in sorted(rows, key=lambda row: PurePosixPath(row["path"])):
         if row["status"] == OK:
             other = taken.setdefault(row["clip_id"], row["path"])
             if other != row["path"]:
                 row |= _ended(Drop("duplicate", f"would be clip {row['clip_id']!r} like {other!r}"))
-        rows.append(row)
-    write_ledger(work.stage(STAGE) / LEDGER_NAME, rows)
-    carry_ledger(work, ())
-    report.clips = len(rows)
-    report.frames = sum(row["frames"] or 0 for row in rows if row["status"] == OK)
-    report.counts = count_by_code(rows)
-    return report
+        told.append(row)
+    return told
 
 
 def _row(
@@ -308,13 +326,18 @@ def read_clips(work: Work) -> list[Row]:
 def carry_ledger(work: Work, stages: Sequence[str]) -> list[Row]:
     """Write ``clips.parquet``: this stage's rows, with what the later ``stages`` made of each clip."""
     rows = read_clips(work)
-    by_id = {row["clip_id"]: row for row in rows if row["status"] == OK}
     for stage in stages:
-        for outcome in read_outcomes(work.stage(stage)):
-            row = by_id.get(outcome["clip_id"])
-            if row is None or row["status"] != OK:
-                continue  # ended earlier; the first reason stands
-            row["notes"] = [*row["notes"], *outcome["notes"]]
-            row |= {name: outcome[name] for name in ("status", "code", "reason")} | {"stage": stage}
+        carry(rows, stage, read_outcomes(work.stage(stage)))
     write_ledger(work.ledger, rows)
     return rows
+
+
+def carry(rows: Iterable[Row], stage: str, outcomes: Iterable[Row]) -> None:
+    """Note in the ledger's rows what a stage made of each clip."""
+    by_id = {row["clip_id"]: row for row in rows if row["status"] == OK}
+    for outcome in outcomes:
+        row = by_id.get(outcome["clip_id"])
+        if row is None or row["status"] != OK:
+            continue  # ended earlier; the first reason stands
+        row["notes"] = [*row["notes"], *outcome["notes"]]
+        row |= {name: outcome[name] for name in ("status", "code", "reason")} | {"stage": stage}

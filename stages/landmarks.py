@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from shards.checksum import file_sha256
 from shards.table import Row
 from stages import clipwise
 from stages.cache import digest, save_entry, versions
-from stages.clips import carry_ledger, read_clips
+from stages.clips import carry_ledger
 from stages.faces import (
     FaceFinder,
     Points,
@@ -26,7 +26,7 @@ from stages.faces import (
     follow_largest,
     longest_gap,
 )
-from stages.parts import PartParams, plan
+from stages.parts import Part
 from stages.sandbox import ClipJob, LimitParams
 from stages.video import ClockFrame, Frame, read_on_clock
 from stages.work import Drop, Mapper, Outcome, Report, Work
@@ -121,7 +121,7 @@ def warm_up() -> None:
 def run(
     work: Work,
     params: LandmarksParams,
-    part_params: PartParams,
+    parts: Sequence[Part],
     limits: LimitParams,
     model: Path,
     mapper: Mapper,
@@ -133,7 +133,6 @@ def run(
         args = clipwise.clip_args(work, row, entry) | {"params": asdict(params), "model": os.fspath(model)}
         return ClipJob("stages.landmarks:find_in_file", args, row["video_seconds"], limits)
 
-    parts = plan(read_clips(work), part_params)
     report = clipwise.run(STAGE, work, parts, known, job, COLUMNS, mapper)
     carry_ledger(work, (STAGE,))
     return report

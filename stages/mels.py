@@ -6,6 +6,7 @@ for what its code really does.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
@@ -21,8 +22,8 @@ from shards.table import Row
 from stages import clipwise
 from stages.audio import SAMPLE_RATE, read_channels, to_mono
 from stages.cache import digest, save_entry, versions
-from stages.clips import carry_ledger, read_clips
-from stages.parts import PartParams, plan
+from stages.clips import carry_ledger
+from stages.parts import Part
 from stages.sandbox import ClipJob, LimitParams
 from stages.work import Mapper, Outcome, Report, Work
 
@@ -119,7 +120,7 @@ def warm_up() -> None:
 def run(
     work: Work,
     params: MelsParams,
-    part_params: PartParams,
+    parts: Sequence[Part],
     limits: LimitParams,
     mapper: Mapper,
 ) -> Report:
@@ -130,7 +131,6 @@ def run(
         args = clipwise.clip_args(work, row, entry) | {"params": asdict(params)}
         return ClipJob("stages.mels:mels_of_file", args, row["video_seconds"], limits)
 
-    parts = plan(read_clips(work), part_params)
     report = clipwise.run(STAGE, work, parts, known, job, COLUMNS, mapper)
     carry_ledger(work, ("landmarks", "align", STAGE))
     return report

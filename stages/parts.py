@@ -20,7 +20,7 @@ from pydantic.dataclasses import dataclass as params_dataclass
 from shards.atomic import written_whole
 from shards.ledger import OK
 from shards.table import Row
-from stages.work import Mapper, Outcome, Report, StageError
+from stages.work import Item, Mapper, Outcome, Report, StageError
 
 KEY = b"redub_key"
 
@@ -56,20 +56,27 @@ def plan(rows: Iterable[Row], params: PartParams) -> list[Part]:
     for row in rows:
         if row["status"] == OK:
             by_split.setdefault(row["split"], []).append(row)
-    parts = []
-    for split, members in sorted(by_split.items()):
-        n_parts = 1
-        while n_parts * params.clips_per_part < len(members):
-            n_parts *= 2
-        dealt: list[list[tuple[bytes, Row]]] = [[] for _ in range(n_parts)]
-        for row in members:
-            place = hashlib.sha256(f"{params.seed}/{row['clip_id']}".encode()).digest()
-            dealt[int.from_bytes(place[:8], "big") % n_parts].append((place[8:], row))
-        for number, hand in enumerate(dealt):
-            ordered = sorted(hand, key=lambda pair: pair[0])
-            if ordered:
-                parts.append(Part(split, number, tuple(row for _, row in ordered)))
-    return parts
+    return [
+        Part(split, number, hand)
+        for split, members in sorted(by_split.items())
+        for number, hand in deal(members, lambda row: str(row["clip_id"]), params)
+    ]
+
+
+def deal(
+    items: Sequence[Item], name_of: Callable[[Item], str], params: PartParams
+) -> Iterator[tuple[int, tuple[Item, ...]]]:
+    """Numbered hands of items, each in the order of its hash; empty ones are left out."""
+    n_hands = 1
+    while n_hands * params.clips_per_part < len(items):
+        n_hands *= 2
+    hands: list[list[tuple[bytes, Item]]] = [[] for _ in range(n_hands)]
+    for item in items:
+        place = hashlib.sha256(f"{params.seed}/{name_of(item)}".encode()).digest()
+        hands[int.from_bytes(place[:8], "big") % n_hands].append((place[8:], item))
+    for number, hand in enumerate(hands):
+        if hand:
+            yield number, tuple(item for _, item in sorted(hand, key=lambda pair: pair[0]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,16 +31,14 @@ from shards.table import Row
 from shards.writer import PackedClip, shard_name, write_tar
 from stages import align, landmarks, mels, sandbox
 from stages.cache import digest, entry_path, link_or_copy, versions
-from stages.clips import carry_ledger, read_clips
+from stages.clips import carry_ledger
 from stages.clipwise import array_of
 from stages.crops import ShardParams
 from stages.parts import (
     Part,
-    PartParams,
     PartTask,
     build,
     part_key,
-    plan,
     read_part,
     write_part,
 )
@@ -49,6 +47,7 @@ from stages.work import Mapper, Outcome, Report, StageError, Work
 
 STAGE = "shard"
 VERSION = 1
+STAGES = (landmarks.STAGE, align.STAGE, mels.STAGE, STAGE)  # that may end a clip after it was found
 COLUMNS = [
     pa.field("entry", pa.string()),  # JSON of the part's ShardEntry, the same in every row
     pa.field("index", pa.string()),  # JSON of the clip's row of index.parquet
@@ -65,6 +64,14 @@ class PackInputs:
     params: ShardParams
     limits: LimitParams
     tools: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A shard that is written, and its clips' rows of the index."""
+
+    entry: ShardEntry
+    index: list[Row]
 
 
 def pack_part(task: PartTask) -> None:
@@ -203,18 +210,13 @@ def _in_place(task: PartTask) -> bool:
 
 
 def plan_tasks(
-    work: Work,
-    rows: list[Row],
-    size: int,
-    params: ShardParams,
-    part_params: PartParams,
-    limits: LimitParams,
+    work: Work, parts: Sequence[Part], size: int, params: ShardParams, limits: LimitParams
 ) -> list[PartTask]:
     """One task per shard, with the key of all that goes into it."""
     tools = versions(*LIBRARIES)
     inputs = PackInputs(work, size, params, limits, tools)
     tasks = []
-    for part in plan(rows, part_params):
+    for part in parts:
         keys = [_stage_key(work, stage, part) for stage in (landmarks.STAGE, align.STAGE, mels.STAGE)]
         meta = [[row[name] for name in (*IDENTITY, "path", "sha256", "notes")] for row in part.rows]
         key = digest(STAGE, VERSION, SCHEMA_VERSION, params, size, tools, keys, meta)
@@ -234,7 +236,7 @@ def run(
     work: Work,
     params: ShardParams,
     size: int,
-    part_params: PartParams,
+    parts: Sequence[Part],
     limits: LimitParams,
     described: dict[str, Any],
     mapper: Mapper,
@@ -243,26 +245,37 @@ def run(
 
     ``described`` are the params of every stage, for ``dataset.json``.
     """
-    rows = read_clips(work)
-    tasks = plan_tasks(work, rows, size, params, part_params, limits)
     report = Report(STAGE)
-    build(work.stage(STAGE), tasks, pack_part, mapper, report, in_place=_in_place)
-    ledger = carry_ledger(work, (landmarks.STAGE, align.STAGE, mels.STAGE, STAGE))
-    entries: dict[str, ShardEntry] = {}
-    index_rows = []
-    for task in tasks:
-        for row in read_part(task.path).values():
-            if row["index"]:
-                entry = ShardEntry(**json.loads(row["entry"]))
-                entries[entry.name] = entry
-                index_rows.append(json.loads(row["index"]) | {"shard": entry.name})
+    packed = pack(work, params, size, parts, limits, mapper, report)
+    ledger = carry_ledger(work, STAGES)
     report.clips = len(ledger)
     report.counts = count_by_code(ledger)
-    report.frames = sum(entry.frames for entry in entries.values())
-    if not index_rows:
-        return report
-    publish(work, params, size, described, list(entries.values()), index_rows, ledger)
+    report.frames = sum(one.entry.frames for one in packed)
+    if packed:
+        publish(work, params, size, described, packed, ledger)
     return report
+
+
+def pack(
+    work: Work,
+    params: ShardParams,
+    size: int,
+    parts: Sequence[Part],
+    limits: LimitParams,
+    mapper: Mapper,
+    report: Report,
+) -> list[Packed]:
+    """Write the shards of ``parts`` to ``work.out``. A part of which no clip is left has none."""
+    tasks = plan_tasks(work, parts, size, params, limits)
+    build(work.stage(STAGE), tasks, pack_part, mapper, report, in_place=_in_place)
+    packed = []
+    for task in tasks:
+        rows = [row for row in read_part(task.path).values() if row["index"]]
+        if rows:
+            entry = ShardEntry(**json.loads(rows[0]["entry"]))
+            index = [json.loads(row["index"]) | {"shard": entry.name} for row in rows]
+            packed.append(Packed(entry, index))
+    return packed
 
 
 def publish(
@@ -270,13 +283,13 @@ def publish(
     params: ShardParams,
     size: int,
     described: dict[str, Any],
-    entries: list[ShardEntry],
-    index_rows: list[Row],
+    packed: Sequence[Packed],
     ledger: list[Row],
 ) -> None:
     """Make the shards a dataset; only then remove what an older one left."""
     before = _old_shards(work.out)
-    write_index(work.out / INDEX_NAME, index_rows)
+    entries = [one.entry for one in packed]
+    write_index(work.out / INDEX_NAME, [row for one in packed for row in one.index])
     write_ledger(work.out / LEDGER_NAME, ledger)
     splits: dict[str, dict[str, int]] = {}
     for entry in sorted(entries, key=lambda entry: entry.name):

@@ -69,14 +69,14 @@ class Proxy:
 
 
 @contextlib.contextmanager
-def between(upstream: str) -> Iterator[Proxy]:
-    """A proxy before ``upstream``, an address like http://127.0.0.1:8000."""
+def between(upstream: str, host: str = "127.0.0.1") -> Iterator[Proxy]:
+    """A proxy on ``host`` before ``upstream``, an address like http://127.0.0.1:8000."""
     proxy = Proxy(upstream)
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"proxy": proxy}))
+    server = http.server.ThreadingHTTPServer((host, 0), type("Handler", (_Handler,), {"proxy": proxy}))
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
-    proxy.endpoint = f"http://127.0.0.1:{server.server_port}"
+    proxy.endpoint = f"http://{host}:{server.server_port}"
     try:
         yield proxy
     finally:

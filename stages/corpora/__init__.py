@@ -17,6 +17,8 @@ from stages.work import StageError
 
 CORPORA = {"grid": "grid", "crema-d": "crema_d", "folder": "folder"}
 
+FETCH_FOLDER = ".fetch"  # in a corpus's folder: what `pipeline fetch` keeps there; no clips
+
 TRAIN = "train"
 TEST = "test"
 

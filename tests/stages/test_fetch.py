@@ -1,128 +1,407 @@
-"""Downloads against a real server on loopback that may cut, lie or be down."""
+"""Whole corpora from a real server on loopback that may cut, stall, lie or be down."""
 
 from __future__ import annotations
 
-import hashlib
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import io
+import json
+import shutil
+import stat
+import zipfile
+from collections import namedtuple
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
-from stages import fetch, weights
-from stages.fetch import CREMA_D, RemoteFile, Source
+from pipeline.main import cli
+from shards.checksum import file_sha256
+from stages import fetch, sources, weights
+from stages.clips import ClipsParams, find_files
+from stages.download import Patience
+from stages.fetch import Fetched
+from stages.sources import CREMA_D, GRID, LfsRepository, Source, ZenodoRecord
 from stages.weights import Weights
 from stages.work import StageError
+from tests.publisher import Publisher, publisher
 
-DATA = bytes(range(256)) * 4096
-SHA256 = hashlib.sha256(DATA).hexdigest()
-
-
-class Unreliable(BaseHTTPRequestHandler):
-    """Serves DATA; the path says what goes wrong."""
-
-    asked: list[str]
-
-    def do_GET(self) -> None:
-        self.asked.append(self.path)
-        if "busy-once" in self.path and self.asked.count(self.path) == 1:
-            self.send_error(503)
-            return
-        if "absent" in self.path:
-            self.send_error(404)
-            return
-        body = b"<html>not what you think</html>" if "lies" in self.path else DATA
-        body = DATA + b"more" if "long" in self.path else body
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body[: len(body) // 2] if "cut" in self.path else body)
-
-    def log_message(self, *_: object) -> None:
-        """Tests are silent."""
+QUICK = Patience(timeout_seconds=0.3, tries=3, backoff_seconds=0.01, progress_bytes=1000)
+BUSY_FOR_LONG = ["503"] * 12  # tries times the session's own four
+CLIPS = {
+    f"VideoFlash/{name}.flv": bytes(range(256)) * size
+    for name, size in (("1001_DFA_ANG_XX", 4096), ("1001_IEO_SAD_LO", 300), ("1002_DFA_ANG_XX", 20))
+}
+BIG = "VideoFlash/1001_DFA_ANG_XX.flv"
 
 
 @pytest.fixture
-def server() -> Iterator[str]:
-    Unreliable.asked = []
-    with ThreadingHTTPServer(("127.0.0.1", 0), Unreliable) as http:
-        thread = threading.Thread(target=http.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{http.server_port}/"
-        http.shutdown()
-        thread.join()
+def server() -> Iterator[Publisher]:
+    with publisher() as running:
+        yield running
 
 
-def source(base_url: str, *paths: str) -> Source:
-    return Source(base_url, tuple(RemoteFile(path, len(DATA), SHA256) for path in paths))
+@pytest.fixture
+def crema(server: Publisher) -> LfsRepository:
+    """A small CREMA-D; a package carries nothing of it."""
+    server.repository(CLIPS)
+    return replace(
+        CREMA_D,
+        archive_url=f"{server.url}/archive.tar.gz",
+        batch_url=f"{server.url}/objects/batch",
+        n_files=len(CLIPS),
+        known=None,
+    )
 
 
-def test_files_come_whole_and_are_kept_the_second_time(server: str, tmp_path: Path) -> None:
-    two = source(server, "a/one.flv", "a/busy-once.flv")
-    assert [file.status for file in fetch.fetch(two, tmp_path, "*")] == ["fetched", "fetched"]
-    assert (tmp_path / "a" / "one.flv").read_bytes() == DATA
-    asked = len(Unreliable.asked)
-    assert [file.status for file in fetch.fetch(two, tmp_path, "*")] == ["there", "there"]
-    assert len(Unreliable.asked) == asked
+def packed(members: dict[str, bytes]) -> bytes:
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, contents in members.items():
+            archive.writestr(name, contents)
+    return data.getvalue()
 
 
-@pytest.mark.parametrize("fault", ["lies", "long", "cut", "absent"])
-def test_a_wrong_answer_leaves_no_file_and_is_named(fault: str, server: str, tmp_path: Path) -> None:
-    (told,) = fetch.fetch(source(server, f"{fault}.flv"), tmp_path, "*")
-    assert told.status == "missing"
-    assert fault in told.told
-    assert list(tmp_path.rglob("*.*")) == []
+SPEAKERS = {
+    "s1.zip": packed({"s1/bbaf2n.mpg": b"one" * 999, "s1/bbaf3s.mpg": b"two", "s1/Thumbs.db": b"junk"}),
+    "s2.zip": packed({"lbad6n.mpg": b"three"}),
+    "alignments.zip": packed({"alignments/s1/bbaf2n.align": b"0 23750 sil\n"}),
+}
+
+
+@pytest.fixture
+def grid(server: Publisher) -> ZenodoRecord:
+    """A small GRID."""
+    server.record(GRID.number, {**SPEAKERS, "audio_25k.zip": b"not asked for"})
+    return replace(GRID, base_url=server.url, n_files=len(SPEAKERS))
+
+
+def bring(source: Source, to: Path, only: str = "*", jobs: int = 2) -> list[Fetched]:
+    return list(fetch.bring(fetch.plan(source, to, only, jobs, QUICK), jobs, lambda _: None, QUICK))
+
+
+def codes(files: list[Fetched]) -> dict[str, str]:
+    return {Path(file.path).name: file.code or file.status for file in files}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder but what fetch keeps for itself."""
+    paths = (path for path in folder.rglob("*") if path.is_file() and ".fetch" not in path.parts)
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def blob(server: Publisher, path: str) -> str:
+    """Where the server has the bytes of a clip."""
+    return next(url for url, data in server.files.items() if "/lfs/" in url and data == CLIPS[path])
+
+
+def test_all_clips_of_a_repository_come_and_are_kept_the_second_time(
+    crema: LfsRepository, server: Publisher, tmp_path: Path
+) -> None:
+    assert set(codes(bring(crema, tmp_path)).values()) == {"fetched"}
+    assert contents(tmp_path) == CLIPS
+    asked = len(server.asked)
+    assert set(codes(bring(crema, tmp_path)).values()) == {"there"}
+    assert len(server.asked) == asked, "the list is kept, and nothing is to come"
+
+
+def test_addresses_are_asked_for_in_groups(crema: LfsRepository, server: Publisher, tmp_path: Path) -> None:
+    bring(replace(crema, group=2), tmp_path)
+    assert server.paths().count("/objects/batch") == 2
+
+
+def test_a_record_comes_unpacked(grid: ZenodoRecord, server: Publisher, tmp_path: Path) -> None:
+    assert set(codes(bring(grid, tmp_path)).values()) == {"fetched"}
+    assert contents(tmp_path) == {
+        "s1/bbaf2n.mpg": b"one" * 999,
+        "s1/bbaf3s.mpg": b"two",
+        "s2/lbad6n.mpg": b"three",  # in the folder of its archive, whatever that holds
+        "alignments/s1/bbaf2n.align": b"0 23750 sil\n",
+    }
+    receipt = json.loads((tmp_path / ".fetch" / "s1.zip.json").read_text())
+    assert receipt["members"]["s1/bbaf2n.mpg"] == file_sha256(tmp_path / "s1" / "bbaf2n.mpg")
+    found = [str(item.path) for item in find_files(tmp_path, ClipsParams())]
+    assert found == ["s1/bbaf2n.mpg", "s1/bbaf3s.mpg", "s2/lbad6n.mpg"], "what fetch keeps is no clip"
+    asked = len(server.asked)
+    assert set(codes(bring(grid, tmp_path)).values()) == {"there"}
+    (tmp_path / "s1" / "bbaf3s.mpg").unlink()
+    assert codes(bring(grid, tmp_path)) == {"s1.zip": "fetched", "s2.zip": "there", "alignments.zip": "there"}
+    assert len(server.asked) == asked + 1
+    assert (tmp_path / "s1" / "bbaf3s.mpg").read_bytes() == b"two"
+
+
+@pytest.mark.parametrize(
+    ("faults", "ranges"),
+    [
+        (["cut", "well"], ["", "bytes=524288-"]),
+        (["cut", "cut", "well"], ["", "bytes=524288-", "bytes=786432-"]),
+        (["stall", "well"], ["", "bytes=524288-"]),
+        (["503", "well"], ["", ""]),
+        (["cut", "no ranges"], ["", "bytes=524288-"]),
+        (["other", "well"], ["", ""]),
+    ],
+)
+def test_a_file_comes_through_faults_and_goes_on_at_the_byte(
+    faults: list[str], ranges: list[str], crema: LfsRepository, server: Publisher, tmp_path: Path
+) -> None:
+    server.fail(blob(server, BIG), faults)
+    assert set(codes(bring(crema, tmp_path)).values()) == {"fetched"}
+    assert contents(tmp_path) == CLIPS
+    assert [asked for path, asked in server.asked if path == blob(server, BIG)] == ranges
+
+
+def test_a_server_that_trickles_is_asked_again(
+    crema: LfsRepository, server: Publisher, tmp_path: Path
+) -> None:
+    """5,000 bytes/s are too few, though the next byte never lets wait."""
+    server.fail(blob(server, BIG), ["trickle", "well"])
+    assert codes(bring(crema, tmp_path))[Path(BIG).name] == "fetched"
+    first, second = [wanted for path, wanted in server.asked if path == blob(server, BIG)]
+    assert first == "" and second.startswith("bytes=")
+
+
+@pytest.mark.parametrize(
+    ("faults", "code"),
+    [
+        (["other"] * 2, "wrong"),
+        (["longer"], "wrong"),
+        (["404"], "refused"),
+        (BUSY_FOR_LONG, "cut"),
+        # Half of what is missing each time, until it is less than counts.
+        (["cut"] * 20, "cut"),
+    ],
+)
+def test_a_file_that_cannot_be_had_is_named_and_the_others_come(
+    faults: list[str], code: str, crema: LfsRepository, server: Publisher, tmp_path: Path
+) -> None:
+    server.fail(blob(server, BIG), faults)
+    expected = {Path(path).name: "fetched" for path in CLIPS} | {Path(BIG).name: code}
+    assert codes(bring(crema, tmp_path)) == expected
+    assert BIG not in contents(tmp_path)
+
+
+def test_the_next_run_goes_on_where_this_one_stopped(
+    crema: LfsRepository, server: Publisher, tmp_path: Path
+) -> None:
+    url = blob(server, BIG)
+    server.fail(url, ["cut", *BUSY_FOR_LONG])
+    assert codes(bring(crema, tmp_path))[Path(BIG).name] == "cut"
+    server.faults.clear()
+    asked = len(server.asked)
+    assert codes(bring(crema, tmp_path))[Path(BIG).name] == "fetched"
+    (again,) = [wanted for path, wanted in server.asked[asked:] if path == url]
+    assert again.startswith("bytes=") and again != "bytes=0-"
+    assert contents(tmp_path) == CLIPS
+
+
+def test_a_file_changed_between_two_tries_is_not_spliced(
+    crema: LfsRepository, server: Publisher, tmp_path: Path
+) -> None:
+    """The first half is of another file: the server says so by its ETag, and all is sent anew."""
+    url = blob(server, BIG)
+    server.files[url] = bytes(reversed(CLIPS[BIG]))
+    server.fail(url, ["cut", *BUSY_FOR_LONG])
+    assert codes(bring(crema, tmp_path))[Path(BIG).name] == "cut"
+    server.files[url] = CLIPS[BIG]
+    server.faults.clear()
+    asked = len(server.asked)
+    assert codes(bring(crema, tmp_path))[Path(BIG).name] == "fetched"
+    assert server.paths()[asked:].count(url) == 1
+    assert contents(tmp_path) == CLIPS
+
+
+def test_what_lies_half_there_and_is_damaged_is_thrown_away(
+    crema: LfsRepository, server: Publisher, tmp_path: Path
+) -> None:
+    part = tmp_path / ".fetch" / f"{blob(server, BIG).rpartition('/')[2]}.part"
+    part.parent.mkdir()
+    part.write_bytes(b"x" * 1000)
+    bring(crema, tmp_path)
+    assert contents(tmp_path) == CLIPS
 
 
 def test_no_server_is_told_once(tmp_path: Path) -> None:
-    found = list(fetch.fetch(source("http://127.0.0.1:9/", "a.flv", "b.flv"), tmp_path, "*"))
-    assert [file.status for file in found] == ["missing", "missing"]
-    assert "cannot be reached" in found[0].told
+    nowhere = replace(CREMA_D, archive_url="http://127.0.0.1:9/", known=None)
+    with pytest.raises(StageError, match=r"list of the corpus's files cannot be had: .* cannot be reached"):
+        fetch.plan(nowhere, tmp_path, "*", 1, QUICK)
 
 
-def test_a_file_of_other_contents_is_not_overwritten(server: str, tmp_path: Path) -> None:
-    (tmp_path / "a.flv").write_bytes(b"mine")
-    with pytest.raises(StageError, match="other contents"):
-        list(fetch.fetch(source(server, "a.flv"), tmp_path, "*"))
-    assert (tmp_path / "a.flv").read_bytes() == b"mine"
+def test_a_publisher_that_is_gone_is_not_asked_for_every_file(crema: LfsRepository, tmp_path: Path) -> None:
+    gone = replace(crema, batch_url="http://127.0.0.1:9/", group=1)
+    plan = fetch.plan(gone, tmp_path, "*", 1, QUICK)
+    assert {file.code for file in fetch.bring(plan, 1, lambda _: None, QUICK)} == {"unreachable"}
 
 
-def test_only_what_fits_the_pattern_comes(server: str, tmp_path: Path) -> None:
-    found = list(fetch.fetch(source(server, "a.flv", "b.flv"), tmp_path, "b*"))
-    assert [file.path for file in found] == ["b.flv"]
-    with pytest.raises(StageError, match="fits none of the 6 files"):
-        list(fetch.fetch(CREMA_D, tmp_path, "1099*"))
+@pytest.mark.parametrize("where", ["", "member"])
+def test_a_file_of_other_contents_is_not_overwritten(
+    where: str, crema: LfsRepository, grid: ZenodoRecord, tmp_path: Path
+) -> None:
+    mine = tmp_path / ("s1/bbaf2n.mpg" if where else BIG)
+    mine.parent.mkdir()
+    mine.write_bytes(b"mine")
+    found = codes(bring(grid if where else crema, tmp_path))
+    assert found.pop("s1.zip" if where else Path(BIG).name) == "differs"
+    assert set(found.values()) == {"fetched"}
+    assert mine.read_bytes() == b"mine"
+
+
+def test_only_what_fits_the_pattern_comes(crema: LfsRepository, grid: ZenodoRecord, tmp_path: Path) -> None:
+    assert codes(bring(crema, tmp_path / "a", "1002_*")) == {"1002_DFA_ANG_XX.flv": "fetched"}
+    assert codes(bring(grid, tmp_path / "b", "s[2-9]")) == {"s2.zip": "fetched"}
+    with pytest.raises(StageError, match="fits none of the 3 files"):
+        fetch.plan(crema, tmp_path, "1099*", 1, QUICK)
+
+
+def test_six_clips_need_no_list(tmp_path: Path) -> None:
+    nowhere = replace(CREMA_D, archive_url="http://127.0.0.1:9/")
+    assert len(fetch.plan(nowhere, tmp_path, "1001_DFA_*", 1, QUICK).coming) == 6
 
 
 def test_the_real_clips_have_the_hashes_that_fetch_expects(crema_d: Path) -> None:
-    assert {file.status for file in fetch.fetch(CREMA_D, crema_d, "*")} == {"there"}
+    assert CREMA_D.known is not None
+    files = {path: file_sha256(crema_d / path) for path in (file.path for file in CREMA_D.known.files)}
+    assert files == {file.path: file.digest_hex for file in CREMA_D.known.files}
+
+
+def test_a_list_that_lacks_files_is_refused(crema: LfsRepository, grid: ZenodoRecord, tmp_path: Path) -> None:
+    for source in (replace(crema, n_files=7442), replace(grid, n_files=34)):
+        with pytest.raises(StageError, match="lists 3 of the corpus's files, expected"):
+            fetch.plan(source, tmp_path, "*", 1, QUICK)
+
+
+def test_the_disk_is_looked_at_before_anything_comes(
+    crema: LfsRepository, server: Publisher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9 - 10**6, 10**6))
+    with pytest.raises(StageError, match=r"3 files need 0.0 GB of disk"):
+        fetch.plan(crema, tmp_path, "*", 1, QUICK)
+    assert server.paths() == ["/archive.tar.gz"]
+
+
+def link_to(target: str) -> Callable[[zipfile.ZipFile], None]:
+    def add(archive: zipfile.ZipFile) -> None:
+        member = zipfile.ZipInfo("s1/link.mpg")
+        member.external_attr = (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(member, target)
+
+    return add
+
+
+def named(name: str) -> Callable[[zipfile.ZipFile], None]:
+    def add(archive: zipfile.ZipFile) -> None:
+        archive.writestr(zipfile.ZipInfo(name), b"evil")
+
+    return add
+
+
+def bomb(archive: zipfile.ZipFile) -> None:
+    archive.writestr("s1/zeros.mpg", bytes(10**6), zipfile.ZIP_DEFLATED)
+
+
+@pytest.mark.parametrize(
+    ("evil", "told"),
+    [
+        (named("../out.mpg"), "no plain path"),
+        (named("/etc/out.mpg"), "no plain path"),
+        (named("s1/../../out.mpg"), "no plain path"),
+        (named("C:out.mpg"), "no plain path"),
+        (named("s1\\..\\out.mpg"), ""),  # zipfile itself may make it "s1/../out.mpg" or leave it
+        (named("s1/good.MPG"), "occurs twice"),
+        (named("s1/good.mpg/x.mpg"), "both a file and a folder"),
+        (link_to("/etc/passwd"), "link or a special file"),
+        (bomb, "more than 20 times its own"),
+    ],
+)
+def test_an_archive_that_is_not_harmless_is_refused(
+    evil: Callable[[zipfile.ZipFile], None], told: str, server: Publisher, tmp_path: Path
+) -> None:
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as archive:
+        archive.writestr("s1/good.mpg", b"good")
+        evil(archive)
+    server.record(1, {"s1.zip": data.getvalue()})
+    source = replace(GRID, base_url=server.url, number=1, n_files=1)
+    (file,) = bring(source, tmp_path / "to")
+    assert (file.status, file.code) == ("missing", "unsafe")
+    assert told in file.told
+    assert set(contents(tmp_path)) <= {"to/s1/good.mpg"}
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_a_member_that_is_longer_than_it_says_is_cut_off_by_its_checksum(
+    server: Publisher, tmp_path: Path
+) -> None:
+    data = bytearray(packed({"s1/a.mpg": bytes(range(200))}))
+    at = data.rindex(b"PK\x01\x02") + 24  # its length in the archive's directory
+    data[at] = 100
+    server.record(1, {"s1.zip": bytes(data)})
+    (file,) = bring(replace(GRID, base_url=server.url, number=1, n_files=1), tmp_path)
+    assert (file.status, file.code) == ("missing", "bad_archive")
+    assert contents(tmp_path) == {}
+
+
+def test_two_runs_do_not_fetch_into_one_folder(crema: LfsRepository, tmp_path: Path) -> None:
+    plan = fetch.plan(crema, tmp_path, "*", 1, QUICK)
+    first = fetch.bring(plan, 1, lambda _: None, QUICK)
+    next(first)
+    with pytest.raises(StageError, match="another `pipeline fetch` is at work"):
+        next(fetch.bring(plan, 1, lambda _: None, QUICK))
+    first.close()
+
+
+def test_the_command_counts_by_reason_and_exits_with_1(
+    crema: LfsRepository, server: Publisher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "SOURCES", {"crema-d": crema})
+    server.fail(blob(server, BIG), ["404"])
+    command = ["fetch", "--dataset", "crema-d", "--to", str(tmp_path)]
+    failed = CliRunner().invoke(cli, command)
+    assert failed.exit_code == 1
+    assert "3 files to come" in failed.output and "GB are free" in failed.output
+    assert "missing  refused           1" in failed.output
+    assert "2 of 3 files in" in failed.output
+    done = CliRunner().invoke(cli, [*command, "--json"])
+    assert done.exit_code == 0
+    assert {file["status"] for file in json.loads(done.stdout)["files"]} == {"fetched", "there"}
+
+
+def test_the_command_brings_a_network_and_nothing_else_with_it(
+    model: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "NETWORKS", {"a": model})
+    done = CliRunner().invoke(cli, ["fetch", "--weights", "a"])
+    assert Path(done.stdout.strip()).read_bytes() == CLIPS[BIG]
+    for words in (["--weights", "a", "--dataset", "grid"], []):
+        assert "either --dataset or --weights" in CliRunner().invoke(cli, ["fetch", *words]).output
+    assert "known are a" in CliRunner().invoke(cli, ["fetch", "--weights", "b"]).output
 
 
 @pytest.fixture
-def model(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Weights:
+def model(server: Publisher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Weights:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("A_MODEL", raising=False)
-    return Weights("a.task", SHA256, server + "a.task", "A_MODEL", "--a-model")
+    server.files["/a.task"] = CLIPS[BIG]
+    (tmp_path / "truth").write_bytes(CLIPS[BIG])
+    return Weights("a.task", file_sha256(tmp_path / "truth"), server.url + "/a.task", "A_MODEL", "--a-model")
 
 
-def test_a_model_is_downloaded_once_and_kept(model: Weights) -> None:
+def test_a_model_is_downloaded_once_and_kept(model: Weights, server: Publisher) -> None:
     first = weights.find(model)
-    assert first.read_bytes() == DATA
+    assert first.read_bytes() == CLIPS[BIG]
     assert weights.find(model) == first
-    assert Unreliable.asked == ["/a.task"]
+    assert server.paths() == ["/a.task"]
 
 
 def test_a_damaged_model_in_the_cache_is_fetched_again(model: Weights) -> None:
     weights.find(model).write_bytes(b"damaged")
-    assert weights.find(model).read_bytes() == DATA
+    assert weights.find(model).read_bytes() == CLIPS[BIG]
 
 
 def test_the_option_comes_before_the_environment_and_both_are_checked(
-    model: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Weights, server: Publisher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    good, bad = tmp_path / "good.task", tmp_path / "bad.task"
-    good.write_bytes(DATA)
+    good, bad = tmp_path / "truth", tmp_path / "bad.task"
     bad.write_bytes(b"another model")
     monkeypatch.setenv("A_MODEL", str(bad))
     assert weights.find(model, str(good)) == good
@@ -130,14 +409,12 @@ def test_the_option_comes_before_the_environment_and_both_are_checked(
         weights.find(model)
     with pytest.raises(StageError, match="--a-model names nowhere, which is no file"):
         weights.find(model, "nowhere")
-    assert Unreliable.asked == [], "what was named is taken or refused, never replaced"
+    assert server.asked == [], "what was named is taken or refused, never replaced"
 
 
 def test_a_model_that_cannot_be_had_says_how_to_bring_it(model: Weights) -> None:
-    from dataclasses import replace
-
     away = replace(model, url="http://127.0.0.1:9/a.task")
     with pytest.raises(StageError, match=r"a\.task is not on this machine") as caught:
         weights.find(away)
-    assert SHA256 in str(caught.value)
+    assert model.sha256 in str(caught.value)
     assert "--a-model or A_MODEL" in str(caught.value)

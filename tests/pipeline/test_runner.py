@@ -1,0 +1,85 @@
+"""The pool on a cluster that breaks."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from pipeline.runner import DaskMapper
+from stages.work import StageError
+
+DASK = [sys.executable, "-m", "dask"]
+ONE_DEATH = {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0"}
+Start = Callable[[], list[subprocess.Popen[bytes]]]
+
+
+def slowly(item: int) -> int:
+    time.sleep(0.05)
+    return item
+
+
+def end_this_worker(item: int) -> int:
+    os._exit(1)
+
+
+@pytest.fixture
+def address() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"tcp://127.0.0.1:{free.getsockname()[1]}"
+
+
+@pytest.fixture
+def start(address: str) -> Iterator[Start]:
+    """Starts a scheduler at the address, and a worker."""
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def run() -> list[subprocess.Popen[bytes]]:
+        host, port = address.removeprefix("tcp://").split(":")
+        for words in (
+            ["scheduler", "--host", host, "--port", port, "--no-dashboard"],
+            ["worker", address, "--nthreads", "1", "--no-dashboard", "--no-nanny"],
+        ):
+            processes.append(
+                subprocess.Popen(
+                    [*DASK, *words],
+                    env=os.environ | ONE_DEATH,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                )
+            )
+        return processes[-2:]
+
+    yield run
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def test_a_scheduler_that_is_lost_is_asked_again_for_what_is_left(address: str, start: Start) -> None:
+    running = start()
+    with DaskMapper(1, address, quiet=True) as mapper:
+        results = []
+        for result in mapper(slowly, range(60), label=""):
+            results.append(result)
+            if len(results) == 5:
+                for process in running:
+                    process.kill()
+                    process.wait()
+                start()
+    assert sorted(results) == list(range(60)), "each once"
+
+
+def test_a_task_that_ends_its_workers_ends_the_run_with_a_line(address: str, start: Start) -> None:
+    start()
+    with (
+        DaskMapper(1, address, quiet=True) as mapper,
+        pytest.raises(StageError, match="ended each worker that had it"),
+    ):
+        list(mapper(end_this_worker, [0], label=""))
