@@ -17,10 +17,12 @@ from av.audio.resampler import AudioResampler
 from av.audio.stream import AudioStream
 from numpy.typing import NDArray
 
+from shards.schema import VIDEO_FPS
 from stages.video import DEMUXERS, open_media
 from stages.work import Drop
 
 SAMPLE_RATE = 16_000
+SAMPLES_PER_FRAME = SAMPLE_RATE // VIDEO_FPS
 # Below this the loudest sample is silence: one step of 16 bit sound is -90 dB.
 SILENCE_PEAK = 2**-15
 # Channels whose mean keeps less of their power than this cancel each other.

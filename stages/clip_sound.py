@@ -14,12 +14,11 @@ from shards.checksum import file_sha256
 from shards.ledger import OK
 from shards.schema import VIDEO_FPS
 from stages import sandbox
-from stages.audio import SAMPLE_RATE, read_channels, to_mono
+from stages.audio import SAMPLES_PER_FRAME, read_channels, to_mono
 from stages.cache import load_entry, save_entry
 from stages.sandbox import ClipJob, LimitParams
 from stages.work import Drop, Outcome
 
-SAMPLES_PER_FRAME = SAMPLE_RATE // VIDEO_FPS
 FULL_SCALE = 2**15
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+# Of a clip: what its figures are also told by.
+GROUPS = ("emotion", "level", "speaker")
+
 
 @dataclass(frozen=True, slots=True)
 class Column:
@@ -99,7 +102,7 @@ COLUMNS: dict[str, Column] = {
         "identity drift",
         "ΔE",
         "box",
-        "lower",
-        "how much farther the skin's colour is from the first frame's at the end than at the start",
+        "",
+        "how much farther the skin's colour is from the first frame's at the end than at the start; 0 is best",
     ),
 }

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as params_dataclass
 
-from shards.schema import MEL_FPS, MELS_PER_FRAME, VIDEO_FPS
+from shards.schema import MEL_FPS, MELS_PER_FRAME
 from shards.table import Row
 from stages import clipwise
-from stages.audio import SAMPLE_RATE, read_channels, to_mono
+from stages.audio import SAMPLE_RATE, SAMPLES_PER_FRAME, read_channels, to_mono
 from stages.cache import digest, save_entry, versions
 from stages.clips import carry_ledger
 from stages.parts import Part
@@ -31,7 +31,6 @@ STAGE = "mels"
 VERSION = 1
 COLUMNS = {"mels": np.float32}  # (2T, n_mels), dB
 HOP_SAMPLES = SAMPLE_RATE // MEL_FPS
-SAMPLES_PER_FRAME = SAMPLE_RATE // VIDEO_FPS
 ROWS_AT_ONCE = 4096  # 82 s; a multiple of 16, so that BLAS adds in the same order as in the whole
 
 

@@ -15,8 +15,9 @@ from sampler.metrics.lse import CROPS
 from sampler.metrics.obedience import Mean
 from shards.reader import Dataset, read_clip
 from shards.schema import ClipSample, ShardError
+from stages.audio import SAMPLES_PER_FRAME
 from stages.cache import digest, entry_path, load_entry, save_entry, versions
-from stages.clip_sound import SAMPLES_PER_FRAME, clip_speech
+from stages.clip_sound import clip_speech
 from stages.columns import COLUMNS
 from stages.measure import Item, Tools, cut_to, frames_of
 from stages.network_metrics import LSE, Fid, Networks, clip_values

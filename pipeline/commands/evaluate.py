@@ -22,7 +22,6 @@ SHOWN = (
     "opening_correlation", "audio_obedience", "smoothness_box", "identity_drift",
 )  # fmt: skip
 GROUPED = ("psnr_box_db", "opening_correlation", "audio_obedience")
-GROUPS = ("emotion", "level", "speaker")
 
 
 def _named(value: str) -> tuple[str, Path]:
@@ -168,6 +167,7 @@ def _told(cell: dict[str, Any]) -> str:
 def _print_groups(rows: list[Row]) -> None:
     """Means of the generated rows by emotion, level and speaker, where there are several of them."""
     from stages.cells import BASELINES
+    from stages.columns import GROUPS
     from stages.scores import means_by
 
     drawn = [row for row in rows if row["row"] not in BASELINES]

@@ -15,7 +15,7 @@ from sampler.metrics.obedience import Mean
 from shards.ledger import OK
 from shards.table import Row, read_rows
 from stages.cells import PREVIOUS, TRUTH
-from stages.columns import COLUMNS, Column
+from stages.columns import COLUMNS, GROUPS, Column
 from stages.evaluate import CLIPS, FRAMES, METRICS, STORY
 from stages.report.inputs import read_object
 from stages.scores import CLIPS_SCHEMA, CURVES, FRAMES_SCHEMA, means_by
@@ -25,7 +25,6 @@ Floats = NDArray[np.float64]
 
 # Rows that hold the truth's own mouth; they show what a figure can reach, and win nothing.
 REFERENCES = (TRUTH, PREVIOUS)
-GROUPS = ("emotion", "level", "speaker")
 RESAMPLES = 1000
 LOST_SHOWN = 50  # clips that could not be scored
 
