@@ -67,18 +67,16 @@ def edge_widths(grey: NDArray[np.uint8]) -> NDArray[np.int16]:
     step = np.zeros((height, width + 1), np.int8)  # step[:, x] leads to pixel x; none lead in or out
     brighter, darker = image[:, 1:] > image[:, :-1], image[:, 1:] < image[:, :-1]
     np.subtract(brighter, darker, out=step[:, 1:-1], dtype=np.int8)
-    column = np.arange(width + 1, dtype=np.int16)
-    turns = step[:, 1:] != step[:, :-1]
-    # Of the run of equal steps that each step is in: the first, and the one after the last.
-    begins, ends = np.zeros(step.shape, np.int16), np.full(step.shape, width, np.int16)
-    np.maximum.accumulate(turns * column[1:], axis=1, out=begins[:, 1:])
-    stops = np.where(turns, column[:-1], np.int16(width))
-    np.minimum.accumulate(stops[:, ::-1], axis=1, out=ends[:, -2::-1])
-    # The two steps that touch the edge's own pixel are part of it, whatever their sign.
+    # Where runs of equal steps begin, row after row; no run of rising or falling ones leaves its row.
+    begins = np.flatnonzero(step.ravel()[1:] != step.ravel()[:-1]) + 1
+    begins = np.concatenate([[0], begins, [step.size]])
     y, x = np.divmod(at, width)
     to = y * (width + 1) + x  # the step that leads to the edge's pixel
-    left = np.where(step.take(to - 1) == slope, x - begins.take(to - 1), 0)
-    right = np.where(step.take(to + 2) == slope, ends.take(to + 2) - (x + 1), 0)
+    # The two steps that touch the edge's own pixel are part of it, whatever their sign.
+    first = begins.take(np.searchsorted(begins, to - 1, side="right") - 1)
+    after = begins.take(np.searchsorted(begins, to + 2, side="right"))
+    left = np.where(step.take(to - 1) == slope, to - first, 0)
+    right = np.where(step.take(to + 2) == slope, after - (to + 2), 0)
     widths = np.zeros_like(image)
     widths.put(at, 2 + left + right)
     return widths
