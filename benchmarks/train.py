@@ -53,6 +53,7 @@ from model.examples import as_sampled
 from model.machine import Machine, Ranks, joined
 from model.recipe import PAPER_FRAMES, PAPER_OPTIM, PRESETS, ModelError, OptimParams, Recipe, recipe_of
 from model.unet import UNet, UNetParams, parameter_count
+from shards.frames import ClipTable
 from shards.loader import Resident
 from shards.schema import MELS_PER_FRAME
 
@@ -155,13 +156,11 @@ def made_data(params: UNetParams, n_clips: int, device: torch.device) -> Residen
         return torch.from_numpy(values).to(device)
 
     return Resident(
-        clip_ids=tuple(f"made{i:03d}" for i in range(n_clips)),
+        clips=ClipTable.of([f"made{i:03d}" for i in range(n_clips)], [FRAMES_PER_CLIP] * n_clips),
         frames=there(frames),
         boxes=there(boxes),
         mels=there(chance.uniform(SILENCE_DB, 0, (n_clips * rows, audio.n_mels)).astype(np.float32)),
         mel_row=there(clip * rows + pad + MELS_PER_FRAME * place),
-        first=there(clip * FRAMES_PER_CLIP),
-        length=there(np.full(n_frames, FRAMES_PER_CLIP)),
     )
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 
 from model.chance import Purpose
 from model.denoiser import gammas
-from model.examples import Examples, draw
+from model.examples import Examples, draw, wanted_of
 from model.machine import Machine, Ranks
 from model.recipe import Recipe
-from shards.loader import Resident
-from shards.order import drawn, key_of
+from shards.frames import Frames, Wanted
+from shards.order import key_of
+
+AT_ONCE = 2**20  # frames counted at a time
 
 
 @dataclass
@@ -35,49 +37,62 @@ class Tally:
     def close(self, epoch: int, ranks: Ranks) -> str:
         """One sentence on a finished epoch. Every rank must ask."""
         own = self.counts.pop(epoch, np.zeros(self.n_frames, np.uint8))
-        counts = ranks.total(torch.from_numpy(own.astype(np.int32)))
-        repeated, missing = int((counts > 1).sum()), int((counts == 0).sum())
-        return f"epoch {epoch}: {int(counts.sum())} frames drawn, {repeated} repeated, {missing} missing"
+        drawn = repeated = missing = 0
+        for start in range(0, self.n_frames, AT_ONCE):
+            counts = ranks.total(torch.from_numpy(own[start : start + AT_ONCE].astype(np.int32)))
+            drawn += int(counts.sum())
+            repeated += int((counts > 1).sum())
+            missing += int((counts == 0).sum())
+        return f"epoch {epoch}: {drawn} frames drawn, {repeated} repeated, {missing} missing"
+
+
+def dealt(start: int, batch: int, micro: int, rank: int, world: int) -> Iterator[NDArray[np.int64]]:
+    """A rank's positions from ``start`` on, a micro-batch at a time: its share of each batch, without end."""
+    share = batch // world
+    for first in itertools.count(start + rank * share, batch):
+        for k in range(first, first + share, micro):
+            yield np.arange(k, k + micro)
 
 
 def batches(
-    data: Resident, recipe: Recipe, ranks: Ranks, machine: Machine, start: int, tally: Tally
+    data: Frames,
+    recipe: Recipe,
+    ranks: Ranks,
+    machine: Machine,
+    start: int,
+    tally: Tally,
+    *,
+    ahead: bool = True,
 ) -> Iterator[list[Examples]]:
     """This rank's examples of one step after another, in micro-batches, from position ``start`` on."""
     share = recipe.batch // ranks.world
     micro = machine.frames_at_once(recipe, ranks.world)
     table = torch.from_numpy(gammas(recipe.noise))
-    while True:
-        positions = start + ranks.rank * share + np.arange(share)
-        index = drawn(positions, len(data), seed=key_of(recipe.seed, Purpose.ORDER))
-        tally.add(positions, index)
-        yield [
-            draw(
-                data,
-                index[k : k + micro],
-                positions[k : k + micro],
+    order = key_of(recipe.seed, Purpose.ORDER)
+
+    def wanted() -> Iterator[Wanted]:
+        for positions in dealt(start, recipe.batch, micro, ranks.rank, ranks.world):
+            target = data.order(positions, seed=order)
+            yield wanted_of(
+                data.clips,
+                target,
+                positions,
                 seed=recipe.seed,
                 frames=recipe.frames,
                 audio=recipe.network.audio,
-                table=table,
             )
-            for k in range(0, share, micro)
-        ]
-        start += recipe.batch
+
+    found = data.ahead(wanted(), seed=order) if ahead else map(data.seen, wanted())
+    while True:
+        step = list(itertools.islice(found, share // micro))
+        for seen in step:
+            tally.add(seen.wanted.positions, seen.wanted.target)
+        yield [draw(seen, seed=recipe.seed, frames=recipe.frames, table=table) for seen in step]
 
 
-def one_ahead(examples: Iterator[list[Examples]]) -> Iterator[list[Examples]]:
-    """The same, drawn by a thread while the step before runs: for frames that lie in the host's memory."""
-    with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(next, examples)
-        while True:
-            ready = waiting.result()
-            waiting = pool.submit(next, examples)
-            yield ready
-
-
-def recount(tally: Tally, reached: int, recipe: Recipe, ranks: Ranks) -> None:
+def recount(data: Frames, tally: Tally, reached: int, recipe: Recipe, ranks: Ranks) -> None:
     """Count what this epoch held before a resume; the first rank does it for all."""
-    if ranks.is_first and reached % tally.n_frames:
-        positions = np.arange(reached - reached % tally.n_frames, reached)
-        tally.add(positions, drawn(positions, tally.n_frames, seed=key_of(recipe.seed, Purpose.ORDER)))
+    if ranks.is_first:
+        for start in range(reached - reached % len(data), reached, AT_ONCE):
+            positions = np.arange(start, min(start + AT_ONCE, reached))
+            tally.add(positions, data.order(positions, seed=key_of(recipe.seed, Purpose.ORDER)))

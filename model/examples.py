@@ -14,10 +14,11 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.audio import AudioParams
+from model.audio import SILENCE_DB, AudioParams
 from model.chance import Purpose, keys_of, normals, uniforms, words_of
 from model.denoiser import draw_gamma
-from shards.loader import Resident
+from model.unet import UNetParams
+from shards.frames import ClipTable, Fit, Frames, Seen, Wanted
 
 BINOMIAL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
 # The lips within the mask box, as shares of its width and height: all of MediaPipe's lip points in all 15,674
@@ -99,29 +100,38 @@ def hidden(images: Tensor, mask: Tensor) -> Tensor:
     return images * (1 - mask)
 
 
-def draw(
-    data: Resident,
-    index: NDArray[np.int64],
+def fit_of(network: UNetParams) -> Fit:
+    """What a dataset must be for this network."""
+    return Fit(network.size, network.audio.n_mels, SILENCE_DB, network.top)
+
+
+def wanted_of(
+    clips: ClipTable,
+    target: NDArray[np.int64],
     positions: NDArray[np.int64],
     *,
     seed: int,
     frames: FrameParams,
     audio: AudioParams,
-    table: Tensor,
-) -> Examples:
-    """Examples of the frames ``index`` (B,), each spoiled by the chance of its own position (B,)."""
-    device = data.boxes.device
+) -> Wanted:
+    """The frames that go with each of the frames ``target`` (B,), by the chance of its own position (B,)."""
+    chance = uniforms(keys_of(seed, positions, Purpose.SCALARS), 1)[:, 0]
+    return _wanted(clips, target, positions, chance, frames, audio)
+
+
+def draw(seen: Seen, *, seed: int, frames: FrameParams, table: Tensor) -> Examples:
+    """Examples of what was seen, each spoiled by the chance of its own position."""
+    device, positions = seen.pixels.device, seen.wanted.positions
     scalars = torch.from_numpy(uniforms(keys_of(seed, positions, Purpose.SCALARS), 12))
     chance = scalars.to(device, torch.float32, non_blocking=True)
-    here = torch.from_numpy(index).to(device, non_blocking=True)
-    plain = _plain(data, here, chance[:, 0], frames, audio)
+    plain = _plain(seen)
     dropped = chance[:, 9] < frames.previous_hidden
     # hidden before as well, or a warp or blur would carry some of the mouth out of its box
-    before = _hidden(data, here, plain.previous, frames, dropped=dropped)
+    before = _hidden(seen, plain.previous, frames, dropped=dropped)
     spoiled = _spoiled(before, frames, chance[:, 1:9], keys_of(seed, positions, Purpose.PREVIOUS))
     return replace(
         plain,
-        previous=_hidden(data, here, spoiled, frames, dropped=dropped),
+        previous=_hidden(seen, spoiled, frames, dropped=dropped),
         heard=chance[:, 10] >= frames.audio_dropped,
         gamma=draw_gamma(table, scalars[:, 11]).to(device, torch.float32, non_blocking=True),
         epsilon=normals(keys_of(seed, positions, Purpose.EPSILON), plain.y_0.shape[1:], device),
@@ -130,8 +140,8 @@ def draw(
 
 
 def as_sampled(
-    data: Resident,
-    index: NDArray[np.int64],
+    data: Frames,
+    target: NDArray[np.int64],
     gamma: Tensor,
     *,
     seed: int,
@@ -139,59 +149,62 @@ def as_sampled(
     audio: AudioParams,
 ) -> Examples:
     """Examples at noise levels ``gamma`` (B,), nothing spoiled or dropped; a frame's noise is its own."""
-    device = data.boxes.device
-    here = torch.from_numpy(index).to(device, non_blocking=True)
-    plain = _plain(data, here, torch.full((len(index),), 0.5, device=device), frames, audio)
+    halfway = np.full(len(target), 0.5)
+    seen = data.seen(_wanted(data.clips, target, target, halfway, frames, audio))
+    plain = _plain(seen)
     return replace(
         plain,
-        previous=_hidden(data, here, plain.previous, frames, dropped=torch.zeros_like(plain.heard)),
-        gamma=gamma.to(device, torch.float32),
-        epsilon=normals(keys_of(seed, index, Purpose.EPSILON), plain.y_0.shape[1:], device),
+        previous=_hidden(seen, plain.previous, frames, dropped=torch.zeros_like(plain.heard)),
+        gamma=gamma.to(data.device, torch.float32),
+        epsilon=normals(keys_of(seed, target, Purpose.EPSILON), plain.y_0.shape[1:], data.device),
     )
 
 
-def _plain(data: Resident, here: Tensor, chance: Tensor, frames: FrameParams, audio: AudioParams) -> Examples:
+def _wanted(
+    clips: ClipTable,
+    target: NDArray[np.int64],
+    positions: NDArray[np.int64],
+    chance: NDArray[np.float64],
+    frames: FrameParams,
+    audio: AudioParams,
+) -> Wanted:
+    clip = clips.clip_of(target)
+    first, length = clips.starts[clip], clips.lengths[clip]
+    identity = first
+    if frames.identity == "random":
+        # one of the others, counted on from the frame itself and round the clip's end
+        others = np.maximum(length - 1, 1)
+        step = 1 + np.minimum((chance * others).astype(np.int64), others - 1)
+        identity = first + (target - first + step) % length
+    before = np.maximum(target - 1, first)
+    return Wanted(positions, target, before, identity, (audio.rows_before, audio.rows_after))
+
+
+def _plain(seen: Seen) -> Examples:
     """What the data says, without noise."""
-    size = data.frames.shape[1]
-    y_0 = to_float(data.pixels(here))
+    y_0, previous, identity = (to_float(pixels.permute(0, 3, 1, 2)) for pixels in seen.pixels)
+    size, boxes = y_0.shape[-1], seen.boxes[0]
     return Examples(
         y_0=y_0,
-        previous=to_float(data.pixels(_before(data, here))),
-        identity=to_float(data.pixels(_identity(data, here, frames, chance))),
-        mask=mask_of(data.boxes[here], size),
-        lips=mask_of(lips_of(data.boxes[here]), size),
-        mels=data.mel_windows(here, audio.rows_before, audio.rows_after),
-        heard=torch.ones(len(here), dtype=torch.bool, device=here.device),
-        gamma=torch.ones(len(here), device=here.device),
+        previous=previous,
+        identity=identity,
+        mask=mask_of(boxes, size),
+        lips=mask_of(lips_of(boxes), size),
+        mels=seen.mels,
+        heard=torch.ones(len(y_0), dtype=torch.bool, device=y_0.device),
+        gamma=torch.ones(len(y_0), device=y_0.device),
         epsilon=torch.zeros_like(y_0),
         words=None,
     )
 
 
-def _before(data: Resident, here: Tensor) -> Tensor:
-    """Index of the frame before; a clip's first frame stands before itself."""
-    return torch.maximum(here - 1, data.first[here])
-
-
-def _hidden(
-    data: Resident, here: Tensor, previous: Tensor, frames: FrameParams, *, dropped: Tensor
-) -> Tensor:
+def _hidden(seen: Seen, previous: Tensor, frames: FrameParams, *, dropped: Tensor) -> Tensor:
     """Previous frames without their mouths where ``dropped``, and where there is no frame before."""
     if frames.before_first == "hidden":
-        dropped = dropped | (here == data.first[here])
-    mask = mask_of(data.boxes[_before(data, here)], previous.shape[-1])
+        begins = torch.from_numpy(seen.wanted.before == seen.wanted.target)
+        dropped = dropped | begins.to(dropped.device, non_blocking=True)
+    mask = mask_of(seen.boxes[1], previous.shape[-1])
     return torch.where(dropped[:, None, None, None], hidden(previous, mask), previous)
-
-
-def _identity(data: Resident, here: Tensor, frames: FrameParams, chance: Tensor) -> Tensor:
-    """Index of the identity frame."""
-    first, length = data.first[here], data.length[here]
-    if frames.identity == "first":
-        return first
-    # one of the others, counted on from the frame itself and round the clip's end
-    others = (length - 1).clamp(min=1)
-    step = 1 + torch.minimum((chance.to(here.device) * others).long(), others - 1)
-    return first + (here - first + step) % length
 
 
 def _spoiled(images: Tensor, frames: FrameParams, chance: Tensor, keys: NDArray[np.uint64]) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from model import journal
-from model.batches import Tally, batches, one_ahead, recount
+from model.batches import Tally, batches, recount
 from model.chance import Purpose
 from model.checkpoint import TrainState
 from model.examples import Examples
@@ -26,7 +26,7 @@ from model.objective import Forward, losses_of
 from model.recipe import ModelError, OptimParams, Recipe
 from model.unet import UNet
 from model.watch import Keeper, Window
-from shards.loader import Resident
+from shards.frames import Frames
 from shards.order import key_of
 
 log = logging.getLogger(__name__)
@@ -78,8 +78,8 @@ def forward_of(
 
 def train(
     state: TrainState,
-    data: Resident,
-    held: Resident | None,
+    data: Frames,
+    held: Frames | None,
     *,
     recipe: Recipe,
     machine: Machine,
@@ -98,14 +98,13 @@ def train(
     torch.backends.cudnn.benchmark = True
 
     tally = Tally(len(data))
-    recount(tally, state.drawn, recipe, ranks)
+    recount(data, tally, state.drawn, recipe, ranks)
     examples = batches(data, recipe, ranks, machine, state.drawn, tally)
-    if data.frames.device != data.boxes.device:
-        examples = one_ahead(examples)
 
     def trial(forward: Forward) -> None:
         """One forward and backward pass, as a step makes it, that leaves no trace."""
-        shown = next(batches(data, recipe, ranks, machine, state.drawn, Tally(len(data))))[0]
+        once = batches(data, recipe, ranks, machine, state.drawn, Tally(len(data)), ahead=False)
+        shown = next(once)[0]
         try:
             with machine.autocast(ranks.device):
                 losses = losses_of(forward, shown, recipe)

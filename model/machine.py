@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, cast
 
@@ -16,6 +16,7 @@ from torch import distributed as dist
 from model.recipe import ModelError, Recipe
 
 Precision = Literal["auto", "bf16", "fp32"]
+Item = TypeVar("Item")
 Called = TypeVar("Called", bound=Callable[..., Any])
 
 log = logging.getLogger(__name__)
@@ -81,6 +82,10 @@ class Ranks:
     def is_first(self) -> bool:
         """Whether this is the one that writes files."""
         return self.rank == 0
+
+    def own(self, items: Sequence[Item]) -> Sequence[Item]:
+        """This rank's part of what all of them share: each item is one rank's."""
+        return items[self.rank :: self.world]
 
     def total(self, values: Tensor) -> Tensor:
         """The sum over all ranks, in place. Every rank must ask."""

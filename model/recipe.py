@@ -73,6 +73,8 @@ class Recipe:
     batch: int = Field(default=160, ge=1)  # frames per step, over all ranks
     steps: int = Field(default=200_000, ge=1)
     seed: int = Field(default=0, ge=0)
+    # Shards whose frames are shuffled with each other; 0: all frames with all others. For huge datasets.
+    window: int = Field(default=0, ge=0)
     # Share of the training clips that is never trained on, for the held-out loss and the best checkpoint. The
     # test split stays untouched.
     held_out_share: float = Field(default=0.05, ge=0, lt=1)
@@ -192,8 +194,11 @@ def differences(ours: Recipe, theirs: Recipe) -> list[tuple[str, Any, Any]]:
     """(name, ours, theirs) of every number that differs and changes the result.
 
     ``watch`` never does. ``steps`` does not while the learning rate stays constant: a run may go on longer.
+    It may go on with another ``batch`` too, for fewer or more GPUs: no frame comes twice or is left out.
     """
-    same = {"steps"} if ours.optim.after_warmup == theirs.optim.after_warmup == "constant" else set()
+    same = {"batch"}
+    if ours.optim.after_warmup == theirs.optim.after_warmup == "constant":
+        same.add("steps")
     old = dict(leaves(asdict(theirs)))
     return [
         (name, value, old[name])

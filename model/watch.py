@@ -23,7 +23,7 @@ from model.machine import Machine, Ranks
 from model.objective import asked, losses_of, noised
 from model.recipe import ModelError, Recipe
 from model.unet import UNet
-from shards.loader import Resident
+from shards.frames import Frames
 
 # Borders of the noise bands that the loss is told by, in log-SNR: mostly noise ... mostly picture.
 BANDS = (-4.0, 0.0, 4.0)
@@ -72,7 +72,7 @@ def even_gammas(n: int, table: Tensor) -> Tensor:
 
 @torch.no_grad()
 def held_out_losses(
-    network: UNet, data: Resident, recipe: Recipe, ranks: Ranks, machine: Machine
+    network: UNet, data: Frames, recipe: Recipe, ranks: Ranks, machine: Machine
 ) -> dict[str, float]:
     """Mean loss on frames never trained on, the same frames and noise each time. Every rank must ask."""
     n_frames = min(recipe.watch.held_out_frames, len(data))
@@ -80,10 +80,10 @@ def held_out_losses(
     gamma = even_gammas(n_frames, torch.from_numpy(gammas(recipe.noise)))
     micro = machine.frames_at_once(recipe, ranks.world)
     losses = torch.zeros(n_frames, dtype=torch.float64)
-    for start in range(ranks.rank * micro, n_frames, micro * ranks.world):
+    for start in ranks.own(range(0, n_frames, micro)):
         part = slice(start, start + micro)
         shown = _as_sampled(data, index[part], gamma[part], recipe)
-        with machine.autocast(data.boxes.device):
+        with machine.autocast(data.device):
             losses[part] = losses_of(network, shown, recipe).double().cpu()
     ranks.total(losses)
     bands = {
@@ -95,7 +95,7 @@ def held_out_losses(
 
 
 @torch.no_grad()
-def picture_of(network: UNet, data: Resident, recipe: Recipe, machine: Machine) -> Tensor:
+def picture_of(network: UNet, data: Frames, recipe: Recipe, machine: Machine) -> Tensor:
     """Rows of: input with noise for a mouth, the frame as guessed at three noise levels, truth with box."""
     n = min(recipe.watch.pictures, len(data))
     index = ((np.arange(n) + 0.5) * len(data) / n).astype(np.int64)
@@ -108,12 +108,18 @@ def picture_of(network: UNet, data: Resident, recipe: Recipe, machine: Machine) 
         guessed = y_0_of(y, said, shown.gamma, recipe.noise.target)
         columns.append(to_pixels(torch.where(shown.mask > 0, guessed, shown.y_0)).cpu())
     noise = to_pixels(torch.where(shown.mask > 0, shown.epsilon, shown.y_0)).cpu()
-    boxes = data.boxes[torch.from_numpy(index).to(data.boxes.device)].cpu()
-    truth = [journal.framed(image, box) for image, box in zip(to_pixels(shown.y_0).cpu(), boxes, strict=True)]
+    masks, frames = shown.mask.cpu(), to_pixels(shown.y_0).cpu()
+    truth = [journal.framed(image, _box_of(mask)) for image, mask in zip(frames, masks, strict=True)]
     return journal.grid_of([[noise[i], *(column[i] for column in columns), truth[i]] for i in range(n)])
 
 
-def _as_sampled(data: Resident, index: NDArray[np.int64], gamma: Tensor, recipe: Recipe) -> Examples:
+def _box_of(mask: Tensor) -> Tensor:
+    """x0 y0 x1 y1 of the ones in (1, H, W), x1 and y1 exclusive."""
+    low, high = torch.aminmax(mask[0].nonzero(), dim=0)
+    return torch.cat([low.flip(0), high.flip(0) + 1])
+
+
+def _as_sampled(data: Frames, index: NDArray[np.int64], gamma: Tensor, recipe: Recipe) -> Examples:
     audio = recipe.network.audio
     return as_sampled(data, index, gamma, seed=recipe.seed, frames=recipe.frames, audio=audio)
 
@@ -148,7 +154,7 @@ class Keeper:
             100 * speed["waiting_for_data"], speed["memory_gb"],
         )  # fmt: skip
 
-    def evaluate(self, state: TrainState, held: Resident, machine: Machine) -> None:
+    def evaluate(self, state: TrainState, held: Frames, machine: Machine) -> None:
         told = held_out_losses(state.ema, held, self.recipe, self.ranks, machine)
         self._refuse(state, "held-out loss", told["held_out_loss"])
         self.held_out = state.step, told["held_out_loss"]

@@ -60,14 +60,14 @@ def decode_frame(data: bytes | memoryview, codec: Codec, size: tuple[int, int]) 
             raise ShardError(f"raw frame of {len(data)} bytes, expected {height}x{width}x3")
         return np.frombuffer(data, np.uint8).reshape(height, width, 3)
     try:
-        bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        frame = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     except cv2.error as err:
         raise ShardError(f"a frame of {len(data)} bytes is not {codec} ({err.err})") from err
-    if bgr is None:
+    if frame is None:
         raise ShardError(f"a frame of {len(data)} bytes is not {codec}")
-    if bgr.shape[:2] != (height, width):
-        raise ShardError(f"a frame is {bgr.shape[0]}x{bgr.shape[1]}, expected {height}x{width}")
-    return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
+    if frame.shape[:2] != (height, width):
+        raise ShardError(f"a frame is {frame.shape[0]}x{frame.shape[1]}, expected {height}x{width}")
+    return np.asarray(frame, np.uint8)
 
 
 def write_frames(file: BinaryIO, encoded: Iterable[bytes]) -> list[int]:

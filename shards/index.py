@@ -6,22 +6,28 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from shards.atomic import written_whole
 from shards.checksum import HASH_LETTERS, file_sha256
 from shards.places import AbsentError, Folder, Place, place_of
 from shards.schema import SCHEMA_VERSION, ShardError
-from shards.table import Row, parse_rows, write_rows
+from shards.table import Row, parse_table, write_table
 
 INDEX_NAME = "index.parquet"
 DATASET_NAME = "dataset.json"
 LEDGER_NAME = "ledger.parquet"
+MAX_ID_BYTES = 255  # what a tar's header holds of a name
+ROWS_AT_ONCE = 2**14  # as Python's objects; a million of them would take gigabytes
 SHA256 = re.compile("[0-9a-f]{64}")
 
 # Columns of one member: where its bytes lie in the shard, and what they must sum to.
@@ -58,15 +64,138 @@ class ShardEntry:
 
 def write_index(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write one row per clip, sorted by shard and place in it."""
-    listed = sorted(rows, key=lambda row: (row["shard"], row["frames_offset"]))
-    write_rows(path, [dict(row) for row in listed], INDEX_SCHEMA)
+    todo, tables = iter(rows), [INDEX_SCHEMA.empty_table()]
+    while part := list(islice(todo, ROWS_AT_ONCE)):
+        tables.append(pa.Table.from_pylist(part, INDEX_SCHEMA))
+    table = pa.concat_tables(tables)
+    write_table(path, table.sort_by([("shard", "ascending"), ("frames_offset", "ascending")]))
 
 
-def read_index(where: Path | Place, manifest: Mapping[str, Any]) -> list[Row]:
-    """The index of a dataset as dicts. Raises ShardError when the file is not an index."""
+class Clips(Mapping[str, Row]):
+    """The index by clip id, in the shards' order. Kept in columns: a row is made when it is asked for."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table.unify_dictionaries()
+        keys = _fixed_width(table["clip_id"])
+        self._rows = np.argsort(keys, kind="stable")
+        self._keys = keys[self._rows]
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __iter__(self) -> Iterator[str]:
+        for batch in self.table["clip_id"].chunks:
+            yield from batch.to_pylist()
+
+    def __getitem__(self, clip_id: str) -> Row:
+        row = self._row_of(clip_id)
+        if row is None:
+            raise KeyError(clip_id)
+        return {name: self.table[name][row].as_py() for name in self.table.column_names}
+
+    def __contains__(self, clip_id: object) -> bool:
+        return isinstance(clip_id, str) and self._row_of(clip_id) is not None
+
+    def items(self) -> ItemsView[str, Row]:
+        return _Items(self)
+
+    def values(self) -> ValuesView[Row]:
+        return _Values(self)
+
+    def rows(self) -> Iterator[Row]:
+        """All rows; the fast way to see many."""
+        for batch in self.table.to_batches(max_chunksize=ROWS_AT_ONCE):
+            yield from batch.to_pylist()
+
+    def column(self, name: str, clip_ids: Sequence[str]) -> list[Any]:
+        """One column's values for some clips. Raises KeyError for a clip that is not here."""
+        values: list[Any] = self.table[name].take(self._rows_of(clip_ids)).to_pylist()
+        return values
+
+    def shards_of(self, clip_ids: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
+        """The shards that some clips lie in, by name, and which of them each clip lies in."""
+        names, place = self.shard_names()
+        used, which = np.unique(place[self._rows_of(clip_ids)], return_inverse=True)
+        listed = [names[shard] for shard in used]
+        order = np.argsort(listed)
+        return [listed[shard] for shard in order], np.argsort(order)[which]
+
+    def shard_names(self) -> tuple[list[str], NDArray[np.int64]]:
+        """All shards, and which of them each row names."""
+        chunks = self.table["shard"].chunks  # of one dictionary
+        names = chunks[0].dictionary.to_pylist() if chunks else []
+        codes = [chunk.indices.to_numpy() for chunk in chunks]
+        return names, np.concatenate([*codes, []]).astype(np.int64)
+
+    def of_split(self, split: str) -> list[str]:
+        """Ids of a split's clips, in the shards' order."""
+        ids: list[str] = self.table["clip_id"].filter(pc.equal(self.table["split"], split)).to_pylist()
+        return ids
+
+    def repeated(self) -> str | None:
+        """An id that stands in two rows, if there is one."""
+        twice = np.flatnonzero(self._keys[1:] == self._keys[:-1])
+        return self._keys[twice[0]].decode() if len(twice) else None
+
+    def _rows_of(self, clip_ids: Sequence[str]) -> NDArray[np.int64]:
+        keys = _fixed_width(pa.chunked_array([pa.array(clip_ids, pa.string())]))
+        places = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+        if not np.array_equal(self._keys[places], keys):
+            raise KeyError(keys[self._keys[places] != keys][0].decode())
+        return np.asarray(self._rows[places], np.int64)
+
+    def _row_of(self, clip_id: str) -> int | None:
+        key = clip_id.encode()
+        place = int(np.searchsorted(self._keys, key))
+        found = place < len(self._keys) and self._keys[place] == key
+        return int(self._rows[place]) if found else None
+
+
+class _Items(ItemsView[str, Row]):
+    _mapping: Clips
+
+    def __iter__(self) -> Iterator[tuple[str, Row]]:
+        return ((row["clip_id"], row) for row in self._mapping.rows())
+
+
+class _Values(ValuesView[Row]):
+    _mapping: Clips
+
+    def __iter__(self) -> Iterator[Row]:
+        return self._mapping.rows()
+
+
+def _fixed_width(strings: pa.ChunkedArray) -> NDArray[np.bytes_]:
+    """Strings as an array of bytes, which sorts and searches without Python's objects."""
+    if not len(strings):
+        return np.zeros(0, "S1")
+    flat = strings.cast(pa.binary()).combine_chunks()
+    _, offsets, data = flat.buffers()
+    ends = np.frombuffer(offsets, np.int32)[flat.offset : flat.offset + len(flat) + 1]
+    lengths = np.diff(ends)
+    width = max(1, int(lengths.max()))
+    letters = np.zeros((len(flat), width), np.uint8)
+    letters[np.arange(width) < lengths[:, None]] = np.frombuffer(data or b"", np.uint8)[ends[0] : ends[-1]]
+    return letters.view(f"S{width}")[:, 0]
+
+
+def read_index(where: Path | Place, manifest: Mapping[str, Any]) -> Clips:
+    """The index of a dataset. Raises ShardError when the file is none, has gaps, or lists a clip twice."""
     place = place_of(where)
+    path = f"{place.address}/{INDEX_NAME}"
     data = read_table(place, manifest, INDEX_NAME)
-    return parse_rows(data, INDEX_SCHEMA, f"{place.address}/{INDEX_NAME}", "index")
+    table = parse_table(data, INDEX_SCHEMA, path, "index", repetitive=("shard", "split", "speaker"))
+    for name in table.column_names:
+        if table[name].null_count:
+            row = int(np.argmax(table[name].is_null()))
+            raise ShardError(f"{path}: the row of {table['clip_id'][row].as_py()!r} has no {name}")
+    longest = pc.max(pc.binary_length(table["clip_id"])).as_py() or 0
+    if longest > MAX_ID_BYTES:
+        raise ShardError(f"{path}: a clip id of {longest} bytes, expected {MAX_ID_BYTES} at most")
+    clips = Clips(table)
+    if (twice := clips.repeated()) is not None:
+        raise ShardError(f"{path}: holds {twice} twice")
+    return clips
 
 
 def tables_of(manifest: Mapping[str, Any]) -> dict[str, str]:

@@ -1,18 +1,20 @@
-"""A dataset held in memory: decoded once, then drawn from by index, so that no GPU ever waits for it."""
+"""A dataset held in memory: decoded once, then drawn from by number, so that no GPU ever waits for it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
+import numpy as np
 import psutil
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
-from shards.order import key_of
+from shards.frames import ClipTable, Fit, Numbers, Seen, Wanted
+from shards.order import drawn, key_of, keys_of
 from shards.reader import Dataset, read_clip
 from shards.schema import MELS_PER_FRAME, ClipSample, ShardError
 
@@ -23,28 +25,54 @@ MEMORY_SHARE = 0.8
 
 @dataclass(frozen=True)
 class Resident:
-    """Clips end to end, in the order of their ids: however they were sharded, frame n is the same."""
+    """All frames decoded, in memory."""
 
-    clip_ids: tuple[str, ...]
+    clips: ClipTable
     frames: Tensor  # (N, H, W, 3) uint8; where the device has no room, in the host's memory
     boxes: Tensor  # (N, 4) int16, on the device as all below
     mels: Tensor  # (R, M) float32, dB; each clip's rows with silent ones before and after
     mel_row: Tensor  # (N,) int64: where row 2i of the frame's own clip lies in mels
-    first: Tensor  # (N,) int64: the first frame of the frame's own clip
-    length: Tensor  # (N,) int64: frames of the frame's own clip
 
     def __len__(self) -> int:
         return len(self.frames)
 
-    def pixels(self, index: Tensor) -> Tensor:
-        """Frames on the device: (B,) -> (B, 3, H, W) uint8, channels last in memory."""
-        chosen = self.frames[index.to(self.frames.device)].to(self.boxes.device, non_blocking=True)
-        return chosen.permute(0, 3, 1, 2)
+    @property
+    def device(self) -> torch.device:
+        return self.boxes.device
 
-    def mel_windows(self, index: Tensor, before: int, after: int) -> Tensor:
-        """Rows 2i - before .. 2i + after of each frame's clip: (B,) -> (B, before + 1 + after, M)."""
-        reach = torch.arange(-before, after + 1, device=self.mels.device)
-        return self.mels[self.mel_row[index][:, None] + reach]
+    def order(self, positions: ArrayLike, *, seed: int) -> Numbers:
+        return drawn(positions, len(self), seed=seed)
+
+    def seen(self, wanted: Wanted) -> Seen:
+        chosen = torch.from_numpy(np.concatenate([wanted.target, wanted.before, wanted.identity]))
+        here = chosen.to(self.device, non_blocking=True)
+        n = len(wanted.target)
+        pixels = self.frames[chosen if self._on_host else here].to(self.device, non_blocking=True)
+        before, after = wanted.mel_rows
+        reach = torch.arange(-before, after + 1, device=self.device)
+        return Seen(
+            wanted,
+            pixels.view(3, n, *pixels.shape[1:]),
+            self.boxes[here[: 2 * n]].view(2, n, 4),
+            self.mels[self.mel_row[here[:n]][:, None] + reach],
+        )
+
+    def ahead(self, wanted: Iterator[Wanted], *, seed: int) -> Iterator[Seen]:
+        batches = map(self.seen, wanted)
+        return one_ahead(batches) if self._on_host else batches
+
+    @property
+    def _on_host(self) -> bool:
+        return self.frames.device != self.device
+
+
+def one_ahead(batches: Iterator[Seen]) -> Iterator[Seen]:
+    """The same, each found by a thread while the one before is in use."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(next, batches, None)
+        while (ready := waiting.result()) is not None:
+            waiting = pool.submit(next, batches, None)
+            yield ready
 
 
 def split_off(clip_ids: Iterable[str], share: float, *, seed: int) -> tuple[list[str], list[str]]:
@@ -53,36 +81,20 @@ def split_off(clip_ids: Iterable[str], share: float, *, seed: int) -> tuple[list
     At least one is held out, unless there is only one or the share is 0.
     """
 
-    def rank(clip_id: str) -> int:
-        return key_of(seed, int.from_bytes(clip_id.encode(), "big") % (2**64 - 59))
-
-    ranked = sorted(sorted(clip_ids), key=rank)
+    ids = sorted(clip_ids)
+    numbers = (int.from_bytes(clip_id.encode(), "big") % (2**64 - 59) for clip_id in ids)
+    order = np.argsort(keys_of(key_of(seed), np.fromiter(numbers, np.uint64, len(ids))), kind="stable")
+    ranked = [ids[place] for place in order]
     n_held = min(math.ceil(share * len(ranked)), len(ranked) - 1)
     return sorted(ranked[n_held:]), sorted(ranked[:n_held])
-
-
-def check_fits(dataset: Dataset, *, size: int, n_mels: int, silence_db: float) -> None:
-    """Raise ShardError unless the dataset was built for a network of this crop size and these mels."""
-    params: Any = dataset.manifest.get("params") or {}
-    for section, key, wanted, what in (
-        ("align", "size", size, "px crops"),
-        ("mels", "n_mels", n_mels, "mel bins"),
-        ("mels", "top_db", -silence_db, "dB of range"),
-    ):
-        found = params.get(section, {}).get(key)
-        if found is not None and found != wanted:
-            raise ShardError(f"{dataset.place.address}: holds {found:g} {what}, the network takes {wanted:g}")
 
 
 def load_resident(
     dataset: Dataset,
     clip_ids: Sequence[str],
+    fit: Fit,
     *,
-    size: int,
-    n_mels: int,
     mel_pad: int,
-    silence_db: float,
-    top: int,
     device: torch.device,
     frames_on: torch.device,
     workers: int,
@@ -92,39 +104,41 @@ def load_resident(
 
     Raises ShardError for a clip that is damaged or of another size, and when memory cannot hold them.
     """
-    ids = sorted(clip_ids)
-    if not ids:
-        raise ShardError(f"{dataset.place.address}: no clips to load")
-    lengths = [int(dataset.clips[clip_id]["frames"]) for clip_id in ids]
-    total = sum(lengths)
+    clips = table_of(dataset, clip_ids)
+    total, lengths = len(clips), clips.lengths.tolist()
     rows = sum(MELS_PER_FRAME * length + 2 * mel_pad for length in lengths)
-    _check_memory(dataset, total * size * size * 3, total, frames_on)
+    _check_memory(dataset, total * fit.size**2 * 3, total, frames_on)
 
     pinned = frames_on.type == "cpu" and device.type == "cuda"
-    frames = torch.empty(total, size, size, 3, dtype=torch.uint8, device=frames_on, pin_memory=pinned)
+    frames = torch.empty(total, fit.size, fit.size, 3, dtype=torch.uint8, device=frames_on, pin_memory=pinned)
     boxes = torch.empty(total, 4, dtype=torch.int16, device=device)
-    mels = torch.full((rows, n_mels), silence_db, dtype=torch.float32, device=device)
-    mel_row, first, length_of = (torch.empty(total, dtype=torch.int64) for _ in range(3))
+    mels = torch.full((rows, fit.n_mels), fit.silence_db, dtype=torch.float32, device=device)
+    mel_row = torch.empty(total, dtype=torch.int64)
     frame, row = 0, 0
     with ThreadPoolExecutor(workers) as pool:  # decoding lets go of the interpreter
-        clips = _a_few_ahead(pool, lambda clip_id: read_clip(dataset, clip_id), ids, 2 * workers)
-        for clip_id, length, clip in zip(ids, lengths, clips, strict=True):
-            _check_clip(dataset, clip, length, size, n_mels, top)
+        read = _a_few_ahead(pool, lambda clip_id: read_clip(dataset, clip_id), clips.ids, 2 * workers)
+        for length, clip in zip(lengths, read, strict=True):
+            fit.check_clip(
+                f"{dataset.place.address}: {clip.key}", length, clip.frames.shape, clip.boxes, clip.mels
+            )
             here = slice(frame, frame + length)
             frames[here].copy_(torch.from_numpy(clip.frames))
             boxes[here].copy_(torch.from_numpy(clip.boxes))
             row += mel_pad
             mels[row : row + len(clip.mels)].copy_(torch.from_numpy(clip.mels))
             mel_row[here] = row + MELS_PER_FRAME * torch.arange(length)
-            first[here] = frame
-            length_of[here] = length
             frame += length
             row += len(clip.mels) + mel_pad
             done(length)
-            assert clip.key == clip_id
-    return Resident(
-        tuple(ids), frames, boxes, mels, mel_row.to(device), first.to(device), length_of.to(device)
-    )
+    return Resident(clips, frames, boxes, mels, mel_row.to(device))
+
+
+def table_of(dataset: Dataset, clip_ids: Iterable[str]) -> ClipTable:
+    """The clips to read, by number. Raises ShardError when there are none."""
+    ids = sorted(clip_ids)
+    if not ids:
+        raise ShardError(f"{dataset.place.address}: no clips to load")
+    return ClipTable.of(ids, dataset.clips.column("frames", ids))
 
 
 def _a_few_ahead(
@@ -139,20 +153,6 @@ def _a_few_ahead(
         yield clip
 
 
-def _check_clip(dataset: Dataset, clip: ClipSample, length: int, size: int, n_mels: int, top: int) -> None:
-    highest = int(clip.boxes[:, 1].min())
-    if highest < top:
-        raise ShardError(
-            f"{dataset.place.address}: {clip.key} has a mask box that begins at row {highest}, "
-            f"the network looks at rows from {top} on"
-        )
-    if clip.frames.shape != (length, size, size, 3) or clip.mels.shape[1] != n_mels:
-        raise ShardError(
-            f"{dataset.place.address}: {clip.key} holds frames {clip.frames.shape} and "
-            f"{clip.mels.shape[1]} mel bins, expected {(length, size, size, 3)} and {n_mels}"
-        )
-
-
 def _check_memory(dataset: Dataset, needed: int, n_frames: int, device: torch.device) -> None:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
@@ -160,6 +160,6 @@ def _check_memory(dataset: Dataset, needed: int, n_frames: int, device: torch.de
         free = psutil.virtual_memory().available
     if needed > MEMORY_SHARE * free:
         raise ShardError(
-            f"{dataset.place.address}: {n_frames} frames take {needed / 1e9:.1f} GB, "
-            f"of {free / 1e9:.1f} GB free on {device.type} {MEMORY_SHARE:.0%} may be used"
+            f"{dataset.place.address}: {n_frames} frames take {needed / 1e9:.1f} GB, of {free / 1e9:.1f} GB "
+            f"free on {device.type} {MEMORY_SHARE:.0%} may be used"
         )

@@ -31,6 +31,11 @@ def key_of(*numbers: int) -> int:
     return int(key[0])
 
 
+def keys_of(key: int, numbers: Words) -> Words:
+    """``key_of`` with one more number, for many: keys_of(key_of(a), [b])[0] is key_of(a, b)."""
+    return mixed(np.uint64(key) + numbers + np.uint64(GOLDEN))
+
+
 def permuted(places: ArrayLike, n: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
     """Which of ``n`` things stands at each place (0 <= place < n) of an epoch's order.
 

@@ -8,12 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+from numpy.typing import NDArray
+
 from shards.codec import CODECS, Codec, unpack_frames
 from shards.index import (
     DATASET_NAME,
     INDEX_NAME,
     LEDGER_NAME,
     MEMBERS,
+    Clips,
     ShardEntry,
     read_dataset,
     read_index,
@@ -46,7 +50,7 @@ class Dataset:
     place: Place
     manifest: Mapping[str, Any]
     shards: Mapping[str, ShardEntry]
-    clips: Mapping[str, Mapping[str, Any]]  # rows of index.parquet by clip id, in the shards' order
+    clips: Clips
 
     @property
     def folder(self) -> Path:
@@ -64,25 +68,32 @@ def open_dataset(where: Path | Place) -> Dataset:
     place = place_of(where)
     manifest = read_dataset(place)
     shards = {entry.name: entry for entry in shard_entries(manifest, f"{place.address}/{DATASET_NAME}")}
-    index = f"{place.address}/{INDEX_NAME}"
-    clips: dict[str, Mapping[str, Any]] = {}
-    for row in read_index(place, manifest):
-        if row["shard"] not in shards:
-            raise ShardError(
-                f"{index}: {row['clip_id']} lies in {row['shard']!r}, which {DATASET_NAME} does not list"
-            )
-        if any(row[column] is None for column in row):
-            raise ShardError(f"{index}: the row of {row['clip_id']!r} has gaps")
-        ends = [row[f"{name}_offset"] + row[f"{name}_size"] for name in MEMBERS]
-        starts = [row[f"{name}_offset"] for name in MEMBERS]
-        if min(starts) < 0 or max(ends) > shards[row["shard"]].bytes or row["frames"] < 1:
-            raise ShardError(f"{index}: {row['clip_id']}'s bytes do not lie in {row['shard']}")
-        if max(ends) - min(starts) > sum(row[f"{name}_size"] for name in MEMBERS) + MAX_APART_BYTES:
-            raise ShardError(f"{index}: {row['clip_id']}'s members do not lie together in {row['shard']}")
-        if row["clip_id"] in clips:
-            raise ShardError(f"{index}: holds {row['clip_id']} twice")
-        clips[row["clip_id"]] = row
+    clips = read_index(place, manifest)
+    _check_places(clips, shards, f"{place.address}/{INDEX_NAME}")
     return Dataset(place, manifest, shards, clips)
+
+
+def _check_places(clips: Clips, shards: Mapping[str, ShardEntry], path: str) -> None:
+    """Raise ShardError unless each clip's bytes lie together in a shard of the manifest."""
+
+    def refuse(wrong: NDArray[np.bool_], told: str) -> None:
+        if wrong.any():
+            row = clips.table.slice(int(np.argmax(wrong)), 1).to_pylist()[0]
+            raise ShardError(f"{path}: {told.format(**row)}")
+
+    table = clips.table
+    names, place = clips.shard_names()
+    unknown = np.array([name not in shards for name in names], bool)
+    refuse(unknown[place], f"{{clip_id}} lies in {{shard!r}}, which {DATASET_NAME} does not list")
+    room = np.array([shards[name].bytes if name in shards else 0 for name in names], np.int64)[place]
+    outside = table["frames"].to_numpy() < 1
+    first, end, total = room, np.zeros_like(room), np.zeros_like(room)
+    for name in MEMBERS:
+        offset, size = (table[f"{name}_{column}"].to_numpy() for column in ("offset", "size"))
+        outside = outside | (offset < 0) | (size < 0) | (size > room) | (offset > room - size)
+        first, end, total = np.minimum(first, offset), np.maximum(end, offset + size), total + size
+    refuse(outside, "{clip_id}'s bytes do not lie in {shard}")
+    refuse(end - first > total + MAX_APART_BYTES, "{clip_id}'s members do not lie together in {shard}")
 
 
 def read_members(dataset: Dataset, clip_id: str, names: Sequence[str] = MEMBERS) -> dict[str, bytes]:
@@ -94,30 +105,40 @@ def read_members(dataset: Dataset, clip_id: str, names: Sequence[str] = MEMBERS)
     starts = {name: row[f"{name}_offset"] for name in names}
     ends = {name: start + row[f"{name}_size"] for name, start in starts.items()}
     first = min(starts.values())
-    wrong: list[str] = []
     for _ in range(TRIES):
         data = dataset.place.read(row["shard"], first, max(ends.values()))  # they lie together: one request
         members = {name: data[start - first : ends[name] - first] for name, start in starts.items()}
-        wrong = [name for name, found in members.items() if zlib.crc32(found) != row[f"{name}_crc32"]]
-        if not wrong:
+        wrong = altered(row, members)
+        if wrong is None:
             return members
     path = f"{dataset.place.address}/{row['shard']}"
-    raise ShardError(f"{path}: {clip_id}'s {wrong[0]} are not the bytes that the index names")
+    raise ShardError(f"{path}: {clip_id}'s {wrong} are not the bytes that the index names")
+
+
+def altered(row: Mapping[str, Any], members: Mapping[str, bytes]) -> str | None:
+    """The name of a member that has not the CRC of its row, if there is one."""
+    return next((name for name, data in members.items() if zlib.crc32(data) != row[f"{name}_crc32"]), None)
+
+
+def blob_of(name: str, info: Mapping[str, Any]) -> tuple[Codec, list[int]]:
+    """How a clip's frames are coded, and the offsets that cut them. Raises ShardError."""
+    codec, size, offsets = info.get("codec"), info.get("size"), info.get("frame_offsets")
+    if codec not in CODECS:
+        raise ShardError(f"{name}: codec {codec!r}, known are {', '.join(CODECS)}")
+    if not isinstance(size, int) or not 0 < size <= MAX_SIZE:
+        raise ShardError(f"{name}: size {size!r}, expected 1 to {MAX_SIZE} px")
+    if not isinstance(offsets, list) or not 2 <= len(offsets) <= MAX_FRAMES:
+        raise ShardError(f"{name}: frame_offsets are no list of 2 to {MAX_FRAMES} numbers")
+    return cast(Codec, codec), offsets
 
 
 def decode_members(clip_id: str, members: Mapping[str, bytes]) -> ClipSample:
     """Members to arrays. Raises ShardError on what does not fit the schema."""
     info = json_to_info(members["json"], f"{clip_id}.{JSON_MEMBER}")
-    codec, size, offsets = info.get("codec"), info.get("size"), info.get("frame_offsets")
-    if codec not in CODECS:
-        raise ShardError(f"{clip_id}: codec {codec!r}, known are {', '.join(CODECS)}")
-    if not isinstance(size, int) or not 0 < size <= MAX_SIZE:
-        raise ShardError(f"{clip_id}: size {size!r}, expected 1 to {MAX_SIZE} px")
-    if not isinstance(offsets, list) or not 2 <= len(offsets) <= MAX_FRAMES:
-        raise ShardError(f"{clip_id}: frame_offsets are no list of 2 to {MAX_FRAMES} numbers")
+    codec, offsets = blob_of(clip_id, info)
     return ClipSample(
         key=clip_id,
-        frames=unpack_frames(members["frames"], offsets, cast(Codec, codec), (size, size), clip_id),
+        frames=unpack_frames(members["frames"], offsets, codec, (info["size"], info["size"]), clip_id),
         boxes=npy_to_array(members["boxes"], f"{clip_id}.{BOXES_MEMBER}"),
         mels=npy_to_array(members["mels"], f"{clip_id}.{MELS_MEMBER}"),
         affine=npy_to_array(members["affine"], f"{clip_id}.{AFFINE_MEMBER}"),

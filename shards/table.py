@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,15 @@ from shards.schema import ShardError
 Row = dict[str, Any]
 
 
+def write_table(path: Path, table: pa.Table) -> None:
+    """Same table, same bytes, however it was put together."""
+    with written_whole(path) as partial:
+        pq.write_table(table.combine_chunks(), partial, compression="zstd")
+
+
 def write_rows(path: Path, rows: Sequence[Row], schema: pa.Schema) -> None:
     """Write rows; what a row does not name is null. Same rows, same bytes."""
-    with written_whole(path) as partial:
-        pq.write_table(pa.Table.from_pylist(list(rows), schema), partial, compression="zstd")
+    write_table(path, pa.Table.from_pylist(list(rows), schema))
 
 
 def read_rows(path: Path, schema: pa.Schema, what: str) -> list[Row]:
@@ -35,12 +39,22 @@ def read_rows(path: Path, schema: pa.Schema, what: str) -> list[Row]:
 
 def parse_rows(data: bytes, schema: pa.Schema, path: str, what: str) -> list[Row]:
     """As ``read_rows``, of a file that is in memory; ``path`` is its name in messages."""
+    rows: list[Row] = parse_table(data, schema, path, what).to_pylist()
+    return rows
+
+
+def parse_table(
+    data: bytes, schema: pa.Schema, path: str, what: str, *, repetitive: Sequence[str] = ()
+) -> pa.Table:
+    """The same in columns; ``repetitive`` ones take the memory of their distinct values."""
     try:
-        table = pq.read_table(io.BytesIO(data))
+        file = pq.ParquetFile(pa.BufferReader(data), read_dictionary=list(repetitive))
+        missing = set(schema.names) - set(file.schema_arrow.names)
+        if missing:
+            raise ShardError(f"{path}: {what} lacks the columns {sorted(missing)}")
+        # one after the other: all at once would take twice the memory, and keep it
+        columns = [file.read(columns=[name], use_threads=False).column(0) for name in schema.names]
     except (pa.ArrowInvalid, OSError) as err:
         raise ShardError(f"{path}: not a whole {what} ({err})") from err
-    missing = set(schema.names) - set(table.column_names)
-    if missing:
-        raise ShardError(f"{path}: {what} lacks the columns {sorted(missing)}")
-    rows: list[Row] = table.select(schema.names).to_pylist()
-    return rows
+    pa.default_memory_pool().release_unused()
+    return pa.Table.from_arrays(columns, schema.names)

@@ -103,6 +103,6 @@ COLUMNS: dict[str, Column] = {
         "ΔE",
         "box",
         "",
-        "how much farther the skin's colour is from the first frame's at the end than at the start; 0 is best",
+        "how far the skin's colour moves away from the first frame's, from start to end: 0 is best",
     ),
 }

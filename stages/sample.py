@@ -22,14 +22,13 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from model.audio import SILENCE_DB
 from model.checkpoint import load_network
+from model.examples import fit_of
 from model.machine import Machine, Ranks, joined
 from sampler.params import SampleParams
 from sampler.rollout import CropFrame, Painter, Take
 from shards.atomic import clear_partials, written_whole
 from shards.checksum import file_sha256
-from shards.loader import check_fits
 from shards.reader import Dataset, open_dataset, read_clip
 from shards.schema import MELS_PER_FRAME, VIDEO_FPS, ClipSample
 from shards.storage import at_hand
@@ -84,8 +83,7 @@ def _sample(request: SampleRequest, params: SampleParams, ranks: Ranks) -> int:
     dataset = open_dataset(at_hand(request.shards))
     network, saved = load_network(request.run)
     recipe = saved.recipe
-    audio = recipe.network.audio
-    check_fits(dataset, size=recipe.network.size, n_mels=audio.n_mels, silence_db=SILENCE_DB)
+    fit_of(recipe.network).check_dataset(dataset.manifest, dataset.place.address)
     pairs = pairs_of(dataset, request.split, request.audio, seed=params.seed)[: request.clips]
     story = {
         "run": os.fspath(request.run),
@@ -100,10 +98,9 @@ def _sample(request: SampleRequest, params: SampleParams, ranks: Ranks) -> int:
         clear_partials(request.out)
         _check_same(request.out, story)
     ranks.meet()
-    mine = pairs[ranks.rank :: ranks.world]
     # The longest first: then hardly a slot stands idle while the last clips end.
     missing = sorted(
-        (pair for pair in mine if not _is_drawn(request, pair)),
+        (pair for pair in ranks.own(pairs) if not _is_drawn(request, pair)),
         key=lambda pair: length_of(dataset, pair),
         reverse=True,
     )

@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 import torch
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from model import checkpoint, loop
-from model.audio import SILENCE_DB
+from model.examples import fit_of
 from model.interrupts import memory_told
 from model.machine import Machine, Ranks, joined
 from model.recipe import Recipe
 from model.unet import parameter_count
 from shards.atomic import written_whole
-from shards.loader import TRAIN_SPLIT, Resident, check_fits, load_resident, split_off
+from shards.cache import shelf_for
+from shards.frames import Frames
+from shards.loader import TRAIN_SPLIT, Resident, load_resident, split_off, table_of
+from shards.ondemand import Cached, Decoder, Windowed, is_of_worker
+from shards.places import place_of
 from shards.reader import Dataset, open_dataset
 from shards.storage import at_hand
 from stages.work import StageError
 
 RUN_FILE = "run.json"
 LOCK_NAME = ".lock"
+HELD_CLIPS = 64  # looked at of those held out, where the dataset is too large to have them all at hand
+
+Hold = Literal["resident", "cached", "windowed"]
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +50,10 @@ class TrainRequest:
     preset: str
     device: str = "auto"  # auto, cpu or cuda
     frames_on: str = "device"  # device or host: where the decoded frames lie
-    workers: int = 1  # threads that decode
+    workers: int = 1  # threads or processes that decode, of each rank
+    hold: Hold = "resident"
+    cache: Path | None = None  # where shards from elsewhere are kept; None: the user's cache
+    cache_gb: float = 100.0
     machine: Machine = field(default_factory=Machine)
 
 
@@ -64,61 +77,102 @@ def run(request: TrainRequest, recipe: Recipe) -> str:
 
 
 def _train(request: TrainRequest, recipe: Recipe, ranks: Ranks) -> str:
-    dataset = open_dataset(at_hand(request.shards))
+    if (request.hold == "windowed") != (recipe.window > 0):
+        raise StageError(f"--hold {request.hold} does not go with a recipe whose window is {recipe.window}")
+    dataset = open_dataset(
+        at_hand(request.shards) if request.hold == "resident" else place_of(request.shards)
+    )
     digest = str(dataset.manifest["digest"])
     if ranks.is_first:
         checkpoint.forget_halves(request.run)
     saved = checkpoint.listed(request.run)
     if saved:
         checkpoint.check_same(saved[-1], recipe, digest)
-    data, held = _load(request, recipe, dataset, ranks)
-    with memory_told("the network", ranks.device, advice="try fewer network.channels"):
-        state = loop.new_state(recipe, ranks.device)
-        if saved:
-            checkpoint.load_into(state, saved[-1])
-    if ranks.is_first:
-        _describe(request, recipe, digest)
-        log.info(
-            "%s: %s parameters, %d frames of %d clips to train on, %d of %d clips held out, %s",
-            request.preset, f"{parameter_count(state.network):,}", len(data), len(data.clip_ids),
-            len(held) if held else 0, len(held.clip_ids) if held else 0,
-            f"going on at step {state.step}" if saved else f"new, on {ranks.world} x {ranks.device.type}",
-        )  # fmt: skip
-    return loop.train(
-        state, data, held, recipe=recipe, machine=request.machine, ranks=ranks, run=request.run, digest=digest
-    )
+    with _held(request, recipe, dataset, ranks) as (data, held):
+        with memory_told("the network", ranks.device, advice="try fewer network.channels"):
+            state = loop.new_state(recipe, ranks.device)
+            if saved:
+                checkpoint.load_into(state, saved[-1])
+        if ranks.is_first:
+            _describe(request, recipe, digest)
+            log.info(
+                "%s: %s parameters, %d frames of %d clips to train on, %s, %d of %d clips held out, %s",
+                request.preset, f"{parameter_count(state.network):,}", len(data), len(data.clips.ids),
+                request.hold, len(held) if held else 0, len(held.clips.ids) if held else 0,
+                f"going on at step {state.step}" if saved else f"new, on {ranks.world} x {ranks.device.type}",
+            )  # fmt: skip
+        try:
+            return loop.train(
+                state,
+                data,
+                held,
+                recipe=recipe,
+                machine=request.machine,
+                ranks=ranks,
+                run=request.run,
+                digest=digest,
+            )
+        except RuntimeError as err:
+            if is_of_worker(err):
+                raise StageError(f"a process that decodes is gone ({str(err).splitlines()[0]})") from err
+            raise
 
 
-def _load(
+@contextlib.contextmanager
+def _held(
     request: TrainRequest, recipe: Recipe, dataset: Dataset, ranks: Ranks
-) -> tuple[Resident, Resident | None]:
-    """The training clips and those held out, decoded."""
-    audio = recipe.network.audio
-    check_fits(dataset, size=recipe.network.size, n_mels=audio.n_mels, silence_db=SILENCE_DB)
-    ids = [clip_id for clip_id, row in dataset.clips.items() if row["split"] == TRAIN_SPLIT]
+) -> Iterator[tuple[Frames, Frames | None]]:
+    """The training clips and those held out, as they are asked to be held."""
+    fit = fit_of(recipe.network)
+    fit.check_dataset(dataset.manifest, dataset.place.address)
+    ids = dataset.clips.of_split(TRAIN_SPLIT)
     if not ids:
         raise StageError(f"{request.shards}: no clip is in the split {TRAIN_SPLIT!r}")
     trained, held = split_off(ids, recipe.held_out_share, seed=recipe.seed)
-    total = sum(int(dataset.clips[clip_id]["frames"]) for clip_id in ids)
+    if request.hold == "resident":
+        data = _resident(request, recipe, dataset, ranks, trained)
+        yield data, _resident(request, recipe, dataset, ranks, held) if held else None
+        return
+    with shelf_for(dataset, request.cache, int(request.cache_gb * 1e9)) as shelf:
+        decoder = Decoder(dataset, table_of(dataset, trained), shelf, fit)
+        if request.hold == "windowed":
+            some = held[:: -(-len(held) // HELD_CLIPS)] if held else []
+            yield (
+                Windowed(decoder, ranks.device, request.workers, shelf=shelf, window=recipe.window),
+                _resident(request, recipe, dataset, ranks, some) if some else None,
+            )
+            return
+        entries = [dataset.shards[name] for name in dataset.clips.shards_of(ids)[0]]
+        if ranks.is_first:
+            log.info(
+                "%d shards, %.2f GB, are to be on the disk", len(entries), sum(e.bytes for e in entries) / 1e9
+            )
+        shelf.hold(entries)
+        others = Decoder(dataset, table_of(dataset, held), shelf, fit) if held else None
+        yield (
+            Cached(decoder, ranks.device, request.workers),
+            Cached(others, ranks.device, request.workers) if others else None,
+        )
+
+
+def _resident(
+    request: TrainRequest, recipe: Recipe, dataset: Dataset, ranks: Ranks, clip_ids: list[str]
+) -> Resident:
+    """Clips decoded, all of them."""
+    audio = recipe.network.audio
+    total = sum(dataset.clips.column("frames", clip_ids))
     with tqdm(total=total, desc="loading", unit=" frames", unit_scale=True,
               disable=not (ranks.is_first and sys.stderr.isatty())) as bar:  # fmt: skip
-
-        def resident(clip_ids: list[str]) -> Resident:
-            return load_resident(
-                dataset,
-                clip_ids,
-                size=recipe.network.size,
-                n_mels=audio.n_mels,
-                mel_pad=max(audio.rows_before, audio.rows_after),
-                silence_db=SILENCE_DB,
-                top=recipe.network.top,
-                device=ranks.device,
-                frames_on=torch.device("cpu") if request.frames_on == "host" else ranks.device,
-                workers=request.workers,
-                done=bar.update,
-            )
-
-        return resident(trained), resident(held) if held else None
+        return load_resident(
+            dataset,
+            clip_ids,
+            fit_of(recipe.network),
+            mel_pad=max(audio.rows_before, audio.rows_after),
+            device=ranks.device,
+            frames_on=torch.device("cpu") if request.frames_on == "host" else ranks.device,
+            workers=request.workers,
+            done=bar.update,
+        )
 
 
 def _describe(request: TrainRequest, recipe: Recipe, digest: str) -> None:

@@ -51,15 +51,20 @@ def pack(
     )
 
 
-def write(folder: Path, clips: Sequence[PackedClip], **described: Any) -> Path:
-    """A finished dataset of one shard, which holds every split."""
+def write(folder: Path, clips: Sequence[PackedClip], *, per_shard: int = 0, **described: Any) -> Path:
+    """A finished dataset of one shard, which holds every split, or of shards of ``per_shard`` clips."""
     folder.mkdir(parents=True, exist_ok=True)
-    rows = write_tar(folder / "new.tar", clips)
-    sha256, size = file_sha256(folder / "new.tar"), (folder / "new.tar").stat().st_size
-    n_frames = sum(row["frames"] for row in rows)
-    entry = ShardEntry(shard_name("train", 0, sha256), "train", size, sha256, len(rows), n_frames)
-    (folder / "new.tar").rename(folder / entry.name)
-    write_index(folder / INDEX_NAME, [row | {"shard": entry.name} for row in rows])
+    rows: list[dict[str, Any]] = []
+    entries = []
+    for first in range(0, len(clips), per_shard or len(clips)):
+        packed = write_tar(folder / "new.tar", clips[first : first + (per_shard or len(clips))])
+        sha256, size = file_sha256(folder / "new.tar"), (folder / "new.tar").stat().st_size
+        n_frames = sum(row["frames"] for row in packed)
+        name = shard_name("train", len(entries), sha256)
+        entries.append(ShardEntry(name, "train", size, sha256, len(packed), n_frames))
+        (folder / "new.tar").rename(folder / name)
+        rows += [row | {"shard": name} for row in packed]
+    write_index(folder / INDEX_NAME, rows)
     write_ledger(
         folder / LEDGER_NAME,
         [
@@ -74,5 +79,5 @@ def write(folder: Path, clips: Sequence[PackedClip], **described: Any) -> Path:
         counts["clips"] += 1
         counts["frames"] += row["frames"]
     defaults = {"dataset": "made", "params": {}, "files_found": len(rows), "dropped": {}, "splits": splits}
-    write_dataset(folder / DATASET_NAME, [entry], **(defaults | described))
+    write_dataset(folder / DATASET_NAME, entries, **(defaults | described))
     return folder

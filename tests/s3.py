@@ -81,7 +81,8 @@ def running(folder: Path) -> Iterator[Server]:
     command = [
         weed, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
         "-master.volumeSizeLimitMB=64", "-volume.max=0", "-volume.minFreeSpace=1GiB", "-filer=true",
-        "-s3", f"-s3.port={s3}", f"-s3.config={folder / 's3.json'}", f"-master.port={master}",
+        "-s3", "-s3.port.iceberg=0", "-s3.port.lance=0", f"-s3.port={s3}",
+        f"-s3.config={folder / 's3.json'}", f"-master.port={master}",
         f"-volume.port={volume}", f"-filer.port={filer}", "-master.telemetry=false",
         "-s3.port.iceberg=0", "-s3.port.lance=0",  # whose ports are the same for all servers
         f"-filer.localSocket={folder / 'filer.sock'}", f"-s3.localSocket={folder / 's3.sock'}",

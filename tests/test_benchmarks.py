@@ -81,3 +81,24 @@ def test_the_evaluation_benchmark_scores_made_clips_and_agrees_with_scikit_image
     assert told["frames"] == 32 and told["wall_seconds"] > 0
     assert told["ssim"]["greatest_difference"] < 1e-6
     assert "6 rows" in done.stdout
+
+
+def test_the_reading_benchmark_measures_each_way_and_names_the_peers_that_are_not_there(
+    tmp_path: Path,
+) -> None:
+    figures = tmp_path / "read.json"
+    done = subprocess.run(
+        [sys.executable, "benchmarks/read.py", "--small", "--json", figures],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    told = {row["way"]: row for row in json.loads(figures.read_text())}
+    assert told.keys() >= {"bare decoder", "ours, resident", "ours, cached", "ours, windowed, 2 shards"}
+    assert {"webdataset, buffer 50", "webdataset, buffer 50, clips decoded"} <= told.keys()
+    assert all(row["samples_per_second"] > 0 for row in told.values())
+    assert 1 < told["ours, windowed, 2 shards"]["clips"] < told["ours, cached"]["clips"]
+    for peer, way in (("streaming", "MosaicML streaming"), ("litdata", "litData")):
+        assert way in told or f"{peer}: not installed (pip install" in done.stdout

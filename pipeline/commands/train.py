@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,15 @@ from pipeline.options import FILE, FOLDER, at_endpoint, device_options, say_once
 if TYPE_CHECKING:
     from model.machine import Precision
     from model.recipe import Recipe
+    from stages.train import Hold
+
+
+MOST_WORKERS = 16
+
+
+def default_workers() -> int:
+    """Of each rank: ``torchrun`` says how many share this machine."""
+    return max(1, min(MOST_WORKERS, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 @click.command("train")
@@ -48,11 +57,31 @@ if TYPE_CHECKING:
     help="Where decoded frames lie, when a dataset does not fit the GPU.",
 )
 @click.option(
+    "--hold",
+    type=click.Choice(["resident", "cached", "windowed"]),
+    default="resident",
+    show_default=True,
+    help="Where the frames are: decoded in memory; decoded anew from shards on this machine's disk; the same "
+    "of --window shards at a time (docs/reading.md).",
+)
+@click.option("--cache", type=FOLDER, help="Keeps shards from elsewhere.  [default: the user's cache]")
+@click.option(
+    "--cache-gb", type=click.FloatRange(0), default=100.0, show_default=True, help="Limit of --cache."
+)
+@click.option(
+    "--window",
+    type=click.IntRange(1),
+    default=32,
+    show_default=True,
+    metavar="K",
+    help="Shards whose frames --hold windowed shuffles with each other; another K is another run.",
+)
+@click.option(
     "--workers",
     type=click.IntRange(1),
-    default=os.cpu_count() or 1,
-    show_default="one per core",
-    help="Threads that decode.",
+    default=default_workers,
+    show_default="the cores, shared among a machine's ranks; 16 at most",
+    help="Threads that decode a resident dataset, processes that decode another; of each rank.",
 )
 @device_options
 @at_endpoint
@@ -68,6 +97,10 @@ def command(
     micro_batch: int | None,
     compile: bool | None,
     frames_on: str,
+    hold: Hold,
+    cache: Path | None,
+    cache_gb: float,
+    window: int,
     workers: int,
     dry_run: bool,
 ) -> None:  # fmt: skip
@@ -89,6 +122,8 @@ def command(
         section = params_file.load(params).train
         name = preset or section.preset
         recipe = recipe_of(name, section.changes, changes_of(_values(settings)))
+        if hold == "windowed":
+            recipe = replace(recipe, window=window)
         if dry_run:
             _print_plan(name, recipe)
             return
@@ -102,6 +137,9 @@ def command(
                 device=device,
                 frames_on=frames_on,
                 workers=workers,
+                hold=hold,
+                cache=cache,
+                cache_gb=cache_gb,
                 machine=Machine(micro_batch=micro_batch or 0, precision=precision, compile=compile),
             ),
             recipe,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from model.audio import AudioParams
@@ -23,6 +23,7 @@ from model.examples import (
     mask_of,
     to_float,
     to_pixels,
+    wanted_of,
 )
 from model.watch import even_gammas
 from shards.loader import Resident
@@ -49,13 +50,18 @@ def drawn(
     frames: FrameParams = CLEAN,
     index: Sequence[int] | None = None,
     positions: Sequence[int] | None = None,
-    **other: Any,
+    seed: int = 0,
 ) -> Examples:
     """Examples of all frames, or of those asked for."""
     chosen = np.arange(len(data)) if index is None else np.asarray(index)
     places = np.arange(len(chosen)) if positions is None else np.asarray(positions)
-    given: dict[str, Any] = {"seed": 0, "frames": frames, "audio": AUDIO, "table": TABLE} | other
-    return draw(data, chosen, places, **given)
+    wanted = wanted_of(data.clips, chosen, places, seed=seed, frames=frames, audio=AUDIO)
+    return draw(data.seen(wanted), seed=seed, frames=frames, table=TABLE)
+
+
+def pixels_of(data: Resident, index: Sequence[int] | NDArray[np.int64]) -> Tensor:
+    """Frames as a network takes them: (B, 3, H, W)."""
+    return data.frames[torch.as_tensor(index)].permute(0, 3, 1, 2)
 
 
 def numbered(data: Resident) -> Resident:
@@ -105,9 +111,9 @@ def test_the_lips_lie_in_the_box() -> None:
 
 def test_the_frame_itself_the_one_before_and_its_sound_belong_together(data: Resident) -> None:
     shown = drawn(data, replace(CLEAN, before_first="target"))
-    assert torch.equal(to_pixels(shown.y_0), data.pixels(torch.arange(len(data))))
+    assert torch.equal(to_pixels(shown.y_0), pixels_of(data, range(len(data))))
     assert numbers_of(drawn(numbered(data)).previous) == [0, *range(8), 9, 9, 11, *range(11, 17)]
-    assert torch.equal(shown.mels, data.mel_windows(torch.arange(len(data)), 2, 1))
+    assert torch.equal(shown.mels, data.mels[data.mel_row[:, None] + torch.arange(-2, 2)])
     assert shown.heard.all()
 
 
@@ -166,7 +172,7 @@ def test_what_is_hidden_is_the_box_of_the_frame_before_and_nothing_else(data: Re
     boxes[3] = torch.tensor([1, 2, 5, 4])
     world = replace(data, boxes=boxes)
     shown = drawn(world, replace(CLEAN, previous_hidden=1), index=[4])
-    frame = to_float(data.pixels(torch.tensor([3])))
+    frame = to_float(pixels_of(data, [3]))
     mask = mask_of(boxes[3:4], SIZE).bool().expand_as(frame)
     assert (shown.previous[mask] == 0).all()
     assert torch.equal(shown.previous[~mask], frame[~mask])
@@ -177,8 +183,8 @@ def test_what_is_hidden_is_the_box_of_the_frame_before_and_nothing_else(data: Re
 
 def test_strengths_of_0_leave_the_frame_bit_for_bit(data: Resident) -> None:
     shown = drawn(data, replace(CLEAN, before_first="target"))
-    before = torch.maximum(torch.arange(len(data)) - 1, data.first)
-    assert torch.equal(shown.previous, to_float(data.pixels(before)))
+    before = [0, *range(8), 9, 9, 11, *range(11, 17)]
+    assert torch.equal(shown.previous, to_float(pixels_of(data, before)))
 
 
 def test_no_pixel_is_warped_further_than_was_said(data: Resident) -> None:
@@ -274,8 +280,8 @@ def test_held_out_examples_are_the_same_at_every_call_and_spoiled_by_nothing(dat
     assert one.words is None
     assert equal(replace(one, words=one.heard), replace(two, words=two.heard))
     assert one.heard.all()
-    first = torch.isin(torch.arange(len(data)), data.first)
-    before = to_float(data.pixels(torch.arange(len(data)) - 1))
+    first = torch.isin(torch.arange(len(data)), torch.from_numpy(data.clips.starts))
+    before = to_float(pixels_of(data, index - 1))
     assert torch.equal(one.previous[~first], before[~first])
     place = np.interp(one.gamma.double(), TABLE.numpy()[::-1], np.linspace(1, 0, len(TABLE)))
     assert np.diff(np.sort(place)).max() < 2 / len(data), "levels are spread evenly"

@@ -10,7 +10,6 @@ import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +21,17 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from model import loop, objective
-from model.batches import Tally, batches, one_ahead
+from model.batches import Tally, batches
 from model.checkpoint import EMA, OPTIMIZER, WEIGHTS, Saved, listed, load_network
 from model.denoiser import gammas
+from model.examples import wanted_of
 from model.interrupts import stop_asked
 from model.journal import METRICS, PICTURES, TENSORBOARD, read_metrics
 from model.loop import learning_rate, update_ema
 from model.machine import Machine
 from model.recipe import ModelError, OptimParams, Recipe
 from model.watch import held_out_losses
-from shards.loader import Resident, split_off
+from shards.loader import Resident, one_ahead, split_off
 from shards.schema import ShardError
 from stages.train import LOCK_NAME
 from stages.work import StageError
@@ -160,7 +160,7 @@ def test_the_network_learns_to_look_at_the_frames_beside(data: Resident, tmp_pat
     For frames of independent values with variance s, the best guess of v is linear in y and leaves
     s / (gamma s + 1 - gamma).
     """
-    still = replace(data, frames=data.frames[data.first])
+    still = replace(data, frames=data.frames[data.clips.starts[data.clips.clip_of(np.arange(len(data)))]])
     recipe = replace(TINY, steps=48, optim=replace(TINY.optim, learning_rate=3e-3))
     worlds.trained(still, tmp_path, recipe)
     gamma = gammas(recipe.noise)
@@ -207,14 +207,14 @@ def test_micro_batches_change_nothing_but_rounding(
     assert told == [pytest.approx(line, rel=1e-4) for line in curve(unbroken)[:4]], "gradients' norms too"
 
 
-def test_frames_in_the_hosts_memory_are_drawn_a_step_ahead_in_the_same_order(data: Resident) -> None:
-    def few(ahead: bool) -> list[torch.Tensor]:
-        tally = Tally(len(data))
-        stream = batches(data, TINY, ALONE, Machine(micro_batch=4), 0, tally)
-        return [part.y_0 for parts in islice(one_ahead(stream) if ahead else stream, 4) for part in parts]
-
-    for ahead, plain in zip(few(True), few(False), strict=True):
-        assert torch.equal(ahead, plain)
+def test_frames_in_the_hosts_memory_are_found_a_step_ahead_in_the_same_order(data: Resident) -> None:
+    wanted = [
+        wanted_of(data.clips, part, part, seed=0, frames=TINY.frames, audio=TINY.network.audio)
+        for part in np.split(np.arange(20), 4)
+    ]
+    plain, ahead = map(data.seen, wanted), one_ahead(map(data.seen, wanted))
+    for one, other in zip(plain, ahead, strict=True):
+        assert all(torch.equal(*pair) for pair in zip(one[1:], other[1:], strict=True))
 
 
 def started(shards: Path, run: Path, recipe: Recipe, *, until: int, ranks: int = 1) -> subprocess.Popen[str]:

@@ -157,7 +157,6 @@ def test_differences_are_named_with_both_values() -> None:
         "network.dropout",
         "noise.schedule",
         "noise.steps",
-        "batch",
     ]
 
 

@@ -18,6 +18,7 @@ from model.checkpoint import TrainState
 from model.machine import Machine, Ranks
 from model.recipe import OptimParams, Recipe, WatchParams
 from model.unet import UNetParams
+from shards.frames import Fit, Frames
 from shards.loader import Resident, load_resident
 from shards.reader import open_dataset
 from stages import train
@@ -27,6 +28,7 @@ from tests import datasets
 SIZE, N_MELS = 16, 8
 CPU = torch.device("cpu")
 ALONE = Ranks(0, 1, CPU)
+FIT = Fit(SIZE, N_MELS, -80.0)
 
 TINY = Recipe(
     network=UNetParams(
@@ -55,6 +57,7 @@ def dataset(
     seed: int = 0,
     test: Sequence[str] = (),
     otherwise: Sequence[str] = (),
+    per_shard: int = 0,
 ) -> Path:
     """A finished dataset of noise: one clip for each length, some in the test split, some of other noise."""
     clips = []
@@ -71,7 +74,7 @@ def dataset(
             )
         )
     params = {"align": {"size": SIZE}, "mels": {"n_mels": N_MELS, "top_db": 80.0}}
-    return datasets.write(folder, clips, params=params)
+    return datasets.write(folder, clips, per_shard=per_shard, params=params)
 
 
 def resident(folder: Path, clip_ids: Sequence[str] | None = None, *, pad: int = 2) -> Resident:
@@ -80,11 +83,8 @@ def resident(folder: Path, clip_ids: Sequence[str] | None = None, *, pad: int = 
     return load_resident(
         opened,
         list(opened.clips) if clip_ids is None else clip_ids,
-        size=SIZE,
-        n_mels=N_MELS,
+        FIT,
         mel_pad=pad,
-        silence_db=-80.0,
-        top=0,
         device=CPU,
         frames_on=CPU,
         workers=2,
@@ -92,7 +92,7 @@ def resident(folder: Path, clip_ids: Sequence[str] | None = None, *, pad: int = 
 
 
 def trained(
-    data: Resident, run: Path, recipe: Recipe = TINY, *, state: TrainState | None = None, steps: int = 0
+    data: Frames, run: Path, recipe: Recipe = TINY, *, state: TrainState | None = None, steps: int = 0
 ) -> TrainState:
     """The state after training to ``steps``, or as far as the recipe says."""
     state = state or loop.new_state(recipe, CPU)

@@ -72,6 +72,12 @@ def test_settings_change_the_recipe_and_the_last_one_counts() -> None:
     assert described.optim.betas == (0.8, 0.9)
 
 
+def test_windows_are_written_into_the_recipe() -> None:
+    assert plan_of("--hold", "windowed", "--window", "5")["window"] == 5
+    assert plan_of("--hold", "windowed")["window"] == 32
+    assert plan_of("--hold", "cached", "--window", "5")["window"] == 0
+
+
 def test_the_params_file_chooses_and_changes_and_options_have_the_last_word(tmp_path: Path) -> None:
     section = {"preset": "demo", "changes": {"batch": 4, "optim": {"warmup_steps": 7}}}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump({"train": section}))
@@ -157,4 +163,5 @@ def test_a_run_writes_what_is_needed_to_start_it_again(tmp_path: Path) -> None:
     names = {path.name for path in run.iterdir()}
     assert names == {".lock", "run.json", "metrics.jsonl", "tensorboard", "pictures", "checkpoints"}
     assert train(*words).stdout == "runs/multi-speaker: done\n", "once more changes nothing"
+    assert train(*words, "--hold", "cached").stdout == "runs/multi-speaker: done\n", "held in another way too"
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 2, "a line and a held-out loss"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,8 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shards import loader
-from shards.index import DATASET_NAME, INDEX_NAME, write_dataset, write_index
-from shards.loader import Resident, check_fits, load_resident, split_off
+from shards.frames import Fit, Wanted
+from shards.index import DATASET_NAME, INDEX_NAME, LEDGER_NAME, write_dataset, write_index
+from shards.ledger import write_ledger
+from shards.loader import Resident, load_resident, split_off
 from shards.reader import open_dataset, read_clip
 from shards.schema import ShardError
 from shards.writer import PackedClip
@@ -23,6 +26,7 @@ from tests import datasets
 
 SIZE, N_MELS, PAD = 8, 3, 4
 SILENCE_DB = -80.0
+FIT = Fit(SIZE, N_MELS, SILENCE_DB)
 CPU = torch.device("cpu")
 FITS = {"align": {"size": SIZE}, "mels": {"n_mels": N_MELS, "top_db": 80.0}}
 
@@ -50,11 +54,8 @@ def load(folder: Path, *clip_ids: str, size: int = SIZE, n_mels: int = N_MELS, t
     return load_resident(
         opened,
         clip_ids or list(opened.clips),
-        size=size,
-        n_mels=n_mels,
+        Fit(size, n_mels, SILENCE_DB, top),
         mel_pad=PAD,
-        silence_db=SILENCE_DB,
-        top=top,
         device=CPU,
         frames_on=CPU,
         workers=2,
@@ -63,21 +64,21 @@ def load(folder: Path, *clip_ids: str, size: int = SIZE, n_mels: int = N_MELS, t
 
 def test_memory_holds_what_reading_the_clips_gives(folder: Path) -> None:
     data, opened = load(folder), open_dataset(folder)
-    assert data.clip_ids == ("s1_a", "s1_b", "s2_c")
-    clips = [read_clip(opened, clip_id) for clip_id in data.clip_ids]
+    assert data.clips.ids == ["s1_a", "s1_b", "s2_c"]
+    clips = [read_clip(opened, clip_id) for clip_id in data.clips.ids]
     assert len(data) == sum(len(clip.frames) for clip in clips)
     assert np.array_equal(data.frames.numpy(), np.concatenate([clip.frames for clip in clips]))
     assert np.array_equal(data.boxes.numpy(), np.concatenate([clip.boxes for clip in clips]))
-    assert data.first.tolist() == [0] * 3 + [3] * 5 + [8]
-    assert data.length.tolist() == [3] * 3 + [5] * 5 + [1]
+    assert data.clips.starts.tolist() == [0, 3, 8, 9]
 
 
 def test_a_frame_hears_its_own_clip_and_silence_beyond_its_ends(folder: Path) -> None:
     data, opened = load(folder), open_dataset(folder)
-    windows = data.mel_windows(torch.arange(len(data)), 4, 3)
+    every = np.arange(len(data))
+    windows = data.seen(Wanted(every, every, every, every, (4, 3))).mels
     assert windows.shape == (9, 8, N_MELS)
     frame = 0
-    for clip_id in data.clip_ids:
+    for clip_id in data.clips.ids:
         mels = read_clip(opened, clip_id).mels
         padded = np.pad(mels, ((4, 4), (0, 0)), constant_values=SILENCE_DB)
         for i in range(len(mels) // 2):
@@ -85,14 +86,15 @@ def test_a_frame_hears_its_own_clip_and_silence_beyond_its_ends(folder: Path) ->
             frame += 1
 
 
-def test_pixels_are_the_frames_with_channels_last_in_memory(folder: Path) -> None:
+def test_what_is_seen_are_the_frames_asked_for_each_in_its_place(folder: Path) -> None:
     data = load(folder)
-    index = torch.tensor([8, 0, 4, 4])
-    pixels = data.pixels(index)
-    assert pixels.dtype == torch.uint8
-    assert pixels.shape == (4, 3, SIZE, SIZE)
-    assert pixels.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(pixels, data.frames[index].permute(0, 3, 1, 2))
+    target, before, identity = np.array([8, 0, 4, 4]), np.array([8, 0, 3, 3]), np.array([8, 2, 7, 5])
+    seen = data.seen(Wanted(np.arange(4), target, before, identity, (1, 2)))
+    assert seen.pixels.dtype == torch.uint8
+    for pixels, index in zip(seen.pixels, (target, before, identity), strict=True):
+        assert torch.equal(pixels, data.frames[index])
+    assert torch.equal(seen.boxes, torch.stack([data.boxes[target], data.boxes[before]]))
+    assert seen.mels.shape == (4, 4, N_MELS)
 
 
 def test_frames_have_the_same_numbers_however_the_clips_were_sharded(folder: Path, tmp_path: Path) -> None:
@@ -105,12 +107,13 @@ def test_frames_have_the_same_numbers_however_the_clips_were_sharded(folder: Pat
     for part, entry in zip(parts, entries, strict=True):
         (part / entry.name).rename(spread / entry.name)
     write_index(spread / INDEX_NAME, [row for part in opened for row in part.clips.values()])
+    write_ledger(spread / LEDGER_NAME, [row for part in opened for row in part.ledger()])
     write_dataset(spread / DATASET_NAME, entries)
     assert len(open_dataset(spread).shards) == 3
     one = load(folder)
     for other in (load(turned), load(spread)):
-        assert other.clip_ids == one.clip_ids
-        for name in ("frames", "boxes", "mels", "mel_row", "first", "length"):
+        assert other.clips.ids == one.clips.ids
+        for name in ("frames", "boxes", "mels", "mel_row"):
             assert torch.equal(getattr(other, name), getattr(one, name)), name
 
 
@@ -118,10 +121,9 @@ def test_only_the_clips_asked_for_are_loaded_and_each_is_heard_of(folder: Path) 
     heard: list[int] = []
     opened = open_dataset(folder)
     data = load_resident(
-        opened, ["s2_c", "s1_b"], size=SIZE, n_mels=N_MELS, mel_pad=0, silence_db=SILENCE_DB, top=0,
-        device=CPU, frames_on=CPU, workers=1, done=heard.append,
-    )  # fmt: skip
-    assert data.clip_ids == ("s1_b", "s2_c")
+        opened, ["s2_c", "s1_b"], FIT, mel_pad=0, device=CPU, frames_on=CPU, workers=1, done=heard.append
+    )
+    assert data.clips.ids == ["s1_b", "s2_c"]
     assert heard == [5, 1]
 
 
@@ -138,15 +140,14 @@ def refusal(folder: Path, *clip_ids: str, **other: int) -> str:
 
 def test_a_network_of_another_crop_size_or_other_mels_is_refused_before_loading(folder: Path) -> None:
     opened = open_dataset(folder)
-    check_fits(opened, size=SIZE, n_mels=N_MELS, silence_db=SILENCE_DB)
+    FIT.check_dataset(opened.manifest, str(folder))
     for other, told in (
         ({"size": 16}, "holds 8 px crops, the network takes 16"),
         ({"n_mels": 256}, "holds 3 mel bins, the network takes 256"),
         ({"silence_db": -100.0}, "holds 80 dB of range, the network takes 100"),
     ):
-        wanted = {"size": SIZE, "n_mels": N_MELS, "silence_db": SILENCE_DB} | other
         with pytest.raises(ShardError) as caught:
-            check_fits(opened, **wanted)
+            replace(FIT, **other).check_dataset(opened.manifest, str(folder))
         assert str(caught.value) == f"{folder}: {told}"
 
 
@@ -198,10 +199,7 @@ def test_an_index_that_counts_other_frames_is_refused(folder: Path) -> None:
 def test_an_empty_list_of_clips_is_refused(folder: Path) -> None:
     opened = open_dataset(folder)
     with pytest.raises(ShardError, match="no clips to load"):
-        load_resident(
-            opened, [], size=SIZE, n_mels=N_MELS, mel_pad=0, silence_db=SILENCE_DB, top=0,
-            device=CPU, frames_on=CPU, workers=1,
-        )  # fmt: skip
+        load_resident(opened, [], FIT, mel_pad=0, device=CPU, frames_on=CPU, workers=1)
 
 
 def test_memory_that_does_not_suffice_is_said_before_anything_is_read(
