@@ -204,6 +204,9 @@ class Cached:
             except ShardError as err:
                 errors.append(err)
 
+        # Here and not in the new processes: one that inherits OpenCV's threads, none of which came along,
+        # waits for them for ever as soon as it asks for fewer.
+        cv2.setNumThreads(1)
         batches = iter(
             DataLoader(
                 cast(Any, self._decoder),  # has no length, and needs none: the sampler says what to get
@@ -247,7 +250,6 @@ def _begin(_number: int) -> None:
     """In a new process: who stops a run stops the loop, which stops these."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    cv2.setNumThreads(1)
 
 
 class Windowed(Cached):

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+import cv2
 import numpy as np
 import psutil
 import pytest
@@ -90,6 +91,23 @@ def test_batches_come_in_order_however_many_processes_decode_and_wherever_one_be
         assert len(ahead) == len(plain) and all(map(same, ahead, plain))
     later = list(cached(folder, 2).ahead(islice(batches(memory), 4, None), seed=3))
     assert all(map(same, later, plain[4:]))
+
+
+def test_a_process_whose_opencv_has_threads_of_its_own_may_start_those_that_decode(tmp_path: Path) -> None:
+    cv2.setNumThreads(4)
+    cv2.GaussianBlur(np.zeros((2048, 2048, 3), np.uint8), (31, 31), 0)  # large enough to start them
+    data = cached(dataset(tmp_path), workers=2)
+
+    def too_long(*_: object) -> None:
+        raise TimeoutError("no batch came")
+
+    before = signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(60)
+    try:
+        assert len(list(data.ahead(batches(data), seed=0))) == 6
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_only_what_is_close_by_is_decoded_ahead_of_a_stream_without_end(tmp_path: Path) -> None:
