@@ -70,7 +70,7 @@ types: $(READY)
 
 unit: $(READY)
 	@echo "== pytest: the tests (minutes; those that need real clips or a model skip with a reason)"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 clean:
 	rm -rf data runs samples evaluation .mypy_cache .ruff_cache .pytest_cache .hypothesis

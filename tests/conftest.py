@@ -25,6 +25,11 @@ def pytest_configure() -> None:
         os.environ.setdefault(weights.LANDMARKER.environment, str(MODEL))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole roads take minutes each: first, so that no test process is left waiting for another's last."""
+    items.sort(key=lambda item: item.path.parent != Path(__file__).parent)
+
+
 def real_clips(corpus: str) -> Path:
     """Folder of real clips of a corpus; the test skips where they are not."""
     folder = SHARED / "data" / corpus
