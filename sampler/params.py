@@ -15,7 +15,8 @@ class SampleParams:
     """How frames are drawn."""
 
     sampler: SamplerName = "dpm++2m"
-    steps: int = Field(default=20, ge=1, le=2000)
+    # As good by figures as 20 and 50 (docs/performance.md, Sampling).
+    steps: int = Field(default=10, ge=1, le=2000)
     # How far to go beyond what the audio says: 1 as trained, 0 deaf. Needs a network that was trained with
     # audio dropout; costs a second pass.
     guidance: float = Field(default=1.0, ge=0)
