@@ -1,4 +1,4 @@
-"""Several hosts on one machine: network namespaces on a bridge, each with a /tmp of its own."""
+"""Several hosts on one machine: network namespaces on a bridge, each with a scratch folder of its own."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import subprocess
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +22,7 @@ class Hosts:
     """This host's address on the bridge, and the others by name."""
 
     names: list[str]
+    scratch: Path  # a folder that each of them has an empty one of its own in the place of
     address: str = f"{NET}.1"
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
@@ -28,8 +30,8 @@ class Hosts:
         return f"{NET}.{11 + host}"
 
     def start(self, host: int, *words: str, **environment: str) -> subprocess.Popen[bytes]:
-        """Run a command on a host. It sees this machine's programs, and nothing below its /tmp."""
-        own_tmp = 'mount -t tmpfs tmpfs /tmp && exec "$@"'
+        """Run a command on a host. It sees this machine's programs, and nothing of what is in ``scratch``."""
+        own_scratch = 'mount -t tmpfs tmpfs "$TMPDIR" && exec "$@"'
         process = subprocess.Popen(
             [
                 "ip",
@@ -40,11 +42,11 @@ class Hosts:
                 "--mount",
                 "sh",
                 "-c",
-                own_tmp,
+                own_scratch,
                 "sh",
                 *words,
             ],
-            env={**os.environ, "TMPDIR": "/tmp", **environment},
+            env={**os.environ, "TMPDIR": os.fspath(self.scratch), **environment},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
@@ -68,12 +70,15 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextlib.contextmanager
-def hosts(count: int) -> Iterator[Hosts]:
-    """That many hosts beside this one. The test skips where namespaces may not be made."""
+def hosts(count: int, scratch: Path) -> Iterator[Hosts]:
+    """That many hosts beside this one, each with a ``scratch`` folder of its own.
+
+    The test skips where namespaces may not be made.
+    """
     if os.geteuid() != 0 or shutil.which("ip") is None:
         pytest.skip("hosts in network namespaces need root and iproute2")
     tag = uuid.uuid4().hex[:4]
-    made = Hosts([f"rd{tag}{number}" for number in range(count)])
+    made = Hosts([f"rd{tag}{number}" for number in range(count)], scratch)
     bridge = _bridge(made.names[0])
     with contextlib.ExitStack() as undo:
         try:

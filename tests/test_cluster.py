@@ -76,9 +76,9 @@ class Bucket:
 
 
 @pytest.fixture
-def cluster() -> Iterator[Hosts]:
-    """Three hosts beside this one."""
-    with hosts(3) as made:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
+    """Three hosts beside this one, which see nothing of what these tests write."""
+    with hosts(3, tmp_path_factory.getbasetemp()) as made:
         yield made
 
 
