@@ -219,7 +219,6 @@ class Cached:
                 worker_init_fn=_begin,
             )
         )
-        decoding = list(getattr(batches, "_workers", ()))
         try:
             for seen in batches:
                 if isinstance(seen, ShardError):
@@ -233,9 +232,6 @@ class Cached:
             errors.append(ShardError(f"a process that decodes is gone ({told})"))
         finally:
             del batches
-            # torch asks them to end, and after 5 s by a SIGTERM, to which they are deaf: see ``_begin``.
-            for process in decoding:
-                process.kill()
         for error in errors:
             raise error
 

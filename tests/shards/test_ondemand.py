@@ -210,18 +210,6 @@ class Killed(Decoder):
         return super().seen(wanted)
 
 
-def test_a_process_that_no_longer_listens_is_gone_when_the_epoch_is(tmp_path: Path) -> None:
-    before = set(psutil.Process().children())
-    coming = cached(dataset(tmp_path), workers=2).ahead(batches(cached(tmp_path)), seed=0)
-    next(coming)
-    started = [child for child in psutil.Process().children() if child not in before]
-    assert len(started) == 2
-    started[0].suspend()
-    coming.close()  # type: ignore[attr-defined]
-    _, alive = psutil.wait_procs(started, timeout=10)
-    assert not alive
-
-
 # torch tells of a death from a signal handler, wherever Python is; in a finaliser nobody can hear it
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_process_that_is_killed_ends_the_epoch_with_an_error_and_no_wait(tmp_path: Path) -> None:
