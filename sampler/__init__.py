@@ -1,1 +1,1 @@
-"""From noise to frames, frame after frame, and the metrics (not written yet; see docs/roadmap.md)."""
+"""From noise to frames, frame after frame, back into the picture; and figures of what was drawn."""

@@ -1,1 +1,1 @@
-"""Figures of what was drawn. Each knows arrays; nothing of networks or files."""
+"""Figures of what was drawn. Arrays in, numbers out; folders and tables are for the stages."""
