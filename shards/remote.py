@@ -228,8 +228,8 @@ class Patience:
         """Something came; raise ShardError when the time is over all the same."""
         self.tries = 0
         if time.monotonic() > self.until:
-            raise ShardError(f"{self.what}: comes too slowly, less than "
-                             f"{SLOWEST_BYTES_PER_SECOND / 1e6:g} MB/s")  # fmt: skip
+            slowest = f"{SLOWEST_BYTES_PER_SECOND / 1e6:g} MB/s"
+            raise ShardError(f"{self.what}: given up, less than {slowest} came")
 
     def wait(self, err: Exception) -> None:
         """Pause before the next try, or raise ShardError when the time does not suffice for one."""
