@@ -93,9 +93,9 @@ def item_of(dataset: Dataset, tools: Tools, kind: Kind, pair: Pair, crops: Path 
 
 
 def tasks_of(items: Iterable[Item], tools: Tools, limits: LimitParams) -> list[MeasureTask]:
-    """What the cache lacks: a clip's baselines together, each generated clip by itself."""
-    groups: dict[tuple[str, str], dict[str, Item]] = {}
+    """What the cache lacks, by clip."""
+    groups: dict[str, dict[str, Item]] = {}
     for item in items:
         if not Path(item.entry).is_file():
-            groups.setdefault((item.clip_id, item.crops), {})[item.entry] = item
+            groups.setdefault(item.clip_id, {})[item.entry] = item
     return [MeasureTask(tuple(group.values()), tools, limits) for group in groups.values()]

@@ -1,7 +1,7 @@
 """What one clip's frames show beside the truth: series over time, kept by what they were made from.
 
-A clip's baselines are measured in one job and each drawn clip in one of its own, in the sandbox: so a file
-that brings a decoder down costs its own row and no other.
+All that is shown of a clip is measured in one job, in the sandbox, where the truth is decoded once. When the
+job fails, each part has one of its own: so a file that brings a decoder down costs its own row and no other.
 """
 
 from __future__ import annotations
@@ -84,7 +84,13 @@ def compute(task: MeasureTask) -> dict[str, Outcome]:
     outcome = sandbox.run(ClipJob("stages.measure:measure_items", words, seconds, task.limits))
     if outcome.status != FAILED:
         return {}
-    return {item.entry: outcome for item in task.items if not Path(item.entry).is_file()}
+    left = [item for item in task.items if not Path(item.entry).is_file()]
+    if len(task.items) == 1:
+        return {item.entry: outcome for item in left}
+    failed: dict[str, Outcome] = {}
+    for item in left:
+        failed |= compute(replace(task, items=(item,)))
+    return failed
 
 
 def measure_items(items: Sequence[dict[str, Any]], tools: dict[str, Any]) -> Outcome:

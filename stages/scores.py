@@ -11,7 +11,7 @@ import pyarrow as pa
 from sampler.metrics.identity import drift
 from sampler.metrics.mouth import Mouths, correlation, lag_frames, mouth_distance, openings, seen
 from sampler.metrics.obedience import Mean, audio_obedience, mean_of
-from sampler.metrics.pixels import Series, decibels
+from sampler.metrics.pixels import PEAK, Series, decibels
 from shards.ledger import OK
 from shards.table import Row
 from stages.columns import COLUMNS
@@ -98,7 +98,8 @@ def curves(found: Measured, speech: Mouths | None) -> dict[str, Series]:
     """By frame: what can be told of each. nan where it is unknown or without bound."""
     told: dict[str, Series] = {"identity_distance": found["identity_distances"]}
     if "errors_box" in found:
-        told["psnr_box_db"] = np.array([decibels(error) for error in found["errors_box"]])
+        with np.errstate(divide="ignore"):
+            told["psnr_box_db"] = 10 * np.log10(PEAK**2 / found["errors_box"])
     drawn = mouths_in(found)
     if drawn is not None and speech is not None:
         told |= {"opening": openings(drawn), "opening_speech": openings(speech[: len(drawn)])}

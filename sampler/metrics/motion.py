@@ -14,7 +14,7 @@ def unrest(frames: Frames, boxes: Boxes) -> float:
     """
     told = []
     for k, (x0, y0, x1, y1) in enumerate(boxes.tolist()[1:-1], start=1):
-        before, here, after = frames[k - 1 : k + 2, y0:y1, x0:x1].astype(np.float64)
+        before, here, after = frames[k - 1 : k + 2, y0:y1, x0:x1].astype(np.int16)
         told.append(np.abs(before - 2 * here + after).mean())
     return float(np.mean(told)) if told else float("nan")
 

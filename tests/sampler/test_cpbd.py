@@ -35,7 +35,7 @@ def ramp(width: int, low: float, high: float) -> NDArray[np.uint8]:
 @pytest.mark.parametrize("width", [2, 4, 6, 10])
 def test_an_edge_is_as_wide_as_it_was_made(width: int) -> None:
     for image in (ramp(width, 40, 200), ramp(width, 200, 40)):
-        assert set(np.unique(edge_widths(image))) == {0, width}
+        assert set(np.unique(edge_widths(image[None]))) == {0, width}
 
 
 @pytest.mark.parametrize(

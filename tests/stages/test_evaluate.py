@@ -16,16 +16,18 @@ from numpy.typing import NDArray
 from torch import nn
 
 from sampler.metrics.mouth import correlation
+from shards.ledger import FAILED
 from shards.reader import Dataset, open_dataset, read_clip
-from stages import evaluate
-from stages.cells import BASELINES, STAGE
+from stages import evaluate, measure
+from stages.cells import BASELINES, FROZEN, PREVIOUS, STAGE, TRUTH, item_of
 from stages.columns import COLUMNS
 from stages.evaluate import CLIPS, FRAMES, METRICS, STORY, EvaluateRequest
+from stages.measure import MeasureTask, Tools, load_measured
 from stages.network_metrics import Networks
 from stages.samples import CROPS, Pair, pairs_of
 from stages.sandbox import LimitParams
 from stages.scores import CLIPS_SCHEMA, FRAMES_SCHEMA
-from stages.work import StageError, one_by_one
+from stages.work import Outcome, StageError, one_by_one
 from tests import drawings
 from tests.drawings import in_the_box
 from tests.road import hashes
@@ -90,6 +92,19 @@ def test_every_clip_is_in_every_row_once_with_what_became_of_it(
     assert ours["s1_a"]["frames"] == 24 and ours["s1_b"]["psnr_box_db"] is None
     assert ours["s1_a"]["psnr_box_db"] == pytest.approx(22.5, abs=0.5), "noise of 20, clipped a little"
     assert found.metrics["ours (own audio)"]["psnr_box_db"]["n"] == 1
+
+
+def test_what_brings_its_job_down_costs_no_other_row_of_the_clip(opened: Dataset, tmp_path: Path) -> None:
+    digest = opened.manifest["digest"]
+    tools = Tools(str(opened.folder), digest, str(tmp_path), bank="", landmarker="", landmarker_sha256="")
+    truth, held, previous = (
+        item_of(opened, tools, BASELINES[row], OWN["s1_a"]) for row in (TRUTH, FROZEN, PREVIOUS)
+    )
+    (tmp_path / "full").write_text("a file where a folder should be")
+    held = replace(held, entry=str(tmp_path / "full" / "held.npz"))
+    failed = measure.compute(MeasureTask((truth, held, previous), tools, LimitParams()))
+    assert {entry: (why.status, why.code) for entry, why in failed.items()} == {held.entry: (FAILED, "crash")}
+    assert all(not isinstance(load_measured(Path(item.entry)), Outcome) for item in (truth, previous))
 
 
 def test_what_is_written_is_what_a_report_reads(opened: Dataset, cache: Path, tmp_path: Path) -> None:
