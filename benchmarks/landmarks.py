@@ -24,14 +24,13 @@ from shards.schema import VIDEO_FPS
 from stages import weights
 from stages.align import centred_mean
 from stages.faces import FaceFinder
-from stages.video import frames_on_clock, open_media, packet_spans, read_on_clock, video_stream
+from stages.video import frames_on_clock, read_on_clock, video_span
 
 Frames = list[np.ndarray[Any, Any]]
 
 
 def load(path: Path) -> Frames:
-    with open_media(path) as container:
-        (span,) = packet_spans(container, video_stream(container))
+    span = video_span(path)
     return [frame.image for frame in read_on_clock(path, float(span.start), frames_on_clock(span))]
 
 

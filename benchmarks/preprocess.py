@@ -22,7 +22,7 @@ from processes import pin_to_one_core, pipeline, video_files
 
 from stages import video, weights
 from stages.faces import FaceFinder
-from stages.video import open_media, packet_spans, read_on_clock, video_stream
+from stages.video import read_on_clock, video_span
 
 
 def bare_landmarker(files: list[Path], model: Path) -> tuple[int, float]:
@@ -30,8 +30,7 @@ def bare_landmarker(files: list[Path], model: Path) -> tuple[int, float]:
     n_frames, seconds = 0, 0.0
     with FaceFinder(model, max_faces=1) as find:
         for path in files:
-            with open_media(path) as container:
-                (span,) = packet_spans(container, video_stream(container))
+            span = video_span(path)
             n = video.frames_on_clock(span)
             images = [find.image(frame.image) for frame in read_on_clock(path, float(span.start), n)]
             started = time.process_time()

@@ -52,9 +52,19 @@ def shelf_for(dataset: Dataset, folder: Path | None, limit_bytes: int) -> Iterat
     def bring(entry: ShardEntry, path: Path) -> None:
         dataset.place.bring(entry.name, path, size=entry.bytes, sha256=entry.sha256)
 
-    cache = Cache(folder or user_cache_path("redub") / "shards", limit_bytes, bring)
+    cache = Cache(folder or user_shelf(), limit_bytes, bring)
     with contextlib.closing(cache):
         yield cache
+
+
+def user_shelf() -> Path:
+    """The user's cache of shards."""
+    return user_cache_path("redub") / "shards"
+
+
+def kept_at(folder: Path, entry: ShardEntry) -> Path:
+    """Where a cache keeps a shard."""
+    return folder / f"{entry.sha256}{SUFFIX}"
 
 
 class InPlace:
@@ -93,7 +103,7 @@ class Cache:
             self._alive.acquire()
 
     def path(self, entry: ShardEntry) -> Path:
-        return self.folder / f"{entry.sha256}{SUFFIX}"
+        return kept_at(self.folder, entry)
 
     def hold(self, entries: Iterable[ShardEntry]) -> None:
         """Bring what is not here, and keep all of them until ``release``. Raises ShardError."""

@@ -127,6 +127,18 @@ class Clips(Mapping[str, Row]):
         codes = [chunk.indices.to_numpy() for chunk in chunks]
         return names, np.concatenate([*codes, []]).astype(np.int64)
 
+    def by_shard(self) -> dict[str, NDArray[np.int64]]:
+        """Places in the table of each shard's clips, in order."""
+        names, shard = self.shard_names()
+        order = np.argsort(shard, kind="stable")
+        parts = np.split(order, np.searchsorted(shard[order], np.arange(1, len(names))))
+        return dict(zip(names, parts[: len(names)], strict=True))
+
+    def at(self, places: NDArray[np.int64]) -> list[Row]:
+        """The rows at these places."""
+        rows: list[Row] = self.table.take(pa.array(places)).to_pylist()
+        return rows
+
     def of_split(self, split: str) -> list[str]:
         """Ids of a split's clips, in the shards' order."""
         ids: list[str] = self.table["clip_id"].filter(pc.equal(self.table["split"], split)).to_pylist()

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 from platformdirs import user_cache_path
 
 from shards.atomic import written_whole
+from shards.cache import kept_at, user_shelf
 from shards.checksum import file_sha256
 from shards.index import (
     DATASET_NAME,
@@ -37,34 +40,60 @@ def at_hand(address: str, cache: Path | None = None) -> Path:
     """The local folder of the dataset at ``address``: itself, or a copy that is made once per machine.
 
     Copies lie in ``cache`` (by default the user's) under the dataset's digest; the manifest, which makes a
-    folder a dataset, is written last. Each shard is checked by size and sha256. Processes that want the same
-    dataset wait for the one that fetches it. Raises ShardError when it cannot be read or is not what its
-    manifest says.
+    folder a dataset, is written last. Each shard is checked by size and sha256; one that lies in the cache of
+    shards already takes no room twice. Processes that want the same dataset wait for the one that fetches it.
+    Raises ShardError when it cannot be read or is not what its manifest says.
     """
     if not is_remote(address):
         return Path(address)
-    cache = user_cache_path("redub") / "datasets" if cache is None else cache
     place = place_of(address)
     manifest = read_dataset(place)
     entries = shard_entries(manifest, f"{place.address}/{DATASET_NAME}")
-    digest = digest_of(entries)
-    if manifest.get("digest") != digest:
-        told = manifest.get("digest")
-        raise ShardError(f"{place.address}/{DATASET_NAME}: digest {told!r}, its shards make {digest!r}")
-    folder = cache / digest
+    folder = _copy_of(place, manifest, cache)
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
         if (folder / DATASET_NAME).is_file():
             return folder
         for entry in entries:
-            if not (folder / entry.name).is_file():
-                place.bring(entry.name, folder / entry.name, size=entry.bytes, sha256=entry.sha256)
+            path = folder / entry.name
+            if not path.is_file() and not _linked(kept_at(user_shelf(), entry), path, entry.sha256):
+                place.bring(entry.name, path, size=entry.bytes, sha256=entry.sha256)
         for name in (INDEX_NAME, LEDGER_NAME):
             with written_whole(folder / name) as partial:
                 partial.write_bytes(read_table(place, manifest, name))
         with written_whole(folder / DATASET_NAME) as partial:
             partial.write_text(json.dumps(manifest))
     return folder
+
+
+def at_hand_or_there(address: str, cache: Path | None = None) -> Path | Place:
+    """The folder of the dataset at ``address`` if ``at_hand`` has made a copy; else the place itself."""
+    if not is_remote(address):
+        return Path(address)
+    place = place_of(address)
+    folder = _copy_of(place, read_dataset(place), cache)
+    return folder if (folder / DATASET_NAME).is_file() else place
+
+
+def _copy_of(place: Place, manifest: Mapping[str, Any], cache: Path | None) -> Path:
+    """Where the copy of the dataset at a place lies. Raises ShardError when it tells a wrong digest."""
+    path = f"{place.address}/{DATASET_NAME}"
+    digest = digest_of(shard_entries(manifest, path))
+    if manifest.get("digest") != digest:
+        raise ShardError(f"{path}: digest {manifest.get('digest')!r}, its shards make {digest!r}")
+    return (cache or user_cache_path("redub") / "datasets") / digest
+
+
+def _linked(kept: Path, path: Path, sha256: str) -> bool:
+    """Give a file a second name, if it is there, on the same file system, and what it should be."""
+    try:
+        if file_sha256(kept) != sha256:
+            return False
+        with written_whole(path) as partial:
+            os.link(kept, partial)
+    except OSError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)

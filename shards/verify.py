@@ -9,10 +9,12 @@ from __future__ import annotations
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from shards.checksum import file_sha256
 from shards.index import DATASET_NAME, INDEX_NAME, MEMBERS, ShardEntry, digest_of, tables_of
@@ -20,6 +22,7 @@ from shards.ledger import OK, count_by_code
 from shards.places import Folder, Place
 from shards.reader import Dataset, decode_members, open_dataset, read_members
 from shards.schema import ShardError
+from shards.table import Row
 
 
 def verify(where: Path | Place, *, full: bool) -> Iterator[str]:
@@ -27,11 +30,14 @@ def verify(where: Path | Place, *, full: bool) -> Iterator[str]:
     try:
         dataset = open_dataset(where)
         yield from _check_manifest(dataset)
+        places = dataset.clips.by_shard()
+        nowhere = np.zeros(0, np.int64)
         for entry in dataset.shards.values():
+            rows = dataset.clips.at(places.get(entry.name, nowhere))
             if isinstance(dataset.place, Folder):
-                yield from _check_shard(dataset, dataset.place, entry, full=full)
+                yield from _check_shard(dataset, dataset.place, entry, rows, full=full)
             elif full:
-                yield from _check_brought(dataset, entry)
+                yield from _check_brought(dataset, entry, rows)
             else:
                 yield from _check_told(dataset.place, entry)
     except ShardError as err:
@@ -51,7 +57,7 @@ def _check_told(place: Place, entry: ShardEntry) -> Iterator[str]:
         yield f"{place.address}/{entry.name}: has another sha256 than {entry.sha256}"
 
 
-def _check_brought(dataset: Dataset, entry: ShardEntry) -> Iterator[str]:
+def _check_brought(dataset: Dataset, entry: ShardEntry, rows: Sequence[Row]) -> Iterator[str]:
     """A shard from elsewhere, checked here."""
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch, entry.name)
@@ -60,19 +66,20 @@ def _check_brought(dataset: Dataset, entry: ShardEntry) -> Iterator[str]:
         except ShardError as err:
             yield str(err)
             return
-        yield from _check_shard(dataset, Folder(Path(scratch)), entry, full=True)
+        yield from _check_shard(dataset, Folder(Path(scratch)), entry, rows, full=True)
 
 
-def _check_shard(dataset: Dataset, here: Folder, entry: ShardEntry, *, full: bool) -> Iterator[str]:
+def _check_shard(
+    dataset: Dataset, here: Folder, entry: ShardEntry, rows: Sequence[Row], *, full: bool
+) -> Iterator[str]:
     """A shard whose file lies in a folder of this machine. Every byte is hashed."""
-    dataset = replace(dataset, place=here)
     problem = _check_file(here.path / entry.name, entry)
     if problem:
         yield problem
         return
-    yield from _check_members(dataset, here.path / entry.name, entry)
+    yield from _check_members(here.path / entry.name, rows)
     if full:
-        yield from _check_contents(dataset, entry)
+        yield from _check_contents(replace(dataset, place=here), rows)
 
 
 def _check_manifest(dataset: Dataset) -> Iterator[str]:
@@ -127,17 +134,16 @@ def _check_file(path: Path, entry: ShardEntry) -> str:
     return ""
 
 
-def _check_members(dataset: Dataset, path: Path, entry: ShardEntry) -> Iterator[str]:
+def _check_members(path: Path, rows: Sequence[Row]) -> Iterator[str]:
     """The index's byte ranges against the tar's own headers, and the CRCs against the bytes."""
-    rows = {clip_id: row for clip_id, row in dataset.clips.items() if row["shard"] == entry.name}
     found: dict[tuple[str, str], tuple[int, int]] = {}
     with tarfile.open(path, "r:") as tar:
         for member in tar:
             clip_id, _, name = member.name.partition(".")
             found[clip_id, name.partition(".")[0]] = (member.offset_data, member.size)
     told = {
-        (clip_id, name): (row[f"{name}_offset"], row[f"{name}_size"])
-        for clip_id, row in rows.items()
+        (row["clip_id"], name): (row[f"{name}_offset"], row[f"{name}_size"])
+        for row in rows
         for name in MEMBERS
     }
     for clip_id, name in sorted(set(found) ^ set(told)):
@@ -147,18 +153,17 @@ def _check_members(dataset: Dataset, path: Path, entry: ShardEntry) -> Iterator[
         if found.get((clip_id, name), place) != place:
             yield f"{path}: {clip_id}'s {name} lies at {found[clip_id, name]}, the index says {place}"
     with path.open("rb") as file:
-        for clip_id, row in rows.items():
+        for row in rows:
             for name in MEMBERS:
                 file.seek(row[f"{name}_offset"])
                 if zlib.crc32(file.read(row[f"{name}_size"])) != row[f"{name}_crc32"]:
-                    yield f"{path}: {clip_id}'s {name} have another CRC than the index names"
+                    yield f"{path}: {row['clip_id']}'s {name} have another CRC than the index names"
 
 
-def _check_contents(dataset: Dataset, entry: ShardEntry) -> Iterator[str]:
+def _check_contents(dataset: Dataset, rows: Sequence[Row]) -> Iterator[str]:
     """Every clip decoded, and its json against the index."""
-    for clip_id, row in dataset.clips.items():
-        if row["shard"] != entry.name:
-            continue
+    for row in rows:
+        clip_id = row["clip_id"]
         try:
             sample = decode_members(clip_id, read_members(dataset, clip_id))
         except ShardError as err:

@@ -41,7 +41,9 @@ def cells_of(
         Cell(
             system.row,
             drawing.pair,
-            None if drawing.file is None else item_of(dataset, tools, "crops", drawing.pair, drawing.file),
+            None
+            if drawing.file is None
+            else item_of(dataset, tools, "crops", drawing.pair, drawing.file, drawing.whole),
             drawing.outcome,
         )
         for system in systems
@@ -68,7 +70,14 @@ def _beside(dataset: Dataset, tools: Tools, row: str, kind: Kind, pair: Pair) ->
     return Cell(row, pair, item_of(dataset, tools, kind, shown), obeys_only=True)
 
 
-def item_of(dataset: Dataset, tools: Tools, kind: Kind, pair: Pair, crops: Path | None = None) -> Item:
+def item_of(
+    dataset: Dataset,
+    tools: Tools,
+    kind: Kind,
+    pair: Pair,
+    crops: Path | None = None,
+    whole: Path | None = None,
+) -> Item:
     """What is to be measured, under a key that names all that decides the result."""
     made_from = {
         "clip": dataset.clips[pair.clip_id]["sha256"],
@@ -81,6 +90,8 @@ def item_of(dataset: Dataset, tools: Tools, kind: Kind, pair: Pair, crops: Path 
         made_from |= {"speech": dataset.clips[pair.audio_clip_id]["sha256"], "bank": Path(tools.bank).stem}
     if crops is not None:
         made_from["crops"] = file_sha256(crops)
+    if whole is not None:
+        made_from["whole"] = file_sha256(whole)
     key = digest(STAGE, measure.VERSION, kind, made_from)
     return Item(
         kind=kind,
@@ -89,6 +100,7 @@ def item_of(dataset: Dataset, tools: Tools, kind: Kind, pair: Pair, crops: Path 
         n_frames=length_of(dataset, pair),
         crops="" if crops is None else str(crops.absolute()),
         entry=str(entry_path(Path(tools.cache), STAGE, key, ".npz")),
+        whole="" if whole is None else str(whole.absolute()),
     )
 
 

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shards.checksum import file_sha256
-from shards.ledger import OK
 from shards.schema import VIDEO_FPS
 from stages import sandbox
 from stages.audio import SAMPLES_PER_FRAME, read_channels, to_mono
-from stages.cache import load_entry, save_entry
-from stages.sandbox import ClipJob, LimitParams
+from stages.cache import save_entry
+from stages.sandbox import LimitParams
 from stages.work import Drop, Outcome
 
 FULL_SCALE = 2**15
@@ -28,6 +26,15 @@ def clip_speech(raw: Path, info: Mapping[str, Any], limits: LimitParams) -> NDAr
     ``info`` is the clip's json in its shard; ``raw`` the folder of the corpus's files. The file is decoded
     in the sandbox. Raises Drop where it is not there, is another, or has no sound.
     """
+    args = {
+        "path": str(source_of(raw, info)), "start": info["source_start"], "n_frames": info["frames"],
+    }  # fmt: skip
+    seconds = info["frames"] / VIDEO_FPS
+    return sandbox.arrays_of("stages.clip_sound:sound_of_file", args, seconds, limits)["sound"]
+
+
+def source_of(raw: Path, info: Mapping[str, Any]) -> Path:
+    """The file that a clip was made of. Raises Drop where it is not there, or is another."""
     source = PurePosixPath(info["source"])
     if source.is_absolute() or ".." in source.parts:
         raise Drop("outside", f"its source {source} is not below {raw}")
@@ -36,17 +43,7 @@ def clip_speech(raw: Path, info: Mapping[str, Any], limits: LimitParams) -> NDAr
         raise Drop("absent", f"{path} is no file")
     if (found := file_sha256(path)) != info["source_sha256"]:
         raise Drop("changed", f"{path} has sha256 {found}, the clip's source has {info['source_sha256']}")
-    with TemporaryDirectory() as folder:
-        entry = Path(folder, "sound.npz")
-        args = {
-            "path": str(path), "start": info["source_start"], "n_frames": info["frames"], "entry": str(entry),
-        }  # fmt: skip
-        job = ClipJob("stages.clip_sound:sound_of_file", args, info["frames"] / VIDEO_FPS, limits)
-        outcome = sandbox.run(job)
-        kept = load_entry(entry) if outcome.status == OK else None
-    if kept is None:
-        raise Drop(outcome.code, outcome.reason)
-    return kept[1]["sound"]
+    return path
 
 
 def sound_of_file(path: str, start: float, n_frames: int, entry: str) -> Outcome:

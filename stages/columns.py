@@ -53,12 +53,32 @@ COLUMNS: dict[str, Column] = {
         "FID", "", "box", "lower", "Heusel et al. 2017: distance of Inception features of all boxes"
     ),
     "fid_frame": Column("FID", "", "frame", "lower", "the same on whole frames, of which most is copied"),
-    "lse_c": Column("LSE-C", "", "", "higher", "SyncNet's confidence: median less least distance over lags"),
-    "lse_d": Column("LSE-D", "", "", "lower", "SyncNet's least distance over lags of 15 frames either way"),
-    "lse_offset": Column(
-        "LSE offset", "frames", "", "", "the lag of that least distance; positive: the sound comes early"
+    "lse_c": Column(
+        "LSE-C, crops", "", "", "higher", "SyncNet's confidence: median less least distance over lags"
     ),
-    "lse_d_at_zero": Column("LSE-D at 0", "", "", "lower", "SyncNet's distance without any lag"),
+    "lse_d": Column(
+        "LSE-D, crops", "", "", "lower", "SyncNet's least distance over lags of 15 frames either way"
+    ),
+    "lse_offset": Column(
+        "LSE offset, crops",
+        "frames",
+        "",
+        "",
+        "the lag of that least distance; positive: the sound comes early",
+    ),
+    "lse_d_at_zero": Column("LSE-D at 0, crops", "", "", "lower", "SyncNet's distance without any lag"),
+    "lse_c_real": Column(
+        "LSE-C, real videos",
+        "",
+        "",
+        "higher",
+        "SyncNet's confidence in the square about the face, of whole pictures",
+    ),
+    "lse_d_real": Column("LSE-D, real videos", "", "", "lower", "SyncNet's least distance in that square"),
+    "lse_offset_real": Column("LSE offset, real videos", "frames", "", "", "the lag of that least distance"),
+    "lse_d_at_zero_real": Column(
+        "LSE-D at 0, real videos", "", "", "lower", "SyncNet's distance in that square without any lag"
+    ),
     "mouth_distance_px": Column(
         "mouth distance", "px", "", "lower", "of 40 lip landmarks from the truth's, in the crop", True
     ),

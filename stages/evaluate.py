@@ -14,6 +14,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,8 @@ from stages.cells import BASELINES, TRUTH, Cell, cells_of, item_of, tasks_of
 from stages.columns import COLUMNS
 from stages.generated import System, brought, systems_of
 from stages.measure import Item, Measured, Tools, load_measured
-from stages.network_metrics import load_networks
-from stages.network_scores import PROTOCOLS, NetworkScores, Voices, network_scores
+from stages.network_metrics import LSE_REAL, load_networks
+from stages.network_scores import PROTOCOLS, NetworkScores, Sources, network_scores
 from stages.samples import Pair, pairs_of
 from stages.sandbox import LimitParams
 from stages.scores import (
@@ -57,7 +58,9 @@ CLIPS, FRAMES, METRICS, STORY, PLOTS = (
 )  # fmt: skip
 LOCK_NAME = ".lock"
 DRIFT_PLOTS = ("psnr_box_db", "identity_distance")
-MOUTHS = tuple(name for name in COLUMNS if name.startswith(("mouth_", "opening_", "audio_obedience")))
+BY_LANDMARKS = (
+    *(name for name in COLUMNS if name.startswith(("mouth_", "opening_", "audio_obedience"))), *LSE_REAL,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +120,8 @@ def _evaluate(request: EvaluateRequest, limits: LimitParams, mapper: Mapper) -> 
 
     rows, frames = _tables(cells, _Found(truths, failed), dataset)
     networks = load_networks(request.weights, with_sound=request.raw is not None, device=request.device)
-    voices = Voices(dataset, request.raw, limits)
-    looked_at = network_scores(_by_row(cells, rows), networks, voices, dataset, tools, truth=TRUTH)
+    sources = Sources(dataset, request.raw, limits)
+    looked_at = network_scores(_by_row(cells, rows), networks, sources, dataset, tools, truth=TRUTH)
     for cell, row in zip(cells, rows, strict=True):
         if cell.item is not None and not cell.obeys_only:
             row |= looked_at.clips.get(cell.item.entry, {})
@@ -172,9 +175,9 @@ def _tools(request: EvaluateRequest, dataset: Dataset, heard: Set[str]) -> tuple
         except StageError as err:
             if request.landmarker:
                 raise
-            not_computed = dict.fromkeys(MOUTHS, str(err))
+            not_computed = dict.fromkeys(BY_LANDMARKS, str(err))
     else:
-        not_computed = dict.fromkeys(MOUTHS, "--no-landmarks")
+        not_computed = dict.fromkeys(BY_LANDMARKS, "--no-landmarks")
     tools = Tools(
         shards=str(dataset.folder.absolute()),
         digest=dataset.manifest["digest"],
@@ -297,7 +300,7 @@ def _story(
         "metrics": {name: asdict(column) for name, column in COLUMNS.items()},
         "not_computed": dict(not_computed),
         "protocols": PROTOCOLS,
-        "without_lse": dict(Counter(looked_at.skipped.values())),  # clips by reason
+        "without_lse": dict(Counter(chain.from_iterable(looked_at.skipped.values()))),  # clips by reason
     }
 
 

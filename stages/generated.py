@@ -29,16 +29,14 @@ from stages.sandbox import ClipJob, LimitParams
 from stages.video import (
     Frame,
     frames_on_clock,
-    open_media,
-    packet_spans,
     read_on_clock,
     shown_size,
-    video_stream,
+    video_span,
 )
 from stages.work import Drop, Mapper, Outcome, StageError
 
 STAGE = "generated"
-VERSION = 1
+VERSION = 2
 VIDEO_SUFFIXES = frozenset(
     {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".flv", ".mpg", ".mpeg", ".ts", ".wmv", ".ogv"}
 )
@@ -52,6 +50,7 @@ class Drawing:
     pair: Pair
     file: Path | None = None
     outcome: Outcome = field(default_factory=Outcome)  # why not, when there is none
+    whole: Path | None = None  # the video of whole pictures that the crops were cut from
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +203,12 @@ def brought(
             return drawing
         outcome = outcomes[drawing.file]
         assert outcome is not None, "the cache knew it, or it was brought"
-        return Drawing(drawing.pair, tasks[drawing.file].crops if outcome.status == OK else None, outcome)
+        return Drawing(
+            drawing.pair,
+            tasks[drawing.file].crops if outcome.status == OK else None,
+            outcome,
+            drawing.file if outcome.facts.get("whole") else None,
+        )
 
     return [replace(system, drawings=tuple(map(in_crops, system.drawings))) for system in systems]
 
@@ -237,19 +241,23 @@ def to_crops(path: str, shards: str, clip_id: str, n_frames: int, crops: str) ->
     cv2.setNumThreads(1)
     clip = read_clip(open_dataset(Path(shards)), clip_id)
     size = shown_size(Path(path))
-    with open_media(Path(path)) as container:
-        (span,) = packet_spans(container, video_stream(container))
+    span = video_span(Path(path))
     n_frames = min(n_frames, frames_on_clock(span))
     pictures = (frame.image for frame in read_on_clock(Path(path), float(span.start), n_frames))
     write_crops(Path(crops), np.stack(list(cropped(pictures, size, clip))))
-    return Outcome()
+    return Outcome(facts={"whole": is_whole(size, clip)})
+
+
+def is_whole(size: tuple[int, int], clip: ClipSample) -> bool:
+    """Whether pictures of ``size`` (width, height) show what the clip's source shows."""
+    return list(size) == clip.info.get("source_size")
 
 
 def cropped(pictures: Iterable[Frame], size: tuple[int, int], clip: ClipSample) -> Iterator[Frame]:
     """Crops (S, S, 3) of pictures of ``size`` (width, height): whole ones, or crops already, which may be a
     whole number of times as large. Raises Drop on another size."""
     side = clip.frames.shape[1]
-    if list(size) == clip.info.get("source_size"):
+    if is_whole(size, clip):
         supersample = supersampling(clip.affine, ShardParams().max_supersample)
         for picture, matrix in zip(pictures, clip.affine, strict=False):
             yield warp(picture, matrix, side, supersample)

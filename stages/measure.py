@@ -47,6 +47,7 @@ class Item:
     n_frames: int  # that the clip and the speech share
     crops: str  # a tar of frames, where the kind is that
     entry: str
+    whole: str = ""  # the video of whole pictures that the crops were cut from, if there is one
 
 
 @dataclass(frozen=True, slots=True)

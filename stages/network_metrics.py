@@ -23,6 +23,7 @@ from sampler.metrics.syncnet import SyncNet
 from stages.weights import NETWORKS, NotHere, find_here
 
 LSE = ("lse_c", "lse_d", "lse_offset", "lse_d_at_zero")
+LSE_REAL = tuple(f"{column}_real" for column in LSE)  # the same, by the protocol "real videos"
 LPIPS = ("lpips_box", "lpips_frame")
 FID = ("fid_box", "fid_frame")
 NO_SOUND = "needs the raw clips' sound: --raw DIR"
@@ -45,8 +46,8 @@ def load_networks(folder: Path | None, *, with_sound: bool, device: str = "cpu")
     """What can be found in ``folder``, in $REDUB_WEIGHTS and in the user's cache.
 
     ``with_sound`` says whether ``clip_values`` will be given speech. On a core of a CPU a frame costs
-    Inception 120 ms, whole or its box, SyncNet 32 ms and LPIPS some 20 ms. Raises StageError or ModelError
-    where a file is there and is not what it should be.
+    Inception 120 ms, whole or its box, SyncNet 32 ms by each protocol and LPIPS some 20 ms. Raises
+    StageError or ModelError where a file is there and is not what it should be.
     """
     not_computed: dict[str, str] = {}
 
@@ -58,10 +59,10 @@ def load_networks(folder: Path | None, *, with_sound: bool, device: str = "cpu")
             return []
 
     syncnet = lpips = eye = None
-    if paths := found(LSE, "syncnet"):
+    if paths := found((*LSE, *LSE_REAL), "syncnet"):
         syncnet = load_published(SyncNet, *paths).to(device)
         if not with_sound:
-            not_computed.update(dict.fromkeys(LSE, NO_SOUND))
+            not_computed.update(dict.fromkeys((*LSE, *LSE_REAL), NO_SOUND))
     if paths := found(LPIPS, "alexnet", "lpips"):
         alexnet, heads = paths
         lpips = Lpips(
@@ -78,20 +79,25 @@ class ClipValues:
     """One clip's figures; a column that is not here is not computed, or not defined for this clip."""
 
     values: dict[str, float]
-    skipped: str = ""  # why LSE is not defined for it
+    skipped: tuple[str, ...] = ()  # why LSE is not defined for it, by protocol
 
 
 def clip_values(
-    networks: Networks, drawn: Frames, truth: Frames | None, boxes: Boxes, speech: NDArray[np.int16] | None
+    networks: Networks,
+    drawn: Frames,
+    truth: Frames | None,
+    boxes: Boxes,
+    speech: NDArray[np.int16] | None,
+    squares: Frames | Skipped | None,
 ) -> ClipValues:
     """LPIPS of a clip's frames from the true ones, and LSE of them and the speech that they should say.
 
     No ``truth`` shows a clip that was drawn to another's speech. ``speech`` is at 16 kHz on the frames'
-    clock; the protocol is ``lse.CROPS``. LPIPS of the box is the mean over frames whose box is
-    large enough for AlexNet.
+    clock, ``squares`` are those about the face in whole pictures, or why there are none. LPIPS of the box is
+    the mean over frames whose box is large enough for AlexNet.
     """
     values: dict[str, float] = {}
-    skipped = ""
+    skipped = []
     if networks.lpips is not None and truth is not None:
         values["lpips_frame"] = float(networks.lpips(drawn, truth).mean())
         pairs = [pair for pair in zip(within(drawn, boxes), within(truth, boxes), strict=True)
@@ -99,17 +105,20 @@ def clip_values(
         if pairs:
             values["lpips_box"] = float(np.mean([networks.lpips(a[None], b[None])[0] for a, b in pairs]))
     if networks.syncnet is not None and speech is not None:
-        scored = lse.lse(drawn, speech, networks.syncnet.lips, networks.syncnet.speech)
-        if isinstance(scored, Skipped):
-            skipped = scored.reason
-        else:
-            values |= {
-                "lse_c": scored.confidence,
-                "lse_d": scored.distance,
-                "lse_offset": scored.offset,
-                "lse_d_at_zero": scored.distance_at_zero,
-            }
-    return ClipValues(values, skipped)
+        for protocol, columns, pictures in (("crops", LSE, drawn), ("real videos", LSE_REAL, squares)):
+            if pictures is None:
+                continue
+            told = (
+                pictures
+                if isinstance(pictures, Skipped)
+                else lse.lse(pictures, speech, networks.syncnet.lips, networks.syncnet.speech)
+            )
+            if isinstance(told, Skipped):
+                skipped.append(f"{protocol}: {told.reason}")
+            else:
+                figures = (told.confidence, told.distance, told.offset, told.distance_at_zero)
+                values |= dict(zip(columns, figures, strict=True))
+    return ClipValues(values, tuple(skipped))
 
 
 class Fid:

@@ -11,23 +11,25 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from sampler.metrics.lse import CROPS
+from sampler.metrics.face_crops import REAL_VIDEOS
+from sampler.metrics.lse import CROPS, Skipped
 from sampler.metrics.obedience import Mean
 from shards.reader import Dataset, read_clip
 from shards.schema import ClipSample, ShardError
 from stages.audio import SAMPLES_PER_FRAME
 from stages.cache import digest, entry_path, load_entry, save_entry, versions
-from stages.clip_sound import clip_speech
+from stages.clip_sound import clip_speech, source_of
 from stages.columns import COLUMNS
+from stages.face_squares import squares_of_video, squares_with
 from stages.measure import Item, Tools, cut_to, frames_of
-from stages.network_metrics import LSE, Fid, Networks, clip_values
+from stages.network_metrics import LSE, LSE_REAL, Fid, Networks, clip_values
 from stages.samples import Frames
 from stages.sandbox import LimitParams
 from stages.work import Drop, Outcome
 
 STAGE = "networks"
-VERSION = 1
-PROTOCOLS = dict.fromkeys(LSE, CROPS)
+VERSION = 2
+PROTOCOLS = dict.fromkeys(LSE, CROPS) | dict.fromkeys(LSE_REAL, REAL_VIDEOS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,18 +39,18 @@ class NetworkScores:
     clips: dict[str, dict[str, float]] = field(default_factory=dict)  # entry -> column -> figure
     # row -> column -> figure of all its frames together, so without an interval; n counts frames
     rows: dict[str, dict[str, Mean]] = field(default_factory=dict)
-    skipped: dict[str, str] = field(default_factory=dict)  # entry -> why it has no LSE
+    skipped: dict[str, tuple[str, ...]] = field(default_factory=dict)  # entry -> why it has no LSE
 
 
-class Voices:
-    """The sound of clips' speech, from the corpus's own files, each read once."""
+class Sources:
+    """What shards do not hold, from the corpus's own files: the sound of speech, and whole pictures."""
 
     def __init__(self, dataset: Dataset, raw: Path | None, limits: LimitParams) -> None:
         self._dataset, self._raw, self._limits = dataset, raw, limits
         self._known: dict[str, NDArray[np.int16] | str] = {}
 
-    def __call__(self, clip_id: str) -> NDArray[np.int16] | str:
-        """(640 T,) at 16 kHz, or why there is none."""
+    def speech(self, clip_id: str) -> NDArray[np.int16] | str:
+        """(640 T,) at 16 kHz, or why there is none. Each is read once."""
         if self._raw is None:
             return "no raw clips"
         if clip_id not in self._known:
@@ -59,11 +61,21 @@ class Voices:
                 self._known[clip_id] = str(err)
         return self._known[clip_id]
 
+    def squares(self, item: Item, clip: ClipSample, drawn: Frames, landmarker: Path) -> Frames | Skipped:
+        """Squares about the face in an item's whole pictures, or why there are none."""
+        try:
+            if item.whole:
+                return squares_of_video(Path(item.whole), len(drawn), landmarker, self._limits)
+            assert self._raw is not None, "there is no speech either"
+            return squares_with(drawn, clip, source_of(self._raw, clip.info), landmarker, self._limits)
+        except Drop as drop:
+            return Skipped(str(drop))
+
 
 def network_scores(
     rows: Mapping[str, Sequence[Item]],
     networks: Networks,
-    voices: Voices,
+    sources: Sources,
     dataset: Dataset,
     tools: Tools,
     *,
@@ -82,7 +94,7 @@ def network_scores(
                 clip = cut_to(read_clip(dataset, item.clip_id), item.n_frames)
                 drawn = frames_of(clip, item, dataset, tools)[: item.n_frames]
                 clip = cut_to(clip, len(drawn))
-                scores, skipped = _of_clip(item, clip, drawn, networks, voices, tools)
+                scores, skipped = _of_clip(item, clip, drawn, networks, sources, tools)
                 found.clips[item.entry] = scores
                 if skipped:
                     found.skipped[item.entry] = skipped
@@ -97,19 +109,24 @@ def network_scores(
 
 
 def _of_clip(
-    item: Item, clip: ClipSample, drawn: Frames, networks: Networks, voices: Voices, tools: Tools
-) -> tuple[dict[str, float], str]:
+    item: Item, clip: ClipSample, drawn: Frames, networks: Networks, sources: Sources, tools: Tools
+) -> tuple[dict[str, float], tuple[str, ...]]:
     """A clip's figures, and why it has no LSE where it has none; from the cache if they are there."""
-    speech = None if networks.syncnet is None else voices(item.audio_clip_id)
+    speech = None if networks.syncnet is None else sources.speech(item.audio_clip_id)
     asked = [networks.lpips is not None, isinstance(speech, np.ndarray)]
-    key = digest(STAGE, VERSION, Path(item.entry).stem, asked, versions("torch", "opencv-python"))
+    made_by = versions("torch", "opencv-python", "mediapipe", "av")
+    key = digest(STAGE, VERSION, Path(item.entry).stem, asked, made_by)
     path = entry_path(Path(tools.cache), STAGE, key, ".npz")
     entry = load_entry(path)
     if entry is None:
         heard = speech[: SAMPLES_PER_FRAME * len(drawn)] if isinstance(speech, np.ndarray) else None
-        values = clip_values(networks, drawn, clip.frames, clip.boxes, heard)
-        outcome = Outcome(facts={"values": values.values, "skipped": values.skipped})
-        save_entry(path, outcome)
+        squares = None
+        if heard is not None and tools.landmarker:  # which the item's key names
+            squares = sources.squares(item, clip, drawn, Path(tools.landmarker))
+        found = clip_values(networks, drawn, clip.frames, clip.boxes, heard, squares)
+        outcome = Outcome(facts={"values": found.values, "skipped": found.skipped})
+        if not isinstance(squares, Skipped):  # for a deadline, or a file that may come back
+            save_entry(path, outcome)
     else:
         outcome, _ = entry
     own = item.clip_id == item.audio_clip_id
@@ -118,4 +135,4 @@ def _of_clip(
         for column, value in outcome.facts["values"].items()
         if own or not COLUMNS[column].needs_truth
     }
-    return scores, outcome.facts["skipped"] or (speech if isinstance(speech, str) else "")
+    return scores, tuple(outcome.facts["skipped"]) or ((speech,) if isinstance(speech, str) else ())

@@ -32,10 +32,12 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from numpy.typing import NDArray
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as params_dataclass
 
 from shards.ledger import FAILED, OK
+from stages.cache import load_entry
 from stages.work import Drop, Outcome, StageError
 
 WARM_UP_SECONDS = 600.0  # loading libraries; the first librosa on a machine compiles for half a minute
@@ -108,6 +110,19 @@ def run_or_raise(job: ClipJob, path: Path, waiting: Callable[[], None] = lambda:
     if outcome.status != OK:
         raise StageError(f"{path}: {outcome.reason}")
     return outcome
+
+
+def arrays_of(
+    function: str, args: dict[str, Any], seconds: float, limits: LimitParams
+) -> dict[str, NDArray[Any]]:
+    """What a function with these ``args`` saves in the file ``entry``. Raises Drop where there is nothing."""
+    with tempfile.TemporaryDirectory() as folder:
+        entry = Path(folder, "entry.npz")
+        outcome = run(ClipJob(function, args | {"entry": os.fspath(entry)}, seconds, limits))
+        kept = load_entry(entry) if outcome.status == OK else None
+    if kept is None:
+        raise Drop(outcome.code, outcome.reason)
+    return kept[1]
 
 
 _idle: queue.LifoQueue[Child] = queue.LifoQueue()

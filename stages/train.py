@@ -27,9 +27,8 @@ from shards.cache import shelf_for
 from shards.frames import Frames
 from shards.loader import TRAIN_SPLIT, Resident, load_resident, split_off, table_of
 from shards.ondemand import Cached, Decoder, Windowed, is_of_worker
-from shards.places import place_of
 from shards.reader import Dataset, open_dataset
-from shards.storage import at_hand
+from shards.storage import at_hand, at_hand_or_there
 from stages.work import StageError
 
 RUN_FILE = "run.json"
@@ -79,9 +78,8 @@ def run(request: TrainRequest, recipe: Recipe) -> str:
 def _train(request: TrainRequest, recipe: Recipe, ranks: Ranks) -> str:
     if (request.hold == "windowed") != (recipe.window > 0):
         raise StageError(f"--hold {request.hold} does not go with a recipe whose window is {recipe.window}")
-    dataset = open_dataset(
-        at_hand(request.shards) if request.hold == "resident" else place_of(request.shards)
-    )
+    found = at_hand if request.hold == "resident" else at_hand_or_there
+    dataset = open_dataset(found(request.shards))
     digest = str(dataset.manifest["digest"])
     if ranks.is_first:
         checkpoint.forget_halves(request.run)

@@ -92,6 +92,13 @@ def packet_spans(container: av.container.InputContainer, *wanted: av.stream.Stre
     return [_span(stream, sorted(seen[stream.index])) for stream in wanted]
 
 
+def video_span(path: Path) -> StreamSpan:
+    """Time span of a file's video."""
+    with open_media(path) as container:
+        (span,) = packet_spans(container, video_stream(container))
+    return span
+
+
 def _span(stream: av.stream.Stream, packets: list[tuple[int, int]]) -> StreamSpan:
     """From (time stamp, duration) in order of showing."""
     if not packets or stream.time_base is None:

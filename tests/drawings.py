@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,7 +18,7 @@ from shards.checksum import file_sha256
 from shards.reader import Dataset
 from shards.table import write_rows
 from stages.crops import supersampling, warp
-from stages.encode import write_mp4
+from stages.encode import Sound, write_mp4
 from stages.samples import CROPS, SCHEMA, STORY, TABLE, Pair, write_crops
 from stages.synth import Mouth, draw_look, draw_portrait
 from tests import datasets
@@ -63,24 +64,34 @@ def cropped(frames: Frames) -> Frames:
     return np.stack([warp(frame, AFFINE, SIZE, supersample) for frame in frames])
 
 
-def dataset(folder: Path, lengths: Mapping[str, int], *, trained: int = 0) -> Path:
-    """Test clips of these lengths, and one to train on if it has frames."""
+def dataset(folder: Path, lengths: Mapping[str, int], *, trained: int = 0, raw: Path | None = None) -> Path:
+    """Test clips of these lengths, and one to train on if it has frames; with sources in ``raw``."""
     clips = []
     for number, (clip_id, n_frames) in enumerate(
         [*lengths.items(), *([("s1_train", trained)] if trained else [])]
     ):
         opened = openings(number, n_frames)
+        whole = source_frames(opened)
         packed = datasets.pack(
             clip_id,
-            cropped(source_frames(opened)),
+            cropped(whole),
             box=BOX,
             mels=mels_of(opened),
             split="train" if clip_id == "s1_train" else "test",
             source_size=[WIDTH, HEIGHT],
             emotion=("ANG", "SAD")[number % 2],
+            **({} if raw is None else source(raw, clip_id, whole)),
         )
         clips.append(replace(packed, affine=np.repeat(AFFINE[None], n_frames, axis=0)))
     return datasets.write(folder, clips, params={"align": {"size": SIZE}, "mels": {"n_mels": N_MELS}})
+
+
+def source(raw: Path, clip_id: str, whole: Frames) -> dict[str, Any]:
+    """A corpus's file of these pictures and of noise to hear; what a clip's json says of it."""
+    noise = np.random.default_rng(0).uniform(-0.1, 0.1, (len(whole) * 1920, 1)).astype(np.float32)
+    path = raw / f"{clip_id}.mp4"
+    write_mp4(path, whole, fps=Fraction(25), sound=Sound([noise], 48_000, 1))
+    return {"source": path.name, "source_start": 0.0, "source_sha256": file_sha256(path)}
 
 
 def in_the_box(frames: Frames, mouths: Frames) -> Frames:

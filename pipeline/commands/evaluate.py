@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 # What the terminal shows; the files have every column, with intervals.
 SHOWN = (
-    "psnr_box_db", "ssim_box", "lpips_box", "cpbd_box", "fid_box", "lse_c", "lse_d", "mouth_distance_pupils",
-    "opening_correlation", "audio_obedience", "smoothness_box", "identity_drift",
+    "psnr_box_db", "ssim_box", "lpips_box", "cpbd_box", "fid_box", "lse_c", "lse_d", "lse_c_real",
+    "lse_d_real", "mouth_distance_pupils", "opening_correlation", "audio_obedience", "smoothness_box",
+    "identity_drift",
 )  # fmt: skip
 GROUPED = ("psnr_box_db", "opening_correlation", "audio_obedience")
 

@@ -146,7 +146,9 @@ def tables(evaluation: Evaluation) -> list[Table]:
 def _part(name: str, column: Column) -> str:
     """A table of all columns would be wider than any page."""
     if not column.region:
-        return "Speech, by SyncNet" if name.startswith("lse_") else "Mouth, by landmarks"
+        if name.startswith("lse_"):
+            return f"Speech, by SyncNet: {'real videos' if name.endswith('_real') else 'crops'}"
+        return "Mouth, by landmarks"
     if name in ("smoothness_box", "identity_drift"):
         return "Over time, in the masked box"
     return {"box": "In the masked box", "frame": "On the full frame"}[column.region]

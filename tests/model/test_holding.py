@@ -12,18 +12,23 @@ import pytest
 import torch
 
 from model.checkpoint import EMA, OPTIMIZER, WEIGHTS, listed
+from model.journal import METRICS, read_metrics
 from model.machine import Machine
 from model.recipe import ModelError, Recipe
+from shards.loader import split_off
+from shards.reader import open_dataset
 from stages import train
 from stages.train import TrainRequest
 from stages.work import StageError
 from tests import s3
 from tests.model import worlds
 from tests.model.worlds import TINY
+from tests.shards.test_storage import served
 
 # 39 frames, of which 30 or so are trained on: more than three epochs.
 RECIPE = replace(TINY, steps=14, watch=replace(TINY.watch, save_every=5))
 WINDOWED = replace(RECIPE, window=2)
+TRAINED, _ = split_off([f"s1_clip{number}" for number in range(4)], TINY.held_out_share, seed=TINY.seed)
 
 
 @pytest.fixture(scope="module")
@@ -117,3 +122,28 @@ def test_training_from_a_bucket_gives_the_weights_of_training_from_a_folder(
         run(f"s3://{bucket}", there, recipe, hold=hold, workers=1, cache=tmp_path / "cache", cache_gb=1e-4)
         run(shards, here, recipe, hold=hold, workers=1)
         assert weights_of(there) == weights_of(here)
+
+
+@pytest.mark.parametrize(("hold", "recipe"), [("cached", RECIPE), ("windowed", WINDOWED)])
+def test_two_processes_of_torchrun_bring_each_shard_once_and_draw_each_frame_once(
+    hold: str, recipe: Recipe, shards: Path, tmp_path: Path
+) -> None:
+    """They share a cache, and are the run of one process that reads the folder."""
+    recipe = replace(recipe, watch=replace(recipe.watch, log_every=1))
+    two, one = tmp_path / "two", tmp_path / "one"
+    with served(shards) as (address, sent):
+        words = ["--hold", hold, "--window", str(recipe.window or 1), "--cache", str(tmp_path / "cache")]
+        done = worlds.finished(worlds.command(address, two, recipe, *words, ranks=2))
+    opened = open_dataset(shards)
+    n_frames = sum(opened.clips.column("frames", TRAINED))
+    assert [line for line in done.stderr.splitlines() if line.startswith("epoch")] == [
+        f"epoch {epoch}: {n_frames} frames drawn, 0 repeated, 0 missing"
+        for epoch in range(recipe.steps * recipe.batch // n_frames)
+    ]
+    names, _ = opened.clips.shards_of(TRAINED)
+    assert [sent.count(name) for name in names] == [1, 1, 1], "each once, for both"
+    run(shards, one, recipe, hold=hold, workers=1)
+    ours, theirs = (
+        [line["loss"] for line in read_metrics(folder / METRICS) if "loss" in line] for folder in (two, one)
+    )
+    assert ours[:7] == pytest.approx(theirs[:7], rel=1e-4), "before rounding adds up"

@@ -36,13 +36,12 @@ from shards.schema import ShardError
 from stages.train import LOCK_NAME
 from stages.work import StageError
 from tests.model import worlds
-from tests.model.worlds import ALONE, CPU, SIZE, TINY
+from tests.model.worlds import ALONE, CPU, ONE_THREAD, SIZE, TINY, finished
 
 # Every step is a line, so that two runs can be held side by side.
 TOLD = replace(TINY, watch=replace(TINY.watch, log_every=1))
 ENDLESS = replace(TOLD, steps=100_000)
 SPEED = ("frames_per_second", "waiting_for_data", "memory_gb")
-ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 TRAINED, HELD = split_off([f"s1_clip{number}" for number in range(4)], TINY.held_out_share, seed=TINY.seed)
 
 
@@ -231,14 +230,6 @@ def started(shards: Path, run: Path, recipe: Recipe, *, until: int, ranks: int =
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.005)
     return process
-
-
-def finished(command: list[str], code: int = 0, **env: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env=os.environ | ONE_THREAD | env
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done
 
 
 def test_a_killed_run_that_goes_on_equals_an_unbroken_one(shards: Path, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -26,6 +28,7 @@ from stages.train import TrainRequest
 from tests import datasets
 
 SIZE, N_MELS = 16, 8
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 CPU = torch.device("cpu")
 ALONE = Ranks(0, 1, CPU)
 FIT = Fit(SIZE, N_MELS, -80.0)
@@ -113,7 +116,7 @@ def described(recipe: Recipe) -> dict[str, Any]:
     return changes
 
 
-def command(shards: Path, folder: Path, recipe: Recipe, *words: str, ranks: int = 1) -> list[str]:
+def command(shards: Path | str, folder: Path, recipe: Recipe, *words: str, ranks: int = 1) -> list[str]:
     """The command that trains by this recipe, on one process or more."""
     params = folder.parent / f"{folder.name}.yaml"
     params.write_text(json.dumps({"train": {"preset": "multi-speaker", "changes": described(recipe)}}))
@@ -121,3 +124,12 @@ def command(shards: Path, folder: Path, recipe: Recipe, *words: str, ranks: int 
     several = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m", "--"]
     options = ["--shards", str(shards), "--run", str(folder), "--params", str(params), "--device", "cpu"]
     return [sys.executable, "-m", *(several if ranks > 1 else []), "pipeline.main", "train", *options, *words]
+
+
+def finished(command: list[str], code: int = 0, **env: str) -> subprocess.CompletedProcess[str]:
+    """What a command said, which must end with ``code``."""
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=os.environ | ONE_THREAD | env
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done

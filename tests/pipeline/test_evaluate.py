@@ -56,7 +56,9 @@ def test_the_table_says_what_was_scored_what_was_not_and_why(shards: Path, tmp_p
     assert "mine (own audio): 1 ok, 1 missing" in result.output
     assert "e.g. s1_b: samples.parquet does not list s1_b" in result.output
     assert "by emotion" in result.output and "mine (own audio)          ANG" in result.output
-    assert "lse_c, lse_d: not computed: SyncNet weights not found at " in result.output
+    assert (
+        "lse_c, lse_d, lse_c_real, lse_d_real: not computed: SyncNet weights not found at " in result.output
+    )
     assert "(sha256 961e8696" in result.output
     assert "audio_obedience: not computed: --no-landmarks" in result.output
     assert all(row in result.output for row in BASELINES)

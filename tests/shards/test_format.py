@@ -6,19 +6,22 @@ import io
 import json
 import pickle
 import tarfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import webdataset as wds
+from numpy.typing import NDArray
 
 from shards.codec import CODECS, Codec, decode_frame
 from shards.diff import diff
-from shards.index import DATASET_NAME, LEDGER_NAME, read_dataset
+from shards.index import DATASET_NAME, LEDGER_NAME, Clips, read_dataset
 from shards.ledger import write_ledger
 from shards.reader import decode_members, open_dataset, read_clip, read_members
 from shards.schema import ShardError, array_to_npy, npy_to_array
+from shards.table import Row
 from shards.verify import verify
 from shards.writer import PackedClip, write_tar
 from tests import datasets
@@ -115,6 +118,31 @@ def test_verify_names_what_is_wrong(dataset: Path, full: bool) -> None:
     assert any("3 files found, the ledger has 2 rows" in told for told in verify(dataset, full=full))
     (dataset / DATASET_NAME).unlink()
     assert "no whole dataset" in next(verify(dataset, full=full))
+
+
+def test_verify_makes_a_row_of_the_index_no_oftener_for_more_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scan of the index for each shard would take days of a million clips."""
+    made: list[int] = []
+    rows, at = Clips.rows, Clips.at
+
+    def scanned(clips: Clips) -> Iterator[Row]:
+        made.append(len(clips))
+        return rows(clips)
+
+    def taken(clips: Clips, places: NDArray[np.int64]) -> list[Row]:
+        made.append(len(places))
+        return at(clips, places)
+
+    monkeypatch.setattr(Clips, "rows", scanned)
+    monkeypatch.setattr(Clips, "at", taken)
+    for per_shard in (1, 6):
+        folder = tmp_path / f"{per_shard} a shard"
+        datasets.write(folder, [a_clip(f"s1_{n}", "raw") for n in range(6)], per_shard=per_shard)
+        made.clear()
+        assert list(verify(folder, full=True)) == []
+        assert sum(made) == 12, "once for the counts, once for the shards"
 
 
 def test_a_flipped_bit_is_found_on_reading_without_verify(dataset: Path) -> None:

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from shards.cache import shelf_for
 from shards.places import place_of
 from shards.reader import open_dataset, read_clip
 from shards.schema import ShardError
-from shards.storage import at_hand
+from shards.storage import at_hand, at_hand_or_there
 from shards.verify import verify
 from tests import datasets
 
@@ -102,6 +103,39 @@ def test_a_dataset_is_brought_once_and_reads_as_the_original(dataset: Path, tmp_
     assert list(here.clips) == list(there.clips)
     for clip_id in there.clips:
         assert np.array_equal(read_clip(here, clip_id).frames, read_clip(there, clip_id).frames)
+
+
+@pytest.mark.parametrize("first", ["cached", "at hand"])
+def test_a_shard_that_was_brought_in_one_way_has_no_second_copy_for_another(
+    first: str, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    name = shard_of(dataset).name
+
+    def cached(address: str) -> Path:
+        opened = open_dataset(at_hand_or_there(address))
+        with shelf_for(opened, None, 10**9) as shelf:
+            shelf.hold(opened.shards.values())
+            return shelf.path(opened.shards[name])
+
+    with served(dataset) as (address, sent):
+        before = cached(address) if first == "cached" else at_hand(address) / name
+        after = at_hand(address) / name if first == "cached" else cached(address)
+    assert before.samefile(after) and after.read_bytes() == shard_of(dataset).read_bytes()
+    assert sent.count(name) == 1
+
+
+def test_a_cached_shard_that_was_altered_is_brought_anew(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    name = shard_of(dataset).name
+    with served(dataset) as (address, _):
+        opened = open_dataset(at_hand_or_there(address))
+        with shelf_for(opened, None, 10**9) as shelf:
+            shelf.hold(opened.shards.values())
+            shelf.path(opened.shards[name]).write_bytes(b"altered")
+        assert (at_hand(address) / name).read_bytes() == shard_of(dataset).read_bytes()
 
 
 def test_a_rebuilt_dataset_does_not_touch_the_copy_that_is_being_read(dataset: Path, tmp_path: Path) -> None:

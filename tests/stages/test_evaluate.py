@@ -23,7 +23,7 @@ from stages.cells import BASELINES, FROZEN, PREVIOUS, STAGE, TRUTH, item_of
 from stages.columns import COLUMNS
 from stages.evaluate import CLIPS, FRAMES, METRICS, STORY, EvaluateRequest
 from stages.measure import MeasureTask, Tools, load_measured
-from stages.network_metrics import Networks
+from stages.network_metrics import LSE, LSE_REAL, Networks
 from stages.samples import CROPS, Pair, pairs_of
 from stages.sandbox import LimitParams
 from stages.scores import CLIPS_SCHEMA, FRAMES_SCHEMA
@@ -269,6 +269,52 @@ def test_networks_that_are_here_are_asked_of_every_row_once(
     n_asked = len(asked)
     again = run(opened, tmp_path / "cache", tmp_path / "out", *folders, clips=1)
     assert again.metrics == found.metrics and len(asked) == n_asked
+
+
+class Brightness:
+    """In the place of SyncNet: lips are as bright as they are, and speech as loud."""
+
+    def lips(self, windows: torch.Tensor) -> torch.Tensor:
+        return windows.mean(dim=(1, 3, 4))
+
+    def speech(self, windows: torch.Tensor) -> torch.Tensor:
+        return windows[:, 0, 0, :5]
+
+
+def test_lse_is_told_by_both_protocols_for_every_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, landmarker: Path
+) -> None:
+    """The truth again as our crops and as another's whole pictures; and as crops, which have no others."""
+    networks = Networks(Brightness(), None, None, {})  # type: ignore[arg-type]
+    monkeypatch.setattr(evaluate, "load_networks", lambda folder, **more: networks)
+    raw = tmp_path / "raw"
+    made = open_dataset(drawings.dataset(tmp_path / "shards", {"s1_a": 24}, raw=raw))
+    truth = read_clip(made, "s1_a").frames
+    ours = drawings.samples(tmp_path / "ours", made, {OWN["s1_a"]: truth}, audio="own")
+    whole, small = tmp_path / "whole" / "s1_a.mp4", tmp_path / "small" / "s1_a.mp4"
+    whole.parent.mkdir()
+    whole.write_bytes((raw / "s1_a.mp4").read_bytes())
+    drawings.video(small, truth)
+    folders = [("", ours), ("whole", whole.parent), ("small", small.parent)]
+    more = {"landmarks": True, "landmarker": str(landmarker)}
+    found = run(made, tmp_path / "cache", tmp_path / "out", *folders, raw=raw, **more).metrics
+
+    asked = {row: [cells[column] for column in (*LSE, *LSE_REAL)] for row, cells in found.items()}
+    assert all(cell["n"] == 1 for row, cells in asked.items() if row != "nearest mel" for cell in cells)
+    told = {row: [cell["mean"] for cell in cells] for row, cells in asked.items() if row != "nearest mel"}
+    assert told["ours (own audio)"] == told["ground truth"]
+    assert told["whole"][4:] == told["ground truth"][4:], "the same video"
+    assert told["small"] == pytest.approx(told["ground truth"], rel=0.02)
+    assert told["ground truth"][:4] != told["ground truth"][4:] != told["frozen mouth"][4:]
+    story = json.loads((tmp_path / "out" / STORY).read_text())
+    assert story["protocols"]["lse_d"].startswith("crops: ")
+    assert story["protocols"]["lse_d_real"].startswith("real videos: ")
+    assert story["without_lse"] == {}
+
+    run(made, tmp_path / "cache", tmp_path / "out", *folders, raw=tmp_path / "nowhere", **more)
+    story = json.loads((tmp_path / "out" / STORY).read_text())
+    [(why, clips)] = story["without_lse"].items()
+    assert why.endswith("s1_a.mp4 is no file") and clips == len(told)
 
 
 def test_mouths_seen_in_made_faces_tell_who_obeys(

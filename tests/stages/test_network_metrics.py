@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from model.recipe import ModelError
 from sampler.metrics.inception import Inception
 from sampler.metrics.lpips import AlexNet, Heads
+from sampler.metrics.lse import Skipped
 from shards.checksum import file_sha256
-from stages.network_metrics import FID, LPIPS, LSE, Fid, Networks, clip_values, load_networks
+from stages.network_metrics import FID, LPIPS, LSE, LSE_REAL, Fid, Networks, clip_values, load_networks
 from stages.weights import NETWORKS, Weights
 from stages.work import StageError
 from tests.sampler.weights import Mark, seeded, syncnet_weights
@@ -77,7 +78,7 @@ def blurred(frames: NDArray[np.uint8], sigma: float) -> NDArray[np.uint8]:
 @pytest.mark.usefixtures("nowhere")
 def test_without_weights_every_column_says_why(tmp_path: Path) -> None:
     found = load_networks(tmp_path, with_sound=False)
-    assert set(found.not_computed) == {*LSE, *LPIPS, *FID}
+    assert set(found.not_computed) == {*LSE, *LSE_REAL, *LPIPS, *FID}
     assert found.not_computed["lse_d"] == (
         f"SyncNet weights not found at {tmp_path}/syncnet_v2.model, {tmp_path}/cache/redub/syncnet_v2.model; "
         "get them from https://www.robots.ox.ac.uk/~vgg/software/lipsync/data/syncnet_v2.model "
@@ -85,7 +86,7 @@ def test_without_weights_every_column_says_why(tmp_path: Path) -> None:
     )
     assert found.not_computed["lpips_box"].startswith("AlexNet weights not found at ")
     assert found.not_computed["fid_frame"].startswith("Inception weights not found at ")
-    assert clip_values(found, clip(), clip(), BOXES, np.zeros(8 * 640, np.int16)).values == {}
+    assert clip_values(found, clip(), clip(), BOXES, np.zeros(8 * 640, np.int16), None).values == {}
 
 
 def test_one_network_that_is_absent_takes_its_own_columns_only(here: Path, tmp_path: Path) -> None:
@@ -101,7 +102,7 @@ def test_the_truth_is_perfect_and_blur_is_not(networks: Networks) -> None:
     assert networks.not_computed == {}
     truth = clip()
     scores = [
-        clip_values(networks, drawn, truth, BOXES, None).values
+        clip_values(networks, drawn, truth, BOXES, None, None).values
         for drawn in (truth, blurred(truth, 0.7), blurred(truth, 3))
     ]
     assert scores[0] == {"lpips_frame": 0, "lpips_box": 0}
@@ -113,19 +114,33 @@ def test_lpips_of_the_box_knows_nothing_of_the_rest(networks: Networks) -> None:
     truth = clip()
     drawn = truth.copy()
     drawn[:, 90:] = 0
-    values = clip_values(networks, drawn, truth, BOXES, None).values
+    values = clip_values(networks, drawn, truth, BOXES, None, None).values
     assert values["lpips_box"] == 0 < values["lpips_frame"]
     small = np.tile([20, 40, 50, 90], (8, 1))  # 30 px wide
-    assert "lpips_box" not in clip_values(networks, drawn, truth, small, None).values
+    assert "lpips_box" not in clip_values(networks, drawn, truth, small, None, None).values
 
 
 def test_speech_gives_lse_and_a_clip_without_truth_no_lpips(networks: Networks) -> None:
     speech = np.random.default_rng(0).integers(-900, 900, 8 * 640).astype(np.int16)
-    found = clip_values(networks, clip(), None, BOXES, speech)
-    assert set(found.values) == set(LSE) and found.skipped == ""
+    found = clip_values(networks, clip(), None, BOXES, speech, None)
+    assert set(found.values) == set(LSE) and found.skipped == ()
     assert found.values["lse_d"] <= found.values["lse_d_at_zero"]
-    short = clip_values(networks, clip(5), None, BOXES[:5], speech)
-    assert short.values == {} and short.skipped.startswith("5 frames and 5120 samples of sound: ")
+    short = clip_values(networks, clip(5), None, BOXES[:5], speech, None)
+    assert short.values == {}
+    assert short.skipped[0].startswith("crops: 5 frames and 5120 samples of sound: ")
+
+
+def test_each_protocol_of_lse_sees_its_own_pictures(networks: Networks) -> None:
+    speech = np.random.default_rng(0).integers(-900, 900, 8 * 640).astype(np.int16)
+    other = clip()[:, ::-1]
+    by_both = clip_values(networks, clip(), None, BOXES, speech, other).values
+    assert set(by_both) == {*LSE, *LSE_REAL}
+    alone = clip_values(networks, other, None, BOXES, speech, None).values
+    assert [by_both[column] for column in LSE_REAL] == [alone[column] for column in LSE]
+    assert by_both["lse_d"] != by_both["lse_d_real"]
+    unseen = clip_values(networks, clip(), None, BOXES, speech, Skipped("no face in any of its 8 frames"))
+    assert set(unseen.values) == set(LSE)
+    assert unseen.skipped == ("real videos: no face in any of its 8 frames",)
 
 
 class TwoColours(nn.Module):
