@@ -31,7 +31,7 @@ from shards.atomic import clear_partials, written_whole
 from shards.checksum import file_sha256
 from shards.reader import Dataset, open_dataset, read_clip
 from shards.schema import MELS_PER_FRAME, VIDEO_FPS, ClipSample
-from shards.storage import at_hand
+from shards.storage import at_hand_or_there
 from shards.table import write_rows
 from stages.audio import SAMPLE_RATE
 from stages.encode import Sound, write_mp4
@@ -80,7 +80,7 @@ def run(request: SampleRequest, params: SampleParams) -> int:
 
 
 def _sample(request: SampleRequest, params: SampleParams, ranks: Ranks) -> int:
-    dataset = open_dataset(at_hand(request.shards))
+    dataset = open_dataset(at_hand_or_there(request.shards))
     network, saved = load_network(request.run)
     recipe = saved.recipe
     fit_of(recipe.network).check_dataset(dataset.manifest, dataset.place.address)

@@ -21,6 +21,7 @@ from sampler.params import SampleParams
 from shards.ledger import read_ledger, write_ledger
 from shards.reader import open_dataset, read_clip
 from shards.schema import ShardError
+from shards.storage import at_hand_or_there
 from stages import sample
 from stages.sample import SampleRequest
 from stages.samples import CROPS, VIDEOS, Pair, pairs_of, read_crops, read_samples, write_crops
@@ -28,6 +29,7 @@ from stages.work import StageError
 from tests.model import worlds
 from tests.model.worlds import CPU, SIZE, TINY
 from tests.road import hashes
+from tests.shards.test_storage import served
 
 QUICK = SampleParams(sampler="ancestral", steps=2)
 TEST = tuple(f"s1_clip{number}" for number in range(3))
@@ -80,6 +82,16 @@ def test_every_clip_of_the_split_is_drawn_and_only_inside_its_mask(
         with av.open(str(tmp_path / VIDEOS / f"{row['name']}.mp4")) as video:
             shown = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
         assert np.shape(shown) == (len(drawn), 2 * SIZE, 4 * SIZE, 3)
+
+
+def test_clips_are_drawn_from_a_dataset_elsewhere_without_a_copy_of_it(
+    shards: Path, trained: Path, tmp_path: Path
+) -> None:
+    with served(shards) as (address, _):
+        sample.run(replace(asked(shards, trained, tmp_path / "far"), shards=address), QUICK)
+        assert not isinstance(at_hand_or_there(address), Path)
+    sample.run(asked(shards, trained, tmp_path / "near"), QUICK)
+    assert crops(tmp_path / "far") == crops(tmp_path / "near")
 
 
 def test_what_was_lost_is_drawn_again_to_the_same_bytes(shards: Path, trained: Path, tmp_path: Path) -> None:
