@@ -8,7 +8,6 @@ import json
 import re
 from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,12 @@ from shards.atomic import written_whole
 from shards.checksum import HASH_LETTERS, file_sha256
 from shards.places import AbsentError, Folder, Place, place_of
 from shards.schema import SCHEMA_VERSION, ShardError
-from shards.table import ROWS_AT_ONCE, Row, Rows, parse_table, write_tables
+from shards.table import ROWS_AT_ONCE, Pressed, Row, Rows, in_groups, parse_table, write_tables
 
 INDEX_NAME = "index.parquet"
 DATASET_NAME = "dataset.json"
 LEDGER_NAME = "ledger.parquet"
 MAX_ID_BYTES = 255  # what a tar's header holds of a name
-SHARDS_AT_ONCE = 2**11  # a row group of the index holds so many
 SHA256 = re.compile("[0-9a-f]{64}")
 
 # Columns of one member: where its bytes lie in the shard, and what they must sum to.
@@ -65,18 +63,12 @@ class ShardEntry:
 
 def rows_of_shard(shard: str, rows: Iterable[Mapping[str, Any]]) -> Rows:
     """A shard's rows of the index, from those that ``write_tar`` gives."""
-    return Rows.of(({**row, "shard": shard} for row in rows), INDEX_SCHEMA)
+    return Pressed.of(({**row, "shard": shard} for row in rows), INDEX_SCHEMA)
 
 
 def write_index(path: Path, shards: Iterable[Rows]) -> None:
-    """Write one row per clip. Shards come in the order of their names, and few of them are held at once."""
-
-    def groups() -> Iterator[pa.Table]:
-        todo = iter(shards)
-        while some := [rows.table for rows in islice(todo, SHARDS_AT_ONCE)]:
-            yield pa.concat_tables(some)
-
-    write_tables(path, groups(), INDEX_SCHEMA)
+    """Write one row per clip. Shards come in the order of their names; a thousand are a row group."""
+    write_tables(path, in_groups(shards), INDEX_SCHEMA)
 
 
 class Clips(Mapping[str, Row]):

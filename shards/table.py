@@ -14,6 +14,7 @@ from shards.atomic import written_whole
 from shards.schema import ShardError
 
 Row = dict[str, Any]
+PARTS_AT_ONCE = 2**10
 ROWS_AT_ONCE = 2**14  # as Python's objects; a million of them would take gigabytes
 
 
@@ -21,14 +22,18 @@ class Rows(Sequence[Row]):
     """Rows kept in columns: each is made when it is asked for."""
 
     def __init__(self, table: pa.Table) -> None:
-        self.table = table
+        self._table = table
+
+    @property
+    def table(self) -> pa.Table:
+        return self._table
 
     @classmethod
     def of(cls, rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> Rows:
         """Rows taken up one by one; what a row does not name is null."""
         todo, tables = iter(rows), [schema.empty_table()]
         while part := list(islice(todo, ROWS_AT_ONCE)):
-            tables.append(pa.Table.from_pylist(part, schema))
+            tables.append(Pressed(pa.Table.from_pylist(part, schema)).table)
         return cls(pa.concat_tables(tables))
 
     def __len__(self) -> int:
@@ -50,11 +55,32 @@ class Rows(Sequence[Row]):
     @classmethod
     def joined(cls, parts: Iterable[Rows], schema: pa.Schema) -> Rows:
         """One after the other."""
-        return cls(pa.concat_tables([schema.empty_table(), *(part.table for part in parts)]))
+        return cls(pa.concat_tables([schema.empty_table(), *in_groups(parts)]))
 
     def only(self, *names: str) -> Rows:
         """The same rows with some of their columns: faster to look through."""
         return Rows(self.table.select(names))
+
+
+class Pressed(Rows):
+    """A few rows in one piece of memory: a table is of hundreds, which tells where thousands of them wait."""
+
+    def __init__(self, table: pa.Table) -> None:
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as stream:
+            stream.write_table(table)
+        self._data = sink.getvalue().to_pybytes()
+
+    @property
+    def table(self) -> pa.Table:
+        return pa.ipc.open_stream(self._data).read_all()
+
+
+def in_groups(parts: Iterable[Rows]) -> Iterator[pa.Table]:
+    """Tables of a thousand parts each: few of them lie about as tables at once."""
+    todo = iter(parts)
+    while some := [part.table for part in islice(todo, PARTS_AT_ONCE)]:
+        yield pa.concat_tables(some).combine_chunks()
 
 
 def write_tables(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
@@ -94,9 +120,11 @@ def parse_table(
         missing = set(schema.names) - set(file.schema_arrow.names)
         if missing:
             raise ShardError(f"{path}: {what} lacks the columns {sorted(missing)}")
-        # one after the other: all at once would take twice the memory, and keep it
-        columns = [file.read(columns=[name], use_threads=False).column(0) for name in schema.names]
+        # One after the other: all at once would take twice the memory, and keep it. From the last, since wide
+        # columns stand there, and reading one takes its size again.
+        names = schema.names[::-1]
+        columns = [file.read(columns=[name], use_threads=False).column(0) for name in names]
     except (pa.ArrowInvalid, OSError) as err:
         raise ShardError(f"{path}: not a whole {what} ({err})") from err
     pa.default_memory_pool().release_unused()
-    return pa.Table.from_arrays(columns, schema.names)
+    return pa.Table.from_arrays(columns, names).select(schema.names)

@@ -277,9 +277,11 @@ def look(work: Work, params: ClipsParams, limits: LimitParams, mapper: Mapper, r
 def told_apart(seen: Rows) -> Iterator[Row]:
     """The rows by their paths; of those that claim one clip id, the first alone has it."""
     by_part = pc.replace_substring(seen.table["path"], "/", "\0")  # so "a/b" is before "a b", as paths are
+    ids = pc.value_counts(seen.table["clip_id"])
+    claimed = set(ids.filter(pc.greater(ids.field("counts"), 1)).field("values").to_pylist())
     taken: dict[str, str] = {}
     for row in Rows(seen.table.take(pc.sort_indices(by_part))):
-        if row["status"] == OK:
+        if row["status"] == OK and row["clip_id"] in claimed:
             other = taken.setdefault(row["clip_id"], row["path"])
             if other != row["path"]:
                 row |= _ended(Drop("duplicate", f"would be clip {row['clip_id']!r} like {other!r}"))

@@ -16,15 +16,16 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any, Generic
 
 from shards.index import INDEX_SCHEMA, ShardEntry
-from shards.ledger import FAILED, count_by_code, ledger_of, unusable, write_ledger
+from shards.ledger import FAILED, count_by_code, unusable, write_ledger
 from shards.ledger import SCHEMA as LEDGER_SCHEMA
 from shards.places import Listed, Place, place_of
 from shards.schema import SCHEMA_VERSION, ShardError
-from shards.table import Rows
+from shards.table import Pressed, Row, Rows
 from stages import align, clips, landmarks, mels, shard, weights
 from stages.align import AlignParams
 from stages.cache import digest, versions
@@ -93,10 +94,10 @@ class Built:
 
     @classmethod
     def from_json(cls, told: dict[str, Any]) -> Built:
-        ledger, packed = Rows.of(told["ledger"], LEDGER_SCHEMA), told["packed"]
+        ledger, packed = Pressed.of(told["ledger"], LEDGER_SCHEMA), told["packed"]
         if packed is None:
             return cls(None, ledger)
-        return cls(Packed(ShardEntry(**packed["entry"]), Rows.of(packed["index"], INDEX_SCHEMA)), ledger)
+        return cls(Packed(ShardEntry(**packed["entry"]), Pressed.of(packed["index"], INDEX_SCHEMA)), ledger)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +118,12 @@ def look(errand: Errand, work: Work, mapper: Mapper) -> Report:
         for _, hand in deal(listed, lambda file: file.name, FILES_PER_TASK)
     ]
     present = _present(errand)
+
+    def whole(told: list[Row]) -> Rows:
+        return Pressed.of(told, LEDGER_SCHEMA)
+
     label = f"{clips.STAGE}: files"
-    seen, report.clips_computed = _done(look_at, tasks, mapper, label, len, present, ledger_of)
+    seen, report.clips_computed = _done(look_at, tasks, mapper, label, len, present, whole)
     clips.conclude(work, Rows.joined(seen, LEDGER_SCHEMA), report)
     return report
 
@@ -138,7 +143,7 @@ def build(
 
     label = f"{shard.STAGE}: parts"
     built, n_computed = _done(build_part, tasks, mapper, label, lambda part: part.n_frames, present, whole)
-    ends = [*(one.ledger for one in built), unusable(clips.read_clips(work))]
+    ends = chain((one.ledger for one in built), [unusable(clips.read_clips(work))])
     ledger = Rows.joined(ends, LEDGER_SCHEMA)
     write_ledger(work.ledger, ledger)
     packed = [one.packed for one in built if one.packed]
@@ -159,7 +164,8 @@ def look_at(task: Task[tuple[Listed, ...]]) -> Rows:
         raw = place_of(errand.raw)
         for file in task.item:
             raw.bring(file.name, work.raw / file.name, size=file.bytes)
-        rows = clips.look(work, errand.clips, errand.limits, one_by_one, Report(clips.STAGE))
+        seen = clips.look(work, errand.clips, errand.limits, one_by_one, Report(clips.STAGE))
+        rows = Pressed(seen.table)
     if all(row["status"] != FAILED for row in rows):
         _leave_receipt(task, list(rows))
     return rows
@@ -181,8 +187,9 @@ def build_part(task: Task[Part]) -> Built:
         packed = shard.pack(work, errand.shard, errand.align.size, [part], errand.limits, one_by_one, report)
         for one in packed:
             out.put(work.out / one.entry.name, one.entry.name, sha256=one.entry.sha256)
-        built = Built(packed[0] if packed else None, clips.carry_ledger(work, shard.STAGES, [part]))
-    if all(row["status"] != FAILED for row in built.ledger):
+        ledger = Pressed(clips.carry_ledger(work, shard.STAGES, [part]).table)
+        built = Built(packed[0] if packed else None, ledger)
+    if all(row["status"] != FAILED for row in ledger):
         _leave_receipt(task, built.to_json())
     return built
 

@@ -21,7 +21,7 @@ from pydantic.dataclasses import dataclass as params_dataclass
 
 from shards.atomic import written_whole
 from shards.ledger import OK
-from shards.table import Row, Rows
+from shards.table import Pressed, Row, Rows
 from stages.work import Item, Mapper, Outcome, Report, StageError
 
 KEY = b"redub_key"
@@ -65,7 +65,7 @@ def plan(ledger: Rows, params: PartParams) -> list[Part]:
         if row["status"] == OK:
             by_split.setdefault(row["split"], []).append(place)
     return [
-        Part(split, number, Rows(table.take(hand)))
+        Part(split, number, Pressed(table.take(hand)))
         for split, places in sorted(by_split.items())
         for number, hand in deal(places, ids.__getitem__, params)
     ]

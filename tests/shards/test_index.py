@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards import index
+from shards import table
 from shards.index import (
     HASHES,
     INDEX_NAME,
@@ -71,7 +71,7 @@ def test_shards_however_they_are_held_are_one_index_and_the_same_rows_are_the_sa
     assert (tmp_path / INDEX_NAME).read_bytes() == (tmp_path / "again").read_bytes()
     listed = sorted(rows, key=lambda row: (row["shard"], row["frames_offset"]))
     assert list(read_index(tmp_path, {}).values()) == listed
-    monkeypatch.setattr(index, "SHARDS_AT_ONCE", 3)
+    monkeypatch.setattr(table, "PARTS_AT_ONCE", 3)
     write_index(tmp_path / INDEX_NAME, shards)
     assert list(read_index(tmp_path, {}).values()) == listed
     lean = read_index(tmp_path, {}, hashes=False)
