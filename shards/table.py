@@ -1,4 +1,4 @@
-"""Parquet tables in and out: the index and the ledger."""
+"""Rows in columns, and the Parquet files of them: the index and the ledger."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from shards.atomic import written_whole
 from shards.schema import ShardError
 
 Row = dict[str, Any]
-PARTS_AT_ONCE = 2**10
+PARTS_AT_ONCE = 2**10  # as tables of their own
 ROWS_AT_ONCE = 2**14  # as Python's objects; a million of them would take gigabytes
 
 
@@ -33,7 +33,8 @@ class Rows(Sequence[Row]):
         """Rows taken up one by one; what a row does not name is null."""
         todo, tables = iter(rows), [schema.empty_table()]
         while part := list(islice(todo, ROWS_AT_ONCE)):
-            tables.append(Pressed(pa.Table.from_pylist(part, schema)).table)
+            made = pa.Table.from_pylist(part, schema)  # with room for up to twice as many
+            tables.append(Pressed(made).table)
         return cls(pa.concat_tables(tables))
 
     def __len__(self) -> int:
@@ -77,7 +78,7 @@ class Pressed(Rows):
 
 
 def in_groups(parts: Iterable[Rows]) -> Iterator[pa.Table]:
-    """Tables of a thousand parts each: few of them lie about as tables at once."""
+    """The same rows in tables of a thousand parts each."""
     todo = iter(parts)
     while some := [part.table for part in islice(todo, PARTS_AT_ONCE)]:
         yield pa.concat_tables(some).combine_chunks()
