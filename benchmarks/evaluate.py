@@ -31,7 +31,15 @@ from sampler.metrics.pixels import ssim_by_frame
 from sampler.rollout import SampleParams
 from shards.checksum import file_sha256
 from shards.codec import encode_frame
-from shards.index import DATASET_NAME, INDEX_NAME, LEDGER_NAME, ShardEntry, write_dataset, write_index
+from shards.index import (
+    DATASET_NAME,
+    INDEX_NAME,
+    LEDGER_NAME,
+    ShardEntry,
+    rows_of_shard,
+    write_dataset,
+    write_index,
+)
 from shards.ledger import write_ledger
 from shards.reader import open_dataset
 from shards.schema import SCHEMA_VERSION
@@ -91,7 +99,7 @@ def write_shards(folder: Path, n_clips: int, n_frames: int) -> None:
     sha256, size = file_sha256(folder / "new.tar"), (folder / "new.tar").stat().st_size
     name = shard_name("test", 0, sha256)
     (folder / "new.tar").rename(folder / name)
-    write_index(folder / INDEX_NAME, [row | {"shard": name} for row in rows])
+    write_index(folder / INDEX_NAME, [rows_of_shard(name, rows)])
     ledger = [
         {"clip_id": row["clip_id"], "path": row["clip_id"], "status": "ok", "notes": []} for row in rows
     ]

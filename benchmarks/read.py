@@ -45,7 +45,15 @@ from shards.cache import shelf_for
 from shards.checksum import file_sha256
 from shards.codec import CODECS, Codec, decode_frame, encode_frame, write_frames
 from shards.frames import Fit, Frames
-from shards.index import DATASET_NAME, INDEX_NAME, LEDGER_NAME, ShardEntry, write_dataset, write_index
+from shards.index import (
+    DATASET_NAME,
+    INDEX_NAME,
+    LEDGER_NAME,
+    ShardEntry,
+    rows_of_shard,
+    write_dataset,
+    write_index,
+)
 from shards.ledger import write_ledger
 from shards.loader import load_resident, table_of
 from shards.ondemand import Cached, Decoder, Windowed
@@ -83,7 +91,7 @@ class Speed:
 def recoded(dataset: Dataset, codec: Codec, out: Path, clip_ids: list[str], per_shard: int) -> Dataset:
     """The same clips in another codec, in a folder of shards."""
     out.mkdir(parents=True)
-    rows, entries = [], []
+    shards, entries = [], []
     for number, first in enumerate(range(0, len(clip_ids), per_shard)):
         clips = (
             packed(read_clip(dataset, clip_id), codec) for clip_id in clip_ids[first : first + per_shard]
@@ -92,10 +100,10 @@ def recoded(dataset: Dataset, codec: Codec, out: Path, clip_ids: list[str], per_
         sha256, size = file_sha256(out / "new.tar"), (out / "new.tar").stat().st_size
         name = shard_name("train", number, sha256)
         (out / "new.tar").rename(out / name)
-        rows += [row | {"shard": name, "split": "train"} for row in written]
+        shards.append(rows_of_shard(name, (row | {"split": "train"} for row in written)))
         n_frames = sum(row["frames"] for row in written)
         entries.append(ShardEntry(name, "train", size, sha256, len(written), n_frames))
-    write_index(out / INDEX_NAME, rows)
+    write_index(out / INDEX_NAME, shards)
     write_ledger(out / LEDGER_NAME, [])
     write_dataset(out / DATASET_NAME, entries)
     return open_dataset(out)
@@ -135,7 +143,7 @@ def made(out: Path, n_clips: int) -> Dataset:
         n_clips,
         12 * n_clips,
     )
-    write_index(out / INDEX_NAME, [row | {"shard": entry.name} for row in rows])
+    write_index(out / INDEX_NAME, [rows_of_shard(entry.name, rows)])
     write_ledger(out / LEDGER_NAME, [])
     write_dataset(out / DATASET_NAME, [entry])
     return open_dataset(out)

@@ -26,7 +26,7 @@ from shards.ledger import OK, read_ledger
 from shards.places import AbsentError, Place, place_of
 from shards.schema import ShardError
 from shards.storage import publish
-from shards.table import Row
+from shards.table import Rows
 from stages import align, clips, cluster, landmarks, mels, shard, weights
 from stages.parts import plan
 from stages.work import Mapper, Report, StageError, Work
@@ -203,18 +203,19 @@ def _print_plan(request: Request, params: Params, stages: Sequence[str]) -> None
     click.echo(json.dumps(plan) if request.as_json else yaml.safe_dump(plan, sort_keys=False).rstrip())
 
 
-def _print_report(report: Report, ledger: list[Row]) -> None:
+def _print_report(report: Report, ledger: Rows) -> None:
     parts = report.parts
     built = f", {parts['built']} of {parts['total']} parts written" if parts["total"] else ""
     click.echo(
         f"{report.stage}: {report.kept} of {report.clips} clips, {report.frames} frames, "
         f"{report.clips_computed} computed{built}, {report.seconds:.1f} s"
     )
+    told = ledger.only("code", "path", "reason")
     for code, count in report.counts.items():
         if code != OK:
-            example = next((row for row in ledger if row["code"] == code), None)
-            told = f"  e.g. {example['path']}: {example['reason']}" if example else ""
-            click.echo(f"  {code:<14} {count:>5}{told}")
+            example = next((row for row in told if row["code"] == code), None)
+            such = f"  e.g. {example['path']}: {example['reason']}" if example else ""
+            click.echo(f"  {code:<14} {count:>5}{such}")
 
 
 def _print_dataset(work: Work, request: Request) -> None:

@@ -8,7 +8,6 @@ import json
 import re
 from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +20,17 @@ from shards.atomic import written_whole
 from shards.checksum import HASH_LETTERS, file_sha256
 from shards.places import AbsentError, Folder, Place, place_of
 from shards.schema import SCHEMA_VERSION, ShardError
-from shards.table import Row, parse_table, write_table
+from shards.table import ROWS_AT_ONCE, Pressed, Row, Rows, in_groups, parse_table, write_tables
 
 INDEX_NAME = "index.parquet"
 DATASET_NAME = "dataset.json"
 LEDGER_NAME = "ledger.parquet"
 MAX_ID_BYTES = 255  # what a tar's header holds of a name
-ROWS_AT_ONCE = 2**14  # as Python's objects; a million of them would take gigabytes
 SHA256 = re.compile("[0-9a-f]{64}")
 
 # Columns of one member: where its bytes lie in the shard, and what they must sum to.
 MEMBERS = ("frames", "boxes", "mels", "affine", "json")
+HASHES = ("sha256", "source_sha256")
 INDEX_SCHEMA = pa.schema(
     [
         pa.field("clip_id", pa.string()),
@@ -62,13 +61,14 @@ class ShardEntry:
     frames: int
 
 
-def write_index(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write one row per clip, sorted by shard and place in it."""
-    todo, tables = iter(rows), [INDEX_SCHEMA.empty_table()]
-    while part := list(islice(todo, ROWS_AT_ONCE)):
-        tables.append(pa.Table.from_pylist(part, INDEX_SCHEMA))
-    table = pa.concat_tables(tables)
-    write_table(path, table.sort_by([("shard", "ascending"), ("frames_offset", "ascending")]))
+def rows_of_shard(shard: str, rows: Iterable[Mapping[str, Any]]) -> Rows:
+    """A shard's rows of the index, from those that ``write_tar`` gives."""
+    return Pressed.of(({**row, "shard": shard} for row in rows), INDEX_SCHEMA)
+
+
+def write_index(path: Path, shards: Iterable[Rows]) -> None:
+    """Write one row per clip. Shards come in the order of their names; a thousand are a row group."""
+    write_tables(path, in_groups(shards), INDEX_SCHEMA)
 
 
 class Clips(Mapping[str, Row]):
@@ -91,7 +91,7 @@ class Clips(Mapping[str, Row]):
         row = self._row_of(clip_id)
         if row is None:
             raise KeyError(clip_id)
-        return {name: self.table[name][row].as_py() for name in self.table.column_names}
+        return Rows(self.table)[row]
 
     def __contains__(self, clip_id: object) -> bool:
         return isinstance(clip_id, str) and self._row_of(clip_id) is not None
@@ -104,8 +104,7 @@ class Clips(Mapping[str, Row]):
 
     def rows(self) -> Iterator[Row]:
         """All rows; the fast way to see many."""
-        for batch in self.table.to_batches(max_chunksize=ROWS_AT_ONCE):
-            yield from batch.to_pylist()
+        return iter(Rows(self.table))
 
     def column(self, name: str, clip_ids: Sequence[str]) -> list[Any]:
         """One column's values for some clips. Raises KeyError for a clip that is not here."""
@@ -150,6 +149,12 @@ class Clips(Mapping[str, Row]):
         return self._keys[twice[0]].decode() if len(twice) else None
 
     def _rows_of(self, clip_ids: Sequence[str]) -> NDArray[np.int64]:
+        """Where some clips lie in the table, sought a few at a time."""
+        firsts = range(0, len(clip_ids), ROWS_AT_ONCE)
+        found = [self._few_rows_of(clip_ids[first : first + ROWS_AT_ONCE]) for first in firsts]
+        return np.concatenate([np.zeros(0, np.int64), *found])
+
+    def _few_rows_of(self, clip_ids: Sequence[str]) -> NDArray[np.int64]:
         keys = _fixed_width(pa.chunked_array([pa.array(clip_ids, pa.string())]))
         places = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
         if not np.array_equal(self._keys[places], keys):
@@ -191,12 +196,17 @@ def _fixed_width(strings: pa.ChunkedArray) -> NDArray[np.bytes_]:
     return letters.view(f"S{width}")[:, 0]
 
 
-def read_index(where: Path | Place, manifest: Mapping[str, Any]) -> Clips:
-    """The index of a dataset. Raises ShardError when the file is none, has gaps, or lists a clip twice."""
+def read_index(where: Path | Place, manifest: Mapping[str, Any], *, hashes: bool = True) -> Clips:
+    """The index of a dataset. Raises ShardError when the file is none, has gaps, or lists a clip twice.
+
+    Without ``hashes`` its rows have no sha256: of a million clips they are half the memory.
+    """
     place = place_of(where)
     path = f"{place.address}/{INDEX_NAME}"
+    schema = INDEX_SCHEMA if hashes else pa.schema([f for f in INDEX_SCHEMA if f.name not in HASHES])
     data = read_table(place, manifest, INDEX_NAME)
-    table = parse_table(data, INDEX_SCHEMA, path, "index", repetitive=("shard", "split", "speaker"))
+    table = parse_table(data, schema, path, "index", repetitive=("shard", "split", "speaker"))
+    del data  # of a million clips 100 MB
     for name in table.column_names:
         if table[name].null_count:
             row = int(np.argmax(table[name].is_null()))

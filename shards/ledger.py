@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from shards.table import Row, read_rows, write_rows
+from shards.table import Row, Rows, read_rows, write_tables
 
 Status = Literal["ok", "dropped", "failed"]
 OK: Status = "ok"
@@ -50,22 +51,36 @@ FIELDS: dict[str, pa.DataType] = {
 SCHEMA = pa.schema([pa.field(name, kind) for name, kind in FIELDS.items()])
 
 
+def ledger_of(rows: Iterable[Mapping[str, Any]]) -> Rows:
+    """Rows in columns; unknown keys are a mistake of ours and raise."""
+
+    def checked() -> Iterator[Mapping[str, Any]]:
+        for row in rows:
+            unknown = set(row) - set(FIELDS)
+            assert not unknown, f"{row['path']}: ledger has no column {sorted(unknown)}"
+            yield row
+
+    return rows if isinstance(rows, Rows) else Rows.of(checked(), SCHEMA)
+
+
 def write_ledger(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write rows sorted by path; unknown keys are a mistake of ours and raise."""
-    listed = sorted(rows, key=lambda row: row["path"])
-    for row in listed:
-        unknown = set(row) - set(FIELDS)
-        assert not unknown, f"{row['path']}: ledger has no column {sorted(unknown)}"
-    write_rows(path, [dict(row) for row in listed], SCHEMA)
+    """Write rows sorted by path."""
+    write_tables(path, [ledger_of(rows).table.sort_by("path")], SCHEMA)
 
 
-def read_ledger(path: Path) -> list[Row]:
-    """Rows as dicts. Raises ShardError when the file is not a ledger."""
+def read_ledger(path: Path) -> Rows:
+    """Raises ShardError when the file is not a ledger."""
     return read_rows(path, SCHEMA, "ledger")
+
+
+def unusable(ledger: Rows) -> Rows:
+    """The rows of files that are no clips any more."""
+    return Rows(ledger.table.filter(pc.not_equal(ledger.table["status"], OK)))
 
 
 def count_by_code(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     """How many rows ended with each code; ``ok`` first, then the most frequent."""
+    rows = rows.only("code", "status") if isinstance(rows, Rows) else rows
     counts = Counter(row["code"] or row["status"] for row in rows)
     kept = counts.pop(OK, 0)
     return {OK: kept, **dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from shards.codec import CODECS, Codec, unpack_frames
@@ -36,7 +37,7 @@ from shards.schema import (
     json_to_info,
     npy_to_array,
 )
-from shards.table import Row, parse_rows
+from shards.table import ROWS_AT_ONCE, Rows, parse_rows
 
 MAX_SIZE = 1024  # px of a crop's side; a json from a stranger may ask for more memory than there is
 MAX_FRAMES = 1_000_000
@@ -57,35 +58,42 @@ class Dataset:
         """Where it lies on this machine; of a dataset elsewhere no more than its name."""
         return Path(self.place.address)
 
-    def ledger(self) -> list[Row]:
+    def ledger(self) -> Rows:
         """The ledger that belongs to it."""
         data = read_table(self.place, self.manifest, LEDGER_NAME)
         return parse_rows(data, LEDGER_SCHEMA, f"{self.place.address}/{LEDGER_NAME}", "ledger")
 
 
-def open_dataset(where: Path | Place) -> Dataset:
-    """Read the manifest and the index. Raises ShardError when they do not fit together."""
+def open_dataset(where: Path | Place, *, hashes: bool = True) -> Dataset:
+    """Read the manifest and the index. Raises ShardError when they do not fit together.
+
+    ``hashes=False`` spares the memory of the clips' sha256s, where nobody asks for them.
+    """
     place = place_of(where)
     manifest = read_dataset(place)
     shards = {entry.name: entry for entry in shard_entries(manifest, f"{place.address}/{DATASET_NAME}")}
-    clips = read_index(place, manifest)
+    clips = read_index(place, manifest, hashes=hashes)
     _check_places(clips, shards, f"{place.address}/{INDEX_NAME}")
     return Dataset(place, manifest, shards, clips)
 
 
 def _check_places(clips: Clips, shards: Mapping[str, ShardEntry], path: str) -> None:
     """Raise ShardError unless each clip's bytes lie together in a shard of the manifest."""
+    names, place = clips.shard_names()
+    rooms = np.array([shards[name].bytes if name in shards else -1 for name in names], np.int64)
+    for first in range(0, len(place), ROWS_AT_ONCE):
+        some = slice(first, first + ROWS_AT_ONCE)
+        _check_some(clips.table[some], rooms[place[some]], path)
+
+
+def _check_some(table: pa.Table, room: NDArray[np.int64], path: str) -> None:
+    """The same for some clips, by the bytes of each one's shard: -1 where the manifest does not list it."""
 
     def refuse(wrong: NDArray[np.bool_], told: str) -> None:
         if wrong.any():
-            row = clips.table.slice(int(np.argmax(wrong)), 1).to_pylist()[0]
-            raise ShardError(f"{path}: {told.format(**row)}")
+            raise ShardError(f"{path}: {told.format(**Rows(table)[int(np.argmax(wrong))])}")
 
-    table = clips.table
-    names, place = clips.shard_names()
-    unknown = np.array([name not in shards for name in names], bool)
-    refuse(unknown[place], f"{{clip_id}} lies in {{shard!r}}, which {DATASET_NAME} does not list")
-    room = np.array([shards[name].bytes if name in shards else 0 for name in names], np.int64)[place]
+    refuse(room < 0, f"{{clip_id}} lies in {{shard!r}}, which {DATASET_NAME} does not list")
     outside = table["frames"].to_numpy() < 1
     first, end, total = room, np.zeros_like(room), np.zeros_like(room)
     for name in MEMBERS:

@@ -182,11 +182,11 @@ def run(work: Work, params: AlignParams, parts: Sequence[Part], mapper: Mapper) 
         tasks.append(PartTask(part, path, key, (source, params)))
     report = Report(STAGE)
     stale = build(work.stage(STAGE), tasks, align_part, mapper, report)
-    outcomes = list(read_outcomes(work.stage(STAGE)))
+    outcomes = read_outcomes(work.stage(STAGE), parts)
     frames = {row["clip_id"]: row["frames"] for part in parts for row in part.rows}
     report.clips = len(outcomes)
     report.counts = count_by_code(outcomes)
     report.frames = sum(frames[row["clip_id"]] for row in outcomes if row["status"] == OK)
     report.clips_computed = sum(len(task.part.rows) for task in stale)
-    carry_ledger(work, (landmarks.STAGE, STAGE))
+    carry_ledger(work, (landmarks.STAGE, STAGE), parts)
     return report

@@ -8,19 +8,21 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any
 
+import pyarrow.compute as pc
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as params_dataclass
 
 from shards.checksum import file_sha256
-from shards.ledger import DROPPED, FAILED, OK, count_by_code, read_ledger, write_ledger
-from shards.table import Row
+from shards.ledger import DROPPED, FAILED, OK, count_by_code, ledger_of, read_ledger, unusable, write_ledger
+from shards.table import Row, Rows
 from stages import audio, corpora, sandbox, video
 from stages.cache import digest, entry_path, load_entry, save_entry, versions
-from stages.parts import read_outcomes
+from stages.parts import Part, read_outcomes
 from stages.sandbox import ClipJob, LimitParams
 from stages.work import Drop, Mapper, Outcome, Report, StageError, Work
 
@@ -220,16 +222,21 @@ def fingerprint(path: Path) -> Row | Drop:
 def run(work: Work, params: ClipsParams, limits: LimitParams, mapper: Mapper) -> Report:
     """Write ``clips/ledger.parquet``, and ``clips.parquet`` as it stands after this stage."""
     report = Report(STAGE)
-    rows = look(work, params, limits, mapper, report)
-    write_ledger(work.stage(STAGE) / LEDGER_NAME, told_apart(rows))
-    carry_ledger(work, ())
-    report.clips = len(rows)
-    report.frames = sum(row["frames"] or 0 for row in rows if row["status"] == OK)
-    report.counts = count_by_code(rows)
+    conclude(work, look(work, params, limits, mapper, report), report)
     return report
 
 
-def look(work: Work, params: ClipsParams, limits: LimitParams, mapper: Mapper, report: Report) -> list[Row]:
+def conclude(work: Work, seen: Rows, report: Report) -> None:
+    """Write what was seen of the files, and tell of it."""
+    ledger = ledger_of(told_apart(seen))
+    write_ledger(work.stage(STAGE) / LEDGER_NAME, ledger)
+    write_ledger(work.ledger, ledger)
+    report.clips = len(ledger)
+    report.frames = sum(row["frames"] for row in ledger.only("frames", "status") if row["status"] == OK)
+    report.counts = count_by_code(ledger)
+
+
+def look(work: Work, params: ClipsParams, limits: LimitParams, mapper: Mapper, report: Report) -> Rows:
     """A row of the ledger for every file, each seen by itself."""
     corpus = corpora.load(work.corpus)
     found = list(find_files(work.raw, params))
@@ -257,25 +264,28 @@ def look(work: Work, params: ClipsParams, limits: LimitParams, mapper: Mapper, r
         unseen.append(ProbeTask(path, entry, ClipJob("stages.clips:probe", args, 0.0, limits)))
     outcomes.update(mapper(probe_file, unseen, label=f"{STAGE}: files"))
     report.clips_computed = len(unseen)
-    rows = []
-    for item in found:
-        known_print = prints.get(item.path)
-        identity = known_print if isinstance(known_print, dict) else {}
-        rows.append(_row(item, identity, outcomes.get(item.path, Outcome()), corpus, work, params))
-    return rows
+
+    def rows() -> Iterator[Row]:
+        for item in found:
+            known_print = prints.get(item.path)
+            identity = known_print if isinstance(known_print, dict) else {}
+            yield _row(item, identity, outcomes.get(item.path, Outcome()), corpus, work, params)
+
+    return ledger_of(rows())
 
 
-def told_apart(rows: Iterable[Row]) -> list[Row]:
+def told_apart(seen: Rows) -> Iterator[Row]:
     """The rows by their paths; of those that claim one clip id, the first alone has it."""
+    by_part = pc.replace_substring(seen.table["path"], "/", "\0")  # so "a/b" is before "a b", as paths are
+    ids = pc.value_counts(seen.table["clip_id"])
+    claimed = set(ids.filter(pc.greater(ids.field("counts"), 1)).field("values").to_pylist())
     taken: dict[str, str] = {}
-    told = []
-    for row in sorted(rows, key=lambda row: PurePosixPath(row["path"])):
-        if row["status"] == OK:
+    for row in Rows(seen.table.take(pc.sort_indices(by_part))):
+        if row["status"] == OK and row["clip_id"] in claimed:
             other = taken.setdefault(row["clip_id"], row["path"])
             if other != row["path"]:
                 row |= _ended(Drop("duplicate", f"would be clip {row['clip_id']!r} like {other!r}"))
-        told.append(row)
-    return told
+        yield row
 
 
 def _row(
@@ -315,7 +325,7 @@ def _ended(drop: Drop) -> Row:
     return {"status": DROPPED, "code": drop.code, "reason": drop.reason}
 
 
-def read_clips(work: Work) -> list[Row]:
+def read_clips(work: Work) -> Rows:
     """What this stage found. Raises StageError when it has not run."""
     path = work.stage(STAGE) / LEDGER_NAME
     if not path.is_file():
@@ -323,21 +333,21 @@ def read_clips(work: Work) -> list[Row]:
     return read_ledger(path)
 
 
-def carry_ledger(work: Work, stages: Sequence[str]) -> list[Row]:
-    """Write ``clips.parquet``: this stage's rows, with what the later ``stages`` made of each clip."""
-    rows = read_clips(work)
+def carry_ledger(work: Work, stages: Sequence[str], parts: Iterable[Part]) -> Rows:
+    """Write ``clips.parquet``: this stage's rows, with what later ``stages`` made of each part's clips."""
+    carried = (row for part in parts for row in _carried(work, stages, part))
+    ledger = ledger_of(chain(carried, unusable(read_clips(work))))
+    write_ledger(work.ledger, ledger)
+    return ledger
+
+
+def _carried(work: Work, stages: Sequence[str], part: Part) -> Iterable[Row]:
+    by_id = {row["clip_id"]: row for row in part.rows}
     for stage in stages:
-        carry(rows, stage, read_outcomes(work.stage(stage)))
-    write_ledger(work.ledger, rows)
-    return rows
-
-
-def carry(rows: Iterable[Row], stage: str, outcomes: Iterable[Row]) -> None:
-    """Note in the ledger's rows what a stage made of each clip."""
-    by_id = {row["clip_id"]: row for row in rows if row["status"] == OK}
-    for outcome in outcomes:
-        row = by_id.get(outcome["clip_id"])
-        if row is None or row["status"] != OK:
-            continue  # ended earlier; the first reason stands
-        row["notes"] = [*row["notes"], *outcome["notes"]]
-        row |= {name: outcome[name] for name in ("status", "code", "reason")} | {"stage": stage}
+        for outcome in read_outcomes(work.stage(stage), [part]):
+            row = by_id.get(outcome["clip_id"])
+            if row is None or row["status"] != OK:
+                continue  # ended earlier; the first reason stands
+            row["notes"] = [*row["notes"], *outcome["notes"]]
+            row |= {name: outcome[name] for name in ("status", "code", "reason")} | {"stage": stage}
+    return by_id.values()

@@ -112,7 +112,7 @@ def run(
     report.clips_computed = len(missing)
     tasks = [_task(part, work, stage, keys, entries, failed, columns) for part in parts]
     build(work.stage(stage), tasks, assemble, mapper, report)
-    outcomes = list(read_outcomes(work.stage(stage)))
+    outcomes = read_outcomes(work.stage(stage), parts)
     report.clips = len(outcomes)
     report.counts = count_by_code(outcomes)
     report.frames = sum(frames[row["clip_id"]] for row in outcomes if row["status"] == OK)

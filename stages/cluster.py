@@ -16,14 +16,16 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any, Generic
 
-from shards.index import ShardEntry
-from shards.ledger import FAILED, OK, count_by_code, write_ledger
+from shards.index import INDEX_SCHEMA, ShardEntry
+from shards.ledger import FAILED, count_by_code, unusable, write_ledger
+from shards.ledger import SCHEMA as LEDGER_SCHEMA
 from shards.places import Listed, Place, place_of
 from shards.schema import SCHEMA_VERSION, ShardError
-from shards.table import Row
+from shards.table import Pressed, Row, Rows
 from stages import align, clips, landmarks, mels, shard, weights
 from stages.align import AlignParams
 from stages.cache import digest, versions
@@ -31,7 +33,7 @@ from stages.clips import ClipsParams
 from stages.crops import ShardParams
 from stages.landmarks import LandmarksParams
 from stages.mels import MelsParams
-from stages.parts import Part, PartParams, deal, read_outcomes
+from stages.parts import Part, PartParams, deal
 from stages.sandbox import LimitParams
 from stages.shard import Packed
 from stages.work import Item, Mapper, Report, Result, StageError, Work, one_by_one
@@ -65,7 +67,7 @@ class Errand:
     def part_key(self, part: Part) -> str:
         """A name for a part's shard, of all that decides it, and not of where it lies or what was allowed."""
         params = [replace(self.landmarks, model=""), self.align, self.mels, self.shard]
-        return f"{shard.STAGE}-{digest(self.tools, params, part.name, part.rows)[:KEY_LETTERS]}"
+        return f"part-{digest(self.tools, params, part.name, list(part.rows))[:KEY_LETTERS]}"
 
 
 def tools() -> dict[str, str]:
@@ -77,6 +79,25 @@ def tools() -> dict[str, str]:
         "schema": str(SCHEMA_VERSION),
         "model": weights.LANDMARKER.sha256,
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """What became of a part. Its receipt says the same."""
+
+    packed: Packed | None  # no clip may be left
+    ledger: Rows  # of its clips, after the last stage
+
+    def to_json(self) -> dict[str, Any]:
+        packed = self.packed and {"entry": asdict(self.packed.entry), "index": list(self.packed.index)}
+        return {"packed": packed, "ledger": list(self.ledger)}
+
+    @classmethod
+    def from_json(cls, told: dict[str, Any]) -> Built:
+        ledger, packed = Pressed.of(told["ledger"], LEDGER_SCHEMA), told["packed"]
+        if packed is None:
+            return cls(None, ledger)
+        return cls(Packed(ShardEntry(**packed["entry"]), Pressed.of(packed["index"], INDEX_SCHEMA)), ledger)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +118,13 @@ def look(errand: Errand, work: Work, mapper: Mapper) -> Report:
         for _, hand in deal(listed, lambda file: file.name, FILES_PER_TASK)
     ]
     present = _present(errand)
-    seen, report.clips_computed = _done(look_at, tasks, mapper, f"{clips.STAGE}: files", len, present)
-    rows = clips.told_apart(row for told in seen for row in told)
-    write_ledger(work.stage(clips.STAGE) / clips.LEDGER_NAME, rows)
-    write_ledger(work.ledger, rows)
-    report.clips = len(rows)
-    report.frames = sum(row["frames"] for row in rows if row["status"] == OK)
-    report.counts = count_by_code(rows)
+
+    def whole(told: list[Row]) -> Rows:
+        return Pressed.of(told, LEDGER_SCHEMA)
+
+    label = f"{clips.STAGE}: files"
+    seen, report.clips_computed = _done(look_at, tasks, mapper, label, len, present, whole)
+    clips.conclude(work, Rows.joined(seen, LEDGER_SCHEMA), report)
     return report
 
 
@@ -115,17 +136,17 @@ def build(
     tasks = [Task(errand, errand.part_key(part), part) for part in parts]
     present = _present(errand)
 
-    def is_whole(told: dict[str, Any]) -> bool:
-        entry = told["entry"]
-        return entry is None or present.get(entry["name"]) == entry["bytes"]
+    def whole(told: dict[str, Any]) -> Built | None:
+        built = Built.from_json(told)
+        entry = built.packed.entry if built.packed else None
+        return built if entry is None or present.get(entry.name) == entry.bytes else None
 
     label = f"{shard.STAGE}: parts"
-    built, n_computed = _done(build_part, tasks, mapper, label, _n_frames, present, is_whole)
-    ledger = clips.read_clips(work)
-    for stage in shard.STAGES:
-        clips.carry(ledger, stage, (row for told in built for row in told["outcomes"][stage]))
+    built, n_computed = _done(build_part, tasks, mapper, label, lambda part: part.n_frames, present, whole)
+    ends = chain((one.ledger for one in built), [unusable(clips.read_clips(work))])
+    ledger = Rows.joined(ends, LEDGER_SCHEMA)
     write_ledger(work.ledger, ledger)
-    packed = [Packed(ShardEntry(**told["entry"]), told["index"]) for told in built if told["entry"]]
+    packed = [one.packed for one in built if one.packed]
     report.parts = {"total": len(tasks), "kept": len(tasks) - n_computed, "built": n_computed}
     report.clips_computed = n_computed
     report.clips = len(ledger)
@@ -136,20 +157,21 @@ def build(
     return report
 
 
-def look_at(task: Task[tuple[Listed, ...]]) -> list[Row]:
+def look_at(task: Task[tuple[Listed, ...]]) -> Rows:
     """Look at some files. Runs on a worker."""
     errand = task.errand
     with _scratch(errand) as work:
         raw = place_of(errand.raw)
         for file in task.item:
             raw.bring(file.name, work.raw / file.name, size=file.bytes)
-        rows = clips.look(work, errand.clips, errand.limits, one_by_one, Report(clips.STAGE))
+        seen = clips.look(work, errand.clips, errand.limits, one_by_one, Report(clips.STAGE))
+        rows = Pressed(seen.table)
     if all(row["status"] != FAILED for row in rows):
-        _leave_receipt(task, rows)
+        _leave_receipt(task, list(rows))
     return rows
 
 
-def build_part(task: Task[Part]) -> dict[str, Any]:
+def build_part(task: Task[Part]) -> Built:
     """Bring a part's clips from raw to a shard in the bucket. Runs on a worker."""
     errand, part = task.errand, task.item
     report = Report(shard.STAGE)
@@ -165,15 +187,11 @@ def build_part(task: Task[Part]) -> dict[str, Any]:
         packed = shard.pack(work, errand.shard, errand.align.size, [part], errand.limits, one_by_one, report)
         for one in packed:
             out.put(work.out / one.entry.name, one.entry.name, sha256=one.entry.sha256)
-        outcomes = {stage: list(read_outcomes(work.stage(stage))) for stage in shard.STAGES}
-    told = {
-        "entry": asdict(packed[0].entry) if packed else None,
-        "index": packed[0].index if packed else [],
-        "outcomes": outcomes,
-    }
-    if all(row["status"] != FAILED for rows in outcomes.values() for row in rows):
-        _leave_receipt(task, told)
-    return told
+        ledger = Pressed(clips.carry_ledger(work, shard.STAGES, [part]).table)
+        built = Built(packed[0] if packed else None, ledger)
+    if all(row["status"] != FAILED for row in ledger):
+        _leave_receipt(task, built.to_json())
+    return built
 
 
 def clips_in(raw: Place) -> list[Listed]:
@@ -198,21 +216,22 @@ def _done(
     label: str,
     size_of: Callable[[Item], int],
     present: dict[str, int],
-    is_whole: Callable[[Result], bool] = lambda told: True,
+    whole: Callable[[Any], Result | None],
 ) -> tuple[list[Result], int]:
     """What each task gives, by its receipt or by a worker; and how many workers gave.
 
-    ``present`` is what lies in the bucket; a receipt counts when what it speaks of is whole.
+    ``present`` is what lies in the bucket. ``whole`` makes a result of a receipt's JSON, or None where what
+    it speaks of is not there.
     """
 
     def receipt(task: Task[Item]) -> Result | None:
         if f"{RECEIPTS}/{_name(task)}" not in present:
             return None
         try:
-            told: Result = json.loads(_receipts(task.errand).whole(_name(task)))
+            told = json.loads(_receipts(task.errand).whole(_name(task)))
         except (ShardError, ValueError):
             return None  # the work is done again
-        return told if is_whole(told) else None
+        return whole(told)
 
     with ThreadPoolExecutor(READERS) as pool:
         told = list(pool.map(receipt, tasks))
@@ -242,10 +261,6 @@ def _receipts(errand: Errand) -> Place:
 
 def _name(task: Task[Any]) -> str:
     return f"{task.key}.json"
-
-
-def _n_frames(part: Part) -> int:
-    return sum(row["frames"] for row in part.rows)
 
 
 @contextlib.contextmanager

@@ -134,5 +134,5 @@ def run(
         return ClipJob("stages.landmarks:find_in_file", args, row["video_seconds"], limits)
 
     report = clipwise.run(STAGE, work, parts, known, job, COLUMNS, mapper)
-    carry_ledger(work, (STAGE,))
+    carry_ledger(work, (STAGE,), parts)
     return report

@@ -131,5 +131,5 @@ def run(
         return ClipJob("stages.mels:mels_of_file", args, row["video_seconds"], limits)
 
     report = clipwise.run(STAGE, work, parts, known, job, COLUMNS, mapper)
-    carry_ledger(work, ("landmarks", "align", STAGE))
+    carry_ledger(work, ("landmarks", "align", STAGE), parts)
     return report

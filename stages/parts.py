@@ -9,17 +9,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as params_dataclass
 
 from shards.atomic import written_whole
 from shards.ledger import OK
-from shards.table import Row
+from shards.table import Pressed, Row, Rows
 from stages.work import Item, Mapper, Outcome, Report, StageError
 
 KEY = b"redub_key"
@@ -39,27 +41,33 @@ class Part:
 
     split: str
     number: int
-    rows: tuple[Row, ...]  # of the ledger
+    rows: Rows  # of the ledger
 
     @property
     def name(self) -> str:
         return f"{self.split}-{self.number:05d}"
 
+    @property
+    def n_frames(self) -> int:
+        return int(pc.sum(self.rows.table["frames"]).as_py())
 
-def plan(rows: Iterable[Row], params: PartParams) -> list[Part]:
+
+def plan(ledger: Rows, params: PartParams) -> list[Part]:
     """Deal the usable clips of each split to 1, 2, 4, 8 ... parts by a hash of seed and clip id.
 
     A power of two, so that the number of parts rarely changes when clips are added (and shards divide
     evenly among ranks). Within a part clips are in order of the hash: shuffled, whatever their names.
     """
-    by_split: dict[str, list[Row]] = {}
-    for row in rows:
+    table = ledger.table.combine_chunks()  # of which rows are taken fast
+    ids = table["clip_id"].to_pylist()
+    by_split: dict[str, list[int]] = {}
+    for place, row in enumerate(ledger.only("status", "split")):
         if row["status"] == OK:
-            by_split.setdefault(row["split"], []).append(row)
+            by_split.setdefault(row["split"], []).append(place)
     return [
-        Part(split, number, hand)
-        for split, members in sorted(by_split.items())
-        for number, hand in deal(members, lambda row: str(row["clip_id"]), params)
+        Part(split, number, Pressed(table.take(hand)))
+        for split, places in sorted(by_split.items())
+        for number, hand in deal(places, ids.__getitem__, params)
     ]
 
 
@@ -103,7 +111,7 @@ def build(
     """
     in_place = in_place or is_current
     stale = [task for task in tasks if not in_place(task)]
-    sizes = [sum(row["frames"] for row in task.part.rows) for task in stale]
+    sizes = [task.part.n_frames for task in stale]
     for _ in mapper(builder, stale, label=f"{report.stage}: parts", sizes=sizes):
         pass
     planned = {task.path for task in tasks}
@@ -129,20 +137,22 @@ def part_key(path: Path) -> str | None:
     return key.decode() if key else None
 
 
-OUTCOME_FIELDS = [
-    pa.field("clip_id", pa.string()),
-    pa.field("status", pa.string()),
-    pa.field("code", pa.string()),
-    pa.field("reason", pa.string()),
-    pa.field("notes", pa.list_(pa.string())),
-]
+OUTCOME_SCHEMA = pa.schema(
+    [
+        pa.field("clip_id", pa.string()),
+        pa.field("status", pa.string()),
+        pa.field("code", pa.string()),
+        pa.field("reason", pa.string()),
+        pa.field("notes", pa.list_(pa.string())),
+    ]
+)
 
 
 def write_part(
     path: Path, key: str, columns: Sequence[pa.Field], rows: Iterable[tuple[str, Outcome, Row]]
 ) -> None:
     """Write (clip id, outcome, values of the stage's own columns); null values where not ok."""
-    schema = pa.schema([*OUTCOME_FIELDS, *columns], metadata={KEY: key.encode()})
+    schema = pa.schema([*OUTCOME_SCHEMA, *columns], metadata={KEY: key.encode()})
     listed = [
         {
             "clip_id": clip_id,
@@ -167,7 +177,8 @@ def read_part(path: Path, columns: Sequence[str] | None = None) -> dict[str, Row
     return {row["clip_id"]: row for row in rows}
 
 
-def read_outcomes(folder: Path) -> Iterator[Row]:
-    """Outcome columns of every part in a stage's folder."""
-    for path in sorted(folder.glob("*.parquet")):
-        yield from read_part(path, [field.name for field in OUTCOME_FIELDS]).values()
+def read_outcomes(folder: Path, parts: Iterable[Part]) -> Rows:
+    """What became of the clips of some parts, as far as the stage of this folder has seen them."""
+    paths = [folder / f"{part.name}.parquet" for part in parts]
+    told = (read_part(path, OUTCOME_SCHEMA.names).values() for path in paths if path.is_file())
+    return Rows.of(chain.from_iterable(told), OUTCOME_SCHEMA)

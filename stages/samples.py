@@ -115,4 +115,4 @@ def read_crops(path: Path, size: int) -> Frames:
 
 def read_samples(out: Path) -> list[dict[str, Any]]:
     """Rows of a finished folder of samples. Raises ShardError."""
-    return read_rows(out / TABLE, SCHEMA, "table of samples")
+    return list(read_rows(out / TABLE, SCHEMA, "table of samples"))

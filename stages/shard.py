@@ -21,13 +21,14 @@ from shards.index import (
     LEDGER_NAME,
     ShardEntry,
     read_dataset,
+    rows_of_shard,
     shard_entries,
     write_dataset,
     write_index,
 )
 from shards.ledger import OK, count_by_code, write_ledger
 from shards.schema import SCHEMA_VERSION, ShardError
-from shards.table import Row
+from shards.table import Rows
 from shards.writer import PackedClip, shard_name, write_tar
 from stages import align, landmarks, mels, sandbox
 from stages.cache import digest, entry_path, link_or_copy, versions
@@ -71,7 +72,7 @@ class Packed:
     """A shard that is written, and its clips' rows of the index."""
 
     entry: ShardEntry
-    index: list[Row]
+    index: Rows
 
 
 def pack_part(task: PartTask) -> None:
@@ -247,7 +248,7 @@ def run(
     """
     report = Report(STAGE)
     packed = pack(work, params, size, parts, limits, mapper, report)
-    ledger = carry_ledger(work, STAGES)
+    ledger = carry_ledger(work, STAGES, parts)
     report.clips = len(ledger)
     report.counts = count_by_code(ledger)
     report.frames = sum(one.entry.frames for one in packed)
@@ -270,10 +271,10 @@ def pack(
     build(work.stage(STAGE), tasks, pack_part, mapper, report, in_place=_in_place)
     packed = []
     for task in tasks:
-        rows = [row for row in read_part(task.path).values() if row["index"]]
+        rows = [row for row in read_part(task.path, ["clip_id", "entry", "index"]).values() if row["index"]]
         if rows:
             entry = ShardEntry(**json.loads(rows[0]["entry"]))
-            index = [json.loads(row["index"]) | {"shard": entry.name} for row in rows]
+            index = rows_of_shard(entry.name, (json.loads(row["index"]) for row in rows))
             packed.append(Packed(entry, index))
     return packed
 
@@ -284,15 +285,16 @@ def publish(
     size: int,
     described: dict[str, Any],
     packed: Sequence[Packed],
-    ledger: list[Row],
+    ledger: Rows,
 ) -> None:
     """Make the shards a dataset; only then remove what an older one left."""
     before = _old_shards(work.out)
+    packed = sorted(packed, key=lambda one: one.entry.name)
     entries = [one.entry for one in packed]
-    write_index(work.out / INDEX_NAME, [row for one in packed for row in one.index])
+    write_index(work.out / INDEX_NAME, (one.index for one in packed))
     write_ledger(work.out / LEDGER_NAME, ledger)
     splits: dict[str, dict[str, int]] = {}
-    for entry in sorted(entries, key=lambda entry: entry.name):
+    for entry in entries:
         split = splits.setdefault(entry.split, {"shards": 0, "clips": 0, "frames": 0})
         split["shards"] += 1
         split["clips"] += entry.clips

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,15 @@ from numpy.typing import NDArray
 
 from shards.checksum import file_sha256
 from shards.codec import Codec, encode_frame, write_frames
-from shards.index import DATASET_NAME, INDEX_NAME, LEDGER_NAME, ShardEntry, write_dataset, write_index
+from shards.index import (
+    DATASET_NAME,
+    INDEX_NAME,
+    LEDGER_NAME,
+    ShardEntry,
+    rows_of_shard,
+    write_dataset,
+    write_index,
+)
 from shards.ledger import write_ledger
 from shards.schema import SCHEMA_VERSION
 from shards.writer import PackedClip, shard_name, write_tar
@@ -54,7 +63,7 @@ def pack(
 def write(folder: Path, clips: Sequence[PackedClip], *, per_shard: int = 0, **described: Any) -> Path:
     """A finished dataset of one shard, which holds every split, or of shards of ``per_shard`` clips."""
     folder.mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, Any]] = []
+    shards = []
     entries = []
     for first in range(0, len(clips), per_shard or len(clips)):
         packed = write_tar(folder / "new.tar", clips[first : first + (per_shard or len(clips))])
@@ -63,8 +72,8 @@ def write(folder: Path, clips: Sequence[PackedClip], *, per_shard: int = 0, **de
         name = shard_name("train", len(entries), sha256)
         entries.append(ShardEntry(name, "train", size, sha256, len(packed), n_frames))
         (folder / "new.tar").rename(folder / name)
-        rows += [row | {"shard": name} for row in packed]
-    write_index(folder / INDEX_NAME, rows)
+        shards.append(rows_of_shard(name, packed))
+    write_index(folder / INDEX_NAME, shards)
     write_ledger(
         folder / LEDGER_NAME,
         [
@@ -74,10 +83,10 @@ def write(folder: Path, clips: Sequence[PackedClip], *, per_shard: int = 0, **de
         ],
     )
     splits: dict[str, dict[str, int]] = {}
-    for row in rows:
+    for row in chain.from_iterable(shards):
         counts = splits.setdefault(row["split"], {"shards": 1, "clips": 0, "frames": 0})
         counts["clips"] += 1
         counts["frames"] += row["frames"]
-    defaults = {"dataset": "made", "params": {}, "files_found": len(rows), "dropped": {}, "splits": splits}
+    defaults = {"dataset": "made", "params": {}, "files_found": len(clips), "dropped": {}, "splits": splits}
     write_dataset(folder / DATASET_NAME, entries, **(defaults | described))
     return folder

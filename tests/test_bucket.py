@@ -94,7 +94,7 @@ def test_a_published_dataset_is_the_local_one(s3_server: s3.Server, address: str
     publish(folder, place_of(address))
     there, here = open_dataset(place_of(address)), open_dataset(folder)
     assert list(there.clips) == list(here.clips)
-    assert there.ledger() == here.ledger()
+    assert list(there.ledger()) == list(here.ledger())
     for clip_id in here.clips:
         assert np.array_equal(read_clip(there, clip_id).frames, read_clip(here, clip_id).frames)
     assert not diff(folder, place_of(address))

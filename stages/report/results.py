@@ -93,8 +93,8 @@ def read_evaluation(folder: Path) -> Evaluation:
         means = {row: {name: _cell(told) for name, told in cells.items()} for row, cells in metrics.items()}
     except (KeyError, TypeError, AttributeError, ValueError) as err:
         raise StageError(f"{folder / METRICS}: not the table of an evaluation ({err!r})") from err
-    clips = read_rows(folder / CLIPS, CLIPS_SCHEMA, "table of scored clips")
-    frames = read_rows(folder / FRAMES, FRAMES_SCHEMA, "table of scored frames")
+    clips = list(read_rows(folder / CLIPS, CLIPS_SCHEMA, "table of scored clips"))
+    frames = list(read_rows(folder / FRAMES, FRAMES_SCHEMA, "table of scored frames"))
     return Evaluation(story, means, tuple(clips), tuple(_tracks(frames)))
 
 

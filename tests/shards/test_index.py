@@ -8,11 +8,22 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards.index import INDEX_NAME, INDEX_SCHEMA, MEMBERS, Clips, read_index, write_index
+from shards import table
+from shards.index import (
+    HASHES,
+    INDEX_NAME,
+    INDEX_SCHEMA,
+    MEMBERS,
+    Clips,
+    read_index,
+    rows_of_shard,
+    write_index,
+)
 from shards.schema import ShardError
+from shards.table import Rows
 
 IDS = st.lists(
     st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=6), unique=True
@@ -27,6 +38,7 @@ def row_of(clip_id: str, number: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+@settings(deadline=None)  # the first call wakes pyarrow
 @given(ids=IDS)
 def test_columns_are_the_mapping_that_the_rows_are(ids: list[str]) -> None:
     rows = {clip_id: row_of(clip_id, number) for number, clip_id in enumerate(ids)}
@@ -53,13 +65,22 @@ def test_columns_are_the_mapping_that_the_rows_are(ids: list[str]) -> None:
             clips.column("frames", [ids[0], "none such"])
 
 
-def test_an_index_is_sorted_by_shard_and_place_and_the_same_rows_are_the_same_bytes(tmp_path: Path) -> None:
+def test_shards_however_they_are_held_are_one_index_and_the_same_rows_are_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = [row_of(f"clip{number}", number) for number in range(20)]
-    write_index(tmp_path / INDEX_NAME, iter(rows))
-    write_index(tmp_path / "again", rows[::-1])
+    shards = [rows_of_shard(f"{number}.tar", rows[number::4]) for number in range(4)]
+    write_index(tmp_path / INDEX_NAME, iter(shards))
+    write_index(tmp_path / "again", [Rows.joined(shards, INDEX_SCHEMA)])
     assert (tmp_path / INDEX_NAME).read_bytes() == (tmp_path / "again").read_bytes()
-    listed = list(read_index(tmp_path, {}).values())
-    assert listed == sorted(rows, key=lambda row: (row["shard"], row["frames_offset"]))
+    listed = sorted(rows, key=lambda row: (row["shard"], row["frames_offset"]))
+    assert list(read_index(tmp_path, {}).values()) == listed
+    monkeypatch.setattr(table, "PARTS_AT_ONCE", 3)
+    write_index(tmp_path / INDEX_NAME, shards)
+    assert list(read_index(tmp_path, {}).values()) == listed
+    lean = read_index(tmp_path, {}, hashes=False)
+    assert list(lean) == [row["clip_id"] for row in listed]
+    assert lean["clip7"] == {name: value for name, value in rows[7].items() if name not in HASHES}
 
 
 @pytest.mark.parametrize(

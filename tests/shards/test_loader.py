@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 
 from shards import loader
 from shards.frames import Fit, Wanted
-from shards.index import DATASET_NAME, INDEX_NAME, LEDGER_NAME, write_dataset, write_index
+from shards.index import DATASET_NAME, INDEX_NAME, INDEX_SCHEMA, LEDGER_NAME, write_dataset, write_index
 from shards.ledger import write_ledger
 from shards.loader import Resident, load_resident, split_off
 from shards.reader import open_dataset, read_clip
 from shards.schema import ShardError
+from shards.table import Rows
 from shards.writer import PackedClip
 from tests import datasets
 
@@ -106,7 +107,7 @@ def test_frames_have_the_same_numbers_however_the_clips_were_sharded(folder: Pat
     entries = [entry for part in opened for entry in part.shards.values()]
     for part, entry in zip(parts, entries, strict=True):
         (part / entry.name).rename(spread / entry.name)
-    write_index(spread / INDEX_NAME, [row for part in opened for row in part.clips.values()])
+    write_index(spread / INDEX_NAME, [Rows.of(part.clips.values(), INDEX_SCHEMA) for part in opened])
     write_ledger(spread / LEDGER_NAME, [row for part in opened for row in part.ledger()])
     write_dataset(spread / DATASET_NAME, entries)
     assert len(open_dataset(spread).shards) == 3

@@ -19,7 +19,7 @@ import av
 import numpy as np
 import pytest
 
-from shards.ledger import DROPPED, OK, read_ledger
+from shards.ledger import DROPPED, OK, ledger_of, read_ledger
 from shards.reader import open_dataset
 from shards.table import Row
 from stages import clips, corpora, sandbox, synth
@@ -347,6 +347,14 @@ def test_of_two_files_that_give_one_id_the_first_usable_one_is_kept(tmp_path: Pa
     run_on(tmp_path, "grid")
     codes = [row["code"] for row in rows_in(tmp_path).values()]
     assert codes[0] not in ("", "duplicate") and codes[1:] == ["", "duplicate"]
+
+
+def test_files_that_give_one_id_are_told_apart_in_the_order_of_their_paths() -> None:
+    paths = ["a b/x", "a/x", "a!/x", "a/x y", "a/x/z", "b", "é/x"]  # as text "a b/x" is before "a/x"
+    seen = ledger_of({"path": path, "clip_id": "same", "status": OK, "notes": []} for path in paths)
+    told = list(clips.told_apart(seen))
+    assert [row["path"] for row in told] == [str(path) for path in sorted(map(PurePosixPath, paths))]
+    assert [row["code"] for row in told] == [None] + ["duplicate"] * 6
 
 
 def test_the_ten_test_actors_of_crema_d_are_the_test_split() -> None:

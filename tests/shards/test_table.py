@@ -1,0 +1,47 @@
+"""Rows in columns are the rows that went in, however they are held."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shards import table
+from shards.table import Pressed, Rows
+
+SCHEMA = pa.schema([("name", pa.string()), ("number", pa.int64()), ("notes", pa.list_(pa.string()))])
+ROWS = st.lists(
+    st.fixed_dictionaries(
+        {
+            "name": st.none() | st.text(st.characters(exclude_categories=["Cs"]), max_size=5),
+            "number": st.none() | st.integers(-(2**63), 2**63 - 1),
+            "notes": st.lists(st.sampled_from(["a", "", "é"]), max_size=3),
+        }
+    ),
+    max_size=12,
+)
+
+
+@settings(deadline=None)  # the first call wakes pyarrow
+@given(rows=ROWS, cut=st.integers(0, 12), at_once=st.integers(1, 5))
+def test_rows_in_columns_are_the_rows(rows: list[dict[str, Any]], cut: int, at_once: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(table, "ROWS_AT_ONCE", at_once)
+        patch.setattr(table, "PARTS_AT_ONCE", at_once)
+        held = Rows.of(rows, SCHEMA)
+        joined = Rows.joined((Pressed.of([row], SCHEMA) for row in rows), SCHEMA)
+        sent = pickle.loads(pickle.dumps(Pressed.of(rows, SCHEMA)))
+        for kept in (held, joined, sent):
+            assert list(kept) == rows and len(kept) == len(rows)
+            assert list(kept[cut:]) == rows[cut:] and list(kept[:cut]) == rows[:cut]
+            assert [kept[place] for place in range(len(rows))] == rows
+            assert list(kept.only("number")) == [{"number": row["number"]} for row in rows]
+
+
+def test_a_part_of_many_rows_is_sent_without_the_others() -> None:
+    rows = Rows.of(({"name": "x" * 100, "number": number} for number in range(10_000)), SCHEMA)
+    assert len(pickle.dumps(Pressed(rows[:10].table))) < 5_000
