@@ -64,7 +64,7 @@ class Rows(Sequence[Row]):
 
 
 class Pressed(Rows):
-    """A few rows in one piece of memory: a table is of hundreds, which tells where thousands of them wait."""
+    """A few rows in one piece of memory. A table lies in hundreds; where there are thousands, that tells."""
 
     def __init__(self, table: pa.Table) -> None:
         sink = pa.BufferOutputStream()

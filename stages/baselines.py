@@ -70,7 +70,7 @@ def sounds_of(mels: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def bank_clips(dataset: Dataset, without: Set[str]) -> list[str]:
     """Training clips of which a bank is made, drawn by a hash of their ids until there are frames enough."""
-    trained = [name for name, row in dataset.clips.items() if row["split"] == "train" and name not in without]
+    trained = [name for name in dataset.clips.of_split("train") if name not in without]
     chosen, n_frames = [], 0
     for clip_id in sorted(trained, key=lambda name: key_of(0, *name.encode())):
         chosen.append(clip_id)

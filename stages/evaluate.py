@@ -215,23 +215,24 @@ def _by_row(cells: Sequence[Cell], rows: Sequence[Row]) -> dict[str, list[Item]]
     return asked
 
 
-def _about_clips(dataset: Dataset) -> dict[str, Row]:
-    """Split, speaker, emotion and level of each clip."""
-    ledger = {row["clip_id"]: row for row in dataset.ledger()}
+def _about_clips(dataset: Dataset, clip_ids: Set[str]) -> dict[str, Row]:
+    """Split, speaker, emotion and level of some clips."""
+    told = dataset.ledger().only("clip_id", "emotion", "level")
+    ledger = {row["clip_id"]: row for row in told if row["clip_id"] in clip_ids}
     return {
         clip_id: {
-            "split": row["split"],
-            "speaker": row["speaker"],
+            "split": dataset.clips[clip_id]["split"],
+            "speaker": dataset.clips[clip_id]["speaker"],
             "emotion": ledger.get(clip_id, {}).get("emotion"),
             "level": ledger.get(clip_id, {}).get("level"),
         }
-        for clip_id, row in dataset.clips.items()
+        for clip_id in clip_ids
     }
 
 
 def _tables(cells: Sequence[Cell], found: _Found, dataset: Dataset) -> tuple[list[Row], pa.Table]:
     """``clips.parquet``, without what networks say, and ``frames.parquet``. Each entry is read once."""
-    about = _about_clips(dataset)
+    about = _about_clips(dataset, {cell.pair.clip_id for cell in cells})
     rows, frames = [], [FRAMES_SCHEMA.empty_table()]
     for cell in cells:
         told = cell.outcome if cell.item is None else found(cell.item)

@@ -32,6 +32,7 @@ SCHEMA = pa.schema(
         pa.field("crops_sha256", pa.string()),
     ]
 )
+MAX_DISTANCE = 100  # between the two of a swapped pair, in the ring that pairs are made of
 MAX_FRAMES = 1_000_000
 MAX_FRAME_BYTES = 2**24
 
@@ -56,18 +57,19 @@ def pairs_of(dataset: Dataset, split: str, audio: Literal["own", "swapped"], *, 
     """Each clip of a split with its own speech, or with that of another clip that says something else.
 
     Swapped: every clip speaks and is spoken to once, by an order that hangs on the seed; where the ledger
-    tells the sentences, two clips that say the same are kept apart. Raises StageError when there is no other.
+    tells the sentences, two clips that say the same are kept apart as far as can be. Raises StageError when
+    there is no other.
     """
     where = dataset.place.address
-    ids = sorted(clip_id for clip_id, row in dataset.clips.items() if row["split"] == split)
+    ids = sorted(dataset.clips.of_split(split))
     if not ids:
-        splits = sorted({row["split"] for row in dataset.clips.values()})
+        splits = sorted(dataset.clips.table["split"].unique().to_pylist())
         raise StageError(f"{where}: no clip is in the split {split!r}; it has {', '.join(splits)}")
     if audio == "own":
         return [Pair(clip_id, clip_id) for clip_id in ids]
     if len(ids) < 2:
         raise StageError(f"{where}: the split {split!r} has one clip, so no other speech to swap in")
-    ledger = dataset.ledger()
+    ledger = dataset.ledger().only("clip_id", "sentence")
     said = {row["clip_id"]: row["sentence"] for row in ledger if row["sentence"]}
     ring = sorted(ids, key=lambda clip_id: key_of(seed, *clip_id.encode()))
 
@@ -76,7 +78,7 @@ def pairs_of(dataset: Dataset, split: str, audio: Literal["own", "swapped"], *, 
         others = ring[distance:] + ring[:distance]
         return sum(a in said and said[a] == said.get(b) for a, b in zip(ring, others, strict=True))
 
-    best = min(range(1, len(ring)), key=same_words)
+    best = min(range(1, min(len(ring), MAX_DISTANCE + 1)), key=same_words)
     others = dict(zip(ring, ring[best:] + ring[:best], strict=True))
     return [Pair(clip_id, others[clip_id]) for clip_id in ids]
 
