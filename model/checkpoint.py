@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from model.recipe import ModelError, Recipe, differences, recipe_from
 from model.unet import UNet
-from shards.atomic import PARTIAL_SUFFIX, clear_partials
+from shards.atomic import PARTIAL_SUFFIX
 
 CHECKPOINTS = "checkpoints"
 STATE, WEIGHTS, EMA, OPTIMIZER = (
@@ -108,12 +108,6 @@ def prune(run: Path, keep_last: int) -> None:
     for item in saved[:-keep_last]:
         if item != best:
             shutil.rmtree(item.path)
-
-
-def forget_halves(run: Path) -> None:
-    """Remove what a killed run left half written."""
-    if (run / CHECKPOINTS).is_dir():
-        clear_partials(run / CHECKPOINTS)
 
 
 def check_same(saved: Saved, recipe: Recipe, digest: str) -> None:

@@ -7,20 +7,18 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 import click
 import yaml
-from filelock import FileLock, Timeout
 
 from pipeline import params as params_file
 from pipeline.options import Request
 from pipeline.params import Params
 from pipeline.progress import Bars
 from pipeline.runner import DaskMapper
-from shards.atomic import clear_partials
 from shards.index import DATASET_NAME, read_dataset
 from shards.ledger import OK, read_ledger
 from shards.places import AbsentError, Place, place_of
@@ -28,10 +26,10 @@ from shards.schema import ShardError
 from shards.storage import publish
 from shards.table import Rows
 from stages import align, clips, cluster, landmarks, mels, shard, weights
+from stages.alone import alone_in
 from stages.parts import plan
 from stages.work import Mapper, Report, StageError, Work
 
-LOCK_NAME = ".lock"
 ROAD = (clips.STAGE, landmarks.STAGE, align.STAGE, mels.STAGE, shard.STAGE)
 
 
@@ -50,8 +48,9 @@ def go(request: Request, stages: Sequence[str]) -> None:
             with contextlib.suppress(AbsentError):
                 place.whole(DATASET_NAME)  # a wrong bucket or key is said now, not after hours
         reports, sent = [], 0
+        busy = f"--work {work.root}: another pipeline command is at work there"
         with (
-            alone_in(work),
+            alone_in(work.root, work.out, busy=busy),
             DaskMapper(request.workers, request.scheduler, quiet=request.as_json) as mapper,
         ):
             for stage in stages:
@@ -79,24 +78,6 @@ def go(request: Request, stages: Sequence[str]) -> None:
             click.echo(f"bucket   {request.publish}, {sent / 1e6:.1f} MB sent")
     if lost:
         raise click.ClickException(lost)
-
-
-@contextlib.contextmanager
-def alone_in(work: Work) -> Iterator[None]:
-    """Keep other runs out of the work folder, and clear away what a killed one left half written.
-
-    Raises StageError when another run is at work there. A killed run's lock goes with it.
-    """
-    work.root.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(work.root / LOCK_NAME)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout as err:
-        raise StageError(f"--work {work.root}: another pipeline command is at work there") from err
-    with lock:
-        for folder in {work.root, work.out}:
-            clear_partials(folder)
-        yield
 
 
 def work_of(request: Request) -> Work:

@@ -21,16 +21,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
 
 from sampler.metrics.mouth import Mouths
-from shards.atomic import clear_partials, written_whole
+from shards.atomic import written_whole
 from shards.checksum import file_sha256
 from shards.ledger import OK
 from shards.reader import Dataset, open_dataset, read_clip
 from shards.storage import at_hand
 from shards.table import Row, write_rows
 from stages import measure, weights
+from stages.alone import alone_in
 from stages.baselines import bank_clips, bank_of
 from stages.cache import digest, entry_path, save_entry, versions
 from stages.cells import BASELINES, TRUTH, Cell, cells_of, item_of, tasks_of
@@ -56,7 +56,6 @@ from stages.work import Mapper, Outcome, StageError
 CLIPS, FRAMES, METRICS, STORY, PLOTS = (
     "clips.parquet", "frames.parquet", "metrics.json", "evaluation.json", "plots",
 )  # fmt: skip
-LOCK_NAME = ".lock"
 DRIFT_PLOTS = ("psnr_box_db", "identity_distance")
 BY_LANDMARKS = (
     *(name for name in COLUMNS if name.startswith(("mouth_", "opening_", "audio_obedience"))), *LSE_REAL,
@@ -92,13 +91,8 @@ class Evaluation:
 
 def run(request: EvaluateRequest, limits: LimitParams, mapper: Mapper) -> Evaluation:
     """Score everything; what was measured before is found again. Raises StageError or ShardError."""
-    request.out.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(request.out / LOCK_NAME, blocking=False):
-            clear_partials(request.out)
-            return _evaluate(request, limits, mapper)
-    except Timeout as err:
-        raise StageError(f"--out {request.out}: another process evaluates there") from err
+    with alone_in(request.out, busy=f"--out {request.out}: another process evaluates there"):
+        return _evaluate(request, limits, mapper)
 
 
 def _evaluate(request: EvaluateRequest, limits: LimitParams, mapper: Mapper) -> Evaluation:

@@ -23,10 +23,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import requests
-from filelock import FileLock, Timeout
 
-from shards.atomic import clear_partials, publish, written_whole
+from shards.atomic import publish, written_whole
 from shards.checksum import file_digest, file_sha256
+from stages.alone import alone_in
 from stages.corpora import FETCH_FOLDER
 from stages.download import Address, Download, DownloadError, Patience, RemoteFile, open_session
 from stages.sources import Known, Source
@@ -116,7 +116,12 @@ def bring(
         return
     known = plan.source.known
     left, why = list[RemoteFile](), ""
-    with _alone_in(plan.to), open_session(patience) as session, ThreadPoolExecutor(jobs) as pool:
+    busy = f"--to {plan.to}: another `pipeline fetch` is at work there"
+    with (
+        alone_in(plan.to / FETCH_FOLDER, plan.to, busy=busy),
+        open_session(patience) as session,
+        ThreadPoolExecutor(jobs) as pool,
+    ):
         errand = _Errand(plan, session, patience, progress)
         try:
             for file, fetched in errand.run(pool, jobs):
@@ -272,20 +277,6 @@ def _receipt_path(file: RemoteFile, to: Path) -> Path:
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
-
-
-@contextlib.contextmanager
-def _alone_in(to: Path) -> Iterator[None]:
-    """Keep other fetches out of a corpus's folder, and clear away what a killed one was unpacking."""
-    (to / FETCH_FOLDER).mkdir(parents=True, exist_ok=True)
-    lock = FileLock(to / FETCH_FOLDER / ".lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout as err:
-        raise StageError(f"--to {to}: another `pipeline fetch` is at work there") from err
-    with lock:
-        clear_partials(to)
-        yield
 
 
 def _from_package(known: Known, to: Path, files: Sequence[RemoteFile]) -> Iterator[Fetched]:

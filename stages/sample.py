@@ -8,6 +8,7 @@ OUT/samples.json         what drew them: run, step, params, dataset
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -18,7 +19,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -27,19 +27,19 @@ from model.examples import fit_of
 from model.machine import Machine, Ranks, joined
 from sampler.params import SampleParams
 from sampler.rollout import CropFrame, Painter, Take
-from shards.atomic import clear_partials, written_whole
+from shards.atomic import written_whole
 from shards.checksum import file_sha256
 from shards.reader import Dataset, open_dataset, read_clip
 from shards.schema import MELS_PER_FRAME, VIDEO_FPS, ClipSample
 from shards.storage import at_hand_or_there
 from shards.table import write_rows
+from stages.alone import alone_in
 from stages.audio import SAMPLE_RATE
 from stages.encode import Sound, write_mp4
 from stages.preview import mels_params, sound_of
 from stages.samples import CROPS, SCHEMA, STORY, TABLE, VIDEOS, Pair, length_of, pairs_of, write_crops
 from stages.work import StageError
 
-LOCK_NAME = ".lock"
 ENLARGED = 2  # how much, in the videos
 Frames = NDArray[np.uint8]
 
@@ -65,18 +65,12 @@ def run(request: SampleRequest, params: SampleParams) -> int:
 
     Raises StageError, ShardError or ModelError, each in one line.
     """
-    with joined(request.device) as ranks:
-        lock = FileLock(request.out / LOCK_NAME)
-        if ranks.is_first:
-            request.out.mkdir(parents=True, exist_ok=True)
-            try:
-                lock.acquire(blocking=False)
-            except Timeout as err:
-                raise StageError(f"--out {request.out}: another process samples there") from err
-        try:
-            return _sample(request, params, ranks)
-        finally:
-            lock.release()
+    busy = f"--out {request.out}: another process samples there"
+    with (
+        joined(request.device) as ranks,
+        alone_in(request.out, busy=busy) if ranks.is_first else contextlib.nullcontext(),
+    ):
+        return _sample(request, params, ranks)
 
 
 def _sample(request: SampleRequest, params: SampleParams, ranks: Ranks) -> int:
@@ -95,7 +89,6 @@ def _sample(request: SampleRequest, params: SampleParams, ranks: Ranks) -> int:
         "params": asdict(params),
     }
     if ranks.is_first:
-        clear_partials(request.out)
         _check_same(request.out, story)
     ranks.meet()
     # The longest first: then hardly a slot stands idle while the last clips end.

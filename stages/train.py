@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from model import checkpoint, loop
@@ -29,10 +28,10 @@ from shards.loader import TRAIN_SPLIT, Resident, load_resident, split_off, table
 from shards.ondemand import Cached, Decoder, Windowed, is_of_worker
 from shards.reader import Dataset, open_dataset
 from shards.storage import at_hand, at_hand_or_there
+from stages.alone import alone_in
 from stages.work import StageError
 
 RUN_FILE = "run.json"
-LOCK_NAME = ".lock"
 HELD_CLIPS = 64  # looked at of those held out, where the dataset is too large to have them all at hand
 
 Hold = Literal["resident", "cached", "windowed"]
@@ -61,18 +60,12 @@ def run(request: TrainRequest, recipe: Recipe) -> str:
 
     Raises StageError, ShardError or ModelError, each in one line.
     """
-    with joined(request.device) as ranks:
-        lock = FileLock(request.run / LOCK_NAME)
-        if ranks.is_first:
-            request.run.mkdir(parents=True, exist_ok=True)
-            try:
-                lock.acquire(blocking=False)
-            except Timeout as err:
-                raise StageError(f"--run {request.run}: another process trains there") from err
-        try:
-            return _train(request, recipe, ranks)
-        finally:
-            lock.release()
+    busy = f"--run {request.run}: another process trains there"
+    with (
+        joined(request.device) as ranks,
+        alone_in(request.run, busy=busy) if ranks.is_first else contextlib.nullcontext(),
+    ):
+        return _train(request, recipe, ranks)
 
 
 def _train(request: TrainRequest, recipe: Recipe, ranks: Ranks) -> str:
@@ -81,8 +74,6 @@ def _train(request: TrainRequest, recipe: Recipe, ranks: Ranks) -> str:
     found = at_hand if request.hold == "resident" else at_hand_or_there
     dataset = open_dataset(found(request.shards), hashes=False)
     digest = str(dataset.manifest["digest"])
-    if ranks.is_first:
-        checkpoint.forget_halves(request.run)
     saved = checkpoint.listed(request.run)
     if saved:
         checkpoint.check_same(saved[-1], recipe, digest)

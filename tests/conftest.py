@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from stages import weights
 from stages.work import StageError
@@ -17,6 +18,11 @@ SHARED = Path(os.environ.get("REDUB_SHARED", ROOT.parent / "shared"))
 
 
 MODEL = SHARED / "models" / "face_landmarker.task"
+
+
+# No test is about the time that an example takes, and a crowded machine takes any.
+settings.register_profile("redub", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("redub")
 
 
 def pytest_configure() -> None:

@@ -119,15 +119,16 @@ def test_the_manifest_comes_last_and_nothing_is_sent_twice(
     assert set(sent(proxy)) == {DATASET_NAME}
 
 
-@pytest.mark.usefixtures("impatient")
 def test_a_killed_upload_leaves_no_dataset_and_goes_on(
-    proxy: faults.Proxy, address: str, tmp_path: Path
+    proxy: faults.Proxy, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = make(tmp_path / "here", "s1_a")
     fault = faults.Fault("cut", ".tar", at=1000, times=99, method="PUT")
     proxy.faults.append(fault)
-    with pytest.raises(ShardError, match=r"\.tar: given up"):
-        publish(folder, place_of(address))
+    with monkeypatch.context() as patch:
+        patch.setattr("shards.remote.DEADLINE_SECONDS", 0.5)
+        with pytest.raises(ShardError, match=r"\.tar: given up"):
+            publish(folder, place_of(address))
     with pytest.raises(ShardError, match="so this is no whole dataset"):
         open_dataset(place_of(address))
     proxy.faults.remove(fault)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -23,7 +23,6 @@ def correlation(left: NDArray[Any], right: NDArray[Any]) -> float:
     return float(np.corrcoef(left.ravel(), right.ravel())[0, 1])
 
 
-@settings(deadline=None)  # the first call wakes torch
 @given(
     seed=st.integers(0, 2**64), positions=st.lists(st.integers(0, 2**62), min_size=1, max_size=8, unique=True)
 )

@@ -26,13 +26,13 @@ from model.checkpoint import (
     TrainState,
     best_of,
     check_same,
-    forget_halves,
     listed,
     load_into,
     load_network,
     prune,
 )
 from model.recipe import ModelError, recipe_of
+from shards.atomic import clear_partials
 from tests.model import worlds
 from tests.model.worlds import CPU, TINY
 
@@ -168,7 +168,7 @@ def test_a_write_that_is_broken_off_leaves_what_was_there(
         assert steps_of(run) == [STEPS]
         assert load_network(run)[1].step == STEPS
     assert list((run / CHECKPOINTS).glob(".step-*")), "as a kill would leave it"
-    forget_halves(run)
+    clear_partials(run)
     assert [path.name for path in (run / CHECKPOINTS).iterdir()] == ["step-00000003"]
 
 

@@ -29,7 +29,7 @@ def stages(draw: st.DrawFn) -> tuple[int, int, int, int, int]:
     return ranks, share, micro, draw(st.integers(0, 8)), draw(st.integers(1, 4))
 
 
-@settings(max_examples=50, deadline=None)  # each epoch has keys of its own
+@settings(max_examples=50)  # each epoch has keys of its own
 @given(
     lengths=st.lists(st.integers(1, 25), min_size=4, max_size=12),
     parts=st.lists(stages(), min_size=1, max_size=3),

@@ -33,7 +33,7 @@ from model.recipe import ModelError, OptimParams, Recipe
 from model.watch import held_out_losses
 from shards.loader import Resident, one_ahead, split_off
 from shards.schema import ShardError
-from stages.train import LOCK_NAME
+from stages.alone import LOCK_NAME
 from stages.work import StageError
 from tests.model import worlds
 from tests.model.worlds import ALONE, CPU, ONE_THREAD, SIZE, TINY, finished

@@ -15,9 +15,9 @@ from filelock import FileLock
 from pipeline import params as params_file
 from pipeline.main import COMMANDS, cli
 from pipeline.params import Params
-from pipeline.road import LOCK_NAME
 from shards.reader import open_dataset, read_clip
 from shards.verify import verify
+from stages.alone import LOCK_NAME
 from stages.synth import ClipSpec, make_clip
 from stages.work import StageError
 from tests.road import PIPELINE, build, pipeline

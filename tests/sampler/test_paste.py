@@ -49,7 +49,7 @@ def depth_in_box(frame: Image, matrix: np.ndarray, box: np.ndarray) -> np.ndarra
     return np.minimum.reduce([u - box[0] + 0.5, box[2] - 0.5 - u, v - box[1] + 0.5, box[3] - 0.5 - v])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     scale=st.floats(0.15, 4),
     degrees=st.floats(-180, 180),

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shards import table
@@ -38,7 +38,6 @@ def row_of(clip_id: str, number: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@settings(deadline=None)  # the first call wakes pyarrow
 @given(ids=IDS)
 def test_columns_are_the_mapping_that_the_rows_are(ids: list[str]) -> None:
     rows = {clip_id: row_of(clip_id, number) for number, clip_id in enumerate(ids)}

@@ -117,7 +117,7 @@ def test_an_epoch_through_all_faults_at_once_and_resumed_is_the_one_from_disk(
 def test_a_fault_that_stays_is_named_after_the_deadline(
     hold: str, bucket: str, proxy: faults.Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote, "DEADLINE_SECONDS", 1.0)
+    monkeypatch.setattr(remote, "DEADLINE_SECONDS", 3.0)
     name = next(key for key in open_dataset(place_of(f"s3://{bucket}/grid")).shards)
     proxy.faults = [Fault("cut", of=name, at=1000, times=10_000)]
     with pytest.raises(ShardError, match=f"s3://{bucket}/grid/{name}") as caught:

@@ -196,7 +196,6 @@ def test_an_altered_shard_is_named(dataset: Path, tmp_path: Path) -> None:
 def test_what_is_no_dataset_is_one_line(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shards.remote.DEADLINE_SECONDS", 0.5)
     empty = tmp_path / "empty"
     empty.mkdir()
     with served(empty) as (address, _), pytest.raises(ShardError, match=r"no dataset\.json here"):
@@ -207,6 +206,7 @@ def test_what_is_no_dataset_is_one_line(
         at_hand(address, tmp_path / "cache")
     with pytest.raises(ShardError, match="nosuch://x: cannot be read"):
         at_hand("nosuch://x", tmp_path / "cache")
+    monkeypatch.setattr("shards.remote.DEADLINE_SECONDS", 0.5)
     with pytest.raises(ShardError, match=r"given up after .* refused"):
         at_hand(address, tmp_path / "cache")  # nobody is there any more
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shards import table
@@ -26,7 +26,6 @@ ROWS = st.lists(
 )
 
 
-@settings(deadline=None)  # the first call wakes pyarrow
 @given(rows=ROWS, cut=st.integers(0, 12), at_once=st.integers(1, 5))
 def test_rows_in_columns_are_the_rows(rows: list[dict[str, Any]], cut: int, at_once: int) -> None:
     with pytest.MonkeyPatch.context() as patch:

@@ -67,7 +67,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, finder: FaceFinder) -> tuple[
 # --- similarity -------------------------------------------------------------------------------------
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     scale=st.floats(0.05, 20), angle=st.floats(-np.pi, np.pi), x=st.floats(-1e3, 1e3), y=st.floats(-1e3, 1e3)
 )
@@ -80,7 +80,7 @@ def test_a_known_scale_turn_and_shift_are_recovered(scale: float, angle: float, 
         assert found == pytest.approx(np.column_stack([turn, (x, y)]), abs=1e-8 * max(1, scale * 400))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=seeds, noise=st.floats(0.1, 50))
 def test_with_noise_it_is_the_least_squares_solution(seed: int, noise: float) -> None:
     rng = np.random.default_rng(seed)
@@ -107,7 +107,7 @@ def test_projecting_and_its_inverse_bring_points_back(made: tuple[Points, np.nda
 # --- smoothing --------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     n_frames=st.integers(1, 60),
     window=st.sampled_from([1, 3, 7, 99]),
@@ -119,7 +119,7 @@ def test_even_motion_is_left_as_it_is(n_frames: int, window: int, start: float, 
     assert centred_mean(moving, window) == pytest.approx(moving, abs=1e-7)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=seeds, n_frames=st.integers(1, 40), radius=st.integers(0, 6))
 def test_the_mean_is_the_plain_mean_of_the_frames_around(seed: int, n_frames: int, radius: int) -> None:
     values = np.random.default_rng(seed).normal(0, 100, (n_frames, 3))
@@ -179,7 +179,7 @@ def test_the_box_does_not_tell_how_open_the_mouth_is(made: tuple[Points, np.ndar
     assert np.ptp(boxes[:, 3]) <= 2
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=seeds)
 def test_any_face_moving_anyhow_is_hidden_by_a_box_of_one_size(seed: int) -> None:
     rng = np.random.default_rng(seed)

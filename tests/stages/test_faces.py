@@ -161,7 +161,7 @@ def test_of_two_equal_faces_the_first_is_followed() -> None:
     assert all(found is left for found in follow_largest([[left, right]] * 5, MAX_GAP))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     seed=st.integers(0, 2**32 - 1),
     n_frames=st.integers(10, 24),
@@ -189,7 +189,7 @@ def test_the_larger_face_is_followed_whatever_the_order_of_detection(
         assert found is expected
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(shown=st.lists(st.booleans(), min_size=1, max_size=30).filter(any), seed=st.integers(0, 999))
 def test_gaps_are_bridged_by_straight_lines_and_held_at_the_ends(shown: list[bool], seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -204,7 +204,7 @@ def test_gaps_are_bridged_by_straight_lines_and_held_at_the_ends(shown: list[boo
         assert bridged[:, point, axis] == pytest.approx(np.interp(range(len(shown)), known, track), abs=1e-3)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.booleans(), max_size=40))
 def test_the_longest_gap_is_the_first_of_the_longest_runs(found: list[bool]) -> None:
     start, length = longest_gap(found)

@@ -226,7 +226,7 @@ def test_nothing_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     make_clip(tmp_path / "clip.mpg", ClipSpec(seconds=0.4, size=(128, 128)))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(lag_ms=st.floats(-200, 200), seed=st.integers(0, 10_000), phase_s=st.floats(0, 0.04))
 def test_a_lag_is_measured_to_5_ms_on_grids_of_25_and_50_a_second(
     lag_ms: float, seed: int, phase_s: float

@@ -66,7 +66,7 @@ def test_a_change_of_rgb_changes_yuv_as_ffmpeg_would() -> None:
         assert rgb_to_yuv(colours) @ (after - before) == pytest.approx(expected, abs=1.1), colours
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     rows=st.tuples(st.integers(0, 20), st.integers(0, 20)),
     columns=st.tuples(st.integers(0, 24), st.integers(0, 24)),
