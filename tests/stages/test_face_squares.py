@@ -1,3 +1,5 @@
+"""SyncNet's squares about a face: cut from whole pictures, with crops put in or as they came."""
+
 from __future__ import annotations
 
 from pathlib import Path
