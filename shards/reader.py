@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -75,6 +76,18 @@ def open_dataset(where: Path | Place, *, hashes: bool = True) -> Dataset:
     clips = read_index(place, manifest, hashes=hashes)
     _check_places(clips, shards, f"{place.address}/{INDEX_NAME}")
     return Dataset(place, manifest, shards, clips)
+
+
+@functools.lru_cache(maxsize=1)
+def opened(address: str, digest: str) -> Dataset:
+    """The dataset with this digest at an address; a process that asks again does not open it again.
+
+    Raises ShardError when it is another by now.
+    """
+    dataset = open_dataset(place_of(address))
+    if (found := dataset.manifest.get("digest")) != digest:
+        raise ShardError(f"{dataset.place.address}: became the dataset {str(found)[:12]}, was {digest[:12]}")
+    return dataset
 
 
 def _check_places(clips: Clips, shards: Mapping[str, ShardEntry], path: str) -> None:

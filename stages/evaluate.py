@@ -27,7 +27,7 @@ from shards.atomic import written_whole
 from shards.checksum import file_sha256
 from shards.ledger import OK
 from shards.reader import Dataset, open_dataset, read_clip
-from shards.storage import at_hand
+from shards.storage import at_hand_or_there
 from shards.table import Row, write_rows
 from stages import measure, weights
 from stages.alone import alone_in
@@ -66,7 +66,7 @@ BY_LANDMARKS = (
 class EvaluateRequest:
     """What the user asked for."""
 
-    shards: str  # a folder, or an address that fsspec reads
+    shards: str  # a folder, or an address
     out: Path
     cache: Path  # results kept for reuse
     generated: tuple[tuple[str, Path], ...] = ()  # name, or empty, and folder
@@ -96,12 +96,14 @@ def run(request: EvaluateRequest, limits: LimitParams, mapper: Mapper) -> Evalua
 
 
 def _evaluate(request: EvaluateRequest, limits: LimitParams, mapper: Mapper) -> Evaluation:
-    dataset = open_dataset(at_hand(request.shards))
+    found = at_hand_or_there(request.shards)
+    shards = str(found.absolute()) if isinstance(found, Path) else request.shards  # for other processes
+    dataset = open_dataset(found)
     own = pairs_of(dataset, request.split, "own", seed=0)[: request.clips]
-    systems = brought(_systems(request, dataset), dataset, request.cache, limits, mapper)
+    systems = brought(_systems(request, dataset), dataset, shards, request.cache, limits, mapper)
     swapped = _swapped(request, dataset, systems, own)
     heard = {name for pair in (*own, *swapped) for name in (pair.clip_id, pair.audio_clip_id)}
-    tools, not_computed = _tools(request, dataset, heard)
+    tools, not_computed = _tools(request, dataset, shards, heard)
 
     cells = cells_of(systems, own, swapped, dataset, tools)
     truths = {name: item_of(dataset, tools, "truth", Pair(name, name)) for name in sorted(heard)}
@@ -152,7 +154,9 @@ def _swapped(
     return pairs_of(dataset, request.split, "swapped", seed=0)[: request.clips]
 
 
-def _tools(request: EvaluateRequest, dataset: Dataset, heard: Set[str]) -> tuple[Tools, dict[str, str]]:
+def _tools(
+    request: EvaluateRequest, dataset: Dataset, shards: str, heard: Set[str]
+) -> tuple[Tools, dict[str, str]]:
     """What measuring needs, and which columns it cannot give and why. Makes the bank of training mouths."""
     bank, not_computed = "", {}
     if chosen := bank_clips(dataset, without=heard):
@@ -173,7 +177,7 @@ def _tools(request: EvaluateRequest, dataset: Dataset, heard: Set[str]) -> tuple
     else:
         not_computed = dict.fromkeys(BY_LANDMARKS, "--no-landmarks")
     tools = Tools(
-        shards=str(dataset.folder.absolute()),
+        shards=shards,
         digest=dataset.manifest["digest"],
         cache=str(request.cache.absolute()),
         bank=bank,

@@ -19,7 +19,7 @@ import numpy as np
 
 from shards.checksum import file_sha256
 from shards.ledger import DROPPED, FAILED, OK
-from shards.reader import Dataset, open_dataset, read_clip
+from shards.reader import Dataset, opened, read_clip
 from shards.schema import VIDEO_FPS, ClipSample
 from stages import sandbox
 from stages.cache import digest, entry_path, load_entry, save_entry, versions
@@ -84,7 +84,7 @@ def _samples(name: str, folder: Path, dataset: Dataset, split: str, clips: int |
         raise StageError(f"{folder / STORY}: cannot be read ({type(err).__name__}: {err})") from err
     if drawn_from != dataset.manifest["digest"]:
         raise StageError(f"{folder} was drawn from the dataset {str(drawn_from)[:12]}, "
-                         f"{dataset.folder} is {dataset.manifest['digest'][:12]}")  # fmt: skip
+                         f"{dataset.place.address} is {dataset.manifest['digest'][:12]}")  # fmt: skip
     listed = {row["name"]: row for row in read_samples(folder)}
     drawings = []
     for pair in pairs_of(dataset, split, "own" if audio == "own" else "swapped", seed=seed)[:clips]:
@@ -167,7 +167,8 @@ class BringTask:
     path: Path
     clip_id: str
     n_frames: int  # that the clip and its speech share
-    shards: Path
+    shards: str  # a folder, or an address
+    digest: str  # of the dataset there
     entry: Path  # of the cache: what became of it; the crops lie beside it
     limits: LimitParams
 
@@ -184,12 +185,15 @@ class BringTask:
 
 
 def brought(
-    systems: Sequence[System], dataset: Dataset, cache: Path, limits: LimitParams, mapper: Mapper
+    systems: Sequence[System], dataset: Dataset, shards: str, cache: Path, limits: LimitParams, mapper: Mapper
 ) -> list[System]:
-    """The systems with a tar of crops, in the cache, in place of each video; or with why there is none."""
+    """The systems with a tar of crops, in the cache, in place of each video; or with why there is none.
+
+    ``shards`` is where other processes find the dataset.
+    """
     files = {drawing.file: drawing.pair for system in systems for drawing in system.drawings}
     tasks = {
-        path: _task(path, pair, dataset, cache, limits)
+        path: _task(path, pair, dataset, shards, cache, limits)
         for path, pair in files.items()
         if path is not None and path.suffix.lower() in VIDEO_SUFFIXES
     }
@@ -213,19 +217,22 @@ def brought(
     return [replace(system, drawings=tuple(map(in_crops, system.drawings))) for system in systems]
 
 
-def _task(path: Path, pair: Pair, dataset: Dataset, cache: Path, limits: LimitParams) -> BringTask:
+def _task(
+    path: Path, pair: Pair, dataset: Dataset, shards: str, cache: Path, limits: LimitParams
+) -> BringTask:
     n_frames = length_of(dataset, pair)
     made_from = [file_sha256(path), dataset.clips[pair.clip_id]["sha256"], n_frames]
     key = digest(STAGE, VERSION, made_from, versions("av", "opencv-python"))
     entry = entry_path(cache, STAGE, key, ".npz")
-    return BringTask(path, pair.clip_id, n_frames, dataset.folder, entry, limits)
+    return BringTask(path, pair.clip_id, n_frames, shards, dataset.manifest["digest"], entry, limits)
 
 
 def bring(task: BringTask) -> tuple[Path, Outcome]:
     """Bring one video into crops; the cache keeps what came of it, unless it failed."""
     words = {
         "path": os.fspath(task.path.absolute()),
-        "shards": os.fspath(task.shards.absolute()),
+        "shards": task.shards,
+        "digest": task.digest,
         "clip_id": task.clip_id,
         "n_frames": task.n_frames,
         "crops": os.fspath(task.crops.absolute()),
@@ -236,10 +243,10 @@ def bring(task: BringTask) -> tuple[Path, Outcome]:
     return task.path, outcome
 
 
-def to_crops(path: str, shards: str, clip_id: str, n_frames: int, crops: str) -> Outcome:
+def to_crops(path: str, shards: str, digest: str, clip_id: str, n_frames: int, crops: str) -> Outcome:
     """A video's frames on the 25 fps clock, each as the clip's crop of it. Runs in the sandbox."""
     cv2.setNumThreads(1)
-    clip = read_clip(open_dataset(Path(shards)), clip_id)
+    clip = read_clip(opened(shards, digest), clip_id)
     size = shown_size(Path(path))
     span = video_span(Path(path))
     n_frames = min(n_frames, frames_on_clock(span))

@@ -21,7 +21,7 @@ from sampler.metrics.identity import identity_distances
 from sampler.metrics.motion import smoothness
 from sampler.metrics.pixels import squared_errors, ssim_by_frame
 from shards.ledger import FAILED
-from shards.reader import Dataset, open_dataset, read_clip
+from shards.reader import Dataset, opened, read_clip
 from shards.schema import MELS_PER_FRAME, VIDEO_FPS, ClipSample, ShardError
 from stages import sandbox
 from stages.baselines import Bank, held, nearest, previous
@@ -54,7 +54,7 @@ class Item:
 class Tools:
     """What measuring needs besides the frames."""
 
-    shards: str
+    shards: str  # a folder, or an address
     digest: str  # of the dataset there
     cache: str
     bank: str  # entry of the cache; empty without training clips
@@ -98,7 +98,7 @@ def measure_items(items: Sequence[dict[str, Any]], tools: dict[str, Any]) -> Out
     """Measure items of one clip, each into its entry. Runs in the sandbox."""
     cv2.setNumThreads(1)
     kit = Tools(**tools)
-    dataset = _dataset(kit.shards, kit.digest)
+    dataset = opened(kit.shards, kit.digest)
     clip = read_clip(dataset, items[0]["clip_id"])
     for words in items:
         item = Item(**words)
@@ -107,12 +107,6 @@ def measure_items(items: Sequence[dict[str, Any]], tools: dict[str, Any]) -> Out
         except Drop as drop:
             save_entry(Path(item.entry), Outcome.dropped(drop))
     return Outcome()
-
-
-@functools.lru_cache(maxsize=1)
-def _dataset(folder: str, digest: str) -> Dataset:
-    """Opened once; ``digest`` is what tells it from another that may come to lie there."""
-    return open_dataset(Path(folder))
 
 
 @functools.lru_cache(maxsize=1)

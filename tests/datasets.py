@@ -60,8 +60,18 @@ def pack(
     )
 
 
-def write(folder: Path, clips: Sequence[PackedClip], *, per_shard: int = 0, **described: Any) -> Path:
-    """A finished dataset of one shard, which holds every split, or of shards of ``per_shard`` clips."""
+def write(
+    folder: Path,
+    clips: Sequence[PackedClip],
+    *,
+    per_shard: int = 0,
+    lost: Sequence[dict[str, Any]] = (),
+    **described: Any,
+) -> Path:
+    """A finished dataset of one shard, which holds every split, or of shards of ``per_shard`` clips.
+
+    ``lost`` are rows of the ledger of files that are no clips.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     shards = []
     entries = []
@@ -74,14 +84,13 @@ def write(folder: Path, clips: Sequence[PackedClip], *, per_shard: int = 0, **de
         (folder / "new.tar").rename(folder / name)
         shards.append(rows_of_shard(name, packed))
     write_index(folder / INDEX_NAME, shards)
-    write_ledger(
-        folder / LEDGER_NAME,
-        [
-            {"clip_id": clip.key, "path": f"{clip.key}.mpg", "emotion": clip.info.get("emotion")}
-            | {"status": "ok", "notes": []}
-            for clip in clips
-        ],
-    )
+    kept = [
+        {"clip_id": clip.key, "path": f"{clip.key}.mpg", "emotion": clip.info.get("emotion")}
+        | {"status": "ok", "notes": []}
+        for clip in clips
+    ]
+    corpus = described.get("dataset")
+    write_ledger(folder / LEDGER_NAME, [row | {"corpus": corpus} for row in [*kept, *lost]])
     splits: dict[str, dict[str, int]] = {}
     for row in chain.from_iterable(shards):
         counts = splits.setdefault(row["split"], {"shards": 1, "clips": 0, "frames": 0})

@@ -16,8 +16,6 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from sampler.metrics.obedience import Mean
-from shards.index import LEDGER_NAME
-from shards.ledger import read_ledger, write_ledger
 from shards.reader import Dataset, open_dataset, read_clip
 from shards.table import write_rows
 from stages.cells import FROZEN, TRUTH
@@ -55,15 +53,13 @@ def dataset(folder: Path) -> Dataset:
             ("s3_a", HOSTILE, "test"), (HOSTILE, HOSTILE, "test"),
         )
     ]  # fmt: skip
-    datasets.write(folder, clips, dataset="grid", codec="webp", params={"align": {HOSTILE: HOSTILE}})
     lost = [
         {"path": f"{code}{number}.mpg", "status": "dropped", "stage": "mels", "code": code, "reason": HOSTILE}
         for code, count in LOST.items()
         for number in range(count)
     ]
-    ledger = folder / LEDGER_NAME
-    write_ledger(ledger, [row | {"corpus": "grid"} for row in [*read_ledger(ledger), *lost]])
-    return open_dataset(folder)
+    params = {"align": {HOSTILE: HOSTILE}}
+    return open_dataset(datasets.write(folder, clips, lost=lost, dataset="grid", codec="webp", params=params))
 
 
 def page(folder: Path) -> Path:
@@ -71,7 +67,7 @@ def page(folder: Path) -> Path:
     made = dataset(folder / "shards")
     test = [clip_id for clip_id, row in made.clips.items() if row["split"] == "test"]
     request = ReportRequest(
-        shards=made.folder,
+        shards=str(made.folder),
         out=folder / "report.html",
         run=run(folder / "run", made),
         evaluation=evaluation(folder / "evaluation", made, test),

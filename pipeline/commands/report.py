@@ -6,19 +6,20 @@ from pathlib import Path
 
 import click
 
-from pipeline.options import FILE, FOLDER
+from pipeline.options import FILE, FOLDER, at_endpoint
 
 
 @click.command("report")
-@click.option("--shards", type=FOLDER, required=True, help="A finished dataset.")
+@click.option("--shards", required=True, metavar="DIR|URL", help="A finished dataset.")
 @click.option("--run", type=FOLDER, help="Folder of a run: training curves and pictures.")
 @click.option("--evaluation", type=FOLDER, help="What `pipeline evaluate` wrote: tables and curves.")
 @click.option(
     "--generated", type=FOLDER, multiple=True, help="What `pipeline sample` wrote: strips; may be repeated."
 )
 @click.option("-o", "--out", type=FILE, required=True, help="The page to write (.html).")
+@at_endpoint
 def command(
-    shards: Path, run: Path | None, evaluation: Path | None, generated: tuple[Path, ...], out: Path
+    shards: str, run: Path | None, evaluation: Path | None, generated: tuple[Path, ...], out: Path
 ) -> None:
     """One HTML file that shows the data, the training and the results.
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from shards.atomic import written_whole
 from shards.reader import Dataset, open_dataset
+from shards.storage import at_hand_or_there
 from stages.cells import BASELINES
 from stages.report import figures, strips
 from stages.report.card import card_of
@@ -25,7 +26,7 @@ from stages.report.training import read_run
 class ReportRequest:
     """What the page is made from; only the dataset is needed."""
 
-    shards: Path
+    shards: str  # a folder, or an address
     out: Path
     run: Path | None = None
     evaluation: Path | None = None
@@ -37,7 +38,7 @@ def write(request: ReportRequest) -> int:
 
     Raises StageError or ShardError, each in one line.
     """
-    dataset = open_dataset(request.shards)
+    dataset = open_dataset(at_hand_or_there(request.shards))
     evaluation = read_evaluation(request.evaluation) if request.evaluation else None
     trained = _trained(request.run) if request.run else None
     drawn = tuple(strips.samples(folder, dataset) for folder in request.generated)

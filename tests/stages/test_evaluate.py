@@ -18,6 +18,7 @@ from torch import nn
 from sampler.metrics.mouth import correlation
 from shards.ledger import FAILED
 from shards.reader import Dataset, open_dataset, read_clip
+from shards.storage import at_hand_or_there
 from stages import evaluate, measure
 from stages.cells import BASELINES, FROZEN, PREVIOUS, STAGE, TRUTH, item_of
 from stages.columns import COLUMNS
@@ -31,6 +32,7 @@ from stages.work import Outcome, StageError, one_by_one
 from tests import drawings
 from tests.drawings import in_the_box
 from tests.road import hashes
+from tests.shards.test_storage import served
 
 pytestmark = pytest.mark.usefixtures("no_networks")
 
@@ -105,6 +107,21 @@ def test_what_brings_its_job_down_costs_no_other_row_of_the_clip(opened: Dataset
     failed = measure.compute(MeasureTask((truth, held, previous), tools, LimitParams()))
     assert {entry: (why.status, why.code) for entry, why in failed.items()} == {held.entry: (FAILED, "crash")}
     assert all(not isinstance(load_measured(Path(item.entry)), Outcome) for item in (truth, previous))
+
+
+def test_a_dataset_elsewhere_is_scored_without_a_copy_of_it(
+    opened: Dataset, cache: Path, tmp_path: Path
+) -> None:
+    videos = tmp_path / "theirs"
+    drawings.video(videos / "s1_a.mp4", drawings.source_frames(np.zeros(LENGTHS["s1_a"])))
+    near = run(opened, cache, tmp_path / "near", ("", videos))
+    with served(opened.folder) as (address, _):
+        asked = EvaluateRequest(
+            address, tmp_path / "far", tmp_path / "anew", (("", videos),), landmarks=False
+        )
+        far = evaluate.run(asked, LimitParams(), one_by_one)
+        assert not isinstance(at_hand_or_there(address), Path)
+    assert far.rows == near.rows and far.metrics == near.metrics
 
 
 def test_what_is_written_is_what_a_report_reads(opened: Dataset, cache: Path, tmp_path: Path) -> None:

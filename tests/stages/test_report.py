@@ -36,6 +36,7 @@ from stages.samples import SCHEMA, read_samples
 from stages.work import StageError
 from tests import datasets, reports
 from tests.reports import HOSTILE, OWN, SWAPPED
+from tests.shards.test_storage import served
 
 SECTIONS = ("data", "clips", "training", "samples", "results", "numbers")
 
@@ -287,7 +288,7 @@ def test_nothing_is_asked_of_the_network(html: str) -> None:
 
 def test_the_same_inputs_give_the_same_bytes_whatever_matplotlib_is_set_to(folder: Path, html: str) -> None:
     again = ReportRequest(
-        folder / "shards",
+        str(folder / "shards"),
         folder / "again.html",
         folder / "run",
         folder / "evaluation",
@@ -296,6 +297,13 @@ def test_the_same_inputs_give_the_same_bytes_whatever_matplotlib_is_set_to(folde
     with matplotlib.rc_context({"font.size": 20, "svg.fonttype": "path", "axes.grid": False}):
         assert write(again) == len(html.encode())
     assert (folder / "again.html").read_text() == html
+
+
+def test_a_dataset_elsewhere_is_shown_as_the_one_here(folder: Path, tmp_path: Path) -> None:
+    write(ReportRequest(str(folder / "shards"), tmp_path / "near.html"))
+    with served(folder / "shards") as (address, _):
+        write(ReportRequest(address, tmp_path / "far.html"))
+    assert (tmp_path / "far.html").read_bytes() == (tmp_path / "near.html").read_bytes()
 
 
 def test_sections_without_inputs_say_what_to_give(folder: Path) -> None:
@@ -315,7 +323,7 @@ def test_figures_of_another_dataset_or_of_training_clips_are_called_so(
     trained_on = reports.evaluation(tmp_path / "evaluation", made, ["s1_a", "s1_b"])
     other = reports.samples(tmp_path / "other", made, [("s1_a", "s1_a")])
     (other / "samples.json").write_text(json.dumps({"dataset": "f00"}))
-    write(ReportRequest(made.folder, tmp_path / "a.html", evaluation=trained_on, generated=(other,)))
+    write(ReportRequest(str(made.folder), tmp_path / "a.html", evaluation=trained_on, generated=(other,)))
     warned = (tmp_path / "a.html").read_text()
     assert "Samples other: made from the dataset f00, not from this one." in warned
     assert "Evaluation: scores clips of the split train" in warned
@@ -323,7 +331,7 @@ def test_figures_of_another_dataset_or_of_training_clips_are_called_so(
 
 
 def test_what_cannot_be_read_is_one_line(folder: Path, tmp_path: Path) -> None:
-    bare = ReportRequest(folder / "shards", tmp_path / "a.html")
+    bare = ReportRequest(str(folder / "shards"), tmp_path / "a.html")
     with pytest.raises(StageError, match=r"no run\.json here; `pipeline train` writes it"):
         write(replace(bare, run=tmp_path))
     with pytest.raises(StageError, match=r"no evaluation\.json here; `pipeline evaluate` writes it"):
