@@ -41,6 +41,7 @@ import torch
 
 from model.audio import SILENCE_DB, AudioParams
 from model.examples import FrameParams, wanted_of
+from shards.address import place_of
 from shards.cache import shelf_for
 from shards.checksum import file_sha256
 from shards.codec import CODECS, Codec, decode_frame, encode_frame, write_frames
@@ -57,7 +58,7 @@ from shards.index import (
 from shards.ledger import write_ledger
 from shards.loader import load_resident, table_of
 from shards.ondemand import Cached, Decoder, Windowed
-from shards.places import Place, place_of
+from shards.places import Place
 from shards.reader import Dataset, open_dataset, read_clip, read_members
 from shards.schema import MELS_PER_FRAME, SCHEMA_VERSION, ClipSample
 from shards.writer import PackedClip, shard_name, write_tar

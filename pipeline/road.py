@@ -19,9 +19,10 @@ from pipeline.options import Request
 from pipeline.params import Params
 from pipeline.progress import Bars
 from pipeline.runner import DaskMapper
+from shards.address import place_of
 from shards.index import DATASET_NAME, read_dataset
 from shards.ledger import OK, read_ledger
-from shards.places import AbsentError, Place, place_of
+from shards.places import AbsentError, Place
 from shards.schema import ShardError
 from shards.storage import publish
 from shards.table import Rows

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from shards.places import AbsentError, AlteredError, Listed
-from shards.remote import (
+from shards.schema import ShardError
+from shards.source import (
     CONNECT_SECONDS,
     CONNECTIONS,
     SILENCE_SECONDS,
@@ -20,7 +21,6 @@ from shards.remote import (
     range_header,
     range_of,
 )
-from shards.schema import ShardError
 
 ABSENT = {"404", "NoSuchKey", "NotFound"}
 PASSING = {"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "InternalError"}

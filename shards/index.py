@@ -16,9 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from shards.address import place_of
 from shards.atomic import written_whole
 from shards.checksum import HASH_LETTERS, file_sha256
-from shards.places import AbsentError, Folder, Place, place_of
+from shards.places import AbsentError, Folder, Place
 from shards.schema import SCHEMA_VERSION, ShardError
 from shards.table import ROWS_AT_ONCE, Pressed, Row, Rows, in_groups, parse_table, write_tables
 

@@ -69,24 +69,6 @@ class Place(Protocol):
         """All files of the place and of the folders in it."""
 
 
-def is_remote(address: str) -> bool:
-    """Whether it is an address and no folder."""
-    return "://" in address
-
-
-def place_of(where: str | Path | Place) -> Place:
-    """The place at a folder, ``s3://bucket/prefix`` or ``https://...``. Nothing is asked of it yet."""
-    if isinstance(where, Path):
-        return Folder(where)
-    if not isinstance(where, str):
-        return where
-    if not is_remote(where):
-        return Folder(Path(where))
-    from shards.remote import remote_place  # loads boto3 or requests
-
-    return remote_place(where)
-
-
 class Folder:
     """A folder of this machine."""
 

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from shards.address import place_of
 from shards.codec import CODECS, Codec, unpack_frames
 from shards.index import (
     DATASET_NAME,
@@ -27,7 +28,7 @@ from shards.index import (
     shard_entries,
 )
 from shards.ledger import SCHEMA as LEDGER_SCHEMA
-from shards.places import TRIES, Place, place_of
+from shards.places import TRIES, Place
 from shards.schema import (
     AFFINE_MEMBER,
     BOXES_MEMBER,

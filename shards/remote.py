@@ -9,23 +9,19 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
-import urllib3
 from urllib3.exceptions import HTTPError
 
 from shards.atomic import written_whole
-from shards.places import TRIES, AbsentError, AlteredError, Listed, Place, check
+from shards.places import TRIES, AbsentError, AlteredError, Listed, check
 from shards.schema import ShardError
+from shards.source import PassingError, Source
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-CONNECT_SECONDS = 10
-CONNECTIONS = 32  # kept open, for the threads that ask at once
-SILENCE_SECONDS = 20  # a connection that brings nothing for so long is given up, and tried anew
 # All that is done for one file, with all its retries, takes no longer than this.
 DEADLINE_SECONDS = 60
 SLOWEST_BYTES_PER_SECOND = 1e6  # and for each byte so much longer
@@ -33,55 +29,6 @@ FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.2, 5.0
 TOLD_AFTER_TRIES = 3
 BLOCK_BYTES = 2**18
 MAX_WHOLE_BYTES = 2**31  # of a manifest, an index or a ledger
-
-
-class PassingError(Exception):
-    """What may go well the next time: a cut, a silence, a busy server."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A file's bytes on their way here."""
-
-    body: urllib3.BaseHTTPResponse
-    start: int  # of the first byte of the body, in the file
-    size: int | None  # of the whole file
-    version: str  # the same as long as the file is; nothing where the server does not say
-
-
-class Source(Protocol):
-    """One request each, tried once. What may go well the next time is a PassingError."""
-
-    address: str
-
-    def open(self, name: str, start: int, stop: int | None) -> contextlib.AbstractContextManager[Answer]:
-        """A file from ``start`` on. The server may send more than was asked for, on both sides."""
-
-    def facts(self, name: str) -> tuple[int, str | None]:
-        """A file's size, and its sha256 where the server keeps that."""
-
-    def put(self, path: Path, name: str, sha256: str) -> None: ...
-
-    def delete(self, name: str) -> None: ...
-
-    def names(self) -> Iterator[str]: ...
-
-    def page(self, after: str) -> tuple[list[Listed], str]:
-        """Some of all files and what to ask for the next ones with; at the end nothing."""
-
-
-def remote_place(address: str) -> Place:
-    """The place at ``s3://...`` or ``https://...``."""
-    scheme = address.partition("://")[0].lower()
-    if scheme == "s3":
-        from shards.bucket import Bucket
-
-        return Remote(Bucket(address))
-    if scheme in ("http", "https"):
-        from shards.web import Web
-
-        return Remote(Web(address))
-    raise ShardError(f"{address}: cannot be read; known are folders, s3:// and https://")
 
 
 class Remote:
@@ -242,24 +189,6 @@ class Patience:
             left = self.until - time.monotonic()
             log.warning("%s: %s; trying again for at most %.0f s", self.what, told, left)
         time.sleep(pause)
-
-
-def range_of(told: str | None, length: int | None) -> tuple[int, int | None]:
-    """(first byte, size of the file) by a Content-Range like "bytes 0-9/300", else by the body's length."""
-    if not told:
-        return 0, length
-    span, _, size = told.removeprefix("bytes ").partition("/")
-    try:
-        return int(span.partition("-")[0]), int(size)
-    except ValueError as err:
-        raise PassingError(f"Content-Range {told!r} makes no sense") from err
-
-
-def range_header(start: int, stop: int | None) -> dict[str, str]:
-    """What asks for a part of a file; nothing where all of it is wanted."""
-    if start == 0 and stop is None:
-        return {}
-    return {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"}
 
 
 def _twice(once: Callable[[], T]) -> T:

@@ -14,6 +14,7 @@ from typing import Any
 from filelock import FileLock
 from platformdirs import user_cache_path
 
+from shards.address import is_remote, place_of
 from shards.atomic import written_whole
 from shards.cache import kept_at, user_shelf
 from shards.checksum import file_sha256
@@ -28,7 +29,7 @@ from shards.index import (
     shard_entries,
     tables_of,
 )
-from shards.places import Folder, Place, is_remote, place_of
+from shards.places import Folder, Place
 from shards.schema import ShardError
 
 UPLOADS = 4  # at once

@@ -13,7 +13,8 @@ import requests
 from requests.adapters import HTTPAdapter
 
 from shards.places import AbsentError, Listed
-from shards.remote import (
+from shards.schema import ShardError
+from shards.source import (
     CONNECT_SECONDS,
     CONNECTIONS,
     SILENCE_SECONDS,
@@ -22,7 +23,6 @@ from shards.remote import (
     range_header,
     range_of,
 )
-from shards.schema import ShardError
 
 
 class Web:

@@ -20,10 +20,11 @@ from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any, Generic
 
+from shards.address import place_of
 from shards.index import INDEX_SCHEMA, ShardEntry
 from shards.ledger import FAILED, count_by_code, unusable, write_ledger
 from shards.ledger import SCHEMA as LEDGER_SCHEMA
-from shards.places import Listed, Place, place_of
+from shards.places import Listed, Place
 from shards.schema import SCHEMA_VERSION, ShardError
 from shards.table import Pressed, Row, Rows
 from stages import align, clips, landmarks, mels, shard, weights

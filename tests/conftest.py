@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from shards import bucket
 from stages import weights
 from stages.work import StageError
 from tests import s3
@@ -70,6 +71,15 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3.Server]:
     """A real S3 server on loopback; it takes 4 s and 500 MB, so tests that need it share few files."""
     with s3.running(tmp_path_factory.mktemp("s3") / "weed") as server:
         yield server
+
+
+@pytest.fixture
+def silence(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A connection to a bucket that is silent for two seconds is given up."""
+    monkeypatch.setattr(bucket, "SILENCE_SECONDS", 2)
+    bucket._client.cache_clear()
+    yield
+    bucket._client.cache_clear()
 
 
 @pytest.fixture

@@ -19,9 +19,10 @@ from click.testing import CliRunner
 
 from pipeline.main import cli
 from shards import bucket
+from shards.address import place_of
 from shards.diff import diff
 from shards.index import DATASET_NAME
-from shards.places import Place, place_of
+from shards.places import Place
 from shards.reader import open_dataset, read_clip, read_members
 from shards.schema import ShardError
 from shards.storage import at_hand, publish
@@ -51,15 +52,6 @@ def address(s3_server: s3.Server, proxy: faults.Proxy, monkeypatch: pytest.Monke
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shards.remote.DEADLINE_SECONDS", 0.5)
-
-
-@pytest.fixture
-def silence(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A connection that is silent for two seconds is given up."""
-    monkeypatch.setattr(bucket, "SILENCE_SECONDS", 2)
-    bucket._client.cache_clear()
-    yield
-    bucket._client.cache_clear()
 
 
 def make(folder: Path, *names: str, shade: int = 7) -> Path:

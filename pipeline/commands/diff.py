@@ -19,8 +19,8 @@ SHOWN = 20
 @at_endpoint
 def command(first: str, second: str, as_json: bool) -> None:
     """What two datasets differ in: clips, splits, reasons, params. Exits with 1 when they do."""
+    from shards.address import place_of
     from shards.diff import diff
-    from shards.places import place_of
     from shards.schema import ShardError
 
     try:

@@ -22,9 +22,9 @@ def command(shards: str, clip: str, as_json: bool) -> None:
 
     DIR is a finished dataset, or the work folder of one that is being built.
     """
+    from shards.address import place_of
     from shards.index import LEDGER_NAME
     from shards.ledger import OK, read_ledger, rows_of
-    from shards.places import place_of
     from shards.reader import open_dataset
     from shards.schema import ShardError
 

@@ -58,7 +58,7 @@ def command(
     if not out.parent.is_dir():
         raise click.BadParameter(f"{out}: there is no folder {out.parent}", param_hint="--out")
 
-    from shards.places import place_of
+    from shards.address import place_of
     from shards.reader import open_dataset
     from shards.schema import VIDEO_FPS, ShardError
     from stages import preview

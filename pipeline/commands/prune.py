@@ -18,7 +18,7 @@ def command(shards: str, delete: bool) -> None:
     rebuilt may still read them, and an upload that is under way has not named its own yet: --delete is for
     when there are none.
     """
-    from shards.places import place_of
+    from shards.address import place_of
     from shards.schema import ShardError
     from shards.storage import leftovers
 

@@ -21,7 +21,7 @@ def command(shards: str, full: bool, as_json: bool) -> None:
     index and ledger tell one story. At a URL the shards are not read without --full: their sizes are
     asked for, and their sha256 where the server keeps that.
     """
-    from shards.places import is_remote, place_of
+    from shards.address import is_remote, place_of
     from shards.schema import ShardError
     from shards.verify import verify
 

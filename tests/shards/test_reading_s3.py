@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from shards import remote
+from shards.address import place_of
 from shards.cache import InPlace, shelf_for
 from shards.frames import Frames, Seen, Wanted
 from shards.loader import table_of
 from shards.ondemand import Cached, Decoder, Windowed
-from shards.places import place_of
 from shards.reader import open_dataset
 from shards.schema import ShardError
 from tests import datasets, faults, s3
@@ -50,11 +50,10 @@ def bucket(folder: Path, s3_server: s3.Server) -> str:
 
 
 @pytest.fixture
-def proxy(s3_server: s3.Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[faults.Proxy]:
+def proxy(s3_server: s3.Server, silence: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[faults.Proxy]:
     with faults.between(s3_server.endpoint) as between:
         for name, value in s3_server.environment(between.endpoint).items():
             monkeypatch.setenv(name, value)
-        monkeypatch.setattr(remote, "SILENCE_SECONDS", 0.5)
         yield between
 
 

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from shards.address import place_of
 from shards.cache import shelf_for
-from shards.places import place_of
 from shards.reader import open_dataset, read_clip
 from shards.schema import ShardError
 from shards.storage import at_hand, at_hand_or_there
