@@ -31,10 +31,10 @@ from sampler.params import SampleParams
 from sampler.rollout import Painter
 from shards.reader import Dataset, open_dataset, read_clip
 from stages import faces, weights
-from stages.mouths import find_mouths
 from stages.sample import drawn
 from stages.samples import pairs_of
-from stages.scores import obedience
+from stages.scoring.mouths import find_mouths
+from stages.scoring.scores import obedience
 from stages.train import RUN_FILE
 
 # name -> what is set back to the paper's way in our preset

@@ -44,9 +44,9 @@ from shards.reader import open_dataset, read_clip
 from shards.schema import MELS_PER_FRAME
 from stages import weights
 from stages.faces import FaceFinder
-from stages.mouths import find_mouths
 from stages.sample import drawn
 from stages.samples import pairs_of
+from stages.scoring.mouths import find_mouths
 
 MOUTH = (0.20, 0.48, 0.80, 0.92)  # x0 y0 x1 y1 of the mask box, as shares of the crop
 SAMPLER = "dpm++2m"

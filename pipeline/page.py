@@ -9,8 +9,8 @@ import gradio as gr
 from pipeline.service import Service
 from sampler.steps import SAMPLERS
 from stages.edit import EditParams
-from stages.fit import Fit
-from stages.follow import Choice
+from stages.editing.fit import Fit
+from stages.editing.follow import Choice
 from stages.sandbox import MEGABYTE
 from stages.work import StageError
 

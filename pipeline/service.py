@@ -26,9 +26,9 @@ from pipeline.visits import Kind, Visit, Visits
 from sampler.rollout import params_of
 from stages import sandbox
 from stages.edit import EditParams, edit
-from stages.fit import Fit
-from stages.follow import Choice
-from stages.reel import ReelFacts
+from stages.editing.fit import Fit
+from stages.editing.follow import Choice
+from stages.editing.reel import ReelFacts
 from stages.sandbox import ClipJob
 from stages.work import Outcome, StageError
 
@@ -62,7 +62,11 @@ class Service:
         visit = self._visit(request)
         try:
             shown, outcome = self._take(
-                visit, "video", upload, "stages.playable:copy_video", max_pixels=EditParams().max_pixels
+                visit,
+                "video",
+                upload,
+                "stages.editing.playable:copy_video",
+                max_pixels=EditParams().max_pixels,
             )
         except StageError as err:
             return gr.File(value=None), gr.skip(), _wrong(visit, err), gr.skip()
@@ -81,7 +85,7 @@ class Service:
             return (gr.skip(),) * 5
         visit = self._visit(request)
         try:
-            shown, outcome = self._take(visit, "speech", upload, "stages.playable:copy_sound")
+            shown, outcome = self._take(visit, "speech", upload, "stages.editing.playable:copy_sound")
         except StageError as err:
             return gr.File(value=None), gr.Audio(value=None), gr.skip(), _wrong(visit, err), gr.skip()
         seconds = float(Fraction(outcome.facts["seconds"]))

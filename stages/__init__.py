@@ -1,1 +1,1 @@
-"""One module per stage of dvc.yaml, and what they share: corpora, media, parts, the sandbox."""
+"""A module for each stage of dvc.yaml and each command, what the large ones are made of, what they share."""

@@ -37,18 +37,18 @@ from shards.schema import MELS_PER_FRAME, VIDEO_FPS
 from stages import sandbox
 from stages.align import AlignParams
 from stages.cache import load_entry
-from stages.film import Film, FilmFacts, container_of, sound_is_copied
-from stages.fit import Fit, Showing, output_seconds
-from stages.follow import Choice, face_path, watch
+from stages.editing.film import Film, FilmFacts, container_of, sound_is_copied
+from stages.editing.fit import Fit, Showing, output_seconds
+from stages.editing.follow import Choice, face_path, watch
+from stages.editing.plan import Plan
+from stages.editing.reel import Reel, ReelFacts
+from stages.editing.speech import Speech, speech_of
+from stages.editing.yuv import Picture, ToPicture
 from stages.landmarks import LandmarksParams
 from stages.mels import MelsParams
-from stages.plan import Plan
-from stages.reel import Reel, ReelFacts
 from stages.sandbox import ClipJob, LimitParams
-from stages.speech import Speech, speech_of
 from stages.video import Frame, ToRgb
 from stages.work import Drop, StageError
-from stages.yuv import Picture, ToPicture
 
 Preset = Literal[
     "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"
@@ -188,14 +188,14 @@ def _check_paths(video: Path, audio: Path, out: Path, preview: Path | None) -> N
 
 def _look(video: Path, params: EditParams) -> ReelFacts:
     args = {"path": os.fspath(video), "max_pixels": params.max_pixels}
-    job = ClipJob("stages.reel:look", args, _longest_seconds(video), params.limits)
+    job = ClipJob("stages.editing.reel:look", args, _longest_seconds(video), params.limits)
     outcome = sandbox.run_or_raise(job, video)
     return ReelFacts.from_json(outcome.facts)
 
 
 def _listen(audio: Path, params: EditParams) -> Speech:
     args = {"path": os.fspath(audio)}
-    job = ClipJob("stages.speech:listen", args, _longest_seconds(audio), params.limits)
+    job = ClipJob("stages.editing.speech:listen", args, _longest_seconds(audio), params.limits)
     return speech_of(audio, sandbox.run_or_raise(job, audio))
 
 

@@ -29,19 +29,20 @@ from shards.ledger import OK
 from shards.reader import Dataset, open_dataset, read_clip
 from shards.storage import at_hand_or_there
 from shards.table import Row, write_rows
-from stages import measure, weights
+from stages import weights
 from stages.alone import alone_in
-from stages.baselines import bank_clips, bank_of
 from stages.cache import digest, entry_path, save_entry, versions
-from stages.cells import BASELINES, TRUTH, Cell, cells_of, item_of, tasks_of
-from stages.columns import COLUMNS
-from stages.generated import System, brought, systems_of
-from stages.measure import Item, Measured, Tools, load_measured
-from stages.network_metrics import LSE_REAL, load_networks
-from stages.network_scores import PROTOCOLS, NetworkScores, Sources, network_scores
 from stages.samples import Pair, pairs_of
 from stages.sandbox import LimitParams
-from stages.scores import (
+from stages.scoring import measure
+from stages.scoring.baselines import bank_clips, bank_of
+from stages.scoring.cells import BASELINES, TRUTH, Cell, cells_of, item_of, tasks_of
+from stages.scoring.columns import COLUMNS
+from stages.scoring.generated import System, brought, systems_of
+from stages.scoring.measure import Item, Measured, Tools, load_measured
+from stages.scoring.network_metrics import LSE_REAL, load_networks
+from stages.scoring.network_scores import PROTOCOLS, NetworkScores, Sources, network_scores
+from stages.scoring.scores import (
     CLIPS_SCHEMA,
     CURVES,
     FRAMES_SCHEMA,

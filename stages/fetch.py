@@ -28,9 +28,9 @@ from shards.atomic import publish, written_whole
 from shards.checksum import file_digest, file_sha256
 from stages.alone import alone_in
 from stages.corpora import FETCH_FOLDER
-from stages.download import Address, Download, DownloadError, Patience, RemoteFile, open_session
-from stages.sources import Known, Source
-from stages.unpack import SPARE_BYTES, UnpackError, unpack
+from stages.fetching.download import Address, Download, DownloadError, Patience, RemoteFile, open_session
+from stages.fetching.sources import Known, Source
+from stages.fetching.unpack import SPARE_BYTES, UnpackError, unpack
 from stages.weights import download_package
 from stages.work import StageError
 

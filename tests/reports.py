@@ -18,13 +18,13 @@ from PIL import Image
 from sampler.metrics.obedience import Mean
 from shards.reader import Dataset, open_dataset, read_clip
 from shards.table import write_rows
-from stages.cells import FROZEN, TRUTH
-from stages.columns import COLUMNS
 from stages.evaluate import CLIPS, FRAMES, METRICS, STORY
 from stages.report import ReportRequest, write
 from stages.samples import CROPS, SCHEMA, TABLE, write_crops
 from stages.samples import STORY as SAMPLES_STORY
-from stages.scores import CLIPS_SCHEMA, FRAMES_SCHEMA, metrics_of
+from stages.scoring.cells import FROZEN, TRUTH
+from stages.scoring.columns import COLUMNS
+from stages.scoring.scores import CLIPS_SCHEMA, FRAMES_SCHEMA, metrics_of
 from tests import datasets
 
 HOSTILE = "<img src=x onerror=alert(1)>"

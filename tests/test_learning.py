@@ -22,7 +22,7 @@ from shards.loader import split_off
 from shards.reader import open_dataset, read_clip
 from shards.schema import MELS_PER_FRAME, ClipSample
 from stages import faces
-from stages.mouths import find_mouths
+from stages.scoring.mouths import find_mouths
 from stages.synth import SynthParams, make_corpus
 from tests import datasets
 from tests.conftest import ROOT

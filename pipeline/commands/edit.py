@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from model.machine import Precision
     from sampler.params import SamplerName
     from stages.edit import Preset
-    from stages.fit import Fit
-    from stages.follow import Choice
+    from stages.editing.fit import Fit
+    from stages.editing.follow import Choice
 
 
 def _choice(ctx: click.Context, param: click.Parameter, value: str) -> Choice:

@@ -96,7 +96,7 @@ def command(
     from shards.ledger import OK
     from shards.schema import ShardError
     from stages import evaluate
-    from stages.cells import BASELINES
+    from stages.scoring.cells import BASELINES
     from stages.work import StageError
 
     try:
@@ -141,7 +141,7 @@ def _counts(rows: list[Row]) -> dict[str, dict[str, int]]:
 
 def _print_table(found: Evaluation) -> None:
     """Means of the columns that have one; then why others have none."""
-    from stages.columns import COLUMNS
+    from stages.scoring.columns import COLUMNS
 
     missing: dict[str, list[str]] = {}
     for column in SHOWN:
@@ -167,9 +167,9 @@ def _told(cell: dict[str, Any]) -> str:
 
 def _print_groups(rows: list[Row]) -> None:
     """Means of the generated rows by emotion, level and speaker, where there are several of them."""
-    from stages.cells import BASELINES
-    from stages.columns import GROUPS
-    from stages.scores import means_by
+    from stages.scoring.cells import BASELINES
+    from stages.scoring.columns import GROUPS
+    from stages.scoring.scores import means_by
 
     drawn = [row for row in rows if row["row"] not in BASELINES]
     for field in GROUPS:

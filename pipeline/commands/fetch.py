@@ -68,7 +68,7 @@ def _bring_weights(name: str) -> None:
 def _bring_corpus(dataset: str, to: Path, only: str, jobs: int, *, as_json: bool) -> None:
     from pipeline.progress import Bars
     from stages import fetch
-    from stages.sources import SOURCES
+    from stages.fetching.sources import SOURCES
     from stages.work import StageError
 
     source = SOURCES[dataset]

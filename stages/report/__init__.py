@@ -12,7 +12,6 @@ from pathlib import Path
 from shards.atomic import written_whole
 from shards.reader import Dataset, open_dataset
 from shards.storage import at_hand_or_there
-from stages.cells import BASELINES
 from stages.report import figures, strips
 from stages.report.card import card_of
 from stages.report.codecs import codec_rows
@@ -20,6 +19,7 @@ from stages.report.motion import measured
 from stages.report.page import Data, Page, Results, Trained, render
 from stages.report.results import Evaluation, meanings, read_evaluation, tables, tables_by_group
 from stages.report.training import read_run
+from stages.scoring.cells import BASELINES
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,12 +13,12 @@ from model.watch import BAND_NAMES
 from sampler.metrics.mouth import lag_frames
 from shards.reader import Dataset, read_members
 from shards.schema import MELS_MEMBER, MELS_PER_FRAME, VIDEO_FPS, npy_to_array
-from stages.cells import BASELINES
 from stages.report import results
 from stages.report.card import Card
 from stages.report.motion import Measured
 from stages.report.plots import Line, Plot, histogram, lines
 from stages.report.results import Evaluation
+from stages.scoring.cells import BASELINES
 
 Record = dict[str, float]
 

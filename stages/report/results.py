@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from sampler.metrics.obedience import Mean
 from shards.ledger import OK
 from shards.table import Row, read_rows
-from stages.cells import PREVIOUS, TRUTH
-from stages.columns import COLUMNS, GROUPS, Column
 from stages.evaluate import CLIPS, FRAMES, METRICS, STORY
 from stages.report.inputs import read_object
-from stages.scores import CLIPS_SCHEMA, CURVES, FRAMES_SCHEMA, means_by
+from stages.scoring.cells import PREVIOUS, TRUTH
+from stages.scoring.columns import COLUMNS, GROUPS, Column
+from stages.scoring.scores import CLIPS_SCHEMA, CURVES, FRAMES_SCHEMA, means_by
 from stages.work import StageError
 
 Floats = NDArray[np.float64]

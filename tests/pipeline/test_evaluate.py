@@ -17,10 +17,10 @@ from pipeline.main import cli
 from sampler import rollout
 from shards.reader import open_dataset, read_clip
 from stages import evaluate
-from stages.cells import BASELINES
 from stages.evaluate import EvaluateRequest
 from stages.samples import Pair
 from stages.sandbox import LimitParams
+from stages.scoring.cells import BASELINES
 from stages.work import one_by_one
 from tests import drawings
 from tests.road import dvc, hashes

@@ -10,7 +10,7 @@ import pytest
 
 from shards.reader import open_dataset, read_clip
 from shards.schema import ClipSample
-from stages.baselines import BANDS, bank_clips, bank_of, held, nearest, previous, sounds_of
+from stages.scoring.baselines import BANDS, bank_clips, bank_of, held, nearest, previous, sounds_of
 from tests.model import worlds
 
 

@@ -8,8 +8,8 @@ import pytest
 from scipy.io import wavfile
 
 from shards.checksum import file_sha256
-from stages.clip_sound import clip_speech
 from stages.sandbox import LimitParams
+from stages.scoring.clip_sound import clip_speech
 from stages.work import Drop
 
 SOUND = np.random.default_rng(0).integers(-32768, 32767, 16_000, endpoint=True).astype(np.int16)

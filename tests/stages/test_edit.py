@@ -20,14 +20,14 @@ from stages.align import AlignParams, align_clip
 from stages.audio import read_channels, to_mono
 from stages.clips import probe
 from stages.edit import EditParams, edit
+from stages.editing.film import Film
+from stages.editing.yuv import Picture
 from stages.faces import FaceFinder
-from stages.film import Film
 from stages.landmarks import LandmarksParams, find_points
 from stages.mels import MelsParams, mel_rows, samples_for
 from stages.synth import ClipSpec, Truth, read_counter
 from stages.video import read_on_clock
 from stages.work import StageError
-from stages.yuv import Picture
 from tests.media import ffmpeg, images, pictures, sound_of, sound_packets, stamps_s, video_seconds
 
 ROOT = Path(__file__).parents[2]

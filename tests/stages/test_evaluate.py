@@ -19,15 +19,16 @@ from sampler.metrics.mouth import correlation
 from shards.ledger import FAILED
 from shards.reader import Dataset, open_dataset, read_clip
 from shards.storage import at_hand_or_there
-from stages import evaluate, measure
-from stages.cells import BASELINES, FROZEN, PREVIOUS, STAGE, TRUTH, item_of
-from stages.columns import COLUMNS
+from stages import evaluate
 from stages.evaluate import CLIPS, FRAMES, METRICS, STORY, EvaluateRequest
-from stages.measure import MeasureTask, Tools, load_measured
-from stages.network_metrics import LSE, LSE_REAL, Networks
 from stages.samples import CROPS, Pair, pairs_of
 from stages.sandbox import LimitParams
-from stages.scores import CLIPS_SCHEMA, FRAMES_SCHEMA
+from stages.scoring import measure
+from stages.scoring.cells import BASELINES, FROZEN, PREVIOUS, STAGE, TRUTH, item_of
+from stages.scoring.columns import COLUMNS
+from stages.scoring.measure import MeasureTask, Tools, load_measured
+from stages.scoring.network_metrics import LSE, LSE_REAL, Networks
+from stages.scoring.scores import CLIPS_SCHEMA, FRAMES_SCHEMA
 from stages.work import Outcome, StageError, one_by_one
 from tests import drawings
 from tests.drawings import in_the_box

@@ -9,8 +9,8 @@ import pytest
 
 from shards.reader import open_dataset, read_clip
 from shards.schema import ClipSample
-from stages.face_squares import squares_of_video, squares_with
 from stages.sandbox import LimitParams
+from stages.scoring.face_squares import squares_of_video, squares_with
 from stages.work import Drop
 from tests import drawings
 

@@ -17,11 +17,12 @@ from click.testing import CliRunner
 
 from pipeline.main import cli
 from shards.checksum import file_sha256
-from stages import fetch, sources, weights
+from stages import fetch, weights
 from stages.clips import ClipsParams, find_files
-from stages.download import Patience
 from stages.fetch import Fetched
-from stages.sources import CREMA_D, GRID, LfsRepository, Source, ZenodoRecord
+from stages.fetching import sources
+from stages.fetching.download import Patience
+from stages.fetching.sources import CREMA_D, GRID, LfsRepository, Source, ZenodoRecord
 from stages.weights import Weights
 from stages.work import StageError
 from tests.publisher import Publisher, publisher

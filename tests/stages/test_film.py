@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from stages import synth
-from stages.film import CONTAINERS, Film, FilmFacts, container_of, sound_is_copied
-from stages.speech import Speech, listen, speech_of
+from stages.editing.film import CONTAINERS, Film, FilmFacts, container_of, sound_is_copied
+from stages.editing.speech import Speech, listen, speech_of
+from stages.editing.yuv import Colours, Picture
 from stages.synth import ClipSpec
 from stages.work import StageError
-from stages.yuv import Colours, Picture
 from tests.media import ffmpeg, pictures, sound_of, sound_packets, stamps_s, video_seconds
 
 SECONDS = Fraction(12, 10)

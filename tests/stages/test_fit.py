@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.fit import FITS, Fit, Showing, output_seconds, showings, usual_step
+from stages.editing.fit import FITS, Fit, Showing, output_seconds, showings, usual_step
 
 MS = Fraction(1, 1000)
 rising = st.lists(st.integers(5, 90), max_size=12).map(lambda steps: [0, *np.cumsum(steps).tolist()])

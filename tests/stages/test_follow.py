@@ -7,8 +7,8 @@ import pytest
 
 from stages.align import USED_POINTS, AlignParams, align_clip
 from stages.crops import supersampling
+from stages.editing.follow import Choice, FacePath, Watched, face_path
 from stages.faces import N_POINTS, Sighting, sight
-from stages.follow import Choice, FacePath, Watched, face_path
 from stages.landmarks import LandmarksParams
 from stages.work import Drop, StageError
 

@@ -20,7 +20,16 @@ from sampler.metrics.inception import Inception
 from sampler.metrics.lpips import AlexNet, Heads
 from sampler.metrics.lse import Skipped
 from shards.checksum import file_sha256
-from stages.network_metrics import FID, LPIPS, LSE, LSE_REAL, Fid, Networks, clip_values, load_networks
+from stages.scoring.network_metrics import (
+    FID,
+    LPIPS,
+    LSE,
+    LSE_REAL,
+    Fid,
+    Networks,
+    clip_values,
+    load_networks,
+)
 from stages.weights import NETWORKS, Weights
 from stages.work import StageError
 from tests.sampler.weights import Mark, seeded, syncnet_weights
@@ -55,14 +64,14 @@ def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def here(made: tuple[Path, dict[str, Weights]], nowhere: None, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of weights that are what is expected."""
-    monkeypatch.setattr("stages.network_metrics.NETWORKS", made[1])
+    monkeypatch.setattr("stages.scoring.network_metrics.NETWORKS", made[1])
     return made[0]
 
 
 @pytest.fixture(scope="module")
 def networks(made: tuple[Path, dict[str, Weights]]) -> Iterator[Networks]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stages.network_metrics.NETWORKS", made[1])
+        patch.setattr("stages.scoring.network_metrics.NETWORKS", made[1])
         yield load_networks(made[0], with_sound=True)
 
 
@@ -183,7 +192,7 @@ def test_a_file_that_is_wrong_stops_it_with_one_line(tmp_path: Path, monkeypatch
     assert "\n" not in str(caught.value)
     # Even one whose digest is as expected runs nothing.
     expected = {**NETWORKS, "syncnet": replace(NETWORKS["syncnet"], sha256=file_sha256(path))}
-    monkeypatch.setattr("stages.network_metrics.NETWORKS", expected)
+    monkeypatch.setattr("stages.scoring.network_metrics.NETWORKS", expected)
     with pytest.raises(ModelError, match=r"syncnet_v2\.model: not a whole file of plain tensors"):
         load_networks(tmp_path, with_sound=True)
     assert not mark.exists()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from stages import synth
-from stages.playable import copy_sound, copy_video
+from stages.editing.playable import copy_sound, copy_video
 from stages.synth import ClipSpec
 from stages.work import Drop
 from tests.media import ffmpeg, images, sound_of, stamps_s

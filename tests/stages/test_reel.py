@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages import reel, synth
-from stages.reel import Reel, ReelFacts, look, stamped_frames
+from stages import synth
+from stages.editing import reel
+from stages.editing.reel import Reel, ReelFacts, look, stamped_frames
+from stages.editing.yuv import ToPicture
 from stages.synth import ClipSpec
 from stages.video import open_media
 from stages.work import Drop, StageError
-from stages.yuv import ToPicture
 from tests.media import ffmpeg, pictures
 
 MANY_PIXELS = 10**7

@@ -22,8 +22,6 @@ from shards.ledger import read_ledger
 from shards.reader import Dataset, open_dataset, read_clip
 from shards.schema import ShardError
 from shards.table import write_rows
-from stages.cells import FROZEN, TRUTH
-from stages.columns import COLUMNS
 from stages.report import ReportRequest, write
 from stages.report.card import card_of, leaks
 from stages.report.codecs import codec_rows
@@ -33,6 +31,8 @@ from stages.report.plots import Line, histogram, lines
 from stages.report.results import Evaluation, Table, Track, curve, read_evaluation, tables, tables_by_group
 from stages.report.strips import MAX_VIDEO_BYTES, clips_shown, samples
 from stages.samples import SCHEMA, read_samples
+from stages.scoring.cells import FROZEN, TRUTH
+from stages.scoring.columns import COLUMNS
 from stages.work import StageError
 from tests import datasets, reports
 from tests.reports import HOSTILE, OWN, SWAPPED

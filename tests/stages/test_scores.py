@@ -9,9 +9,9 @@ import pytest
 
 from sampler.metrics.mouth import Mouths
 from sampler.metrics.obedience import Mean, mean_of
-from stages.columns import COLUMNS
-from stages.measure import Measured
-from stages.scores import clip_scores, curves, means_by, metrics_of, obedience
+from stages.scoring.columns import COLUMNS
+from stages.scoring.measure import Measured
+from stages.scoring.scores import clip_scores, curves, means_by, metrics_of, obedience
 from tests.sampler.test_mouth import mouths, speech
 
 T = 75

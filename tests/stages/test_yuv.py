@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.yuv import Colours, Picture, ToPicture, colours_of, rgb_to_yuv
+from stages.editing.yuv import Colours, Picture, ToPicture, colours_of, rgb_to_yuv
 
 BT709, BT601 = Colours(1, 1, 1, 1), Colours(6, 1, 6, 6)
 

@@ -30,7 +30,7 @@ def clip_speech(raw: Path, info: Mapping[str, Any], limits: LimitParams) -> NDAr
         "path": str(source_of(raw, info)), "start": info["source_start"], "n_frames": info["frames"],
     }  # fmt: skip
     seconds = info["frames"] / VIDEO_FPS
-    return sandbox.arrays_of("stages.clip_sound:sound_of_file", args, seconds, limits)["sound"]
+    return sandbox.arrays_of("stages.scoring.clip_sound:sound_of_file", args, seconds, limits)["sound"]
 
 
 def source_of(raw: Path, info: Mapping[str, Any]) -> Path:

@@ -12,9 +12,9 @@ from typing import Any
 import av
 import av.container
 
+from stages.editing.yuv import Colours, colours_of
 from stages.video import decode, open_media, packet_spans, upright_size, video_stream
 from stages.work import Drop, Outcome, StageError
-from stages.yuv import Colours, colours_of
 
 HELD_BYTES = 128 * 2**20  # of decoded frames, while a video runs backwards
 EXACT = ("time_base", "seconds", "fps", "pixel_aspect")  # fractions, which JSON has not

@@ -24,11 +24,11 @@ from shards.ledger import FAILED
 from shards.reader import Dataset, opened, read_clip
 from shards.schema import MELS_PER_FRAME, VIDEO_FPS, ClipSample, ShardError
 from stages import sandbox
-from stages.baselines import Bank, held, nearest, previous
 from stages.cache import load_entry, save_entry
-from stages.mouths import mouths_of
 from stages.samples import Frames, read_crops
 from stages.sandbox import ClipJob, LimitParams
+from stages.scoring.baselines import Bank, held, nearest, previous
+from stages.scoring.mouths import mouths_of
 from stages.work import Drop, Outcome
 
 VERSION = 1
@@ -82,7 +82,7 @@ def compute(task: MeasureTask) -> dict[str, Outcome]:
     """Measure a task's items; returns the failures, by entry. The cache keeps everything else."""
     seconds = sum(item.n_frames for item in task.items) / VIDEO_FPS
     words = {"items": [asdict(item) for item in task.items], "tools": asdict(task.tools)}
-    outcome = sandbox.run(ClipJob("stages.measure:measure_items", words, seconds, task.limits))
+    outcome = sandbox.run(ClipJob("stages.scoring.measure:measure_items", words, seconds, task.limits))
     if outcome.status != FAILED:
         return {}
     left = [item for item in task.items if not Path(item.entry).is_file()]

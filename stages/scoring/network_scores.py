@@ -18,13 +18,13 @@ from shards.reader import Dataset, read_clip
 from shards.schema import ClipSample, ShardError
 from stages.audio import SAMPLES_PER_FRAME
 from stages.cache import digest, entry_path, load_entry, save_entry, versions
-from stages.clip_sound import clip_speech, source_of
-from stages.columns import COLUMNS
-from stages.face_squares import squares_of_video, squares_with
-from stages.measure import Item, Tools, cut_to, frames_of
-from stages.network_metrics import LSE, LSE_REAL, Fid, Networks, clip_values
 from stages.samples import Frames
 from stages.sandbox import LimitParams
+from stages.scoring.clip_sound import clip_speech, source_of
+from stages.scoring.columns import COLUMNS
+from stages.scoring.face_squares import squares_of_video, squares_with
+from stages.scoring.measure import Item, Tools, cut_to, frames_of
+from stages.scoring.network_metrics import LSE, LSE_REAL, Fid, Networks, clip_values
 from stages.work import Drop, Outcome
 
 STAGE = "networks"

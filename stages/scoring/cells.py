@@ -9,12 +9,12 @@ from pathlib import Path
 from shards.checksum import file_sha256
 from shards.ledger import DROPPED
 from shards.reader import Dataset
-from stages import measure
 from stages.cache import digest, entry_path, versions
-from stages.generated import System
-from stages.measure import Item, Kind, MeasureTask, Tools
 from stages.samples import Pair, length_of
 from stages.sandbox import LimitParams
+from stages.scoring import measure
+from stages.scoring.generated import System
+from stages.scoring.measure import Item, Kind, MeasureTask, Tools
 from stages.work import Outcome
 
 STAGE = "evaluate"

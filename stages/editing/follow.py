@@ -21,9 +21,9 @@ from shards.schema import VIDEO_FPS
 from stages import landmarks, sandbox
 from stages.align import USED_POINTS, AlignParams, Boxes, Matrices, align_used, centred_mean, check_boxes
 from stages.crops import ShardParams, supersampling
+from stages.editing.reel import ReelFacts, Stamped, stamped_frames
 from stages.faces import Sighting, Track, bridge_gaps, follow, sight
 from stages.landmarks import LandmarksParams
-from stages.reel import ReelFacts, Stamped, stamped_frames
 from stages.sandbox import ClipJob, LimitParams
 from stages.video import SAME_TIME, ToRgb, first_instant, on_clock, open_media
 from stages.work import Drop, Outcome, StageError
@@ -120,7 +120,9 @@ def watch(
         "model": os.fspath(model),
         "folder": os.fspath(folder),
     }
-    sandbox.run_or_raise(ClipJob("stages.follow:find_faces", args, float(seconds), limits), path, tell)
+    sandbox.run_or_raise(
+        ClipJob("stages.editing.follow:find_faces", args, float(seconds), limits), path, tell
+    )
     tell()
     stamps = np.fromfile(folder / STAMPS, STAMP)
     instants = np.fromfile(folder / INSTANTS, INSTANT)

@@ -14,8 +14,8 @@ from sampler.metrics.obedience import Mean, audio_obedience, mean_of
 from sampler.metrics.pixels import PEAK, Series, decibels
 from shards.ledger import OK
 from shards.table import Row
-from stages.columns import COLUMNS
-from stages.measure import Measured
+from stages.scoring.columns import COLUMNS
+from stages.scoring.measure import Measured
 
 MIN_SEEN = 10  # frames with a mouth in all of the signals that obedience compares
 

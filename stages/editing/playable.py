@@ -13,12 +13,12 @@ from pathlib import Path
 
 import av
 
-from stages.film import BITEXACT, CONTAINERS, Film, FilmFacts
-from stages.reel import ReelFacts, Stamped, look, stamped_frames
-from stages.speech import Speech, encoded, listen, speech_of
+from stages.editing.film import BITEXACT, CONTAINERS, Film, FilmFacts
+from stages.editing.reel import ReelFacts, Stamped, look, stamped_frames
+from stages.editing.speech import Speech, encoded, listen, speech_of
+from stages.editing.yuv import ToPicture
 from stages.video import open_media
 from stages.work import Drop, Outcome
-from stages.yuv import ToPicture
 
 # Of what an mp4 may hold, browsers play these.
 MP4 = replace(CONTAINERS[".mp4"], sound=frozenset({"aac", "mp3", "opus", "flac"}))

@@ -237,7 +237,9 @@ def bring(task: BringTask) -> tuple[Path, Outcome]:
         "n_frames": task.n_frames,
         "crops": os.fspath(task.crops.absolute()),
     }
-    outcome = sandbox.run(ClipJob("stages.generated:to_crops", words, task.n_frames / VIDEO_FPS, task.limits))
+    outcome = sandbox.run(
+        ClipJob("stages.scoring.generated:to_crops", words, task.n_frames / VIDEO_FPS, task.limits)
+    )
     if outcome.status != FAILED:
         save_entry(task.entry, outcome)
     return task.path, outcome

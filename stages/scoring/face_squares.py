@@ -60,7 +60,7 @@ def _squares(
         "path": str(path.absolute()), "start": start, "n_frames": n_frames,
         "crops": None if crops is None else str(crops), "landmarker": str(landmarker.absolute()),
     }  # fmt: skip
-    function = "stages.face_squares:squares_of_file"
+    function = "stages.scoring.face_squares:squares_of_file"
     return sandbox.arrays_of(function, args, n_frames / VIDEO_FPS, limits)["squares"]
 
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import requests
 
 from stages.corpora import crema_d, grid
-from stages.download import Address, DownloadError, Patience, RemoteFile, ask
+from stages.fetching.download import Address, DownloadError, Patience, RemoteFile, ask
 from stages.weights import PackagedCopy
 
 MAX_ANSWER_BYTES = 2**24

@@ -16,10 +16,10 @@ from typing import Any
 import av
 import av.container
 
-from stages.reel import ReelFacts
-from stages.speech import Packets, Speech, copied, encoded, silent
+from stages.editing.reel import ReelFacts
+from stages.editing.speech import Packets, Speech, copied, encoded, silent
+from stages.editing.yuv import FORMAT, Colours, Picture
 from stages.work import StageError
-from stages.yuv import FORMAT, Colours, Picture
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from shards.schema import VIDEO_FPS
 from stages.crops import warp
-from stages.fit import Fit, Showing, showings, usual_step
-from stages.follow import FacePath, Stretch
-from stages.reel import ReelFacts
+from stages.editing.fit import Fit, Showing, showings, usual_step
+from stages.editing.follow import FacePath, Stretch
+from stages.editing.reel import ReelFacts
 from stages.video import Frame, first_instant, on_clock
 
 
