@@ -180,6 +180,7 @@ def dvc_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     (project / "params.yaml").write_text(text)
     dvc(project, "init", "--no-scm", "--quiet")
+    shutil.copyfile(ROOT / ".dvcignore", project / ".dvcignore")
     return project
 
 
@@ -190,6 +191,9 @@ def test_dvc_repro_makes_the_bytes_of_the_command_and_runs_only_what_changed(dvc
     build(made / "raw", dvc_project / "plain", "--params", dvc_project / "params.yaml")
     assert hashes(made / "shards") == hashes(dvc_project / "plain" / "shards")
 
+    compiled = dvc_project / "stages" / "corpora" / "__pycache__" / "grid.pyc"
+    compiled.parent.mkdir()
+    compiled.write_bytes(b"what Python leaves beside any module")
     assert "up to date" in dvc(dvc_project, "repro", "shard@made")
 
     text = (dvc_project / "params.yaml").read_text()
