@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from pipeline.commands.synth import command
 from stages import synth
 from stages.synth import ClipSpec, SynthError, SynthParams, Truth, make_clip, make_corpus
+from stages.synth.face import layers
 
 LANDMARKER = Path(
     os.environ.get("REDUB_LANDMARKER") or Path(__file__).parents[2] / "../shared/models/face_landmarker.task"
@@ -222,7 +223,7 @@ def test_nothing_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    synth._layers.cache_clear()
+    layers.cache_clear()
     make_clip(tmp_path / "clip.mpg", ClipSpec(seconds=0.4, size=(128, 128)))
 
 

@@ -1,0 +1,142 @@
+"""What can be asked for, and what is known of a clip that was made."""
+
+import json
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ConfigDict, Field, TypeAdapter, field_validator
+from pydantic.dataclasses import dataclass
+
+Image = NDArray[np.uint8]  # (H, W, 3), RGB
+Floats = NDArray[np.float64]
+Weights = NDArray[np.float32]
+Container = Literal["mpg", "flv", "mp4", "mkv"]
+Style = Literal["grid", "crema-d", "folder"]
+
+SYNTH_VERSION = 1  # part of every truth; raise it when the same spec gives other clips
+SAMPLE_RATE = 44_100
+MAX_OFFSET_MS = 500.0
+
+
+class SynthError(Exception):
+    """What was asked for cannot be made, or a signal cannot be measured."""
+
+
+def frame_rate(fps: str) -> Fraction:
+    """Frames a second of "25", "29.97", "30000/1001"; of "variable" before any frame is dropped."""
+    if fps == "variable":
+        return Fraction(30)
+    rate = Fraction(fps)
+    # 29.97 is how people write 30000/1001
+    return next((exact for exact in NTSC_RATES if abs(rate - exact) < 0.005), rate)
+
+
+NTSC_RATES = [Fraction(24_000, 1001), Fraction(30_000, 1001), Fraction(60_000, 1001)]
+# All that the header of an MPEG-1 sequence can say.
+MPEG1_RATES = [*NTSC_RATES, *map(Fraction, (24, 25, 30, 50, 60))]
+
+
+def _check_fps(fps: str) -> str:
+    expected = f"fps is {fps!r}, expected variable or a rate in [5, 120] such as 25 or 30000/1001"
+    try:
+        rate = frame_rate(fps)
+    except (ValueError, ZeroDivisionError) as err:
+        raise ValueError(expected) from err
+    if not 5 <= rate <= 120:
+        raise ValueError(expected)
+    return fps
+
+
+Side = Annotated[int, Field(ge=128, le=2048, multiple_of=2)]
+Seconds = Annotated[float, Field(ge=0.4, le=600)]
+OffsetMs = Annotated[float, Field(ge=-MAX_OFFSET_MS, le=MAX_OFFSET_MS)]
+Strict = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, config=Strict)
+class SynthParams:
+    """What `make_corpus` makes. None means: as in the corpus of that style."""
+
+    speakers: Annotated[int, Field(ge=1, le=1000)] = 2
+    clips: Annotated[int, Field(ge=1, le=1000)] = 3  # per speaker
+    seconds: Seconds = 2.4
+    style: Style = "grid"
+    fps: str | None = None  # "25", "29.97", "30000/1001", ... or "variable"
+    container: Container | None = None
+    size: tuple[Side, Side] | None = None  # width, height, px
+    av_offset_ms: OffsetMs = 0.0  # positive: the sound comes late
+    antiphase: bool = False  # stereo whose right channel is minus the left
+    first_speaker: Annotated[int, Field(ge=1, le=1000)] = 1  # crema-d: 15 begins at actor 1015
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @field_validator("fps")
+    @classmethod
+    def _fps(cls, fps: str | None) -> str | None:
+        return None if fps is None else _check_fps(fps)
+
+
+@dataclass(frozen=True, config=Strict)
+class ClipSpec:
+    """All that decides what is in one clip; the container is said by the file's suffix."""
+
+    speaker: Annotated[int, Field(ge=1)] = 1  # looks and voice
+    clip: Annotated[int, Field(ge=1)] = 1  # what is said, and how the head moves
+    seconds: Seconds = 2.4
+    fps: str = "25"
+    size: tuple[Side, Side] = (360, 288)
+    av_offset_ms: OffsetMs = 0.0
+    antiphase: bool = False
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @field_validator("fps")
+    @classmethod
+    def _fps(cls, fps: str) -> str:
+        return _check_fps(fps)
+
+
+@dataclass(frozen=True, config=Strict)
+class FrameTruth:
+    seconds: float  # the frame's time stamp in the file, on the clock that the sound shares
+    opening: float  # of the mouth, 0 shut to 1 wide
+    counter: int  # what `read_counter` reads
+    corners_px: list[tuple[float, float]]  # (4, 2), x y of the barcode in source px, see `read_counter`
+
+
+@dataclass(frozen=True, config=Strict)
+class Truth:
+    """What is known of one clip, stored beside it as `<clip>.truth.json`."""
+
+    version: int
+    speaker: str
+    container: Container
+    fps: str
+    av_offset_ms: float
+    seed: int
+    sample_rate: int
+    channels: int
+    sha256: str  # of the clip's file
+    spec: ClipSpec
+    frames: list[FrameTruth]
+
+    @property
+    def times_s(self) -> Floats:
+        return np.array([frame.seconds for frame in self.frames])
+
+    @property
+    def openings(self) -> Floats:
+        return np.array([frame.opening for frame in self.frames])
+
+    @staticmethod
+    def path_for(clip: Path) -> Path:
+        return clip.with_suffix(".truth.json")
+
+    @classmethod
+    def load(cls, clip: Path) -> "Truth":
+        """The truth beside `clip`."""
+        return TypeAdapter(cls).validate_json(cls.path_for(clip).read_bytes())
+
+    def to_json(self) -> str:
+        return json.dumps(TypeAdapter(Truth).dump_python(self, mode="json"), indent=1) + "\n"
