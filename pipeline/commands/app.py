@@ -69,10 +69,10 @@ def command(
         from model.interrupts import stop_asked
         from model.machine import Machine, device_of
         from model.recipe import ModelError
-        from pipeline.page import page_of, serve
-        from pipeline.service import Service
-        from pipeline.shelf import Shelf
-        from pipeline.visits import Visits
+        from pipeline.app.page import page_of, serve
+        from pipeline.app.service import Service
+        from pipeline.app.shelf import Shelf
+        from pipeline.app.visits import Visits
         from stages import weights
         from stages.work import StageError
 

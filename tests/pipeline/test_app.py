@@ -23,10 +23,10 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect
 from model import checkpoint, loop
 from model.machine import Machine
 from model.recipe import ModelError
+from pipeline.app.shelf import Shelf, told
+from pipeline.app.visits import Visits
 from pipeline.commands.app import is_loopback
 from pipeline.main import cli
-from pipeline.shelf import Shelf, told
-from pipeline.visits import Visits
 from sampler.params import SampleParams
 from stages import synth
 from stages.synth import ClipSpec

@@ -19,10 +19,10 @@ from typing import Any
 import gradio as gr
 
 from model.recipe import ModelError
+from pipeline.app.shelf import Shelf, told
+from pipeline.app.visits import Kind, Visit, Visits
 from pipeline.params import Params
 from pipeline.progress import time_left
-from pipeline.shelf import Shelf, told
-from pipeline.visits import Kind, Visit, Visits
 from sampler.rollout import params_of
 from stages import sandbox
 from stages.edit import EditParams, edit

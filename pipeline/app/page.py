@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from pipeline.service import Service
+from pipeline.app.service import Service
 from sampler.steps import SAMPLERS
 from stages.edit import EditParams
 from stages.editing.fit import Fit
