@@ -36,7 +36,7 @@ from shards.table import write_rows
 from stages.alone import alone_in
 from stages.audio import SAMPLE_RATE
 from stages.encode import Sound, write_mp4
-from stages.preview import mels_params, sound_of
+from stages.preview.sound import mels_params, sound_of
 from stages.samples import CROPS, SCHEMA, STORY, TABLE, VIDEOS, Pair, length_of, pairs_of, write_crops
 from stages.work import StageError
 

@@ -19,7 +19,9 @@ from PIL import Image
 from model.journal import PICTURES
 from shards.reader import Dataset, read_clip
 from shards.schema import VIDEO_FPS, ClipSample, ShardError
-from stages.preview import boxed, clips_spread, draw_cell, look_for
+from stages.preview.choice import clips_spread
+from stages.preview.drawing import boxed
+from stages.preview.sheet import draw_cell, look_for
 from stages.report.inputs import evenly, read_object
 from stages.samples import CROPS, STORY, VIDEOS, read_crops, read_samples
 

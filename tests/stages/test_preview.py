@@ -11,9 +11,14 @@ import pytest
 
 from shards.reader import Dataset, open_dataset
 from shards.schema import ClipSample, ShardError
-from stages import encode, preview
+from stages import encode
 from stages.encode import Sound, write_mp4
 from stages.mels import MelsParams, mel_rows
+from stages.preview.choice import clips_named, clips_spread
+from stages.preview.drawing import BOX, BRIDGED, MARK, boxed, mel_picture
+from stages.preview.sheet import draw_cell, draw_sheet, look_for, write_sheet
+from stages.preview.sound import PEAK, sound_of
+from stages.preview.video import VIDEO_SPAN_SECONDS, video_frames, write_video
 from stages.work import StageError
 from tests import datasets
 
@@ -91,24 +96,24 @@ def corpus(folder: Path) -> Dataset:
 
 def test_clips_are_spread_over_splits_and_speakers(tmp_path: Path) -> None:
     dataset = corpus(tmp_path / "d")
-    shown = preview.clips_spread(dataset, 10, seed=0)
+    shown = clips_spread(dataset, 10, seed=0)
     speakers = Counter(clip_id.split("_")[0] for clip_id in shown)
     assert "s1_test" in shown
     assert set(speakers) == {"s1", "s2", "s3", "s4", "s5", "s6"} and speakers["s1"] == speakers["s2"] == 3
-    assert shown == preview.clips_spread(dataset, 10, seed=0)
-    assert shown != preview.clips_spread(dataset, 10, seed=1)
-    assert set(preview.clips_spread(dataset, 999, seed=0)) == set(dataset.clips)
-    assert preview.clips_spread(dataset, 5, seed=0, speaker="s1", split="test") == ["s1_test"]
+    assert shown == clips_spread(dataset, 10, seed=0)
+    assert shown != clips_spread(dataset, 10, seed=1)
+    assert set(clips_spread(dataset, 999, seed=0)) == set(dataset.clips)
+    assert clips_spread(dataset, 5, seed=0, speaker="s1", split="test") == ["s1_test"]
 
 
 def test_what_the_dataset_does_not_hold_is_named(tmp_path: Path) -> None:
     dataset = corpus(tmp_path / "d")
     with pytest.raises(ShardError, match="holds no clip 'nobody', 's1'"):
-        preview.clips_named(dataset, ["nobody", "s1_0", "s1"])
+        clips_named(dataset, ["nobody", "s1_0", "s1"])
     with pytest.raises(ShardError, match="no speaker 's9'; known are s1, s2, s3"):
-        preview.clips_spread(dataset, 1, seed=0, speaker="s9")
+        clips_spread(dataset, 1, seed=0, speaker="s9")
     with pytest.raises(ShardError, match="no clip of speaker 's2' in split 'test'"):
-        preview.clips_spread(dataset, 1, seed=0, speaker="s2", split="test")
+        clips_spread(dataset, 1, seed=0, speaker="s2", split="test")
 
 
 # --- the sheet --------------------------------------------------------------------------------
@@ -119,11 +124,11 @@ def test_every_clip_asked_for_is_on_the_sheet(tmp_path: Path, n_clips: int) -> N
     colors = [(10 * i, 250 - 10 * i, 77) for i in range(20)]
     samples = [make_sample(f"s1_{i}", color=color) for i, color in enumerate(colors)]
     dataset = make_dataset(tmp_path / "d", samples)
-    sheet = np.asarray(preview.draw_sheet(dataset, [f"s1_{i}" for i in range(n_clips)]))
+    sheet = np.asarray(draw_sheet(dataset, [f"s1_{i}" for i in range(n_clips)]))
     assert max(sheet.shape) < 4000
     packed, counts = np.unique(sheet @ np.array([1, 256, 65536]), return_counts=True)
     n_pixels_of = dict(zip(packed.tolist(), counts.tolist(), strict=True))
-    look = preview.look_for(n_clips)
+    look = look_for(n_clips)
     n_crop_pixels, n_outline_pixels = 6 * look.crop**2, 6 * 4 * 3 * look.crop  # the second at most
     for i, (red, green, blue) in enumerate(colors):
         found = n_pixels_of.get(red + 256 * green + 65536 * blue, 0)
@@ -135,8 +140,8 @@ def test_every_clip_asked_for_is_on_the_sheet(tmp_path: Path, n_clips: int) -> N
 
 def test_the_same_clips_give_the_same_bytes(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path / "d", [make_sample("s1_a")])
-    preview.write_sheet(dataset, ["s1_a"], tmp_path / "a.png")
-    preview.write_sheet(dataset, ["s1_a"], tmp_path / "b.png")
+    write_sheet(dataset, ["s1_a"], tmp_path / "a.png")
+    write_sheet(dataset, ["s1_a"], tmp_path / "b.png")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
@@ -144,17 +149,17 @@ def test_the_box_is_drawn_on_the_outermost_masked_pixels() -> None:
     frame = np.zeros((SIZE, SIZE, 3), np.uint8)
     masked = np.zeros((SIZE, SIZE), bool)
     masked[40:62, 12:50] = True
-    picture = preview.boxed(frame, np.array([12, 40, 50, 62], np.int16), 2 * SIZE)
+    picture = boxed(frame, np.array([12, 40, 50, 62], np.int16), 2 * SIZE)
     large = masked.repeat(2, 0).repeat(2, 1)
     inner = np.zeros_like(large)
     inner[81:123, 25:99] = True
-    assert ((picture == preview.BOX).all(-1) == (large & ~inner)).all()
+    assert ((picture == BOX).all(-1) == (large & ~inner)).all()
 
 
 def test_a_loud_row_is_drawn_at_its_time_and_low_pitch_at_the_bottom() -> None:
     mels = np.full((100, 40), -80, np.float32)
     mels[60, :10] = 0  # at 1.2 s, the lowest quarter of the bands
-    picture = preview.mel_picture(mels, start=0, seconds=2, width=800, height=80).max(-1)
+    picture = mel_picture(mels, start=0, seconds=2, width=800, height=80).max(-1)
     loud = picture > 128
     ys, xs = np.nonzero(loud)
     assert (xs.min(), xs.max()) == (476, 483)  # 20 ms around 1.2 s
@@ -162,22 +167,22 @@ def test_a_loud_row_is_drawn_at_its_time_and_low_pitch_at_the_bottom() -> None:
 
 
 def test_interpolated_frames_and_notes_are_marked() -> None:
-    look = preview.look_for(1)
-    plain = preview.draw_cell(make_sample("s1_a"), look)
-    mended = preview.draw_cell(make_sample("s1_a", interpolated_frames=[3, 4, 5]), look)
-    assert n_pixels(plain, preview.BRIDGED) == 0
+    look = look_for(1)
+    plain = draw_cell(make_sample("s1_a"), look)
+    mended = draw_cell(make_sample("s1_a", interpolated_frames=[3, 4, 5]), look)
+    assert n_pixels(plain, BRIDGED) == 0
     # A quarter of the band above the mels, and the frames among the three that are shown.
-    assert n_pixels(mended, preview.BRIDGED) > look.cell // 4 * (look.crop // 32) + 4 * look.crop
-    noted = preview.draw_cell(make_sample("s1_a", notes=["antiphase sound"]), look)
-    assert n_pixels(noted, preview.BRIDGED) > 0 and noted.height > plain.height
+    assert n_pixels(mended, BRIDGED) > look.cell // 4 * (look.crop // 32) + 4 * look.crop
+    noted = draw_cell(make_sample("s1_a", notes=["antiphase sound"]), look)
+    assert n_pixels(noted, BRIDGED) > 0 and noted.height > plain.height
 
 
 @pytest.mark.parametrize("n_frames", [1, 2, 5, 700])
 def test_labels_of_any_length_and_clips_of_any_length_can_be_drawn(n_frames: int) -> None:
     sample = make_sample("x" * 200, n_frames=n_frames, emotion="very\nangry " * 50, speaker="é" * 99)
     for n_clips in (1, 9, 99):
-        look = preview.look_for(n_clips)
-        assert preview.draw_cell(sample, look).width == look.cell
+        look = look_for(n_clips)
+        assert draw_cell(sample, look).width == look.cell
 
 
 # --- the video --------------------------------------------------------------------------------
@@ -190,7 +195,7 @@ def test_a_flash_and_a_click_planted_together_are_seen_and_heard_together(tmp_pa
     sample.mels[2 * at] = 0
     dataset = make_dataset(tmp_path / "d", [sample])
     out = tmp_path / "click.mp4"
-    assert preview.write_video(dataset, "s1_click", out) == n_frames
+    assert write_video(dataset, "s1_click", out) == n_frames
     times, pictures, (sound,), rate = decode(out)
     assert times == pytest.approx(np.arange(n_frames) / 25)
     assert len(sound) == rate * n_frames / 25
@@ -205,12 +210,12 @@ def test_a_flash_and_a_click_planted_together_are_seen_and_heard_together(tmp_pa
 def test_the_line_over_the_mels_is_where_the_frame_lies_in_them() -> None:
     sample = make_sample("s1_a", n_frames=200)  # 8 s: longer than what is shown at once
     sample.mels[::2] = 0  # each frame's first row is bright
-    for k, picture in enumerate(preview.video_frames(sample)):
+    for k, picture in enumerate(video_frames(sample)):
         assert picture.shape[0] % 2 == picture.shape[1] % 2 == 0
         below = picture[28 + 512 :]
-        marked = np.flatnonzero((below[:4] == preview.MARK).all(-1).all(0))
+        marked = np.flatnonzero((below[:4] == MARK).all(-1).all(0))
         assert len(marked) in (1, 2)  # half of it is left of the edge in frame 0
-        span = preview.VIDEO_SPAN_SECONDS
+        span = VIDEO_SPAN_SECONDS
         start = min(max(k / 25 - span / 2, 0), 8 - span)
         assert marked[0] == pytest.approx((k / 25 - start) / span * 512, abs=0.51)
 
@@ -222,15 +227,15 @@ def test_mels_made_to_sound_give_the_same_mels_again() -> None:
     voice = (voice * (1.1 + np.sin(2 * np.pi * 3 * seconds))).astype(np.float32)
     params = MelsParams(**MELS)
     mels = mel_rows(voice, params)
-    sound = preview.sound_of(mels, params)
-    assert sound.shape == (640 * n_frames,) and np.abs(sound).max() == pytest.approx(preview.PEAK)
+    sound = sound_of(mels, params)
+    assert sound.shape == (640 * n_frames,) and np.abs(sound).max() == pytest.approx(PEAK)
     again = mel_rows(sound[:-1], params)
     loud = mels > -40
     assert np.abs(again - mels)[loud].mean() < 3
 
 
 def test_a_clip_of_one_frame_sounds_too() -> None:
-    assert preview.sound_of(make_sample("s1_a", n_frames=1).mels, MelsParams(**MELS)).shape == (640,)
+    assert sound_of(make_sample("s1_a", n_frames=1).mels, MelsParams(**MELS)).shape == (640,)
 
 
 def test_a_dataset_without_the_params_of_its_mels_says_so(tmp_path: Path) -> None:
@@ -239,7 +244,7 @@ def test_a_dataset_without_the_params_of_its_mels_says_so(tmp_path: Path) -> Non
     ):
         dataset = make_dataset(tmp_path / str(i), [make_sample("s1_a")], params=params)
         with pytest.raises(ShardError, match=told):
-            preview.write_video(dataset, "s1_a", tmp_path / "a.mp4")
+            write_video(dataset, "s1_a", tmp_path / "a.mp4")
 
 
 # --- encoding ---------------------------------------------------------------------------------
