@@ -6,7 +6,6 @@ from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import av
@@ -124,12 +123,7 @@ class Reel:
         self._open()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._held = {}
         self._coming.close()
         self._container.close()
@@ -155,7 +149,7 @@ class Reel:
             return {k: self._read(k) for k in range(first, last + 1)}
         except (StageError, av.FFmpegError):
             # Some containers have no index, or one that leads past the frame.
-            self.__exit__(None, None, None)
+            self.__exit__()
             self._open()
             return {k: self._read(k) for k in range(first, last + 1)}
 
