@@ -29,7 +29,7 @@ from sampler.params import SampleParams
 from sampler.rollout import CropFrame, Painter, Take
 from shards.atomic import written_whole
 from shards.checksum import file_sha256
-from shards.reader import Dataset, open_dataset, read_clip
+from shards.reader import Dataset, open_dataset
 from shards.schema import MELS_PER_FRAME, VIDEO_FPS, ClipSample
 from shards.storage import at_hand_or_there
 from shards.table import write_rows
@@ -37,7 +37,18 @@ from stages.alone import alone_in
 from stages.audio import SAMPLE_RATE
 from stages.encode import Sound, write_mp4
 from stages.preview.sound import mels_params, sound_of
-from stages.samples import CROPS, SCHEMA, STORY, TABLE, VIDEOS, Pair, length_of, pairs_of, write_crops
+from stages.samples import (
+    CROPS,
+    SCHEMA,
+    STORY,
+    TABLE,
+    VIDEOS,
+    Pair,
+    length_of,
+    pairs_of,
+    read_pair,
+    write_crops,
+)
 from stages.work import StageError
 
 ENLARGED = 2  # how much, in the videos
@@ -124,8 +135,7 @@ def drawn(
 
 
 def _take(dataset: Dataset, pair: Pair) -> Take:
-    clip = read_clip(dataset, pair.clip_id)
-    speech = clip if pair.audio_clip_id == pair.clip_id else read_clip(dataset, pair.audio_clip_id)
+    clip, speech = read_pair(dataset, pair)
     n_frames = length_of(dataset, pair)
     frames = (CropFrame(clip.frames[k], clip.boxes[k]) for k in range(n_frames))
     return Take(pair.name, frames, speech.mels[: MELS_PER_FRAME * n_frames])
@@ -134,11 +144,11 @@ def _take(dataset: Dataset, pair: Pair) -> Take:
 def _write(request: SampleRequest, dataset: Dataset, pair: Pair, frames: Frames) -> None:
     """The video first: a clip counts as drawn once its crops are there."""
     if request.videos:
-        speech = read_clip(dataset, pair.audio_clip_id)
+        clip, speech = read_pair(dataset, pair)
         sound = sound_of(speech.mels[: MELS_PER_FRAME * len(frames)], mels_params(dataset))
         write_mp4(
             request.out / VIDEOS / f"{pair.name}.mp4",
-            side_by_side(read_clip(dataset, pair.clip_id), frames),
+            side_by_side(clip, frames),
             fps=Fraction(VIDEO_FPS),
             sound=Sound([sound[:, None]], rate=SAMPLE_RATE, channels=1),
         )

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from shards.atomic import written_whole
 from shards.codec import decode_frame, encode_frame
 from shards.order import key_of
-from shards.reader import Dataset
-from shards.schema import ShardError
+from shards.reader import Dataset, read_clip
+from shards.schema import ClipSample, ShardError
 from shards.table import read_rows
 from stages.work import StageError
 
@@ -86,6 +86,12 @@ def pairs_of(dataset: Dataset, split: str, audio: Literal["own", "swapped"], *, 
 def length_of(dataset: Dataset, pair: Pair) -> int:
     """Frames of a pair: as long as both go on."""
     return min(int(dataset.clips[clip_id]["frames"]) for clip_id in (pair.clip_id, pair.audio_clip_id))
+
+
+def read_pair(dataset: Dataset, pair: Pair) -> tuple[ClipSample, ClipSample]:
+    """The clip whose frames they are, and the one whose speech: read once where they are the same."""
+    clip = read_clip(dataset, pair.clip_id)
+    return clip, clip if pair.audio_clip_id == pair.clip_id else read_clip(dataset, pair.audio_clip_id)
 
 
 def write_crops(path: Path, frames: Frames) -> None:

@@ -23,7 +23,7 @@ from stages.preview.choice import clips_spread
 from stages.preview.drawing import boxed
 from stages.preview.sheet import draw_cell, look_for
 from stages.report.inputs import evenly, read_object
-from stages.samples import CROPS, STORY, VIDEOS, read_crops, read_samples
+from stages.samples import CROPS, STORY, VIDEOS, Pair, read_crops, read_pair, read_samples
 
 Frames = NDArray[np.uint8]
 
@@ -127,13 +127,11 @@ def _strip(folder: Path, dataset: Dataset, row: dict[str, Any], *, with_video: b
     name = str(row["name"])
     if Path(name).name != name:
         raise ShardError(f"{folder}: {name!r} is not a plain file name")
-    source = read_clip(dataset, row["clip_id"])
-    own = row["clip_id"] == row["audio_clip_id"]
-    speech = source if own else read_clip(dataset, row["audio_clip_id"])
+    source, speech = read_pair(dataset, Pair(row["clip_id"], row["audio_clip_id"]))
     drawn = read_crops(folder / CROPS / f"{name}.tar", source.frames.shape[1])
     n_frames = min(len(drawn), len(source.frames), len(speech.frames))
     shown = evenly(range(n_frames), FRAMES_SHOWN)
-    told = "its own speech" if own else f"speech of {speech.key}"
+    told = "its own speech" if speech is source else f"speech of {speech.key}"
     middle = np.concatenate([source.frames[n_frames // 2], drawn[n_frames // 2]], axis=1)
     return Strip(
         name=source.key,
