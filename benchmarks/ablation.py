@@ -24,17 +24,17 @@ from typing import Any
 import numpy as np
 
 from model.checkpoint import load_network
-from model.machine import Machine, device_of
-from sampler.metrics.obedience import mean_of
-from sampler.metrics.pixels import decibels, squared_errors
+from model.execution import Execution, select_device
 from sampler.params import SampleParams
-from sampler.rollout import Painter
+from sampler.rollout import FrameGenerator
 from shards.reader import Dataset, open_dataset, read_clip
-from stages import faces, weights
-from stages.sample import drawn
-from stages.samples import pairs_of
-from stages.scoring.mouths import find_mouths
-from stages.scoring.scores import obedience
+from stages.evaluate.metrics.obedience import mean_of
+from stages.evaluate.metrics.pixels import decibels, squared_errors
+from stages.evaluate.mouths import find_mouths
+from stages.evaluate.scores import obedience
+from stages.media import faces, weights
+from stages.sample.pairs import make_pairs
+from stages.sample.run import drawn
 from stages.train import RUN_FILE
 
 # name -> what is set back to the paper's way in our preset
@@ -90,20 +90,20 @@ def measured(
 ) -> dict[str, Any]:
     """Drift and obedience of a run on clips of a split."""
     network, saved = load_network(run, which="newest")
-    painter = Painter(network, saved.recipe, params, device_of(device), Machine())
-    own = pairs_of(dataset, split, "own", seed=params.seed)[:clips]
+    generator = FrameGenerator(network, saved.recipe, params, select_device(device), Execution())
+    own = make_pairs(dataset, split, "own", seed=params.seed)[:clips]
     start, end = [], []
-    for pair, frames in drawn(painter, dataset, own, slots=len(own), told=lambda _: None):
+    for pair, frames in drawn(generator, dataset, own, slots=len(own), told=lambda _: None):
         clip = read_clip(dataset, pair.clip_id)
         errors = squared_errors(frames, clip.frames, clip.boxes)
         start.append(decibels(errors[:EDGE]))
         end.append(decibels(errors[-EDGE:]))
-    swapped = pairs_of(dataset, split, "swapped", seed=params.seed)[:clips]
+    swapped = make_pairs(dataset, split, "swapped", seed=params.seed)[:clips]
     scores = []
     with faces.FaceFinder(weights.find(weights.LANDMARKER), max_faces=1) as find:
         wanted = {clip_id for pair in swapped for clip_id in (pair.clip_id, pair.audio_clip_id)}
         truth = {clip_id: find_mouths(read_clip(dataset, clip_id).frames, find) for clip_id in sorted(wanted)}
-        for pair, frames in drawn(painter, dataset, swapped, slots=len(swapped), told=lambda _: None):
+        for pair, frames in drawn(generator, dataset, swapped, slots=len(swapped), told=lambda _: None):
             mouths = find_mouths(frames, find)
             scores.append(obedience(mouths, truth[pair.audio_clip_id], truth[pair.clip_id]))
     return {

@@ -19,16 +19,16 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from pipeline.bucket_build import Built
 from pipeline.runner import DaskMapper
 from shards.index import MEMBERS, ShardEntry, rows_of_shard
 from shards.ledger import SCHEMA, read_ledger, write_ledger
 from shards.table import Rows
-from stages.cache import digest
-from stages.cluster import Built
-from stages.crops import ShardParams
-from stages.parts import PartParams, plan
+from stages.engine.cache import digest
+from stages.engine.outcome import Work
+from stages.engine.parts import PartParams, plan
+from stages.media.crops import ShardParams
 from stages.shard import Packed, publish
-from stages.work import Work
 
 MEAN_FRAMES = 220
 

@@ -27,7 +27,6 @@ from numpy.typing import NDArray
 from processes import pipeline
 from skimage.metrics import structural_similarity
 
-from sampler.metrics.pixels import ssim_by_frame
 from sampler.rollout import SampleParams
 from shards.checksum import file_sha256
 from shards.codec import encode_frame
@@ -45,8 +44,9 @@ from shards.reader import open_dataset
 from shards.schema import SCHEMA_VERSION
 from shards.table import write_rows
 from shards.writer import PackedClip, shard_name, write_tar
-from stages.cache import link_or_copy
-from stages.samples import CROPS, SCHEMA, STORY, TABLE, pairs_of, write_crops
+from stages.engine.cache import link_or_copy
+from stages.evaluate.metrics.pixels import ssim_by_frame
+from stages.sample.pairs import CROPS, SCHEMA, STORY, TABLE, make_pairs, write_crops
 
 Frames = NDArray[np.uint8]
 
@@ -118,7 +118,7 @@ def write_samples(folder: Path, shards: Path, audio: Any, n_frames: int) -> None
         for frame in frames:
             frame[y0:y1, x0:x1] = cv2.GaussianBlur(frame[y0:y1, x0:x1], (0, 0), 1)
         write_crops(folder / f"{seed}.tar", frames)
-    for pair in pairs_of(dataset, "test", audio, seed=0):
+    for pair in make_pairs(dataset, "test", audio, seed=0):
         path = folder / CROPS / f"{pair.name}.tar"
         link_or_copy(folder / f"{int(pair.clip_id[-4:]) % DIFFERENT}.tar", path)
         rows.append({

@@ -32,10 +32,10 @@ from shards.index import (
     write_index,
 )
 from shards.ledger import write_ledger
-from shards.loader import split_off, table_of
-from shards.order import drawn
 from shards.reader import open_dataset
-from shards.table import ROWS_AT_ONCE, Pressed, Rows
+from shards.resident import build_clip_table, split_held_out
+from shards.rng import drawn
+from shards.table import ROWS_AT_ONCE, PackedRows, Rows
 from shards.windows import Windows
 
 T = TypeVar("T")
@@ -45,7 +45,7 @@ BATCH, WINDOW = 1024, 32
 BYTES = {"affine": 7328, "boxes": 1328, "frames": 1_500_000, "json": 1500, "mels": 307_328}
 
 
-def shards_of(n_clips: int) -> Iterator[Rows]:
+def locate_shards(n_clips: int) -> Iterator[Rows]:
     """Each shard's rows, as a build has them; some thousand clips are made up at once."""
     rng = np.random.default_rng(0)
     for first in range(0, n_clips, ROWS_AT_ONCE):
@@ -67,7 +67,7 @@ def shards_of(n_clips: int) -> Iterator[Rows]:
             letters = rng.bytes(32 * n).hex()
             columns[name] = [letters[at : at + 64] for at in range(0, 64 * n, 64)]
         rows = Rows(pa.table(columns).cast(INDEX_SCHEMA))
-        yield from (Pressed(rows.table[at : at + PER_SHARD]) for at in range(0, n, PER_SHARD))
+        yield from (PackedRows(rows.table[at : at + PER_SHARD]) for at in range(0, n, PER_SHARD))
 
 
 def shard_of(number: int) -> str:
@@ -97,10 +97,10 @@ def main() -> None:
         folder = parser.parse_args().at or Path(name)
         if not (folder / DATASET_NAME).is_file():
             folder.mkdir(parents=True, exist_ok=True)
-            timed(f"rows of {n_clips:,} clips made up", lambda: sum(map(len, shards_of(n_clips))))
+            timed(f"rows of {n_clips:,} clips made up", lambda: sum(map(len, locate_shards(n_clips))))
             timed(
                 "the same, and the index written",
-                lambda: write_index(folder / INDEX_NAME, shards_of(n_clips)),
+                lambda: write_index(folder / INDEX_NAME, locate_shards(n_clips)),
             )
             write_ledger(folder / LEDGER_NAME, [])
             n_shards = -(-n_clips // PER_SHARD)
@@ -114,15 +114,15 @@ def main() -> None:
             )
             print(f"index.parquet {(folder / INDEX_NAME).stat().st_size / 1e6:.0f} MB")
         dataset = timed("dataset opened and checked", lambda: open_dataset(folder, hashes=False))
-        ids = timed("ids of the train split", lambda: dataset.clips.of_split("train"))
-        trained, _ = timed("one in twenty held out", lambda: split_off(ids, 0.05, seed=0))
-        table = timed("frames numbered", lambda: table_of(dataset, trained))
+        ids = timed("ids of the train split", lambda: dataset.clips.ids_in_split("train"))
+        trained, _ = timed("one in twenty held out", lambda: split_held_out(ids, 0.05, seed=0))
+        table = timed("frames numbered", lambda: build_clip_table(dataset, trained))
         n = len(table)
         timed(
             f"a batch of {BATCH} out of {n:,} frames",
             lambda: table.clip_of(drawn(np.arange(n // 2, n // 2 + BATCH), n, seed=0)),
         )
-        _, which = timed("shard of each clip", lambda: dataset.clips.shards_of(trained))
+        _, which = timed("shard of each clip", lambda: dataset.clips.locate_shards(trained))
         windows = timed(f"windows of {WINDOW} shards", lambda: Windows(table, which, WINDOW))
         timed(
             f"a batch of {BATCH} in windows", lambda: windows.drawn(np.arange(n // 2, n // 2 + BATCH), seed=0)

@@ -21,10 +21,10 @@ from mediapipe.tasks.python import vision
 from mediapipe.tasks.python.core.base_options import BaseOptions
 
 from shards.schema import VIDEO_FPS
-from stages import weights
 from stages.align import centred_mean
-from stages.faces import FaceFinder
-from stages.video import frames_on_clock, read_on_clock, video_span
+from stages.media import weights
+from stages.media.faces import FaceFinder
+from stages.media.video import frames_on_clock, read_on_clock, video_span
 
 Frames = list[np.ndarray[Any, Any]]
 

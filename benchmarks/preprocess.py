@@ -20,9 +20,9 @@ from pathlib import Path
 
 from processes import pin_to_one_core, pipeline, video_files
 
-from stages import video, weights
-from stages.faces import FaceFinder
-from stages.video import read_on_clock, video_span
+from stages.media import video, weights
+from stages.media.faces import FaceFinder
+from stages.media.video import read_on_clock, video_span
 
 
 def bare_landmarker(files: list[Path], model: Path) -> tuple[int, float]:

@@ -19,7 +19,7 @@ import psutil
 PR_SET_CHILD_SUBREAPER = 36
 SAMPLE_SECONDS = 0.5
 # What a process is, by a word of its command line.
-KINDS = {"stages.sandbox": "sandbox", "spawn_main": "worker"}
+KINDS = {"stages.engine.sandbox": "sandbox", "spawn_main": "worker"}
 
 
 @dataclass
@@ -55,7 +55,7 @@ def pipeline(*words: str, one_core: bool = False) -> Usage:
     if process.returncode:
         raise SystemExit(f"pipeline {' '.join(words)} failed: {answer.decode()}")
     for orphan in psutil.Process().children():
-        if orphan.status() == psutil.STATUS_ZOMBIE or "stages.sandbox" in " ".join(orphan.cmdline()):
+        if orphan.status() == psutil.STATUS_ZOMBIE or "stages.engine.sandbox" in " ".join(orphan.cmdline()):
             os.waitpid(orphan.pid, 0)  # it ends when it notices that its worker is gone
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime)

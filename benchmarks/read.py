@@ -40,12 +40,12 @@ import numpy as np
 import torch
 
 from model.audio import SILENCE_DB, AudioParams
-from model.examples import FrameParams, wanted_of
-from shards.address import place_of
-from shards.cache import shelf_for
+from model.batch import FrameParams, select_batch
+from shards.address import open_storage
+from shards.cache import open_shard_store
 from shards.checksum import file_sha256
 from shards.codec import CODECS, Codec, decode_frame, encode_frame, write_frames
-from shards.frames import Fit, Frames
+from shards.frames import Frames, NetworkInput
 from shards.index import (
     DATASET_NAME,
     INDEX_NAME,
@@ -56,11 +56,11 @@ from shards.index import (
     write_index,
 )
 from shards.ledger import write_ledger
-from shards.loader import load_resident, table_of
-from shards.ondemand import Cached, Decoder, Windowed
-from shards.places import Place
 from shards.reader import Dataset, open_dataset, read_clip, read_members
+from shards.resident import build_clip_table, load_resident
 from shards.schema import MELS_PER_FRAME, SCHEMA_VERSION, ClipSample
+from shards.storage import Storage
+from shards.streaming import Cached, Decoder, Windowed
 from shards.writer import PackedClip, shard_name, write_tar
 
 BATCH = 64
@@ -160,20 +160,20 @@ def ours(data: Frames, n_samples: int) -> Iterator[list[str]]:
         for start in itertools.count(0, BATCH):
             positions = np.arange(start, start + BATCH)
             target = data.order(positions, seed=0)
-            yield wanted_of(data.clips, target, positions, seed=0, frames=FrameParams(), audio=AUDIO)
+            yield select_batch(data.clips, target, positions, seed=0, frames=FrameParams(), audio=AUDIO)
 
     for seen in itertools.islice(data.ahead(wanted(), seed=0), n_samples // BATCH):
         yield [data.clips.ids[clip] for clip in data.clips.clip_of(seen.wanted.target)]
 
 
 @contextlib.contextmanager
-def held(dataset: Dataset, how: str, fit: Fit, cache: Path, window: int) -> Iterator[Frames]:
+def held(dataset: Dataset, how: str, fit: NetworkInput, cache: Path, window: int) -> Iterator[Frames]:
     ids = list(dataset.clips)
     if how == "resident":
         yield load_resident(dataset, ids, fit, mel_pad=PAD, device=CPU, frames_on=CPU, workers=1)
         return
-    with shelf_for(dataset, cache, 10**12) as shelf:
-        decoder = Decoder(dataset, table_of(dataset, ids), shelf, fit)
+    with open_shard_store(dataset, cache, 10**12) as shelf:
+        decoder = Decoder(dataset, build_clip_table(dataset, ids), shelf, fit)
         if how == "cached":
             shelf.hold(dataset.shards.values())
             yield Cached(decoder, CPU, 0)
@@ -351,9 +351,9 @@ def ways_of(
     asked: argparse.Namespace,
     folder: Path,
     n_samples: int,
-    remote: Place | None,
+    remote: Storage | None,
 ) -> Iterator[tuple[str, Way]]:
-    fit = Fit(128, AUDIO.n_mels, SILENCE_DB)
+    fit = NetworkInput(128, AUDIO.n_mels, SILENCE_DB)
 
     def read(source: Dataset, how: str, n: int) -> Iterator[list[str]]:
         with held(source, how, fit, folder / "cache" / how, asked.window) as data:
@@ -392,7 +392,7 @@ def measure(asked: argparse.Namespace, folder: Path, server: str | None) -> list
         dataset = recoded(source, codec, at / "shards", ids, per_shard=asked.clips_per_shard)
         remote = None
         if server is not None:
-            remote = place_of(f"s3://{server}/{codec}")
+            remote = open_storage(f"s3://{server}/{codec}")
             for path in dataset.folder.iterdir():
                 remote.put(path, path.name, sha256=file_sha256(path))
         blobs = [record["target"] for record in itertools.islice(records(dataset), 600)]

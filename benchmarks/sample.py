@@ -5,7 +5,7 @@
     python benchmarks/sample.py --run runs/x --shards data/grid/shards --only quality
     python benchmarks/sample.py --small                                      (half a minute on a CPU)
 
-Ours is ``sampler.rollout.Painter`` as users run it. The paper's way draws one clip, one frame at a time:
+Ours is ``sampler.rollout.FrameGenerator`` as users run it. The paper's way draws one clip, one frame at a time:
 eager, fp32, ancestral, with audio and noise embedded anew at each step, and each frame handed on through a
 PNG file. Its loader's MediaPipe and its eight intermediate pictures a frame are left out, in its favour.
 
@@ -29,24 +29,24 @@ import torch
 from torch import Tensor
 
 from model.audio import SILENCE_DB
+from model.batch import boxes_to_masks, to_float, to_pixels
 from model.checkpoint import load_network
-from model.denoiser import embedded, y_0_of
-from model.examples import mask_of, to_float, to_pixels
-from model.machine import Machine, device_of
-from model.recipe import PRESETS, Recipe, recipe_of
+from model.denoiser import embedded, estimate_y_0
+from model.execution import Execution, select_device
+from model.recipe import PRESETS, Recipe, build_recipe
 from model.unet import UNet, parameter_count
-from sampler.metrics.mouth import correlation, openings
-from sampler.metrics.pixels import decibels, squared_errors
 from sampler.params import SampleParams
-from sampler.rollout import CropFrame, Painter, Take
-from sampler.steps import Known, levels, sample
+from sampler.rollout import ClipRequest, CropFrame, FrameGenerator
+from sampler.steps import KnownPixels, levels, sample
 from shards.reader import open_dataset, read_clip
 from shards.schema import MELS_PER_FRAME
-from stages import weights
-from stages.faces import FaceFinder
-from stages.sample import drawn
-from stages.samples import pairs_of
-from stages.scoring.mouths import find_mouths
+from stages.evaluate.metrics.mouth import correlation, openings
+from stages.evaluate.metrics.pixels import decibels, squared_errors
+from stages.evaluate.mouths import find_mouths
+from stages.media import weights
+from stages.media.faces import FaceFinder
+from stages.sample.pairs import make_pairs
+from stages.sample.run import drawn
 
 MOUTH = (0.20, 0.48, 0.80, 0.92)  # x0 y0 x1 y1 of the mask box, as shares of the crop
 SAMPLER = "dpm++2m"
@@ -66,36 +66,40 @@ def crops(size: int, n_frames: int, seed: int) -> Iterator[CropFrame]:
     return (CropFrame(pixels, box) for _ in range(n_frames))
 
 
-def takes(recipe: Recipe, lengths: Sequence[int]) -> Iterator[Take]:
+def takes(recipe: Recipe, lengths: Sequence[int]) -> Iterator[ClipRequest]:
     n_mels = recipe.network.audio.n_mels
     for number, n_frames in enumerate(lengths):
         mels = np.full((MELS_PER_FRAME * n_frames, n_mels), SILENCE_DB, np.float32)
-        yield Take(f"clip{number}", crops(recipe.network.size, n_frames, number), mels)
+        yield ClipRequest(f"clip{number}", crops(recipe.network.size, n_frames, number), mels)
 
 
-def seconds_of(painter: Painter, recipe: Recipe, lengths: Sequence[int], slots: int) -> float:
+def seconds_of(generator: FrameGenerator, recipe: Recipe, lengths: Sequence[int], slots: int) -> float:
     """Wall time of a rollout, ended by its last frame on the host."""
-    synchronize(painter.device)
+    synchronize(generator.device)
     started = time.perf_counter()
-    n_frames = sum(1 for _ in painter.rollout(takes(recipe, lengths), slots=slots))
+    n_frames = sum(1 for _ in generator.rollout(takes(recipe, lengths), slots=slots))
     assert n_frames == sum(lengths), "every frame is drawn once"
     return time.perf_counter() - started
 
 
-def warm(painter: Painter, recipe: Recipe, slots: int) -> None:
+def warm(generator: FrameGenerator, recipe: Recipe, slots: int) -> None:
     """Compile and capture, which is not counted."""
-    seconds_of(painter, recipe, [2] * slots, slots)
+    seconds_of(generator, recipe, [2] * slots, slots)
 
 
-def rate(painter: Painter, recipe: Recipe, *, slots: int, n_frames: int, repeats: int) -> dict[str, float]:
+def rate(
+    generator: FrameGenerator, recipe: Recipe, *, slots: int, n_frames: int, repeats: int
+) -> dict[str, float]:
     """Frames/s with full slots, the median of some runs, and what follows from it."""
-    warm(painter, recipe, slots)
-    runs = [slots * n_frames / seconds_of(painter, recipe, [n_frames] * slots, slots) for _ in range(repeats)]
+    warm(generator, recipe, slots)
+    runs = [
+        slots * n_frames / seconds_of(generator, recipe, [n_frames] * slots, slots) for _ in range(repeats)
+    ]
     frames_per_second = statistics.median(runs)
-    frame_steps = frames_per_second * painter.params.steps
+    frame_steps = frames_per_second * generator.params.steps
     return {
         "slots": slots,
-        "steps": painter.params.steps,
+        "steps": generator.params.steps,
         "frames_per_second": frames_per_second,
         "slowest": min(runs),
         "fastest": max(runs),
@@ -105,14 +109,14 @@ def rate(painter: Painter, recipe: Recipe, *, slots: int, n_frames: int, repeats
 
 
 def uneven(
-    painter: Painter, recipe: Recipe, *, slots: int, lengths: Sequence[int], best: float
+    generator: FrameGenerator, recipe: Recipe, *, slots: int, lengths: Sequence[int], best: float
 ) -> dict[str, float]:
     """Time for clips of uneven length against all their frames at the best rate, and against padding.
 
     The longest come first, as in `pipeline sample`.
     """
-    warm(painter, recipe, slots)
-    seconds = seconds_of(painter, recipe, sorted(lengths, reverse=True), slots)
+    warm(generator, recipe, slots)
+    seconds = seconds_of(generator, recipe, sorted(lengths, reverse=True), slots)
     padded = sum(max(lengths[k : k + slots]) * slots for k in range(0, len(lengths), slots))
     return {
         "clips": len(lengths),
@@ -138,7 +142,7 @@ def papers_way(network: UNet, recipe: Recipe, device: torch.device, *, steps: in
 
     def frame(source: CropFrame, folder: Path, k: int) -> None:
         y_0 = to_float(torch.from_numpy(source.pixels).to(device).permute(2, 0, 1)[None])
-        mask = mask_of(torch.from_numpy(source.box).to(device)[None], recipe.network.size)
+        mask = boxes_to_masks(torch.from_numpy(source.box).to(device)[None], recipe.network.size)
         before, first = (cv2.imread(str(folder / f"{name}.png")) for name in (k - 1, 0))
         beside = [
             to_float(torch.from_numpy(image).to(device).permute(2, 0, 1)[None]) for image in (before, first)
@@ -148,7 +152,7 @@ def papers_way(network: UNet, recipe: Recipe, device: torch.device, *, steps: in
 
         def denoise(y: Tensor, gamma: Tensor) -> Tensor:
             said = network(torch.cat([y, *beside], dim=1), embedded(gamma, recipe.noise.embedding), mels)
-            return y_0_of(y, said, gamma, recipe.noise.target).clamp(-1, 1)
+            return estimate_y_0(y, said, gamma, recipe.noise.target).clamp(-1, 1)
 
         image = sample(
             "ancestral",
@@ -156,7 +160,7 @@ def papers_way(network: UNet, recipe: Recipe, device: torch.device, *, steps: in
             torch.randn_like(y_0),
             gammas,
             noise=lambda _: torch.randn_like(y_0),
-            known=Known(mask, y_0),
+            known=KnownPixels(mask, y_0),
         )
         cv2.imwrite(str(folder / f"{k}.png"), to_pixels(image)[0].permute(1, 2, 0).cpu().numpy())
 
@@ -189,15 +193,17 @@ def quality(
     Free-running from the first frame on, each frame after the one drawn before it.
     """
     dataset = open_dataset(shards)
-    pairs = pairs_of(dataset, "test", "own", seed=SEED)[:clips]
+    pairs = make_pairs(dataset, "test", "own", seed=SEED)[:clips]
     told: dict[int, dict[str, float]] = {}
     with FaceFinder(weights.find(weights.LANDMARKER), max_faces=1) as find:
         truths = {pair.clip_id: read_clip(dataset, pair.clip_id) for pair in pairs}
         opened = {clip_id: openings(find_mouths(clip.frames, find)) for clip_id, clip in truths.items()}
         for n in steps:
-            painter = Painter(network, recipe, SampleParams(sampler=SAMPLER, steps=n), device, Machine())
+            generator = FrameGenerator(
+                network, recipe, SampleParams(sampler=SAMPLER, steps=n), device, Execution()
+            )
             psnr, keeping_time = [], []
-            for pair, frames in drawn(painter, dataset, pairs, slots=len(pairs), told=lambda _: None):
+            for pair, frames in drawn(generator, dataset, pairs, slots=len(pairs), told=lambda _: None):
                 truth = truths[pair.clip_id]
                 psnr.append(decibels(squared_errors(frames, truth.frames, truth.boxes)))
                 keeping_time.append(correlation(openings(find_mouths(frames, find)), opened[pair.clip_id]))
@@ -222,7 +228,7 @@ def table(rows: Sequence[dict[str, float]]) -> str:
 
 
 def speed(
-    painter: Callable[[int], Painter],
+    generator: Callable[[int], FrameGenerator],
     network: UNet,
     recipe: Recipe,
     device: torch.device,
@@ -234,13 +240,13 @@ def speed(
     few = asked.steps[min(1, len(asked.steps) - 1)]
     print(f"\nby slots, {few} steps")
     by_slots = [
-        rate(painter(few), recipe, slots=slots, n_frames=asked.frames, repeats=asked.repeats)
+        rate(generator(few), recipe, slots=slots, n_frames=asked.frames, repeats=asked.repeats)
         for slots in asked.slots
     ]
     print(table(by_slots))
     print(f"\nby steps, one clip and {many}")
     by_steps = [
-        rate(painter(steps), recipe, slots=slots, n_frames=asked.frames, repeats=asked.repeats)
+        rate(generator(steps), recipe, slots=slots, n_frames=asked.frames, repeats=asked.repeats)
         | dict(seen.get(steps, {}))
         for slots in (1, many)
         for steps in asked.steps
@@ -249,11 +255,11 @@ def speed(
     best = max(by_slots, key=lambda row: row["frames_per_second"])
     lengths = np.random.default_rng(SEED).integers(asked.frames // 2, 2 * asked.frames, many).tolist()
     slots = min(int(best["slots"]), max(1, many // 4))
-    full = rate(painter(few), recipe, slots=slots, n_frames=asked.frames, repeats=asked.repeats)
-    ragged = uneven(painter(few), recipe, slots=slots, lengths=lengths, best=full["frames_per_second"])
+    full = rate(generator(few), recipe, slots=slots, n_frames=asked.frames, repeats=asked.repeats)
+    ragged = uneven(generator(few), recipe, slots=slots, lengths=lengths, best=full["frames_per_second"])
     print(f"\n{many} clips of uneven length in {slots} slots, {few} steps\n{table([ragged])}")
     theirs = papers_way(network, recipe, device, steps=paper_steps, n_frames=paper_frames)
-    same = rate(painter(paper_steps), recipe, slots=many, n_frames=2, repeats=1)["frames_per_second"]
+    same = rate(generator(paper_steps), recipe, slots=many, n_frames=2, repeats=1)["frames_per_second"]
     paper = {"steps": paper_steps, "paper": theirs, "ours": same, "ours_over_paper": same / theirs}
     print(f"\nthe paper's way, frames/s at {paper_steps} steps; ours with {many} clips\n{table([paper])}")
     return {"by_slots": by_slots, "by_steps": by_steps, "uneven": ragged, "paper": paper}
@@ -276,19 +282,21 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--small", action="store_true")
     asked = parser.parse_args()
-    device = device_of(asked.device)
+    device = select_device(asked.device)
     if asked.small:
         asked.preset, asked.slots, asked.steps, asked.frames = "demo", [1, 4], [2, 4], 2
     if asked.run:
         network, saved = load_network(asked.run)
         recipe = saved.recipe
     else:
-        recipe = recipe_of(asked.preset)
+        recipe = build_recipe(asked.preset)
         torch.manual_seed(SEED)
         network = UNet(recipe.network).eval()
 
-    def painter(steps: int) -> Painter:
-        return Painter(network, recipe, SampleParams(sampler=SAMPLER, steps=steps), device, Machine())
+    def generator(steps: int) -> FrameGenerator:
+        return FrameGenerator(
+            network, recipe, SampleParams(sampler=SAMPLER, steps=steps), device, Execution()
+        )
 
     name = (
         torch.cuda.get_device_name(device)
@@ -303,7 +311,7 @@ def main() -> None:
         seen = quality(network, recipe, asked.shards, device, steps=asked.steps, clips=asked.clips)
     story: dict[str, Any] = {"device": name, "quality": seen}
     if asked.only != "quality":
-        story |= speed(painter, network, recipe, device, asked, seen)
+        story |= speed(generator, network, recipe, device, asked, seen)
     if asked.json:
         asked.json.write_text(json.dumps(story, indent=1) + "\n")
 

@@ -43,18 +43,19 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile, schedule
 from torch.utils.flop_counter import FlopCounterMode
 
-from model import journal, loop, objective
+from model import loop, objective
+from model import run_log as journal
 from model.audio import SILENCE_DB
-from model.batches import Tally, batches
+from model.batch import make_evaluation_batch
 from model.blocks import ResidualBlock
 from model.checkpoint import TrainState
 from model.denoiser import add_noise, gammas
-from model.examples import as_sampled
-from model.machine import Machine, Ranks, joined
-from model.recipe import PAPER_FRAMES, PAPER_OPTIM, PRESETS, ModelError, OptimParams, Recipe, recipe_of
+from model.epochs import EpochCounter, batches
+from model.execution import Execution, Ranks, joined
+from model.recipe import PAPER_FRAMES, PAPER_OPTIM, PRESETS, ModelError, OptimParams, Recipe, build_recipe
 from model.unet import UNet, UNetParams, parameter_count
 from shards.frames import ClipTable
-from shards.loader import Resident
+from shards.resident import Resident
 from shards.schema import MELS_PER_FRAME
 
 WINDOWS = 8  # that count
@@ -70,7 +71,9 @@ MOUTH = (0.20, 0.48, 0.80, 0.92)  # x0 y0 x1 y1 of the mask box, as shares: 26 %
 HOST_BATCHES = 4  # of the paper's way, taken in turn
 PAPER_BATCH = 40  # per GPU
 # For --small: the demo's network on 8 x 8 squares.
-TINY = recipe_of("demo", {"network": {"size": 64, "top": 0, "patch": 8, "attention_sizes": (8,)}, "batch": 4})
+TINY = build_recipe(
+    "demo", {"network": {"size": 64, "top": 0, "patch": 8, "attention_sizes": (8,)}, "batch": 4}
+)
 
 
 @dataclass(frozen=True)
@@ -195,7 +198,7 @@ Change = Callable[[TrainState], contextlib.AbstractContextManager[object]]
 
 
 def train_on(
-    state: TrainState, data: Resident, recipe: Recipe, machine: Machine, ranks: Ranks, run: Path,
+    state: TrainState, data: Resident, recipe: Recipe, machine: Execution, ranks: Ranks, run: Path,
     *, steps_per_line: int, lines: int,
 ) -> list[dict[str, float]]:  # fmt: skip
     """``loop.train`` for some more steps, and what it then says of itself. Nothing is evaluated."""
@@ -209,7 +212,7 @@ def train_on(
 def our_way(
     data: Resident,
     recipe: Recipe,
-    machine: Machine,
+    machine: Execution,
     ranks: Ranks,
     seconds: float,
     changed: Change = contextlib.nullcontext,
@@ -224,7 +227,7 @@ def our_way(
         forget_peak(ranks.device)
         told = train_on(*inputs, steps_per_line=n_steps, lines=1 + WINDOWS)[1:]
         memory = memory_gb(ranks.device)
-        made = batches(data, recipe, ranks, machine, state.drawn, Tally(len(data)))
+        made = batches(data, recipe, ranks, machine, state.drawn, EpochCounter(len(data)))
         data_ms = alone_ms(lambda: next(made), ranks.device)
     return Speed(
         recipe.batch,
@@ -306,7 +309,7 @@ def host_batch(
     data: Resident, recipe: Recipe, batch: int, number: int, device: torch.device
 ) -> tuple[Tensor, ...]:
     """Frame, previous, identity, mask, mels: float, in the host's memory, each channel by itself."""
-    shown = as_sampled(
+    shown = make_evaluation_batch(
         data,
         np.random.default_rng(number).integers(len(data), size=batch),
         torch.ones(batch),
@@ -378,10 +381,10 @@ def ema_one_by_one(state: TrainState) -> Iterator[None]:
         yield
 
 
-def ablations(machine: Machine, device: torch.device) -> dict[str, tuple[Machine, Change]]:
+def ablations(machine: Execution, device: torch.device) -> dict[str, tuple[Execution, Change]]:
     """What can be switched off here: the other way of running, by what it lacks."""
     same: Change = contextlib.nullcontext
-    ways: dict[str, tuple[Machine, Change]] = {
+    ways: dict[str, tuple[Execution, Change]] = {
         "channels_last": (machine, channels_first),
         "fused AdamW": (machine, default_adamw),
         "foreach EMA": (machine, ema_one_by_one),
@@ -393,7 +396,7 @@ def ablations(machine: Machine, device: torch.device) -> dict[str, tuple[Machine
     return ways
 
 
-def is_compiled(machine: Machine, device: torch.device) -> bool:
+def is_compiled(machine: Execution, device: torch.device) -> bool:
     return device.type == "cuda" if machine.compile is None else machine.compile
 
 
@@ -432,7 +435,7 @@ def kind_of(name: str) -> str:
 
 
 def profiled(
-    data: Resident, recipe: Recipe, machine: Machine, ranks: Ranks
+    data: Resident, recipe: Recipe, machine: Execution, ranks: Ranks
 ) -> tuple[list[Kernel], dict[str, float]]:
     """Kernels of five steps of our way, the dearest first; the share of each kind in them."""
     on_gpu = ranks.device.type == "cuda"
@@ -570,7 +573,7 @@ def main() -> None:
     asked = arguments()
     recipe = {"tiny": TINY, **PRESETS}[asked.preset]
     recipe = replace(recipe, batch=asked.batch or recipe.batch)
-    machine = Machine(compile=asked.compile)
+    machine = Execution(compile=asked.compile)
     try:
         with joined(asked.device) as ranks:
             data = made_data(recipe.network, N_CLIPS_SMALL if asked.small else N_CLIPS, ranks.device)
@@ -592,7 +595,7 @@ def write(path: Path | None, text: str) -> None:
 
 
 def measured(
-    asked: argparse.Namespace, data: Resident, recipe: Recipe, machine: Machine, ranks: Ranks
+    asked: argparse.Namespace, data: Resident, recipe: Recipe, machine: Execution, ranks: Ranks
 ) -> dict[str, Any]:
     """Every way, printed line by line; all figures again for ``--json``."""
     device = ranks.device
@@ -605,7 +608,7 @@ def measured(
         f"{n_parameters:,} parameters, {gflop:.4g} GFLOP per forward pass of a frame"
     )
 
-    def ours(machine: Machine, changed: Change = contextlib.nullcontext) -> Callable[[], Speed]:
+    def ours(machine: Execution, changed: Change = contextlib.nullcontext) -> Callable[[], Speed]:
         return lambda: our_way(data, recipe, machine, ranks, asked.seconds, changed)
 
     def papers(*, tf32: bool) -> Callable[[], Speed]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.chance import kept, salt_of
+from model.rng import kept, salt_of
 
 GROUPS = 32
 HEAD_CHANNELS = 64

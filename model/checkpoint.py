@@ -6,7 +6,7 @@
         optimizer.safetensors  AdamW's two moments and step, by parameter
         state.json             step, frames drawn, held-out loss, recipe, digest of the dataset
 
-There is no generator to keep: chance is a function of (seed, frames drawn), see ``model.chance``.
+There is no generator to keep: chance is a function of (seed, frames drawn), see ``model.rng``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from model.recipe import ModelError, Recipe, differences, recipe_from
+from model.recipe import ModelError, Recipe, differences, recipe_from_dict
 from model.unet import UNet
 from shards.atomic import PARTIAL_SUFFIX
 
@@ -45,11 +45,11 @@ class TrainState:
     ema: UNet
     optimizer: torch.optim.AdamW
     step: int = 0
-    drawn: int = 0  # frames, over all ranks and epochs: the place in the order of ``shards.order``
+    drawn: int = 0  # frames, over all ranks and epochs: the place in the order of ``shards.rng``
 
 
 @dataclass(frozen=True, slots=True)
-class Saved:
+class Checkpoint:
     """A checkpoint on disk."""
 
     path: Path
@@ -60,12 +60,12 @@ class Saved:
     digest: str
 
 
-def listed(run: Path) -> list[Saved]:
+def listed(run: Path) -> list[Checkpoint]:
     """Checkpoints of a run, oldest first. Raises ModelError for one that cannot be read."""
     return [_read_state(path) for path in sorted((run / CHECKPOINTS).glob("step-*"))]
 
 
-def best_of(saved: list[Saved]) -> Saved | None:
+def find_best(saved: list[Checkpoint]) -> Checkpoint | None:
     """The one with the lowest held-out loss; the newest when none was measured."""
     measured = [item for item in saved if item.held_out is not None]
     if measured:
@@ -73,7 +73,7 @@ def best_of(saved: list[Saved]) -> Saved | None:
     return saved[-1] if saved else None
 
 
-def save(state: TrainState, run: Path, recipe: Recipe, digest: str, held_out: float | None) -> Saved:
+def save(state: TrainState, run: Path, recipe: Recipe, digest: str, held_out: float | None) -> Checkpoint:
     """Write a checkpoint; it appears when it is whole. One that is there already is replaced."""
     path = run / CHECKPOINTS / f"step-{state.step:08d}"
     partial = path.with_name(f".{path.name}{PARTIAL_SUFFIX}")
@@ -98,19 +98,19 @@ def save(state: TrainState, run: Path, recipe: Recipe, digest: str, held_out: fl
     shutil.rmtree(path, ignore_errors=True)
     partial.rename(path)
     _flush(path.parent)
-    return Saved(path, state.step, state.drawn, held_out, recipe, digest)
+    return Checkpoint(path, state.step, state.drawn, held_out, recipe, digest)
 
 
 def prune(run: Path, keep_last: int) -> None:
     """Remove all but the newest ``keep_last`` checkpoints and the best."""
     saved = listed(run)
-    best = best_of(saved)
+    best = find_best(saved)
     for item in saved[:-keep_last]:
         if item != best:
             shutil.rmtree(item.path)
 
 
-def check_same(saved: Saved, recipe: Recipe, digest: str) -> None:
+def check_same(saved: Checkpoint, recipe: Recipe, digest: str) -> None:
     """Raise ModelError unless going on from ``saved`` is going on with the same run."""
     for name, ours, theirs in differences(recipe, saved.recipe):
         raise ModelError(
@@ -123,7 +123,7 @@ def check_same(saved: Saved, recipe: Recipe, digest: str) -> None:
         )
 
 
-def load_into(state: TrainState, saved: Saved) -> None:
+def load_into(state: TrainState, saved: Checkpoint) -> None:
     """Make ``state`` what it was when ``saved`` was written. Raises ModelError when a file is not whole."""
     _fill(state.network, saved.path / WEIGHTS)
     _fill(state.ema, saved.path / EMA)
@@ -147,12 +147,12 @@ def load_into(state: TrainState, saved: Saved) -> None:
     state.step, state.drawn = saved.step, saved.drawn
 
 
-def pick(place: Path, *, which: Literal["best", "newest"] = "best") -> Saved:
+def pick(place: Path, *, which: Literal["best", "newest"] = "best") -> Checkpoint:
     """The checkpoint to use of a run, or the one that ``place`` itself is. Raises ModelError without any."""
     if (place / STATE).is_file():
         return _read_state(place)
     saved = listed(place)
-    chosen = best_of(saved) if which == "best" else (saved[-1] if saved else None)
+    chosen = find_best(saved) if which == "best" else (saved[-1] if saved else None)
     if chosen is None:
         raise ModelError(f"{place}: no checkpoint here; `pipeline train --run {place}` makes one")
     return chosen
@@ -160,7 +160,7 @@ def pick(place: Path, *, which: Literal["best", "newest"] = "best") -> Saved:
 
 def load_network(
     place: Path, *, weights: Literal["ema", "trained"] = "ema", which: Literal["best", "newest"] = "best"
-) -> tuple[UNet, Saved]:
+) -> tuple[UNet, Checkpoint]:
     """The network of a run's folder, or of one checkpoint, on the CPU, ready to sample. Raises ModelError."""
     chosen = pick(place, which=which)
     with torch.device("meta"):  # draws no first weights, which would move the caller's generator
@@ -208,19 +208,19 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         raise ModelError(f"{path}: not a whole safetensors file ({err})") from err
 
 
-def _read_state(path: Path) -> Saved:
+def _read_state(path: Path) -> Checkpoint:
     file = path / STATE
     try:
         story: Mapping[str, Any] = json.loads(file.read_text())
         if story["format"] != FORMAT:
             raise ModelError(f"format {story['format']!r}, this redub reads {FORMAT}")
         held_out = story["held_out"]
-        return Saved(
+        return Checkpoint(
             path=path,
             step=int(story["step"]),
             drawn=int(story["drawn"]),
             held_out=None if held_out is None or not math.isfinite(held_out) else float(held_out),
-            recipe=recipe_from(story["recipe"]),
+            recipe=recipe_from_dict(story["recipe"]),
             digest=str(story["digest"]),
         )
     except FileNotFoundError as err:

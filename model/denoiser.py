@@ -88,14 +88,14 @@ def add_noise(y_0: Tensor, epsilon: Tensor, gamma: Tensor) -> Tensor:
     return _wide(gamma).sqrt() * y_0 + _wide(1 - gamma).sqrt() * epsilon
 
 
-def target_of(y_0: Tensor, epsilon: Tensor, gamma: Tensor, target: Target) -> Tensor:
+def training_target(y_0: Tensor, epsilon: Tensor, gamma: Tensor, target: Target) -> Tensor:
     """The noise, or v = sqrt(gamma) eps - sqrt(1 - gamma) y_0 (Salimans & Ho 2022)."""
     if target == "epsilon":
         return epsilon
     return _wide(gamma).sqrt() * epsilon - _wide(1 - gamma).sqrt() * y_0
 
 
-def y_0_of(y: Tensor, said: Tensor, gamma: Tensor, target: Target) -> Tensor:
+def estimate_y_0(y: Tensor, said: Tensor, gamma: Tensor, target: Target) -> Tensor:
     """The clean image that the network's answer means."""
     if target == "epsilon":
         return (y - _wide(1 - gamma).sqrt() * said) / _wide(gamma).sqrt()

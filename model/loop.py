@@ -15,19 +15,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from model import journal
-from model.batches import Tally, batches, recount
-from model.chance import Purpose
+from model import run_log as journal
+from model.batch import Batch
 from model.checkpoint import TrainState
-from model.examples import Examples
-from model.interrupts import memory_told, stop_asked
-from model.machine import Machine, Ranks
-from model.objective import Forward, losses_of
+from model.epochs import EpochCounter, batches, recount
+from model.execution import Execution, Ranks
+from model.monitor import MetricsWindow, RunMonitor
+from model.objective import Forward, compute_losses
 from model.recipe import ModelError, OptimParams, Recipe
+from model.rng import Purpose
+from model.signals import catch_stop_signals, explain_out_of_memory
 from model.unet import UNet
-from model.watch import Keeper, Window
-from shards.frames import Frames
-from shards.order import key_of
+from shards.frames import FrameSource
+from shards.rng import derive_key
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 def new_state(recipe: Recipe, device: torch.device) -> TrainState:
     """A run before its first step: weights drawn by the recipe's seed, whatever happened before."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(key_of(recipe.seed, Purpose.INITIAL) >> 1)
+        torch.manual_seed(derive_key(recipe.seed, Purpose.INITIAL) >> 1)
         network = UNet(recipe.network)
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     ema = copy.deepcopy(network).eval().requires_grad_(False)
@@ -68,8 +68,8 @@ def update_ema(state: TrainState, params: OptimParams) -> None:
     torch._foreach_lerp_(list(state.ema.parameters()), list(state.network.parameters()), 1 - decay)
 
 
-def forward_of(
-    state: TrainState, ranks: Ranks, machine: Machine, trial: Callable[[Forward], None]
+def prepare_forward(
+    state: TrainState, ranks: Ranks, machine: Execution, trial: Callable[[Forward], None]
 ) -> Forward:
     """The network as it is called: compiled where that works, and wrapped so that ranks share gradients."""
     module = machine.compiled(state.network, trial, ranks.device)
@@ -78,11 +78,11 @@ def forward_of(
 
 def train(
     state: TrainState,
-    data: Frames,
-    held: Frames | None,
+    data: FrameSource,
+    held: FrameSource | None,
     *,
     recipe: Recipe,
-    machine: Machine,
+    machine: Execution,
     ranks: Ranks,
     run: Path,
     digest: str,
@@ -97,40 +97,40 @@ def train(
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True
 
-    tally = Tally(len(data))
+    tally = EpochCounter(len(data))
     recount(data, tally, state.drawn, recipe, ranks)
     examples = batches(data, recipe, ranks, machine, state.drawn, tally)
 
     def trial(forward: Forward) -> None:
         """One forward and backward pass, as a step makes it, that leaves no trace."""
-        once = batches(data, recipe, ranks, machine, state.drawn, Tally(len(data)), ahead=False)
+        once = batches(data, recipe, ranks, machine, state.drawn, EpochCounter(len(data)), ahead=False)
         shown = next(once)[0]
         try:
             with machine.autocast(ranks.device):
-                losses = losses_of(forward, shown, recipe)
+                losses = compute_losses(forward, shown, recipe)
             losses.sum().backward()  # type: ignore[no-untyped-call]
         finally:
             state.optimizer.zero_grad(set_to_none=True)
 
-    def after(shown: Examples) -> Tensor:
+    def after(shown: Batch) -> Tensor:
         """Losses with the weights as a step left them: if it broke them, its own losses do not show it."""
         with torch.no_grad(), machine.autocast(ranks.device):
-            return losses_of(state.network, shown, recipe)
+            return compute_losses(state.network, shown, recipe)
 
     smaller = (
         f"--micro-batch {micro // 2}, which changes no result" if micro > 1 else "fewer network.channels"
     )
     with (
         contextlib.ExitStack() as open_files,
-        memory_told(f"a micro-batch of {micro} frames", ranks.device, advice=f"try {smaller}"),
-        stop_asked() as asked_to,
+        explain_out_of_memory(f"a micro-batch of {micro} frames", ranks.device, advice=f"try {smaller}"),
+        catch_stop_signals() as asked_to,
     ):
         book = open_files.enter_context(journal.opened(run, state.step)) if ranks.is_first else None
-        keeper = Keeper(run, recipe, digest, ranks, book)
-        forward = forward_of(state, ranks, machine, trial)
+        keeper = RunMonitor(run, recipe, digest, ranks, book)
+        forward = prepare_forward(state, ranks, machine, trial)
         state.network.train()
-        window = Window()
-        shown_now: list[Examples] = []
+        window = MetricsWindow()
+        shown_now: list[Batch] = []
         while state.step < recipe.steps and not ranks.any(asked_to.by is not None):
             rate = learning_rate(state.step, recipe.steps, recipe.optim)
             for group in state.optimizer.param_groups:
@@ -142,7 +142,7 @@ def train(
             for shown in shown_now:
                 is_last = shown is shown_now[-1]
                 with _shared_gradients(forward, is_last), machine.autocast(ranks.device):
-                    losses = losses_of(forward, shown, recipe)
+                    losses = compute_losses(forward, shown, recipe)
                     # DDP takes the mean over ranks, so this is the mean over the whole batch
                     (losses.sum() * ranks.world / recipe.batch).backward()  # type: ignore[no-untyped-call]
                 window.losses.append(losses.detach())
@@ -162,7 +162,7 @@ def train(
             due = _due(state.step, recipe)
             if due.log:
                 keeper.tell(state, window, rate)
-                window = Window()
+                window = MetricsWindow()
             if due.evaluate or due.save:
                 paused = time.perf_counter()
                 keeper.refuse_bad(state, window, after(shown_now[-1]))

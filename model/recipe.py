@@ -11,8 +11,8 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from model.audio import AudioParams
+from model.batch import FrameParams
 from model.denoiser import NoiseParams
-from model.examples import FrameParams
 from model.unet import UNetParams
 
 FORBID = ConfigDict(extra="forbid")
@@ -158,7 +158,7 @@ PRESETS = {
 }
 
 
-def recipe_of(preset: str, *changes: Mapping[str, Any]) -> Recipe:
+def build_recipe(preset: str, *changes: Mapping[str, Any]) -> Recipe:
     """A preset with some of its numbers changed, nested as they are in ``Recipe``; later changes win.
 
     Raises ModelError in one line that names the key, its value and what was expected.
@@ -171,12 +171,12 @@ def recipe_of(preset: str, *changes: Mapping[str, Any]) -> Recipe:
     return _built(described)
 
 
-def recipe_from(described: Mapping[str, Any]) -> Recipe:
+def recipe_from_dict(described: Mapping[str, Any]) -> Recipe:
     """The recipe that ``asdict`` described, e.g. in a checkpoint. Raises ModelError."""
     return _built(described)
 
 
-def changes_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+def nest_changes(settings: Mapping[str, Any]) -> dict[str, Any]:
     """{"optim.learning_rate": 1e-4} -> {"optim": {"learning_rate": 1e-4}}."""
     nested: dict[str, Any] = {}
     for name, value in settings.items():

@@ -14,15 +14,15 @@ from pydantic.dataclasses import dataclass
 from sampler.params import SampleParams
 from stages.align import AlignParams
 from stages.clips import ClipsParams
-from stages.crops import ShardParams
+from stages.engine.outcome import StageError
+from stages.engine.parts import PartParams
+from stages.engine.sandbox import LimitParams
 from stages.landmarks import LandmarksParams
+from stages.media.crops import ShardParams
 from stages.mels import MelsParams
-from stages.parts import PartParams
-from stages.sandbox import LimitParams
-from stages.work import StageError
 
 if TYPE_CHECKING:
-    from stages.edit import EditParams
+    from stages.edit.run import EditParams
 
 DEFAULT_PATH = Path("params.yaml")
 FOR_DVC = frozenset({"datasets", "runs"})  # read by dvc.yaml, not by a stage
@@ -59,7 +59,7 @@ class Params:
 
     def for_edit(self, **chosen: Any) -> EditParams:
         """How to edit for a network that learnt from such a dataset, with what the user has chosen."""
-        from stages.edit import EditParams
+        from stages.edit.run import EditParams
 
         return EditParams(
             landmarks=self.landmarks, align=self.align, mels=self.mels, limits=self.limits, **chosen

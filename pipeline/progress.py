@@ -10,7 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from shards.ledger import OK
-from stages.work import Outcome
+from stages.engine.outcome import Outcome
 
 LINE_SECONDS = 5.0
 REDRAW_SECONDS = 0.2
@@ -50,7 +50,7 @@ def shown(
             yield result
 
 
-class Bars:
+class ProgressBars:
     """For work in passes that counts by itself: a bar for each pass, or a line every few seconds."""
 
     def __init__(self, unit: str = "frames") -> None:
@@ -59,7 +59,7 @@ class Bars:
         self._bar: tqdm[Any] | None = None
         self._started = self._last = 0.0
 
-    def __enter__(self) -> Bars:
+    def __enter__(self) -> ProgressBars:
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline import progress
-from stages.work import StageError
+from stages.engine.outcome import StageError
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -41,7 +41,7 @@ class _LostSchedulerError(Exception):
 
 
 class DaskMapper:
-    """A ``stages.work.Mapper``. The cluster starts with the first task, so a run that has none is quick."""
+    """A ``stages.engine.outcome.Mapper``. The cluster starts with the first task, so a run that has none is quick."""
 
     def __init__(self, workers: int, scheduler: str | None, *, quiet: bool) -> None:
         self._workers = workers

@@ -21,16 +21,16 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from model.audio import SILENCE_DB
-from model.chance import Purpose, normals
+from model.batch import boxes_to_masks, hidden, to_float, to_pixels
 from model.checkpoint import load_network
-from model.denoiser import embedded, y_0_of
-from model.examples import hidden, mask_of, to_float, to_pixels
-from model.machine import Machine
+from model.denoiser import embedded, estimate_y_0
+from model.execution import Execution
 from model.recipe import ModelError, Recipe
+from model.rng import Purpose, normals
 from model.unet import UNet
 from sampler.params import SampleParams
-from sampler.steps import Known, levels, sample
-from shards.order import key_of
+from sampler.steps import KnownPixels, levels, sample
+from shards.rng import derive_key
 from shards.schema import MELS_PER_FRAME
 
 
@@ -43,7 +43,7 @@ class CropFrame:
 
 
 @dataclass(frozen=True, slots=True)
-class Take:
+class ClipRequest:
     """One clip to draw. Its frames may come from a stream; none is kept but the first and the last."""
 
     key: str  # names its chance: another key, another drawing
@@ -52,7 +52,7 @@ class Take:
 
 
 @dataclass(frozen=True, slots=True)
-class DrawnFrame:
+class GeneratedFrame:
     """A finished frame."""
 
     key: str
@@ -64,7 +64,7 @@ class DrawnFrame:
 class _Slot:
     """A take under way."""
 
-    take: Take
+    take: ClipRequest
     mels: Tensor  # (2T + padding, n_mels) on the device
     clip: int  # the key as a number
     number: int = 0  # of the frame to draw next
@@ -74,23 +74,23 @@ class _Slot:
 
 
 @dataclass(frozen=True)
-class _Sight:
+class _Conditioning:
     """What the network is shown for one frame of each slot."""
 
-    known: Known
+    known: KnownPixels
     beside: Tensor  # (B, 6 or 7, S, S): previous, identity, perhaps the mask
     mels: Tensor  # (B, rows, n_mels)
 
 
 @dataclass
-class Painter:
+class FrameGenerator:
     """A network, ready to draw on a device. Raises ModelError when it cannot do what is asked."""
 
     network: UNet
     recipe: Recipe
     params: SampleParams
     device: torch.device
-    machine: Machine = field(default_factory=Machine)
+    machine: Execution = field(default_factory=Execution)
 
     def __post_init__(self) -> None:
         if self.params.guidance != 1 and not self.recipe.network.audio.null:
@@ -126,22 +126,22 @@ class Painter:
 
     def __call__(self, frames: Iterator[CropFrame], mels: NDArray[np.float32]) -> Iterator[NDArray[np.uint8]]:
         """One clip by itself, as it streams by."""
-        for frame in self.rollout([Take("", frames, mels)], slots=1):
+        for frame in self.rollout([ClipRequest("", frames, mels)], slots=1):
             yield frame.pixels
 
     @torch.no_grad()
-    def rollout(self, takes: Iterable[Take], *, slots: int) -> Iterator[DrawnFrame]:
+    def rollout(self, takes: Iterable[ClipRequest], *, slots: int) -> Iterator[GeneratedFrame]:
         """Draw all takes, ``slots`` at a time: the frames of a take in order, those of several mixed."""
         waiting = iter(takes)
         under_way: list[_Slot] = []
         while shown := self._next_frames(under_way, waiting, slots):
             for (slot, _), pixels in zip(shown, self._drawn(shown, slots), strict=True):
-                yield DrawnFrame(slot.take.key, slot.number, pixels)
+                yield GeneratedFrame(slot.take.key, slot.number, pixels)
                 slot.number += 1
             under_way = [slot for slot, _ in shown]
 
     def _next_frames(
-        self, under_way: list[_Slot], waiting: Iterator[Take], slots: int
+        self, under_way: list[_Slot], waiting: Iterator[ClipRequest], slots: int
     ) -> list[tuple[_Slot, CropFrame]]:
         """A frame for each slot; a take that has none leaves its slot to the next that waits."""
         shown: list[tuple[_Slot, CropFrame]] = []
@@ -152,7 +152,7 @@ class Painter:
                 shown.append((slot, frame))
         return shown
 
-    def _seated(self, take: Take) -> _Slot:
+    def _seated(self, take: ClipRequest) -> _Slot:
         audio = self.recipe.network.audio
         if take.mels.ndim != 2 or take.mels.shape[1] != audio.n_mels:
             raise ModelError(
@@ -179,7 +179,7 @@ class Painter:
             pixels.append(to_pixels(image)[0].permute(1, 2, 0))
         return list(torch.stack(pixels).cpu().numpy())
 
-    def _sight(self, slot: _Slot, frame: CropFrame) -> _Sight:
+    def _sight(self, slot: _Slot, frame: CropFrame) -> _Conditioning:
         """What is shown: as in training, but the frame before is the one drawn."""
         if frame.pixels.shape != (self.size, self.size, 3):
             raise ModelError(f"crops are {frame.pixels.shape}, expected {(self.size, self.size, 3)}")
@@ -189,7 +189,7 @@ class Painter:
                 f"{slot.take.key or 'the video'}: the mask box of frame {slot.number} begins at row "
                 f"{frame.box[1]}, the network looks at rows from {self.recipe.network.top} on"
             )
-        mask = mask_of(torch.from_numpy(frame.box).to(self.device)[None], self.size)
+        mask = boxes_to_masks(torch.from_numpy(frame.box).to(self.device)[None], self.size)
         frames, audio = self.recipe.frames, self.recipe.network.audio
         if slot.previous is None or slot.previous_mask is None:
             slot.identity = y_0
@@ -206,15 +206,18 @@ class Painter:
                 f"{slot.take.key or 'the speech'}: frame {slot.number} has no mels, there are "
                 f"{len(slot.take.mels)} rows"
             )
-        return _Sight(Known(mask, y_0), torch.cat(beside, dim=1), slot.mels[None, row : row + audio.rows])
+        return _Conditioning(
+            KnownPixels(mask, y_0), torch.cat(beside, dim=1), slot.mels[None, row : row + audio.rows]
+        )
 
-    def _sampled(self, sight: _Sight, slots: Sequence[_Slot]) -> Tensor:
+    def _sampled(self, sight: _Conditioning, slots: Sequence[_Slot]) -> Tensor:
         """From noise to (B, 3, S, S) float: exact outside the masks."""
         shape = sight.known.y_0.shape[1:]
 
         def noise(step: int) -> Tensor:
             keys = [
-                key_of(self.params.seed, Purpose.SAMPLED, slot.clip, slot.number, step + 1) for slot in slots
+                derive_key(self.params.seed, Purpose.SAMPLED, slot.clip, slot.number, step + 1)
+                for slot in slots
             ]
             return normals(np.array(keys, np.uint64), shape, self.device)
 
@@ -231,7 +234,7 @@ class Painter:
             with self.machine.autocast(self.device):
                 for by_audio, weight in told:
                     said = said + weight * self.given(x, by_noise, by_audio).float()
-            return y_0_of(y, said, gamma, self.recipe.noise.target).clamp(-1, 1)
+            return estimate_y_0(y, said, gamma, self.recipe.noise.target).clamp(-1, 1)
 
         return sample(self.params.sampler, denoise, noise(-1), self.gammas, noise=noise, known=sight.known)
 
@@ -241,9 +244,9 @@ class Painter:
             return self.network.audio_films(mels, told)
 
 
-def _joined(sights: Sequence[_Sight]) -> _Sight:
-    return _Sight(
-        Known(
+def _joined(sights: Sequence[_Conditioning]) -> _Conditioning:
+    return _Conditioning(
+        KnownPixels(
             torch.cat([sight.known.mask for sight in sights]),
             torch.cat([sight.known.y_0 for sight in sights]),
         ),
@@ -252,7 +255,7 @@ def _joined(sights: Sequence[_Sight]) -> _Sight:
     )
 
 
-def params_of(params: SampleParams, **told: Any) -> SampleParams:
+def override_params(params: SampleParams, **told: Any) -> SampleParams:
     """The params, but for what is told; None is not told. Raises ModelError."""
     try:
         return replace(params, **{name: value for name, value in told.items() if value is not None})
@@ -261,7 +264,9 @@ def params_of(params: SampleParams, **told: Any) -> SampleParams:
         raise ModelError(f"{problem['loc'][0]} is {problem['input']!r}: {problem['msg']}") from err
 
 
-def painter_of(run: Path, params: SampleParams, device: torch.device, machine: Machine) -> Painter:
+def load_generator(
+    run: Path, params: SampleParams, device: torch.device, machine: Execution
+) -> FrameGenerator:
     """The best network of a run, or one checkpoint's, with its averaged weights. Raises ModelError."""
     network, saved = load_network(run)
-    return Painter(network, saved.recipe, params, device, machine)
+    return FrameGenerator(network, saved.recipe, params, device, machine)

@@ -37,7 +37,7 @@ class Denoise(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class KnownPixels:
     """What need not be made: outside the mask the image is ``y_0`` at every level, clean, as in training."""
 
     mask: Tensor  # (B, 1, H, W), bool or 0/1; 1 = to generate
@@ -137,7 +137,9 @@ SAMPLERS: dict[SamplerName, Sampler] = {
 
 
 @torch.no_grad()
-def walk(steps: Sequence[Step], denoise: Denoise, y: Tensor, *, noise: Noise, known: Known | None) -> Tensor:
+def walk(
+    steps: Sequence[Step], denoise: Denoise, y: Tensor, *, noise: Noise, known: KnownPixels | None
+) -> Tensor:
     """Take the steps from y, (B, C, H, W). ``noise`` is asked, once, for each step that adds any."""
     y = known.pin(y) if known else y
     y_0_before = y  # no estimate, but the first step gives it no weight
@@ -161,7 +163,7 @@ def sample(
     gammas: Tensor,
     *,
     noise: Noise,
-    known: Known | None = None,
+    known: KnownPixels | None = None,
 ) -> Tensor:
     """From start noise y at gammas[0], (B, C, H, W), to clean images; ``gammas`` as ``levels`` gives them."""
     return walk(SAMPLERS[name](gammas.tolist()), denoise, y, noise=noise, known=known)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from shards.places import Folder, Place
 from shards.schema import ShardError
+from shards.storage import LocalStorage, Storage
 
 
 def is_remote(address: str) -> bool:
@@ -13,23 +13,23 @@ def is_remote(address: str) -> bool:
     return "://" in address
 
 
-def place_of(where: str | Path | Place) -> Place:
+def open_storage(where: str | Path | Storage) -> Storage:
     """The place at a folder, ``s3://bucket/prefix`` or ``https://...``. Nothing is asked of it yet."""
     if isinstance(where, Path):
-        return Folder(where)
+        return LocalStorage(where)
     if not isinstance(where, str):
         return where
     if not is_remote(where):
-        return Folder(Path(where))
-    from shards.remote import Remote
+        return LocalStorage(Path(where))
+    from shards.remote import RemoteStorage
 
     scheme = where.partition("://")[0].lower()
     if scheme == "s3":
-        from shards.bucket import Bucket  # needs boto3
+        from shards.s3 import S3Transport  # needs boto3
 
-        return Remote(Bucket(where))
+        return RemoteStorage(S3Transport(where))
     if scheme in ("http", "https"):
-        from shards.web import Web  # loads requests
+        from shards.http import HttpTransport  # loads requests
 
-        return Remote(Web(where))
+        return RemoteStorage(HttpTransport(where))
     raise ShardError(f"{where}: cannot be read; known are folders, s3:// and https://")

@@ -13,7 +13,7 @@ PARTIAL_SUFFIX = ".partial"
 
 
 @contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def write_atomically(path: Path) -> Iterator[Path]:
     """Yield a path to write to; on leaving without an exception it becomes ``path``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}{PARTIAL_SUFFIX}")
@@ -37,7 +37,7 @@ def publish(partial: Path, path: Path) -> None:
             os.close(folder)
 
 
-def clear_partials(folder: Path) -> None:
+def remove_partials(folder: Path) -> None:
     """Remove what killed runs left half written below ``folder``. Nobody may be writing there now."""
     for path in folder.rglob(f"*{PARTIAL_SUFFIX}"):
         if path.is_dir() and not path.is_symlink():

@@ -24,15 +24,15 @@ from platformdirs import user_cache_path
 
 from shards.atomic import PARTIAL_SUFFIX
 from shards.index import ShardEntry
-from shards.places import Folder
 from shards.reader import Dataset
 from shards.schema import ShardError
+from shards.storage import LocalStorage
 
 AT_ONCE = 8  # shards brought at the same time
 SUFFIX = ".tar"
 
 
-class Shelf(Protocol):
+class ShardStore(Protocol):
     """Where shards can be read as local files, once they are held."""
 
     def path(self, entry: ShardEntry) -> Path: ...
@@ -43,26 +43,26 @@ class Shelf(Protocol):
 
 
 @contextlib.contextmanager
-def shelf_for(dataset: Dataset, folder: Path | None, limit_bytes: int) -> Iterator[Shelf]:
+def open_shard_store(dataset: Dataset, folder: Path | None, limit_bytes: int) -> Iterator[ShardStore]:
     """A folder's shards where they are, others in the cache ``folder``, by default the user's."""
-    if isinstance(dataset.place, Folder):
+    if isinstance(dataset.place, LocalStorage):
         yield InPlace(dataset.place.path)
         return
 
     def bring(entry: ShardEntry, path: Path) -> None:
         dataset.place.bring(entry.name, path, size=entry.bytes, sha256=entry.sha256)
 
-    cache = Cache(folder or user_shelf(), limit_bytes, bring)
+    cache = Cache(folder or user_shard_cache(), limit_bytes, bring)
     with contextlib.closing(cache):
         yield cache
 
 
-def user_shelf() -> Path:
+def user_shard_cache() -> Path:
     """The user's cache of shards."""
     return user_cache_path("redub") / "shards"
 
 
-def kept_at(folder: Path, entry: ShardEntry) -> Path:
+def cached_shard_path(folder: Path, entry: ShardEntry) -> Path:
     """Where a cache keeps a shard."""
     return folder / f"{entry.sha256}{SUFFIX}"
 
@@ -103,7 +103,7 @@ class Cache:
             self._alive.acquire()
 
     def path(self, entry: ShardEntry) -> Path:
-        return kept_at(self.folder, entry)
+        return cached_shard_path(self.folder, entry)
 
     def hold(self, entries: Iterable[ShardEntry]) -> None:
         """Bring what is not here, and keep all of them until ``release``. Raises ShardError."""

@@ -1,4 +1,4 @@
-"""Frames as bytes: one blob of independently decodable images per clip, found by offsets.
+"""FrameSource as bytes: one blob of independently decodable images per clip, found by offsets.
 
 A blob is 8 times faster to read than a tar member per frame, and 7 to 10 times faster to sample at
 random than video (docs/decisions.md, 2026-11-23).

@@ -9,8 +9,8 @@ from typing import Any
 
 from shards.index import MEMBERS
 from shards.ledger import OK
-from shards.places import Place
 from shards.reader import Dataset, open_dataset
+from shards.storage import Storage
 from shards.table import Row
 
 
@@ -29,7 +29,7 @@ class Difference:
         return any((self.added, self.removed, self.changed, self.moved, self.reasons, self.params))
 
 
-def diff(first: Path | Place, second: Path | Place) -> Difference:
+def diff(first: Path | Storage, second: Path | Storage) -> Difference:
     """Compare two datasets by their indexes and ledgers; no shard is opened."""
     left, right = open_dataset(first), open_dataset(second)
     found = Difference(added=sorted(set(right.clips) - set(left.clips)))

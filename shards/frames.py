@@ -1,7 +1,7 @@
-"""Frames by number: which clip each belongs to, which ones a batch needs, and what was found for it.
+"""FrameSource by number: which clip each belongs to, which ones a batch needs, and what was found for it.
 
-A dataset may lie in memory, on this machine's disk or elsewhere (``shards.loader``, ``shards.ondemand``): for
-training it is a ``Frames``.
+A dataset may lie in memory, on this machine's disk or elsewhere (``shards.resident``, ``shards.streaming``): for
+training it is a ``FrameSource``.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class ClipTable:
 
 
 @dataclass(frozen=True, slots=True)
-class Fit:
+class NetworkInput:
     """What a network takes."""
 
     size: int  # px of a crop's side
@@ -82,7 +82,7 @@ class Fit:
             )
 
 
-class Wanted(NamedTuple):
+class BatchIndex(NamedTuple):
     """What the samples of a batch are made of, (B,) each: frames by number."""
 
     positions: Numbers  # of the draws, in the endless sequence of epochs
@@ -92,20 +92,20 @@ class Wanted(NamedTuple):
     mel_rows: tuple[int, int]  # before and after the first row of the frame itself
 
 
-class Seen(NamedTuple):
+class RawBatch(NamedTuple):
     """What was found, on the device but for ``wanted``."""
 
-    wanted: Wanted
+    wanted: BatchIndex
     pixels: Tensor  # (3, B, H, W, 3) uint8: the frame itself, the one before, the identity
     boxes: Tensor  # (2, B, 4) int16: of the frame itself, and of the one before
     mels: Tensor  # (B, rows, M) float32, dB
 
-    def to(self, device: torch.device) -> Seen:
+    def to(self, device: torch.device) -> RawBatch:
         moved = (part.to(device, non_blocking=True) for part in self[1:])
-        return Seen(self.wanted, *moved)
+        return RawBatch(self.wanted, *moved)
 
 
-class Frames(Protocol):
+class FrameSource(Protocol):
     """The frames of some clips, however they are held."""
 
     @property
@@ -119,7 +119,7 @@ class Frames(Protocol):
     def order(self, positions: ArrayLike, *, seed: int) -> Numbers:
         """Which frame is drawn at each position of the endless sequence of epochs."""
 
-    def seen(self, wanted: Wanted) -> Seen: ...
+    def seen(self, wanted: BatchIndex) -> RawBatch: ...
 
-    def ahead(self, wanted: Iterator[Wanted], *, seed: int) -> Iterator[Seen]:
+    def ahead(self, wanted: Iterator[BatchIndex], *, seed: int) -> Iterator[RawBatch]:
         """The same for the batches of an order, made before they are asked for where that takes time."""

@@ -16,12 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from shards.address import place_of
-from shards.atomic import written_whole
+from shards.address import open_storage
+from shards.atomic import write_atomically
 from shards.checksum import HASH_LETTERS, file_sha256
-from shards.places import AbsentError, Folder, Place
 from shards.schema import SCHEMA_VERSION, ShardError
-from shards.table import ROWS_AT_ONCE, Pressed, Row, Rows, in_groups, parse_table, write_tables
+from shards.storage import LocalStorage, MissingFileError, Storage
+from shards.table import ROWS_AT_ONCE, PackedRows, Row, Rows, in_groups, parse_table, write_tables
 
 INDEX_NAME = "index.parquet"
 DATASET_NAME = "dataset.json"
@@ -64,7 +64,7 @@ class ShardEntry:
 
 def rows_of_shard(shard: str, rows: Iterable[Mapping[str, Any]]) -> Rows:
     """A shard's rows of the index, from those that ``write_tar`` gives."""
-    return Pressed.of(({**row, "shard": shard} for row in rows), INDEX_SCHEMA)
+    return PackedRows.of(({**row, "shard": shard} for row in rows), INDEX_SCHEMA)
 
 
 def write_index(path: Path, shards: Iterable[Rows]) -> None:
@@ -112,7 +112,7 @@ class Clips(Mapping[str, Row]):
         values: list[Any] = self.table[name].take(self._rows_of(clip_ids)).to_pylist()
         return values
 
-    def shards_of(self, clip_ids: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
+    def locate_shards(self, clip_ids: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
         """The shards that some clips lie in, by name, and which of them each clip lies in."""
         names, place = self.shard_names()
         used, which = np.unique(place[self._rows_of(clip_ids)], return_inverse=True)
@@ -139,7 +139,7 @@ class Clips(Mapping[str, Row]):
         rows: list[Row] = self.table.take(pa.array(places)).to_pylist()
         return rows
 
-    def of_split(self, split: str) -> list[str]:
+    def ids_in_split(self, split: str) -> list[str]:
         """Ids of a split's clips, in the shards' order."""
         ids: list[str] = self.table["clip_id"].filter(pc.equal(self.table["split"], split)).to_pylist()
         return ids
@@ -197,12 +197,12 @@ def _fixed_width(strings: pa.ChunkedArray) -> NDArray[np.bytes_]:
     return letters.view(f"S{width}")[:, 0]
 
 
-def read_index(where: Path | Place, manifest: Mapping[str, Any], *, hashes: bool = True) -> Clips:
+def read_index(where: Path | Storage, manifest: Mapping[str, Any], *, hashes: bool = True) -> Clips:
     """The index of a dataset. Raises ShardError when the file is none, has gaps, or lists a clip twice.
 
     Without ``hashes`` its rows have no sha256: of a million clips they are half the memory.
     """
-    place = place_of(where)
+    place = open_storage(where)
     path = f"{place.address}/{INDEX_NAME}"
     schema = INDEX_SCHEMA if hashes else pa.schema([f for f in INDEX_SCHEMA if f.name not in HASHES])
     data = read_table(place, manifest, INDEX_NAME)
@@ -221,7 +221,7 @@ def read_index(where: Path | Place, manifest: Mapping[str, Any], *, hashes: bool
     return clips
 
 
-def tables_of(manifest: Mapping[str, Any]) -> dict[str, str]:
+def read_table_hashes(manifest: Mapping[str, Any]) -> dict[str, str]:
     """sha256 of the index and the ledger, by their names; older manifests tell none."""
     tables = manifest.get("tables", {})
     if not isinstance(tables, dict) or not all(SHA256.fullmatch(str(sha256)) for sha256 in tables.values()):
@@ -235,23 +235,23 @@ def published_name(name: str, sha256: str) -> str:
     return f"{stem}-{sha256[:HASH_LETTERS]}.{suffix}"
 
 
-def read_table(place: Place, manifest: Mapping[str, Any], name: str) -> bytes:
+def read_table(place: Storage, manifest: Mapping[str, Any], name: str) -> bytes:
     """The index or the ledger that belongs to a manifest, also when the dataset was rebuilt since.
 
     A published table has the name of its contents; in a folder, or a copy of one, it has its own. In a folder
     of this machine its contents are left to ``verify``.
     """
-    sha256 = tables_of(manifest).get(name)
+    sha256 = read_table_hashes(manifest).get(name)
     if sha256 is not None:
-        with contextlib.suppress(AbsentError):
+        with contextlib.suppress(MissingFileError):
             return place.whole(published_name(name, sha256), sha256=sha256)
     try:
-        return place.whole(name, sha256=None if isinstance(place, Folder) else sha256)
-    except AbsentError as err:
+        return place.whole(name, sha256=None if isinstance(place, LocalStorage) else sha256)
+    except MissingFileError as err:
         raise ShardError(f"{place.address}: no {name} here, so this is no whole dataset") from err
 
 
-def digest_of(shards: Iterable[ShardEntry]) -> str:
+def compute_digest(shards: Iterable[ShardEntry]) -> str:
     """The dataset's name for itself: the same clips with the same bytes have the same digest."""
     lines = sorted(f"{shard.split} {shard.sha256}" for shard in shards)
     return hashlib.sha256("\n".join([f"redub {SCHEMA_VERSION}", *lines]).encode()).hexdigest()
@@ -263,22 +263,22 @@ def write_dataset(path: Path, shards: Iterable[ShardEntry], **described: Any) ->
     tables = [path.with_name(name) for name in (INDEX_NAME, LEDGER_NAME)]
     manifest = {
         "schema_version": SCHEMA_VERSION,
-        "digest": digest_of(listed),
+        "digest": compute_digest(listed),
         "tables": {table.name: file_sha256(table) for table in tables if table.is_file()},
         **described,
         "shards": [asdict(shard) for shard in listed],
     }
-    with written_whole(path) as partial:
+    with write_atomically(path) as partial:
         partial.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
 
 
-def read_dataset(where: Path | Place) -> dict[str, Any]:
+def read_dataset(where: Path | Storage) -> dict[str, Any]:
     """The manifest of a dataset. Raises ShardError with what is wrong."""
-    place = place_of(where)
+    place = open_storage(where)
     path = f"{place.address}/{DATASET_NAME}"
     try:
         manifest = json.loads(place.whole(DATASET_NAME))
-    except AbsentError as err:
+    except MissingFileError as err:
         raise ShardError(f"{place.address}: no {DATASET_NAME} here, so this is no whole dataset") from err
     except (ValueError, RecursionError) as err:
         raise ShardError(f"{path}: not JSON ({err})") from err

@@ -51,7 +51,7 @@ FIELDS: dict[str, pa.DataType] = {
 SCHEMA = pa.schema([pa.field(name, kind) for name, kind in FIELDS.items()])
 
 
-def ledger_of(rows: Iterable[Mapping[str, Any]]) -> Rows:
+def build_ledger(rows: Iterable[Mapping[str, Any]]) -> Rows:
     """Rows in columns; unknown keys are a mistake of ours and raise."""
 
     def checked() -> Iterator[Mapping[str, Any]]:
@@ -65,7 +65,7 @@ def ledger_of(rows: Iterable[Mapping[str, Any]]) -> Rows:
 
 def write_ledger(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write rows sorted by path."""
-    write_tables(path, [ledger_of(rows).table.sort_by("path")], SCHEMA)
+    write_tables(path, [build_ledger(rows).table.sort_by("path")], SCHEMA)
 
 
 def read_ledger(path: Path) -> Rows:
@@ -86,7 +86,7 @@ def count_by_code(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     return {OK: kept, **dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))}
 
 
-def rows_of(rows: Sequence[Row], clip: str) -> list[Row]:
+def find_rows(rows: Sequence[Row], clip: str) -> list[Row]:
     """Rows of a clip, named by its id, path or file name."""
     exact = [row for row in rows if clip in (row["clip_id"], row["path"])]
     return exact or [row for row in rows if Path(row["path"]).name == clip]

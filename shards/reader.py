@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from shards.address import place_of
+from shards.address import open_storage
 from shards.codec import CODECS, Codec, unpack_frames
 from shards.index import (
     DATASET_NAME,
@@ -28,7 +28,6 @@ from shards.index import (
     shard_entries,
 )
 from shards.ledger import SCHEMA as LEDGER_SCHEMA
-from shards.places import TRIES, Place
 from shards.schema import (
     AFFINE_MEMBER,
     BOXES_MEMBER,
@@ -39,6 +38,7 @@ from shards.schema import (
     json_to_info,
     npy_to_array,
 )
+from shards.storage import TRIES, Storage
 from shards.table import ROWS_AT_ONCE, Rows, parse_rows
 
 MAX_SIZE = 1024  # px of a crop's side; a json from a stranger may ask for more memory than there is
@@ -50,7 +50,7 @@ MAX_APART_BYTES = 2**16  # between a clip's members: tar headers and padding
 class Dataset:
     """A finished dataset: its manifest, its shards and its clips."""
 
-    place: Place
+    place: Storage
     manifest: Mapping[str, Any]
     shards: Mapping[str, ShardEntry]
     clips: Clips
@@ -66,12 +66,12 @@ class Dataset:
         return parse_rows(data, LEDGER_SCHEMA, f"{self.place.address}/{LEDGER_NAME}", "ledger")
 
 
-def open_dataset(where: Path | Place, *, hashes: bool = True) -> Dataset:
+def open_dataset(where: Path | Storage, *, hashes: bool = True) -> Dataset:
     """Read the manifest and the index. Raises ShardError when they do not fit together.
 
     ``hashes=False`` spares the memory of the clips' sha256s, where nobody asks for them.
     """
-    place = place_of(where)
+    place = open_storage(where)
     manifest = read_dataset(place)
     shards = {entry.name: entry for entry in shard_entries(manifest, f"{place.address}/{DATASET_NAME}")}
     clips = read_index(place, manifest, hashes=hashes)
@@ -80,12 +80,12 @@ def open_dataset(where: Path | Place, *, hashes: bool = True) -> Dataset:
 
 
 @functools.lru_cache(maxsize=1)
-def opened(address: str, digest: str) -> Dataset:
+def open_cached_dataset(address: str, digest: str) -> Dataset:
     """The dataset with this digest at an address; a process that asks again does not open it again.
 
     Raises ShardError when it is another by now.
     """
-    dataset = open_dataset(place_of(address))
+    dataset = open_dataset(open_storage(address))
     if (found := dataset.manifest.get("digest")) != digest:
         raise ShardError(f"{dataset.place.address}: became the dataset {str(found)[:12]}, was {digest[:12]}")
     return dataset
@@ -142,7 +142,7 @@ def altered(row: Mapping[str, Any], members: Mapping[str, bytes]) -> str | None:
     return next((name for name, data in members.items() if zlib.crc32(data) != row[f"{name}_crc32"]), None)
 
 
-def blob_of(name: str, info: Mapping[str, Any]) -> tuple[Codec, list[int]]:
+def read_frame_layout(name: str, info: Mapping[str, Any]) -> tuple[Codec, list[int]]:
     """How a clip's frames are coded, and the offsets that cut them. Raises ShardError."""
     codec, size, offsets = info.get("codec"), info.get("size"), info.get("frame_offsets")
     if codec not in CODECS:
@@ -157,7 +157,7 @@ def blob_of(name: str, info: Mapping[str, Any]) -> tuple[Codec, list[int]]:
 def decode_members(clip_id: str, members: Mapping[str, bytes]) -> ClipSample:
     """Members to arrays. Raises ShardError on what does not fit the schema."""
     info = json_to_info(members["json"], f"{clip_id}.{JSON_MEMBER}")
-    codec, offsets = blob_of(clip_id, info)
+    codec, offsets = read_frame_layout(clip_id, info)
     return ClipSample(
         key=clip_id,
         frames=unpack_frames(members["frames"], offsets, codec, (info["size"], info["size"]), clip_id),

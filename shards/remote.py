@@ -14,10 +14,10 @@ from typing import TypeVar
 
 from urllib3.exceptions import HTTPError
 
-from shards.atomic import written_whole
-from shards.places import TRIES, AbsentError, AlteredError, Listed, check
+from shards.atomic import write_atomically
 from shards.schema import ShardError
-from shards.source import PassingError, Source
+from shards.storage import TRIES, ChangedFileError, FileInfo, MissingFileError, check
+from shards.transport import TransientError, Transport
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -31,10 +31,10 @@ BLOCK_BYTES = 2**18
 MAX_WHOLE_BYTES = 2**31  # of a manifest, an index or a ledger
 
 
-class Remote:
+class RemoteStorage:
     """A source, and the patience that it takes."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Transport) -> None:
         self.source = source
         self.address = source.address
 
@@ -59,7 +59,7 @@ class Remote:
     def bring(self, name: str, path: Path, *, size: int | None = None, sha256: str | None = None) -> None:
         def once() -> None:
             digest, n_bytes = hashlib.sha256(), 0
-            with written_whole(path) as partial:
+            with write_atomically(path) as partial:
                 with partial.open("wb") as file:
                     for block in self._blocks(name, size=size):
                         file.write(block)
@@ -74,13 +74,13 @@ class Remote:
         _twice(lambda: self._patiently(name, lambda: self.source.put(path, name, sha256), size))
 
     def delete(self, name: str) -> None:
-        with contextlib.suppress(AbsentError):
+        with contextlib.suppress(MissingFileError):
             self._patiently(name, lambda: self.source.delete(name))
 
     def names(self) -> Iterator[str]:
         return iter(self._patiently("", lambda: list(self.source.names())))
 
-    def tree(self) -> Iterator[Listed]:
+    def tree(self) -> Iterator[FileInfo]:
         after = ""
         while True:
             listed, after = self._patiently("", functools.partial(self.source.page, after))
@@ -91,7 +91,7 @@ class Remote:
     def _facts(self, name: str) -> tuple[int, str | None] | None:
         try:
             return self._patiently(name, lambda: self.source.facts(name))
-        except AbsentError:
+        except MissingFileError:
             return None
 
     def _patiently(self, name: str, act: Callable[[], T], n_bytes: int = 0) -> T:
@@ -100,7 +100,7 @@ class Remote:
         while True:
             try:
                 return act()
-            except PassingError as err:
+            except TransientError as err:
                 patience.wait(err)
 
     def _blocks(
@@ -128,10 +128,10 @@ class Remote:
                         version, end = answer.version, _end_of(what, answer.size, stop, size, limit)
                         patience.allow_for(end - start)
                     elif answer.version != version:
-                        raise AlteredError(f"{what}: became another file while it was read")
+                        raise ChangedFileError(f"{what}: became another file while it was read")
                     at = answer.start  # a server that knows no ranges begins at the beginning
                     if at > here:
-                        raise PassingError(f"began at byte {at}, asked for {here}")
+                        raise TransientError(f"began at byte {at}, asked for {here}")
                     while block := answer.body.read1(BLOCK_BYTES):  # to its end, or the connection is lost
                         patience.came_on()
                         wanted = block[max(0, here - at) : max(0, end - at)]
@@ -141,8 +141,8 @@ class Remote:
                         if at > end:
                             break
                 if here < end:
-                    raise PassingError(f"ended after {here} of {end} bytes")
-            except (PassingError, HTTPError) as err:
+                    raise TransientError(f"ended after {here} of {end} bytes")
+            except (TransientError, HTTPError) as err:
                 patience.wait(err)
 
 
@@ -151,7 +151,7 @@ def _end_of(what: str, found: int | None, stop: int | None, size: int | None, li
     if found is None:
         raise ShardError(f"{what}: the server does not tell how long it is")
     if size is not None and found != size:
-        raise AlteredError(f"{what}: {found} bytes, expected {size}")
+        raise ChangedFileError(f"{what}: {found} bytes, expected {size}")
     if limit is not None and found > limit:
         raise ShardError(f"{what}: {found} bytes, more than the {limit} of any table")
     if stop is not None and found < stop:
@@ -195,7 +195,7 @@ def _twice(once: Callable[[], T]) -> T:
     for tries_left in reversed(range(TRIES)):
         try:
             return once()
-        except AlteredError:
+        except ChangedFileError:
             if not tries_left:
                 raise
     raise AssertionError("the last try returns or raises")

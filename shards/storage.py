@@ -1,168 +1,142 @@
-"""Whole datasets on their way: brought to this machine once, and published from it."""
+"""Where files lie: a folder, a bucket or a web address, read and written by the same few calls."""
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
-import re
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
+import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
-from filelock import FileLock
-from platformdirs import user_cache_path
-
-from shards.address import is_remote, place_of
-from shards.atomic import written_whole
-from shards.cache import kept_at, user_shelf
+from shards.atomic import write_atomically
 from shards.checksum import file_sha256
-from shards.index import (
-    DATASET_NAME,
-    INDEX_NAME,
-    LEDGER_NAME,
-    digest_of,
-    published_name,
-    read_dataset,
-    read_table,
-    shard_entries,
-    tables_of,
-)
-from shards.places import Folder, Place
 from shards.schema import ShardError
 
-UPLOADS = 4  # at once
-# Files with the names of their contents, which publishing leaves behind; nothing else is ever removed.
-PUBLISHED = re.compile(r"[^/]+-\d{5}-[0-9a-f]{12}\.tar|(index|ledger)-[0-9a-f]{12}\.parquet")
+TRIES = 2  # what comes altered is read once more, and then named
 
 
-def at_hand(address: str, cache: Path | None = None) -> Path:
-    """The local folder of the dataset at ``address``: itself, or a copy that is made once per machine.
-
-    Copies lie in ``cache`` (by default the user's) under the dataset's digest; the manifest, which makes a
-    folder a dataset, is written last. Each shard is checked by size and sha256; one that lies in the cache of
-    shards already takes no room twice. Processes that want the same dataset wait for the one that fetches it.
-    Raises ShardError when it cannot be read or is not what its manifest says.
-    """
-    if not is_remote(address):
-        return Path(address)
-    place = place_of(address)
-    manifest = read_dataset(place)
-    entries = shard_entries(manifest, f"{place.address}/{DATASET_NAME}")
-    folder = _copy_of(place, manifest, cache)
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):
-        if (folder / DATASET_NAME).is_file():
-            return folder
-        for entry in entries:
-            path = folder / entry.name
-            if not path.is_file() and not _linked(kept_at(user_shelf(), entry), path, entry.sha256):
-                place.bring(entry.name, path, size=entry.bytes, sha256=entry.sha256)
-        for name in (INDEX_NAME, LEDGER_NAME):
-            with written_whole(folder / name) as partial:
-                partial.write_bytes(read_table(place, manifest, name))
-        with written_whole(folder / DATASET_NAME) as partial:
-            partial.write_text(json.dumps(manifest))
-    return folder
+class MissingFileError(ShardError):
+    """The place answers, and has no such file."""
 
 
-def at_hand_or_there(address: str, cache: Path | None = None) -> Path | Place:
-    """The folder of the dataset at ``address`` if ``at_hand`` has made a copy; else the place itself."""
-    if not is_remote(address):
-        return Path(address)
-    place = place_of(address)
-    folder = _copy_of(place, read_dataset(place), cache)
-    return folder if (folder / DATASET_NAME).is_file() else place
-
-
-def _copy_of(place: Place, manifest: Mapping[str, Any], cache: Path | None) -> Path:
-    """Where the copy of the dataset at a place lies. Raises ShardError when it tells a wrong digest."""
-    path = f"{place.address}/{DATASET_NAME}"
-    digest = digest_of(shard_entries(manifest, path))
-    if manifest.get("digest") != digest:
-        raise ShardError(f"{path}: digest {manifest.get('digest')!r}, its shards make {digest!r}")
-    return (cache or user_cache_path("redub") / "datasets") / digest
-
-
-def _linked(kept: Path, path: Path, sha256: str) -> bool:
-    """Give a file a second name, if it is there, on the same file system, and what it should be."""
-    try:
-        if file_sha256(kept) != sha256:
-            return False
-        with written_whole(path) as partial:
-            os.link(kept, partial)
-    except OSError:
-        return False
-    return True
+class ChangedFileError(ShardError):
+    """A file is not the one that was expected."""
 
 
 @dataclass(frozen=True, slots=True)
-class Upload:
-    """One file of a dataset, and what it is called where it is published."""
+class FileInfo:
+    """A file of a place, as a list of it tells."""
 
-    path: Path
-    name: str
-    size: int
-    sha256: str
+    name: str  # with the folders below the place, by forward slashes
+    bytes: int
+    version: str  # another one when the contents are
 
 
-def publish(
-    folder: Path, place: Place, *, done: Callable[[int, int], object] = lambda n_bytes, total: None
-) -> int:
-    """Make the dataset in ``folder`` the one at ``place``; returns how many bytes had to be sent.
-
-    Shards and tables have the names of their contents and replace nothing, so whoever reads an older dataset
-    there reads on. The manifest comes last: who opens the place sees the old dataset or the new one, whole.
-    A file that is there already is not sent again and need not be in ``folder``: so a killed upload goes on
-    where it stopped, and shards may have been put there by the machines that made them.
+class Storage(Protocol):
+    """Files beside each other. Calls raise ShardError in one line, never wait for ever, and never take a
+    part of a file for the whole. A place may be pickled, shared by threads, and used after a fork.
     """
-    uploads = list(_uploads(folder))
-    manifest = folder / DATASET_NAME
-    total = sum(upload.size for upload in uploads)
-    sent = seen = 0
-    pool = ThreadPoolExecutor(UPLOADS)
-    try:
-        for waiting in as_completed([pool.submit(_send, upload, place) for upload in uploads]):
-            size, was_sent = waiting.result()
-            seen, sent = seen + size, sent + size * was_sent
-            done(seen, total)
-    finally:
-        pool.shutdown(cancel_futures=True)
-    place.put(manifest, DATASET_NAME, sha256=file_sha256(manifest))
-    return sent
+
+    address: str  # for messages: shows no password
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file, or None where there is none of that name."""
+
+    def holds(self, name: str, size: int, sha256: str) -> bool:
+        """Whether it has a file of this size and, as far as it knows without reading it, these contents."""
+
+    def read(self, name: str, start: int, stop: int) -> bytes:
+        """The bytes from ``start`` up to ``stop``, all of them."""
+
+    def whole(self, name: str, *, sha256: str | None = None) -> bytes:
+        """A file that fits the memory. An altered one is read once more, then named."""
+
+    def bring(self, name: str, path: Path, *, size: int | None = None, sha256: str | None = None) -> None:
+        """Copy a file to this machine; it appears when it is whole and right. Read twice at most."""
+
+    def put(self, path: Path, name: str, *, sha256: str) -> None:
+        """Write a file; it appears when it is whole, and replaces the one that had its name."""
+
+    def delete(self, name: str) -> None:
+        """Remove a file; one that is gone already is no error."""
+
+    def names(self) -> Iterator[str]:
+        """Names of all files that lie in the place itself, not deeper."""
+
+    def tree(self) -> Iterator[FileInfo]:
+        """All files of the place and of the folders in it."""
 
 
-def _uploads(folder: Path) -> Iterator[Upload]:
-    """All files of a dataset but its manifest."""
-    manifest = read_dataset(folder)
-    for entry in shard_entries(manifest, folder / DATASET_NAME):
-        yield Upload(folder / entry.name, entry.name, entry.bytes, entry.sha256)
-    for name in (INDEX_NAME, LEDGER_NAME):
-        sha256 = tables_of(manifest).get(name)
-        if sha256 is None:
-            raise ShardError(f"{folder / DATASET_NAME}: names no sha256 of {name}; build the dataset again")
-        yield Upload(folder / name, published_name(name, sha256), Folder(folder).size(name) or 0, sha256)
+class LocalStorage:
+    """A folder of this machine."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.address = os.fspath(path)
+
+    def size(self, name: str) -> int | None:
+        path = self.path / name
+        return path.stat().st_size if path.is_file() else None
+
+    def holds(self, name: str, size: int, sha256: str) -> bool:
+        return self.size(name) == size
+
+    def read(self, name: str, start: int, stop: int) -> bytes:
+        try:
+            with (self.path / name).open("rb") as file:
+                file.seek(start)
+                data = file.read(stop - start)
+        except OSError as err:
+            raise self._error(name, err) from err
+        if len(data) != stop - start:
+            end = self.size(name)
+            raise ShardError(f"{self.path / name}: ends at byte {end}, expected {stop} or more")
+        return data
+
+    def whole(self, name: str, *, sha256: str | None = None) -> bytes:
+        try:
+            data = (self.path / name).read_bytes()
+        except OSError as err:
+            raise self._error(name, err) from err
+        if sha256 is not None:
+            check(f"{self.path / name}", len(data), hashlib.sha256(data).hexdigest(), None, sha256)
+        return data
+
+    def bring(self, name: str, path: Path, *, size: int | None = None, sha256: str | None = None) -> None:
+        try:
+            with write_atomically(path) as partial:
+                shutil.copyfile(self.path / name, partial)
+                check(f"{self.path / name}", partial.stat().st_size, file_sha256(partial), size, sha256)
+        except OSError as err:
+            raise self._error(name, err) from err
+
+    def put(self, path: Path, name: str, *, sha256: str) -> None:
+        LocalStorage(path.parent).bring(path.name, self.path / name, sha256=sha256)
+
+    def delete(self, name: str) -> None:
+        (self.path / name).unlink(missing_ok=True)
+
+    def names(self) -> Iterator[str]:
+        return (path.name for path in sorted(self.path.iterdir()) if path.is_file())
+
+    def tree(self) -> Iterator[FileInfo]:
+        for path in sorted(self.path.rglob("*")):
+            if path.is_file():
+                told = path.stat()
+                yield FileInfo(path.relative_to(self.path).as_posix(), told.st_size, str(told.st_mtime_ns))
+
+    def _error(self, name: str, err: OSError) -> ShardError:
+        kind = MissingFileError if isinstance(err, FileNotFoundError) else ShardError
+        return kind(f"{self.path / name}: cannot be read ({err.strerror})")
 
 
-def _send(upload: Upload, place: Place) -> tuple[int, bool]:
-    """Put a file where it is not; (its bytes, whether they were sent)."""
-    if place.holds(upload.name, upload.size, upload.sha256):
-        return upload.size, False
-    if not upload.path.is_file():
-        raise ShardError(f"{upload.path}: not there, but {DATASET_NAME} names it")
-    found = file_sha256(upload.path)
-    if found != upload.sha256:
-        raise ShardError(f"{upload.path}: sha256 {found[:12]}, its manifest says {upload.sha256[:12]}")
-    place.put(upload.path, upload.name, sha256=upload.sha256)
-    if not place.holds(upload.name, upload.size, upload.sha256):
-        raise ShardError(f"{place.address}/{upload.name}: was sent, but is not there as it was sent")
-    return upload.size, True
-
-
-def leftovers(place: Place) -> list[str]:
-    """Shards and tables that the dataset at ``place`` does not name: an older one's, or a broken upload's."""
-    manifest = read_dataset(place)
-    kept = {entry.name for entry in shard_entries(manifest, f"{place.address}/{DATASET_NAME}")}
-    kept |= {published_name(name, sha256) for name, sha256 in tables_of(manifest).items()}
-    return [name for name in place.names() if PUBLISHED.fullmatch(name) and name not in kept]
+def check(what: str, found_bytes: int, found_sha256: str, size: int | None, sha256: str | None) -> None:
+    """Raise ChangedFileError when a file's size or sha256 is another than the one told."""
+    wrong_size = size is not None and found_bytes != size
+    if wrong_size or (sha256 is not None and found_sha256 != sha256):
+        told = f"{found_bytes if size is None else size} with {'any' if sha256 is None else sha256[:12]}"
+        raise ChangedFileError(
+            f"{what}: {found_bytes} bytes with sha256 {found_sha256[:12]}, expected {told}"
+        )

@@ -10,7 +10,7 @@ from typing import Any, overload
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shards.atomic import written_whole
+from shards.atomic import write_atomically
 from shards.schema import ShardError
 
 Row = dict[str, Any]
@@ -34,7 +34,7 @@ class Rows(Sequence[Row]):
         todo, tables = iter(rows), [schema.empty_table()]
         while part := list(islice(todo, ROWS_AT_ONCE)):
             made = pa.Table.from_pylist(part, schema)  # with room for up to twice as many
-            tables.append(Pressed(made).table)
+            tables.append(PackedRows(made).table)
         return cls(pa.concat_tables(tables))
 
     def __len__(self) -> int:
@@ -63,7 +63,7 @@ class Rows(Sequence[Row]):
         return Rows(self.table.select(names))
 
 
-class Pressed(Rows):
+class PackedRows(Rows):
     """A few rows in one piece of memory. A table lies in hundreds; where there are thousands, that tells."""
 
     def __init__(self, table: pa.Table) -> None:
@@ -86,7 +86,7 @@ def in_groups(parts: Iterable[Rows]) -> Iterator[pa.Table]:
 
 def write_tables(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
     """Write tables one after the other, each a row group. Same rows, same bytes, however a table was made."""
-    with written_whole(path) as partial, pq.ParquetWriter(partial, schema, compression="zstd") as writer:
+    with write_atomically(path) as partial, pq.ParquetWriter(partial, schema, compression="zstd") as writer:
         for table in tables:
             writer.write_table(table.combine_chunks())
 

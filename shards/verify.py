@@ -17,15 +17,15 @@ from typing import Any
 import numpy as np
 
 from shards.checksum import file_sha256
-from shards.index import DATASET_NAME, INDEX_NAME, MEMBERS, ShardEntry, digest_of, tables_of
+from shards.index import DATASET_NAME, INDEX_NAME, MEMBERS, ShardEntry, compute_digest, read_table_hashes
 from shards.ledger import OK, count_by_code
-from shards.places import Folder, Place
 from shards.reader import Dataset, decode_members, open_dataset, read_members
 from shards.schema import ShardError
+from shards.storage import LocalStorage, Storage
 from shards.table import Row
 
 
-def verify(where: Path | Place, *, full: bool) -> Iterator[str]:
+def verify(where: Path | Storage, *, full: bool) -> Iterator[str]:
     """Problems, one sentence each; none when all is well."""
     try:
         dataset = open_dataset(where)
@@ -34,7 +34,7 @@ def verify(where: Path | Place, *, full: bool) -> Iterator[str]:
         nowhere = np.zeros(0, np.int64)
         for entry in dataset.shards.values():
             rows = dataset.clips.at(places.get(entry.name, nowhere))
-            if isinstance(dataset.place, Folder):
+            if isinstance(dataset.place, LocalStorage):
                 yield from _check_shard(dataset, dataset.place, entry, rows, full=full)
             elif full:
                 yield from _check_brought(dataset, entry, rows)
@@ -44,7 +44,7 @@ def verify(where: Path | Place, *, full: bool) -> Iterator[str]:
         yield str(err)
 
 
-def _check_told(place: Place, entry: ShardEntry) -> Iterator[str]:
+def _check_told(place: Storage, entry: ShardEntry) -> Iterator[str]:
     """What the place says of a shard."""
     if place.holds(entry.name, entry.bytes, entry.sha256):
         return
@@ -66,11 +66,11 @@ def _check_brought(dataset: Dataset, entry: ShardEntry, rows: Sequence[Row]) -> 
         except ShardError as err:
             yield str(err)
             return
-        yield from _check_shard(dataset, Folder(Path(scratch)), entry, rows, full=True)
+        yield from _check_shard(dataset, LocalStorage(Path(scratch)), entry, rows, full=True)
 
 
 def _check_shard(
-    dataset: Dataset, here: Folder, entry: ShardEntry, rows: Sequence[Row], *, full: bool
+    dataset: Dataset, here: LocalStorage, entry: ShardEntry, rows: Sequence[Row], *, full: bool
 ) -> Iterator[str]:
     """A shard whose file lies in a folder of this machine. Every byte is hashed."""
     problem = _check_file(here.path / entry.name, entry)
@@ -85,7 +85,7 @@ def _check_shard(
 def _check_manifest(dataset: Dataset) -> Iterator[str]:
     """The manifest, the index and the ledger must tell one story."""
     path = f"{dataset.place.address}/{DATASET_NAME}"
-    digest = digest_of(dataset.shards.values())
+    digest = compute_digest(dataset.shards.values())
     if dataset.manifest.get("digest") != digest:
         yield f"{path}: digest {dataset.manifest.get('digest')!r}, its shards make {digest!r}"
     counts: dict[str, dict[str, int]] = {}
@@ -103,8 +103,8 @@ def _check_manifest(dataset: Dataset) -> Iterator[str]:
     except ShardError as err:
         yield str(err)
         return
-    if isinstance(dataset.place, Folder):  # elsewhere no table of another build is read at all
-        for name, sha256 in tables_of(dataset.manifest).items():
+    if isinstance(dataset.place, LocalStorage):  # elsewhere no table of another build is read at all
+        for name, sha256 in read_table_hashes(dataset.manifest).items():
             found_sha256 = file_sha256(dataset.place.path / name)
             if found_sha256 != sha256:
                 yield f"{dataset.place.path / name}: sha256 {found_sha256}, expected {sha256}"

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from shards.frames import ClipTable, Numbers
-from shards.order import key_of, permuted
+from shards.rng import derive_key, permuted
 
 SHARDS, FRAMES = 0, 1  # what is shuffled
 
@@ -32,7 +32,7 @@ class _Epoch(NamedTuple):
 
 
 class Windows:
-    """Frames of a table of clips, drawn a window of shards after the other."""
+    """FrameSource of a table of clips, drawn a window of shards after the other."""
 
     def __init__(self, clips: ClipTable, shard_of: ArrayLike, size: int) -> None:
         """``shard_of`` says which shard, 0, 1, ..., each of the clips lies in; ``size`` is K."""
@@ -50,7 +50,7 @@ class Windows:
         epochs, windows, _ = self._places(np.asarray(positions, np.int64), seed)
         return [Window(*pair) for pair in sorted(set(zip(epochs.tolist(), windows.tolist(), strict=True)))]
 
-    def shards_of(self, window: Window, *, seed: int) -> list[int]:
+    def locate_shards(self, window: Window, *, seed: int) -> list[int]:
         return [int(shard) for shard in self._epochs(window.epoch, seed).windows[window.number]]
 
     def after(self, window: Window, *, seed: int) -> Window:
@@ -68,7 +68,7 @@ class Windows:
             here = (epochs == window.epoch) & (windows == window.number)
             clips, firsts = self._clips(window, seed)
             n_frames = int(firsts[-1] + self.clips.lengths[clips[-1]])
-            key = key_of(seed, FRAMES, window.number)
+            key = derive_key(seed, FRAMES, window.number)
             things = permuted(places[here], n_frames, seed=key, epoch=window.epoch)
             clip = np.searchsorted(firsts, things, side="right") - 1
             frames[here] = self.clips.starts[clips[clip]] + things - firsts[clip]
@@ -76,14 +76,14 @@ class Windows:
 
     def _epoch(self, epoch: int, seed: int) -> _Epoch:
         n_shards = len(self.frames)
-        shuffled = permuted(np.arange(n_shards), n_shards, seed=key_of(seed, SHARDS), epoch=epoch)
+        shuffled = permuted(np.arange(n_shards), n_shards, seed=derive_key(seed, SHARDS), epoch=epoch)
         # as even as can be: a last window of one shard would be hardly shuffled
         windows = np.array_split(shuffled, -(-n_shards // self.size))
         return _Epoch(windows, np.cumsum([self.frames[window].sum() for window in windows]))
 
     def _clips_of(self, window: Window, seed: int) -> tuple[Numbers, Numbers]:
         """The clips of a window, and the place in it of each one's first frame."""
-        shards = self.shards_of(window, seed=seed)
+        shards = self.locate_shards(window, seed=seed)
         clips = np.concatenate([self.members[self.bounds[s] : self.bounds[s + 1]] for s in shards])
         lengths = self.clips.lengths[clips]
         return clips, np.cumsum(lengths) - lengths

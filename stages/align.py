@@ -18,11 +18,10 @@ from pydantic.dataclasses import dataclass as params_dataclass
 from shards.ledger import OK, count_by_code
 from shards.table import Row
 from stages import landmarks
-from stages.cache import digest
 from stages.clips import carry_ledger
-from stages.clipwise import array_of
-from stages.faces import FACE_OVAL, N_POINTS, NOSE_BASE, STABLE_POINTS, Points
-from stages.parts import (
+from stages.engine.cache import digest
+from stages.engine.outcome import Drop, Mapper, Outcome, Report, StageError, Work
+from stages.engine.parts import (
     Part,
     PartTask,
     build,
@@ -31,7 +30,8 @@ from stages.parts import (
     read_part,
     write_part,
 )
-from stages.work import Drop, Mapper, Outcome, Report, StageError, Work
+from stages.engine.per_clip import read_array
+from stages.media.faces import FACE_OVAL, N_POINTS, NOSE_BASE, STABLE_POINTS, Points
 
 STAGE = "align"
 VERSION = 1
@@ -151,7 +151,7 @@ def align_part(task: PartTask) -> None:
     for clip_id, found in read_part(source).items():
         if found["status"] != OK:
             continue
-        points = array_of(found, "points", landmarks.COLUMNS, (-1, N_POINTS, 2))
+        points = read_array(found, "points", landmarks.COLUMNS, (-1, N_POINTS, 2))
         try:
             matrices, boxes = align_clip(points, params)
             check_boxes(boxes)

@@ -18,13 +18,24 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as params_dataclass
 
 from shards.checksum import file_sha256
-from shards.ledger import DROPPED, FAILED, OK, count_by_code, ledger_of, read_ledger, unusable, write_ledger
+from shards.ledger import (
+    DROPPED,
+    FAILED,
+    OK,
+    build_ledger,
+    count_by_code,
+    read_ledger,
+    unusable,
+    write_ledger,
+)
 from shards.table import Row, Rows
-from stages import audio, corpora, sandbox, video
-from stages.cache import digest, entry_path, load_entry, save_entry, versions
-from stages.parts import Part, read_outcomes
-from stages.sandbox import ClipJob, LimitParams
-from stages.work import Drop, Mapper, Outcome, Report, StageError, Work
+from stages import corpora
+from stages.engine import sandbox
+from stages.engine.cache import digest, entry_path, load_entry, save_entry, versions
+from stages.engine.outcome import Drop, Mapper, Outcome, Report, StageError, Work
+from stages.engine.parts import Part, read_outcomes
+from stages.engine.sandbox import ClipJob, LimitParams
+from stages.media import audio, video
 
 STAGE = "clips"
 VERSION = 1
@@ -59,14 +70,14 @@ class ClipsParams:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class RawFile:
     """One file of the raw folder. ``problem`` says why it was not even opened."""
 
     path: PurePosixPath  # below the raw folder
     problem: Drop | None = None
 
 
-def find_files(raw: Path, params: ClipsParams) -> Iterator[Found]:
+def find_files(raw: Path, params: ClipsParams) -> Iterator[RawFile]:
     """Every file below ``raw`` but known side-cars, links and special files too, sorted by path."""
 
     def stop(err: OSError) -> None:
@@ -81,7 +92,7 @@ def find_files(raw: Path, params: ClipsParams) -> Iterator[Found]:
         for name in [*files, *linked]:
             path = PurePosixPath(Path(folder, name).relative_to(raw).as_posix())
             if not is_side_car(path):
-                found.append(Found(path, _problem(raw, path, params)))
+                found.append(RawFile(path, _problem(raw, path, params)))
     return iter(sorted(found, key=lambda item: item.path))
 
 
@@ -228,7 +239,7 @@ def run(work: Work, params: ClipsParams, limits: LimitParams, mapper: Mapper) ->
 
 def conclude(work: Work, seen: Rows, report: Report) -> None:
     """Write what was seen of the files, and tell of it."""
-    ledger = ledger_of(told_apart(seen))
+    ledger = build_ledger(told_apart(seen))
     write_ledger(work.stage(STAGE) / LEDGER_NAME, ledger)
     write_ledger(work.ledger, ledger)
     report.clips = len(ledger)
@@ -271,7 +282,7 @@ def look(work: Work, params: ClipsParams, limits: LimitParams, mapper: Mapper, r
             identity = known_print if isinstance(known_print, dict) else {}
             yield _row(item, identity, outcomes.get(item.path, Outcome()), corpus, work, params)
 
-    return ledger_of(rows())
+    return build_ledger(rows())
 
 
 def told_apart(seen: Rows) -> Iterator[Row]:
@@ -289,7 +300,7 @@ def told_apart(seen: Rows) -> Iterator[Row]:
 
 
 def _row(
-    item: Found, identity: Row, outcome: Outcome, corpus: ModuleType, work: Work, params: ClipsParams
+    item: RawFile, identity: Row, outcome: Outcome, corpus: ModuleType, work: Work, params: ClipsParams
 ) -> Row:
     """The ledger's row of one file."""
     shown = str(item.path).encode(errors="backslashreplace").decode()
@@ -336,7 +347,7 @@ def read_clips(work: Work) -> Rows:
 def carry_ledger(work: Work, stages: Sequence[str], parts: Iterable[Part]) -> Rows:
     """Write ``clips.parquet``: this stage's rows, with what later ``stages`` made of each part's clips."""
     carried = (row for part in parts for row in _carried(work, stages, part))
-    ledger = ledger_of(chain(carried, unusable(read_clips(work))))
+    ledger = build_ledger(chain(carried, unusable(read_clips(work))))
     write_ledger(work.ledger, ledger)
     return ledger
 

@@ -15,10 +15,13 @@ from pydantic.dataclasses import dataclass as params_dataclass
 
 from shards.checksum import file_sha256
 from shards.table import Row
-from stages import clipwise
-from stages.cache import digest, save_entry, versions
 from stages.clips import carry_ledger
-from stages.faces import (
+from stages.engine import per_clip as clipwise
+from stages.engine.cache import digest, save_entry, versions
+from stages.engine.outcome import Drop, Mapper, Outcome, Report, Work
+from stages.engine.parts import Part
+from stages.engine.sandbox import ClipJob, LimitParams
+from stages.media.faces import (
     FaceFinder,
     Points,
     bridge_gaps,
@@ -26,10 +29,7 @@ from stages.faces import (
     follow_largest,
     longest_gap,
 )
-from stages.parts import Part
-from stages.sandbox import ClipJob, LimitParams
-from stages.video import ClockFrame, Frame, read_on_clock
-from stages.work import Drop, Mapper, Outcome, Report, Work
+from stages.media.video import ClockFrame, Frame, read_on_clock
 
 STAGE = "landmarks"
 VERSION = 1

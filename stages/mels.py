@@ -19,13 +19,13 @@ from pydantic.dataclasses import dataclass as params_dataclass
 
 from shards.schema import MEL_FPS, MELS_PER_FRAME
 from shards.table import Row
-from stages import clipwise
-from stages.audio import SAMPLE_RATE, SAMPLES_PER_FRAME, read_channels, to_mono
-from stages.cache import digest, save_entry, versions
 from stages.clips import carry_ledger
-from stages.parts import Part
-from stages.sandbox import ClipJob, LimitParams
-from stages.work import Mapper, Outcome, Report, Work
+from stages.engine import per_clip as clipwise
+from stages.engine.cache import digest, save_entry, versions
+from stages.engine.outcome import Mapper, Outcome, Report, Work
+from stages.engine.parts import Part
+from stages.engine.sandbox import ClipJob, LimitParams
+from stages.media.audio import SAMPLE_RATE, SAMPLES_PER_FRAME, read_channels, to_mono
 
 STAGE = "mels"
 VERSION = 1

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from shards.atomic import PARTIAL_SUFFIX, written_whole
+from shards.atomic import PARTIAL_SUFFIX, write_atomically
 from shards.checksum import file_sha256
 from shards.index import (
     DATASET_NAME,
@@ -30,12 +30,12 @@ from shards.ledger import OK, count_by_code, write_ledger
 from shards.schema import SCHEMA_VERSION, ShardError
 from shards.table import Rows
 from shards.writer import PackedClip, shard_name, write_tar
-from stages import align, landmarks, mels, sandbox
-from stages.cache import digest, entry_path, link_or_copy, versions
+from stages import align, landmarks, mels
 from stages.clips import carry_ledger
-from stages.clipwise import array_of
-from stages.crops import ShardParams
-from stages.parts import (
+from stages.engine import sandbox
+from stages.engine.cache import digest, entry_path, link_or_copy, versions
+from stages.engine.outcome import Mapper, Outcome, Report, StageError, Work
+from stages.engine.parts import (
     Part,
     PartTask,
     build,
@@ -43,8 +43,9 @@ from stages.parts import (
     read_part,
     write_part,
 )
-from stages.sandbox import ClipJob, LimitParams
-from stages.work import Mapper, Outcome, Report, StageError, Work
+from stages.engine.per_clip import read_array
+from stages.engine.sandbox import ClipJob, LimitParams
+from stages.media.crops import ShardParams
 
 STAGE = "shard"
 VERSION = 1
@@ -68,7 +69,7 @@ class PackInputs:
 
 
 @dataclass(frozen=True, slots=True)
-class Packed:
+class PackedShard:
     """A shard that is written, and its clips' rows of the index."""
 
     entry: ShardEntry
@@ -96,7 +97,7 @@ def _compute(task: PartTask, inputs: PackInputs, cached_tar: Path, cached_part: 
     """Code the clips of a part and write its tar and its rows to the cache."""
     outcomes: dict[str, Outcome] = {}
     with (
-        written_whole(cached_tar) as partial,
+        write_atomically(cached_tar) as partial,
         tempfile.TemporaryDirectory(dir=inputs.work.cache, suffix=PARTIAL_SUFFIX) as scratch,
     ):
         packed = _packed_clips(task, inputs, Path(scratch), outcomes)
@@ -143,7 +144,7 @@ def _packed_clips(
         if any(part.get(clip_id, {}).get("status") != OK for part in (aligned, heard)):
             continue  # ended in an earlier stage, which has said why
         job = ClipJob(
-            "stages.crops:code_file",
+            "stages.media.crops:code_file",
             {
                 "path": os.fspath(inputs.work.raw.resolve() / row["path"]),
                 "start": row["video_start"],
@@ -161,7 +162,7 @@ def _packed_clips(
         if outcome.status != OK:
             continue
         notes = [*row["notes"], *found[clip_id]["notes"], *heard[clip_id]["notes"]]
-        bridged = ~array_of(found[clip_id], "found", landmarks.COLUMNS, (-1,))
+        bridged = ~read_array(found[clip_id], "found", landmarks.COLUMNS, (-1,))
         info = {
             "schema_version": SCHEMA_VERSION,
             **{name: row[name] for name in IDENTITY},
@@ -180,9 +181,9 @@ def _packed_clips(
         yield PackedClip(
             clip_id,
             blob.read_bytes(),
-            array_of(aligned[clip_id], "boxes", align.COLUMNS, (-1, 4)),
-            array_of(heard[clip_id], "mels", mels.COLUMNS, (2 * row["frames"], -1)),
-            array_of(aligned[clip_id], "affine", align.COLUMNS, (-1, 2, 3)),
+            read_array(aligned[clip_id], "boxes", align.COLUMNS, (-1, 4)),
+            read_array(heard[clip_id], "mels", mels.COLUMNS, (2 * row["frames"], -1)),
+            read_array(aligned[clip_id], "affine", align.COLUMNS, (-1, 2, 3)),
             info,
         )
 
@@ -265,7 +266,7 @@ def pack(
     limits: LimitParams,
     mapper: Mapper,
     report: Report,
-) -> list[Packed]:
+) -> list[PackedShard]:
     """Write the shards of ``parts`` to ``work.out``. A part of which no clip is left has none."""
     tasks = plan_tasks(work, parts, size, params, limits)
     build(work.stage(STAGE), tasks, pack_part, mapper, report, in_place=_in_place)
@@ -275,7 +276,7 @@ def pack(
         if rows:
             entry = ShardEntry(**json.loads(rows[0]["entry"]))
             index = rows_of_shard(entry.name, (json.loads(row["index"]) for row in rows))
-            packed.append(Packed(entry, index))
+            packed.append(PackedShard(entry, index))
     return packed
 
 
@@ -284,7 +285,7 @@ def publish(
     params: ShardParams,
     size: int,
     described: dict[str, Any],
-    packed: Sequence[Packed],
+    packed: Sequence[PackedShard],
     ledger: Rows,
 ) -> None:
     """Make the shards a dataset; only then remove what an older one left."""

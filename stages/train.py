@@ -16,20 +16,20 @@ import torch
 from tqdm import tqdm
 
 from model import checkpoint, loop
-from model.examples import fit_of
-from model.interrupts import memory_told
-from model.machine import Machine, Ranks, joined
+from model.batch import required_input
+from model.execution import Execution, Ranks, join_ranks
 from model.recipe import Recipe
+from model.signals import explain_out_of_memory
 from model.unet import parameter_count
-from shards.atomic import written_whole
-from shards.cache import shelf_for
-from shards.frames import Frames
-from shards.loader import TRAIN_SPLIT, Resident, load_resident, split_off, table_of
-from shards.ondemand import Cached, Decoder, Windowed, is_of_worker
+from shards.atomic import write_atomically
+from shards.cache import open_shard_store
+from shards.frames import FrameSource
+from shards.publish import download_dataset, locate_dataset
 from shards.reader import Dataset, open_dataset
-from shards.storage import at_hand, at_hand_or_there
-from stages.alone import alone_in
-from stages.work import StageError
+from shards.resident import TRAIN_SPLIT, Resident, build_clip_table, load_resident, split_held_out
+from shards.streaming import Cached, Decoder, Windowed, is_of_worker
+from stages.engine.lock import lock_folder
+from stages.engine.outcome import StageError
 
 RUN_FILE = "run.json"
 HELD_CLIPS = 64  # looked at of those held out, where the dataset is too large to have them all at hand
@@ -52,7 +52,7 @@ class TrainRequest:
     hold: Hold = "resident"
     cache: Path | None = None  # where shards from elsewhere are kept; None: the user's cache
     cache_gb: float = 100.0
-    machine: Machine = field(default_factory=Machine)
+    machine: Execution = field(default_factory=Execution)
 
 
 def run(request: TrainRequest, recipe: Recipe) -> str:
@@ -62,8 +62,8 @@ def run(request: TrainRequest, recipe: Recipe) -> str:
     """
     busy = f"--run {request.run}: another process trains there"
     with (
-        joined(request.device) as ranks,
-        alone_in(request.run, busy=busy) if ranks.is_first else contextlib.nullcontext(),
+        join_ranks(request.device) as ranks,
+        lock_folder(request.run, busy=busy) if ranks.is_first else contextlib.nullcontext(),
     ):
         return _train(request, recipe, ranks)
 
@@ -71,14 +71,14 @@ def run(request: TrainRequest, recipe: Recipe) -> str:
 def _train(request: TrainRequest, recipe: Recipe, ranks: Ranks) -> str:
     if (request.hold == "windowed") != (recipe.window > 0):
         raise StageError(f"--hold {request.hold} does not go with a recipe whose window is {recipe.window}")
-    found = at_hand if request.hold == "resident" else at_hand_or_there
+    found = download_dataset if request.hold == "resident" else locate_dataset
     dataset = open_dataset(found(request.shards), hashes=False)
     digest = str(dataset.manifest["digest"])
     saved = checkpoint.listed(request.run)
     if saved:
         checkpoint.check_same(saved[-1], recipe, digest)
     with _held(request, recipe, dataset, ranks) as (data, held):
-        with memory_told("the network", ranks.device, advice="try fewer network.channels"):
+        with explain_out_of_memory("the network", ranks.device, advice="try fewer network.channels"):
             state = loop.new_state(recipe, ranks.device)
             if saved:
                 checkpoint.load_into(state, saved[-1])
@@ -110,20 +110,20 @@ def _train(request: TrainRequest, recipe: Recipe, ranks: Ranks) -> str:
 @contextlib.contextmanager
 def _held(
     request: TrainRequest, recipe: Recipe, dataset: Dataset, ranks: Ranks
-) -> Iterator[tuple[Frames, Frames | None]]:
+) -> Iterator[tuple[FrameSource, FrameSource | None]]:
     """The training clips and those held out, as they are asked to be held."""
-    fit = fit_of(recipe.network)
+    fit = required_input(recipe.network)
     fit.check_dataset(dataset.manifest, dataset.place.address)
-    ids = dataset.clips.of_split(TRAIN_SPLIT)
+    ids = dataset.clips.ids_in_split(TRAIN_SPLIT)
     if not ids:
         raise StageError(f"{request.shards}: no clip is in the split {TRAIN_SPLIT!r}")
-    trained, held = split_off(ids, recipe.held_out_share, seed=recipe.seed)
+    trained, held = split_held_out(ids, recipe.held_out_share, seed=recipe.seed)
     if request.hold == "resident":
         data = _resident(request, recipe, dataset, ranks, trained)
         yield data, _resident(request, recipe, dataset, ranks, held) if held else None
         return
-    with shelf_for(dataset, request.cache, int(request.cache_gb * 1e9)) as shelf:
-        decoder = Decoder(dataset, table_of(dataset, trained), shelf, fit)
+    with open_shard_store(dataset, request.cache, int(request.cache_gb * 1e9)) as shelf:
+        decoder = Decoder(dataset, build_clip_table(dataset, trained), shelf, fit)
         if request.hold == "windowed":
             some = held[:: -(-len(held) // HELD_CLIPS)] if held else []
             yield (
@@ -131,13 +131,13 @@ def _held(
                 _resident(request, recipe, dataset, ranks, some) if some else None,
             )
             return
-        entries = [dataset.shards[name] for name in dataset.clips.shards_of(ids)[0]]
+        entries = [dataset.shards[name] for name in dataset.clips.locate_shards(ids)[0]]
         if ranks.is_first:
             log.info(
                 "%d shards, %.2f GB, are to be on the disk", len(entries), sum(e.bytes for e in entries) / 1e9
             )
         shelf.hold(entries)
-        others = Decoder(dataset, table_of(dataset, held), shelf, fit) if held else None
+        others = Decoder(dataset, build_clip_table(dataset, held), shelf, fit) if held else None
         yield (
             Cached(decoder, ranks.device, request.workers),
             Cached(others, ranks.device, request.workers) if others else None,
@@ -155,7 +155,7 @@ def _resident(
         return load_resident(
             dataset,
             clip_ids,
-            fit_of(recipe.network),
+            required_input(recipe.network),
             mel_pad=max(audio.rows_before, audio.rows_after),
             device=ranks.device,
             frames_on=torch.device("cpu") if request.frames_on == "host" else ranks.device,
@@ -173,5 +173,5 @@ def _describe(request: TrainRequest, recipe: Recipe, digest: str) -> None:
         "recipe": asdict(recipe),
         "versions": {name: version(name) for name in ("redub", "torch", "numpy")},
     }
-    with written_whole(request.run / RUN_FILE) as partial:
+    with write_atomically(request.run / RUN_FILE) as partial:
         partial.write_text(json.dumps(story, indent=1) + "\n")

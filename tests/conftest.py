@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from shards import bucket
-from stages import weights
-from stages.work import StageError
+from shards import s3 as bucket
+from stages.engine.outcome import StageError
+from stages.media import weights
 from tests import s3
 
 ROOT = Path(__file__).parent.parent

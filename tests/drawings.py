@@ -13,13 +13,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.atomic import written_whole
+from shards.atomic import write_atomically
 from shards.checksum import file_sha256
 from shards.reader import Dataset
 from shards.table import write_rows
-from stages.crops import supersampling, warp
-from stages.encode import Sound, write_mp4
-from stages.samples import CROPS, SCHEMA, STORY, TABLE, Pair, write_crops
+from stages.media.crops import supersampling, warp
+from stages.media.encode import Sound, write_mp4
+from stages.sample.pairs import CROPS, SCHEMA, STORY, TABLE, Pair, write_crops
 from stages.synth import Mouth, draw_look, draw_portrait
 from tests import datasets
 
@@ -122,7 +122,7 @@ def samples(
         "audio": audio,
         "params": {"seed": seed},
     }
-    with written_whole(folder / STORY) as partial:
+    with write_atomically(folder / STORY) as partial:
         partial.write_text(json.dumps(story))
     return folder
 

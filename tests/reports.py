@@ -15,16 +15,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from sampler.metrics.obedience import Mean
 from shards.reader import Dataset, open_dataset, read_clip
 from shards.table import write_rows
-from stages.evaluate import CLIPS, FRAMES, METRICS, STORY
-from stages.report import ReportRequest, write
-from stages.samples import CROPS, SCHEMA, TABLE, write_crops
-from stages.samples import STORY as SAMPLES_STORY
-from stages.scoring.cells import FROZEN, TRUTH
-from stages.scoring.columns import COLUMNS
-from stages.scoring.scores import CLIPS_SCHEMA, FRAMES_SCHEMA, metrics_of
+from stages.evaluate.columns import COLUMNS
+from stages.evaluate.metrics.obedience import Mean
+from stages.evaluate.run import CLIPS, FRAMES, METRICS, STORY
+from stages.evaluate.scores import CLIPS_SCHEMA, FRAMES_SCHEMA, metrics_of
+from stages.evaluate.table import FROZEN, TRUTH
+from stages.report.run import ReportRequest, write
+from stages.sample.pairs import CROPS, SCHEMA, TABLE, write_crops
+from stages.sample.pairs import STORY as SAMPLES_STORY
 from tests import datasets
 
 HOSTILE = "<img src=x onerror=alert(1)>"

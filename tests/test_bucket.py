@@ -18,18 +18,18 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline.main import cli
-from shards import bucket
-from shards.address import place_of
+from shards import s3 as bucket
+from shards.address import open_storage
 from shards.diff import diff
 from shards.index import DATASET_NAME
-from shards.places import Place
+from shards.publish import download_dataset, publish
 from shards.reader import open_dataset, read_clip, read_members
 from shards.schema import ShardError
-from shards.storage import at_hand, publish
+from shards.storage import Storage
 from shards.verify import verify
 from stages.synth import ClipSpec, make_clip
 from tests import datasets, faults, s3
-from tests.road import build, hashes
+from tests.build import build, hashes
 
 BIG_BYTES = 3_000_000
 
@@ -65,7 +65,7 @@ def make(folder: Path, *names: str, shade: int = 7) -> Path:
 def where(address: str, name: str) -> dict[str, str]:
     """What boto3 calls an object."""
     bucket_name, prefix = address.removeprefix("s3://").split("/", 1)
-    return {"Bucket": bucket_name, "Key": f"{prefix}/{name}"}
+    return {"S3Transport": bucket_name, "Key": f"{prefix}/{name}"}
 
 
 def sent(proxy: faults.Proxy) -> list[str]:
@@ -83,18 +83,18 @@ def big(folder: Path) -> tuple[Path, str]:
 
 def test_a_published_dataset_is_the_local_one(s3_server: s3.Server, address: str, tmp_path: Path) -> None:
     folder = make(tmp_path / "here", "s1_a", "s1_b")
-    publish(folder, place_of(address))
-    there, here = open_dataset(place_of(address)), open_dataset(folder)
+    publish(folder, open_storage(address))
+    there, here = open_dataset(open_storage(address)), open_dataset(folder)
     assert list(there.clips) == list(here.clips)
     assert list(there.ledger()) == list(here.ledger())
     for clip_id in here.clips:
         assert np.array_equal(read_clip(there, clip_id).frames, read_clip(here, clip_id).frames)
-    assert not diff(folder, place_of(address))
-    assert [list(verify(place_of(address), full=full)) for full in (False, True)] == [[], []]
+    assert not diff(folder, open_storage(address))
+    assert [list(verify(open_storage(address), full=full)) for full in (False, True)] == [[], []]
     client = s3_server.client()
     found = {
         hashlib.sha256(client.get_object(**where(address, name))["Body"].read()).hexdigest()
-        for name in place_of(address).names()
+        for name in open_storage(address).names()
     }
     assert found == set(hashes(folder).values()), "the same bytes, by another client"
 
@@ -103,11 +103,11 @@ def test_the_manifest_comes_last_and_nothing_is_sent_twice(
     proxy: faults.Proxy, address: str, tmp_path: Path
 ) -> None:
     folder = make(tmp_path / "here", "s1_a")
-    assert publish(folder, place_of(address)) > 0
+    assert publish(folder, open_storage(address)) > 0
     assert len(set(sent(proxy))) == 4
     assert sent(proxy)[-1] == DATASET_NAME
     proxy.asked.clear()
-    assert publish(folder, place_of(address)) == 0
+    assert publish(folder, open_storage(address)) == 0
     assert set(sent(proxy)) == {DATASET_NAME}
 
 
@@ -120,39 +120,39 @@ def test_a_killed_upload_leaves_no_dataset_and_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr("shards.remote.DEADLINE_SECONDS", 0.5)
         with pytest.raises(ShardError, match=r"\.tar: given up"):
-            publish(folder, place_of(address))
+            publish(folder, open_storage(address))
     with pytest.raises(ShardError, match="so this is no whole dataset"):
-        open_dataset(place_of(address))
+        open_dataset(open_storage(address))
     proxy.faults.remove(fault)
-    before = set(place_of(address).names())
+    before = set(open_storage(address).names())
     proxy.asked.clear()
-    publish(folder, place_of(address))
+    publish(folder, open_storage(address))
     assert not before.intersection(sent(proxy))
-    assert list(verify(place_of(address), full=True)) == []
+    assert list(verify(open_storage(address), full=True)) == []
 
 
 def test_a_rebuilt_dataset_does_not_touch_the_one_that_is_being_read(address: str, tmp_path: Path) -> None:
-    publish(make(tmp_path / "one", "s1_a", shade=1), place_of(address))
-    old = open_dataset(place_of(address))
-    publish(make(tmp_path / "two", "s1_a", "s1_b", shade=2), place_of(address))
+    publish(make(tmp_path / "one", "s1_a", shade=1), open_storage(address))
+    old = open_dataset(open_storage(address))
+    publish(make(tmp_path / "two", "s1_a", "s1_b", shade=2), open_storage(address))
     assert read_clip(old, "s1_a").frames.max() == 1
     assert [row["clip_id"] for row in old.ledger()] == ["s1_a"]
-    assert list(open_dataset(place_of(address)).clips) == ["s1_a", "s1_b"]
+    assert list(open_dataset(open_storage(address)).clips) == ["s1_a", "s1_b"]
 
 
 def test_prune_removes_what_the_dataset_does_not_name_and_nothing_else(
     address: str, s3_server: s3.Server, tmp_path: Path
 ) -> None:
-    publish(make(tmp_path / "one", "s1_a", shade=1), place_of(address))
-    old = set(place_of(address).names())
-    publish(make(tmp_path / "two", "s1_a", "s1_b", shade=2), place_of(address))
+    publish(make(tmp_path / "one", "s1_a", shade=1), open_storage(address))
+    old = set(open_storage(address).names())
+    publish(make(tmp_path / "two", "s1_a", "s1_b", shade=2), open_storage(address))
     s3_server.client().put_object(**where(address, "notes.tar"), Body=b"mine")
     told = CliRunner().invoke(cli, ["prune", address])
     assert set(told.output.splitlines()[:-1]) == old - {DATASET_NAME}
     assert "3 files that no dataset names" in told.output
     assert "3 files removed" in CliRunner().invoke(cli, ["prune", address, "--delete"]).output
-    assert len(set(place_of(address).names())) == 5
-    assert list(verify(place_of(address), full=True)) == []
+    assert len(set(open_storage(address).names())) == 5
+    assert list(verify(open_storage(address), full=True)) == []
 
 
 def test_a_shard_that_was_damaged_here_is_not_sent(address: str, tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_a_shard_that_was_damaged_here_is_not_sent(address: str, tmp_path: Path)
     (shard,) = folder.glob("*.tar")
     shard.write_bytes(shard.read_bytes()[:-1] + b"x")
     with pytest.raises(ShardError, match="its manifest says"):
-        publish(folder, place_of(address))
+        publish(folder, open_storage(address))
 
 
 @pytest.mark.usefixtures("silence")
@@ -169,7 +169,7 @@ def test_a_file_comes_whole_through_a_fault(
     kind: str, proxy: faults.Proxy, address: str, tmp_path: Path
 ) -> None:
     path, sha256 = big(tmp_path)
-    place = place_of(address)
+    place = open_storage(address)
     place.put(path, "big", sha256=sha256)
     proxy.faults.append(faults.Fault(kind, "big", at=BIG_BYTES // 2))  # type: ignore[arg-type]
     place.bring("big", tmp_path / "brought", size=BIG_BYTES, sha256=sha256)
@@ -185,8 +185,8 @@ def test_a_file_comes_whole_through_a_fault(
 def test_a_clip_comes_whole_through_a_fault(
     kind: str, proxy: faults.Proxy, address: str, tmp_path: Path
 ) -> None:
-    publish(make(tmp_path / "here", "s1_a", "s1_b"), place_of(address))
-    dataset = open_dataset(place_of(address))
+    publish(make(tmp_path / "here", "s1_a", "s1_b"), open_storage(address))
+    dataset = open_dataset(open_storage(address))
     proxy.faults.append(faults.Fault(kind, ".tar", at=5))  # type: ignore[arg-type]
     proxy.asked.clear()
     assert read_clip(dataset, "s1_b").frames.max() == 7
@@ -198,20 +198,20 @@ def test_an_upload_comes_whole_through_faults(proxy: faults.Proxy, address: str,
     path, sha256 = big(tmp_path)
     for kind in ("cut", "busy"):
         proxy.faults.append(faults.Fault(kind, "big", at=BIG_BYTES // 2, method="PUT"))  # type: ignore[arg-type]
-    place_of(address).put(path, "big", sha256=sha256)
+    open_storage(address).put(path, "big", sha256=sha256)
     assert proxy.count("PUT") == 3
-    assert place_of(address).holds("big", BIG_BYTES, sha256)
+    assert open_storage(address).holds("big", BIG_BYTES, sha256)
     with pytest.raises(ShardError, match="other bytes than were sent"):
-        place_of(address).put(path, "big", sha256="00" * 32)
-    assert place_of(address).holds("big", BIG_BYTES, sha256), "a refused upload replaces nothing"
+        open_storage(address).put(path, "big", sha256="00" * 32)
+    assert open_storage(address).holds("big", BIG_BYTES, sha256), "a refused upload replaces nothing"
 
 
 def test_an_object_that_stays_altered_is_named(
     proxy: faults.Proxy, address: str, s3_server: s3.Server, tmp_path: Path
 ) -> None:
     folder = make(tmp_path / "here", "s1_a")
-    publish(folder, place_of(address))
-    brought = at_hand(address, tmp_path / "first")
+    publish(folder, open_storage(address))
+    brought = download_dataset(address, tmp_path / "first")
     assert list(verify(brought, full=True)) == []
     (shard,) = folder.glob("*.tar")
     client = s3_server.client()
@@ -223,11 +223,11 @@ def test_an_object_that_stays_altered_is_named(
         client.put_object(**where(address, shard.name), Body=body)
         proxy.asked.clear()
         with pytest.raises(ShardError, match=f"{address}/{shard.name}: {told}"):
-            at_hand(address, tmp_path / "cache")
+            download_dataset(address, tmp_path / "cache")
         assert proxy.count("GET", shard.name) == 2, "once again, and then named"
-        assert shard.name in next(verify(place_of(address), full=True))
+        assert shard.name in next(verify(open_storage(address), full=True))
     client.delete_object(**where(address, shard.name))
-    assert list(verify(place_of(address), full=False)) == [f"{address}/{shard.name}: not there"]
+    assert list(verify(open_storage(address), full=False)) == [f"{address}/{shard.name}: not there"]
 
 
 @pytest.mark.usefixtures("impatient")
@@ -246,17 +246,17 @@ def test_what_cannot_be_reached_is_one_line_without_the_secret(
             for name, value in change.items():
                 patch.setenv(name, value) if value else patch.delenv(name)
             with pytest.raises(ShardError, match=told) as caught:
-                open_dataset(place_of(address))
+                open_dataset(open_storage(address))
             assert "\n" not in str(caught.value)
             assert s3.SECRET[:-1] not in str(caught.value)
     with pytest.raises(ShardError, match="NoSuchBucket"):
-        open_dataset(place_of("s3://no-such-bucket-here/x"))
+        open_dataset(open_storage("s3://no-such-bucket-here/x"))
     with pytest.raises(ShardError, match="names no bucket"):
-        place_of("s3://")
+        open_storage("s3://")
     monkeypatch.setitem(sys.modules, "boto3.session", None)
     bucket._client.cache_clear()
     with pytest.raises(ShardError, match=r"install redub\[s3\]"):
-        place_of(address)
+        open_storage(address)
 
 
 def test_a_profile_serves_as_well_as_the_environment(
@@ -271,28 +271,28 @@ def test_a_profile_serves_as_well_as_the_environment(
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     monkeypatch.setenv("AWS_PROFILE", "lab")
-    assert list(place_of(address).names()) == []
+    assert list(open_storage(address).names()) == []
 
 
 def test_a_public_bucket_is_read_without_credentials(
     address: str, s3_server: s3.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    s3_server.client().create_bucket(Bucket=s3.PUBLIC)
+    s3_server.client().create_bucket(S3Transport=s3.PUBLIC)
     open_address = f"s3://{s3.PUBLIC}/x"
-    publish(make(tmp_path / "here", "s1_a"), place_of(open_address))
+    publish(make(tmp_path / "here", "s1_a"), open_storage(open_address))
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
-    assert read_shade(place_of(open_address)) == 7
+    assert read_shade(open_storage(open_address)) == 7
     with pytest.raises(ShardError, match=r"AccessDenied.*no credentials were found"):
-        publish(make(tmp_path / "more", "s1_b"), place_of(open_address))
+        publish(make(tmp_path / "more", "s1_b"), open_storage(open_address))
 
 
-def read_shade(place: Place) -> int:
+def read_shade(place: Storage) -> int:
     return int(read_clip(open_dataset(place), "s1_a").frames.max())
 
 
 def test_a_place_may_be_forked_pickled_and_shared(address: str, tmp_path: Path) -> None:
-    place = place_of(address)
+    place = open_storage(address)
     publish(make(tmp_path / "here", "s1_a"), place)
     assert read_shade(place) == 7  # its connections are open, and must not be spoken into by the children
     context = multiprocessing.get_context("fork")
@@ -326,7 +326,7 @@ def test_stock_webdataset_reads_what_was_published(
     import webdataset as wds
 
     folder = make(tmp_path / "here", "s1_a", "s1_b")
-    publish(folder, place_of(address))
+    publish(folder, open_storage(address))
     for url in shard_addresses(address, folder, s3_server):
         samples = list(wds.WebDataset([url], shardshuffle=False))
         assert [sample["__key__"] for sample in samples] == ["s1_a", "s1_b"]
@@ -343,7 +343,7 @@ def test_hugging_face_datasets_reads_what_was_published(
     import datasets as hf
 
     folder = make(tmp_path / "here", "s1_a", "s1_b")
-    publish(folder, place_of(address))
+    publish(folder, open_storage(address))
     dataset = open_dataset(folder)
     for url in shard_addresses(address, folder, s3_server):
         rows = hf.load_dataset("webdataset", data_files=[url], split="train", streaming=True)
@@ -359,7 +359,7 @@ def test_hugging_face_datasets_reads_what_was_published(
 def test_a_command_ends_quietly(
     address: str, proxy: faults.Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    publish(make(tmp_path / "here", "s1_a"), place_of(address))
+    publish(make(tmp_path / "here", "s1_a"), open_storage(address))
     monkeypatch.delenv("AWS_ENDPOINT_URL_S3")
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
     done = subprocess.run(
@@ -378,7 +378,7 @@ def test_the_road_ends_in_a_bucket_and_the_commands_read_it_there(
     make_clip(tmp_path / "raw" / "one.mp4", ClipSpec(seconds=0.6))
     summary = build(tmp_path / "raw", tmp_path / "w", "--out", address, "--endpoint-url", proxy.endpoint)
     assert summary["out"] == address
-    dataset = open_dataset(place_of(address))
+    dataset = open_dataset(open_storage(address))
     assert summary["digest"] == dataset.manifest["digest"]
     (clip_id,) = dataset.clips
     sheet = tmp_path / "sheet.png"

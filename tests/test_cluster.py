@@ -16,9 +16,9 @@ import pytest
 from shards.index import DATASET_NAME, INDEX_NAME, LEDGER_NAME, published_name
 from stages.synth import SynthParams, make_corpus
 from tests import s3
+from tests.build import PIPELINE, build, hashes, pipeline
 from tests.faults import between
 from tests.hosts import Hosts, end, hosts
-from tests.road import PIPELINE, build, hashes, pipeline
 
 PARAMS = "parts: {clips_per_part: 2}\nclips: {test_share: 0.3}\n"
 PATIENT = os.environ.get("REDUB_PATIENT")  # set to wait for what takes minutes
@@ -54,7 +54,7 @@ def reference(raw: Path, params: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 @dataclass(frozen=True)
-class Bucket:
+class S3Transport:
     """A bucket with the raw clips, as seen from all hosts."""
 
     name: str
@@ -67,10 +67,10 @@ class Bucket:
 
         client = self.server.client()
         found = {}
-        for listed in client.list_objects_v2(Bucket=self.name, Prefix="shards/")["Contents"]:
+        for listed in client.list_objects_v2(S3Transport=self.name, Prefix="shards/")["Contents"]:
             name = listed["Key"].removeprefix("shards/")
             if not name.startswith("receipts/"):
-                body = client.get_object(Bucket=self.name, Key=listed["Key"])["Body"].read()
+                body = client.get_object(S3Transport=self.name, Key=listed["Key"])["Body"].read()
                 found[name] = hashlib.sha256(body).hexdigest()
         return found
 
@@ -83,14 +83,14 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
 
 
 @pytest.fixture
-def bucket(raw: Path, cluster: Hosts, s3_server: s3.Server) -> Iterator[Bucket]:
+def bucket(raw: Path, cluster: Hosts, s3_server: s3.Server) -> Iterator[S3Transport]:
     name = s3_server.bucket()
     client = s3_server.client()
     for path in raw.rglob("*"):
         if path.is_file():
             client.upload_file(str(path), name, f"raw/{path.relative_to(raw).as_posix()}")
     with between(s3_server.endpoint, host=cluster.address) as door:
-        yield Bucket(name, s3_server.environment(door.endpoint), s3_server)
+        yield S3Transport(name, s3_server.environment(door.endpoint), s3_server)
 
 
 def start_scheduler(cluster: Hosts) -> subprocess.Popen[bytes]:
@@ -164,7 +164,7 @@ def test_four_workers_on_two_hosts_make_the_bytes_of_one_whatever_befalls_them(
     reference: dict[str, str],
     params: Path,
     cluster: Hosts,
-    bucket: Bucket,
+    bucket: S3Transport,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -192,9 +192,9 @@ def test_four_workers_on_two_hosts_make_the_bytes_of_one_whatever_befalls_them(
     assert not (tmp_path / "shards").exists() and not list(tmp_path.rglob("*.tar"))
 
 
-def _wait_for_receipts(bucket: Bucket, count: int, process: subprocess.Popen[bytes]) -> None:
+def _wait_for_receipts(bucket: S3Transport, count: int, process: subprocess.Popen[bytes]) -> None:
     """Until the run is well under way."""
     client = bucket.server.client()
-    while client.list_objects_v2(Bucket=bucket.name, Prefix="shards/receipts/")["KeyCount"] < count:
+    while client.list_objects_v2(S3Transport=bucket.name, Prefix="shards/receipts/")["KeyCount"] < count:
         assert process.poll() is None, process.communicate()[1].decode()
         time.sleep(0.1)

@@ -13,20 +13,20 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from model.machine import Machine
-from sampler.metrics.mouth import correlation, openings
-from sampler.metrics.pixels import decibels, squared_errors
+from model.execution import Execution
 from sampler.params import SampleParams
-from sampler.rollout import CropFrame, Take, painter_of
-from shards.loader import split_off
+from sampler.rollout import ClipRequest, CropFrame, load_generator
 from shards.reader import open_dataset, read_clip
+from shards.resident import split_held_out
 from shards.schema import MELS_PER_FRAME, ClipSample
-from stages import faces
-from stages.scoring.mouths import find_mouths
+from stages.evaluate.metrics.mouth import correlation, openings
+from stages.evaluate.metrics.pixels import decibels, squared_errors
+from stages.evaluate.mouths import find_mouths
+from stages.media import faces
 from stages.synth import SynthParams, make_corpus
 from tests import datasets
+from tests.build import build, pipeline
 from tests.conftest import ROOT
-from tests.road import build, pipeline
 
 SIZE = 64  # px: a fourth of the work that 128 are
 # Minutes on a CPU: few channels, all of them where the mouth is.
@@ -57,9 +57,11 @@ def small_crops(folder: Path) -> Path:
 
 def drawn(run: Path, clip: ClipSample, mels: NDArray[np.float32], params: SampleParams) -> NDArray[np.uint8]:
     """The clip's frames with mouths drawn by a run, frame after frame, to these mels."""
-    painter = painter_of(run, params, torch.device("cpu"), Machine())
+    generator = load_generator(run, params, torch.device("cpu"), Execution())
     frames = (CropFrame(pixels, box) for pixels, box in zip(clip.frames, clip.boxes, strict=True))
-    return np.stack([frame.pixels for frame in painter.rollout([Take(clip.key, frames, mels)], slots=1)])
+    return np.stack(
+        [frame.pixels for frame in generator.rollout([ClipRequest(clip.key, frames, mels)], slots=1)]
+    )
 
 
 def masked_psnr(clip: ClipSample, drawn: NDArray[np.uint8]) -> float:
@@ -109,7 +111,7 @@ def test_another_speech_moves_the_mouth_of_a_made_face(made: Path, landmarker: P
 
     dataset = open_dataset(made)
     run = tmp_path / "run"
-    trained_on, held_out = split_off(dataset.clips, 0.3, seed=0)
+    trained_on, held_out = split_held_out(dataset.clips, 0.3, seed=0)
     assert len(trained_on) == 4
     a, b = (read_clip(dataset, clip_id) for clip_id in held_out)
     assert len(a.frames) == len(b.frames)

@@ -14,8 +14,8 @@ from shards.reader import open_dataset, read_clip
 from shards.schema import VIDEO_FPS
 from shards.verify import verify
 from stages.clips import is_side_car
-from stages.crops import supersampling, warp
-from tests.road import build, pipeline, stage_of, state_of
+from stages.media.crops import supersampling, warp
+from tests.build import build, pipeline, stage_of, state_of
 
 
 def frames_by_ffmpeg(path: Path) -> tuple[np.ndarray, list[np.ndarray]]:

@@ -16,7 +16,7 @@ import pytest
 from shards.index import DATASET_NAME
 from shards.verify import verify
 from stages.synth import SynthParams, make_corpus
-from tests.road import PIPELINE, build, dvc, hashes, pipeline, stage_of
+from tests.build import PIPELINE, build, dvc, hashes, pipeline, stage_of
 
 ROOT = Path(__file__).parent.parent
 KILLS = 10

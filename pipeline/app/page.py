@@ -8,11 +8,11 @@ import gradio as gr
 
 from pipeline.app.service import Service
 from sampler.steps import SAMPLERS
-from stages.edit import EditParams
-from stages.editing.fit import Fit
-from stages.editing.follow import Choice
-from stages.sandbox import MEGABYTE
-from stages.work import StageError
+from stages.edit.face_track import Choice
+from stages.edit.run import EditParams
+from stages.edit.timing import Fit
+from stages.engine.outcome import StageError
+from stages.engine.sandbox import MEGABYTE
 
 HOUR, DAY = 3600, 86_400  # seconds
 PLAYER_PX, SPEECH_PX = 320, 190

@@ -19,18 +19,18 @@ from typing import Any
 import gradio as gr
 
 from model.recipe import ModelError
-from pipeline.app.shelf import Shelf, told
-from pipeline.app.visits import Kind, Visit, Visits
+from pipeline.app.models import ModelList, told
+from pipeline.app.sessions import Kind, Session, Sessions
 from pipeline.params import Params
 from pipeline.progress import time_left
-from sampler.rollout import params_of
-from stages import sandbox
-from stages.edit import EditParams, edit
-from stages.editing.fit import Fit
-from stages.editing.follow import Choice
-from stages.editing.reel import ReelFacts
-from stages.sandbox import ClipJob
-from stages.work import Outcome, StageError
+from sampler.rollout import override_params
+from stages.edit.face_track import Choice
+from stages.edit.reader import VideoFacts
+from stages.edit.run import EditParams, edit
+from stages.edit.timing import Fit
+from stages.engine import sandbox
+from stages.engine.outcome import Outcome, StageError
+from stages.engine.sandbox import ClipJob
 
 PASSES = {"faces": "Looking for the face", "frames": "Drawing the mouth"}
 STOPPED = "Stopped. Nothing was kept of it."
@@ -44,8 +44,8 @@ class Stopped(Exception):
 class Service:
     """Answers to what happens on the page: updates of its parts, in the order that the layout names them."""
 
-    shelf: Shelf
-    visits: Visits
+    shelf: ModelList
+    visits: Sessions
     sections: Params
     landmarker: Path
     max_upload_mb: int
@@ -65,12 +65,12 @@ class Service:
                 visit,
                 "video",
                 upload,
-                "stages.editing.playable:copy_video",
+                "stages.edit.browser_copy:copy_video",
                 max_pixels=EditParams().max_pixels,
             )
         except StageError as err:
             return gr.File(value=None), gr.skip(), _wrong(visit, err), gr.skip()
-        facts = ReelFacts.from_json(outcome.facts)
+        facts = VideoFacts.from_json(outcome.facts)
         line = f"{float(facts.seconds):.2f} s, {facts.width}x{facts.height} at {float(facts.fps):.4g} fps"
         return (
             gr.File(value=None, visible=False),
@@ -85,7 +85,7 @@ class Service:
             return (gr.skip(),) * 5
         visit = self._visit(request)
         try:
-            shown, outcome = self._take(visit, "speech", upload, "stages.editing.playable:copy_sound")
+            shown, outcome = self._take(visit, "speech", upload, "stages.edit.browser_copy:copy_sound")
         except StageError as err:
             return gr.File(value=None), gr.Audio(value=None), gr.skip(), _wrong(visit, err), gr.skip()
         seconds = float(Fraction(outcome.facts["seconds"]))
@@ -98,7 +98,7 @@ class Service:
         )
 
     def _take(
-        self, visit: Visit, kind: Kind, upload: Mapping[str, Any], copy: str, **args: Any
+        self, visit: Session, kind: Kind, upload: Mapping[str, Any], copy: str, **args: Any
     ) -> tuple[Path, Outcome]:
         """Keep an upload for the edit, and make a copy that a browser plays."""
         brought = visit.bring(kind, Path(upload["path"]), max_mb=self.max_upload_mb)
@@ -147,7 +147,7 @@ class Service:
         stop = visit.stop
         try:
             with visit.at_work():
-                drawing = params_of(
+                drawing = override_params(
                     self.sections.sample,
                     sampler=sampler,
                     steps=steps,
@@ -158,13 +158,13 @@ class Service:
                 asked = self.sections.for_edit(fit=fit, face=face, crf=crf, max_seconds=self.max_seconds)
                 video, speech = visit.found("video"), visit.found("speech")
                 progress(0, desc="Loading the network")
-                painter = self.shelf.painter(run or "", drawing)
+                generator = self.shelf.generator(run or "", drawing)
                 out = visit.empty("result") / f"{video.stem} says {speech.stem}.mp4"
                 edited = edit(
                     video,
                     speech,
                     out,
-                    painter,
+                    generator,
                     model=self.landmarker,
                     params=asked,
                     progress=_Watched(progress, stop),
@@ -188,7 +188,7 @@ class Service:
     def leave(self, request: gr.Request) -> None:
         self.visits.end(request.session_hash or "")
 
-    def _visit(self, request: gr.Request) -> Visit:
+    def _visit(self, request: gr.Request) -> Session:
         return self.visits.of(request.session_hash or "")
 
 
@@ -221,5 +221,5 @@ def _note(*lines: str) -> str:
     return "".join(f"<p>{html.escape(line)}</p>" for line in lines)
 
 
-def _wrong(visit: Visit, err: Exception) -> str:
+def _wrong(visit: Session, err: Exception) -> str:
     return f'<p class="redub-wrong" role="alert">{html.escape(visit.short(err))}</p>'

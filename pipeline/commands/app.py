@@ -16,7 +16,7 @@ from pipeline import params as params_file
 from pipeline.options import FILE, FOLDER, device_options
 
 if TYPE_CHECKING:
-    from model.machine import Precision
+    from model.execution import Precision
 
 POLL_SECONDS = 0.2
 
@@ -66,21 +66,23 @@ def command(
     with TemporaryDirectory(prefix="redub-app.", ignore_cleanup_errors=True) as folder:
         # Gradio reads these as it is imported: where uploads go, and that it tells nobody of its use.
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
-        from model.interrupts import stop_asked
-        from model.machine import Machine, device_of
+        from model.execution import Execution, select_device
         from model.recipe import ModelError
+        from model.signals import catch_stop_signals
+        from pipeline.app.models import ModelList
         from pipeline.app.page import page_of, serve
         from pipeline.app.service import Service
-        from pipeline.app.shelf import Shelf
-        from pipeline.app.visits import Visits
-        from stages import weights
-        from stages.work import StageError
+        from pipeline.app.sessions import Sessions
+        from stages.engine.outcome import StageError
+        from stages.media import weights
 
-        visits = Visits(Path(folder))
+        visits = Sessions(Path(folder))
         try:
             sections = params_file.load(params)
             service = Service(
-                shelf=Shelf(runs, named, device_of(device), Machine(precision=precision, compile=compile)),
+                shelf=ModelList(
+                    runs, named, select_device(device), Execution(precision=precision, compile=compile)
+                ),
                 visits=visits,
                 sections=sections,
                 landmarker=weights.find(weights.LANDMARKER, landmarker or sections.landmarks.model),
@@ -96,7 +98,7 @@ def command(
         if not service.shelf.runs():
             click.echo(f"{runs}: no run is here yet; `pipeline train` makes one, then reload", err=True)
         click.echo(f"{url} is served until Ctrl-C")
-        with stop_asked() as asked:
+        with catch_stop_signals() as asked:
             while asked.by is None:
                 time.sleep(POLL_SECONDS)
         visits.end_all()

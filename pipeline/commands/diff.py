@@ -19,12 +19,12 @@ SHOWN = 20
 @at_endpoint
 def command(first: str, second: str, as_json: bool) -> None:
     """What two datasets differ in: clips, splits, reasons, params. Exits with 1 when they do."""
-    from shards.address import place_of
+    from shards.address import open_storage
     from shards.diff import diff
     from shards.schema import ShardError
 
     try:
-        found = diff(place_of(first), place_of(second))
+        found = diff(open_storage(first), open_storage(second))
     except ShardError as err:
         raise click.ClickException(str(err)) from err
     if as_json:

@@ -9,14 +9,14 @@ import click
 
 from pipeline import params as params_file
 from pipeline.options import FILE, FOLDER, device_options, sampler_options
-from pipeline.progress import Bars
+from pipeline.progress import ProgressBars
 
 if TYPE_CHECKING:
-    from model.machine import Precision
+    from model.execution import Precision
     from sampler.params import SamplerName
-    from stages.edit import Preset
-    from stages.editing.fit import Fit
-    from stages.editing.follow import Choice
+    from stages.edit.face_track import Choice
+    from stages.edit.run import Preset
+    from stages.edit.timing import Fit
 
 
 def _choice(ctx: click.Context, param: click.Parameter, value: str) -> Choice:
@@ -101,12 +101,12 @@ def command(
     Only the lower face is drawn anew. All else is the source's: size, frames and their times, and every
     pixel around, which is encoded once. The sound is copied as it is where the container can hold it.
     """
-    from model.machine import Machine, device_of
+    from model.execution import Execution, select_device
     from model.recipe import ModelError
-    from sampler.rollout import painter_of, params_of
-    from stages import weights
-    from stages.edit import edit
-    from stages.work import StageError
+    from sampler.rollout import load_generator, override_params
+    from stages.edit.run import edit
+    from stages.engine.outcome import StageError
+    from stages.media import weights
 
     try:
         sections = params_file.load(params)
@@ -114,7 +114,7 @@ def command(
             fit=fit, face=face, crf=crf, preset=preset, max_seconds=max_seconds, max_pixels=max_pixels
         )
         model = weights.find(weights.LANDMARKER, landmarker or sections.landmarks.model)
-        drawing = params_of(
+        drawing = override_params(
             sections.sample,
             sampler=sampler,
             steps=steps,
@@ -122,11 +122,11 @@ def command(
             reanchor_every=reanchor_every,
             seed=seed,
         )
-        machine = Machine(precision=precision, compile=compile)
-        painter = painter_of(run, drawing, device_of(device), machine)
-        with Bars() as bars:
+        machine = Execution(precision=precision, compile=compile)
+        generator = load_generator(run, drawing, select_device(device), machine)
+        with ProgressBars() as bars:
             edited = edit(
-                video, audio, out, painter, model=model, params=asked, preview=preview, progress=bars
+                video, audio, out, generator, model=model, params=asked, preview=preview, progress=bars
             )
     except (StageError, ModelError) as err:
         raise click.ClickException(str(err)) from err

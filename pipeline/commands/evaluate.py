@@ -14,7 +14,7 @@ from pipeline.options import FILE, FOLDER
 
 if TYPE_CHECKING:
     from shards.table import Row
-    from stages.evaluate import Evaluation
+    from stages.evaluate.run import Evaluation
 
 # What the terminal shows; the files have every column, with intervals.
 SHOWN = (
@@ -90,14 +90,14 @@ def command(
 
     Run again to go on where it stopped; what has not changed is not measured again.
     """
-    from model.machine import device_of
+    from model.execution import select_device
     from model.recipe import ModelError
     from pipeline.runner import DaskMapper
     from shards.ledger import OK
     from shards.schema import ShardError
-    from stages import evaluate
-    from stages.scoring.cells import BASELINES
-    from stages.work import StageError
+    from stages.engine.outcome import StageError
+    from stages.evaluate import run as evaluate
+    from stages.evaluate.table import BASELINES
 
     try:
         request = evaluate.EvaluateRequest(
@@ -111,7 +111,7 @@ def command(
             landmarker=landmarker,
             weights=weights,
             raw=raw,
-            device=str(device_of(device)),
+            device=str(select_device(device)),
         )
         limits = params_file.load(params).limits
         with DaskMapper(workers, scheduler, quiet=as_json) as mapper:
@@ -141,7 +141,7 @@ def _counts(rows: list[Row]) -> dict[str, dict[str, int]]:
 
 def _print_table(found: Evaluation) -> None:
     """Means of the columns that have one; then why others have none."""
-    from stages.scoring.columns import COLUMNS
+    from stages.evaluate.columns import COLUMNS
 
     missing: dict[str, list[str]] = {}
     for column in SHOWN:
@@ -167,9 +167,9 @@ def _told(cell: dict[str, Any]) -> str:
 
 def _print_groups(rows: list[Row]) -> None:
     """Means of the generated rows by emotion, level and speaker, where there are several of them."""
-    from stages.scoring.cells import BASELINES
-    from stages.scoring.columns import GROUPS
-    from stages.scoring.scores import means_by
+    from stages.evaluate.columns import GROUPS
+    from stages.evaluate.scores import means_by
+    from stages.evaluate.table import BASELINES
 
     drawn = [row for row in rows if row["row"] not in BASELINES]
     for field in GROUPS:

@@ -22,9 +22,9 @@ def command(shards: str, clip: str, as_json: bool) -> None:
 
     DIR is a finished dataset, or the work folder of one that is being built.
     """
-    from shards.address import place_of
+    from shards.address import open_storage
     from shards.index import LEDGER_NAME
-    from shards.ledger import OK, read_ledger, rows_of
+    from shards.ledger import OK, find_rows, read_ledger
     from shards.reader import open_dataset
     from shards.schema import ShardError
 
@@ -34,11 +34,11 @@ def command(shards: str, clip: str, as_json: bool) -> None:
         if unfinished.is_file() and not Path(shards, LEDGER_NAME).is_file():
             ledger = read_ledger(unfinished)
         else:
-            dataset = open_dataset(place_of(shards))
+            dataset = open_dataset(open_storage(shards))
             ledger, index = dataset.ledger(), dataset.clips
     except ShardError as err:
         raise click.ClickException(str(err)) from err
-    rows = rows_of(ledger, clip)
+    rows = find_rows(ledger, clip)
     if not rows:
         raise click.ClickException(f"{clip!r} is in no ledger row of {shards}: no such file was in --raw")
     for row in rows:

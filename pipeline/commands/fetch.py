@@ -15,7 +15,7 @@ import click
 from pipeline.options import FOLDER
 
 if TYPE_CHECKING:
-    from stages.fetch import Fetched
+    from stages.fetch.run import FetchResult
 
 MEGABYTE = 10**6
 
@@ -52,8 +52,8 @@ def command(
 
 
 def _bring_weights(name: str) -> None:
-    from stages.weights import NETWORKS, bring
-    from stages.work import StageError
+    from stages.engine.outcome import StageError
+    from stages.media.weights import NETWORKS, bring
 
     if name not in NETWORKS:
         raise click.BadParameter(
@@ -66,10 +66,10 @@ def _bring_weights(name: str) -> None:
 
 
 def _bring_corpus(dataset: str, to: Path, only: str, jobs: int, *, as_json: bool) -> None:
-    from pipeline.progress import Bars
-    from stages import fetch
-    from stages.fetching.sources import SOURCES
-    from stages.work import StageError
+    from pipeline.progress import ProgressBars
+    from stages.engine.outcome import StageError
+    from stages.fetch import run as fetch
+    from stages.fetch.sources import SOURCES
 
     source = SOURCES[dataset]
     try:
@@ -79,7 +79,7 @@ def _bring_corpus(dataset: str, to: Path, only: str, jobs: int, *, as_json: bool
             f"they need {plan.needed_bytes / 1e9:.2f} GB of disk, {plan.free_bytes / 1e9:.1f} GB are free",
             err=True,
         )
-        with Bars("MB") as bars:
+        with ProgressBars("MB") as bars:
             total = plan.coming_bytes // MEGABYTE
 
             def progress(n_bytes: int) -> None:
@@ -102,7 +102,7 @@ def _bring_corpus(dataset: str, to: Path, only: str, jobs: int, *, as_json: bool
         )
 
 
-def _print_table(files: list[Fetched]) -> None:
+def _print_table(files: list[FetchResult]) -> None:
     """What came and what did not, counted by reason, with an example of each."""
     counts = Counter((file.status, file.code) for file in files)
     for (status, code), count in sorted(counts.items()):

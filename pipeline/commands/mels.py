@@ -14,6 +14,6 @@ def command(request: Request) -> None:
 
     Run again to go on where it stopped; what has not changed is not computed again.
     """
-    from pipeline import road
+    from pipeline import build as road
 
     road.go(request, ("mels",))

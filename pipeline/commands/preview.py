@@ -58,14 +58,14 @@ def command(
     if not out.parent.is_dir():
         raise click.BadParameter(f"{out}: there is no folder {out.parent}", param_hint="--out")
 
-    from shards.address import place_of
+    from shards.address import open_storage
     from shards.reader import open_dataset
     from shards.schema import VIDEO_FPS, ShardError
     from stages import preview
-    from stages.work import StageError
+    from stages.engine.outcome import StageError
 
     try:
-        dataset = open_dataset(place_of(shards))
+        dataset = open_dataset(open_storage(shards))
         if video is not None:
             if video == "any" and video not in dataset.clips:
                 (video,) = preview.clips_spread(dataset, 1, seed=0)

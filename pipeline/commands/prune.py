@@ -18,12 +18,12 @@ def command(shards: str, delete: bool) -> None:
     rebuilt may still read them, and an upload that is under way has not named its own yet: --delete is for
     when there are none.
     """
-    from shards.address import place_of
+    from shards.address import open_storage
+    from shards.publish import leftovers
     from shards.schema import ShardError
-    from shards.storage import leftovers
 
     try:
-        place = place_of(shards)
+        place = open_storage(shards)
         left = leftovers(place)
         for name in left:
             if delete:

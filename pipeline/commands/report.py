@@ -27,9 +27,9 @@ def command(
     whose inputs are not given say what to give.
     """
     from shards.schema import ShardError
-    from stages import report
-    from stages.report import ReportRequest
-    from stages.work import StageError
+    from stages.engine.outcome import StageError
+    from stages.report import run as report
+    from stages.report.run import ReportRequest
 
     if out.suffix.lower() != ".html":
         raise click.BadParameter(f"{out}: the page is written as .html", param_hint="--out")

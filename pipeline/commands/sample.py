@@ -11,7 +11,7 @@ from pipeline import params as params_file
 from pipeline.options import FILE, FOLDER, at_endpoint, device_options, sampler_options, say_once
 
 if TYPE_CHECKING:
-    from model.machine import Precision
+    from model.execution import Precision
     from sampler.params import SamplerName
 
 
@@ -62,15 +62,15 @@ def command(
 
     On several GPUs: torchrun --nproc-per-node 8 -m -- pipeline.main sample ...
     """
-    from model.machine import Machine
+    from model.execution import Execution
     from model.recipe import ModelError
-    from sampler.rollout import params_of
+    from sampler.rollout import override_params
     from shards.schema import ShardError
-    from stages import sample
-    from stages.work import StageError
+    from stages.engine.outcome import StageError
+    from stages.sample import run as sample
 
     try:
-        params = params_of(
+        params = override_params(
             params_file.load(params_path).sample,
             sampler=sampler,
             steps=steps,
@@ -88,7 +88,7 @@ def command(
             slots=slots,
             videos=videos,
             device=device,
-            machine=Machine(precision=precision, compile=compile),
+            machine=Execution(precision=precision, compile=compile),
         )
         n_clips = sample.run(request, params)
     except (StageError, ShardError, ModelError) as err:

@@ -16,6 +16,6 @@ def command(request: Request, only: bool) -> None:
     Run again to go on where it stopped; what has not changed is not computed again. The shards are a
     plain WebDataset; `dataset.json` beside them is written last.
     """
-    from pipeline import road
+    from pipeline import build as road
 
     road.go(request, ("shard",) if only else road.ROAD)

@@ -17,7 +17,7 @@ from pipeline import params as params_file
 from pipeline.options import FILE, FOLDER, at_endpoint, device_options, say_once
 
 if TYPE_CHECKING:
-    from model.machine import Precision
+    from model.execution import Precision
     from model.recipe import Recipe
     from stages.train import Hold
 
@@ -109,11 +109,11 @@ def command(
     On several GPUs: torchrun --nproc-per-node 8 -m -- pipeline.main train ...
     Without the -- torchrun takes --run for an option of its own.
     """
-    from model.machine import Machine
-    from model.recipe import ModelError, changes_of, recipe_of
+    from model.execution import Execution
+    from model.recipe import ModelError, build_recipe, nest_changes
     from shards.schema import ShardError
     from stages import train
-    from stages.work import StageError
+    from stages.engine.outcome import StageError
 
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     for package in ("model", "stages"):
@@ -121,7 +121,7 @@ def command(
     try:
         section = params_file.load(params).train
         name = preset or section.preset
-        recipe = recipe_of(name, section.changes, changes_of(_values(settings)))
+        recipe = build_recipe(name, section.changes, nest_changes(_values(settings)))
         if hold == "windowed":
             recipe = replace(recipe, window=window)
         if dry_run:
@@ -140,7 +140,7 @@ def command(
                 hold=hold,
                 cache=cache,
                 cache_gb=cache_gb,
-                machine=Machine(micro_batch=micro_batch or 0, precision=precision, compile=compile),
+                machine=Execution(micro_batch=micro_batch or 0, precision=precision, compile=compile),
             ),
             recipe,
         )

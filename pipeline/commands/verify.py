@@ -21,12 +21,12 @@ def command(shards: str, full: bool, as_json: bool) -> None:
     index and ledger tell one story. At a URL the shards are not read without --full: their sizes are
     asked for, and their sha256 where the server keeps that.
     """
-    from shards.address import is_remote, place_of
+    from shards.address import is_remote, open_storage
     from shards.schema import ShardError
     from shards.verify import verify
 
     try:
-        problems = list(verify(place_of(shards), full=full))
+        problems = list(verify(open_storage(shards), full=full))
     except ShardError as err:
         raise click.ClickException(str(err)) from err
     if as_json:

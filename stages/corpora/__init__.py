@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from types import ModuleType
 
-from stages.work import StageError
+from stages.engine.outcome import StageError
 
 CORPORA = {"grid": "grid", "crema-d": "crema_d", "folder": "folder"}
 

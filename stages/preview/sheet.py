@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from shards.atomic import written_whole
+from shards.atomic import write_atomically
 from shards.reader import Dataset, read_clip
 from shards.schema import VIDEO_FPS, ClipSample
 from stages.preview.drawing import (
@@ -186,6 +186,6 @@ def _draw_header(draw: ImageDraw.ImageDraw, dataset: Dataset, n_shown: int, look
 def write_sheet(dataset: Dataset, clip_ids: Sequence[str], out: Path) -> tuple[int, int]:
     """Write the contact sheet as PNG; returns its width and height in px."""
     sheet = draw_sheet(dataset, clip_ids)
-    with written_whole(out) as partial:
+    with write_atomically(out) as partial:
         sheet.save(partial, "PNG")
     return sheet.size

@@ -29,7 +29,7 @@ def sound_of(mels: NDArray[np.float32], params: MelsParams) -> NDArray[np.float3
     """
     import librosa  # takes two seconds, and a sheet needs no sound
 
-    from stages.audio import SAMPLE_RATE
+    from stages.media.audio import SAMPLE_RATE
     from stages.mels import HOP_SAMPLES
 
     # Silence behind the end, so that a short clip fills a whole window.

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sampler.metrics.pixels import decibels, squared_error
 from shards.codec import JPEG_QUALITY, Codec, Frame, decode_frame, encode_frame
 from shards.schema import ClipSample
+from stages.evaluate.metrics.pixels import decibels, squared_error
 from stages.report.inputs import evenly
 
 FRAMES_CODED = 10  # of each clip

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.watch import BAND_NAMES
-from sampler.metrics.mouth import lag_frames
+from model.monitor import BAND_NAMES
 from shards.reader import Dataset, read_members
 from shards.schema import MELS_MEMBER, MELS_PER_FRAME, VIDEO_FPS, npy_to_array
+from stages.evaluate.metrics.mouth import lag_frames
+from stages.evaluate.table import BASELINES
 from stages.report import results
 from stages.report.card import Card
 from stages.report.motion import Measured
 from stages.report.plots import Line, Plot, histogram, lines
 from stages.report.results import Evaluation
-from stages.scoring.cells import BASELINES
 
 Record = dict[str, float]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from stages.work import StageError
+from stages.engine.outcome import StageError
 
 Item = TypeVar("Item")
 

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sampler.metrics.obedience import Mean
 from shards.ledger import OK
 from shards.table import Row, read_rows
-from stages.evaluate import CLIPS, FRAMES, METRICS, STORY
+from stages.engine.outcome import StageError
+from stages.evaluate.columns import COLUMNS, GROUPS, Column
+from stages.evaluate.metrics.obedience import Mean
+from stages.evaluate.run import CLIPS, FRAMES, METRICS, STORY
+from stages.evaluate.scores import CLIPS_SCHEMA, CURVES, FRAMES_SCHEMA, means_by
+from stages.evaluate.table import PREVIOUS, TRUTH
 from stages.report.inputs import read_object
-from stages.scoring.cells import PREVIOUS, TRUTH
-from stages.scoring.columns import COLUMNS, GROUPS, Column
-from stages.scoring.scores import CLIPS_SCHEMA, CURVES, FRAMES_SCHEMA, means_by
-from stages.work import StageError
 
 Floats = NDArray[np.float64]
 

@@ -16,14 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from model.journal import PICTURES
+from model.run_log import PICTURES
 from shards.reader import Dataset, read_clip
 from shards.schema import VIDEO_FPS, ClipSample, ShardError
 from stages.preview.choice import clips_spread
 from stages.preview.drawing import boxed
 from stages.preview.sheet import draw_cell, look_for
 from stages.report.inputs import evenly, read_object
-from stages.samples import CROPS, STORY, VIDEOS, Pair, read_crops, read_pair, read_samples
+from stages.sample.pairs import CROPS, STORY, VIDEOS, Pair, read_crops, read_pair, read_samples
 
 Frames = NDArray[np.uint8]
 

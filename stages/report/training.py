@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from model.journal import METRICS, read_metrics
+from model.run_log import METRICS, read_metrics
 from stages.report.inputs import read_object
 from stages.report.strips import Picture, pictures_of_run
 from stages.train import RUN_FILE

@@ -22,17 +22,17 @@ from model.checkpoint import (
     OPTIMIZER,
     STATE,
     WEIGHTS,
-    Saved,
+    Checkpoint,
     TrainState,
-    best_of,
     check_same,
+    find_best,
     listed,
     load_into,
     load_network,
     prune,
 )
-from model.recipe import ModelError, recipe_of
-from shards.atomic import clear_partials
+from model.recipe import ModelError, build_recipe
+from shards.atomic import remove_partials
 from tests.model import worlds
 from tests.model.worlds import CPU, TINY
 
@@ -53,7 +53,7 @@ def run(trained: tuple[TrainState, Path], tmp_path: Path) -> Path:
     return shutil.copytree(trained[1], tmp_path / "run")
 
 
-def save(state: TrainState, run: Path, step: int, held_out: float | None = None) -> Saved:
+def save(state: TrainState, run: Path, step: int, held_out: float | None = None) -> Checkpoint:
     state.step = step
     return checkpoint.save(state, run, TINY, "digest", held_out)
 
@@ -128,7 +128,7 @@ def test_the_newest_and_the_best_are_kept(trained: tuple[TrainState, Path], tmp_
         prune(tmp_path, 2)
         kept.append(steps_of(tmp_path))
     assert kept == [[1], [1, 2], [2, 3], [2, 3, 4], [2, 4, 5], [2, 5, 6], [2, 6, 7]]
-    best = best_of(listed(tmp_path))
+    best = find_best(listed(tmp_path))
     assert best is not None and best.step == 2
     assert load_network(tmp_path)[1].step == 2
     assert load_network(tmp_path, which="newest")[1].step == 7
@@ -168,7 +168,7 @@ def test_a_write_that_is_broken_off_leaves_what_was_there(
         assert steps_of(run) == [STEPS]
         assert load_network(run)[1].step == STEPS
     assert list((run / CHECKPOINTS).glob(".step-*")), "as a kill would leave it"
-    clear_partials(run)
+    remove_partials(run)
     assert [path.name for path in (run / CHECKPOINTS).iterdir()] == ["step-00000003"]
 
 
@@ -301,7 +301,7 @@ def test_going_on_with_other_numbers_or_other_data_is_refused_by_name(
 ) -> None:
     [saved] = listed(trained[1])
     check_same(saved, replace(TINY, steps=99), "d")
-    other = recipe_of("demo", {"optim": {"learning_rate": 7e-5}}).optim
+    other = build_recipe("demo", {"optim": {"learning_rate": 7e-5}}).optim
     with pytest.raises(
         ModelError, match=r"was trained with optim\.learning_rate 0\.001, not 7e-05; .* --run"
     ):

@@ -18,12 +18,12 @@ from model.denoiser import (
     draw_gamma,
     embedded,
     epsilon_of,
+    estimate_y_0,
     gammas,
     log_snr,
     masked_loss,
     snr_weight,
-    target_of,
-    y_0_of,
+    training_target,
 )
 from model.unet import UNet, UNetParams, parameter_count
 
@@ -120,8 +120,8 @@ def test_the_true_answer_gives_back_image_and_noise(target: str) -> None:
     y_0, epsilon = torch.randn(2, 4, 3, 8, 8, dtype=torch.float64)
     gamma = torch.tensor([0.999, 0.5, 0.1, 1e-4], dtype=torch.float64)
     y = add_noise(y_0, epsilon, gamma)
-    said = target_of(y_0, epsilon, gamma, target)  # type: ignore[arg-type]
-    torch.testing.assert_close(y_0_of(y, said, gamma, target), y_0)  # type: ignore[arg-type]
+    said = training_target(y_0, epsilon, gamma, target)  # type: ignore[arg-type]
+    torch.testing.assert_close(estimate_y_0(y, said, gamma, target), y_0)  # type: ignore[arg-type]
     torch.testing.assert_close(epsilon_of(y, said, gamma, target), epsilon)  # type: ignore[arg-type]
 
 
@@ -174,9 +174,9 @@ def test_min_snr_weights_the_error_of_the_clean_image_by_at_most_its_limit(targe
     gamma = torch.tensor([0.01, 0.5, 0.9, 0.999], dtype=torch.float64)
     torch.manual_seed(0)
     y_0, epsilon, error = torch.randn(3, 4, 3, 4, 4, dtype=torch.float64)
-    said = target_of(y_0, epsilon, gamma, params.target) + 0.01 * error
+    said = training_target(y_0, epsilon, gamma, params.target) + 0.01 * error
     y = add_noise(y_0, epsilon, gamma)
-    wrong = (y_0_of(y, said, gamma, params.target) - y_0).square().mean(dim=(1, 2, 3))
+    wrong = (estimate_y_0(y, said, gamma, params.target) - y_0).square().mean(dim=(1, 2, 3))
     loss = (0.01 * error).square().mean(dim=(1, 2, 3))
     snr = gamma / (1 - gamma)
     torch.testing.assert_close(snr_weight(gamma, params) * loss, snr.clamp(max=5.0) * wrong)

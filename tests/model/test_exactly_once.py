@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from model.batches import Tally, dealt
-from model.machine import Ranks
+from model.epochs import EpochCounter, dealt
+from model.execution import Ranks
 from shards.frames import ClipTable
-from shards.order import drawn
+from shards.rng import drawn
 from shards.windows import Windows
 from tests.model.worlds import ALONE, CPU
 
@@ -50,7 +50,7 @@ def test_what_all_ranks_draw_is_the_order_itself_cut_nowhere(
             )
         return drawn(positions, n, seed=seed)
 
-    tally, reached, trained = Tally(n), 0, []
+    tally, reached, trained = EpochCounter(n), 0, []
     for ranks, share, micro, workers, steps in parts:
         batch = ranks * share
         of_ranks = []
@@ -83,7 +83,7 @@ def test_a_tally_sees_a_frame_that_came_twice_and_one_that_did_not_come(n: int, 
     twice, never = data.draw(st.permutations(range(n)))[:2]
     frames = np.arange(n)
     frames[never] = twice
-    tally = Tally(n)
+    tally = EpochCounter(n)
     tally.add(np.arange(n), frames)
     assert tally.close(0, ALONE) == f"epoch 0: {n} frames drawn, 1 repeated, 1 missing"
 

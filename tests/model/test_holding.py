@@ -12,23 +12,23 @@ import pytest
 import torch
 
 from model.checkpoint import EMA, OPTIMIZER, WEIGHTS, listed
-from model.journal import METRICS, read_metrics
-from model.machine import Machine
+from model.execution import Execution
 from model.recipe import ModelError, Recipe
-from shards.loader import split_off
+from model.run_log import METRICS, read_metrics
 from shards.reader import open_dataset
+from shards.resident import split_held_out
 from stages import train
+from stages.engine.outcome import StageError
 from stages.train import TrainRequest
-from stages.work import StageError
 from tests import s3
 from tests.model import worlds
 from tests.model.worlds import TINY
-from tests.shards.test_storage import served
+from tests.shards.test_publish import served
 
 # 39 frames, of which 30 or so are trained on: more than three epochs.
 RECIPE = replace(TINY, steps=14, watch=replace(TINY.watch, save_every=5))
 WINDOWED = replace(RECIPE, window=2)
-TRAINED, _ = split_off([f"s1_clip{number}" for number in range(4)], TINY.held_out_share, seed=TINY.seed)
+TRAINED, _ = split_held_out([f"s1_clip{number}" for number in range(4)], TINY.held_out_share, seed=TINY.seed)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(shards: Path | str, folder: Path, recipe: Recipe = RECIPE, **how: Any) -> str:
     return train.run(
-        TrainRequest(str(shards), folder, "tiny", device="cpu", machine=Machine(), **how), recipe
+        TrainRequest(str(shards), folder, "tiny", device="cpu", machine=Execution(), **how), recipe
     )
 
 
@@ -140,7 +140,7 @@ def test_two_processes_of_torchrun_bring_each_shard_once_and_draw_each_frame_onc
         f"epoch {epoch}: {n_frames} frames drawn, 0 repeated, 0 missing"
         for epoch in range(recipe.steps * recipe.batch // n_frames)
     ]
-    names, _ = opened.clips.shards_of(TRAINED)
+    names, _ = opened.clips.locate_shards(TRAINED)
     assert [sent.count(name) for name in names] == [1, 1, 1], "each once, for both"
     run(shards, one, recipe, hold=hold, workers=1)
     ours, theirs = (

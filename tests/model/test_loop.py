@@ -21,20 +21,20 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from model import loop, objective
-from model.batches import Tally, batches
-from model.checkpoint import EMA, OPTIMIZER, WEIGHTS, Saved, listed, load_network
+from model.batch import select_batch
+from model.checkpoint import EMA, OPTIMIZER, WEIGHTS, Checkpoint, listed, load_network
 from model.denoiser import gammas
-from model.examples import wanted_of
-from model.interrupts import stop_asked
-from model.journal import METRICS, PICTURES, TENSORBOARD, read_metrics
+from model.epochs import EpochCounter, batches
+from model.execution import Execution
 from model.loop import learning_rate, update_ema
-from model.machine import Machine
+from model.monitor import held_out_losses
 from model.recipe import ModelError, OptimParams, Recipe
-from model.watch import held_out_losses
-from shards.loader import Resident, one_ahead, split_off
+from model.run_log import METRICS, PICTURES, TENSORBOARD, read_metrics
+from model.signals import catch_stop_signals
+from shards.resident import Resident, one_ahead, split_held_out
 from shards.schema import ShardError
-from stages.alone import LOCK_NAME
-from stages.work import StageError
+from stages.engine.lock import LOCK_NAME
+from stages.engine.outcome import StageError
 from tests.model import worlds
 from tests.model.worlds import ALONE, CPU, ONE_THREAD, SIZE, TINY, finished
 
@@ -42,7 +42,9 @@ from tests.model.worlds import ALONE, CPU, ONE_THREAD, SIZE, TINY, finished
 TOLD = replace(TINY, watch=replace(TINY.watch, log_every=1))
 ENDLESS = replace(TOLD, steps=100_000)
 SPEED = ("frames_per_second", "waiting_for_data", "memory_gb")
-TRAINED, HELD = split_off([f"s1_clip{number}" for number in range(4)], TINY.held_out_share, seed=TINY.seed)
+TRAINED, HELD = split_held_out(
+    [f"s1_clip{number}" for number in range(4)], TINY.held_out_share, seed=TINY.seed
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -78,7 +80,7 @@ def unbroken(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def files_of(saved: Saved) -> dict[str, bytes]:
+def files_of(saved: Checkpoint) -> dict[str, bytes]:
     return {name: (saved.path / name).read_bytes() for name in (WEIGHTS, EMA, OPTIMIZER)}
 
 
@@ -88,11 +90,11 @@ def curve(run: Path) -> list[dict[str, float]]:
             for line in read_metrics(run / METRICS)]  # fmt: skip
 
 
-def losses_of(run: Path) -> list[float]:
+def compute_losses(run: Path) -> list[float]:
     return [line["loss"] for line in curve(run) if "loss" in line]
 
 
-def weights_of(saved: Saved) -> torch.Tensor:
+def weights_of(saved: Checkpoint) -> torch.Tensor:
     network, _ = load_network(saved.path, weights="trained")
     return torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
 
@@ -164,7 +166,7 @@ def test_the_network_learns_to_look_at_the_frames_beside(data: Resident, tmp_pat
     worlds.trained(still, tmp_path, recipe)
     gamma = gammas(recipe.noise)
     floor = np.mean((1 / 3) / (gamma / 3 + 1 - gamma))
-    losses = losses_of(tmp_path)
+    losses = compute_losses(tmp_path)
     assert losses[0] > floor > 0.5
     assert np.mean(losses[-4:]) < 0.8 * floor
 
@@ -200,7 +202,7 @@ def test_a_run_that_stopped_and_went_on_equals_an_unbroken_one(
 def test_micro_batches_change_nothing_but_rounding(
     shards: Path, unbroken: Path, tmp_path: Path, micro_batch: int
 ) -> None:
-    assert Machine(micro_batch=3).frames_at_once(TOLD, 1) == 2, "a part that divides 8"
+    assert Execution(micro_batch=3).frames_at_once(TOLD, 1) == 2, "a part that divides 8"
     worlds.run(shards, tmp_path, replace(TOLD, steps=4), micro_batch=micro_batch)
     told = [line for line in curve(tmp_path) if "loss" in line]
     assert told == [pytest.approx(line, rel=1e-4) for line in curve(unbroken)[:4]], "gradients' norms too"
@@ -208,7 +210,7 @@ def test_micro_batches_change_nothing_but_rounding(
 
 def test_frames_in_the_hosts_memory_are_found_a_step_ahead_in_the_same_order(data: Resident) -> None:
     wanted = [
-        wanted_of(data.clips, part, part, seed=0, frames=TINY.frames, audio=TINY.network.audio)
+        select_batch(data.clips, part, part, seed=0, frames=TINY.frames, audio=TINY.network.audio)
         for part in np.split(np.arange(20), 4)
     ]
     plain, ahead = map(data.seen, wanted), one_ahead(map(data.seen, wanted))
@@ -268,7 +270,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_where_it_was(shards: Path
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_first_signal_asks_and_what_was_there_before_is_put_back(number: signal.Signals) -> None:
     before = signal.getsignal(number)
-    with stop_asked() as asked_to:
+    with catch_stop_signals() as asked_to:
         assert asked_to.by is None
         os.kill(os.getpid(), number)
         assert asked_to.by == number.name
@@ -306,7 +308,7 @@ def test_two_ranks_are_one_run_and_one_goes_on_with_what_two_began(shards: Path,
 
 def test_a_batch_that_does_not_divide_among_ranks_is_refused() -> None:
     with pytest.raises(ModelError, match="batch 8 does not divide among 3 ranks"):
-        Machine().frames_at_once(TINY, 3)
+        Execution().frames_at_once(TINY, 3)
 
 
 # --- each frame once an epoch ---------------------------------------------------------------------
@@ -327,7 +329,7 @@ def test_every_epoch_is_proved_to_hold_each_frame_once(
 
 
 def test_the_tally_sees_a_repeated_and_a_missing_frame() -> None:
-    tally = Tally(5)
+    tally = EpochCounter(5)
     tally.add(np.arange(3), np.array([4, 0, 1]))
     tally.add(np.arange(3, 8), np.array([0, 2, 1, 1, 1]))
     assert tally.close(0, ALONE) == "epoch 0: 5 frames drawn, 1 repeated, 1 missing"
@@ -469,7 +471,7 @@ def test_held_out_and_test_clips_have_no_part_in_training(tmp_path: Path) -> Non
 def test_the_held_out_loss_is_the_same_at_every_call_and_for_any_micro_batch(held: Resident) -> None:
     network = loop.new_state(TINY, CPU).ema
     torch.nn.init.normal_(network.out.weight, std=0.1, generator=torch.Generator())
-    told = [held_out_losses(network, held, TINY, ALONE, Machine(micro_batch=n)) for n in (8, 8, 1, 3)]
+    told = [held_out_losses(network, held, TINY, ALONE, Execution(micro_batch=n)) for n in (8, 8, 1, 3)]
     assert told[0] == told[1]
     assert told[2] == pytest.approx(told[0], rel=1e-5) and told[3] == pytest.approx(told[0], rel=1e-5)
 
@@ -481,7 +483,7 @@ def test_the_best_checkpoint_is_the_one_whose_average_has_the_lowest_held_out_lo
     assert {saved.step: saved.held_out for saved in listed(unbroken)} == losses
     network, best = load_network(unbroken)
     assert best.step == min(losses, key=lambda step: losses[step])
-    assert held_out_losses(network, held, TOLD, ALONE, Machine())["held_out_loss"] == best.held_out
+    assert held_out_losses(network, held, TOLD, ALONE, Execution())["held_out_loss"] == best.held_out
 
 
 # --- what a run tells -----------------------------------------------------------------------------
@@ -514,7 +516,7 @@ def test_tensorboard_tells_what_the_lines_tell(shards: Path, tmp_path: Path) -> 
     events.Reload()
     scalars = {event.step: event.value for event in events.Scalars("loss")}
     assert list(scalars) == list(range(1, 10))
-    assert list(scalars.values()) == pytest.approx(losses_of(tmp_path))
+    assert list(scalars.values()) == pytest.approx(compute_losses(tmp_path))
     assert [event.step for event in events.Scalars("held_out_loss")] == [6, 7, 9]
     assert {"learning_rate", "grad_norm", "frames_per_second"} <= set(events.Tags()["scalars"])
     pictures = events.Images("held-out")
@@ -530,7 +532,7 @@ def test_lines_after_the_last_checkpoint_are_told_anew(shards: Path, tmp_path: P
         file.write(lost)
     worlds.run(shards, tmp_path, replace(TOLD, steps=8))
     assert [line["step"] for line in curve(tmp_path) if "loss" in line] == list(range(1, 9))
-    assert 99.0 not in losses_of(tmp_path)
+    assert 99.0 not in compute_losses(tmp_path)
 
 
 # --- torch.compile --------------------------------------------------------------------------------
@@ -540,9 +542,11 @@ def test_a_compiler_can_follow_a_training_pass_from_end_to_end(data: Resident) -
     """Dropout's whole numbers too. It is the tracing that is tried here: generating code takes minutes."""
     network = loop.new_state(TINY, CPU).network
     torch.nn.init.normal_(network.out.weight, std=0.1, generator=torch.Generator())
-    [shown] = next(batches(data, TINY, ALONE, Machine(), 0, Tally(len(data))))
+    [shown] = next(batches(data, TINY, ALONE, Execution(), 0, EpochCounter(len(data))))
     traced = torch.compile(network, backend="eager", fullgraph=True)
-    assert torch.equal(objective.losses_of(traced, shown, TINY), objective.losses_of(network, shown, TINY))
+    assert torch.equal(
+        objective.compute_losses(traced, shown, TINY), objective.compute_losses(network, shown, TINY)
+    )
 
 
 def test_a_compiler_that_does_not_work_is_told_and_changes_nothing(shards: Path, tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ from model.recipe import (
     LossParams,
     ModelError,
     Recipe,
-    changes_of,
+    build_recipe,
     differences,
-    recipe_from,
-    recipe_of,
+    nest_changes,
+    recipe_from_dict,
 )
 from model.unet import UNet, parameter_count
 
@@ -30,12 +30,12 @@ OURS = ("multi-speaker", "single-speaker", "demo")
 )
 def test_the_papers_networks_have_the_papers_number_of_parameters(preset: str, count: int) -> None:
     with torch.device("meta"):
-        assert parameter_count(UNet(recipe_of(preset).network)) == count
+        assert parameter_count(UNet(build_recipe(preset).network)) == count
 
 
 @pytest.mark.parametrize("preset", PAPER)
 def test_every_repair_of_ours_is_off_in_the_papers_recipes(preset: str) -> None:
-    recipe = recipe_of(preset)
+    recipe = build_recipe(preset)
     network, frames, optim = recipe.network, recipe.frames, recipe.optim
     assert network.in_channels == 9, "noisy, previous and identity frame, and no mask"
     assert not network.zero_init
@@ -55,7 +55,7 @@ def test_every_repair_of_ours_is_off_in_the_papers_recipes(preset: str) -> None:
 
 
 def test_the_papers_two_recipes_have_the_batches_schedules_and_epochs_of_the_paper() -> None:
-    multi, single = map(recipe_of, PAPER)
+    multi, single = map(build_recipe, PAPER)
     assert (multi.noise.schedule, multi.noise.steps, multi.batch) == ("cosine", 1000, 160)
     assert (single.noise.schedule, single.noise.steps, single.batch) == ("linear", 2000, 40)
     assert multi.steps * multi.batch == pytest.approx(735 * 432_000, rel=1e-3)
@@ -66,7 +66,7 @@ def test_the_papers_two_recipes_have_the_batches_schedules_and_epochs_of_the_pap
 
 @pytest.mark.parametrize("preset", OURS)
 def test_every_repair_is_on_in_ours(preset: str) -> None:
-    recipe = recipe_of(preset)
+    recipe = build_recipe(preset)
     assert recipe.network.in_channels == 10 and recipe.network.zero_init
     assert recipe.network.audio.normalised and recipe.network.audio.null
     assert recipe.frames.identity == "random" and recipe.frames.before_first == "hidden"
@@ -77,12 +77,12 @@ def test_every_repair_is_on_in_ours(preset: str) -> None:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_recipe_written_as_json_is_read_back(preset: str) -> None:
-    recipe = recipe_of(preset)
-    assert recipe_from(json.loads(json.dumps(asdict(recipe)))) == recipe
+    recipe = build_recipe(preset)
+    assert recipe_from_dict(json.loads(json.dumps(asdict(recipe)))) == recipe
 
 
 def test_changes_are_merged_into_the_preset_and_the_last_one_wins() -> None:
-    recipe = recipe_of(
+    recipe = build_recipe(
         "multi-speaker",
         {"batch": 4, "network": {"multiples": [1, 2], "audio": {"n_mels": 80}}},
         {"network": {"dropout": 0.3, "audio": {"n_mels": 40}}},
@@ -91,16 +91,16 @@ def test_changes_are_merged_into_the_preset_and_the_last_one_wins() -> None:
     audio = replace(base.network.audio, n_mels=40)
     network = replace(base.network, multiples=(1, 2), dropout=0.3, audio=audio)
     assert recipe == replace(base, batch=4, network=network)
-    assert recipe_of("multi-speaker") == base, "the preset is left as it is"
+    assert build_recipe("multi-speaker") == base, "the preset is left as it is"
 
 
 def test_settings_with_dots_are_nested_changes() -> None:
-    assert changes_of({"batch": 8, "optim.betas": [0.9, 0.95], "network.audio.n_mels": 80}) == {
+    assert nest_changes({"batch": 8, "optim.betas": [0.9, 0.95], "network.audio.n_mels": 80}) == {
         "batch": 8,
         "optim": {"betas": [0.9, 0.95]},
         "network": {"audio": {"n_mels": 80}},
     }
-    assert recipe_of("demo", changes_of({"optim.learning_rate": "1e-4"})).optim.learning_rate == 1e-4, (
+    assert build_recipe("demo", nest_changes({"optim.learning_rate": "1e-4"})).optim.learning_rate == 1e-4, (
         "YAML takes 1e-4 for a word"
     )
 
@@ -132,24 +132,24 @@ def test_settings_with_dots_are_nested_changes() -> None:
 )
 def test_what_cannot_be_is_one_line_that_names_it(settings: dict[str, Any], told: str) -> None:
     with pytest.raises(ModelError) as caught:
-        recipe_of("multi-speaker", changes_of(settings))
+        build_recipe("multi-speaker", nest_changes(settings))
     assert str(caught.value).startswith(told)
     assert "\n" not in str(caught.value)
 
 
 def test_an_unknown_preset_is_one_line_that_lists_them() -> None:
     with pytest.raises(ModelError, match="preset 'big' is not known; known are multi-speaker, single-"):
-        recipe_of("big")
+        build_recipe("big")
 
 
 def test_differences_are_named_with_both_values() -> None:
     ours, theirs = (
         PRESETS["multi-speaker"],
-        recipe_of("multi-speaker", {"seed": 3, "optim": {"betas": [0, 0.5]}}),
+        build_recipe("multi-speaker", {"seed": 3, "optim": {"betas": [0, 0.5]}}),
     )
     assert differences(ours, ours) == []
     assert differences(ours, theirs) == [("optim.betas", (0.9, 0.99), (0.0, 0.5)), ("seed", 0, 3)]
-    names = [name for name, _, _ in differences(*map(recipe_of, PAPER))]
+    names = [name for name, _, _ in differences(*map(build_recipe, PAPER))]
     assert names == [
         "network.multiples",
         "network.attention_sizes",
@@ -162,7 +162,7 @@ def test_differences_are_named_with_both_values() -> None:
 
 def test_a_run_may_be_watched_otherwise_and_go_on_longer_while_its_rate_stays_constant() -> None:
     def changed(after_warmup: str, **change: Any) -> Recipe:
-        return recipe_of("demo", {"optim": {"after_warmup": after_warmup}}, change)
+        return build_recipe("demo", {"optim": {"after_warmup": after_warmup}}, change)
 
     assert not differences(changed("constant", watch={"log_every": 7, "keep_last": 9}), changed("constant"))
     assert not differences(changed("constant", steps=9), changed("constant", steps=8))

@@ -17,12 +17,12 @@ import torch
 from model import loop
 from model.audio import AudioParams
 from model.checkpoint import TrainState
-from model.machine import Machine, Ranks
+from model.execution import Execution, Ranks
 from model.recipe import OptimParams, Recipe, WatchParams
 from model.unet import UNetParams
-from shards.frames import Fit, Frames
-from shards.loader import Resident, load_resident
+from shards.frames import FrameSource, NetworkInput
 from shards.reader import open_dataset
+from shards.resident import Resident, load_resident
 from stages import train
 from stages.train import TrainRequest
 from tests import datasets
@@ -31,7 +31,7 @@ SIZE, N_MELS = 16, 8
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 CPU = torch.device("cpu")
 ALONE = Ranks(0, 1, CPU)
-FIT = Fit(SIZE, N_MELS, -80.0)
+FIT = NetworkInput(SIZE, N_MELS, -80.0)
 
 TINY = Recipe(
     network=UNetParams(
@@ -95,18 +95,18 @@ def resident(folder: Path, clip_ids: Sequence[str] | None = None, *, pad: int = 
 
 
 def trained(
-    data: Frames, run: Path, recipe: Recipe = TINY, *, state: TrainState | None = None, steps: int = 0
+    data: FrameSource, run: Path, recipe: Recipe = TINY, *, state: TrainState | None = None, steps: int = 0
 ) -> TrainState:
     """The state after training to ``steps``, or as far as the recipe says."""
     state = state or loop.new_state(recipe, CPU)
     recipe = replace(recipe, steps=steps or recipe.steps)
-    loop.train(state, data, None, recipe=recipe, machine=Machine(), ranks=ALONE, run=run, digest="d")
+    loop.train(state, data, None, recipe=recipe, machine=Execution(), ranks=ALONE, run=run, digest="d")
     return state
 
 
 def run(shards: Path, folder: Path, recipe: Recipe = TINY, **machine: Any) -> str:
     """Train as the command does, in this process; returns why it ended."""
-    request = TrainRequest(str(shards), folder, "tiny", device="cpu", machine=Machine(**machine))
+    request = TrainRequest(str(shards), folder, "tiny", device="cpu", machine=Execution(**machine))
     return train.run(request, recipe)
 
 

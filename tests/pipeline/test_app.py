@@ -21,16 +21,16 @@ from click.testing import CliRunner
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from model import checkpoint, loop
-from model.machine import Machine
+from model.execution import Execution
 from model.recipe import ModelError
-from pipeline.app.shelf import Shelf, told
-from pipeline.app.visits import Visits
+from pipeline.app.models import ModelList, told
+from pipeline.app.sessions import Sessions
 from pipeline.commands.app import is_loopback
 from pipeline.main import cli
 from sampler.params import SampleParams
 from stages import synth
+from stages.engine.outcome import StageError
 from stages.synth import ClipSpec
-from stages.work import StageError
 from tests.browser import launched
 from tests.media import ffmpeg, images, sound_of, stamps_s
 from tests.model.worlds import CPU, TINY
@@ -293,18 +293,18 @@ def test_the_best_checkpoint_of_each_run_is_offered_and_read_once(world: Path, t
         checkpoint.save(state, tmp_path / "a" / "b", RECIPE, "digest", held_out)
     (tmp_path / "broken" / "checkpoints" / "step-1").mkdir(parents=True)
     (tmp_path / "a" / "b" / "run.json").write_text('{"shards": "data/grid/shards"}')
-    shelf = Shelf(tmp_path, [world / "runs" / "tiny"], CPU, Machine())
+    shelf = ModelList(tmp_path, [world / "runs" / "tiny"], CPU, Execution())
     runs = shelf.runs()
     assert list(runs) == ["a/b", str(world / "runs" / "tiny")]
     assert told("a/b", runs["a/b"]) == "a/b · step 4 · learnt from data/grid/shards"
-    first, second = (shelf.painter("a/b", SampleParams(steps=steps)) for steps in (2, 3))
+    first, second = (shelf.generator("a/b", SampleParams(steps=steps)) for steps in (2, 3))
     assert first.network is second.network and len(second.gammas) == 4
     with pytest.raises(ModelError, match=r"run '\.\./b': there is no such one; known are a/b"):
-        shelf.painter("../b", SampleParams())
+        shelf.generator("../b", SampleParams())
 
 
 def test_a_visits_files_go_when_it_is_over_and_nothing_runs(tmp_path: Path) -> None:
-    visits = Visits(tmp_path)
+    visits = Sessions(tmp_path)
     visit, other = visits.of("../a"), visits.of("b")
     assert visits.of("../a") is visit and visit.folder.parent == tmp_path
     made = visit.empty("result")
@@ -319,7 +319,7 @@ def test_a_visits_files_go_when_it_is_over_and_nothing_runs(tmp_path: Path) -> N
 
 
 def test_a_file_that_two_have_brought_stays_until_both_are_gone(tmp_path: Path) -> None:
-    visits = Visits(tmp_path)
+    visits = Sessions(tmp_path)
     upload = tmp_path / "hash" / "me.mp4"
     upload.parent.mkdir()
     upload.write_bytes(b"film")
@@ -338,7 +338,7 @@ def test_a_file_that_two_have_brought_stays_until_both_are_gone(tmp_path: Path) 
     ("size", "told"), [(2**20 + 1, "me.mp4: has 1.0 MB, expected at most 1 MB"), (9, "me.mp4: is odd")]
 )
 def test_an_upload_that_cannot_be_used_is_not_kept(tmp_path: Path, size: int, told: str) -> None:
-    visit = Visits(tmp_path).of("a")
+    visit = Sessions(tmp_path).of("a")
     upload = tmp_path / "hash" / "me.mp4"
     upload.parent.mkdir()
     upload.write_bytes(bytes(size))

@@ -17,10 +17,10 @@ from pipeline.main import COMMANDS, cli
 from pipeline.params import Params
 from shards.reader import open_dataset, read_clip
 from shards.verify import verify
-from stages.alone import LOCK_NAME
+from stages.engine.lock import LOCK_NAME
+from stages.engine.outcome import StageError
 from stages.synth import ClipSpec, make_clip
-from stages.work import StageError
-from tests.road import PIPELINE, build, pipeline
+from tests.build import PIPELINE, build, pipeline
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("mediapipe", "torch", "cv2", "av", "librosa", "pyarrow", "distributed", "numpy", "pydantic")

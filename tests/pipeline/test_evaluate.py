@@ -16,14 +16,14 @@ from pipeline import params
 from pipeline.main import cli
 from sampler import rollout
 from shards.reader import open_dataset, read_clip
-from stages import evaluate
-from stages.evaluate import EvaluateRequest
-from stages.samples import Pair
-from stages.sandbox import LimitParams
-from stages.scoring.cells import BASELINES
-from stages.work import one_by_one
+from stages.engine.outcome import one_by_one
+from stages.engine.sandbox import LimitParams
+from stages.evaluate import run as evaluate
+from stages.evaluate.run import EvaluateRequest
+from stages.evaluate.table import BASELINES
+from stages.sample.pairs import Pair
 from tests import drawings
-from tests.road import dvc, hashes
+from tests.build import dvc, hashes
 
 pytestmark = pytest.mark.usefixtures("no_networks")
 

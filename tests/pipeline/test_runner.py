@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from pipeline.runner import DaskMapper
-from stages.work import StageError
+from stages.engine.outcome import StageError
 
 DASK = [sys.executable, "-m", "dask"]
 ONE_DEATH = {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0"}

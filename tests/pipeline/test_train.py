@@ -12,7 +12,7 @@ import torch
 import yaml
 from click.testing import CliRunner, Result
 
-from model.recipe import PRESETS, recipe_from
+from model.recipe import PRESETS, recipe_from_dict
 from pipeline.main import cli
 from tests.model import worlds
 from tests.model.worlds import TINY
@@ -54,7 +54,7 @@ def test_a_dry_run_prints_the_recipe_and_the_parameter_count(preset: str, tmp_pa
     plan = plan_of("--preset", preset)
     assert plan.pop("preset") == preset
     count = plan.pop("parameters")
-    assert recipe_from(plan) == PRESETS[preset]
+    assert recipe_from_dict(plan) == PRESETS[preset]
     assert count == COUNTS.get(preset, count) and int(str(count).replace(",", "")) > 100_000
     assert list(tmp_path.iterdir()) == [], "and writes nothing"
 
@@ -65,7 +65,7 @@ def test_settings_change_the_recipe_and_the_last_one_counts() -> None:
                    "-s", "batch=4", "-s", "batch=6")  # fmt: skip
     assert plan["parameters"] == "54,177,027"
     assert plan["batch"] == 6
-    described = recipe_from(
+    described = recipe_from_dict(
         {key: value for key, value in plan.items() if key not in ("preset", "parameters")}
     )
     assert described.optim.learning_rate == 1e-4
@@ -158,7 +158,7 @@ def test_a_run_writes_what_is_needed_to_start_it_again(tmp_path: Path) -> None:
     run = tmp_path / "runs" / "multi-speaker"
     story = json.loads((run / "run.json").read_text())
     assert story["shards"] == str(shards) and story["preset"] == "multi-speaker"
-    assert recipe_from(story["recipe"]).steps == 2
+    assert recipe_from_dict(story["recipe"]).steps == 2
     assert set(story["versions"]) == {"redub", "torch", "numpy"}
     names = {path.name for path in run.iterdir()}
     assert names == {".lock", "run.json", "metrics.jsonl", "tensorboard", "pictures", "checkpoints"}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from skimage.data import astronaut
 
 from sampler.paste import MAX_CAST, Patch, colour_cast, paste
-from stages.crops import supersampling, warp
+from stages.media.crops import supersampling, warp
 
 SIZE = 128
 BOX = np.array([30, 78, 98, 118], np.int16)

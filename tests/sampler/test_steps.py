@@ -16,7 +16,7 @@ from sampler.params import SamplerName
 from sampler.steps import (
     SAMPLERS,
     Denoise,
-    Known,
+    KnownPixels,
     Noise,
     Step,
     ddim,
@@ -309,7 +309,7 @@ def test_the_known_region_is_exact_at_every_call_and_at_the_end(
         seen.append(y.clone())
         return gaussian(MEAN, STD)(y, gamma)
 
-    known = Known(mask=to_make.to(mask_type), y_0=y_0)
+    known = KnownPixels(mask=to_make.to(mask_type), y_0=y_0)
     image = sample(name, denoise, y, levels(COSINE, 12), noise=noise, known=known)
     assert len(seen) == 12
     for state in (*seen, image):
@@ -322,7 +322,7 @@ def test_what_is_known_changes_nothing_inside_where_pixels_are_independent(name:
     shape = (2, 3, 8, 8)
     mask = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(5)) < 0.5
     images = []
-    for known in (None, Known(mask=mask, y_0=torch.full(shape, 7.0))):
+    for known in (None, KnownPixels(mask=mask, y_0=torch.full(shape, 7.0))):
         y, noise = fresh(shape, seed=6)
         images.append(sample(name, gaussian(MEAN, STD), y, levels(LINEAR, 9), noise=noise, known=known))
     inside = mask.expand(shape)
@@ -334,7 +334,7 @@ def test_a_mask_that_does_not_fit_its_images_is_an_error_that_names_both(shape: 
     with pytest.raises(
         ValueError, match=r"^known: y_0 of \(2, 3, 8, 8\) needs a mask of \(2, 1, 8, 8\), got"
     ):
-        Known(mask=torch.ones(shape), y_0=torch.zeros(2, 3, 8, 8))
+        KnownPixels(mask=torch.ones(shape), y_0=torch.zeros(2, 3, 8, 8))
 
 
 # What a caller relies on
@@ -463,7 +463,7 @@ def test_no_step_waits_for_the_device(name: SamplerName) -> None:
     """Tensors on the meta device have no values, so reading one back would fail."""
     with torch.device("meta"):
         y, mask = torch.empty(2, 3, 4, 4), torch.empty(2, 1, 4, 4)
-    known = Known(mask=mask, y_0=y)
+    known = KnownPixels(mask=mask, y_0=y)
     image = sample(name, gaussian(MEAN, STD), y, levels(COSINE, 5), noise=lambda _: y, known=known)
     assert image.shape == y.shape and image.dtype == y.dtype and image.is_meta
 

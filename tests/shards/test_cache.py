@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from shards.atomic import written_whole
+from shards.atomic import write_atomically
 from shards.cache import Cache
 from shards.index import ShardEntry
 from shards.schema import ShardError
@@ -32,7 +32,7 @@ def bring(log: Path, wanted: ShardEntry, path: Path) -> None:
     """A shard from elsewhere; the log tells of each that was asked for."""
     with log.open("a") as file:
         file.write(wanted.name)
-    with written_whole(path) as partial:
+    with write_atomically(path) as partial:
         partial.write_bytes(wanted.name.encode() * wanted.bytes)
 
 

@@ -49,7 +49,7 @@ def test_columns_are_the_mapping_that_the_rows_are(ids: list[str]) -> None:
     assert dict(clips) == dict(clips.items()) == rows
     assert list(clips) == ids and list(clips.values()) == list(rows.values()) and len(clips) == len(ids)
     assert "none such" not in clips and clips.get("none such") is None
-    assert clips.of_split("train") == [clip_id for clip_id in ids if rows[clip_id]["split"] == "train"]
+    assert clips.ids_in_split("train") == [clip_id for clip_id in ids if rows[clip_id]["split"] == "train"]
     assert {shard: clips.at(places) for shard, places in clips.by_shard().items()} == {
         shard: [row for row in rows.values() if row["shard"] == shard]
         for shard in {row["shard"] for row in rows.values()}
@@ -57,7 +57,7 @@ def test_columns_are_the_mapping_that_the_rows_are(ids: list[str]) -> None:
     if ids:
         some = sorted(ids)[:5]
         assert clips.column("frames", some) == [rows[clip_id]["frames"] for clip_id in some]
-        names, which = clips.shards_of(some)
+        names, which = clips.locate_shards(some)
         assert names == sorted({rows[clip_id]["shard"] for clip_id in some})
         assert [names[shard] for shard in which] == [rows[clip_id]["shard"] for clip_id in some]
         with pytest.raises(KeyError, match="none such"):

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 
 from shards import remote
-from shards.address import place_of
-from shards.cache import InPlace, shelf_for
-from shards.frames import Frames, Seen, Wanted
-from shards.loader import table_of
-from shards.ondemand import Cached, Decoder, Windowed
+from shards.address import open_storage
+from shards.cache import InPlace, open_shard_store
+from shards.frames import BatchIndex, FrameSource, RawBatch
 from shards.reader import open_dataset
+from shards.resident import build_clip_table
 from shards.schema import ShardError
+from shards.streaming import Cached, Decoder, Windowed
 from tests import datasets, faults, s3
 from tests.faults import Fault
-from tests.shards.test_ondemand import CPU, FIT, N_MELS, SIZE, same
+from tests.shards.test_streaming import CPU, N_MELS, NETWORK_INPUT, SIZE, same
 
 N_CLIPS, T = 12, 5
 BATCH = 4
@@ -57,20 +57,20 @@ def proxy(s3_server: s3.Server, silence: None, monkeypatch: pytest.MonkeyPatch) 
         yield between
 
 
-def batches(data: Frames, start: int, stop: int) -> Iterator[Wanted]:
+def batches(data: FrameSource, start: int, stop: int) -> Iterator[BatchIndex]:
     for k in range(start, stop, BATCH):
         positions = np.arange(k, min(k + BATCH, stop))
         target = data.order(positions, seed=3)
         first = data.clips.starts[data.clips.clip_of(target)]
-        yield Wanted(positions, target, np.maximum(target - 1, first), first, (2, 2))
+        yield BatchIndex(positions, target, np.maximum(target - 1, first), first, (2, 2))
 
 
-def read(hold: str, address: str, cache: Path, start: int = 0, stop: int = N_CLIPS * T) -> list[Seen]:
+def read(hold: str, address: str, cache: Path, start: int = 0, stop: int = N_CLIPS * T) -> list[RawBatch]:
     """Positions of the order, by two processes, through a cache that holds two windows of shards."""
-    dataset = open_dataset(place_of(address))
+    dataset = open_dataset(open_storage(address))
     room = sum(entry.bytes for entry in dataset.shards.values())
-    with shelf_for(dataset, cache, room * 2 // 3 if hold == "windowed" else room) as shelf:
-        decoder = Decoder(dataset, table_of(dataset, dataset.clips), shelf, FIT)
+    with open_shard_store(dataset, cache, room * 2 // 3 if hold == "windowed" else room) as shelf:
+        decoder = Decoder(dataset, build_clip_table(dataset, dataset.clips), shelf, NETWORK_INPUT)
         if hold == "windowed":
             data: Cached = Windowed(decoder, CPU, 2, shelf=shelf, window=2)
         else:
@@ -99,7 +99,9 @@ def test_an_epoch_through_all_faults_at_once_and_resumed_is_the_one_from_disk(
     hold: str, folder: Path, bucket: str, proxy: faults.Proxy, tmp_path: Path
 ) -> None:
     opened = open_dataset(folder)
-    here = Cached(Decoder(opened, table_of(opened, opened.clips), InPlace(folder), FIT), CPU, 0)
+    here = Cached(
+        Decoder(opened, build_clip_table(opened, opened.clips), InPlace(folder), NETWORK_INPUT), CPU, 0
+    )
     proxy.faults = all_faults(list(opened.shards))
     half = N_CLIPS * T // 2
     parts = [
@@ -117,7 +119,7 @@ def test_a_fault_that_stays_is_named_after_the_deadline(
     hold: str, bucket: str, proxy: faults.Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote, "DEADLINE_SECONDS", 3.0)
-    name = next(key for key in open_dataset(place_of(f"s3://{bucket}/grid")).shards)
+    name = next(key for key in open_dataset(open_storage(f"s3://{bucket}/grid")).shards)
     proxy.faults = [Fault("cut", of=name, at=1000, times=10_000)]
     with pytest.raises(ShardError, match=f"s3://{bucket}/grid/{name}") as caught:
         read(hold, f"s3://{bucket}/grid", tmp_path / "cache")
@@ -136,6 +138,6 @@ def test_an_object_that_was_replaced_is_named_and_one_shard_is_brought_once(
     shards = list(open_dataset(folder).shards)
     assert [proxy.count("GET", shard) for shard in shards] == [1] * len(shards)
     other = (folder / shards[1]).read_bytes()
-    s3_server.client().put_object(Bucket=name, Key=shards[0], Body=other)
+    s3_server.client().put_object(S3Transport=name, Key=shards[0], Body=other)
     with pytest.raises(ShardError, match=shards[0]):
         read("cached", address, tmp_path / "other")

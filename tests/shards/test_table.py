@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shards import table
-from shards.table import Pressed, Rows
+from shards.table import PackedRows, Rows
 
 SCHEMA = pa.schema([("name", pa.string()), ("number", pa.int64()), ("notes", pa.list_(pa.string()))])
 ROWS = st.lists(
@@ -32,8 +32,8 @@ def test_rows_in_columns_are_the_rows(rows: list[dict[str, Any]], cut: int, at_o
         patch.setattr(table, "ROWS_AT_ONCE", at_once)
         patch.setattr(table, "PARTS_AT_ONCE", at_once)
         held = Rows.of(rows, SCHEMA)
-        joined = Rows.joined((Pressed.of([row], SCHEMA) for row in rows), SCHEMA)
-        sent = pickle.loads(pickle.dumps(Pressed.of(rows, SCHEMA)))
+        joined = Rows.joined((PackedRows.of([row], SCHEMA) for row in rows), SCHEMA)
+        sent = pickle.loads(pickle.dumps(PackedRows.of(rows, SCHEMA)))
         for kept in (held, joined, sent):
             assert list(kept) == rows and len(kept) == len(rows)
             assert list(kept[cut:]) == rows[cut:] and list(kept[:cut]) == rows[:cut]
@@ -43,4 +43,4 @@ def test_rows_in_columns_are_the_rows(rows: list[dict[str, Any]], cut: int, at_o
 
 def test_a_part_of_many_rows_is_sent_without_the_others() -> None:
     rows = Rows.of(({"name": "x" * 100, "number": number} for number in range(10_000)), SCHEMA)
-    assert len(pickle.dumps(Pressed(rows[:10].table))) < 5_000
+    assert len(pickle.dumps(PackedRows(rows[:10].table))) < 5_000

@@ -35,7 +35,7 @@ def test_an_epoch_holds_each_frame_once_and_a_window_those_of_its_k_shards(
     shard_of_frame = np.repeat(shard_of, lengths)
     window, place = Window(epoch, 0), 0
     while window.epoch == epoch:
-        shards = windows.shards_of(window, seed=seed)
+        shards = windows.locate_shards(window, seed=seed)
         assert 1 <= len(shards) <= windows.size
         length = int(np.isin(shard_of_frame, shards).sum())
         here = slice(place, place + length)

@@ -22,7 +22,8 @@ from stages.align import (
     project,
     similarity,
 )
-from stages.faces import (
+from stages.engine.outcome import Drop
+from stages.media.faces import (
     CHIN,
     FACE_OVAL,
     LEFT_PUPIL,
@@ -34,9 +35,8 @@ from stages.faces import (
     FaceFinder,
     Points,
 )
+from stages.media.video import read_on_clock
 from stages.synth import ClipSpec
-from stages.video import read_on_clock
-from stages.work import Drop
 
 PARAMS = AlignParams()
 LOOSE_PX = 3  # the ranges below are those of the paper's own crops

@@ -19,16 +19,17 @@ import av
 import numpy as np
 import pytest
 
-from shards.ledger import DROPPED, OK, ledger_of, read_ledger
+from shards.ledger import DROPPED, OK, build_ledger, read_ledger
 from shards.reader import open_dataset
 from shards.table import Row
-from stages import clips, corpora, sandbox, synth
+from stages import clips, corpora, synth
 from stages.clips import ClipsParams
 from stages.corpora import crema_d as crema_d_corpus
 from stages.corpora import grid as grid_corpus
-from stages.sandbox import LimitParams
+from stages.engine import sandbox
+from stages.engine.outcome import Report, StageError, Work, one_by_one
+from stages.engine.sandbox import LimitParams
 from stages.synth import ClipSpec
-from stages.work import Report, StageError, Work, one_by_one
 
 LIMITS = LimitParams(deadline_seconds=20.0)
 LFS_POINTER = (
@@ -351,7 +352,7 @@ def test_of_two_files_that_give_one_id_the_first_usable_one_is_kept(tmp_path: Pa
 
 def test_files_that_give_one_id_are_told_apart_in_the_order_of_their_paths() -> None:
     paths = ["a b/x", "a/x", "a!/x", "a/x y", "a/x/z", "b", "é/x"]  # as text "a b/x" is before "a/x"
-    seen = ledger_of({"path": path, "clip_id": "same", "status": OK, "notes": []} for path in paths)
+    seen = build_ledger({"path": path, "clip_id": "same", "status": OK, "notes": []} for path in paths)
     told = list(clips.told_apart(seen))
     assert [row["path"] for row in told] == [str(path) for path in sorted(map(PurePosixPath, paths))]
     assert [row["code"] for row in told] == [None] + ["duplicate"] * 6

@@ -17,14 +17,15 @@ from click.testing import CliRunner
 
 from pipeline.main import cli
 from shards.checksum import file_sha256
-from stages import fetch, weights
 from stages.clips import ClipsParams, find_files
-from stages.fetch import Fetched
-from stages.fetching import sources
-from stages.fetching.download import Patience
-from stages.fetching.sources import CREMA_D, GRID, LfsRepository, Source, ZenodoRecord
-from stages.weights import Weights
-from stages.work import StageError
+from stages.engine.outcome import StageError
+from stages.fetch import run as fetch
+from stages.fetch import sources
+from stages.fetch.download import Patience
+from stages.fetch.run import FetchResult
+from stages.fetch.sources import CREMA_D, GRID, CorpusSource, LfsRepository, ZenodoRecord
+from stages.media import weights
+from stages.media.weights import Weights
 from tests.publisher import Publisher, publisher
 
 QUICK = Patience(timeout_seconds=0.3, tries=3, backoff_seconds=0.01, progress_bytes=1000)
@@ -77,11 +78,11 @@ def grid(server: Publisher) -> ZenodoRecord:
     return replace(GRID, base_url=server.url, n_files=len(SPEAKERS))
 
 
-def bring(source: Source, to: Path, only: str = "*", jobs: int = 2) -> list[Fetched]:
+def bring(source: CorpusSource, to: Path, only: str = "*", jobs: int = 2) -> list[FetchResult]:
     return list(fetch.bring(fetch.plan(source, to, only, jobs, QUICK), jobs, lambda _: None, QUICK))
 
 
-def codes(files: list[Fetched]) -> dict[str, str]:
+def codes(files: list[FetchResult]) -> dict[str, str]:
     return {Path(file.path).name: file.code or file.status for file in files}
 
 

@@ -11,12 +11,12 @@ import pytest
 from skimage.data import astronaut
 
 from stages import synth
-from stages.cache import load_entry
-from stages.faces import FaceFinder, Points
+from stages.engine.cache import load_entry
+from stages.engine.outcome import Drop
 from stages.landmarks import LandmarksParams, find_in_file, find_points
+from stages.media.faces import FaceFinder, Points
+from stages.media.video import ClockFrame, read_on_clock
 from stages.synth import ClipSpec
-from stages.video import ClockFrame, read_on_clock
-from stages.work import Drop
 
 PARAMS = LandmarksParams(max_gap_frames=3)
 

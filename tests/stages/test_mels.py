@@ -16,10 +16,10 @@ import scipy.signal
 from pydantic import ValidationError
 
 from stages import clips
-from stages.audio import read_channels, to_mono
-from stages.cache import load_entry
+from stages.engine.cache import load_entry
+from stages.engine.outcome import Drop
+from stages.media.audio import read_channels, to_mono
 from stages.mels import ROWS_AT_ONCE, MelsParams, mel_power, mel_rows, mels_of_file, samples_for
-from stages.work import Drop
 
 PARAMS = MelsParams()
 RATE = 16_000
@@ -46,7 +46,7 @@ def write_clip(path: Path, n_frames: int, sound: np.ndarray, *, sound_from: floa
     return path
 
 
-def rows_of(clip: Path, n_frames: int, entry: Path, start: float = 0.0) -> np.ndarray:
+def find_rows(clip: Path, n_frames: int, entry: Path, start: float = 0.0) -> np.ndarray:
     mels_of_file(os.fspath(clip), start, n_frames, asdict(PARAMS), os.fspath(entry))
     kept = load_entry(entry)
     assert kept is not None
@@ -110,7 +110,7 @@ def test_rows_of_real_clips_are_librosa_s_and_ours_by_hand(crema_d: Path, grid: 
     real = [sorted((crema_d / "VideoFlash").glob("*.flv"))[0], sorted((grid / "s2").glob("*.mpg"))[0]]
     for k, clip in enumerate(real):
         facts = clips.probe(os.fspath(clip), "folder", asdict(clips.ClipsParams())).facts
-        rows = rows_of(clip, facts["frames"], tmp_path / f"{k}.npz", facts["video_start"])
+        rows = find_rows(clip, facts["frames"], tmp_path / f"{k}.npz", facts["video_start"])
         sound, _ = to_mono(read_channels(clip, facts["video_start"], samples_for(facts["frames"])))
         theirs = librosa.power_to_db(
             librosa.feature.melspectrogram(
@@ -139,7 +139,7 @@ def test_row_j_is_centred_on_j_fiftieths_of_a_second(tmp_path: Path, row: int) -
     sound = np.zeros(RATE, np.float32)
     sound[max(row * 320 - 2, 0) : row * 320 + 3] = 0.9
     clip = write_clip(tmp_path / "a.mkv", 25, sound)
-    loudness = rows_of(clip, 25, tmp_path / "entry.npz").mean(axis=1)
+    loudness = find_rows(clip, 25, tmp_path / "entry.npz").mean(axis=1)
     assert int(np.argmax(loudness)) == row
     if 0 < row < 49:
         assert loudness[row - 1] == pytest.approx(loudness[row + 1], abs=1.0)
@@ -150,8 +150,8 @@ def test_the_click_moves_with_the_sound_s_own_start(tmp_path: Path) -> None:
     sound = np.zeros(RATE, np.float32)
     sound[20 * 320 - 2 : 20 * 320 + 3] = 0.9
     clip = write_clip(tmp_path / "a.mkv", 25, sound[: RATE - 1600], sound_from=0.1)
-    assert int(np.argmax(rows_of(clip, 25, tmp_path / "late.npz").mean(axis=1))) == 25
-    later = rows_of(clip, 20, tmp_path / "cut.npz", start=0.2)
+    assert int(np.argmax(find_rows(clip, 25, tmp_path / "late.npz").mean(axis=1))) == 25
+    later = find_rows(clip, 20, tmp_path / "cut.npz", start=0.2)
     assert int(np.argmax(later.mean(axis=1))) == 15
 
 
@@ -161,7 +161,7 @@ def test_sound_shorter_or_longer_than_the_picture_gives_the_picture_s_rows(
 ) -> None:
     sound = noise(int(sound_seconds * RATE))
     clip = write_clip(tmp_path / "a.mkv", 25, sound)
-    rows = rows_of(clip, 25, tmp_path / "entry.npz")
+    rows = find_rows(clip, 25, tmp_path / "entry.npz")
     assert rows.shape == (50, 256)
     heard = rows.mean(axis=1) > -40
     last = min(49, int(sound_seconds * 50))
@@ -171,14 +171,14 @@ def test_sound_shorter_or_longer_than_the_picture_gives_the_picture_s_rows(
 def test_silent_sound_is_dropped(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "a.mkv", 25, np.zeros(RATE, np.float32))
     with pytest.raises(Drop, match="silent: peak") as caught:
-        rows_of(clip, 25, tmp_path / "entry.npz")
+        find_rows(clip, 25, tmp_path / "entry.npz")
     assert caught.value.code == "silent"
     assert not (tmp_path / "entry.npz").exists()
 
 
 def test_the_same_sound_gives_the_same_bits(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "a.mkv", 25, noise(RATE))
-    first, second = (rows_of(clip, 25, tmp_path / f"{k}.npz") for k in range(2))
+    first, second = (find_rows(clip, 25, tmp_path / f"{k}.npz") for k in range(2))
     assert first.tobytes() == second.tobytes()
     assert (tmp_path / "0.npz").read_bytes() == (tmp_path / "1.npz").read_bytes()
 

@@ -11,15 +11,15 @@ import pytest
 
 from shards.reader import Dataset, open_dataset
 from shards.schema import ClipSample, ShardError
-from stages import encode
-from stages.encode import Sound, write_mp4
+from stages.engine.outcome import StageError
+from stages.media import encode
+from stages.media.encode import Sound, write_mp4
 from stages.mels import MelsParams, mel_rows
 from stages.preview.choice import clips_named, clips_spread
 from stages.preview.drawing import BOX, BRIDGED, MARK, boxed, mel_picture
 from stages.preview.sheet import draw_cell, draw_sheet, look_for, write_sheet
 from stages.preview.sound import PEAK, sound_of
 from stages.preview.video import VIDEO_SPAN_SECONDS, video_frames, write_video
-from stages.work import StageError
 from tests import datasets
 
 SIZE = 64

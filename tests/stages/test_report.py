@@ -22,21 +22,21 @@ from shards.ledger import read_ledger
 from shards.reader import Dataset, open_dataset, read_clip
 from shards.schema import ShardError
 from shards.table import write_rows
-from stages.report import ReportRequest, write
+from stages.engine.outcome import StageError
+from stages.evaluate.columns import COLUMNS
+from stages.evaluate.table import FROZEN, TRUTH
 from stages.report.card import card_of, leaks
 from stages.report.codecs import codec_rows
 from stages.report.figures import of_data
 from stages.report.motion import jitter, measured
 from stages.report.plots import Line, histogram, lines
 from stages.report.results import Evaluation, Table, Track, curve, read_evaluation, tables, tables_by_group
+from stages.report.run import ReportRequest, write
 from stages.report.strips import MAX_VIDEO_BYTES, clips_shown, samples
-from stages.samples import SCHEMA, read_samples
-from stages.scoring.cells import FROZEN, TRUTH
-from stages.scoring.columns import COLUMNS
-from stages.work import StageError
+from stages.sample.pairs import SCHEMA, read_samples
 from tests import datasets, reports
 from tests.reports import HOSTILE, OWN, SWAPPED
-from tests.shards.test_storage import served
+from tests.shards.test_publish import served
 
 SECTIONS = ("data", "clips", "training", "samples", "results", "numbers")
 

@@ -19,17 +19,17 @@ from model import checkpoint, loop
 from pipeline.main import cli
 from sampler.params import SampleParams
 from shards.ledger import read_ledger, write_ledger
+from shards.publish import locate_dataset
 from shards.reader import open_dataset, read_clip
 from shards.schema import ShardError
-from shards.storage import at_hand_or_there
-from stages import sample
-from stages.sample import SampleRequest
-from stages.samples import CROPS, VIDEOS, Pair, pairs_of, read_crops, read_samples, write_crops
-from stages.work import StageError
+from stages.engine.outcome import StageError
+from stages.sample import run as sample
+from stages.sample.pairs import CROPS, VIDEOS, Pair, make_pairs, read_crops, read_samples, write_crops
+from stages.sample.run import SampleRequest
+from tests.build import hashes
 from tests.model import worlds
 from tests.model.worlds import CPU, SIZE, TINY
-from tests.road import hashes
-from tests.shards.test_storage import served
+from tests.shards.test_publish import served
 
 QUICK = SampleParams(sampler="ancestral", steps=2)
 TEST = tuple(f"s1_clip{number}" for number in range(3))
@@ -89,7 +89,7 @@ def test_clips_are_drawn_from_a_dataset_elsewhere_without_a_copy_of_it(
 ) -> None:
     with served(shards) as (address, _):
         sample.run(replace(asked(shards, trained, tmp_path / "far"), shards=address), QUICK)
-        assert not isinstance(at_hand_or_there(address), Path)
+        assert not isinstance(locate_dataset(address), Path)
     sample.run(asked(shards, trained, tmp_path / "near"), QUICK)
     assert crops(tmp_path / "far") == crops(tmp_path / "near")
 
@@ -121,13 +121,13 @@ def test_two_processes_draw_what_one_draws(shards: Path, trained: Path, tmp_path
 
 def test_swapped_speech_is_anothers_and_everyones_once(shards: Path) -> None:
     dataset = open_dataset(shards)
-    pairs = pairs_of(dataset, "test", "swapped", seed=0)
+    pairs = make_pairs(dataset, "test", "swapped", seed=0)
     assert [pair.clip_id for pair in pairs] == list(TEST)
     assert sorted(pair.audio_clip_id for pair in pairs) == list(TEST)
     assert all(pair.clip_id != pair.audio_clip_id for pair in pairs)
-    assert pairs_of(dataset, "test", "swapped", seed=0) == pairs
-    assert any(pairs_of(dataset, "test", "swapped", seed=seed) != pairs for seed in range(1, 9))
-    assert pairs_of(dataset, "test", "own", seed=0) == [Pair(name, name) for name in TEST]
+    assert make_pairs(dataset, "test", "swapped", seed=0) == pairs
+    assert any(make_pairs(dataset, "test", "swapped", seed=seed) != pairs for seed in range(1, 9))
+    assert make_pairs(dataset, "test", "own", seed=0) == [Pair(name, name) for name in TEST]
 
 
 def test_swapped_clips_do_not_say_the_same_where_that_can_be_helped(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_swapped_clips_do_not_say_the_same_where_that_can_be_helped(tmp_path: Pa
     ledger = folder / "ledger.parquet"
     write_ledger(ledger, [row | {"sentence": said[row["clip_id"]]} for row in read_ledger(ledger)])
     for seed in range(20):
-        pairs = pairs_of(open_dataset(folder), "test", "swapped", seed=seed)
+        pairs = make_pairs(open_dataset(folder), "test", "swapped", seed=seed)
         assert all(said[pair.clip_id] != said[pair.audio_clip_id] for pair in pairs)
 
 

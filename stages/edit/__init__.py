@@ -1,0 +1,1 @@
+"""Edit a video: re-draw its mouth to match another recording of speech."""

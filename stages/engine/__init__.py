@@ -1,0 +1,1 @@
+"""What every stage stands on: outcomes, the sandbox, the cache, locks, parts."""

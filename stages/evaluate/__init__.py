@@ -1,0 +1,1 @@
+"""Stage 8: score generated clips beside the ground truth and baselines."""

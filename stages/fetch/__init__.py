@@ -1,0 +1,1 @@
+"""Download corpora, checked file by file."""

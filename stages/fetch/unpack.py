@@ -1,0 +1,101 @@
+"""A stranger's zip: nothing leaves the folder, nothing is a link, nothing is larger than it said."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import stat
+import zipfile
+import zlib
+from pathlib import Path, PurePosixPath
+
+from shards.atomic import write_atomically
+from shards.checksum import CHUNK_BYTES, file_sha256
+
+MAX_MEMBERS = 100_000
+MAX_RATIO = 20  # unpacked bytes to the archive's: video hardly shrinks, word lists by ten
+SPARE_BYTES = 2**28  # that a disk keeps free
+NAME = r"[^\\:/\x00-\x1f\x7f]+"
+PATH = re.compile(rf"{NAME}(/{NAME})*")
+
+
+class UnpackError(Exception):
+    """An archive that is not unpacked. ``code`` is one word to count by."""
+
+    def __init__(self, code: str, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+
+    @property
+    def is_final(self) -> bool:
+        """Whether it is the archive's fault, and no room or other order on the disk helps."""
+        return self.code in ("unsafe", "bad_archive")
+
+
+def unpack(archive: Path, name: str, to: Path, suffixes: frozenset[str]) -> dict[str, str]:
+    """Bring the files with these suffixes to the folder ``name`` below ``to``; their sha256 by path.
+
+    All members are looked at before the first is written. Each appears whole, and never in the place of a
+    file with other contents. Raises UnpackError.
+    """
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            members = _looked_at(opened, name, archive.stat().st_size)
+            _room_for(sum(member.file_size for member in members.values()), to)
+            return {
+                path: _write(opened, member, to / path)
+                for path, member in sorted(members.items())
+                if PurePosixPath(path).suffix.lower() in suffixes
+            }
+    except (FileExistsError, NotADirectoryError) as err:
+        raise UnpackError("unsafe", f"{name}: {err.filename} is both a file and a folder") from err
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as err:
+        raise UnpackError("bad_archive", f"{name}: {err}") from err
+
+
+def _looked_at(opened: zipfile.ZipFile, name: str, n_bytes: int) -> dict[str, zipfile.ZipInfo]:
+    """The files of an archive by the path they will have. Raises UnpackError when one is not harmless."""
+    files = [member for member in opened.infolist() if not member.is_dir()]
+    if len(files) > MAX_MEMBERS:
+        raise UnpackError("unsafe", f"{name}: {len(files)} members, more than {MAX_MEMBERS}")
+    unpacked = sum(member.file_size for member in files)
+    if unpacked > MAX_RATIO * n_bytes:
+        raise UnpackError("unsafe", f"{name}: would be {unpacked} bytes, more than {MAX_RATIO} times its own")
+    members: dict[str, zipfile.ZipInfo] = {}
+    seen: set[str] = set()
+    for member in files:
+        path = member.filename
+        kind = stat.S_IFMT(member.external_attr >> 16)
+        if kind not in (0, stat.S_IFREG):
+            raise UnpackError("unsafe", f"{name}: {path!r} is a link or a special file")
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise UnpackError("bad_archive", f"{name}: {path!r} is packed by method {member.compress_type}")
+        if not PATH.fullmatch(path) or not {".", ".."}.isdisjoint(path.split("/")):
+            raise UnpackError("unsafe", f"{name}: {path!r} is no plain path below a folder")
+        if not path.startswith(f"{name}/"):
+            path = f"{name}/{path}"  # so that no two archives meet
+        if path.lower() in seen:
+            raise UnpackError("unsafe", f"{name}: {path!r} occurs twice")
+        seen.add(path.lower())
+        members[path] = member
+    return members
+
+
+def _room_for(n_bytes: int, to: Path) -> None:
+    free = shutil.disk_usage(to).free
+    if n_bytes + SPARE_BYTES > free:
+        raise UnpackError("no_space", f"{to}: {n_bytes} bytes to unpack, {free} free")
+
+
+def _write(opened: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> str:
+    """Write one member, or see that it is there already; its sha256."""
+    sha256 = hashlib.sha256()
+    with opened.open(member) as packed, write_atomically(path) as partial:
+        with partial.open("wb") as out:
+            while chunk := packed.read(CHUNK_BYTES):
+                sha256.update(chunk)
+                out.write(chunk)
+        if path.exists() and file_sha256(path) != sha256.hexdigest():
+            raise UnpackError("differs", f"{path}: is there with other contents; move it away first")
+    return sha256.hexdigest()

@@ -1,0 +1,1 @@
+"""Media in and out: video, audio, encoding, faces, model weights."""

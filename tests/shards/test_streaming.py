@@ -1,0 +1,227 @@
+"""FrameSource decoded when they are asked for are those in memory, whoever decodes them; damage is named."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import cv2
+import numpy as np
+import psutil
+import pytest
+import torch
+from torch.utils.data import get_worker_info
+
+from shards.cache import Cache, InPlace
+from shards.codec import Codec
+from shards.frames import BatchIndex, FrameSource, NetworkInput, RawBatch
+from shards.index import ShardEntry
+from shards.reader import open_dataset
+from shards.resident import Resident, build_clip_table, load_resident
+from shards.schema import ShardError
+from shards.streaming import Cached, Decoder, Windowed
+from tests import datasets
+
+SIZE, N_MELS = 16, 4
+NETWORK_INPUT = NetworkInput(SIZE, N_MELS, -80.0, top=2)
+CPU = torch.device("cpu")
+LENGTHS = {"s1_b": 5, "s1_a": 3, "s2_c": 1, "s2_a": 7}
+
+
+def dataset(folder: Path, codec: Codec = "raw", *, per_shard: int = 0) -> Path:
+    rng = np.random.default_rng(0)
+    clips = [
+        datasets.pack(
+            key,
+            rng.integers(0, 256, (length, SIZE, SIZE, 3), dtype=np.uint8),
+            box=(1, 3, 6, 8),
+            mels=rng.uniform(-79, 0, (2 * length, N_MELS)).astype(np.float32),
+            codec=codec,
+        )
+        for key, length in LENGTHS.items()
+    ]
+    return datasets.write(folder, clips, per_shard=per_shard)
+
+
+def resident(folder: Path) -> Resident:
+    opened = open_dataset(folder)
+    return load_resident(
+        opened, list(opened.clips), NETWORK_INPUT, mel_pad=6, device=CPU, frames_on=CPU, workers=2
+    )
+
+
+def cached(folder: Path, workers: int = 0, fit: NetworkInput = NETWORK_INPUT) -> Cached:
+    opened = open_dataset(folder)
+    return Cached(Decoder(opened, build_clip_table(opened, opened.clips), InPlace(folder), fit), CPU, workers)
+
+
+def batches(data: FrameSource, n: int = 6, size: int = 5) -> Iterator[BatchIndex]:
+    """Batches of frames in the data's order, with any frames of the same clip beside them."""
+    for k in range(0, n * size, size):
+        positions = np.arange(k, k + size)
+        target = data.order(positions, seed=3)
+        clip = data.clips.clip_of(target)
+        first, last = data.clips.starts[clip], data.clips.starts[clip + 1] - 1
+        yield BatchIndex(positions, target, np.maximum(target - 1, first), last, (6, 5))
+
+
+def same(one: RawBatch, other: RawBatch) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(one.wanted, other.wanted, strict=True)) and all(
+        torch.equal(a, b) for a, b in zip(one[1:], other[1:], strict=True)
+    )
+
+
+@pytest.mark.parametrize("codec", ["webp", "jpeg", "png", "raw"])
+def test_a_batch_decoded_from_disk_is_the_one_from_memory(codec: Codec, tmp_path: Path) -> None:
+    folder = dataset(tmp_path / "shards", codec)
+    memory, disk = resident(folder), cached(folder)
+    for wanted in batches(memory):
+        assert same(disk.seen(wanted), memory.seen(wanted))
+
+
+def test_batches_come_in_order_however_many_processes_decode_and_wherever_one_begins(tmp_path: Path) -> None:
+    folder = dataset(tmp_path / "shards")
+    memory = resident(folder)
+    plain = list(memory.ahead(batches(memory), seed=3))
+    for workers in (0, 1, 2):
+        ahead = list(cached(folder, workers).ahead(batches(memory), seed=3))
+        assert len(ahead) == len(plain) and all(map(same, ahead, plain))
+    later = list(cached(folder, 2).ahead(islice(batches(memory), 4, None), seed=3))
+    assert all(map(same, later, plain[4:]))
+
+
+def test_a_process_whose_opencv_has_threads_of_its_own_may_start_those_that_decode(tmp_path: Path) -> None:
+    cv2.setNumThreads(4)
+    cv2.GaussianBlur(np.zeros((2048, 2048, 3), np.uint8), (31, 31), 0)  # large enough to start them
+    data = cached(dataset(tmp_path), workers=2)
+
+    def too_long(*_: object) -> None:
+        raise TimeoutError("no batch came")
+
+    before = signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(60)
+    try:
+        assert len(list(data.ahead(batches(data), seed=0))) == 6
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_only_what_is_close_by_is_decoded_ahead_of_a_stream_without_end(tmp_path: Path) -> None:
+    data, asked, others = cached(dataset(tmp_path / "shards"), 1), 0, set(psutil.Process().children())
+
+    def endless() -> Iterator[BatchIndex]:
+        nonlocal asked
+        while True:
+            for wanted in batches(data):
+                asked += 1
+                yield wanted
+
+    stream = data.ahead(endless(), seed=3)
+    for _ in range(20):
+        next(stream)
+    assert asked <= 24
+    stream.close()  # type: ignore[attr-defined]  # a generator
+    assert set(psutil.Process().children()) == others, "nobody is left working"
+
+
+def test_windows_of_shards_that_lie_here_give_each_frame_once(tmp_path: Path) -> None:
+    folder = dataset(tmp_path / "shards")
+    opened = open_dataset(folder)
+    shelf = InPlace(folder)
+    data = Windowed(
+        Decoder(opened, build_clip_table(opened, opened.clips), shelf, NETWORK_INPUT),
+        CPU,
+        1,
+        shelf=shelf,
+        window=2,
+    )
+    memory = resident(folder)
+    n = 0
+    for seen in data.ahead(batches(data, n=16, size=1), seed=3):
+        assert same(seen, memory.seen(seen.wanted))
+        n += 1
+    assert n == 16
+
+
+def test_a_batch_by_itself_brings_the_shards_it_needs(tmp_path: Path) -> None:
+    folder = dataset(tmp_path / "shards", per_shard=1)
+    opened, memory = open_dataset(folder), resident(folder)
+
+    def bring(entry: ShardEntry, path: Path) -> None:
+        shutil.copyfile(folder / entry.name, path)
+
+    two = 2 * max(entry.bytes for entry in opened.shards.values())
+    with contextlib.closing(Cache(tmp_path / "cache", two, bring)) as shelf:
+        decoder = Decoder(opened, build_clip_table(opened, opened.clips), shelf, NETWORK_INPUT)
+        data = Windowed(decoder, CPU, 0, shelf=shelf, window=1)
+        for wanted in batches(data, n=16, size=1):
+            assert same(data.seen(wanted), memory.seen(wanted))
+
+
+# --- what is wrong --------------------------------------------------------------------------------
+
+
+def refusal(data: Cached) -> str:
+    with pytest.raises(ShardError) as caught:
+        list(data.ahead(batches(data), seed=3))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("member", ["frames", "boxes", "mels", "affine", "json"])
+def test_a_flipped_bit_is_named_by_shard_clip_and_part(member: str, workers: int, tmp_path: Path) -> None:
+    folder = dataset(tmp_path / "shards")
+    row = open_dataset(folder).clips["s2_a"]
+    path = folder / row["shard"]
+    data = bytearray(path.read_bytes())
+    data[row[f"{member}_offset"] + row[f"{member}_size"] // 2] ^= 1
+    path.write_bytes(data)
+    assert f"{path}: s2_a's {member} are not the bytes that the index names" in refusal(
+        cached(folder, workers)
+    )
+
+
+def test_a_shard_that_ends_early_or_is_gone_is_named(tmp_path: Path) -> None:
+    folder = dataset(tmp_path / "shards")
+    path = next(folder.glob("*.tar"))
+    path.write_bytes(path.read_bytes()[:9000])
+    assert f"{path}: ends before byte" in refusal(cached(folder, 1))
+    path.unlink()
+    assert f"{path}: cannot be read (No such file" in refusal(cached(folder, 1))
+
+
+def test_clips_that_do_not_fit_the_network_are_named(tmp_path: Path) -> None:
+    folder = dataset(tmp_path / "shards")
+    assert "mask box that begins at row 3, the network looks at rows from 4 on" in refusal(
+        cached(folder, fit=NetworkInput(SIZE, N_MELS, -80.0, top=4))
+    )
+    told = refusal(cached(folder, fit=NetworkInput(32, N_MELS, -80.0)))
+    assert "16, 16, 3) and 4 mel bins, expected" in told
+    assert "4 mel bins, expected" in refusal(cached(folder, fit=NetworkInput(SIZE, 5, -80.0)))
+
+
+class Killed(Decoder):
+    """Loses its process in the middle of the work, as when memory runs out."""
+
+    def seen(self, wanted: BatchIndex) -> RawBatch:
+        if get_worker_info() is not None and wanted.positions[0] >= 10:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().seen(wanted)
+
+
+# torch tells of a death from a signal handler, wherever Python is; in a finaliser nobody can hear it
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_process_that_is_killed_ends_the_epoch_with_an_error_and_no_wait(tmp_path: Path) -> None:
+    folder = dataset(tmp_path / "shards")
+    opened = open_dataset(folder)
+    data = Cached(
+        Killed(opened, build_clip_table(opened, opened.clips), InPlace(folder), NETWORK_INPUT), CPU, 1
+    )
+    assert "a process that decodes is gone" in refusal(data)

@@ -1,0 +1,220 @@
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from skimage.data import astronaut
+
+from stages.media.faces import (
+    FACE_OVAL,
+    N_POINTS,
+    STABLE_POINTS,
+    FaceFinder,
+    Points,
+    _detect,
+    _detect_without_objects,
+    _has_plain_result,
+    bridge_gaps,
+    face_width,
+    follow_largest,
+    longest_gap,
+)
+
+MOUTH_PX = (223, 146)  # in the photograph, between the lips
+MAX_GAP = 5
+
+
+@pytest.fixture(scope="module")
+def finder(landmarker: Path) -> Iterator[FaceFinder]:
+    with FaceFinder(landmarker, 4) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def photo() -> np.ndarray:
+    """A face of about 90 px in 256 x 256, RGB."""
+    return np.ascontiguousarray(astronaut()[:256, 96:352])
+
+
+def beside(photo: np.ndarray, left: float, right: float) -> np.ndarray:
+    """One picture (320, 640, 3) with the face at two sizes side by side; 0 is no face there."""
+    frame = np.full((320, 640, 3), 110, np.uint8)
+    for x, scale in ((0, left), (320, right)):
+        if scale:
+            face = cv2.resize(photo, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+            frame[: len(face), x : x + face.shape[1]] = face
+    return frame
+
+
+def test_both_ways_to_ask_mediapipe_give_equal_bits(finder: FaceFinder, photo: np.ndarray) -> None:
+    if not _has_plain_result(finder.landmarker):
+        pytest.skip("this MediaPipe has no C result to read")
+    for frame, n_faces in (
+        (photo, 1),
+        (beside(photo, 1.0, 0.8), 2),
+        (np.full((240, 320, 3), 99, np.uint8), 0),
+        (photo[:, ::-1], 1),
+    ):
+        image = finder.image(frame)
+        slow, fast = _detect(finder.landmarker, image), _detect_without_objects(finder.landmarker, image)
+        assert len(slow) == len(fast) == n_faces
+        for one, other in zip(slow, fast, strict=True):
+            assert one.shape == other.shape == (N_POINTS, 2)
+            assert one.dtype == other.dtype == np.float32
+            assert one.tobytes() == other.tobytes()
+
+
+def test_a_view_gives_the_same_points_as_its_copy(finder: FaceFinder, photo: np.ndarray) -> None:
+    """MediaPipe ignores strides, without an error (google-ai-edge/mediapipe, 0.10.30 to 1.2.2)."""
+    wide = beside(photo, 1.0, 0)
+    bgr = np.ascontiguousarray(photo[:, :, ::-1])
+    views = {
+        "mirrored": np.fliplr(photo),
+        "columns cut": wide[:256, 3:253],
+        "rows skipped": wide[::2, ::2],
+        "Fortran order": np.asfortranarray(photo),
+        "channels turned": bgr[:, :, ::-1],
+        "turned by 90 degrees twice": np.rot90(np.rot90(photo)),
+    }
+    for name, view in views.items():
+        assert not view.flags.c_contiguous, name
+        seen, copied = finder(view), finder(view.copy(order="C"))
+        assert len(seen) == len(copied) and len(seen) <= 1, name
+        assert all(a.tobytes() == b.tobytes() for a, b in zip(seen, copied, strict=True)), name
+    assert finder(views["columns cut"]) and finder(views["mirrored"]) and finder(views["Fortran order"])
+    assert np.array_equal(finder(views["channels turned"]), finder(photo))
+
+
+def test_points_are_in_pixels_of_the_picture(finder: FaceFinder, photo: np.ndarray) -> None:
+    """A picture twice as large, pixel for pixel, has its points at 2 x + 0.5."""
+    [points] = finder(photo)
+    [doubled] = finder(photo.repeat(2, axis=0).repeat(2, axis=1))
+    # MediaPipe's own crop rounds by up to half a pixel of the larger picture.
+    assert np.median(doubled - (2 * points + 0.5), axis=0) == pytest.approx(0, abs=0.8)
+    x, y = points[[13, 14]].mean(axis=0)
+    assert (x + 96, y) == pytest.approx(MOUTH_PX, abs=3)
+
+
+def test_a_mirrored_picture_has_mirrored_points(finder: FaceFinder, photo: np.ndarray) -> None:
+    [points], [mirrored] = finder(photo), finder(np.fliplr(photo))
+    eyes, mirrored_eyes = points[list(STABLE_POINTS)], mirrored[list(STABLE_POINTS)][[0, 4, 3, 2, 1]]
+    assert mirrored_eyes[:, 0] == pytest.approx(255 - eyes[:, 0], abs=2)
+    assert mirrored_eyes[:, 1] == pytest.approx(eyes[:, 1], abs=2)
+
+
+def test_points_do_not_depend_on_what_was_seen_before(landmarker: Path, photo: np.ndarray) -> None:
+    frames = [beside(photo, 1.0, 0.8), photo, np.fliplr(photo), np.full((99, 77, 3), 9, np.uint8)]
+
+    def told(order: Sequence[int]) -> dict[int, bytes]:
+        with FaceFinder(landmarker, 4) as fresh:
+            return {k: b"".join(face.tobytes() for face in fresh(frames[k])) for k in order}
+
+    assert told([0, 1, 2, 3]) == told([3, 2, 1, 0]) == {k: told([k])[k] for k in range(4)}
+
+
+def test_the_larger_of_two_faces_is_followed_through_a_clip(finder: FaceFinder, photo: np.ndarray) -> None:
+    """Also while the other one is larger for a moment, and when it goes away for as long as is bridged."""
+    sizes = [(1.0, 0.8)] * 20 + [(1.0, 1.25)] * 2 + [(1.0, 0.8)] + [(0, 0.8)] * MAX_GAP + [(1.0, 0.8)] * 3
+    seen: dict[tuple[float, float], list[Points]] = {
+        size: finder(beside(photo, *size)) for size in dict.fromkeys(sizes)
+    }
+    assert [len(seen[size]) for size in seen] == [2, 2, 1]
+    followed = follow_largest([seen[size] for size in sizes], MAX_GAP)
+    assert [face is not None for face in followed] == [left > 0 for left, _ in sizes]
+    centres = [face.mean(axis=0) for face in followed if face is not None]
+    assert np.ptp(centres, axis=0).max() < 3
+    assert max(x for x, _ in centres) < 320
+
+
+# --- without MediaPipe ----------------------------------------------------------------------------
+
+ANGLES = np.linspace(0, 2 * np.pi, N_POINTS, endpoint=False)
+ROUND = np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=-1) / 2
+
+
+def face(x: float, y: float, width: float) -> Points:
+    """A face that is a circle of points."""
+    return (ROUND * width + (x, y)).astype(np.float32)
+
+
+def test_a_face_that_is_away_for_longer_than_a_gap_is_another_track() -> None:
+    one = face(100, 100, 80)
+    frames = [[one]] * 6 + [[]] * (MAX_GAP + 1) + [[one]] * 4
+    followed = follow_largest(frames, MAX_GAP)
+    assert [found is not None for found in followed] == [True] * 6 + [False] * (MAX_GAP + 5)
+    bridged = follow_largest([[one]] * 6 + [[]] * MAX_GAP + [[one]] * 4, MAX_GAP)
+    assert sum(found is not None for found in bridged) == 10
+
+
+def test_no_face_at_all_is_followed_as_none() -> None:
+    assert follow_largest([[], [], []], MAX_GAP) == [None, None, None]
+    assert follow_largest([], MAX_GAP) == []
+
+
+def test_of_two_equal_faces_the_first_is_followed() -> None:
+    left, right = face(100, 100, 80), face(400, 100, 80)
+    assert all(found is left for found in follow_largest([[left, right]] * 5, MAX_GAP))
+
+
+@settings(max_examples=30)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    n_frames=st.integers(10, 24),
+    momentary=st.floats(0.1, 3.0),
+    gap=st.integers(0, MAX_GAP),
+)
+def test_the_larger_face_is_followed_whatever_the_order_of_detection(
+    seed: int, n_frames: int, momentary: float, gap: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    moment = int(rng.integers(0, n_frames))
+    away_from = int(rng.integers(1, n_frames))
+    steps = rng.uniform(-8, 8, (n_frames, 2)).cumsum(axis=0).clip(-40, 40)
+    frames, large = [], []
+    for k in range(n_frames):
+        here = [face(450 + steps[k, 0], 150 + steps[k, 1], 40 * (momentary if k == moment else 1))]
+        if k == 0 or not away_from <= k < away_from + gap:
+            large.append(face(150 + steps[k, 0], 150 + steps[k, 1], 120))
+            here.append(large[-1])
+        else:
+            large.append(None)
+        frames.append([here[i] for i in rng.permutation(len(here))])
+    followed = follow_largest(frames, MAX_GAP)
+    for expected, found in zip(large, followed, strict=True):
+        assert found is expected
+
+
+@settings(max_examples=60)
+@given(shown=st.lists(st.booleans(), min_size=1, max_size=30).filter(any), seed=st.integers(0, 999))
+def test_gaps_are_bridged_by_straight_lines_and_held_at_the_ends(shown: list[bool], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    known = [k for k, here in enumerate(shown) if here]
+    values = {k: rng.uniform(0, 640, (N_POINTS, 2)).astype(np.float32) for k in known}
+    bridged = bridge_gaps([values.get(k) for k in range(len(shown))])
+    assert bridged.shape == (len(shown), N_POINTS, 2) and bridged.dtype == np.float32
+    for k in known:
+        assert np.array_equal(bridged[k], values[k])  # what was seen is left alone, to the bit
+    for point, axis in ((0, 0), (77, 1), (477, 0)):
+        track = [float(values[k][point, axis]) for k in known]
+        assert bridged[:, point, axis] == pytest.approx(np.interp(range(len(shown)), known, track), abs=1e-3)
+
+
+@settings(max_examples=100)
+@given(st.lists(st.booleans(), max_size=40))
+def test_the_longest_gap_is_the_first_of_the_longest_runs(found: list[bool]) -> None:
+    start, length = longest_gap(found)
+    runs = "".join("x" if here else "." for here in found).split("x")
+    assert length == max(map(len, runs))
+    assert not any(found[start : start + length])
+    if length:
+        assert "".join("x" if here else "." for here in found).index("." * length) == start
+
+
+def test_the_width_of_a_face_is_that_of_its_points() -> None:
+    assert face_width(face(10, 20, 80)) == pytest.approx(80, abs=0.01)
+    assert len(set(FACE_OVAL)) == 36
