@@ -28,10 +28,10 @@ from model.execution import Execution, select_device
 from sampler.params import SampleParams
 from sampler.rollout import FrameGenerator
 from shards.reader import Dataset, open_dataset, read_clip
-from stages.evaluate.metrics.obedience import mean_of
-from stages.evaluate.metrics.pixels import decibels, squared_errors
+from stages.evaluate.metrics.obedience import bootstrap_mean
+from stages.evaluate.metrics.pixels import compute_psnr, squared_errors
 from stages.evaluate.mouths import find_mouths
-from stages.evaluate.scores import obedience
+from stages.evaluate.scores import score_obedience
 from stages.media import faces, weights
 from stages.sample.pairs import make_pairs
 from stages.sample.run import drawn
@@ -96,8 +96,8 @@ def measured(
     for pair, frames in drawn(generator, dataset, own, slots=len(own), told=lambda _: None):
         clip = read_clip(dataset, pair.clip_id)
         errors = squared_errors(frames, clip.frames, clip.boxes)
-        start.append(decibels(errors[:EDGE]))
-        end.append(decibels(errors[-EDGE:]))
+        start.append(compute_psnr(errors[:EDGE]))
+        end.append(compute_psnr(errors[-EDGE:]))
     swapped = make_pairs(dataset, split, "swapped", seed=params.seed)[:clips]
     scores = []
     with faces.FaceFinder(weights.find(weights.LANDMARKER), max_faces=1) as find:
@@ -105,13 +105,13 @@ def measured(
         truth = {clip_id: find_mouths(read_clip(dataset, clip_id).frames, find) for clip_id in sorted(wanted)}
         for pair, frames in drawn(generator, dataset, swapped, slots=len(swapped), told=lambda _: None):
             mouths = find_mouths(frames, find)
-            scores.append(obedience(mouths, truth[pair.audio_clip_id], truth[pair.clip_id]))
+            scores.append(score_obedience(mouths, truth[pair.audio_clip_id], truth[pair.clip_id]))
     return {
         "step": saved.step,
         "psnr_start": float(np.mean(start)),
         "psnr_end": float(np.mean(end)),
-        "obedience": asdict(mean_of(scores)),
-        "obedience_told": str(mean_of(scores)),
+        "obedience": asdict(bootstrap_mean(scores)),
+        "obedience_told": str(bootstrap_mean(scores)),
     }
 
 

@@ -27,7 +27,7 @@ from shards.table import Rows
 from stages.engine.cache import digest
 from stages.engine.outcome import Work
 from stages.engine.parts import PartParams, plan
-from stages.media.crops import ShardParams
+from stages.shard import ShardParams
 from stages.shard import Packed, publish
 
 MEAN_FRAMES = 220

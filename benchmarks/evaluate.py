@@ -1,12 +1,12 @@
-"""What the figures cost: clips scored without networks, and SSIM beside scikit-image's.
+"""How long an evaluation takes without networks, and SSIM beside scikit-image's.
 
     python benchmarks/evaluate.py --clips 820 --frames 64
     python benchmarks/evaluate.py --small
 
-CREMA-D's test split has 820 clips of some 64 frames. As many are made, of noise as smooth as faces, with what
-a network might have drawn to their own and to each other's speech. `pipeline evaluate --no-landmarks`
-scores both, the truth and the three baselines. Goal: under two minutes on two cores. MediaPipe, which looks
-at mouths, takes some 15 ms for each frame of each row, and is a network.
+CREMA-D's test split has 820 clips of some 64 frames. As many are synthesised, of noise as smooth as faces,
+with generated versions for their own and for each other's speech. `pipeline evaluate --no-landmarks` scores
+both, the ground truth and the three baselines. Goal: under two minutes on two cores. MediaPipe, a network,
+would add some 15 ms for each frame of each row.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ Frames = NDArray[np.uint8]
 
 SIZE, N_MELS = 128, 256
 BOX = (25, 80, 99, 122)  # of a GRID clip
-DIFFERENT = 8  # clips; the others have the same pictures under other names
+N_DISTINCT = 8  # clips; the others have the same frames under other names
 
 
-def made_frames(seed: int, n_frames: int) -> Frames:
-    """A smooth picture with a little noise, whose box moves."""
+def make_frames(seed: int, n_frames: int) -> Frames:
+    """A smooth image with a little noise, whose box moves."""
     rng = np.random.default_rng(seed)
     face = cv2.GaussianBlur(rng.integers(0, 256, (SIZE, SIZE, 3)).astype(np.float32), (0, 0), 4) * 3 - 256
     x0, y0, x1, y1 = BOX
@@ -65,14 +65,14 @@ def made_frames(seed: int, n_frames: int) -> Frames:
     return np.clip(frames, 0, 255).astype(np.uint8)
 
 
-@functools.lru_cache(maxsize=DIFFERENT)
-def encoded_frames(seed: int, n_frames: int) -> list[bytes]:
-    return [encode_frame(frame, "webp") for frame in made_frames(seed, n_frames)]
+@functools.lru_cache(maxsize=N_DISTINCT)
+def encode_frames(seed: int, n_frames: int) -> list[bytes]:
+    return [encode_frame(frame, "webp") for frame in make_frames(seed, n_frames)]
 
 
-def packed(number: int, n_frames: int) -> PackedClip:
-    """A clip, as the shard stage packs it."""
-    encoded = encoded_frames(number % DIFFERENT, n_frames)
+def pack_clip(number: int, n_frames: int) -> PackedClip:
+    """A clip as the shard stage packs it."""
+    encoded = encode_frames(number % N_DISTINCT, n_frames)
     offsets = [0, *np.cumsum([len(data) for data in encoded]).tolist()]
     rng = np.random.default_rng([1, number])
     key = f"s1_clip{number:04d}"
@@ -92,9 +92,9 @@ def packed(number: int, n_frames: int) -> PackedClip:
 
 
 def write_shards(folder: Path, n_clips: int, n_frames: int) -> None:
-    """A finished dataset of so many test clips, and as many to train on, of which one shard holds all."""
+    """A finished dataset with ``n_clips`` test clips and as many training clips, in one shard."""
     folder.mkdir(parents=True)
-    clips: Iterator[PackedClip] = (packed(number, n_frames) for number in range(2 * n_clips))
+    clips: Iterator[PackedClip] = (pack_clip(number, n_frames) for number in range(2 * n_clips))
     rows = write_tar(folder / "new.tar", clips)
     sha256, size = file_sha256(folder / "new.tar"), (folder / "new.tar").stat().st_size
     name = shard_name("test", 0, sha256)
@@ -109,44 +109,44 @@ def write_shards(folder: Path, n_clips: int, n_frames: int) -> None:
 
 
 def write_samples(folder: Path, shards: Path, audio: Any, n_frames: int) -> None:
-    """What a network might have drawn: the boxes, blurred."""
+    """Generated clips: the ground truth with blurred boxes."""
     dataset = open_dataset(shards)
     rows = []
     x0, y0, x1, y1 = BOX
-    for seed in range(DIFFERENT):
-        frames = made_frames(seed, n_frames)
+    for seed in range(N_DISTINCT):
+        frames = make_frames(seed, n_frames)
         for frame in frames:
             frame[y0:y1, x0:x1] = cv2.GaussianBlur(frame[y0:y1, x0:x1], (0, 0), 1)
         write_crops(folder / f"{seed}.tar", frames)
     for pair in make_pairs(dataset, "test", audio, seed=0):
         path = folder / CROPS / f"{pair.name}.tar"
-        link_or_copy(folder / f"{int(pair.clip_id[-4:]) % DIFFERENT}.tar", path)
+        link_or_copy(folder / f"{int(pair.clip_id[-4:]) % N_DISTINCT}.tar", path)
         rows.append({
             "name": pair.name, "clip_id": pair.clip_id, "audio_clip_id": pair.audio_clip_id, "split": "test",
             "speaker": "s1", "frames": n_frames, "crops_sha256": file_sha256(path),
         })  # fmt: skip
     write_rows(folder / TABLE, rows, SCHEMA)
-    told = {"dataset": dataset.manifest["digest"], "audio": audio, "params": asdict(SampleParams())}
-    (folder / STORY).write_text(json.dumps(told))
+    description = {"dataset": dataset.manifest["digest"], "audio": audio, "params": asdict(SampleParams())}
+    (folder / STORY).write_text(json.dumps(description))
 
 
-def ms_per_frame(score: Callable[[], object], n_frames: int, repeats: int = 5) -> float:
-    """The best of some times."""
+def measure_ms_per_frame(score: Callable[[], object], n_frames: int, repeats: int = 5) -> float:
+    """The shortest of several runs."""
     times = []
     for _ in range(repeats):
-        started = time.perf_counter()
+        start = time.perf_counter()
         score()
-        times.append(time.perf_counter() - started)
+        times.append(time.perf_counter() - start)
     return 1000 * min(times) / n_frames
 
 
-def ssim_beside_scikit_image() -> dict[str, float]:
-    """Whole frames and boxes of one clip, drawn in its boxes; on one core."""
+def compare_ssim_with_scikit_image() -> dict[str, float]:
+    """SSIM of the frames and boxes of one clip that was re-drawn in its boxes; on one core."""
     cv2.setNumThreads(1)
-    truth = made_frames(0, 24)
-    drawn = truth.copy()
+    truth = make_frames(0, 24)
+    generated = truth.copy()
     x0, y0, x1, y1 = BOX
-    drawn[:, y0:y1, x0:x1] = np.roll(truth, 1, axis=0)[:, y0:y1, x0:x1]
+    generated[:, y0:y1, x0:x1] = np.roll(truth, 1, axis=0)[:, y0:y1, x0:x1]
     settings: dict[str, Any] = {
         "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255,
         "channel_axis": -1,
@@ -154,16 +154,16 @@ def ssim_beside_scikit_image() -> dict[str, float]:
     cut = np.s_[y0:y1, x0:x1]
 
     def theirs() -> NDArray[np.float64]:
-        pairs = list(zip(drawn, truth, strict=True))
+        pairs = list(zip(generated, truth, strict=True))
         whole = [structural_similarity(a, b, **settings) for a, b in pairs]
         return np.array([whole, [structural_similarity(a[cut], b[cut], **settings) for a, b in pairs]])
 
     def ours() -> NDArray[np.float64]:
-        return np.array(ssim_by_frame(drawn, truth, np.tile(BOX, (len(truth), 1))))
+        return np.array(ssim_by_frame(generated, truth, np.tile(BOX, (len(truth), 1))))
 
     return {
-        "ours_ms": ms_per_frame(ours, len(truth)),
-        "scikit_image_ms": ms_per_frame(theirs, len(truth)),
+        "ours_ms": measure_ms_per_frame(ours, len(truth)),
+        "scikit_image_ms": measure_ms_per_frame(theirs, len(truth)),
         "greatest_difference": float(np.abs(ours() - theirs()).max()),
     }
 
@@ -173,40 +173,40 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--clips", type=int, default=820)
-    parser.add_argument("--frames", type=int, default=64, help="of each clip")
+    parser.add_argument("--frames", type=int, default=64, help="frames of each clip")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--small", action="store_true", help="4 clips of 8 frames")
-    parser.add_argument("--json", type=Path, help="file for the figures")
-    asked = parser.parse_args()
-    n_clips, n_frames = (4, 8) if asked.small else (asked.clips, asked.frames)
+    parser.add_argument("--json", type=Path, help="file for the results")
+    args = parser.parse_args()
+    n_clips, n_frames = (4, 8) if args.small else (args.clips, args.frames)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         write_shards(folder / "shards", n_clips, n_frames)
         for audio in ("own", "swapped"):
             write_samples(folder / audio, folder / "shards", audio, n_frames)
         generated = ["--generated", str(folder / "own"), "--generated", str(folder / "swapped")]
-        words = ["--shards", str(folder / "shards"), "-o", str(folder / "out"), "--no-landmarks"]
-        used = pipeline("evaluate", *words, *generated, "--workers", str(asked.workers))
-        again = pipeline("evaluate", *words, *generated, "--workers", str(asked.workers))
-    ssim = ssim_beside_scikit_image()
-    figures = {
+        arguments = ["--shards", str(folder / "shards"), "-o", str(folder / "out"), "--no-landmarks"]
+        first = pipeline("evaluate", *arguments, *generated, "--workers", str(args.workers))
+        again = pipeline("evaluate", *arguments, *generated, "--workers", str(args.workers))
+    ssim = compare_ssim_with_scikit_image()
+    results = {
         "clips": n_clips,
         "frames": n_clips * n_frames,
-        "wall_seconds": used.wall_seconds,
-        "cpu_seconds": used.cpu_seconds,
+        "wall_seconds": first.wall_seconds,
+        "cpu_seconds": first.cpu_seconds,
         "wall_seconds_again": again.wall_seconds,
         "ssim": ssim,
     }
-    rows = len(used.answer["metrics"])
-    print(f"{n_clips} clips, {n_clips * n_frames} frames, {rows} rows, {asked.workers} workers: "
-          f"{used.wall_seconds:.1f} s, {used.cpu_seconds:.1f} CPU s; {used.peaks()}")  # fmt: skip
+    rows = len(first.answer["metrics"])
+    print(f"{n_clips} clips, {n_clips * n_frames} frames, {rows} rows, {args.workers} workers: "
+          f"{first.wall_seconds:.1f} s, {first.cpu_seconds:.1f} CPU s; {first.peaks()}")  # fmt: skip
     print(f"again, with nothing to measure: {again.wall_seconds:.1f} s")
     print(
         f"SSIM of a frame and its box: {ssim['ours_ms']:.2f} ms, "
         f"scikit-image {ssim['scikit_image_ms']:.2f} ms; at most {ssim['greatest_difference']:.0e} apart"
     )
-    if asked.json:
-        asked.json.write_text(json.dumps(figures, indent=1) + "\n")
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from shards.index import (
 from shards.ledger import write_ledger
 from shards.reader import open_dataset
 from shards.resident import build_clip_table, split_held_out
-from shards.rng import drawn
+from shards.rng import epoch_order
 from shards.table import ROWS_AT_ONCE, PackedRows, Rows
 from shards.windows import Windows
 
@@ -120,7 +120,7 @@ def main() -> None:
         n = len(table)
         timed(
             f"a batch of {BATCH} out of {n:,} frames",
-            lambda: table.clip_of(drawn(np.arange(n // 2, n // 2 + BATCH), n, seed=0)),
+            lambda: table.clip_of(epoch_order(np.arange(n // 2, n // 2 + BATCH), n, seed=0)),
         )
         _, which = timed("shard of each clip", lambda: dataset.clips.locate_shards(trained))
         windows = timed(f"windows of {WINDOW} shards", lambda: Windows(table, which, WINDOW))

@@ -24,14 +24,14 @@ from shards.schema import VIDEO_FPS
 from stages.align import centred_mean
 from stages.media import weights
 from stages.media.faces import FaceFinder
-from stages.media.video import frames_on_clock, read_on_clock, video_span
+from stages.media.video import count_frames_at_25fps, read_frames_at_25fps, read_video_span
 
 Frames = list[np.ndarray[Any, Any]]
 
 
 def load(path: Path) -> Frames:
-    span = video_span(path)
-    return [frame.image for frame in read_on_clock(path, float(span.start), frames_on_clock(span))]
+    span = read_video_span(path)
+    return [frame.image for frame in read_frames_at_25fps(path, float(span.start), count_frames_at_25fps(span))]
 
 
 def video_mode(model: Path) -> vision.FaceLandmarker:

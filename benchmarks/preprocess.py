@@ -22,7 +22,7 @@ from processes import pin_to_one_core, pipeline, video_files
 
 from stages.media import video, weights
 from stages.media.faces import FaceFinder
-from stages.media.video import read_on_clock, video_span
+from stages.media.video import read_frames_at_25fps, read_video_span
 
 
 def bare_landmarker(files: list[Path], model: Path) -> tuple[int, float]:
@@ -30,9 +30,9 @@ def bare_landmarker(files: list[Path], model: Path) -> tuple[int, float]:
     n_frames, seconds = 0, 0.0
     with FaceFinder(model, max_faces=1) as find:
         for path in files:
-            span = video_span(path)
-            n = video.frames_on_clock(span)
-            images = [find.image(frame.image) for frame in read_on_clock(path, float(span.start), n)]
+            span = read_video_span(path)
+            n = video.count_frames_at_25fps(span)
+            images = [find.make_image(frame.image) for frame in read_frames_at_25fps(path, float(span.start), n)]
             started = time.process_time()
             for image in images:
                 find.landmarker.detect(image)

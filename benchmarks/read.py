@@ -41,7 +41,6 @@ import torch
 
 from model.audio import SILENCE_DB, AudioParams
 from model.batch import FrameParams, select_batch
-from shards.address import open_storage
 from shards.cache import open_shard_store
 from shards.checksum import file_sha256
 from shards.codec import CODECS, Codec, decode_frame, encode_frame, write_frames
@@ -59,7 +58,7 @@ from shards.ledger import write_ledger
 from shards.reader import Dataset, open_dataset, read_clip, read_members
 from shards.resident import build_clip_table, load_resident
 from shards.schema import MELS_PER_FRAME, SCHEMA_VERSION, ClipSample
-from shards.storage import Storage
+from shards.storage import Storage, open_storage
 from shards.streaming import Cached, Decoder, Windowed
 from shards.writer import PackedClip, shard_name, write_tar
 
@@ -394,7 +393,7 @@ def measure(asked: argparse.Namespace, folder: Path, server: str | None) -> list
         if server is not None:
             remote = open_storage(f"s3://{server}/{codec}")
             for path in dataset.folder.iterdir():
-                remote.put(path, path.name, sha256=file_sha256(path))
+                remote.upload(path, path.name, sha256=file_sha256(path))
         blobs = [record["target"] for record in itertools.islice(records(dataset), 600)]
         sample_bytes = 3 * statistics.mean(map(len, blobs))
         n_samples = asked.batches * BATCH

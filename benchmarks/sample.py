@@ -31,17 +31,17 @@ from torch import Tensor
 from model.audio import SILENCE_DB
 from model.batch import boxes_to_masks, to_float, to_pixels
 from model.checkpoint import load_network
-from model.denoiser import embedded, estimate_y_0
+from model.denoiser import embed_noise_level, estimate_y_0
 from model.execution import Execution, select_device
 from model.recipe import PRESETS, Recipe, build_recipe
-from model.unet import UNet, parameter_count
+from model.unet import UNet, count_parameters
 from sampler.params import SampleParams
 from sampler.rollout import ClipRequest, CropFrame, FrameGenerator
 from sampler.steps import KnownPixels, levels, sample
 from shards.reader import open_dataset, read_clip
 from shards.schema import MELS_PER_FRAME
 from stages.evaluate.metrics.mouth import correlation, openings
-from stages.evaluate.metrics.pixels import decibels, squared_errors
+from stages.evaluate.metrics.pixels import compute_psnr, squared_errors
 from stages.evaluate.mouths import find_mouths
 from stages.media import weights
 from stages.media.faces import FaceFinder
@@ -151,7 +151,7 @@ def papers_way(network: UNet, recipe: Recipe, device: torch.device, *, steps: in
             beside.append(mask)
 
         def denoise(y: Tensor, gamma: Tensor) -> Tensor:
-            said = network(torch.cat([y, *beside], dim=1), embedded(gamma, recipe.noise.embedding), mels)
+            said = network(torch.cat([y, *beside], dim=1), embed_noise_level(gamma, recipe.noise.embedding), mels)
             return estimate_y_0(y, said, gamma, recipe.noise.target).clamp(-1, 1)
 
         image = sample(
@@ -205,7 +205,7 @@ def quality(
             psnr, keeping_time = [], []
             for pair, frames in drawn(generator, dataset, pairs, slots=len(pairs), told=lambda _: None):
                 truth = truths[pair.clip_id]
-                psnr.append(decibels(squared_errors(frames, truth.frames, truth.boxes)))
+                psnr.append(compute_psnr(squared_errors(frames, truth.frames, truth.boxes)))
                 keeping_time.append(correlation(openings(find_mouths(frames, find)), opened[pair.clip_id]))
             told[n] = {
                 "masked_psnr_db": float(np.mean(psnr)),
@@ -303,7 +303,7 @@ def main() -> None:
         if device.type == "cuda"
         else f"CPU, {torch.get_num_threads()} threads"
     )
-    drawn_by = f"{asked.run or asked.preset}, {parameter_count(network):,} parameters"
+    drawn_by = f"{asked.run or asked.preset}, {count_parameters(network):,} parameters"
     print(f"{name}, PyTorch {torch.__version__}, {drawn_by}")
     seen: dict[int, dict[str, float]] = {}
     if asked.run and asked.shards and asked.only != "speed":

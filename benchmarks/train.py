@@ -53,7 +53,7 @@ from model.denoiser import add_noise, gammas
 from model.epochs import EpochCounter, batches
 from model.execution import Execution, Ranks, joined
 from model.recipe import PAPER_FRAMES, PAPER_OPTIM, PRESETS, ModelError, OptimParams, Recipe, build_recipe
-from model.unet import UNet, UNetParams, parameter_count
+from model.unet import UNet, UNetParams, count_parameters
 from shards.frames import ClipTable
 from shards.resident import Resident
 from shards.schema import MELS_PER_FRAME
@@ -219,7 +219,7 @@ def our_way(
 ) -> Speed:
     """The loop starts its clock after compiling, and stops it when the GPU is done: its figures stand."""
     start_afresh(ranks.device)
-    state = loop.new_state(recipe, ranks.device)
+    state = loop.create_state(recipe, ranks.device)
     with changed(state), tempfile.TemporaryDirectory() as folder:
         inputs = (state, data, recipe, machine, ranks, Path(folder))
         warm = train_on(*inputs, steps_per_line=WARM_UP_STEPS, lines=2)[-1]
@@ -440,7 +440,7 @@ def profiled(
     """Kernels of five steps of our way, the dearest first; the share of each kind in them."""
     on_gpu = ranks.device.type == "cuda"
     start_afresh(ranks.device)
-    state = loop.new_state(recipe, ranks.device)
+    state = loop.create_state(recipe, ranks.device)
     found: list[Any] = []
     update_ema = loop.update_ema
     with (
@@ -602,7 +602,7 @@ def measured(
     name, gflop = device_name(device), forward_gflop(recipe.network)
     peak = PEAK_TFLOPS.get(name)
     with torch.device("meta"):
-        n_parameters = parameter_count(UNet(recipe.network))
+        n_parameters = count_parameters(UNet(recipe.network))
     print(
         f"{name}, PyTorch {torch.__version__}, {asked.preset}: "
         f"{n_parameters:,} parameters, {gflop:.4g} GFLOP per forward pass of a frame"

@@ -1,1 +1,1 @@
-"""The audio-conditioned denoiser. Knows tensors and noise levels; nothing of files, frames or steps."""
+"""The audio-conditioned denoising network and its training, in PyTorch."""

@@ -1,4 +1,4 @@
-"""The pieces of the U-Net: residual blocks with two FiLM branches (paper eq. 7), attention, embeddings."""
+"""The building blocks of the U-Net: residual blocks with two FiLM branches (paper eq. 7), and attention."""
 
 from __future__ import annotations
 
@@ -9,59 +9,41 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.rng import kept, salt_of
+from model.dropout import Dropout
 
 GROUPS = 32
 HEAD_CHANNELS = 64
 Resample = Literal["none", "down", "up"]
 
 
-def zeroed(module: nn.Module) -> None:
-    """Set a module's weights to zero: a branch that ends in it starts as if it were not there.
+def zero_parameters(module: nn.Module) -> None:
+    """Set the parameters of a module to zero: a branch that ends in it contributes nothing at the start.
 
-    The authors' code sets these zeros and then draws them anew; here they stay.
+    The authors' code sets these zeros and then overwrites them with random weights; here they stay.
     """
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
 
 
-def sinusoid(values: Tensor, channels: int, max_period: float = 1e4) -> Tensor:
-    """Cosines, then sines, of each value at geometric frequencies: (B,) -> (B, channels)."""
+def embed_sinusoidal(values: Tensor, channels: int, max_period: float = 1e4) -> Tensor:
+    """Cosines, then sines, of each value at geometrically spaced frequencies: (B,) -> (B, channels)."""
     half = channels // 2
     ramp = torch.arange(half, dtype=torch.float32, device=values.device) / half
     angles = values[:, None].float() * torch.exp(-math.log(max_period) * ramp)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
-def film(h: Tensor, scale_shift: Tensor) -> Tensor:
+def apply_film(h: Tensor, scale_shift: Tensor) -> Tensor:
     """h -> h * (1 + scale) + shift, the same at every pixel: (B, C, H, W), (B or 1, 2C) -> (B, C, H, W)."""
     scale, shift = scale_shift[:, :, None, None].chunk(2, dim=1)
     return h * (1 + scale) + shift
 
 
-class Dropout(nn.Module):
-    """Zeroes a share of the values, chosen by each sample's key: alike in every batch, on every rank."""
-
-    def __init__(self, share: float, *, salt: int) -> None:
-        super().__init__()
-        self.share = share
-        self.salt = salt_of(salt)
-
-    def forward(self, h: Tensor, words: Tensor | None) -> Tensor:
-        """(B, C, H, W), the samples' keys (B,) int32, none when not training -> (B, C, H, W)."""
-        if words is None or not self.share:
-            return h
-        channels, height, width = h.shape[1:]
-        survives = kept(words, self.salt, (height, width, channels), 1 - self.share)
-        # laid out as the features are, channels last
-        return torch.where(survives.permute(0, 3, 1, 2), h / (1 - self.share), 0.0)
-
-
 class ResidualBlock(nn.Module):
-    """Two convolutions with FiLM by noise level first and audio second between them.
+    """Two convolutions; between them FiLM by the noise level first, by the audio second.
 
-    Eq. 7 as the authors' code means it: ``(GN(h) (1 + t_s) + t_b) (1 + z_s) + z_b``; as printed it lacks
-    the ones and closes its brackets elsewhere. Resampling happens inside, in both branches.
+    Eq. 7 as the authors' code implements it: ``(GN(h) (1 + t_s) + t_b) (1 + z_s) + z_b``; as printed it lacks
+    the ones and has its brackets elsewhere. Both branches are resampled inside the block.
     """
 
     def __init__(
@@ -78,25 +60,25 @@ class ResidualBlock(nn.Module):
         self.norm_in = nn.GroupNorm(GROUPS, channels)
         self.conv_in = nn.Conv2d(channels, out_channels, 3, padding=1)
         self.norm_out = nn.GroupNorm(GROUPS, out_channels)
-        # scale and shift; their inputs are the same for all blocks, and a sampler has them ahead of time
+        # scale and shift; their inputs are the same for all blocks, so a sampler computes them ahead of time
         self.by_noise = nn.Linear(embedding, 2 * out_channels)
         self.by_audio = nn.Linear(embedding, 2 * out_channels)
         self.dropout = dropout
         self.conv_out = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        zeroed(self.conv_out)
+        zero_parameters(self.conv_out)
         self.skip = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
 
-    def forward(self, x: Tensor, noise: Tensor, audio: Tensor, words: Tensor | None = None) -> Tensor:
-        """(B, C, H, W), scales and shifts (B, 2C') of ``by_noise`` and ``by_audio``, dropout's keys (B,)
-        -> (B, C', H', W').
-        """
-        h = self.conv_in(self._resized(F.silu(self.norm_in(x))))
-        h = film(film(self.norm_out(h), noise), audio)
-        h = self.conv_out(self.dropout(F.silu(h), words))
-        summed: Tensor = self.skip(self._resized(x)) + h
-        return summed
+    def forward(
+        self, x: Tensor, noise_film: Tensor, audio_film: Tensor, dropout_keys: Tensor | None = None
+    ) -> Tensor:
+        """(B, C, H, W), the films of ``by_noise`` and ``by_audio`` (B, 2C'), keys (B,) -> (B, C', H', W')."""
+        h = self.conv_in(self._resize(F.silu(self.norm_in(x))))
+        h = apply_film(apply_film(self.norm_out(h), noise_film), audio_film)
+        h = self.conv_out(self.dropout(F.silu(h), dropout_keys))
+        result: Tensor = self.skip(self._resize(x)) + h
+        return result
 
-    def _resized(self, x: Tensor) -> Tensor:
+    def _resize(self, x: Tensor) -> Tensor:
         if self.resample == "down":
             halved: Tensor = F.avg_pool2d(x, 2)
             return halved
@@ -115,13 +97,13 @@ class Attention(nn.Module):
         self.norm = nn.GroupNorm(GROUPS, channels)
         self.to_qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = nn.Conv2d(channels, channels, 1)
-        zeroed(self.out)
+        zero_parameters(self.out)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> the same."""
+        """(B, C, H, W) -> the same shape."""
         b, c, h, w = x.shape
         qkv = self.to_qkv(self.norm(x)).reshape(b, 3, self.heads, c // self.heads, h * w)
         q, k, v = qkv.transpose(-1, -2).unbind(dim=1)  # (B, heads, HW, C / heads) each
-        mixed = F.scaled_dot_product_attention(q, k, v)
-        summed: Tensor = x + self.out(mixed.transpose(-1, -2).reshape(b, c, h, w))
-        return summed
+        attended = F.scaled_dot_product_attention(q, k, v)
+        result: Tensor = x + self.out(attended.transpose(-1, -2).reshape(b, c, h, w))
+        return result

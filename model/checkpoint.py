@@ -1,12 +1,13 @@
-"""What a resumed run needs, kept without pickles: safetensors beside a json; a folder is whole or absent.
+"""Checkpoints: everything that a resumed run needs, as safetensors and JSON, without pickles.
 
     runs/NAME/checkpoints/step-00001000/
         weights.safetensors    the network that is trained
-        ema.safetensors        the average that a sampler uses
+        ema.safetensors        the moving average of the weights, which sampling uses
         optimizer.safetensors  AdamW's two moments and step, by parameter
-        state.json             step, frames drawn, held-out loss, recipe, digest of the dataset
+        state.json             step, position in the epoch order, held-out loss, recipe, digest of the dataset
 
-There is no generator to keep: chance is a function of (seed, frames drawn), see ``model.rng``.
+A checkpoint's folder appears when it is complete. No generator state is saved: random numbers are a function
+of (seed, position), see ``shards.rng``.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from model.recipe import ModelError, Recipe, differences, recipe_from_dict
+from model.recipe import ModelError, Recipe, compare_recipes, recipe_from_dict
 from model.unet import UNet
 from shards.atomic import PARTIAL_SUFFIX
 
@@ -39,13 +40,13 @@ MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 @dataclass
 class TrainState:
-    """A run at one moment."""
+    """A run at one moment: everything that training changes."""
 
     network: UNet
     ema: UNet
     optimizer: torch.optim.AdamW
     step: int = 0
-    drawn: int = 0  # frames, over all ranks and epochs: the place in the order of ``shards.rng``
+    position: int = 0  # frames trained on, over all ranks and epochs: the next position of the epoch order
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,82 +55,84 @@ class Checkpoint:
 
     path: Path
     step: int
-    drawn: int
-    held_out: float | None
+    position: int
+    held_out_loss: float | None  # None: not measured at this step
     recipe: Recipe
     digest: str
 
 
-def listed(run: Path) -> list[Checkpoint]:
-    """Checkpoints of a run, oldest first. Raises ModelError for one that cannot be read."""
+def list_checkpoints(run: Path) -> list[Checkpoint]:
+    """The checkpoints of a run, oldest first. Raises ModelError for one that cannot be read."""
     return [_read_state(path) for path in sorted((run / CHECKPOINTS).glob("step-*"))]
 
 
-def find_best(saved: list[Checkpoint]) -> Checkpoint | None:
-    """The one with the lowest held-out loss; the newest when none was measured."""
-    measured = [item for item in saved if item.held_out is not None]
+def find_best(checkpoints: list[Checkpoint]) -> Checkpoint | None:
+    """The one with the lowest held-out loss; the newest if none was measured."""
+    measured = [item for item in checkpoints if item.held_out_loss is not None]
     if measured:
-        return min(measured, key=lambda item: item.held_out or 0.0)
-    return saved[-1] if saved else None
+        return min(measured, key=lambda item: item.held_out_loss or 0.0)
+    return checkpoints[-1] if checkpoints else None
 
 
-def save(state: TrainState, run: Path, recipe: Recipe, digest: str, held_out: float | None) -> Checkpoint:
-    """Write a checkpoint; it appears when it is whole. One that is there already is replaced."""
+def save_checkpoint(
+    state: TrainState, run: Path, recipe: Recipe, digest: str, held_out_loss: float | None
+) -> Checkpoint:
+    """Write a checkpoint, which appears when it is complete. Replaces one of the same step."""
     path = run / CHECKPOINTS / f"step-{state.step:08d}"
     partial = path.with_name(f".{path.name}{PARTIAL_SUFFIX}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    # A file of weights alone is enough to build the network again.
-    described = {"redub": json.dumps({"format": FORMAT, "recipe": asdict(recipe), "step": state.step})}
-    save_file(_tensors(state.network), partial / WEIGHTS, described)
-    save_file(_tensors(state.ema), partial / EMA, described)
-    save_file(_moments(state), partial / OPTIMIZER)
-    story = {
+    # A file of weights alone is enough to rebuild the network.
+    metadata = {"redub": json.dumps({"format": FORMAT, "recipe": asdict(recipe), "step": state.step})}
+    save_file(_get_tensors(state.network), partial / WEIGHTS, metadata)
+    save_file(_get_tensors(state.ema), partial / EMA, metadata)
+    save_file(_get_moments(state), partial / OPTIMIZER)
+    content = {
         "format": FORMAT,
         "step": state.step,
-        "drawn": state.drawn,
-        "held_out": held_out,
+        "drawn": state.position,
+        "held_out": held_out_loss,
         "digest": digest,
         "recipe": asdict(recipe),
     }
-    (partial / STATE).write_text(json.dumps(story, indent=1) + "\n")
+    (partial / STATE).write_text(json.dumps(content, indent=1) + "\n")
     for file in partial.iterdir():
-        _flush(file)
+        _sync_to_disk(file)
     shutil.rmtree(path, ignore_errors=True)
     partial.rename(path)
-    _flush(path.parent)
-    return Checkpoint(path, state.step, state.drawn, held_out, recipe, digest)
+    _sync_to_disk(path.parent)
+    return Checkpoint(path, state.step, state.position, held_out_loss, recipe, digest)
 
 
-def prune(run: Path, keep_last: int) -> None:
+def prune_checkpoints(run: Path, keep_last: int) -> None:
     """Remove all but the newest ``keep_last`` checkpoints and the best."""
-    saved = listed(run)
-    best = find_best(saved)
-    for item in saved[:-keep_last]:
+    checkpoints = list_checkpoints(run)
+    best = find_best(checkpoints)
+    for item in checkpoints[:-keep_last]:
         if item != best:
             shutil.rmtree(item.path)
 
 
-def check_same(saved: Checkpoint, recipe: Recipe, digest: str) -> None:
-    """Raise ModelError unless going on from ``saved`` is going on with the same run."""
-    for name, ours, theirs in differences(recipe, saved.recipe):
+def check_resumable(checkpoint: Checkpoint, recipe: Recipe, digest: str) -> None:
+    """Raise ModelError unless ``checkpoint`` is of the same recipe and the same dataset."""
+    for name, new, old in compare_recipes(recipe, checkpoint.recipe):
         raise ModelError(
-            f"{saved.path} was trained with {name} {theirs!r}, not {ours!r}; give this one another --run"
+            f"{checkpoint.path} was trained with {name} {old!r}, not {new!r}; give this one another --run"
         )
-    if saved.digest != digest:
+    if checkpoint.digest != digest:
         raise ModelError(
-            f"{saved.path} was trained on the dataset {saved.digest[:12]}, not {digest[:12]}; "
+            f"{checkpoint.path} was trained on the dataset {checkpoint.digest[:12]}, not {digest[:12]}; "
             f"give this one another --run"
         )
 
 
-def load_into(state: TrainState, saved: Checkpoint) -> None:
-    """Make ``state`` what it was when ``saved`` was written. Raises ModelError when a file is not whole."""
-    _fill(state.network, saved.path / WEIGHTS)
-    _fill(state.ema, saved.path / EMA)
-    parameters = dict(state.network.named_parameters()) if saved.step else {}
-    moments = _read_fitting(
-        saved.path / OPTIMIZER,
+def restore_state(state: TrainState, checkpoint: Checkpoint) -> None:
+    """Set ``state`` to what it was when ``checkpoint`` was written. Raises ModelError for a damaged file."""
+    _load_weights(state.network, checkpoint.path / WEIGHTS)
+    _load_weights(state.ema, checkpoint.path / EMA)
+    parameters = dict(state.network.named_parameters()) if checkpoint.step else {}
+    moments = _read_tensors(
+        checkpoint.path / OPTIMIZER,
         {
             f"{name}.{moment}": () if moment == "step" else tuple(parameter.shape)
             for name, parameter in parameters.items()
@@ -137,43 +140,44 @@ def load_into(state: TrainState, saved: Checkpoint) -> None:
         },
     )
     for name, parameter in parameters.items():
-        kept: dict[str, Tensor] = {}
+        parameter_state: dict[str, Tensor] = {}
         for moment in MOMENTS:
             value = moments[f"{name}.{moment}"]
             like = parameter if value.dim() else value.to(parameter.device)
-            # in the parameter's memory layout, as AdamW itself would have made it
-            kept[moment] = torch.empty_like(like, dtype=value.dtype).copy_(value)
-        state.optimizer.state[parameter] = kept
-    state.step, state.drawn = saved.step, saved.drawn
+            # in the memory layout of the parameter, as AdamW itself allocates it
+            parameter_state[moment] = torch.empty_like(like, dtype=value.dtype).copy_(value)
+        state.optimizer.state[parameter] = parameter_state
+    state.step, state.position = checkpoint.step, checkpoint.position
 
 
-def pick(place: Path, *, which: Literal["best", "newest"] = "best") -> Checkpoint:
-    """The checkpoint to use of a run, or the one that ``place`` itself is. Raises ModelError without any."""
-    if (place / STATE).is_file():
-        return _read_state(place)
-    saved = listed(place)
-    chosen = find_best(saved) if which == "best" else (saved[-1] if saved else None)
-    if chosen is None:
-        raise ModelError(f"{place}: no checkpoint here; `pipeline train --run {place}` makes one")
-    return chosen
+def find_checkpoint(path: Path, *, which: Literal["best", "newest"] = "best") -> Checkpoint:
+    """A checkpoint in ``path``, or ``path`` itself if it is one. Raises ModelError if there is none."""
+    if (path / STATE).is_file():
+        return _read_state(path)
+    checkpoints = list_checkpoints(path)
+    newest = checkpoints[-1] if checkpoints else None
+    checkpoint = find_best(checkpoints) if which == "best" else newest
+    if checkpoint is None:
+        raise ModelError(f"{path}: no checkpoint here; `pipeline train --run {path}` makes one")
+    return checkpoint
 
 
 def load_network(
-    place: Path, *, weights: Literal["ema", "trained"] = "ema", which: Literal["best", "newest"] = "best"
+    path: Path, *, weights: Literal["ema", "trained"] = "ema", which: Literal["best", "newest"] = "best"
 ) -> tuple[UNet, Checkpoint]:
-    """The network of a run's folder, or of one checkpoint, on the CPU, ready to sample. Raises ModelError."""
-    chosen = pick(place, which=which)
-    with torch.device("meta"):  # draws no first weights, which would move the caller's generator
-        network = UNet(chosen.recipe.network)
-    _fill(network, chosen.path / (EMA if weights == "ema" else WEIGHTS), assign=True)
-    return network.eval(), chosen
+    """The network of a run, or of one checkpoint, on the CPU in evaluation mode. Raises ModelError."""
+    checkpoint = find_checkpoint(path, which=which)
+    with torch.device("meta"):  # without initial weights, which would advance the caller's generator
+        network = UNet(checkpoint.recipe.network)
+    _load_weights(network, checkpoint.path / (EMA if weights == "ema" else WEIGHTS), assign=True)
+    return network.eval(), checkpoint
 
 
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
+def _get_tensors(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
 
 
-def _moments(state: TrainState) -> dict[str, Tensor]:
+def _get_moments(state: TrainState) -> dict[str, Tensor]:
     return {
         f"{name}.{moment}": state.optimizer.state[parameter][moment].detach().cpu().contiguous()
         for name, parameter in state.network.named_parameters()
@@ -182,56 +186,56 @@ def _moments(state: TrainState) -> dict[str, Tensor]:
     }
 
 
-def _fill(module: nn.Module, path: Path, *, assign: bool = False) -> None:
-    wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    module.load_state_dict(_read_fitting(path, wanted), assign=assign)
+def _load_weights(module: nn.Module, path: Path, *, assign: bool = False) -> None:
+    shapes = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    module.load_state_dict(_read_tensors(path, shapes), assign=assign)
 
 
-def _read_fitting(path: Path, wanted: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Tensors of these names and shapes, no more and no fewer."""
-    tensors = _read_tensors(path)
-    found = {name: tuple(value.shape) for name, value in tensors.items()}
-    if wanted != found:
-        wrong = sorted(set(wanted.items()) ^ set(found.items()))
+def _read_tensors(path: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Read tensors and check that their names and shapes are the expected ones."""
+    tensors = _read_safetensors(path)
+    shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+    if shapes != expected:
+        wrong = sorted(set(expected.items()) ^ set(shapes.items()))
         raise ModelError(
             f"{path}: {len(wrong)} tensors do not fit its recipe, e.g. {wrong[0][0]} {wrong[0][1]}"
         )
     return tensors
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except FileNotFoundError as err:
-        raise ModelError(f"{path}: is missing, so this is no whole checkpoint") from err
+        raise ModelError(f"{path}: is missing, so this checkpoint is incomplete") from err
     except (OSError, safetensors.SafetensorError) as err:
-        raise ModelError(f"{path}: not a whole safetensors file ({err})") from err
+        raise ModelError(f"{path}: not a complete safetensors file ({err})") from err
 
 
 def _read_state(path: Path) -> Checkpoint:
     file = path / STATE
     try:
-        story: Mapping[str, Any] = json.loads(file.read_text())
-        if story["format"] != FORMAT:
-            raise ModelError(f"format {story['format']!r}, this redub reads {FORMAT}")
-        held_out = story["held_out"]
+        content: Mapping[str, Any] = json.loads(file.read_text())
+        if content["format"] != FORMAT:
+            raise ModelError(f"format {content['format']!r}, this redub reads {FORMAT}")
+        loss = content["held_out"]
         return Checkpoint(
             path=path,
-            step=int(story["step"]),
-            drawn=int(story["drawn"]),
-            held_out=None if held_out is None or not math.isfinite(held_out) else float(held_out),
-            recipe=recipe_from_dict(story["recipe"]),
-            digest=str(story["digest"]),
+            step=int(content["step"]),
+            position=int(content["drawn"]),
+            held_out_loss=None if loss is None or not math.isfinite(loss) else float(loss),
+            recipe=recipe_from_dict(content["recipe"]),
+            digest=str(content["digest"]),
         )
     except FileNotFoundError as err:
-        raise ModelError(f"{file}: is missing, so {path} is no whole checkpoint") from err
+        raise ModelError(f"{file}: is missing, so {path} is not a complete checkpoint") from err
     except ModelError as err:
         raise ModelError(f"{file}: {err}") from err
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as err:
         raise ModelError(f"{file}: not a checkpoint's state ({type(err).__name__}: {err})") from err
 
 
-def _flush(path: Path) -> None:
+def _sync_to_disk(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,7 +1,7 @@
-"""Noise levels, what the network is asked for, and the loss. Knows gamma; nothing of steps or frames.
+"""Noise schedules, prediction targets and the loss. Knows gamma; knows nothing of steps or frames.
 
 ``gamma`` is the paper's alpha-bar, the share of signal power: y = sqrt(gamma) y_0 + sqrt(1 - gamma) eps
-(eq. 3 and 4). The network is trained on noise levels between the schedule's steps too, so a sampler may
+(eq. 3 and 4). The network is also trained on noise levels between the steps of the schedule, so a sampler may
 take any number of steps.
 """
 
@@ -23,22 +23,22 @@ NoiseEmbedding = Literal["gamma", "log_snr"]
 
 MAX_BETA = 0.999
 COSINE_OFFSET = 0.008
-# log-SNR of the levels trained on lies within +-20; the sinusoids tell values of about 0 to 1000 apart.
+# log-SNR of the training levels is within +-20; sinusoidal embeddings distinguish values of about 0 to 1000.
 LOG_SNR_SCALE = 25.0
 LOG_SNR_LIMIT = 20.0
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class NoiseParams:
-    """The diffusion: which noise levels, which target, how the level is told to the network."""
+    """The diffusion: noise schedule, prediction target, embedding of the noise level."""
 
     schedule: Schedule = "cosine"
     steps: int = Field(default=1000, ge=2)
     beta_start: float = Field(default=1e-6, gt=0, lt=1)  # of the linear schedule
     beta_end: float = Field(default=0.01, gt=0, lt=1)
     target: Target = "epsilon"
-    # The paper's code gives the sinusoids gamma in [0, 1] unscaled: 17 of 64 channels vary, and the two ends
-    # of the schedule look alike. log-SNR spreads them.
+    # The paper's code embeds gamma in [0, 1] unscaled: 17 of 64 channels vary, and the two ends of the
+    # schedule get nearly the same embedding. log-SNR spreads them.
     embedding: NoiseEmbedding = "log_snr"
     # Weight min(SNR, this) / SNR for epsilon (Hang et al. 2023); 0 switches it off.
     min_snr: float = Field(default=0.0, ge=0)
@@ -55,14 +55,14 @@ def betas(params: NoiseParams) -> NDArray[np.float64]:
 
 
 def gammas(params: NoiseParams) -> NDArray[np.float64]:
-    """alpha-bar after each step, (T,), decreasing: the product of 1 - beta."""
+    """alpha-bar after each step, (T,), decreasing: the cumulative product of 1 - beta."""
     return np.asarray(np.cumprod(1 - betas(params)), np.float64)
 
 
-def draw_gamma(table: Tensor, places: Tensor) -> Tensor:
-    """Noise levels to train on, (B,), from places in [0, 1).
+def interpolate_gamma(table: Tensor, places: Tensor) -> Tensor:
+    """Noise levels for training, (B,), from numbers in [0, 1), in the dtype of ``table``.
 
-    Even over the steps t >= 1, and between gamma_t and gamma_{t-1}; of the table's dtype.
+    Uniform over the steps t >= 1, and between gamma_t and gamma_{t-1}.
     """
     t = places * (len(table) - 1)
     step = t.long().clamp(max=len(table) - 2)
@@ -70,54 +70,48 @@ def draw_gamma(table: Tensor, places: Tensor) -> Tensor:
 
 
 def log_snr(gamma: Tensor) -> Tensor:
-    """log(gamma / (1 - gamma)), limited: the same in float32 at both ends of the schedule."""
+    """log(gamma / (1 - gamma)), clamped so that float32 is precise at both ends of the schedule."""
     return torch.logit(gamma.double()).clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT).to(gamma.dtype)
 
 
-def embedded(gamma: Tensor, how: NoiseEmbedding) -> Tensor:
-    """What the network's sinusoids are given for a noise level, (B,)."""
-    return gamma if how == "gamma" else LOG_SNR_SCALE * log_snr(gamma)
+def embed_noise_level(gamma: Tensor, embedding: NoiseEmbedding) -> Tensor:
+    """The number that the network's sinusoidal embedding takes for a noise level, (B,)."""
+    return gamma if embedding == "gamma" else LOG_SNR_SCALE * log_snr(gamma)
 
 
-def _wide(gamma: Tensor) -> Tensor:
+def _to_image_dims(gamma: Tensor) -> Tensor:
+    """(B,) -> (B, 1, 1, 1)."""
     return gamma[:, None, None, None]
 
 
 def add_noise(y_0: Tensor, epsilon: Tensor, gamma: Tensor) -> Tensor:
     """y of eq. 4: (B, C, H, W), (B, C, H, W), (B,) -> (B, C, H, W)."""
-    return _wide(gamma).sqrt() * y_0 + _wide(1 - gamma).sqrt() * epsilon
+    return _to_image_dims(gamma).sqrt() * y_0 + _to_image_dims(1 - gamma).sqrt() * epsilon
 
 
 def training_target(y_0: Tensor, epsilon: Tensor, gamma: Tensor, target: Target) -> Tensor:
     """The noise, or v = sqrt(gamma) eps - sqrt(1 - gamma) y_0 (Salimans & Ho 2022)."""
     if target == "epsilon":
         return epsilon
-    return _wide(gamma).sqrt() * epsilon - _wide(1 - gamma).sqrt() * y_0
+    return _to_image_dims(gamma).sqrt() * epsilon - _to_image_dims(1 - gamma).sqrt() * y_0
 
 
-def estimate_y_0(y: Tensor, said: Tensor, gamma: Tensor, target: Target) -> Tensor:
-    """The clean image that the network's answer means."""
+def estimate_y_0(y: Tensor, prediction: Tensor, gamma: Tensor, target: Target) -> Tensor:
+    """The clean image that follows from the network's prediction."""
     if target == "epsilon":
-        return (y - _wide(1 - gamma).sqrt() * said) / _wide(gamma).sqrt()
-    return _wide(gamma).sqrt() * y - _wide(1 - gamma).sqrt() * said
+        return (y - _to_image_dims(1 - gamma).sqrt() * prediction) / _to_image_dims(gamma).sqrt()
+    return _to_image_dims(gamma).sqrt() * y - _to_image_dims(1 - gamma).sqrt() * prediction
 
 
-def epsilon_of(y: Tensor, said: Tensor, gamma: Tensor, target: Target) -> Tensor:
-    """The noise that the network's answer means."""
-    if target == "epsilon":
-        return said
-    return _wide(gamma).sqrt() * said + _wide(1 - gamma).sqrt() * y
-
-
-def masked_loss(said: Tensor, wanted: Tensor, mask: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Mean square over the mask's pixels alone, per sample: (B, C, H, W), the same, (B, 1, H, W) -> (B,).
+def masked_loss(prediction: Tensor, target: Tensor, mask: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean square over the pixels of the mask, per sample: (B, C, H, W), the same, (B, 1, H, W) -> (B,).
 
     The authors' code divides by all pixels, so its loss and its gradient grow with the mask. ``weight``
-    (B, 1, H, W) counts some pixels more; it is divided by as well.
+    (B, 1, H, W) makes some pixels count more; the mean is divided by it as well.
     """
-    counted = mask if weight is None else mask * weight
-    area = counted.sum(dim=(1, 2, 3)) * said.shape[1]
-    return (counted * (said - wanted).square()).sum(dim=(1, 2, 3)) / area.clamp(min=1)
+    weighted_mask = mask if weight is None else mask * weight
+    area = weighted_mask.sum(dim=(1, 2, 3)) * prediction.shape[1]
+    return (weighted_mask * (prediction - target).square()).sum(dim=(1, 2, 3)) / area.clamp(min=1)
 
 
 def snr_weight(gamma: Tensor, params: NoiseParams) -> Tensor:
@@ -125,5 +119,5 @@ def snr_weight(gamma: Tensor, params: NoiseParams) -> Tensor:
     if not params.min_snr:
         return torch.ones_like(gamma)
     snr = gamma / (1 - gamma)
-    limited = snr.clamp(max=params.min_snr)
-    return limited / snr if params.target == "epsilon" else limited / (snr + 1)
+    clamped = snr.clamp(max=params.min_snr)
+    return clamped / snr if params.target == "epsilon" else clamped / (snr + 1)

@@ -1,4 +1,4 @@
-"""One rank's examples, step after step, from any place on; and the proof that each frame came once."""
+"""The batches of one rank from any position on, and a count of how often each frame was used."""
 
 from __future__ import annotations
 
@@ -10,69 +10,70 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model.batch import Batch, draw, select_batch
+from model.batch import Batch, make_batch, select_batch
 from model.denoiser import gammas
 from model.execution import Execution, Ranks
 from model.recipe import Recipe
-from model.rng import Purpose
 from shards.frames import BatchIndex, FrameSource
-from shards.rng import derive_key
+from shards.rng import Purpose, derive_key
 
-AT_ONCE = 2**20  # frames counted at a time
+FRAMES_PER_CHUNK = 2**20  # counted at a time
 
 
 @dataclass
 class EpochCounter:
-    """How often each frame was drawn, by epoch: the proof that an epoch held each of them once."""
+    """How often each frame was used, by epoch: shows that an epoch contained each frame once."""
 
     n_frames: int
     counts: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
 
-    def add(self, positions: NDArray[np.int64], index: NDArray[np.int64]) -> None:
+    def add(self, positions: NDArray[np.int64], frames: NDArray[np.int64]) -> None:
+        """Count frames, (B,), used at these positions, (B,)."""
         epochs = positions // self.n_frames
         for epoch in np.unique(epochs):
             counts = self.counts.setdefault(int(epoch), np.zeros(self.n_frames, np.uint8))
-            np.add.at(counts, index[epochs == epoch], 1)
+            np.add.at(counts, frames[epochs == epoch], 1)
 
-    def close(self, epoch: int, ranks: Ranks) -> str:
-        """One sentence on a finished epoch. Every rank must ask."""
-        own = self.counts.pop(epoch, np.zeros(self.n_frames, np.uint8))
-        drawn = repeated = missing = 0
-        for start in range(0, self.n_frames, AT_ONCE):
-            counts = ranks.total(torch.from_numpy(own[start : start + AT_ONCE].astype(np.int32)))
-            drawn += int(counts.sum())
-            repeated += int((counts > 1).sum())
-            missing += int((counts == 0).sum())
-        return f"epoch {epoch}: {drawn} frames drawn, {repeated} repeated, {missing} missing"
+    def summarize_epoch(self, epoch: int, ranks: Ranks) -> str:
+        """One line on a finished epoch, whose counts are then deleted. Collective: call it on every rank."""
+        own_counts = self.counts.pop(epoch, np.zeros(self.n_frames, np.uint8))
+        n_total = n_repeated = n_missing = 0
+        for start in range(0, self.n_frames, FRAMES_PER_CHUNK):
+            chunk = own_counts[start : start + FRAMES_PER_CHUNK]
+            counts = ranks.sum(torch.from_numpy(chunk.astype(np.int32)))
+            n_total += int(counts.sum())
+            n_repeated += int((counts > 1).sum())
+            n_missing += int((counts == 0).sum())
+        return f"epoch {epoch}: {n_total} frames drawn, {n_repeated} repeated, {n_missing} missing"
 
 
-def dealt(start: int, batch: int, micro: int, rank: int, world: int) -> Iterator[NDArray[np.int64]]:
-    """A rank's positions from ``start`` on, a micro-batch at a time: its share of each batch, without end."""
+def split_positions(start: int, batch: int, micro: int, rank: int, world: int) -> Iterator[NDArray[np.int64]]:
+    """A rank's positions from ``start`` on, one micro-batch at a time: its share of each batch, endlessly."""
     share = batch // world
     for first in itertools.count(start + rank * share, batch):
         for k in range(first, first + share, micro):
             yield np.arange(k, k + micro)
 
 
-def batches(
+def load_batches(
     data: FrameSource,
     recipe: Recipe,
     ranks: Ranks,
-    machine: Execution,
+    execution: Execution,
     start: int,
-    tally: EpochCounter,
+    counter: EpochCounter,
     *,
-    ahead: bool = True,
+    prefetch: bool = True,
 ) -> Iterator[list[Batch]]:
-    """This rank's examples of one step after another, in micro-batches, from position ``start`` on."""
-    share = recipe.batch // ranks.world
-    micro = machine.frames_at_once(recipe, ranks.world)
+    """This rank's micro-batches of one step after another, from position ``start`` on, endlessly."""
+    micro = execution.choose_micro_batch(recipe, ranks.world)
+    n_micro_batches = recipe.batch // ranks.world // micro
     table = torch.from_numpy(gammas(recipe.noise))
-    order = derive_key(recipe.seed, Purpose.ORDER)
+    order_seed = derive_key(recipe.seed, Purpose.ORDER)
 
-    def wanted() -> Iterator[BatchIndex]:
-        for positions in dealt(start, recipe.batch, micro, ranks.rank, ranks.world):
-            target = data.order(positions, seed=order)
+    def select_batches() -> Iterator[BatchIndex]:
+        for positions in split_positions(start, recipe.batch, micro, ranks.rank, ranks.world):
+            target = data.order(positions, seed=order_seed)
             yield select_batch(
                 data.clips,
                 target,
@@ -82,17 +83,20 @@ def batches(
                 audio=recipe.network.audio,
             )
 
-    found = data.ahead(wanted(), seed=order) if ahead else map(data.seen, wanted())
+    indices = select_batches()
+    raw_batches = data.ahead(indices, seed=order_seed) if prefetch else map(data.seen, indices)
     while True:
-        step = list(itertools.islice(found, share // micro))
-        for seen in step:
-            tally.add(seen.wanted.positions, seen.wanted.target)
-        yield [draw(seen, seed=recipe.seed, frames=recipe.frames, table=table) for seen in step]
+        step = list(itertools.islice(raw_batches, n_micro_batches))
+        for raw in step:
+            counter.add(raw.wanted.positions, raw.wanted.target)
+        yield [make_batch(raw, seed=recipe.seed, frames=recipe.frames, table=table) for raw in step]
 
 
-def recount(data: FrameSource, tally: EpochCounter, reached: int, recipe: Recipe, ranks: Ranks) -> None:
-    """Count what this epoch held before a resume; the first rank does it for all."""
+def count_resumed_epoch(
+    data: FrameSource, counter: EpochCounter, position: int, recipe: Recipe, ranks: Ranks
+) -> None:
+    """Count the frames of the current epoch before ``position``, where a run resumes. First rank only."""
     if ranks.is_first:
-        for start in range(reached - reached % len(data), reached, AT_ONCE):
-            positions = np.arange(start, min(start + AT_ONCE, reached))
-            tally.add(positions, data.order(positions, seed=derive_key(recipe.seed, Purpose.ORDER)))
+        for start in range(position - position % len(data), position, FRAMES_PER_CHUNK):
+            positions = np.arange(start, min(start + FRAMES_PER_CHUNK, position))
+            counter.add(positions, data.order(positions, seed=derive_key(recipe.seed, Purpose.ORDER)))

@@ -1,4 +1,4 @@
-"""Where a run runs: one process or many, on which device, in which precision."""
+"""How and where a run is executed: ranks, device, precision, ``torch.compile`` and micro-batches."""
 
 from __future__ import annotations
 
@@ -17,49 +17,49 @@ from model.recipe import ModelError, Recipe
 
 Precision = Literal["auto", "bf16", "fp32"]
 Item = TypeVar("Item")
-Called = TypeVar("Called", bound=Callable[..., Any])
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """How a run is carried out here. Its results differ by rounding alone."""
+    """How a run is executed on this machine. Changes its results by rounding only."""
 
     micro_batch: int = 0  # frames per forward pass and rank; 0: a rank's whole share of the batch
-    precision: Precision = "auto"  # auto: bf16 on a GPU; weights are fp32 always
+    precision: Precision = "auto"  # auto: bf16 on a GPU; weights are always fp32
     compile: bool | None = None  # None: on a GPU
 
     def autocast(self, device: torch.device) -> torch.autocast:
-        """Matrix products in bf16, where asked for."""
+        """Matrix products in bf16, if ``precision`` says so."""
         in_bf16 = self.precision == "bf16" or (self.precision == "auto" and device.type == "cuda")
         return torch.autocast(device.type, torch.bfloat16, enabled=in_bf16)
 
-    def compiled(
+    def try_compile(
         self,
-        function: Called,
-        trial: Callable[[Called], None],
+        function: Function,
+        trial: Callable[[Function], None],
         device: torch.device,
         *,
         mode: str = "default",
-    ) -> Called:
-        """``function`` by ``torch.compile`` where that is asked for and a ``trial`` works; else itself."""
+    ) -> Function:
+        """``torch.compile`` a function if ``compile`` says so and ``trial`` works with it; else return it."""
         if not (self.compile or (self.compile is None and device.type == "cuda")):
             return function
         try:
-            faster = cast(Called, torch.compile(function, mode=mode))
-            trial(faster)
+            compiled_function = cast(Function, torch.compile(function, mode=mode))
+            trial(compiled_function)
         except torch.OutOfMemoryError:
             raise
-        except Exception as err:  # whatever a compiler may find
+        except Exception as err:  # a compiler may fail with anything
             lines = [line.strip() for line in str(err).splitlines() if line.strip()]
-            told = f"{type(err).__name__}: {lines[0] if lines else ''}"
-            log.warning("torch.compile does not work here, going on without: %s", told)
+            reason = f"{type(err).__name__}: {lines[0] if lines else ''}"
+            log.warning("torch.compile does not work here, continuing without it: %s", reason)
             return function
-        return faster
+        return compiled_function
 
-    def frames_at_once(self, recipe: Recipe, world: int) -> int:
-        """FrameSource per forward pass: the most within the limit that divides a rank's share evenly.
+    def choose_micro_batch(self, recipe: Recipe, world: int) -> int:
+        """Frames per forward pass: the largest divisor of a rank's share of the batch within the limit.
 
         Raises ModelError when the batch does not divide among the ranks.
         """
@@ -72,7 +72,7 @@ class Execution:
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """This process among ``world`` of them."""
+    """This process among the ``world`` processes of a run. Call collective methods on every rank."""
 
     rank: int
     world: int
@@ -80,38 +80,42 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the one that writes files."""
+        """Whether this is the rank that writes files."""
         return self.rank == 0
 
-    def own(self, items: Sequence[Item]) -> Sequence[Item]:
-        """This rank's part of what all of them share: each item is one rank's."""
+    def split(self, items: Sequence[Item]) -> Sequence[Item]:
+        """This rank's part of a sequence: each item belongs to exactly one rank."""
         return items[self.rank :: self.world]
 
-    def total(self, values: Tensor) -> Tensor:
-        """The sum over all ranks, in place. Every rank must ask."""
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over all ranks, in place. Collective."""
         if self.world > 1:
             dist.all_reduce(values)
         return values
 
     def any(self, flag: bool) -> bool:
-        """Whether any rank says so. Every rank must ask."""
-        return bool(self.total(torch.tensor(int(flag)))) if self.world > 1 else flag
+        """Whether ``flag`` is set on any rank. Collective."""
+        return bool(self.sum(torch.tensor(int(flag)))) if self.world > 1 else flag
 
-    def meet(self) -> None:
-        """Wait for all."""
+    def barrier(self) -> None:
+        """Wait until all ranks are here. Collective."""
         if self.world > 1:
             dist.barrier()
 
 
 def select_device(name: str) -> torch.device:
-    """auto, cpu or cuda: this process's own GPU, or the CPU. Raises ModelError where there is no such GPU."""
+    """auto, cpu or cuda -> the CPU, or this process's own GPU. Raises ModelError if there is no such GPU."""
     if name == "cuda" and not torch.cuda.is_available():
-        raise ModelError("device cuda: PyTorch sees no GPU here; use cpu, or mend the driver or the install")
+        raise ModelError(
+            "device cuda: PyTorch finds no GPU here; use cpu, or fix the driver or the installation"
+        )
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if local >= torch.cuda.device_count():
-        raise ModelError(f"rank {local} of this machine has no GPU: PyTorch sees {torch.cuda.device_count()}")
+        raise ModelError(
+            f"rank {local} of this machine has no GPU: PyTorch finds {torch.cuda.device_count()}"
+        )
     device = torch.device("cuda", local)
     torch.cuda.set_device(device)
     return device
@@ -119,17 +123,17 @@ def select_device(name: str) -> torch.device:
 
 @contextlib.contextmanager
 def join_ranks(device: str) -> Iterator[Ranks]:
-    """Ranks as ``torchrun`` started them, or this process alone; ``device`` is auto, cpu or cuda.
+    """The ranks as ``torchrun`` started them, or this process alone; ``device`` is auto, cpu or cuda.
 
-    Raises ModelError when a GPU is asked for and there is none.
+    Raises ModelError when there is no such GPU.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    here = select_device(device)
+    own_device = select_device(device)
     if world == 1:
-        yield Ranks(0, 1, here)
+        yield Ranks(0, 1, own_device)
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if here.type == "cuda" else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if own_device.type == "cuda" else "gloo")
     try:
-        yield Ranks(dist.get_rank(), world, here)
+        yield Ranks(dist.get_rank(), world, own_device)
     finally:
         dist.destroy_process_group()

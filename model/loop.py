@@ -1,4 +1,4 @@
-"""Training: draw, noise, predict, step, until it is done or told to stop."""
+"""The training loop: load a batch, compute gradients, update the weights, until done or asked to stop."""
 
 from __future__ import annotations
 
@@ -6,34 +6,30 @@ import contextlib
 import copy
 import logging
 import math
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from model import run_log as journal
 from model.batch import Batch
 from model.checkpoint import TrainState
-from model.epochs import EpochCounter, batches, recount
+from model.epochs import EpochCounter, count_resumed_epoch, load_batches
 from model.execution import Execution, Ranks
 from model.monitor import MetricsWindow, RunMonitor
 from model.objective import Forward, compute_losses
 from model.recipe import ModelError, OptimParams, Recipe
-from model.rng import Purpose
+from model.run_log import open_run_log
 from model.signals import catch_stop_signals, explain_out_of_memory
 from model.unet import UNet
 from shards.frames import FrameSource
-from shards.rng import derive_key
+from shards.rng import Purpose, derive_key
 
 log = logging.getLogger(__name__)
 
 
-def new_state(recipe: Recipe, device: torch.device) -> TrainState:
-    """A run before its first step: weights drawn by the recipe's seed, whatever happened before."""
+def create_state(recipe: Recipe, device: torch.device) -> TrainState:
+    """A run before its first step. The initial weights depend on the recipe's seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_key(recipe.seed, Purpose.INITIAL) >> 1)
         network = UNet(recipe.network)
@@ -50,13 +46,13 @@ def new_state(recipe: Recipe, device: torch.device) -> TrainState:
 
 
 def learning_rate(step: int, steps: int, params: OptimParams) -> float:
-    """A straight rise, then constant, or a cosine down to a tenth at the last step."""
+    """Linear warm-up, then constant, or a cosine down to a tenth at the last step."""
     if step < params.warmup_steps:
         return params.learning_rate * (step + 1) / params.warmup_steps
     if params.after_warmup == "constant":
         return params.learning_rate
-    gone = (step - params.warmup_steps) / max(1, steps - params.warmup_steps)
-    return params.learning_rate * (0.55 + 0.45 * math.cos(math.pi * min(1.0, gone)))
+    progress = (step - params.warmup_steps) / max(1, steps - params.warmup_steps)
+    return params.learning_rate * (0.55 + 0.45 * math.cos(math.pi * min(1.0, progress)))
 
 
 @torch.no_grad()
@@ -68,134 +64,153 @@ def update_ema(state: TrainState, params: OptimParams) -> None:
     torch._foreach_lerp_(list(state.ema.parameters()), list(state.network.parameters()), 1 - decay)
 
 
-def prepare_forward(
-    state: TrainState, ranks: Ranks, machine: Execution, trial: Callable[[Forward], None]
-) -> Forward:
-    """The network as it is called: compiled where that works, and wrapped so that ranks share gradients."""
-    module = machine.compiled(state.network, trial, ranks.device)
-    return DistributedDataParallel(module, gradient_as_bucket_view=True) if ranks.world > 1 else module
-
-
 def train(
     state: TrainState,
     data: FrameSource,
-    held: FrameSource | None,
+    held_out: FrameSource | None,
     *,
     recipe: Recipe,
-    machine: Execution,
+    execution: Execution,
     ranks: Ranks,
     run: Path,
     digest: str,
 ) -> str:
-    """Train until ``recipe.steps``, or until asked to stop; returns which it was, in a word or two.
+    """Train until ``recipe.steps`` or until asked to stop; return which of the two, e.g. "done".
 
-    Raises ModelError when the loss is not finite or explodes, and when memory does not suffice.
+    Raises ModelError when the loss is not finite or too large, and when memory does not suffice.
     """
-    if recipe.batch > len(data):
-        raise ModelError(f"batch {recipe.batch} is larger than the {len(data)} frames to train on")
-    micro = machine.frames_at_once(recipe, ranks.world)
-    torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.benchmark = True
-
-    tally = EpochCounter(len(data))
-    recount(data, tally, state.drawn, recipe, ranks)
-    examples = batches(data, recipe, ranks, machine, state.drawn, tally)
-
-    def trial(forward: Forward) -> None:
-        """One forward and backward pass, as a step makes it, that leaves no trace."""
-        once = batches(data, recipe, ranks, machine, state.drawn, EpochCounter(len(data)), ahead=False)
-        shown = next(once)[0]
-        try:
-            with machine.autocast(ranks.device):
-                losses = compute_losses(forward, shown, recipe)
-            losses.sum().backward()  # type: ignore[no-untyped-call]
-        finally:
-            state.optimizer.zero_grad(set_to_none=True)
-
-    def after(shown: Batch) -> Tensor:
-        """Losses with the weights as a step left them: if it broke them, its own losses do not show it."""
-        with torch.no_grad(), machine.autocast(ranks.device):
-            return compute_losses(state.network, shown, recipe)
-
-    smaller = (
-        f"--micro-batch {micro // 2}, which changes no result" if micro > 1 else "fewer network.channels"
-    )
+    trainer = Trainer(state, data, recipe, execution, ranks)
     with (
         contextlib.ExitStack() as open_files,
-        explain_out_of_memory(f"a micro-batch of {micro} frames", ranks.device, advice=f"try {smaller}"),
-        catch_stop_signals() as asked_to,
+        trainer.explain_out_of_memory(),
+        catch_stop_signals() as stop,
     ):
-        book = open_files.enter_context(journal.opened(run, state.step)) if ranks.is_first else None
-        keeper = RunMonitor(run, recipe, digest, ranks, book)
-        forward = prepare_forward(state, ranks, machine, trial)
-        state.network.train()
-        window = MetricsWindow()
-        shown_now: list[Batch] = []
-        while state.step < recipe.steps and not ranks.any(asked_to.by is not None):
-            rate = learning_rate(state.step, recipe.steps, recipe.optim)
-            for group in state.optimizer.param_groups:
-                group["lr"] = rate
-            before = time.perf_counter()
-            shown_now = next(examples)
-            window.waited_seconds += time.perf_counter() - before
-
-            for shown in shown_now:
-                is_last = shown is shown_now[-1]
-                with _shared_gradients(forward, is_last), machine.autocast(ranks.device):
-                    losses = compute_losses(forward, shown, recipe)
-                    # DDP takes the mean over ranks, so this is the mean over the whole batch
-                    (losses.sum() * ranks.world / recipe.batch).backward()  # type: ignore[no-untyped-call]
-                window.losses.append(losses.detach())
-                window.levels.append(shown.gamma)
-            limit = recipe.optim.max_grad_norm or math.inf
-            window.grad_norms.append(nn.utils.clip_grad_norm_(state.network.parameters(), limit))
-            state.optimizer.step()
-            state.optimizer.zero_grad(set_to_none=True)
-            state.step += 1
-            state.drawn += recipe.batch
-            update_ema(state, recipe.optim)
-
-            if state.drawn // len(data) > (state.drawn - recipe.batch) // len(data):
-                proof = tally.close(state.drawn // len(data) - 1, ranks)
-                if ranks.is_first:
-                    log.info("%s", proof)
-            due = _due(state.step, recipe)
-            if due.log:
-                keeper.tell(state, window, rate)
-                window = MetricsWindow()
-            if due.evaluate or due.save:
-                paused = time.perf_counter()
-                keeper.refuse_bad(state, window, after(shown_now[-1]))
-                if due.evaluate and held is not None:
-                    keeper.evaluate(state, held, machine)
-                if due.save:
-                    keeper.save(state)
-                window.paused_seconds += time.perf_counter() - paused
-        if shown_now:
-            keeper.refuse_bad(state, window, after(shown_now[-1]))
-        keeper.save(state)
-    return "done" if state.step >= recipe.steps else f"stopped by {asked_to.by or 'another rank'}"
+        run_log = open_files.enter_context(open_run_log(run, state.step)) if ranks.is_first else None
+        monitor = RunMonitor(run, recipe, digest, ranks, run_log)
+        trainer.prepare_forward()
+        batches: list[Batch] = []
+        while state.step < recipe.steps and not ranks.any(stop.signal_name is not None):
+            batches = trainer.load_step()
+            trainer.step(batches)
+            trainer.log_finished_epoch()
+            if _is_due(recipe.watch.log_every, state.step, recipe):
+                monitor.log_metrics(state, trainer.window)
+                trainer.window = MetricsWindow()
+            evaluates = _is_due(recipe.watch.evaluate_every, state.step, recipe)
+            saves = _is_due(recipe.watch.save_every, state.step, recipe)
+            if evaluates or saves:
+                with trainer.window.pause():
+                    monitor.check_state(state, trainer.window, trainer.recompute_losses(batches[-1]))
+                    if evaluates and held_out is not None:
+                        monitor.evaluate(state, held_out, execution)
+                    if saves:
+                        monitor.save(state)
+        if batches:
+            monitor.check_state(state, trainer.window, trainer.recompute_losses(batches[-1]))
+        monitor.save(state)
+    return "done" if state.step >= recipe.steps else f"stopped by {stop.signal_name or 'another rank'}"
 
 
-@dataclass(frozen=True, slots=True)
-class _Due:
-    log: bool
-    evaluate: bool
-    save: bool
+class Trainer:
+    """What a training step needs on one rank: the state, the batches and the prepared network."""
+
+    def __init__(
+        self, state: TrainState, data: FrameSource, recipe: Recipe, execution: Execution, ranks: Ranks
+    ) -> None:
+        if recipe.batch > len(data):
+            raise ModelError(f"batch {recipe.batch} is larger than the {len(data)} frames to train on")
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = True
+        self.state = state
+        self.data = data
+        self.recipe = recipe
+        self.execution = execution
+        self.ranks = ranks
+        self.micro_batch = execution.choose_micro_batch(recipe, ranks.world)
+        self.forward: Forward = state.network
+        self.window = MetricsWindow()
+        self.counter = EpochCounter(len(data))
+        count_resumed_epoch(data, self.counter, state.position, recipe, ranks)
+        self.batches = load_batches(data, recipe, ranks, execution, state.position, self.counter)
+
+    def prepare_forward(self) -> None:
+        """Compile the network where that works, wrap it so that ranks share gradients, start the clock."""
+        module = self.execution.try_compile(self.state.network, self._try_forward, self.ranks.device)
+        is_shared = self.ranks.world > 1
+        self.forward = DistributedDataParallel(module, gradient_as_bucket_view=True) if is_shared else module
+        self.state.network.train()
+        self.window = MetricsWindow()
+
+    def _try_forward(self, forward: Forward) -> None:
+        """One forward and backward pass, as in a step, without lasting effects."""
+        counter = EpochCounter(len(self.data))
+        args = (self.data, self.recipe, self.ranks, self.execution, self.state.position, counter)
+        batch = next(load_batches(*args, prefetch=False))[0]
+        try:
+            with self.execution.autocast(self.ranks.device):
+                losses = compute_losses(forward, batch, self.recipe)
+            losses.sum().backward()  # type: ignore[no-untyped-call]
+        finally:
+            self.state.optimizer.zero_grad(set_to_none=True)
+
+    def load_step(self) -> list[Batch]:
+        """This rank's micro-batches of the next step."""
+        with self.window.time_waiting():
+            return next(self.batches)
+
+    def step(self, batches: list[Batch]) -> None:
+        """One update of the weights, from the gradients of all micro-batches on all ranks."""
+        state, optim = self.state, self.recipe.optim
+        for group in state.optimizer.param_groups:
+            group["lr"] = learning_rate(state.step, self.recipe.steps, optim)
+        for batch in batches:
+            self._accumulate_gradients(batch, is_last=batch is batches[-1])
+        max_norm = optim.max_grad_norm or math.inf
+        self.window.grad_norms.append(nn.utils.clip_grad_norm_(state.network.parameters(), max_norm))
+        state.optimizer.step()
+        state.optimizer.zero_grad(set_to_none=True)
+        state.step += 1
+        state.position += self.recipe.batch
+        update_ema(state, optim)
+
+    def _accumulate_gradients(self, batch: Batch, *, is_last: bool) -> None:
+        with _sync_gradients(self.forward, is_last), self.execution.autocast(self.ranks.device):
+            losses = compute_losses(self.forward, batch, self.recipe)
+            # DDP takes the mean over ranks, so this is the mean over the whole batch
+            (losses.sum() * self.ranks.world / self.recipe.batch).backward()  # type: ignore[no-untyped-call]
+        self.window.losses.append(losses.detach())
+        self.window.gammas.append(batch.gamma)
+
+    @torch.no_grad()
+    def recompute_losses(self, batch: Batch) -> Tensor:
+        """Losses with the current weights: the losses of a step do not show whether its update broke them."""
+        with self.execution.autocast(self.ranks.device):
+            return compute_losses(self.state.network, batch, self.recipe)
+
+    def log_finished_epoch(self) -> None:
+        """Log how often each frame was used, if the last step finished an epoch."""
+        n_frames, position = len(self.data), self.state.position
+        if position // n_frames > (position - self.recipe.batch) // n_frames:
+            summary = self.counter.summarize_epoch(position // n_frames - 1, self.ranks)
+            if self.ranks.is_first:
+                log.info("%s", summary)
+
+    def explain_out_of_memory(self) -> contextlib.AbstractContextManager[None]:
+        """Turn a failed allocation into a ModelError that suggests a smaller micro-batch or network."""
+        advice = "try fewer network.channels"
+        if self.micro_batch > 1:
+            advice = f"try --micro-batch {self.micro_batch // 2}, which changes no result"
+        what = f"a micro-batch of {self.micro_batch} frames"
+        return explain_out_of_memory(what, self.ranks.device, advice=advice)
 
 
-def _due(step: int, recipe: Recipe) -> _Due:
-    watch, last = recipe.watch, step == recipe.steps
-    return _Due(
-        log=last or step % watch.log_every == 0,
-        evaluate=last or step % watch.evaluate_every == 0,
-        save=last or step % watch.save_every == 0,
-    )
+def _is_due(every: int, step: int, recipe: Recipe) -> bool:
+    return step % every == 0 or step == recipe.steps
 
 
-def _shared_gradients(forward: Forward, is_last: bool) -> contextlib.AbstractContextManager[None]:
+def _sync_gradients(forward: Forward, is_last: bool) -> contextlib.AbstractContextManager[None]:
     """Ranks add up their gradients once a step, after the last micro-batch."""
     if isinstance(forward, DistributedDataParallel) and not is_last:
-        quiet: contextlib.AbstractContextManager[None] = forward.no_sync()
-        return quiet
+        no_sync: contextlib.AbstractContextManager[None] = forward.no_sync()
+        return no_sync
     return contextlib.nullcontext()

@@ -1,4 +1,4 @@
-"""A recipe: every number that decides what a training run ends with. Presets, and changes to them."""
+"""The recipe: every number that changes the result of a training run. Presets, and changes to them."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class ModelError(Exception):
-    """Something the user can mend; the command prints it as one line."""
+    """An error that the user can fix; commands print it as one line."""
 
 
 @dataclass(frozen=True, config=FORBID)
 class LossParams:
-    """What counts as wrong."""
+    """The weights of the pixels in the loss."""
 
     # Divide by the mask's area. The authors' code divides by all pixels, so large masks count more.
     over_mask: bool = True
-    # How much more a pixel round the lips counts: they are a quarter of the mask, and what people look at.
+    # Additional weight of the pixels around the lips: a quarter of the mask, and what people look at.
     lip_weight: float = Field(default=1.0, ge=0)
 
 
 @dataclass(frozen=True, config=FORBID)
 class OptimParams:
-    """AdamW, and the average of the weights that a sampler uses."""
+    """AdamW, and the moving average of the weights (EMA), which sampling uses."""
 
     learning_rate: float = Field(default=2e-4, gt=0)
     warmup_steps: int = Field(default=500, ge=0)
@@ -44,25 +44,25 @@ class OptimParams:
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, ge=0)  # 0: do not clip
     ema_decay: float = Field(default=0.9995, ge=0, lt=1)
-    # min(decay, (1 + step) / (10 + step)): the average does not carry the random start along.
+    # min(decay, (1 + step) / (10 + step)): the average forgets the random initial weights.
     ema_warmup: bool = True
 
 
 @dataclass(frozen=True, config=FORBID)
 class WatchParams:
-    """How often a run is looked at. Changes no result, so a resumed run may have others."""
+    """How often a run is logged, evaluated and saved. Changes no result, so a resumed run may change it."""
 
     log_every: int = Field(default=50, ge=1)  # steps
-    evaluate_every: int = Field(default=1000, ge=1)  # steps, between held-out losses and pictures
-    save_every: int = Field(default=1000, ge=1)  # steps, between checkpoints
+    evaluate_every: int = Field(default=1000, ge=1)  # steps between held-out losses and pictures
+    save_every: int = Field(default=1000, ge=1)  # steps between checkpoints
     keep_last: int = Field(default=3, ge=1)  # checkpoints, besides the best
     held_out_frames: int = Field(default=512, ge=1)  # at most
-    pictures: int = Field(default=6, ge=0)  # held-out frames drawn at each evaluation
+    pictures: int = Field(default=6, ge=0)  # held-out frames in the picture of each evaluation
 
 
 @dataclass(frozen=True, config=FORBID)
 class Recipe:
-    """The defaults are ours; the paper's are among the presets."""
+    """All parameters of a training run. The defaults are ours; the paper's are in ``PRESETS``."""
 
     network: UNetParams = field(default_factory=lambda: UNetParams(mask_channel=True))
     noise: NoiseParams = field(default_factory=lambda: NoiseParams(target="v"))
@@ -73,12 +73,12 @@ class Recipe:
     batch: int = Field(default=160, ge=1)  # frames per step, over all ranks
     steps: int = Field(default=200_000, ge=1)
     seed: int = Field(default=0, ge=0)
-    # Shards whose frames are shuffled with each other; 0: all frames with all others. For huge datasets.
+    # Shards whose frames are shuffled together, for datasets larger than the disk; 0: all frames.
     window: int = Field(default=0, ge=0)
-    # Share of the training clips that is never trained on, for the held-out loss and the best checkpoint. The
-    # test split stays untouched.
+    # Share of the training clips that is not trained on: the held-out loss selects the best checkpoint. The
+    # test split is not used.
     held_out_share: float = Field(default=0.05, ge=0, lt=1)
-    # Stop when the mean loss passes this; an untrained network has about 1. 0: never.
+    # Stop when the mean loss exceeds this; an untrained network has about 1. 0: never.
     max_loss: float = Field(default=10.0, ge=0)
 
     def __post_init__(self) -> None:
@@ -131,7 +131,7 @@ SINGLE_SPEAKER = Recipe(
     batch=64,
     steps=100_000,
 )
-# Minutes on a laptop's CPU: shows that everything works, not how well it can.
+# Minutes on a laptop's CPU: shows that everything works, not the quality that is possible.
 DEMO = Recipe(
     network=UNetParams(
         mask_channel=True,
@@ -159,21 +159,21 @@ PRESETS = {
 
 
 def build_recipe(preset: str, *changes: Mapping[str, Any]) -> Recipe:
-    """A preset with some of its numbers changed, nested as they are in ``Recipe``; later changes win.
+    """A preset with ``changes``, nested as in ``Recipe``; later changes override earlier ones.
 
-    Raises ModelError in one line that names the key, its value and what was expected.
+    Raises ModelError with one line that names the key, its value and what was expected.
     """
     if preset not in PRESETS:
         raise ModelError(f"preset {preset!r} is not known; known are {', '.join(PRESETS)}")
-    described: dict[str, Any] = asdict(PRESETS[preset])
+    values: dict[str, Any] = asdict(PRESETS[preset])
     for change in changes:
-        described = _merged(described, change, "")
-    return _built(described)
+        values = _merge(values, change, "")
+    return _validate(values)
 
 
-def recipe_from_dict(described: Mapping[str, Any]) -> Recipe:
-    """The recipe that ``asdict`` described, e.g. in a checkpoint. Raises ModelError."""
-    return _built(described)
+def recipe_from_dict(values: Mapping[str, Any]) -> Recipe:
+    """Build a recipe from the result of ``asdict``, e.g. in a checkpoint. Raises ModelError."""
+    return _validate(values)
 
 
 def nest_changes(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,42 +181,42 @@ def nest_changes(settings: Mapping[str, Any]) -> dict[str, Any]:
     nested: dict[str, Any] = {}
     for name, value in settings.items():
         *sections, key = name.split(".")
-        place = nested
+        target = nested
         for section in sections:
-            place = place.setdefault(section, {})
-            if not isinstance(place, dict):
+            target = target.setdefault(section, {})
+            if not isinstance(target, dict):
                 raise ModelError(f"{name}: {section} is set to a value already")
-        place[key] = value
+        target[key] = value
     return nested
 
 
-def differences(ours: Recipe, theirs: Recipe) -> list[tuple[str, Any, Any]]:
-    """(name, ours, theirs) of every number that differs and changes the result.
+def compare_recipes(new: Recipe, old: Recipe) -> list[tuple[str, Any, Any]]:
+    """(name, new value, old value) of every number that differs and must not when a run is resumed.
 
-    ``watch`` never does. ``steps`` does not while the learning rate stays constant: a run may go on longer.
-    It may go on with another ``batch`` too, for fewer or more GPUs: no frame comes twice or is left out.
+    ``watch`` may differ. ``steps`` may while the learning rate is constant: a run may be extended. ``batch``
+    may, for fewer or more GPUs: still no frame is repeated or missing in an epoch.
     """
-    same = {"batch"}
-    if ours.optim.after_warmup == theirs.optim.after_warmup == "constant":
-        same.add("steps")
-    old = dict(leaves(asdict(theirs)))
+    may_differ = {"batch"}
+    if new.optim.after_warmup == old.optim.after_warmup == "constant":
+        may_differ.add("steps")
+    old_values = dict(iterate_values(asdict(old)))
     return [
-        (name, value, old[name])
-        for name, value in leaves(asdict(ours))
-        if value != old[name] and name not in same and not name.startswith("watch.")
+        (name, value, old_values[name])
+        for name, value in iterate_values(asdict(new))
+        if value != old_values[name] and name not in may_differ and not name.startswith("watch.")
     ]
 
 
-def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(name, value) of every number of a nested mapping, e.g. ("optim.learning_rate", 2e-4)."""
+def iterate_values(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(name, value) of every value of a nested mapping, e.g. ("optim.learning_rate", 2e-4)."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            yield from leaves(value, f"{prefix}{key}.")
+            yield from iterate_values(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
 
 
-def _merged(base: Mapping[str, Any], changes: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+def _merge(base: Mapping[str, Any], changes: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     merged = dict(base)
     for key, value in changes.items():
         if key not in base:
@@ -225,17 +225,17 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any], prefix: str) ->
         if nested != isinstance(value, Mapping):
             expected = f"a section of {', '.join(base[key])}" if nested else "a value, not a section"
             raise ModelError(f"{prefix}{key} is {value!r}, expected {expected}")
-        merged[key] = _merged(base[key], value, f"{prefix}{key}.") if nested else value
+        merged[key] = _merge(base[key], value, f"{prefix}{key}.") if nested else value
     return merged
 
 
-def _built(described: Mapping[str, Any]) -> Recipe:
+def _validate(values: Mapping[str, Any]) -> Recipe:
     try:
-        return pydantic.TypeAdapter(Recipe).validate_python(described)
+        return pydantic.TypeAdapter(Recipe).validate_python(values)
     except pydantic.ValidationError as err:
         problem = err.errors()[0]
-        where = ".".join(str(step) for step in problem["loc"])
+        name = ".".join(str(key) for key in problem["loc"])
         message = problem["msg"].removeprefix("Value error, ")
         value = "" if problem["type"] == "value_error" else f" is {problem['input']!r}"
-        named = f"{where or 'the recipe'}{value}" if value else where
-        raise ModelError(f"{named}: {message}".removeprefix(": ")) from err
+        subject = f"{name or 'the recipe'}{value}" if value else name
+        raise ModelError(f"{subject}: {message}".removeprefix(": ")) from err

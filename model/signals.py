@@ -1,4 +1,4 @@
-"""What may end a run before its time: a signal, or memory that does not suffice."""
+"""How a run ends early: stop signals, and a clear error when memory does not suffice."""
 
 from __future__ import annotations
 
@@ -13,42 +13,42 @@ from model.recipe import ModelError
 
 
 class StopRequest:
-    """Set by SIGTERM or Ctrl-C; the step that runs is finished first."""
+    """Set by SIGTERM or Ctrl-C; the current step is finished first."""
 
-    by: str | None = None
+    signal_name: str | None = None
 
 
 @contextlib.contextmanager
 def catch_stop_signals() -> Iterator[StopRequest]:
-    """While inside, the first signal asks to stop, and a second one of the same kind does stop."""
-    asked_to = StopRequest()
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    """Turn the first SIGTERM or SIGINT into a request to stop; a second one acts as usual."""
+    request = StopRequest()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
-    def note(number: int, _frame: object) -> None:
-        asked_to.by = signal.Signals(number).name
-        signal.signal(number, before[signal.Signals(number)])
+    def record(number: int, _frame: object) -> None:
+        request.signal_name = signal.Signals(number).name
+        signal.signal(number, handlers[signal.Signals(number)])
 
-    for number in before:
-        signal.signal(number, note)
+    for number in handlers:
+        signal.signal(number, record)
     try:
-        yield asked_to
+        yield request
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
 
-# How PyTorch, oneDNN and C++ say it, besides OutOfMemoryError.
+# The messages of PyTorch, oneDNN and C++, besides OutOfMemoryError.
 OUT_OF_MEMORY = ("can't allocate memory", "could not create a primitive", "out of memory", "bad_alloc")
 
 
 @contextlib.contextmanager
 def explain_out_of_memory(what: str, device: torch.device, *, advice: str) -> Iterator[None]:
-    """Turn an allocation that failed into a sentence on ``what`` did not fit. Raises ModelError."""
+    """Turn a failed allocation into one line that says ``what`` does not fit. Raises ModelError."""
     try:
         yield
     except (RuntimeError, MemoryError) as err:
-        known = isinstance(err, torch.OutOfMemoryError | MemoryError)
-        if not known and not any(words in str(err) for words in OUT_OF_MEMORY):
+        is_memory_error = isinstance(err, torch.OutOfMemoryError | MemoryError)
+        if not is_memory_error and not any(phrase in str(err) for phrase in OUT_OF_MEMORY):
             raise
         if device.type == "cuda":
             free, total = torch.cuda.mem_get_info(device)

@@ -1,4 +1,4 @@
-"""The network of the paper: a U-Net on [noisy current | previous | identity], by noise level and audio."""
+"""The U-Net of the paper: [noisy current | previous | identity], conditioned on noise level and audio."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.audio import AudioEncoder, AudioParams
-from model.blocks import GROUPS, Attention, Dropout, Resample, ResidualBlock, sinusoid, zeroed
+from model.blocks import GROUPS, Attention, Resample, ResidualBlock, embed_sinusoidal, zero_parameters
+from model.dropout import Dropout
 
 RGB = 3
 
@@ -22,19 +23,20 @@ class UNetParams:
     """Shape of the network. With the authors' audio window, the defaults are their multi-speaker JSON."""
 
     size: int = Field(default=128, ge=16)  # px
-    # One more input channel that tells where to draw. The paper's network has to guess it from the noise.
+    # One more input channel with the mask. The paper's network has to infer it from the noise.
     mask_channel: bool = False
     channels: int = Field(default=64, ge=GROUPS, multiple_of=GROUPS)
     multiples: tuple[PositiveInt, ...] = Field(default=(1, 2, 3), min_length=1)  # of channels, per resolution
     blocks: int = Field(default=2, ge=1)  # residual blocks per resolution
-    attention_sizes: tuple[int, ...] = (32,)  # px of the feature maps with attention; the middle has it too
+    # Widths in px of the feature maps with attention, out of ``feature_sizes``. The middle always has it.
+    attention_sizes: tuple[int, ...] = (32,)
     head_channels: int = Field(default=64, ge=1)
     dropout: float = Field(default=0.1, ge=0, lt=1)
-    # Work on squares of this many px (Hoogeboom et al. 2023): a 2 costs a fourth. For small machines.
+    # Fold squares of so many px into channels (Hoogeboom et al. 2023): 2 costs a fourth. For small machines.
     patch: int = Field(default=1, ge=1)
-    # Rows of px above this one are not looked at: aligned mouths lie below. 56 saves 44 % of the work.
+    # Rows of px above this one are cut off: aligned mouths are below them. 56 saves 44 % of the work.
     top: int = Field(default=0, ge=0)
-    # Branches that start as if they were not there. The authors' code draws these zeros anew (kaiming).
+    # Zero the last layer of each branch. The authors' code overwrites these zeros with kaiming's weights.
     zero_init: bool = True
     audio: AudioParams = field(default_factory=AudioParams)
 
@@ -44,6 +46,13 @@ class UNetParams:
             if rows < smallest or rows % smallest:
                 raise ValueError(f"{name} {rows} is no multiple of {smallest}: patch {self.patch}, "
                                  f"halved {len(self.multiples) - 1} times")  # fmt: skip
+        for size in self.attention_sizes:
+            if size not in self.feature_sizes:
+                available = ", ".join(map(str, self.feature_sizes))
+                raise ValueError(
+                    f"attention_sizes {size} matches no feature map; with size {self.size} and patch "
+                    f"{self.patch} they are {available} px wide"
+                )
         for multiple in self.multiples:
             if multiple * self.channels % self.head_channels:
                 raise ValueError(
@@ -52,8 +61,13 @@ class UNetParams:
 
     @property
     def in_channels(self) -> int:
-        """Noisy current, previous and identity frame, perhaps the mask."""
+        """Noisy current, previous and identity frame, and the mask if ``mask_channel``."""
         return 3 * RGB + self.mask_channel
+
+    @property
+    def feature_sizes(self) -> tuple[int, ...]:
+        """Widths in px of the feature maps, from the first resolution to the last."""
+        return tuple(self.size // self.patch // 2**level for level in range(len(self.multiples)))
 
 
 class UNet(nn.Module):
@@ -68,53 +82,53 @@ class UNet(nn.Module):
             nn.Linear(width, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
         )
         self.embed_audio = AudioEncoder(params.audio, embedding)
-        salts = count()
+        layer_numbers = count()
 
         def block(channels: int, out: int, resample: Resample = "none") -> ResidualBlock:
-            dropout = Dropout(params.dropout, salt=next(salts))
+            dropout = Dropout(params.dropout, layer=next(layer_numbers))
             return ResidualBlock(channels, out, embedding, dropout=dropout, resample=resample)
+
+        def attention(level: int, channels: int) -> Attention | None:
+            if params.feature_sizes[level] not in params.attention_sizes:
+                return None
+            return Attention(channels, params.head_channels)
 
         self.stem = nn.Conv2d(params.in_channels * params.patch**2, width, 3, padding=1)
         self.down = nn.ModuleList()
-        kept = [width]  # channels of each feature map that the way up takes in
-        channels, size = width, params.size // params.patch
+        skip_channels = [width]
+        channels = width
+        last_level = len(params.multiples) - 1
         for level, multiple in enumerate(params.multiples):
             for _ in range(params.blocks):
-                self.down.append(_Step(block(channels, multiple * width), self._attention(multiple, size)))
-                channels = multiple * width
-                kept.append(channels)
-            if level < len(params.multiples) - 1:
-                self.down.append(_Step(block(channels, channels, "down"), None))
-                kept.append(channels)
-                size //= 2
-        self.middle_in = _Step(block(channels, channels), Attention(channels, params.head_channels))
-        self.middle_out = _Step(block(channels, channels), None)
+                out = multiple * width
+                self.down.append(_UNetLayer(block(channels, out), attention(level, out)))
+                channels = out
+                skip_channels.append(channels)
+            if level < last_level:
+                self.down.append(_UNetLayer(block(channels, channels, "down"), None))
+                skip_channels.append(channels)
+        self.middle_in = _UNetLayer(block(channels, channels), Attention(channels, params.head_channels))
+        self.middle_out = _UNetLayer(block(channels, channels), None)
         self.up = nn.ModuleList()
         for level, multiple in reversed(list(enumerate(params.multiples))):
             for _ in range(params.blocks + 1):
-                step = _Step(block(channels + kept.pop(), multiple * width), self._attention(multiple, size))
-                self.up.append(step)
-                channels = multiple * width
+                out = multiple * width
+                self.up.append(_UNetLayer(block(channels + skip_channels.pop(), out), attention(level, out)))
+                channels = out
             if level:
-                self.up.append(_Step(block(channels, channels, "up"), None))
-                size *= 2
+                self.up.append(_UNetLayer(block(channels, channels, "up"), None))
         self.norm = nn.GroupNorm(GROUPS, channels)
         self.out = nn.Conv2d(channels, RGB * params.patch**2, 3, padding=1)
-        zeroed(self.out)
+        zero_parameters(self.out)
         if not params.zero_init:
-            self._drawn_anew()
+            self._init_kaiming()
 
-    def _attention(self, multiple: int, size: int) -> Attention | None:
-        if size not in self.params.attention_sizes:
-            return None
-        return Attention(multiple * self.params.channels, self.params.head_channels)
-
-    def _drawn_anew(self) -> None:
+    def _init_kaiming(self) -> None:
         """As the authors' code does: every weight by Kaiming's rule, every bias zero."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight)
-                assert module.bias is not None, "no layer here goes without"
+                assert module.bias is not None, "every layer here has a bias"
                 nn.init.zeros_(module.bias)
 
     def forward(
@@ -123,63 +137,75 @@ class UNet(nn.Module):
         noise_level: Tensor,
         mels: Tensor,
         *,
-        heard: Tensor | None = None,
-        words: Tensor | None = None,
+        has_audio: Tensor | None = None,
+        dropout_keys: Tensor | None = None,
     ) -> Tensor:
-        """``heard`` (B,) bool: which samples are told their audio. ``words`` (B,) int32: dropout's keys."""
-        return self.given(x, self.noise_films(noise_level), self.audio_films(mels, heard), words)
+        """Predict noise or v, (B, 3, H, W).
 
-    def steps(self) -> list[_Step]:
-        """All residual blocks, in the order they are passed."""
-        return [step for step in self.modules() if isinstance(step, _Step)]
+        ``has_audio`` (B,) bool: samples where it is False get the null embedding instead of their mels.
+        ``dropout_keys`` (B,) int32: None switches dropout off.
+        """
+        noise_films = self.compute_noise_films(noise_level)
+        audio_films = self.compute_audio_films(mels, has_audio)
+        return self.forward_with_films(x, noise_films, audio_films, dropout_keys)
 
-    def noise_films(self, noise_level: Tensor) -> list[Tensor]:
-        """Scale and shift of each block by noise level: (B,) -> (B, 2C) each. A step's samples share it."""
-        embedding = F.silu(self.embed_noise(sinusoid(noise_level, self.params.channels)))
-        return [step.block.by_noise(embedding) for step in self.steps()]
+    def layers(self) -> list[_UNetLayer]:
+        """All layers, in the order of the forward pass."""
+        return [module for module in self.modules() if isinstance(module, _UNetLayer)]
 
-    def audio_films(self, mels: Tensor, heard: Tensor | None = None) -> list[Tensor]:
-        """Scale and shift of each block by audio, (B, 2C) each. A frame's steps share it."""
-        embedding = F.silu(self.embed_audio(mels, heard))
-        return [step.block.by_audio(embedding) for step in self.steps()]
+    def compute_noise_films(self, noise_level: Tensor) -> list[Tensor]:
+        """Scale and shift of each layer by noise level: (B,) -> (B, 2C) each. A step's samples share it."""
+        embedding = F.silu(self.embed_noise(embed_sinusoidal(noise_level, self.params.channels)))
+        return [layer.block.by_noise(embedding) for layer in self.layers()]
 
-    def given(
-        self, x: Tensor, by_noise: list[Tensor], by_audio: list[Tensor], words: Tensor | None = None
+    def compute_audio_films(self, mels: Tensor, has_audio: Tensor | None = None) -> list[Tensor]:
+        """Scale and shift of each layer by audio, (B, 2C) each. A frame's steps share it."""
+        embedding = F.silu(self.embed_audio(mels, has_audio))
+        return [layer.block.by_audio(embedding) for layer in self.layers()]
+
+    def forward_with_films(
+        self,
+        x: Tensor,
+        noise_films: list[Tensor],
+        audio_films: list[Tensor],
+        dropout_keys: Tensor | None = None,
     ) -> Tensor:
-        """The network once its embeddings are known."""
-        films = zip(by_noise, by_audio, strict=True)
+        """``forward`` with the scales and shifts of all layers computed ahead of time."""
+        films = zip(noise_films, audio_films, strict=True)
         patch = self.params.patch
         x = x[:, :, self.params.top :]
         h = self.stem(x if patch == 1 else F.pixel_unshuffle(x, patch))
-        kept = [h]
-        for step in self.down:
-            h = step(h, *next(films), words)
-            kept.append(h)
-        h = self.middle_in(h, *next(films), words)
-        h = self.middle_out(h, *next(films), words)
-        for step in self.up:
-            assert isinstance(step, _Step), "self.up holds steps alone"
-            if step.block.resample != "up":
-                h = torch.cat([h, kept.pop()], dim=1)
-            h = step(h, *next(films), words)
-        said: Tensor = self.out(F.silu(self.norm(h)))
-        said = said if patch == 1 else F.pixel_shuffle(said, patch)
-        return F.pad(said, (0, 0, self.params.top, 0))
+        skips = [h]
+        for layer in self.down:
+            h = layer(h, *next(films), dropout_keys)
+            skips.append(h)
+        h = self.middle_in(h, *next(films), dropout_keys)
+        h = self.middle_out(h, *next(films), dropout_keys)
+        for layer in self.up:
+            assert isinstance(layer, _UNetLayer), "self.up holds nothing else"
+            if layer.block.resample != "up":
+                h = torch.cat([h, skips.pop()], dim=1)
+            h = layer(h, *next(films), dropout_keys)
+        prediction: Tensor = self.out(F.silu(self.norm(h)))
+        prediction = prediction if patch == 1 else F.pixel_shuffle(prediction, patch)
+        return F.pad(prediction, (0, 0, self.params.top, 0))
 
 
-class _Step(nn.Module):
-    """A residual block and, at some sizes, attention after it."""
+class _UNetLayer(nn.Module):
+    """A residual block and, at some resolutions, attention after it."""
 
     def __init__(self, block: ResidualBlock, attention: Attention | None) -> None:
         super().__init__()
         self.block = block
         self.attention = attention
 
-    def forward(self, x: Tensor, noise: Tensor, audio: Tensor, words: Tensor | None) -> Tensor:
-        h: Tensor = self.block(x, noise, audio, words)
+    def forward(
+        self, x: Tensor, noise_film: Tensor, audio_film: Tensor, dropout_keys: Tensor | None
+    ) -> Tensor:
+        h: Tensor = self.block(x, noise_film, audio_film, dropout_keys)
         return h if self.attention is None else self.attention(h)
 
 
-def parameter_count(module: nn.Module) -> int:
-    """Trainable numbers of a module."""
+def count_parameters(module: nn.Module) -> int:
+    """Number of trainable parameters."""
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)

@@ -1,1 +1,1 @@
-"""The command line: parses, calls a stage, prints. The only package that knows click and Dask."""
+"""The command line: parses options, calls a stage, prints. The only package that uses click and Dask."""

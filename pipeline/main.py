@@ -1,4 +1,4 @@
-"""The command group. Commands are loaded when called, so ``--help`` does not wait for MediaPipe."""
+"""The command group. A command is imported when it is called, so ``--help`` is quick."""
 
 from __future__ import annotations
 
@@ -6,31 +6,31 @@ import importlib
 
 import click
 
-# name -> (module below pipeline.commands, what --help says of it)
+# name -> (module in pipeline.commands, its line in --help)
 COMMANDS = {
-    "fetch": "Bring a corpus from its publisher, or a part of it, each file checked.",
-    "synth": "Make a corpus of talking clips with known truth.",
-    "clips": "Stage 1: find every file and read its facts.",
-    "landmarks": "Stage 2: 478 face points for every frame.",
-    "align": "Stage 3: crop matrices and mask boxes.",
-    "mels": "Stage 4: two mel rows for every frame.",
-    "shard": "Stage 5, and whatever is missing before it: raw clips to shards.",
-    "train": "Stage 6: a network from shards, on one GPU or many.",
-    "sample": "Stage 7: a split's clips, drawn anew to their own or another speech.",
-    "evaluate": "Stage 8: figures of what was drawn, beside the truth and baselines.",
-    "report": "Stage 9: one page that shows the data, the training and the results.",
-    "edit": "Make the person in a video say what is heard in a recording.",
-    "app": "The same on a page in the browser.",
-    "verify": "Check that a dataset is whole and right.",
-    "explain": "What became of a clip, at which stage, and why.",
-    "diff": "What two datasets differ in.",
-    "prune": "Remove what older datasets left in a bucket.",
-    "preview": "Look into a dataset: a contact sheet, or a clip as video.",
+    "fetch": ("fetch", "Download a corpus from its publisher, or a part of it, each file checked."),
+    "synth": ("synth", "Make a corpus of talking clips whose ground truth is known."),
+    "clips": ("dataset_stages", "Stage 1: list every file and read its facts."),
+    "landmarks": ("dataset_stages", "Stage 2: find 478 face points in every frame."),
+    "align": ("dataset_stages", "Stage 3: compute crop matrices and mask boxes."),
+    "mels": ("dataset_stages", "Stage 4: compute two mel rows for every frame."),
+    "shard": ("dataset_stages", "Stage 5, and whatever is missing before it: raw clips to shards."),
+    "train": ("train", "Stage 6: train a network on shards, on one GPU or many."),
+    "sample": ("sample", "Stage 7: generate a split's clips with their own or other speech."),
+    "evaluate": ("evaluate", "Stage 8: score generated clips beside the ground truth and baselines."),
+    "report": ("report", "Stage 9: write one page that shows the data, the training and the results."),
+    "edit": ("edit", "Make the person in a video say what is heard in a recording."),
+    "app": ("app", "Serve `edit` as a page for the browser."),
+    "verify": ("verify", "Check that a dataset is complete and intact."),
+    "explain": ("explain", "Show what happened to a clip, at which stage, and why."),
+    "diff": ("diff", "Compare two datasets."),
+    "prune": ("prune", "Remove files of older datasets from a bucket."),
+    "preview": ("preview", "Look into a dataset: a contact sheet, or a clip as video."),
 }
 
 
 class LazyGroup(click.Group):
-    """Knows the names; imports a command's module only when it is called."""
+    """Lists the commands; imports a command's module only when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -38,21 +38,22 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"pipeline.commands.{cmd_name}")
-        command: click.Command = module.command
+        module_name, _ = COMMANDS[cmd_name]
+        module = importlib.import_module(f"pipeline.commands.{module_name}")
+        command: click.Command = getattr(module, "command", None) or getattr(module, cmd_name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="redub", prog_name="pipeline")
 def cli() -> None:
-    """Raw talking-face video to shards to train on: redub.
+    """redub: from raw talking-face videos to shards, a trained network and edited video.
 
-    `pipeline shard --dataset crema-d` does all that is missing, from raw clips to shards.
+    `pipeline shard --dataset crema-d` runs all stages from raw clips to shards.
     """
 
 

@@ -1,4 +1,4 @@
-"""params.yaml -> frozen dataclasses. Each section's class stands beside the code that uses it."""
+"""Reads params.yaml into frozen dataclasses. The class of a section is beside the code that uses it."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from stages.engine.outcome import StageError
 from stages.engine.parts import PartParams
 from stages.engine.sandbox import LimitParams
 from stages.landmarks import LandmarksParams
-from stages.media.crops import ShardParams
 from stages.mels import MelsParams
+from stages.shard import ShardParams
 
 if TYPE_CHECKING:
     from stages.edit.run import EditParams
 
 DEFAULT_PATH = Path("params.yaml")
-FOR_DVC = frozenset({"datasets", "runs"})  # read by dvc.yaml, not by a stage
+DVC_SECTIONS = frozenset({"datasets", "runs"})  # read by dvc.yaml, not by a stage
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class TrainParams:
-    """Which recipe, and what is changed in it. Here, because the code that uses it takes long to import."""
+    """The recipe and changes to it. It is here because the code that uses it takes long to import."""
 
     preset: str = "multi-speaker"
     changes: dict[str, Any] = field(default_factory=dict)  # nested as in model.recipe.Recipe
@@ -50,24 +50,24 @@ class Params:
     train: TrainParams = field(default_factory=TrainParams)
     sample: SampleParams = field(default_factory=SampleParams)
 
-    def described(self) -> dict[str, Any]:
-        """For ``dataset.json``: what decided the result, and not where files lay or what was allowed."""
+    def describe_dataset(self) -> dict[str, Any]:
+        """For ``dataset.json``: the params that decide a dataset's bytes, without paths and limits."""
         sections = asdict(self)
         del sections["limits"], sections["train"], sections["sample"]
         del sections["landmarks"]["model"]
         return sections
 
-    def for_edit(self, **chosen: Any) -> EditParams:
-        """How to edit for a network that learnt from such a dataset, with what the user has chosen."""
+    def make_edit_params(self, **options: Any) -> EditParams:
+        """Params of an edit by a network that was trained on such a dataset, with the user's options."""
         from stages.edit.run import EditParams
 
         return EditParams(
-            landmarks=self.landmarks, align=self.align, mels=self.mels, limits=self.limits, **chosen
+            landmarks=self.landmarks, align=self.align, mels=self.mels, limits=self.limits, **options
         )
 
 
 def load(path: Path | None) -> Params:
-    """Params from a file; with None from ./params.yaml if it is there, else the defaults.
+    """Read a params file; None reads ./params.yaml if it exists, else returns the defaults.
 
     Raises StageError in one line that names the key, its value and what was expected.
     """
@@ -80,23 +80,24 @@ def load(path: Path | None) -> Params:
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as err:
         raise StageError(f"{path}: cannot be read as YAML ({' '.join(str(err).split())})") from err
     if not isinstance(sections, dict):
-        raise StageError(f"{path}: holds {type(sections).__name__}, expected sections")
-    sections = {name: value or {} for name, value in sections.items() if name not in FOR_DVC}
+        raise StageError(f"{path}: holds {type(sections).__name__}, expected a mapping of sections")
+    sections = {name: value or {} for name, value in sections.items() if name not in DVC_SECTIONS}
     try:
         return Params(**sections)
     except pydantic.ValidationError as err:
-        raise StageError(f"{path}: {_first_problem(err)}") from err
+        raise StageError(f"{path}: {_describe_error(err)}") from err
 
 
-def _first_problem(err: pydantic.ValidationError) -> str:
+def _describe_error(err: pydantic.ValidationError) -> str:
+    """The first problem in one line: the key, its value and what was expected."""
     problem = err.errors()[0]
-    where = ".".join(str(step) for step in problem["loc"])
+    where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "unexpected_keyword_argument":
         section, _, _ = where.rpartition(".")
-        known: Any = Params
+        params_class: Any = Params
         for name in filter(None, section.split(".")):
-            known = next(item.default_factory for item in fields(known) if item.name == name)
-        names = ", ".join(item.name for item in fields(known))
+            params_class = next(item.default_factory for item in fields(params_class) if item.name == name)
+        names = ", ".join(item.name for item in fields(params_class))
         return f"{where} is not known; known are {names}"
     message = problem["msg"].removeprefix("Value error, ")
     value = "" if problem["type"] == "value_error" else f" is {problem['input']!r}"

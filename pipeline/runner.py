@@ -1,4 +1,4 @@
-"""The pool: Dask on this machine or on a cluster that exists. No engine of our own."""
+"""Runs tasks with Dask, on this machine or on an existing cluster."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 CONNECT_SECONDS = 30.0
-RECONNECT_SECONDS = 600.0  # for a scheduler that was there, and its workers
-# Enough tasks with the scheduler that no worker waits, nor one that has just come and was not counted yet;
-# few enough that a million clips fit its memory.
+RECONNECT_SECONDS = 600.0  # to a scheduler that was reached before, and its workers
+# Enough tasks at the scheduler that no worker idles, not even one that has just joined and is not counted
+# yet; few enough that a million clips fit in its memory.
 IN_FLIGHT_PER_WORKER = 8
 IN_FLIGHT_AT_LEAST = 500
-COUNT_SECONDS = 5.0  # between counts of the workers: they come and go
-# Scheduler, nanny, worker and client look after themselves 50 to 100 times a second, for a dashboard that
-# is not there: a tenth of a core beside one worker.
+COUNT_SECONDS = 5.0  # between counts of the workers, which join and leave
+# Scheduler, nanny, worker and client measure themselves 50 to 100 times a second for a dashboard that is not
+# started: a tenth of a core for each worker.
 QUIET_DASK = {
     "distributed.worker.profile.enabled": False,
     "distributed.admin.tick.interval": "1s",
@@ -37,25 +37,25 @@ QUIET_DASK = {
 
 
 class _LostSchedulerError(Exception):
-    """The scheduler knows nothing of the tasks any more."""
+    """The scheduler has lost the tasks."""
 
 
 class DaskMapper:
-    """A ``stages.engine.outcome.Mapper``. The cluster starts with the first task, so a run that has none is quick."""
+    """A ``stages.engine.stage.Mapper``. The cluster starts with the first task."""
 
     def __init__(self, workers: int, scheduler: str | None, *, quiet: bool) -> None:
         self._workers = workers
         self._scheduler = scheduler
         self._quiet = quiet
         self._client: Client | None = None
-        self._patience_seconds = CONNECT_SECONDS
-        self._open = contextlib.ExitStack()
+        self._connect_seconds = CONNECT_SECONDS
+        self._resources = contextlib.ExitStack()
 
     def __enter__(self) -> DaskMapper:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._open.close()
+        self._resources.close()
 
     def __call__(
         self,
@@ -67,47 +67,47 @@ class DaskMapper:
     ) -> Iterator[Result]:
         sizes = sizes or [1] * len(items)
         pairs = self._results(task, items, sizes)
-        yield from progress.shown(pairs, label, sum(sizes), len(items), quiet=self._quiet)
+        yield from progress.show_results(pairs, label, sum(sizes), len(items), quiet=self._quiet)
 
     def _results(
         self, task: Callable[[Item], Result], items: Sequence[Item], sizes: Sequence[int]
     ) -> Iterator[tuple[Result, int]]:
-        left = dict(enumerate(zip(items, sizes, strict=True)))
-        while left:
+        remaining = dict(enumerate(zip(items, sizes, strict=True)))
+        while remaining:
             try:
-                yield from self._results_of(task, left)
+                yield from self._run_remaining(task, remaining)
             except _LostSchedulerError:
-                self._open.close()
+                self._resources.close()
                 self._client = None
                 if self._scheduler is None:
-                    raise StageError("the workers' scheduler ended; run again to go on") from None
-                log.warning("--scheduler %s: lost; waiting for it", self._scheduler)
+                    raise StageError("the workers' scheduler has died; run again to continue") from None
+                log.warning("--scheduler %s: connection lost; waiting for it", self._scheduler)
 
-    def _results_of(
-        self, task: Callable[[Item], Result], left: dict[int, tuple[Item, int]]
+    def _run_remaining(
+        self, task: Callable[[Item], Result], remaining: dict[int, tuple[Item, int]]
     ) -> Iterator[tuple[Result, int]]:
-        """Results of what is left; each item that has one is taken out.
+        """Results of the remaining items; an item is removed when its result is there.
 
-        Raises _LostSchedulerError when the scheduler forgets what it was asked: it ended, or the network did.
+        Raises _LostSchedulerError when the scheduler loses the tasks: it died, or the network failed.
         """
         from distributed import KilledWorker, as_completed
         from distributed.comm.core import CommClosedError
 
         client = self._connect()
-        waiting = iter(list(left))
-        number_of: dict[Any, int] = {}
+        pending = iter(list(remaining))
+        numbers: dict[Any, int] = {}  # of items, by the key of their future
         running = as_completed(with_results=True)
-        room, counted = 0, -math.inf
+        limit, last_count = 0, -math.inf
 
         def submit() -> None:
-            nonlocal room, counted
-            if time.monotonic() - counted > COUNT_SECONDS:
-                counted = time.monotonic()
-                room = max(IN_FLIGHT_AT_LEAST, sum(client.nthreads().values()) * IN_FLIGHT_PER_WORKER)
-            for number in itertools.islice(waiting, max(0, room - len(number_of))):
+            nonlocal limit, last_count
+            if time.monotonic() - last_count > COUNT_SECONDS:
+                last_count = time.monotonic()
+                limit = max(IN_FLIGHT_AT_LEAST, sum(client.nthreads().values()) * IN_FLIGHT_PER_WORKER)
+            for number in itertools.islice(pending, max(0, limit - len(numbers))):
                 # pure=False: the task writes files, so an equal call is not an equal result.
-                future = client.submit(task, left[number][0], pure=False)
-                number_of[future.key] = number
+                future = client.submit(task, remaining[number][0], pure=False)
+                numbers[future.key] = number
                 running.add(future)
 
         try:
@@ -115,28 +115,28 @@ class DaskMapper:
             for future, result in running:
                 if future.cancelled():
                     raise _LostSchedulerError
-                submit()  # first: what it may raise must not take the result along
-                _, size = left.pop(number_of.pop(future.key))
+                submit()  # first: if it raises, the result is not lost
+                _, size = remaining.pop(numbers.pop(future.key))
                 yield result, size
         except CommClosedError as err:
             raise _LostSchedulerError from err
         except KilledWorker as err:
-            raise StageError(f"a task ended each worker that had it; its last was {err.last_worker}") from err
+            raise StageError(f"a task killed every worker that ran it, last {err.last_worker}") from err
 
     def _connect(self) -> Client:
         if self._client is None:
             if self._scheduler is None:
-                cluster = cluster_client(self._workers)
+                cluster = start_local_client(self._workers)
             else:
-                cluster = remote_client(self._scheduler, self._patience_seconds)
-            self._client = self._open.enter_context(cluster)
-            self._patience_seconds = RECONNECT_SECONDS
+                cluster = connect_client(self._scheduler, self._connect_seconds)
+            self._client = self._resources.enter_context(cluster)
+            self._connect_seconds = RECONNECT_SECONDS
         return self._client
 
 
 @contextlib.contextmanager
-def cluster_client(workers: int) -> Iterator[Client]:
-    """A client of a cluster of ``workers`` processes on this machine, which ends with it."""
+def start_local_client(workers: int) -> Iterator[Client]:
+    """Start ``workers`` processes on this machine; yield a client of them. They end with the context."""
     import dask
     from distributed import Client, LocalCluster
 
@@ -147,9 +147,9 @@ def cluster_client(workers: int) -> Iterator[Client]:
             n_workers=workers,
             threads_per_worker=1,
             processes=True,
-            # Dask opens a port for it in any case: a free one, on loopback, so that two runs do not meet.
+            # Dask opens a dashboard port in any case: a free one on loopback, so that runs do not clash.
             dashboard_address="127.0.0.1:0",
-            # What eats memory is the sandbox's child, which has its own limit.
+            # Memory is used by the sandbox's child, which has its own limit.
             memory_limit=0,
             silence_logs=logging.ERROR,
         ) as cluster,
@@ -159,18 +159,18 @@ def cluster_client(workers: int) -> Iterator[Client]:
 
 
 @contextlib.contextmanager
-def remote_client(address: str, patience_seconds: float) -> Iterator[Client]:
-    """A client of a scheduler that runs already. Raises StageError when there is none, or no worker."""
+def connect_client(address: str, timeout_seconds: float) -> Iterator[Client]:
+    """A client of an existing scheduler. Raises StageError when there is none, or when it has no worker."""
     from distributed import Client
 
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # a lost scheduler is told in one line
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # a lost scheduler is reported in one line
     try:
-        client = Client(address, timeout=patience_seconds)
+        client = Client(address, timeout=timeout_seconds)
     except (OSError, ValueError) as err:
-        raise StageError(f"--scheduler {address}: no Dask scheduler answers there ({err})") from err
+        raise StageError(f"--scheduler {address}: no Dask scheduler responds ({err})") from err
     with client:
         try:
-            client.wait_for_workers(1, timeout=patience_seconds)
+            client.wait_for_workers(1, timeout=timeout_seconds)
         except TimeoutError as err:
             raise StageError(f"--scheduler {address}: it has no workers") from err
         yield client

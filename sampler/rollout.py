@@ -21,16 +21,15 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from model.audio import SILENCE_DB
-from model.batch import boxes_to_masks, hidden, to_float, to_pixels
+from model.batch import boxes_to_masks, hide_mask_region, to_float, to_pixels
 from model.checkpoint import load_network
-from model.denoiser import embedded, estimate_y_0
+from model.denoiser import embed_noise_level, estimate_y_0
 from model.execution import Execution
 from model.recipe import ModelError, Recipe
-from model.rng import Purpose, normals
 from model.unet import UNet
 from sampler.params import SampleParams
 from sampler.steps import KnownPixels, levels, sample
-from shards.rng import derive_key
+from shards.rng import Purpose, derive_key, normals
 from shards.schema import MELS_PER_FRAME
 
 
@@ -101,12 +100,12 @@ class FrameGenerator:
         self.network = self.network.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self.gammas = levels(self.recipe.noise, self.params.steps)
         with torch.no_grad(), self.machine.autocast(self.device):
-            told = embedded(self.gammas[:-1].float(), self.recipe.noise.embedding).to(self.device)
+            told = embed_noise_level(self.gammas[:-1].float(), self.recipe.noise.embedding).to(self.device)
             # one row per step: all samples of a step share a noise level
-            self.by_noise = [torch.split(rows, 1) for rows in self.network.noise_films(told)]
+            self.by_noise = [torch.split(rows, 1) for rows in self.network.compute_noise_films(told)]
         # CUDA graphs: a step is some 300 kernels, and launching them takes longer than running them
-        self.given = self.machine.compiled(
-            self.network.given, self._trial, self.device, mode="reduce-overhead"
+        self.given = self.machine.try_compile(
+            self.network.forward_with_films, self._trial, self.device, mode="reduce-overhead"
         )
 
     @torch.no_grad()
@@ -193,9 +192,9 @@ class FrameGenerator:
         frames, audio = self.recipe.frames, self.recipe.network.audio
         if slot.previous is None or slot.previous_mask is None:
             slot.identity = y_0
-            previous = hidden(y_0, mask) if frames.before_first == "hidden" else y_0
+            previous = hide_mask_region(y_0, mask) if frames.before_first == "hidden" else y_0
         elif self.params.reanchor_every and slot.number % self.params.reanchor_every == 0:
-            previous = hidden(slot.previous, slot.previous_mask)
+            previous = hide_mask_region(slot.previous, slot.previous_mask)
         else:
             previous = slot.previous
         assert slot.identity is not None, "the first frame is everyone's identity"
@@ -216,7 +215,7 @@ class FrameGenerator:
 
         def noise(step: int) -> Tensor:
             keys = [
-                derive_key(self.params.seed, Purpose.SAMPLED, slot.clip, slot.number, step + 1)
+                derive_key(self.params.seed, Purpose.SAMPLER, slot.clip, slot.number, step + 1)
                 for slot in slots
             ]
             return normals(np.array(keys, np.uint64), shape, self.device)
@@ -241,7 +240,7 @@ class FrameGenerator:
     def _by_audio(self, mels: Tensor, *, heard: bool) -> list[Tensor]:
         with self.machine.autocast(self.device):
             told = torch.full((len(mels),), heard, device=self.device)
-            return self.network.audio_films(mels, told)
+            return self.network.compute_audio_films(mels, told)
 
 
 def _joined(sights: Sequence[_Conditioning]) -> _Conditioning:

@@ -45,14 +45,14 @@ class ShardStore(Protocol):
 @contextlib.contextmanager
 def open_shard_store(dataset: Dataset, folder: Path | None, limit_bytes: int) -> Iterator[ShardStore]:
     """A folder's shards where they are, others in the cache ``folder``, by default the user's."""
-    if isinstance(dataset.place, LocalStorage):
-        yield InPlace(dataset.place.path)
+    if isinstance(dataset.storage, LocalStorage):
+        yield LocalShards(dataset.storage.path)
         return
 
     def bring(entry: ShardEntry, path: Path) -> None:
-        dataset.place.bring(entry.name, path, size=entry.bytes, sha256=entry.sha256)
+        dataset.storage.download(entry.name, path, size=entry.bytes, sha256=entry.sha256)
 
-    cache = Cache(folder or user_shard_cache(), limit_bytes, bring)
+    cache = ShardCache(folder or user_shard_cache(), limit_bytes, bring)
     with contextlib.closing(cache):
         yield cache
 
@@ -67,7 +67,7 @@ def cached_shard_path(folder: Path, entry: ShardEntry) -> Path:
     return folder / f"{entry.sha256}{SUFFIX}"
 
 
-class InPlace:
+class LocalShards:
     """The shards of a folder of this machine: nothing to bring."""
 
     def __init__(self, folder: Path) -> None:
@@ -83,7 +83,7 @@ class InPlace:
         pass
 
 
-class Cache:
+class ShardCache:
     """This process's use of a folder of shards that other processes use too."""
 
     def __init__(self, folder: Path, limit_bytes: int, bring: Callable[[ShardEntry, Path], object]) -> None:

@@ -1,4 +1,4 @@
-"""The name of a file's contents."""
+"""Hashes of files' contents."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import hashlib
 from pathlib import Path
 
 CHUNK_BYTES = 2**20
-HASH_LETTERS = 12  # of a sha256, in the names of files that are called by their contents
+HASH_LETTERS = 12  # of a sha256, in the names of files that are named by their contents
 
 
 def file_sha256(path: Path) -> str:
-    """sha256 of a file's bytes."""
+    """Hex sha256 of a file's bytes."""
     return file_digest(path, "sha256")
 
 
 def file_digest(path: Path, algorithm: str) -> str:
-    """Hex digest of a file's bytes, read a piece at a time."""
-    found = hashlib.new(algorithm, usedforsecurity=False)
+    """Hex digest of a file's bytes, read in chunks."""
+    digest = hashlib.new(algorithm, usedforsecurity=False)
     with path.open("rb") as file:
         while chunk := file.read(CHUNK_BYTES):
-            found.update(chunk)
-    return found.hexdigest()
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -5,104 +5,147 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from importlib import metadata
 from pathlib import Path
 from urllib.parse import quote, urlsplit, urlunsplit
 
 import requests
+import urllib3
 from requests.adapters import HTTPAdapter
+from urllib3.exceptions import HTTPError
 
 from shards.schema import ShardError
 from shards.storage import FileInfo, MissingFileError
 from shards.transport import (
     CONNECT_SECONDS,
-    CONNECTIONS,
+    MAX_CONNECTIONS,
     SILENCE_SECONDS,
+    RangeError,
     Response,
+    TlsError,
     TransientError,
-    range_header,
-    range_of,
+    UnreachableError,
+    make_range_header,
+    parse_content_range,
 )
 
 
 class HttpTransport:
-    """``https://host/path``. A name and password before the host, and a query, are sent but never shown."""
+    """``https://host/path``: the files below it, or the file that it is the address of, whose name is "".
 
-    def __init__(self, address: str) -> None:
-        self.url = urlsplit(address.rstrip("/"))
-        host = self.url.netloc.rpartition("@")[2]
-        self.address = urlunsplit((self.url.scheme, host, self.url.path, "", ""))
+    A user name and password before the host, a query (it may be a signature) and ``headers`` are sent but
+    never shown in messages.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        silence_seconds: float = SILENCE_SECONDS,
+    ) -> None:
+        url = urlsplit(address)
+        self.url = url._replace(path=url.path.rstrip("/"))
+        self.headers = dict(headers or {})
+        self.silence_seconds = silence_seconds
+        host = url.netloc.rpartition("@")[2]
+        self.address = urlunsplit((url.scheme, host, self.url.path, "", ""))
 
     @contextlib.contextmanager
-    def open(self, name: str, start: int, stop: int | None) -> Iterator[Response]:
-        with self._ask("GET", name, range_header(start, stop)) as answer:
-            begin, size = range_of(answer.headers.get("Content-Range"), _length(answer))
-            yield Response(answer.raw, begin, size, answer.headers.get("ETag", ""))
+    def open(self, name: str, start: int, stop: int | None, *, version: str = "") -> Iterator[Response]:
+        """As in ``Transport``. A file with another version than this one is sent from its first byte."""
+        headers = make_range_header(start, stop)
+        if headers and version:
+            headers["If-Range"] = version
+        with self._send("GET", name, headers) as response:
+            begin, size = parse_content_range(response.headers.get("Content-Range"), _get_length(response))
+            yield Response(response.raw, begin, size, response.headers.get("ETag", ""))
 
-    def facts(self, name: str) -> tuple[int, str | None]:
-        with self._ask("HEAD", name, {}) as answer:
-            length = _length(answer)
+    def read_response(self, max_bytes: int, *, body: bytes | None = None) -> bytes:
+        """The first ``max_bytes`` of the response to a GET of the address, or to a POST of ``body``."""
+        with self._send("GET" if body is None else "POST", "", {}, body) as response:
+            try:
+                data: bytes = response.raw.read(max_bytes)
+            except (HTTPError, ConnectionError) as err:
+                raise TransientError(str(err)) from err
+        return data
+
+    def stat(self, name: str) -> tuple[int, str | None]:
+        with self._send("HEAD", name, {}) as response:
+            length = _get_length(response)
         if length is None:
-            raise ShardError(f"{self.address}/{name}: the server does not tell how long it is")
+            raise ShardError(f"{self._describe(name)}: the server does not say how long it is")
         return length, None
 
-    def put(self, path: Path, name: str, sha256: str) -> None:
+    def upload(self, path: Path, name: str, sha256: str) -> None:
         raise ShardError(f"{self.address}: a web address can be read only; write to a folder or to s3://")
 
     def delete(self, name: str) -> None:
         raise ShardError(f"{self.address}: a web address can be read only")
 
-    def names(self) -> Iterator[str]:
+    def list_names(self) -> Iterator[str]:
         raise ShardError(f"{self.address}: a web address cannot be listed")
 
-    def page(self, after: str) -> tuple[list[FileInfo], str]:
+    def list_page(self, after: str) -> tuple[list[FileInfo], str]:
         raise ShardError(f"{self.address}: a web address cannot be listed")
 
-    def _ask(self, method: str, name: str, headers: dict[str, str]) -> requests.Response:
-        what = f"{self.address}/{name}"
-        url = urlunsplit(self.url._replace(path=f"{self.url.path}/{quote(name)}"))
+    def _describe(self, name: str) -> str:
+        return f"{self.address}/{name}" if name else self.address
+
+    def _send(
+        self, method: str, name: str, headers: Mapping[str, str], body: bytes | None = None
+    ) -> requests.Response:
+        path = self._describe(name)
+        url_path = f"{self.url.path}/{quote(name)}" if name else self.url.path
         try:
-            answer = _session(os.getpid()).request(
+            response = _get_session(os.getpid()).request(
                 method,
-                url,
-                headers={"Accept-Encoding": "identity", **headers},  # bytes as they are, to be counted
+                urlunsplit(self.url._replace(path=url_path)),
+                data=body,
+                headers={**self.headers, **headers},
                 stream=True,
-                timeout=(CONNECT_SECONDS, SILENCE_SECONDS),
+                timeout=(CONNECT_SECONDS, self.silence_seconds),
                 allow_redirects=True,
             )
+        except requests.exceptions.SSLError as err:
+            raise TlsError(f"{path}: request failed ({_find_cause(err)})") from err
+        except (requests.ConnectionError, requests.Timeout) as err:
+            is_unreachable = err.args and isinstance(err.args[0], urllib3.exceptions.MaxRetryError)
+            raise (UnreachableError if is_unreachable else TransientError)(_find_cause(err)) from err
         except requests.RequestException as err:
-            if isinstance(err, (requests.ConnectionError, requests.Timeout)) and not isinstance(
-                err, requests.exceptions.SSLError
-            ):
-                raise TransientError(_cause(err)) from err
-            raise ShardError(f"{what}: cannot be asked for ({_cause(err)})") from err
-        if answer.ok:
-            return answer
-        answer.close()
-        told = f"{answer.status_code} {answer.reason}"
-        if answer.status_code in (404, 410):
-            raise MissingFileError(f"{what}: not there")
-        if answer.status_code >= 500 or answer.status_code in (408, 429):
-            raise TransientError(told)
-        raise ShardError(f"{what}: refused ({told})")
+            raise ShardError(f"{path}: request failed ({_find_cause(err)})") from err
+        if response.ok:
+            return response
+        response.close()
+        status = f"{response.status_code} {response.reason}"
+        if response.status_code in (404, 410):
+            raise MissingFileError(f"{path}: not there")
+        if response.status_code == requests.codes.requested_range_not_satisfiable:
+            raise RangeError(f"{path}: refused ({status})")
+        if response.status_code >= 500 or response.status_code in (408, 429):
+            raise TransientError(status)  # Retry-After is ignored: it can be a year
+        raise ShardError(f"{path}: refused ({status})")
 
 
 @functools.lru_cache(maxsize=1)
-def _session(pid: int) -> requests.Session:
-    """The one session of a process: a forked child must not speak into its parent's connections."""
+def _get_session(pid: int) -> requests.Session:
+    """The session of a process; a forked child must not use the connections of its parent."""
     session = requests.Session()
+    session.headers["User-Agent"] = f"redub/{metadata.version('redub')}"  # Zenodo slows down other clients
+    session.headers["Accept-Encoding"] = "identity"  # bytes are counted and resumed as they are in the file
     for scheme in ("http://", "https://"):
-        session.mount(scheme, HTTPAdapter(pool_maxsize=CONNECTIONS))
+        session.mount(scheme, HTTPAdapter(pool_maxsize=MAX_CONNECTIONS))
     return session
 
 
-def _length(answer: requests.Response) -> int | None:
-    told = answer.headers.get("Content-Length", "")
-    return int(told) if told.isdecimal() else None
+def _get_length(response: requests.Response) -> int | None:
+    length = response.headers.get("Content-Length", "")
+    return int(length) if length.isdecimal() else None
 
 
-def _cause(err: BaseException) -> str:
-    """What began it, without the address, which may hold a password."""
-    while (before := err.__cause__ or err.__context__) is not None:
-        err = before
+def _find_cause(err: BaseException) -> str:
+    """The first exception of the chain, without the address, which may hold a password."""
+    while (cause := err.__cause__ or err.__context__) is not None:
+        err = cause
     return str(err) if isinstance(err, OSError) and err.strerror else type(err).__name__

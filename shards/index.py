@@ -16,11 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from shards.address import open_storage
 from shards.atomic import write_atomically
 from shards.checksum import HASH_LETTERS, file_sha256
 from shards.schema import SCHEMA_VERSION, ShardError
-from shards.storage import LocalStorage, MissingFileError, Storage
+from shards.storage import LocalStorage, MissingFileError, Storage, open_storage
 from shards.table import ROWS_AT_ONCE, PackedRows, Row, Rows, in_groups, parse_table, write_tables
 
 INDEX_NAME = "index.parquet"
@@ -244,9 +243,9 @@ def read_table(place: Storage, manifest: Mapping[str, Any], name: str) -> bytes:
     sha256 = read_table_hashes(manifest).get(name)
     if sha256 is not None:
         with contextlib.suppress(MissingFileError):
-            return place.whole(published_name(name, sha256), sha256=sha256)
+            return place.read_all(published_name(name, sha256), sha256=sha256)
     try:
-        return place.whole(name, sha256=None if isinstance(place, LocalStorage) else sha256)
+        return place.read_all(name, sha256=None if isinstance(place, LocalStorage) else sha256)
     except MissingFileError as err:
         raise ShardError(f"{place.address}: no {name} here, so this is no whole dataset") from err
 
@@ -277,7 +276,7 @@ def read_dataset(where: Path | Storage) -> dict[str, Any]:
     place = open_storage(where)
     path = f"{place.address}/{DATASET_NAME}"
     try:
-        manifest = json.loads(place.whole(DATASET_NAME))
+        manifest = json.loads(place.read_all(DATASET_NAME))
     except MissingFileError as err:
         raise ShardError(f"{place.address}: no {DATASET_NAME} here, so this is no whole dataset") from err
     except (ValueError, RecursionError) as err:

@@ -73,7 +73,7 @@ def read_ledger(path: Path) -> Rows:
     return read_rows(path, SCHEMA, "ledger")
 
 
-def unusable(ledger: Rows) -> Rows:
+def select_unusable(ledger: Rows) -> Rows:
     """The rows of files that are no clips any more."""
     return Rows(ledger.table.filter(pc.not_equal(ledger.table["status"], OK)))
 

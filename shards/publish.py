@@ -14,7 +14,6 @@ from typing import Any
 from filelock import FileLock
 from platformdirs import user_cache_path
 
-from shards.address import is_remote, open_storage
 from shards.atomic import write_atomically
 from shards.cache import cached_shard_path, user_shard_cache
 from shards.checksum import file_sha256
@@ -30,7 +29,7 @@ from shards.index import (
     shard_entries,
 )
 from shards.schema import ShardError
-from shards.storage import LocalStorage, Storage
+from shards.storage import LocalStorage, Storage, is_remote, open_storage
 
 UPLOADS = 4  # at once
 # Files with the names of their contents, which publishing leaves behind; nothing else is ever removed.
@@ -60,7 +59,7 @@ def download_dataset(address: str, cache: Path | None = None) -> Path:
             if not path.is_file() and not _linked(
                 cached_shard_path(user_shard_cache(), entry), path, entry.sha256
             ):
-                place.bring(entry.name, path, size=entry.bytes, sha256=entry.sha256)
+                place.download(entry.name, path, size=entry.bytes, sha256=entry.sha256)
         for name in (INDEX_NAME, LEDGER_NAME):
             with write_atomically(folder / name) as partial:
                 partial.write_bytes(read_table(place, manifest, name))
@@ -131,7 +130,7 @@ def publish(
             done(seen, total)
     finally:
         pool.shutdown(cancel_futures=True)
-    place.put(manifest, DATASET_NAME, sha256=file_sha256(manifest))
+    place.upload(manifest, DATASET_NAME, sha256=file_sha256(manifest))
     return sent
 
 
@@ -151,15 +150,15 @@ def _uploads(folder: Path) -> Iterator[Upload]:
 
 def _send(upload: Upload, place: Storage) -> tuple[int, bool]:
     """Put a file where it is not; (its bytes, whether they were sent)."""
-    if place.holds(upload.name, upload.size, upload.sha256):
+    if place.has_file(upload.name, upload.size, upload.sha256):
         return upload.size, False
     if not upload.path.is_file():
         raise ShardError(f"{upload.path}: not there, but {DATASET_NAME} names it")
     found = file_sha256(upload.path)
     if found != upload.sha256:
         raise ShardError(f"{upload.path}: sha256 {found[:12]}, its manifest says {upload.sha256[:12]}")
-    place.put(upload.path, upload.name, sha256=upload.sha256)
-    if not place.holds(upload.name, upload.size, upload.sha256):
+    place.upload(upload.path, upload.name, sha256=upload.sha256)
+    if not place.has_file(upload.name, upload.size, upload.sha256):
         raise ShardError(f"{place.address}/{upload.name}: was sent, but is not there as it was sent")
     return upload.size, True
 
@@ -169,4 +168,4 @@ def leftovers(place: Storage) -> list[str]:
     manifest = read_dataset(place)
     kept = {entry.name for entry in shard_entries(manifest, f"{place.address}/{DATASET_NAME}")}
     kept |= {published_name(name, sha256) for name, sha256 in read_table_hashes(manifest).items()}
-    return [name for name in place.names() if PUBLISHED.fullmatch(name) and name not in kept]
+    return [name for name in place.list_names() if PUBLISHED.fullmatch(name) and name not in kept]

@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from shards.address import open_storage
 from shards.codec import CODECS, Codec, unpack_frames
 from shards.index import (
     DATASET_NAME,
@@ -38,7 +37,7 @@ from shards.schema import (
     json_to_info,
     npy_to_array,
 )
-from shards.storage import TRIES, Storage
+from shards.storage import TRIES, Storage, open_storage
 from shards.table import ROWS_AT_ONCE, Rows, parse_rows
 
 MAX_SIZE = 1024  # px of a crop's side; a json from a stranger may ask for more memory than there is
@@ -50,7 +49,7 @@ MAX_APART_BYTES = 2**16  # between a clip's members: tar headers and padding
 class Dataset:
     """A finished dataset: its manifest, its shards and its clips."""
 
-    place: Storage
+    storage: Storage
     manifest: Mapping[str, Any]
     shards: Mapping[str, ShardEntry]
     clips: Clips
@@ -58,12 +57,12 @@ class Dataset:
     @property
     def folder(self) -> Path:
         """Where it lies on this machine; of a dataset elsewhere no more than its name."""
-        return Path(self.place.address)
+        return Path(self.storage.address)
 
     def ledger(self) -> Rows:
         """The ledger that belongs to it."""
-        data = read_table(self.place, self.manifest, LEDGER_NAME)
-        return parse_rows(data, LEDGER_SCHEMA, f"{self.place.address}/{LEDGER_NAME}", "ledger")
+        data = read_table(self.storage, self.manifest, LEDGER_NAME)
+        return parse_rows(data, LEDGER_SCHEMA, f"{self.storage.address}/{LEDGER_NAME}", "ledger")
 
 
 def open_dataset(where: Path | Storage, *, hashes: bool = True) -> Dataset:
@@ -87,7 +86,7 @@ def open_cached_dataset(address: str, digest: str) -> Dataset:
     """
     dataset = open_dataset(open_storage(address))
     if (found := dataset.manifest.get("digest")) != digest:
-        raise ShardError(f"{dataset.place.address}: became the dataset {str(found)[:12]}, was {digest[:12]}")
+        raise ShardError(f"{dataset.storage.address}: became the dataset {str(found)[:12]}, was {digest[:12]}")
     return dataset
 
 
@@ -122,18 +121,18 @@ def read_members(dataset: Dataset, clip_id: str, names: Sequence[str] = MEMBERS)
     """Some of a clip's members (frames, boxes, mels, affine, json), or all of them, checked by CRC."""
     row = dataset.clips.get(clip_id)
     if row is None:
-        where = dataset.place.address
+        where = dataset.storage.address
         raise ShardError(f"{where}: holds no clip {clip_id!r}; `pipeline explain` may know why")
     starts = {name: row[f"{name}_offset"] for name in names}
     ends = {name: start + row[f"{name}_size"] for name, start in starts.items()}
     first = min(starts.values())
     for _ in range(TRIES):
-        data = dataset.place.read(row["shard"], first, max(ends.values()))  # they lie together: one request
+        data = dataset.storage.read(row["shard"], first, max(ends.values()))  # they lie together: one request
         members = {name: data[start - first : ends[name] - first] for name, start in starts.items()}
         wrong = altered(row, members)
         if wrong is None:
             return members
-    path = f"{dataset.place.address}/{row['shard']}"
+    path = f"{dataset.storage.address}/{row['shard']}"
     raise ShardError(f"{path}: {clip_id}'s {wrong} are not the bytes that the index names")
 
 

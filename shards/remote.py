@@ -1,109 +1,96 @@
-"""Files on another machine, over a network that breaks: retried, gone on with, counted and checked."""
+"""Files on another machine, over an unreliable network: requests are repeated, resumed and checked."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import hashlib
-import logging
-import random
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from urllib3.exceptions import HTTPError
-
 from shards.atomic import write_atomically
+from shards.retry import Retries, RetryPolicy
 from shards.schema import ShardError
-from shards.storage import TRIES, ChangedFileError, FileInfo, MissingFileError, check
+from shards.storage import TRIES, ChangedFileError, FileInfo, MissingFileError, check_file
 from shards.transport import TransientError, Transport
 
-log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-# All that is done for one file, with all its retries, takes no longer than this.
-DEADLINE_SECONDS = 60
-SLOWEST_BYTES_PER_SECOND = 1e6  # and for each byte so much longer
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.2, 5.0
-TOLD_AFTER_TRIES = 3
-BLOCK_BYTES = 2**18
-MAX_WHOLE_BYTES = 2**31  # of a manifest, an index or a ledger
+RETRY_POLICY = RetryPolicy(deadline_seconds=60, slowest_bytes_per_second=1e6)
+MAX_FILE_BYTES = 2**31  # of what is read into memory: a manifest, an index or a ledger
 
 
 class RemoteStorage:
-    """A source, and the patience that it takes."""
+    """A ``Storage`` over a transport, with retries."""
 
     def __init__(self, source: Transport) -> None:
         self.source = source
         self.address = source.address
 
     def size(self, name: str) -> int | None:
-        facts = self._facts(name)
-        return None if facts is None else facts[0]
+        info = self._stat(name)
+        return None if info is None else info[0]
 
-    def holds(self, name: str, size: int, sha256: str) -> bool:
-        return self._facts(name) in ((size, sha256), (size, None))
+    def has_file(self, name: str, size: int, sha256: str) -> bool:
+        return self._stat(name) in ((size, sha256), (size, None))
 
     def read(self, name: str, start: int, stop: int) -> bytes:
-        return b"".join(self._blocks(name, start, stop))
+        return b"".join(self._read_blocks(name, start, stop))
 
-    def whole(self, name: str, *, sha256: str | None = None) -> bytes:
-        def once() -> bytes:
-            data = b"".join(self._blocks(name, limit=MAX_WHOLE_BYTES))
-            check(f"{self.address}/{name}", len(data), hashlib.sha256(data).hexdigest(), None, sha256)
+    def read_all(self, name: str, *, sha256: str | None = None) -> bytes:
+        def read_once() -> bytes:
+            data = b"".join(self._read_blocks(name, limit=MAX_FILE_BYTES))
+            check_file(f"{self.address}/{name}", len(data), hashlib.sha256(data).hexdigest(), None, sha256)
             return data
 
-        return _twice(once)
+        return _repeat_if_changed(read_once)
 
-    def bring(self, name: str, path: Path, *, size: int | None = None, sha256: str | None = None) -> None:
-        def once() -> None:
+    def download(self, name: str, path: Path, *, size: int | None = None, sha256: str | None = None) -> None:
+        def download_once() -> None:
             digest, n_bytes = hashlib.sha256(), 0
             with write_atomically(path) as partial:
                 with partial.open("wb") as file:
-                    for block in self._blocks(name, size=size):
+                    for block in self._read_blocks(name, size=size):
                         file.write(block)
                         digest.update(block)
                         n_bytes += len(block)
-                check(f"{self.address}/{name}", n_bytes, digest.hexdigest(), size, sha256)
+                check_file(f"{self.address}/{name}", n_bytes, digest.hexdigest(), size, sha256)
 
-        _twice(once)
+        _repeat_if_changed(download_once)
 
-    def put(self, path: Path, name: str, *, sha256: str) -> None:
+    def upload(self, path: Path, name: str, *, sha256: str) -> None:
         size = path.stat().st_size
-        _twice(lambda: self._patiently(name, lambda: self.source.put(path, name, sha256), size))
+        _repeat_if_changed(lambda: self._run(name, lambda: self.source.upload(path, name, sha256), size))
 
     def delete(self, name: str) -> None:
         with contextlib.suppress(MissingFileError):
-            self._patiently(name, lambda: self.source.delete(name))
+            self._run(name, lambda: self.source.delete(name))
 
-    def names(self) -> Iterator[str]:
-        return iter(self._patiently("", lambda: list(self.source.names())))
+    def list_names(self) -> Iterator[str]:
+        return iter(self._run("", lambda: list(self.source.list_names())))
 
-    def tree(self) -> Iterator[FileInfo]:
+    def walk(self) -> Iterator[FileInfo]:
         after = ""
         while True:
-            listed, after = self._patiently("", functools.partial(self.source.page, after))
-            yield from listed
+            page, after = self._run("", functools.partial(self.source.list_page, after))
+            yield from page
             if not after:
                 return
 
-    def _facts(self, name: str) -> tuple[int, str | None] | None:
+    def _stat(self, name: str) -> tuple[int, str | None] | None:
         try:
-            return self._patiently(name, lambda: self.source.facts(name))
+            return self._run(name, lambda: self.source.stat(name))
         except MissingFileError:
             return None
 
-    def _patiently(self, name: str, act: Callable[[], T], n_bytes: int = 0) -> T:
-        patience = Patience(f"{self.address}/{name}")
-        patience.allow_for(n_bytes)
-        while True:
-            try:
-                return act()
-            except TransientError as err:
-                patience.wait(err)
+    def _run(self, name: str, request: Callable[[], T], n_bytes: int = 0) -> T:
+        """Repeat a request that sends ``n_bytes`` until it succeeds. Raises RetryError."""
+        retries = Retries(f"{self.address}/{name}", RETRY_POLICY)
+        retries.extend_deadline(n_bytes)
+        return retries.run(request)
 
-    def _blocks(
+    def _read_blocks(
         self,
         name: str,
         start: int = 0,
@@ -112,90 +99,59 @@ class RemoteStorage:
         size: int | None = None,
         limit: int | None = None,
     ) -> Iterator[bytes]:
-        """The bytes from start to stop or to the end, which is at ``size`` where that is told.
+        """The bytes from ``start`` to ``stop``, or to the end of the file.
 
-        After a break it goes on from the last byte. Raises ShardError when the file is shorter, or longer
-        than ``size`` or ``limit``.
+        A request that breaks off is resumed after its last byte. Raises ShardError when the file is shorter
+        than ``stop``, not ``size`` bytes, or longer than ``limit``.
         """
-        what = f"{self.address}/{name}"
-        patience = Patience(what)
-        here, end = start, start + 1  # until an answer tells where the end is
-        version: str | None = None  # of the file; nothing came yet
-        while here < end:
+        path = f"{self.address}/{name}"
+        retries = Retries(path, RETRY_POLICY)
+        position, end = start, start + 1  # the first response says where the end is
+        version: str | None = None  # of the file; None before the first response
+        while position < end:
             try:
-                with self.source.open(name, here, stop) as answer:
+                with self.source.open(name, position, stop) as response:
                     if version is None:
-                        version, end = answer.version, _end_of(what, answer.size, stop, size, limit)
-                        patience.allow_for(end - start)
-                    elif answer.version != version:
-                        raise ChangedFileError(f"{what}: became another file while it was read")
-                    at = answer.start  # a server that knows no ranges begins at the beginning
-                    if at > here:
-                        raise TransientError(f"began at byte {at}, asked for {here}")
-                    while block := answer.body.read1(BLOCK_BYTES):  # to its end, or the connection is lost
-                        patience.came_on()
-                        wanted = block[max(0, here - at) : max(0, end - at)]
-                        at += len(block)
-                        here += len(wanted)
-                        yield wanted
-                        if at > end:
+                        version = response.version
+                        end = _find_end(path, response.size, stop, size, limit)
+                        retries.extend_deadline(end - start)
+                    elif response.version != version:
+                        raise ChangedFileError(f"{path}: became another file while it was read")
+                    block_start = response.start  # 0 from a server that does not support ranges
+                    if block_start > position:
+                        raise TransientError(f"began at byte {block_start}, not {position}")
+                    for block in retries.read_blocks(response.body):  # read to its end to keep the connection
+                        part = block[max(0, position - block_start) : max(0, end - block_start)]
+                        block_start += len(block)
+                        position += len(part)
+                        yield part
+                        if block_start > end:
                             break
-                if here < end:
-                    raise TransientError(f"ended after {here} of {end} bytes")
-            except (TransientError, HTTPError) as err:
-                patience.wait(err)
+                if position < end:
+                    raise TransientError(f"ended after {position} of {end} bytes")
+            except TransientError as err:
+                retries.wait(err)
 
 
-def _end_of(what: str, found: int | None, stop: int | None, size: int | None, limit: int | None) -> int:
-    """Where the bytes that were asked for end, in a file of ``found`` bytes."""
-    if found is None:
-        raise ShardError(f"{what}: the server does not tell how long it is")
-    if size is not None and found != size:
-        raise ChangedFileError(f"{what}: {found} bytes, expected {size}")
-    if limit is not None and found > limit:
-        raise ShardError(f"{what}: {found} bytes, more than the {limit} of any table")
-    if stop is not None and found < stop:
-        raise ShardError(f"{what}: ends at byte {found}, expected {stop} or more")
-    return found if stop is None else stop
+def _find_end(path: str, n_bytes: int | None, stop: int | None, size: int | None, limit: int | None) -> int:
+    """Where a range ends in a file of ``n_bytes``."""
+    if n_bytes is None:
+        raise ShardError(f"{path}: the server does not say how long it is")
+    if size is not None and n_bytes != size:
+        raise ChangedFileError(f"{path}: {n_bytes} bytes, expected {size}")
+    if limit is not None and n_bytes > limit:
+        raise ShardError(f"{path}: {n_bytes} bytes, more than the limit of {limit}")
+    if stop is not None and n_bytes < stop:
+        raise ShardError(f"{path}: ends at byte {n_bytes}, expected {stop} or more")
+    return n_bytes if stop is None else stop
 
 
-class Patience:
-    """Pauses that grow and differ, up to a deadline for one file."""
-
-    def __init__(self, what: str) -> None:
-        self.what = what
-        self.tries = 0
-        self.until = time.monotonic() + DEADLINE_SECONDS
-
-    def allow_for(self, n_bytes: int) -> None:
-        """Put the deadline off for a file of this size."""
-        self.until += n_bytes / SLOWEST_BYTES_PER_SECOND
-
-    def came_on(self) -> None:
-        """Something came; raise ShardError when the time is over all the same."""
-        self.tries = 0
-        if time.monotonic() > self.until:
-            slowest = f"{SLOWEST_BYTES_PER_SECOND / 1e6:g} MB/s"
-            raise ShardError(f"{self.what}: given up, less than {slowest} came")
-
-    def wait(self, err: Exception) -> None:
-        """Pause before the next try, or raise ShardError when the time does not suffice for one."""
-        pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2**self.tries) * random.uniform(0.5, 1.5)
-        self.tries += 1
-        told = " ".join(str(err).split()) or type(err).__name__
-        if time.monotonic() + pause > self.until:
-            raise ShardError(f"{self.what}: given up after {self.tries} tries ({told})") from err
-        if self.tries == TOLD_AFTER_TRIES:
-            left = self.until - time.monotonic()
-            log.warning("%s: %s; trying again for at most %.0f s", self.what, told, left)
-        time.sleep(pause)
-
-
-def _twice(once: Callable[[], T]) -> T:
-    for tries_left in reversed(range(TRIES)):
+def _repeat_if_changed(transfer: Callable[[], T]) -> T:
+    """Repeat a transfer whose bytes were altered on the way, ``TRIES`` times in all."""
+    for remaining in reversed(range(TRIES)):
         try:
-            return once()
+            return transfer()
         except ChangedFileError:
-            if not tries_left:
+            if not remaining:
                 raise
     raise AssertionError("the last try returns or raises")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from shards.frames import BatchIndex, ClipTable, NetworkInput, Numbers, RawBatch
 from shards.reader import Dataset, read_clip
-from shards.rng import derive_key, drawn, keys_of
+from shards.rng import derive_key, derive_keys, epoch_order
 from shards.schema import MELS_PER_FRAME, ClipSample, ShardError
 
 TRAIN_SPLIT = "train"
@@ -41,7 +41,7 @@ class Resident:
         return self.boxes.device
 
     def order(self, positions: ArrayLike, *, seed: int) -> Numbers:
-        return drawn(positions, len(self), seed=seed)
+        return epoch_order(positions, len(self), seed=seed)
 
     def seen(self, wanted: BatchIndex) -> RawBatch:
         chosen = torch.from_numpy(np.concatenate([wanted.target, wanted.before, wanted.identity]))
@@ -83,7 +83,7 @@ def split_held_out(clip_ids: Iterable[str], share: float, *, seed: int) -> tuple
 
     ids = sorted(clip_ids)
     numbers = (int.from_bytes(clip_id.encode(), "big") % (2**64 - 59) for clip_id in ids)
-    order = np.argsort(keys_of(derive_key(seed), np.fromiter(numbers, np.uint64, len(ids))), kind="stable")
+    order = np.argsort(derive_keys(derive_key(seed), np.fromiter(numbers, np.uint64, len(ids))), kind="stable")
     ranked = [ids[place] for place in order]
     n_held = min(math.ceil(share * len(ranked)), len(ranked) - 1)
     return sorted(ranked[n_held:]), sorted(ranked[:n_held])
@@ -119,7 +119,7 @@ def load_resident(
         read = _a_few_ahead(pool, lambda clip_id: read_clip(dataset, clip_id), clips.ids, 2 * workers)
         for length, clip in zip(lengths, read, strict=True):
             fit.check_clip(
-                f"{dataset.place.address}: {clip.key}", length, clip.frames.shape, clip.boxes, clip.mels
+                f"{dataset.storage.address}: {clip.key}", length, clip.frames.shape, clip.boxes, clip.mels
             )
             here = slice(frame, frame + length)
             frames[here].copy_(torch.from_numpy(clip.frames))
@@ -137,7 +137,7 @@ def build_clip_table(dataset: Dataset, clip_ids: Iterable[str]) -> ClipTable:
     """The clips to read, by number. Raises ShardError when there are none."""
     ids = sorted(clip_ids)
     if not ids:
-        raise ShardError(f"{dataset.place.address}: no clips to load")
+        raise ShardError(f"{dataset.storage.address}: no clips to load")
     return ClipTable.of(ids, dataset.clips.column("frames", ids))
 
 
@@ -160,6 +160,6 @@ def _check_memory(dataset: Dataset, needed: int, n_frames: int, device: torch.de
         free = psutil.virtual_memory().available
     if needed > MEMORY_SHARE * free:
         raise ShardError(
-            f"{dataset.place.address}: {n_frames} frames take {needed / 1e9:.1f} GB, of {free / 1e9:.1f} GB "
+            f"{dataset.storage.address}: {n_frames} frames take {needed / 1e9:.1f} GB, of {free / 1e9:.1f} GB "
             f"free on {device.type} {MEMORY_SHARE:.0%} may be used"
         )

@@ -1,71 +1,118 @@
-"""The order in which frames are drawn: a pure function of (seed, epoch), at any place of it, in no memory.
+"""Counter-based random numbers: every number is a pure function of integers, and there is no state to save.
 
-Every draw of training has a position 0, 1, 2, ... that counts on over the epochs. So the state of a
-reader is one integer, and ranks, workers and batch sizes are only ways to cut the same sequence.
+A random number depends on (seed, sample, purpose) and on nothing else, so a sample gets the same noise and
+the same corruption in every batch, on every rank and after every resume. Each sample of training has a
+position 0, 1, 2, ... that counts on over the epochs. The state of a reader is therefore one integer; ranks,
+workers and batch sizes only divide the same sequence.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-Words = NDArray[np.uint64]
+if TYPE_CHECKING:
+    import torch
 
-ROUNDS = 6
-GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: splitmix64's step
+Keys = NDArray[np.uint64]
+
+FEISTEL_ROUNDS = 6
+GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, the increment of splitmix64
 
 
-def mixed(words: ArrayLike) -> Words:
-    """Steele et al. 2014, splitmix64's finaliser: every bit of the result hangs on every bit of the word."""
-    x = np.asarray(words, np.uint64)
+class Purpose(IntEnum):
+    """What a random number is used for: no two purposes share a stream."""
+
+    ORDER = 0
+    SCALARS = 1
+    EPSILON = 2
+    PREVIOUS = 3
+    DROPOUT = 4
+    INITIAL = 5
+    SAMPLER = 6
+
+
+def mix_bits(values: ArrayLike) -> Keys:
+    """Steele et al. 2014, the finaliser of splitmix64: every bit of the result depends on every input bit."""
+    x = np.asarray(values, np.uint64)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return np.asarray(x ^ (x >> np.uint64(31)))
 
 
 def derive_key(*numbers: int) -> int:
-    """One 64-bit key of several whole numbers, in this order."""
+    """One 64-bit key from several integers; their order counts."""
     key = np.zeros(1, np.uint64)
     for number in numbers:
-        key = mixed(key + np.uint64((number + GOLDEN) % 2**64))
+        key = mix_bits(key + np.uint64((number + GOLDEN) % 2**64))
     return int(key[0])
 
 
-def keys_of(key: int, numbers: Words) -> Words:
-    """``derive_key`` with one more number, for many: keys_of(derive_key(a), [b])[0] is derive_key(a, b)."""
-    return mixed(np.uint64(key) + numbers + np.uint64(GOLDEN))
+def derive_keys(key: int, numbers: Keys) -> Keys:
+    """Append an integer to a key, vectorised: derive_keys(derive_key(a), [b])[0] is derive_key(a, b)."""
+    return mix_bits(np.uint64(key) + numbers + np.uint64(GOLDEN))
 
 
-def permuted(places: ArrayLike, n: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
-    """Which of ``n`` things stands at each place (0 <= place < n) of an epoch's order.
+def derive_sample_keys(seed: int, positions: ArrayLike, purpose: Purpose) -> Keys:
+    """One 64-bit key for each position and one purpose, (B,)."""
+    start = np.uint64(derive_key(seed, purpose))
+    return mix_bits(mix_bits(np.asarray(positions, np.uint64) + np.uint64(1)) ^ start)
 
-    A Feistel network over the next power of four, walked on until it lands below ``n`` (Black & Rogaway
-    2002): a bijection for every key, so each thing stands at exactly one place.
+
+def uniforms(keys: Keys, n: int) -> NDArray[np.float64]:
+    """``n`` numbers in [0, 1) for each key: (B,) -> (B, n)."""
+    columns = mix_bits(np.arange(1, n + 1, dtype=np.uint64))
+    bits = mix_bits(keys[:, None] ^ columns[None, :])
+    return np.asarray((bits >> np.uint64(11)).astype(np.float64) * 2.0**-53)
+
+
+def normals(keys: Keys, shape: Sequence[int], device: torch.device) -> torch.Tensor:
+    """Standard normal numbers, (B, *shape), each sample from a generator of its own.
+
+    CPU and GPU return different numbers for the same key.
     """
-    wanted = np.asarray(places, np.uint64)
+    import torch  # only here: the processes that only need keys start without torch
+
+    values = torch.empty(len(keys), *shape, device=device)
+    generator = torch.Generator(device)
+    for row, key in zip(values, keys, strict=True):
+        row.normal_(generator=generator.manual_seed(int(key) >> 1))
+    return values
+
+
+def permute(places: ArrayLike, n: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
+    """Which of ``n`` items is at each place (0 <= place < n) of an epoch's order, without a table.
+
+    A Feistel network over the next power of four, applied again while the result is not below ``n`` (cycle
+    walking, Black & Rogaway 2002): a bijection for every key, so each item is at exactly one place.
+    """
     half = np.uint64(max(1, (max(n - 1, 1).bit_length() + 1) // 2))
     low = (np.uint64(1) << half) - np.uint64(1)
-    keys = [np.uint64(derive_key(seed, epoch, turn)) for turn in range(ROUNDS)]
+    keys = [np.uint64(derive_key(seed, epoch, number)) for number in range(FEISTEL_ROUNDS)]
 
-    def encrypted(words: Words) -> Words:
-        left, right = words >> half, words & low
+    def encrypt(values: Keys) -> Keys:
+        high_bits, low_bits = values >> half, values & low
         for key in keys:
-            left, right = right, left ^ (mixed(right ^ key) & low)
-        return np.asarray((left << half) | right)
+            high_bits, low_bits = low_bits, high_bits ^ (mix_bits(low_bits ^ key) & low)
+        return np.asarray((high_bits << half) | low_bits)
 
-    found = encrypted(wanted)
-    outside = found >= n
+    items = encrypt(np.asarray(places, np.uint64))
+    outside = items >= n
     while outside.any():
-        found[outside] = encrypted(found[outside])
-        outside = found >= n
-    return found.astype(np.int64)
+        items[outside] = encrypt(items[outside])
+        outside = items >= n
+    return items.astype(np.int64)
 
 
-def drawn(positions: ArrayLike, n: int, *, seed: int) -> NDArray[np.int64]:
-    """Which of ``n`` things is drawn at each position of the endless sequence of epochs."""
-    wanted = np.asarray(positions, np.int64)
-    things = np.empty_like(wanted)
-    for epoch in np.unique(wanted // n):
-        chosen = wanted // n == epoch
-        things[chosen] = permuted(wanted[chosen] % n, n, seed=seed, epoch=int(epoch))
-    return things
+def epoch_order(positions: ArrayLike, n: int, *, seed: int) -> NDArray[np.int64]:
+    """Which of ``n`` items is at each position of the endless sequence of shuffled epochs."""
+    positions = np.asarray(positions, np.int64)
+    items = np.empty_like(positions)
+    for epoch in np.unique(positions // n):
+        in_epoch = positions // n == epoch
+        items[in_epoch] = permute(positions[in_epoch] % n, n, seed=seed, epoch=int(epoch))
+    return items

@@ -1,4 +1,4 @@
-"""Objects in an S3 bucket, by boto3: it works in a forked child and finds credentials as AWS tools do."""
+"""Objects in an S3 bucket, by boto3: it works in forked children and finds credentials as AWS tools do."""
 
 from __future__ import annotations
 
@@ -14,110 +14,112 @@ from shards.schema import ShardError
 from shards.storage import ChangedFileError, FileInfo, MissingFileError
 from shards.transport import (
     CONNECT_SECONDS,
-    CONNECTIONS,
+    MAX_CONNECTIONS,
     SILENCE_SECONDS,
     Response,
     TransientError,
-    range_header,
-    range_of,
+    make_range_header,
+    parse_content_range,
 )
 
-ABSENT = {"404", "NoSuchKey", "NotFound"}
-PASSING = {"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "InternalError"}
+MISSING_CODES = {"404", "NoSuchKey", "NotFound"}
+TRANSIENT_CODES = {"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "InternalError"}
 
 
 class S3Transport:
-    """``s3://bucket/prefix``. Where no credentials are found, it is asked as a public bucket is."""
+    """``s3://bucket/prefix``. Without credentials it is read as a public bucket."""
 
     def __init__(self, address: str) -> None:
         self.address = address.rstrip("/")
         self.bucket, _, self.prefix = self.address.partition("://")[2].partition("/")
         if not self.bucket:
             raise ShardError(f"{address}: names no bucket; expected s3://bucket/prefix")
-        self._client()  # what is missing or wrong is said now
+        self._client()  # raise now what is missing or wrong
 
     @contextlib.contextmanager
     def open(self, name: str, start: int, stop: int | None) -> Iterator[Response]:
-        answer = self._ask("get_object", name, **range_header(start, stop))
-        begin, size = range_of(answer.get("ContentRange"), answer["ContentLength"])
-        with answer["Body"] as body:
-            yield Response(body, begin, size, answer.get("ETag", ""))
+        response = self._call_for_file("get_object", name, **make_range_header(start, stop))
+        begin, size = parse_content_range(response.get("ContentRange"), response["ContentLength"])
+        with response["Body"] as body:
+            yield Response(body, begin, size, response.get("ETag", ""))
 
-    def facts(self, name: str) -> tuple[int, str | None]:
-        answer = self._ask("head_object", name, ChecksumMode="ENABLED")
-        sha256 = answer.get("ChecksumSHA256", "")
-        # Of an upload in parts it is no sha256 of the file, and says so by a dash.
-        return answer["ContentLength"], None if not sha256 or "-" in sha256 else _hex(sha256)
+    def stat(self, name: str) -> tuple[int, str | None]:
+        response = self._call_for_file("head_object", name, ChecksumMode="ENABLED")
+        sha256 = response.get("ChecksumSHA256", "")
+        # With a dash it is the checksum of a multipart upload, which is not the sha256 of the file.
+        return response["ContentLength"], None if not sha256 or "-" in sha256 else _convert_to_hex(sha256)
 
-    def put(self, path: Path, name: str, sha256: str) -> None:
-        """One request, so that nothing half sent is left behind; the server checks the sha256 itself."""
+    def upload(self, path: Path, name: str, sha256: str) -> None:
+        """Upload in one request, so that no partial upload is left behind. The server checks the sha256."""
         with path.open("rb") as file:
             checksum = base64.b64encode(bytes.fromhex(sha256)).decode()
-            self._ask("put_object", name, Body=file, ChecksumSHA256=checksum)
+            self._call_for_file("put_object", name, Body=file, ChecksumSHA256=checksum)
 
     def delete(self, name: str) -> None:
-        self._ask("delete_object", name)
+        self._call_for_file("delete_object", name)
 
-    def names(self) -> Iterator[str]:
+    def list_names(self) -> Iterator[str]:
         after = ""
         while True:
-            listed, after = self.page(after, Delimiter="/")
-            yield from (file.name for file in listed)
+            page, after = self.list_page(after, Delimiter="/")
+            yield from (file.name for file in page)
             if not after:
                 return
 
-    def page(self, after: str, **words: str) -> tuple[list[FileInfo], str]:
+    def list_page(self, after: str, **arguments: str) -> tuple[list[FileInfo], str]:
         folder = f"{self.prefix}/" if self.prefix else ""
         token = {"ContinuationToken": after} if after else {}
-        answer = self._call("list_objects_v2", "", Prefix=folder, **token, **words)
-        listed = [
-            FileInfo(told["Key"][len(folder) :], told["Size"], told["ETag"].strip('"'))
-            for told in answer.get("Contents", ())
-            if not told["Key"].endswith("/")  # the mark of a folder: some servers list them
+        response = self._call("list_objects_v2", "", Prefix=folder, **token, **arguments)
+        page = [
+            FileInfo(item["Key"][len(folder) :], item["Size"], item["ETag"].strip('"'))
+            for item in response.get("Contents", ())
+            if not item["Key"].endswith("/")  # some servers list an object that stands for a folder
         ]
-        return listed, answer.get("NextContinuationToken", "")
+        return page, response.get("NextContinuationToken", "")
 
-    def _ask(self, act: str, name: str, **words: Any) -> dict[str, Any]:
-        return self._call(act, name, Key=f"{self.prefix}/{name}" if self.prefix else name, **words)
+    def _call_for_file(self, operation: str, name: str, **arguments: Any) -> dict[str, Any]:
+        return self._call(
+            operation, name, Key=f"{self.prefix}/{name}" if self.prefix else name, **arguments
+        )
 
-    def _call(self, act: str, name: str, **words: Any) -> dict[str, Any]:
+    def _call(self, operation: str, name: str, **arguments: Any) -> dict[str, Any]:
         from botocore import UNSIGNED
         from botocore import exceptions as aws
 
-        what = f"{self.address}/{name}"
+        path = f"{self.address}/{name}"
         try:
-            answer: dict[str, Any] = getattr(self._client(), act)(S3Transport=self.bucket, **words)
+            response: dict[str, Any] = getattr(self._client(), operation)(Bucket=self.bucket, **arguments)
         except aws.ClientError as err:
-            told = err.response.get("Error", {})
-            code, status = str(told.get("Code")), err.response["ResponseMetadata"].get("HTTPStatusCode", 0)
-            if code in ABSENT:
-                raise MissingFileError(f"{what}: not there") from err
+            error = err.response.get("Error", {})
+            code, status = str(error.get("Code")), err.response["ResponseMetadata"].get("HTTPStatusCode", 0)
+            if code in MISSING_CODES:
+                raise MissingFileError(f"{path}: not there") from err
             if code == "BadDigest":
-                raise ChangedFileError(f"{what}: came to the server as other bytes than were sent") from err
-            sentence = f"{code}: {' '.join(str(told.get('Message')).split())}"
-            if status >= 500 or status == 429 or code in PASSING:
-                raise TransientError(sentence) from err
-            anonymous = self._client().meta.config.signature_version is UNSIGNED
-            hint = "; no credentials were found" if anonymous else ""
-            raise ShardError(f"{what}: refused ({sentence}{hint})") from err
+                raise ChangedFileError(f"{path}: the server received other bytes than were sent") from err
+            message = f"{code}: {' '.join(str(error.get('Message')).split())}"
+            if status >= 500 or status == 429 or code in TRANSIENT_CODES:
+                raise TransientError(message) from err
+            is_anonymous = self._client().meta.config.signature_version is UNSIGNED
+            hint = "; no credentials were found" if is_anonymous else ""
+            raise ShardError(f"{path}: refused ({message}{hint})") from err
         except aws.BotoCoreError as err:
-            passing = isinstance(err, (aws.ConnectionError, aws.HTTPClientError))
-            if passing and not isinstance(err, aws.SSLError):
+            is_transient = isinstance(err, (aws.ConnectionError, aws.HTTPClientError))
+            if is_transient and not isinstance(err, aws.SSLError):
                 raise TransientError(str(err)) from err
-            raise ShardError(f"{what}: cannot be asked for ({' '.join(str(err).split())})") from err
-        return answer
+            raise ShardError(f"{path}: request failed ({' '.join(str(err).split())})") from err
+        return response
 
     def _client(self) -> Any:
-        told = ((name, value) for name, value in os.environ.items() if name.startswith("AWS_"))
+        variables = ((name, value) for name, value in os.environ.items() if name.startswith("AWS_"))
         try:
-            return _client(os.getpid(), frozenset(told))
+            return _make_client(os.getpid(), frozenset(variables))
         except ShardError as err:
             raise ShardError(f"{self.address}: {err}") from err
 
 
 @functools.lru_cache(maxsize=8)
-def _client(pid: int, environment: frozenset[tuple[str, str]]) -> Any:
-    """The one client of a process: a forked child must not speak into its parent's connections."""
+def _make_client(pid: int, environment: frozenset[tuple[str, str]]) -> Any:
+    """The client of a process; a forked child must not use the connections of its parent."""
     try:
         import boto3.session
         from botocore import UNSIGNED
@@ -131,8 +133,8 @@ def _client(pid: int, environment: frozenset[tuple[str, str]]) -> Any:
         config = Config(
             connect_timeout=CONNECT_SECONDS,
             read_timeout=SILENCE_SECONDS,
-            max_pool_connections=CONNECTIONS,
-            retries={"total_max_attempts": 1},  # RemoteStorage's patience is the only one
+            max_pool_connections=MAX_CONNECTIONS,
+            retries={"total_max_attempts": 1},  # RemoteStorage repeats requests itself
             **anonymous,
         )
         return session.client("s3", config=config)
@@ -140,5 +142,5 @@ def _client(pid: int, environment: frozenset[tuple[str, str]]) -> Any:
         raise ShardError(f"cannot be opened ({' '.join(str(err).split())})") from err
 
 
-def _hex(base64_text: str) -> str:
+def _convert_to_hex(base64_text: str) -> str:
     return base64.b64decode(base64_text).hex()

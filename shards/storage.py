@@ -1,4 +1,4 @@
-"""Where files lie: a folder, a bucket or a web address, read and written by the same few calls."""
+"""Files in a folder, a bucket or at a web address, read and written through one interface, ``Storage``."""
 
 from __future__ import annotations
 
@@ -14,63 +14,92 @@ from shards.atomic import write_atomically
 from shards.checksum import file_sha256
 from shards.schema import ShardError
 
-TRIES = 2  # what comes altered is read once more, and then named
+TRIES = 2  # altered bytes are read once more before an error is raised
 
 
 class MissingFileError(ShardError):
-    """The place answers, and has no such file."""
+    """The storage can be read, and has no file of this name."""
 
 
 class ChangedFileError(ShardError):
-    """A file is not the one that was expected."""
+    """A file has other contents than expected."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileInfo:
-    """A file of a place, as a list of it tells."""
+    """A file as the storage lists it."""
 
-    name: str  # with the folders below the place, by forward slashes
+    name: str  # path below the storage, with forward slashes
     bytes: int
-    version: str  # another one when the contents are
+    version: str  # changes when the contents do
 
 
 class Storage(Protocol):
-    """Files beside each other. Calls raise ShardError in one line, never wait for ever, and never take a
-    part of a file for the whole. A place may be pickled, shared by threads, and used after a fork.
+    """Files by name, with forward slashes for folders.
+
+    Methods raise ShardError with a one-line message, do not block for ever, and never return a part of a file
+    as the whole. A storage can be pickled, shared by threads, and used after a fork.
     """
 
     address: str  # for messages: shows no password
 
     def size(self, name: str) -> int | None:
-        """Bytes of a file, or None where there is none of that name."""
+        """Bytes of a file, or None if there is no file of this name."""
 
-    def holds(self, name: str, size: int, sha256: str) -> bool:
-        """Whether it has a file of this size and, as far as it knows without reading it, these contents."""
+    def has_file(self, name: str, size: int, sha256: str) -> bool:
+        """Whether a file has this size and, where the storage knows it without reading, this sha256."""
 
     def read(self, name: str, start: int, stop: int) -> bytes:
         """The bytes from ``start`` up to ``stop``, all of them."""
 
-    def whole(self, name: str, *, sha256: str | None = None) -> bytes:
-        """A file that fits the memory. An altered one is read once more, then named."""
+    def read_all(self, name: str, *, sha256: str | None = None) -> bytes:
+        """A file that fits in memory. Altered bytes are read once more, then raise ChangedFileError."""
 
-    def bring(self, name: str, path: Path, *, size: int | None = None, sha256: str | None = None) -> None:
-        """Copy a file to this machine; it appears when it is whole and right. Read twice at most."""
+    def download(self, name: str, path: Path, *, size: int | None = None, sha256: str | None = None) -> None:
+        """Copy a file to ``path``, which appears complete and checked. Altered bytes are read once more."""
 
-    def put(self, path: Path, name: str, *, sha256: str) -> None:
-        """Write a file; it appears when it is whole, and replaces the one that had its name."""
+    def upload(self, path: Path, name: str, *, sha256: str) -> None:
+        """Write a file. It appears complete, and replaces the file that had its name."""
 
     def delete(self, name: str) -> None:
-        """Remove a file; one that is gone already is no error."""
+        """Remove a file, if it exists."""
 
-    def names(self) -> Iterator[str]:
-        """Names of all files that lie in the place itself, not deeper."""
+    def list_names(self) -> Iterator[str]:
+        """Names of all files in the storage itself, not in its folders."""
 
-    def tree(self) -> Iterator[FileInfo]:
-        """All files of the place and of the folders in it."""
+    def walk(self) -> Iterator[FileInfo]:
+        """All files of the storage and of its folders."""
+
+
+def open_storage(address: str | Path | Storage) -> Storage:
+    """The storage at a folder, ``s3://bucket/prefix`` or ``https://...``. Sends no request yet."""
+    if isinstance(address, Path):
+        return LocalStorage(address)
+    if not isinstance(address, str):
+        return address
+    if not is_remote(address):
+        return LocalStorage(Path(address))
+    from shards.remote import RemoteStorage  # imports this module
+
+    scheme = address.partition("://")[0].lower()
+    if scheme == "s3":
+        from shards.s3 import S3Transport  # needs boto3
+
+        return RemoteStorage(S3Transport(address))
+    if scheme in ("http", "https"):
+        from shards.http import HttpTransport  # loads requests
+
+        return RemoteStorage(HttpTransport(address))
+    raise ShardError(f"{address}: cannot be read; known are folders, s3:// and https://")
+
+
+def is_remote(address: str) -> bool:
+    """Whether this is the address of a bucket or server rather than a folder."""
+    return "://" in address
 
 
 class LocalStorage:
-    """A folder of this machine."""
+    """A folder on this machine."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -80,7 +109,7 @@ class LocalStorage:
         path = self.path / name
         return path.stat().st_size if path.is_file() else None
 
-    def holds(self, name: str, size: int, sha256: str) -> bool:
+    def has_file(self, name: str, size: int, sha256: str) -> bool:
         return self.size(name) == size
 
     def read(self, name: str, start: int, stop: int) -> bytes:
@@ -89,54 +118,59 @@ class LocalStorage:
                 file.seek(start)
                 data = file.read(stop - start)
         except OSError as err:
-            raise self._error(name, err) from err
+            raise self._make_error(name, err) from err
         if len(data) != stop - start:
             end = self.size(name)
             raise ShardError(f"{self.path / name}: ends at byte {end}, expected {stop} or more")
         return data
 
-    def whole(self, name: str, *, sha256: str | None = None) -> bytes:
+    def read_all(self, name: str, *, sha256: str | None = None) -> bytes:
         try:
             data = (self.path / name).read_bytes()
         except OSError as err:
-            raise self._error(name, err) from err
+            raise self._make_error(name, err) from err
         if sha256 is not None:
-            check(f"{self.path / name}", len(data), hashlib.sha256(data).hexdigest(), None, sha256)
+            check_file(f"{self.path / name}", len(data), hashlib.sha256(data).hexdigest(), None, sha256)
         return data
 
-    def bring(self, name: str, path: Path, *, size: int | None = None, sha256: str | None = None) -> None:
+    def download(self, name: str, path: Path, *, size: int | None = None, sha256: str | None = None) -> None:
         try:
             with write_atomically(path) as partial:
                 shutil.copyfile(self.path / name, partial)
-                check(f"{self.path / name}", partial.stat().st_size, file_sha256(partial), size, sha256)
+                check_file(
+                    f"{self.path / name}", partial.stat().st_size, file_sha256(partial), size, sha256
+                )
         except OSError as err:
-            raise self._error(name, err) from err
+            raise self._make_error(name, err) from err
 
-    def put(self, path: Path, name: str, *, sha256: str) -> None:
-        LocalStorage(path.parent).bring(path.name, self.path / name, sha256=sha256)
+    def upload(self, path: Path, name: str, *, sha256: str) -> None:
+        LocalStorage(path.parent).download(path.name, self.path / name, sha256=sha256)
 
     def delete(self, name: str) -> None:
         (self.path / name).unlink(missing_ok=True)
 
-    def names(self) -> Iterator[str]:
+    def list_names(self) -> Iterator[str]:
         return (path.name for path in sorted(self.path.iterdir()) if path.is_file())
 
-    def tree(self) -> Iterator[FileInfo]:
+    def walk(self) -> Iterator[FileInfo]:
         for path in sorted(self.path.rglob("*")):
             if path.is_file():
-                told = path.stat()
-                yield FileInfo(path.relative_to(self.path).as_posix(), told.st_size, str(told.st_mtime_ns))
+                stat = path.stat()
+                yield FileInfo(path.relative_to(self.path).as_posix(), stat.st_size, str(stat.st_mtime_ns))
 
-    def _error(self, name: str, err: OSError) -> ShardError:
+    def _make_error(self, name: str, err: OSError) -> ShardError:
         kind = MissingFileError if isinstance(err, FileNotFoundError) else ShardError
         return kind(f"{self.path / name}: cannot be read ({err.strerror})")
 
 
-def check(what: str, found_bytes: int, found_sha256: str, size: int | None, sha256: str | None) -> None:
-    """Raise ChangedFileError when a file's size or sha256 is another than the one told."""
-    wrong_size = size is not None and found_bytes != size
-    if wrong_size or (sha256 is not None and found_sha256 != sha256):
-        told = f"{found_bytes if size is None else size} with {'any' if sha256 is None else sha256[:12]}"
+def check_file(
+    path: str, n_bytes: int, sha256: str, expected_bytes: int | None, expected_sha256: str | None
+) -> None:
+    """Raise ChangedFileError when a file has not the expected size or sha256; None allows any."""
+    is_wrong_size = expected_bytes is not None and n_bytes != expected_bytes
+    if is_wrong_size or (expected_sha256 is not None and sha256 != expected_sha256):
+        size = n_bytes if expected_bytes is None else expected_bytes
+        hash_text = "any" if expected_sha256 is None else expected_sha256[:12]
         raise ChangedFileError(
-            f"{what}: {found_bytes} bytes with sha256 {found_sha256[:12]}, expected {told}"
+            f"{path}: {n_bytes} bytes with sha256 {sha256[:12]}, expected {size} with {hash_text}"
         )

@@ -29,7 +29,7 @@ from shards.codec import Codec, check_offsets, decode_frame
 from shards.frames import BatchIndex, ClipTable, NetworkInput, Numbers, RawBatch
 from shards.index import MEMBERS, ShardEntry
 from shards.reader import Dataset, altered, read_frame_layout
-from shards.rng import drawn
+from shards.rng import epoch_order
 from shards.schema import MELS_PER_FRAME, ShardError, check_arrays, json_to_info, npy_to_array
 from shards.windows import Window, Windows
 
@@ -188,7 +188,7 @@ class Cached:
         return len(self.clips)
 
     def order(self, positions: ArrayLike, *, seed: int) -> Numbers:
-        return drawn(positions, len(self), seed=seed)
+        return epoch_order(positions, len(self), seed=seed)
 
     def seen(self, wanted: BatchIndex) -> RawBatch:
         return self._decoder.seen(wanted).to(self.device)

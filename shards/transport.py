@@ -1,4 +1,4 @@
-"""One request to a server that keeps files: what is asked, and what may come back."""
+"""The interface of one request to a storage server; ``shards.s3`` and ``shards.http`` implement it."""
 
 from __future__ import annotations
 
@@ -6,65 +6,79 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import urllib3
-
+from shards.schema import ShardError
 from shards.storage import FileInfo
 
+if TYPE_CHECKING:
+    import urllib3
+
 CONNECT_SECONDS = 10
-CONNECTIONS = 32  # kept open, for the threads that ask at once
-SILENCE_SECONDS = 20  # a connection that brings nothing for so long is given up, and tried anew
+MAX_CONNECTIONS = 32  # kept open per process, for threads that send requests at the same time
+SILENCE_SECONDS = 20  # a connection that sends no byte for this long is closed, and the request is repeated
 
 
 class TransientError(Exception):
-    """What may go well the next time: a cut, a silence, a busy server."""
+    """A request failed and may succeed when it is repeated: connection lost, no response, server busy."""
+
+
+class UnreachableError(TransientError):
+    """No connection to the server could be made."""
+
+
+class TlsError(ShardError):
+    """The server is not trusted, or does not offer a secure connection."""
+
+
+class RangeError(ShardError):
+    """The file ends before the first byte of the range."""
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A file's bytes on their way here."""
+    """The body of a response, not read yet."""
 
     body: urllib3.BaseHTTPResponse
-    start: int  # of the first byte of the body, in the file
-    size: int | None  # of the whole file
-    version: str  # the same as long as the file is; nothing where the server does not say
+    start: int  # position in the file of the body's first byte
+    size: int | None  # of the whole file, where the server says it
+    version: str  # changes when the file does; empty where the server does not say it
 
 
 class Transport(Protocol):
-    """One request each, tried once. What may go well the next time is a TransientError."""
+    """Sends single requests, without retries. Raises TransientError where a retry may succeed."""
 
     address: str
 
     def open(self, name: str, start: int, stop: int | None) -> contextlib.AbstractContextManager[Response]:
-        """A file from ``start`` on. The server may send more than was asked for, on both sides."""
+        """Bytes ``start`` to ``stop`` of a file. The server may send more, before and after them."""
 
-    def facts(self, name: str) -> tuple[int, str | None]:
-        """A file's size, and its sha256 where the server keeps that."""
+    def stat(self, name: str) -> tuple[int, str | None]:
+        """A file's size, and its sha256 where the server keeps it."""
 
-    def put(self, path: Path, name: str, sha256: str) -> None: ...
+    def upload(self, path: Path, name: str, sha256: str) -> None: ...
 
     def delete(self, name: str) -> None: ...
 
-    def names(self) -> Iterator[str]: ...
+    def list_names(self) -> Iterator[str]: ...
 
-    def page(self, after: str) -> tuple[list[FileInfo], str]:
-        """Some of all files and what to ask for the next ones with; at the end nothing."""
+    def list_page(self, after: str) -> tuple[list[FileInfo], str]:
+        """One page of all files, and the token that gets the next page; it is empty after the last one."""
 
 
-def range_of(told: str | None, length: int | None) -> tuple[int, int | None]:
-    """(first byte, size of the file) by a Content-Range like "bytes 0-9/300", else by the body's length."""
-    if not told:
+def parse_content_range(value: str | None, length: int | None) -> tuple[int, int | None]:
+    """(first byte, size of the file) from a Content-Range such as "bytes 0-9/300", else from the length."""
+    if not value:
         return 0, length
-    span, _, size = told.removeprefix("bytes ").partition("/")
+    span, _, size = value.removeprefix("bytes ").partition("/")
     try:
         return int(span.partition("-")[0]), int(size)
     except ValueError as err:
-        raise TransientError(f"Content-Range {told!r} makes no sense") from err
+        raise TransientError(f"Content-Range {value!r} cannot be parsed") from err
 
 
-def range_header(start: int, stop: int | None) -> dict[str, str]:
-    """What asks for a part of a file; nothing where all of it is wanted."""
+def make_range_header(start: int, stop: int | None) -> dict[str, str]:
+    """The header that requests a part of a file; empty for the whole file."""
     if start == 0 and stop is None:
         return {}
     return {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"}

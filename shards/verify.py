@@ -34,19 +34,19 @@ def verify(where: Path | Storage, *, full: bool) -> Iterator[str]:
         nowhere = np.zeros(0, np.int64)
         for entry in dataset.shards.values():
             rows = dataset.clips.at(places.get(entry.name, nowhere))
-            if isinstance(dataset.place, LocalStorage):
-                yield from _check_shard(dataset, dataset.place, entry, rows, full=full)
+            if isinstance(dataset.storage, LocalStorage):
+                yield from _check_shard(dataset, dataset.storage, entry, rows, full=full)
             elif full:
                 yield from _check_brought(dataset, entry, rows)
             else:
-                yield from _check_told(dataset.place, entry)
+                yield from _check_told(dataset.storage, entry)
     except ShardError as err:
         yield str(err)
 
 
 def _check_told(place: Storage, entry: ShardEntry) -> Iterator[str]:
     """What the place says of a shard."""
-    if place.holds(entry.name, entry.bytes, entry.sha256):
+    if place.has_file(entry.name, entry.bytes, entry.sha256):
         return
     size = place.size(entry.name)
     if size is None:
@@ -62,7 +62,7 @@ def _check_brought(dataset: Dataset, entry: ShardEntry, rows: Sequence[Row]) -> 
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch, entry.name)
         try:
-            dataset.place.bring(entry.name, path, size=entry.bytes, sha256=entry.sha256)
+            dataset.storage.download(entry.name, path, size=entry.bytes, sha256=entry.sha256)
         except ShardError as err:
             yield str(err)
             return
@@ -79,12 +79,12 @@ def _check_shard(
         return
     yield from _check_members(here.path / entry.name, rows)
     if full:
-        yield from _check_contents(replace(dataset, place=here), rows)
+        yield from _check_contents(replace(dataset, storage=here), rows)
 
 
 def _check_manifest(dataset: Dataset) -> Iterator[str]:
     """The manifest, the index and the ledger must tell one story."""
-    path = f"{dataset.place.address}/{DATASET_NAME}"
+    path = f"{dataset.storage.address}/{DATASET_NAME}"
     digest = compute_digest(dataset.shards.values())
     if dataset.manifest.get("digest") != digest:
         yield f"{path}: digest {dataset.manifest.get('digest')!r}, its shards make {digest!r}"
@@ -103,11 +103,11 @@ def _check_manifest(dataset: Dataset) -> Iterator[str]:
     except ShardError as err:
         yield str(err)
         return
-    if isinstance(dataset.place, LocalStorage):  # elsewhere no table of another build is read at all
+    if isinstance(dataset.storage, LocalStorage):  # elsewhere no table of another build is read at all
         for name, sha256 in read_table_hashes(dataset.manifest).items():
-            found_sha256 = file_sha256(dataset.place.path / name)
+            found_sha256 = file_sha256(dataset.storage.path / name)
             if found_sha256 != sha256:
-                yield f"{dataset.place.path / name}: sha256 {found_sha256}, expected {sha256}"
+                yield f"{dataset.storage.path / name}: sha256 {found_sha256}, expected {sha256}"
     kept = {row["clip_id"] for row in ledger if row["status"] == OK}
     for clip_id in sorted(kept ^ set(dataset.clips)):
         where = "the ledger keeps it" if clip_id in kept else "the ledger does not keep it"

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from shards.frames import ClipTable, Numbers
-from shards.rng import derive_key, permuted
+from shards.rng import derive_key, permute
 
 SHARDS, FRAMES = 0, 1  # what is shuffled
 
@@ -69,14 +69,14 @@ class Windows:
             clips, firsts = self._clips(window, seed)
             n_frames = int(firsts[-1] + self.clips.lengths[clips[-1]])
             key = derive_key(seed, FRAMES, window.number)
-            things = permuted(places[here], n_frames, seed=key, epoch=window.epoch)
+            things = permute(places[here], n_frames, seed=key, epoch=window.epoch)
             clip = np.searchsorted(firsts, things, side="right") - 1
             frames[here] = self.clips.starts[clips[clip]] + things - firsts[clip]
         return frames
 
     def _epoch(self, epoch: int, seed: int) -> _Epoch:
         n_shards = len(self.frames)
-        shuffled = permuted(np.arange(n_shards), n_shards, seed=derive_key(seed, SHARDS), epoch=epoch)
+        shuffled = permute(np.arange(n_shards), n_shards, seed=derive_key(seed, SHARDS), epoch=epoch)
         # as even as can be: a last window of one shard would be hardly shuffled
         windows = np.array_split(shuffled, -(-n_shards // self.size))
         return _Epoch(windows, np.cumsum([self.frames[window].sum() for window in windows]))

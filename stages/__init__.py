@@ -1,1 +1,1 @@
-"""A module for each stage of dvc.yaml and each command, what the large ones are made of, what they share."""
+"""The stages of dvc.yaml; `edit`, `fetch`, `preview`, `synth`; and what they share: corpora, media, engine."""

@@ -1,16 +1,14 @@
-"""Stage 1: find every file in the raw folder, read its facts, and say which can be used and why not."""
+"""Stage 1: list every file in the raw folder, read its facts, and decide which can be used and why not."""
 
 from __future__ import annotations
 
 import math
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from itertools import chain
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from types import ModuleType
 from typing import Any
 
 import pyarrow.compute as pc
@@ -18,37 +16,29 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as params_dataclass
 
 from shards.checksum import file_sha256
-from shards.ledger import (
-    DROPPED,
-    FAILED,
-    OK,
-    build_ledger,
-    count_by_code,
-    read_ledger,
-    unusable,
-    write_ledger,
-)
+from shards.ledger import DROPPED, FAILED, OK, build_ledger, read_ledger, write_ledger
 from shards.table import Row, Rows
-from stages import corpora
+from stages.corpora import FETCH_FOLDER, get_corpus
+from stages.corpora.corpus import BadName
 from stages.engine import sandbox
 from stages.engine.cache import digest, entry_path, load_entry, save_entry, versions
-from stages.engine.outcome import Drop, Mapper, Outcome, Report, StageError, Work
-from stages.engine.parts import Part, read_outcomes
+from stages.engine.outcome import Drop, Outcome, StageError
 from stages.engine.sandbox import ClipJob, LimitParams
+from stages.engine.stage import Context, Report, Work
 from stages.media import audio, video
 
 STAGE = "clips"
 VERSION = 1
 LEDGER_NAME = "ledger.parquet"
 
-# Files that lie beside clips in the corpora as they are published, and what computers leave behind.
+# Files beside clips in the corpora as they are published, and what operating systems leave behind.
 SIDE_CARS = frozenset(
     ".align .csv .tsv .txt .md .json .yaml .yml .html .pdf .rst .bib .r .rmd .ipynb .py .sh .m .mat "  # noqa: SIM905
     ".wav .mp3 .flac .jpg .jpeg .png .gif .sha256 .md5 .srt .vtt .lab .textgrid .dvc .log".split()
 )
 SIDE_CAR_NAMES = frozenset({".ds_store", "thumbs.db", "desktop.ini", "license", "readme", "makefile"})
 SIDE_CAR_PREFIXES = (".git", "._")
-SKIPPED_FOLDERS = frozenset({".git", ".dvc", corpora.FETCH_FOLDER})
+SKIPPED_FOLDERS = frozenset({".git", ".dvc", FETCH_FOLDER})
 
 LFS_HEAD = b"version https://git-lfs.github.com/spec/"
 
@@ -69,6 +59,66 @@ class ClipsParams:
     follow_links: bool = False  # accept symbolic links to files outside the raw folder
 
 
+def run(work: Work, parts: tuple[()], params: ClipsParams, context: Context) -> Report:
+    """Write ``clips/ledger.parquet``: one row for every file. ``parts`` are planned from it afterwards."""
+    report = Report(STAGE)
+    write_clips(work, probe_files(work, params, context, report), report)
+    return report
+
+
+def probe_files(work: Work, params: ClipsParams, context: Context, report: Report) -> Rows:
+    """A ledger row for every file, each judged by itself."""
+    files = list(find_files(work.raw, params))
+    if not files:
+        raise StageError(f"--raw {work.raw}: holds no file that could be a clip")
+    readable = [file.path for file in files if file.problem is None]
+    # Hashing releases the GIL, so threads do it at the disk's speed without a cluster.
+    with ThreadPoolExecutor(context.workers) as pool:
+        hashes = pool.map(lambda path: hash_file(work.raw / path), readable)
+        fingerprints = dict(zip(readable, hashes, strict=True))
+    outcomes: dict[PurePosixPath, Outcome] = {}
+    tasks: list[ProbeTask] = []
+    for path, fingerprint in fingerprints.items():
+        if isinstance(fingerprint, Drop):
+            outcomes[path] = Outcome.from_drop(fingerprint)
+            continue
+        key = digest(STAGE, VERSION, fingerprint["sha256"], work.corpus, params, versions("av"))
+        entry = entry_path(work.cache, STAGE, key, ".npz")
+        cached = load_entry(entry)
+        if cached is not None:
+            outcomes[path] = cached[0]
+            continue
+        job = ClipJob(probe_file, path=work.raw / path, corpus=work.corpus, params=params)
+        tasks.append(ProbeTask(path, entry, job, context.limits))
+    outcomes.update(context.map_tasks(run_probe, tasks, label=f"{STAGE}: files"))
+    report.clips_computed = len(tasks)
+
+    def make_rows() -> Iterator[Row]:
+        for file in files:
+            fingerprint = fingerprints.get(file.path)
+            outcome = outcomes.get(file.path, Outcome())
+            yield make_row(file, fingerprint, outcome, work.corpus, work.raw.resolve().name, params)
+
+    return build_ledger(make_rows())
+
+
+def write_clips(work: Work, rows: Rows, report: Report) -> None:
+    """Write this stage's ledger, and the same as ``clips.parquet``; fill in the report."""
+    ledger = build_ledger(mark_duplicate_ids(rows))
+    write_ledger(work.stage_folder(STAGE) / LEDGER_NAME, ledger)
+    write_ledger(work.ledger, ledger)
+    report.count_rows(ledger)
+    report.frames = sum(row["frames"] for row in ledger.only("frames", "status") if row["status"] == OK)
+
+
+def read_clips(work: Work) -> Rows:
+    """The rows that this stage wrote. Raises StageError when it has not run."""
+    path = work.stage_folder(STAGE) / LEDGER_NAME
+    if not path.is_file():
+        raise StageError(f"{path}: not there; run `pipeline clips --dataset {work.corpus}` first")
+    return read_ledger(path)
+
+
 @dataclass(frozen=True, slots=True)
 class RawFile:
     """One file of the raw folder. ``problem`` says why it was not even opened."""
@@ -78,53 +128,45 @@ class RawFile:
 
 
 def find_files(raw: Path, params: ClipsParams) -> Iterator[RawFile]:
-    """Every file below ``raw`` but known side-cars, links and special files too, sorted by path."""
+    """Every file below ``raw``, links and special files too, except known side-cars; sorted by path."""
 
-    def stop(err: OSError) -> None:
+    def refuse(err: OSError) -> None:
         raise StageError(f"--raw {raw}: {err.filename} cannot be listed ({err.strerror})") from err
 
     if not raw.is_dir():
         raise StageError(f"--raw {raw}: no such folder")
-    found = []
-    for folder, folders, files in os.walk(raw, onerror=stop):
-        folders[:] = [name for name in folders if name not in SKIPPED_FOLDERS]
-        linked = [name for name in folders if Path(folder, name).is_symlink()]
-        for name in [*files, *linked]:
+    files = []
+    for folder, folder_names, file_names in os.walk(raw, onerror=refuse):
+        folder_names[:] = [name for name in folder_names if name not in SKIPPED_FOLDERS]
+        linked = [name for name in folder_names if Path(folder, name).is_symlink()]
+        for name in [*file_names, *linked]:
             path = PurePosixPath(Path(folder, name).relative_to(raw).as_posix())
             if not is_side_car(path):
-                found.append(RawFile(path, _problem(raw, path, params)))
-    return iter(sorted(found, key=lambda item: item.path))
+                files.append(RawFile(path, _find_problem(raw, path, params)))
+    return iter(sorted(files, key=lambda file: file.path))
 
 
 def is_side_car(path: PurePosixPath) -> bool:
-    """Whether a file lies beside clips without being one; it gets no row in the ledger."""
+    """Whether a file accompanies clips without being one; it gets no row in the ledger."""
     name = path.name.lower()
     return path.suffix.lower() in SIDE_CARS or name in SIDE_CAR_NAMES or name.startswith(SIDE_CAR_PREFIXES)
 
 
-def _problem(raw: Path, path: PurePosixPath, params: ClipsParams) -> Drop | None:
-    """Why a file is not to be opened, or None."""
+def gets_row(path: PurePosixPath) -> bool:
+    """Whether a file gets a row in the ledger, by its path."""
+    return SKIPPED_FOLDERS.isdisjoint(path.parts[:-1]) and not is_side_car(path)
+
+
+def _find_problem(raw: Path, path: PurePosixPath, params: ClipsParams) -> Drop | None:
+    """Why a file must not be opened, or None."""
     full = raw / path
     try:
         str(path).encode()
     except UnicodeEncodeError:
         return Drop("bad_name", "its name is not UTF-8")
     try:
-        if full.is_symlink():
-            target = Path(os.path.realpath(full))
-            if not target.exists():
-                return Drop(
-                    "link", f"is a symbolic link to {os.fspath(full.readlink())!r}, which is not there"
-                )
-            if target.is_dir():
-                return Drop("link", "is a symbolic link to a folder; links to folders are not followed")
-            if _has_a_row(target, raw.resolve()):
-                return Drop(
-                    "link", f"is a symbolic link to {os.fspath(full.readlink())!r}, which has its own row"
-                )
-            if not params.follow_links:
-                return Drop("link", f"is a symbolic link that leaves the raw clips, to {str(target)!r}; "
-                            "clips.follow_links accepts such")  # fmt: skip
+        if full.is_symlink() and (drop := _check_link(raw, full, params)) is not None:
+            return drop
         status = full.stat()
         if not stat.S_ISREG(status.st_mode):
             return Drop("not_regular", "is not a regular file (a pipe, socket or device)")
@@ -139,226 +181,163 @@ def _problem(raw: Path, path: PurePosixPath, params: ClipsParams) -> Drop | None
     return None
 
 
-def _has_a_row(target: Path, raw: Path) -> bool:
-    """Whether a file is found by itself. Those that git-annex and DVC keep in their own folders are not."""
-    if not target.is_relative_to(raw):
-        return False
-    return is_looked_at(PurePosixPath(target.relative_to(raw).as_posix()))
+def _check_link(raw: Path, link: Path, params: ClipsParams) -> Drop | None:
+    """Why a symbolic link must not be followed, or None."""
+    target = Path(os.path.realpath(link))
+    if not target.exists():
+        return Drop("link", f"is a symbolic link to {os.fspath(link.readlink())!r}, which is not there")
+    if target.is_dir():
+        return Drop("link", "is a symbolic link to a folder; links to folders are not followed")
+    if _has_own_row(target, raw.resolve()):
+        return Drop("link", f"is a symbolic link to {os.fspath(link.readlink())!r}, which has its own row")
+    if not params.follow_links:
+        return Drop("link", f"is a symbolic link that leaves the raw clips, to {str(target)!r}; "
+                    "clips.follow_links accepts such")  # fmt: skip
+    return None
 
 
-def is_looked_at(path: PurePosixPath) -> bool:
-    """Whether a file gets a row in the ledger, by its path."""
-    return SKIPPED_FOLDERS.isdisjoint(path.parts[:-1]) and not is_side_car(path)
+def _has_own_row(target: Path, raw: Path) -> bool:
+    """Whether a link's target is listed by itself. Files in the folders of git-annex and DVC are not."""
+    return target.is_relative_to(raw) and gets_row(PurePosixPath(target.relative_to(raw).as_posix()))
 
 
-def probe(path: str, corpus: str, params: dict[str, Any]) -> Outcome:
-    """Facts of one media file. Runs in the sandbox; raises Drop when a rule says it is unusable."""
-    rules = ClipsParams(**params)
-    with video.open_media(Path(path)) as container:
-        picture = video.video_stream(container)
-        sound = audio.audio_stream(container)
-        codec = picture.codec_context
-        pixels = codec.width * codec.height
-        if not 0 < pixels <= rules.max_pixels:
-            raise Drop("too_large", f"frames are {codec.width}x{codec.height}, "
-                       f"expected at most {rules.max_pixels} pixels")  # fmt: skip
-        header_end = video.declared_end(container)
-        seen, heard = video.packet_spans(container, picture, sound)
-        width, height = video.shown_size(Path(path))
-        facts = {
-            "video_codec": codec.name,
-            "width": width,
-            "height": height,
-            "source_frames": seen.packets,
-            "fps": float(seen.packets / seen.seconds) if seen.seconds > 0 else 0.0,
-            "video_start": float(seen.start),
-            "video_seconds": float(seen.seconds),
-            "frames": video.frames_on_clock(seen),
-            "audio_codec": sound.codec_context.name,
-            "audio_rate": sound.codec_context.sample_rate,
-            "audio_channels": sound.codec_context.layout.nb_channels,
-            "audio_start": float(heard.start),
-            "audio_seconds": float(heard.seconds),
-        }
-    try:
-        _check_times(facts, header_end, corpus, rules)
-    except Drop as drop:  # with its facts, so that the ledger shows what was measured
-        return Outcome(DROPPED, drop.code, drop.reason, facts=facts)
-    return Outcome(facts=facts)
-
-
-def _check_times(facts: dict[str, Any], declared_end: float | None, corpus: str, rules: ClipsParams) -> None:
-    """Raise Drop where a clip's times break a rule."""
-    seconds = facts["video_seconds"]
-    video_end = facts["video_start"] + seconds
-    audio_end = facts["audio_start"] + facts["audio_seconds"]
-    missing = 0.0 if declared_end is None else declared_end - max(video_end, audio_end)
-    if missing > rules.max_missing_seconds:
-        raise Drop("truncated", f"ends at {max(video_end, audio_end):.3f} s, but its header says "
-                   f"{declared_end:.3f} s: it is cut short")  # fmt: skip
-    longest = rules.max_seconds.get(corpus, math.inf)
-    if not rules.min_seconds <= seconds <= longest:
-        raise Drop("too_long" if seconds > longest else "too_short", f"lasts {seconds:.2f} s, "
-                   f"expected {rules.min_seconds:g} to {longest:g} s")  # fmt: skip
-    if abs(video_end - audio_end) > rules.max_av_gap_seconds:
-        raise Drop("av_mismatch", f"its picture ends at {video_end:.2f} s and its sound at "
-                   f"{audio_end:.2f} s, expected at most {rules.max_av_gap_seconds:g} s between")  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class ProbeTask:
-    """A file whose contents the cache has not seen."""
-
-    path: PurePosixPath
-    entry: Path
-    job: ClipJob
-
-
-def probe_file(task: ProbeTask) -> tuple[PurePosixPath, Outcome]:
-    """Probe a file in the sandbox; the cache keeps what came of it, unless it failed."""
-    outcome = sandbox.run(task.job)
-    if outcome.status != FAILED:
-        save_entry(task.entry, outcome)
-    return task.path, outcome
-
-
-def fingerprint(path: Path) -> Row | Drop:
-    """Size and sha256 of a file's bytes, or why they cannot be read."""
+def hash_file(path: Path) -> Row | Drop:
+    """Size and sha256 of a file, or why it cannot be read."""
     try:
         return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
     except OSError as err:
         return Drop("unreadable", f"cannot be read ({err.strerror})")
 
 
-def run(work: Work, params: ClipsParams, limits: LimitParams, mapper: Mapper) -> Report:
-    """Write ``clips/ledger.parquet``, and ``clips.parquet`` as it stands after this stage."""
-    report = Report(STAGE)
-    conclude(work, look(work, params, limits, mapper, report), report)
-    return report
+@dataclass(frozen=True, slots=True)
+class ProbeTask:
+    """A file whose facts are not in the cache."""
+
+    path: PurePosixPath
+    entry: Path
+    job: ClipJob
+    limits: LimitParams
 
 
-def conclude(work: Work, seen: Rows, report: Report) -> None:
-    """Write what was seen of the files, and tell of it."""
-    ledger = build_ledger(told_apart(seen))
-    write_ledger(work.stage(STAGE) / LEDGER_NAME, ledger)
-    write_ledger(work.ledger, ledger)
-    report.clips = len(ledger)
-    report.frames = sum(row["frames"] for row in ledger.only("frames", "status") if row["status"] == OK)
-    report.counts = count_by_code(ledger)
+def run_probe(task: ProbeTask) -> tuple[PurePosixPath, Outcome]:
+    """Probe a file in the sandbox. Every outcome but a failure is cached."""
+    outcome = sandbox.run(task.job, task.limits)
+    if outcome.status != FAILED:
+        save_entry(task.entry, outcome)
+    return task.path, outcome
 
 
-def look(work: Work, params: ClipsParams, limits: LimitParams, mapper: Mapper, report: Report) -> Rows:
-    """A row of the ledger for every file, each seen by itself."""
-    corpus = corpora.load(work.corpus)
-    found = list(find_files(work.raw, params))
-    if not found:
-        raise StageError(f"--raw {work.raw}: holds no file that could be a clip")
-    openable = [item.path for item in found if item.problem is None]
-    # Hashing lets the interpreter go, so threads do it at the disk's speed without a cluster.
-    with ThreadPoolExecutor() as threads:
-        prints = dict(
-            zip(openable, threads.map(lambda path: fingerprint(work.raw / path), openable), strict=True)
-        )
-    outcomes: dict[PurePosixPath, Outcome] = {}
-    unseen: list[ProbeTask] = []
-    for path, known in prints.items():
-        if isinstance(known, Drop):
-            outcomes[path] = Outcome.dropped(known)
-            continue
-        key = digest(STAGE, VERSION, known["sha256"], work.corpus, params, versions("av"))
-        entry = entry_path(work.cache, STAGE, key, ".npz")
-        cached = load_entry(entry)
-        if cached is not None:
-            outcomes[path] = cached[0]
-            continue
-        args = {"path": os.fspath(work.raw / path), "corpus": work.corpus, "params": asdict(params)}
-        unseen.append(ProbeTask(path, entry, ClipJob("stages.clips:probe", args, 0.0, limits)))
-    outcomes.update(mapper(probe_file, unseen, label=f"{STAGE}: files"))
-    report.clips_computed = len(unseen)
-
-    def rows() -> Iterator[Row]:
-        for item in found:
-            known_print = prints.get(item.path)
-            identity = known_print if isinstance(known_print, dict) else {}
-            yield _row(item, identity, outcomes.get(item.path, Outcome()), corpus, work, params)
-
-    return build_ledger(rows())
-
-
-def told_apart(seen: Rows) -> Iterator[Row]:
-    """The rows by their paths; of those that claim one clip id, the first alone has it."""
-    by_part = pc.replace_substring(seen.table["path"], "/", "\0")  # so "a/b" is before "a b", as paths are
-    ids = pc.value_counts(seen.table["clip_id"])
-    claimed = set(ids.filter(pc.greater(ids.field("counts"), 1)).field("values").to_pylist())
-    taken: dict[str, str] = {}
-    for row in Rows(seen.table.take(pc.sort_indices(by_part))):
-        if row["status"] == OK and row["clip_id"] in claimed:
-            other = taken.setdefault(row["clip_id"], row["path"])
-            if other != row["path"]:
-                row |= _ended(Drop("duplicate", f"would be clip {row['clip_id']!r} like {other!r}"))
-        yield row
-
-
-def _row(
-    item: RawFile, identity: Row, outcome: Outcome, corpus: ModuleType, work: Work, params: ClipsParams
-) -> Row:
-    """The ledger's row of one file."""
-    shown = str(item.path).encode(errors="backslashreplace").decode()
-    row: Row = {"path": shown, "corpus": work.corpus, "stage": STAGE, "notes": []} | identity
-    row |= outcome.facts
+def probe_file(path: Path, corpus: str, params: ClipsParams) -> Outcome:
+    """Facts of one media file. Runs in the sandbox; raises Drop when a rule says it cannot be used."""
+    with video.open_media(path) as container:
+        picture = video.find_video_stream(container)
+        sound = audio.find_audio_stream(container)
+        codec = picture.codec_context
+        pixels = codec.width * codec.height
+        if not 0 < pixels <= params.max_pixels:
+            raise Drop("too_large", f"frames are {codec.width}x{codec.height}, "
+                       f"expected at most {params.max_pixels} pixels")  # fmt: skip
+        declared_end = video.read_declared_end(container)
+        video_span, audio_span = video.read_stream_spans(container, picture, sound)
+        width, height = video.read_display_size(path)
+        facts = {
+            "video_codec": codec.name,
+            "width": width,
+            "height": height,
+            "source_frames": video_span.packets,
+            "fps": float(video_span.packets / video_span.seconds) if video_span.seconds > 0 else 0.0,
+            "video_start": float(video_span.start),
+            "video_seconds": float(video_span.seconds),
+            "frames": video.count_frames_at_25fps(video_span),
+            "audio_codec": sound.codec_context.name,
+            "audio_rate": sound.codec_context.sample_rate,
+            "audio_channels": sound.codec_context.layout.nb_channels,
+            "audio_start": float(audio_span.start),
+            "audio_seconds": float(audio_span.seconds),
+        }
     try:
-        who = corpus.identify(PurePosixPath(shown), work.raw.resolve().name)
+        _check_times(facts, declared_end, corpus, params)
+    except Drop as drop:  # with its facts, so that the ledger shows what was measured
+        return Outcome(DROPPED, drop.code, drop.reason, facts=facts)
+    return Outcome(facts=facts)
+
+
+def _check_times(facts: dict[str, Any], declared_end: float | None, corpus: str, params: ClipsParams) -> None:
+    """Raise Drop when a clip's times break a rule."""
+    seconds = facts["video_seconds"]
+    video_end = facts["video_start"] + seconds
+    audio_end = facts["audio_start"] + facts["audio_seconds"]
+    missing = 0.0 if declared_end is None else declared_end - max(video_end, audio_end)
+    if missing > params.max_missing_seconds:
+        raise Drop("truncated", f"ends at {max(video_end, audio_end):.3f} s, but its header says "
+                   f"{declared_end:.3f} s: it is cut short")  # fmt: skip
+    longest = params.max_seconds.get(corpus, math.inf)
+    if not params.min_seconds <= seconds <= longest:
+        raise Drop("too_long" if seconds > longest else "too_short", f"lasts {seconds:.2f} s, "
+                   f"expected {params.min_seconds:g} to {longest:g} s")  # fmt: skip
+    if abs(video_end - audio_end) > params.max_av_gap_seconds:
+        raise Drop("av_mismatch", f"its picture ends at {video_end:.2f} s and its sound at "
+                   f"{audio_end:.2f} s, expected at most "
+                   f"{params.max_av_gap_seconds:g} s between")  # fmt: skip
+
+
+def make_row(
+    file: RawFile,
+    fingerprint: Row | Drop | None,
+    outcome: Outcome,
+    corpus_name: str,
+    raw_name: str,
+    params: ClipsParams,
+) -> Row:
+    """The ledger row of one file, from what ``hash_file`` and ``probe_file`` returned for it.
+
+    ``raw_name`` is the name of the raw folder, which some corpora read the speaker from.
+    """
+    corpus = get_corpus(corpus_name)
+    path = str(file.path).encode(errors="backslashreplace").decode()
+    row: Row = {"path": path, "corpus": corpus_name, "stage": STAGE, "notes": []}
+    row |= fingerprint if isinstance(fingerprint, dict) else {}
+    row |= outcome.facts
+    bad_name: Drop | None = None
+    try:
+        who = corpus.identify(PurePosixPath(path), raw_name)
         row |= {
             "clip_id": who.clip_id,
             "speaker": who.speaker,
             "sentence": who.sentence,
             "emotion": who.emotion,
             "level": who.level,
-            "split": corpus.split(who, params.test_share),
-            "expected": corpus.EXPECTED.get(who.clip_id),
+            "split": corpus.choose_split(who, PurePosixPath(path), params.test_share),
+            "expected": corpus.KNOWN_FAULTS.get(who.clip_id),
         }
-        named: Drop | None = None
-    except corpora.BadName as err:
-        row["clip_id"] = shown  # so that ``explain`` finds it
-        named = Drop("bad_name", str(err))
-    if item.problem is not None:
-        return row | _ended(item.problem)
+    except BadName as err:
+        row["clip_id"] = path  # so that ``explain`` finds it
+        bad_name = Drop("bad_name", str(err))
+    if file.problem is not None:
+        return row | _make_drop_columns(file.problem)
     if outcome.status != OK:
         return row | {"status": outcome.status, "code": outcome.code, "reason": outcome.reason}
-    if named is not None:
-        return row | _ended(named)
+    if bad_name is not None:
+        return row | _make_drop_columns(bad_name)
     if corpus.NOMINAL_FRAMES not in (None, row["frames"]):
-        row["notes"] = [f"{row['frames']} frames, {work.corpus} clips have {corpus.NOMINAL_FRAMES}"]
+        row["notes"] = [f"{row['frames']} frames, {corpus_name} clips have {corpus.NOMINAL_FRAMES}"]
     return row | {"status": OK, "code": "", "reason": ""}
 
 
-def _ended(drop: Drop) -> Row:
+def _make_drop_columns(drop: Drop) -> Row:
     return {"status": DROPPED, "code": drop.code, "reason": drop.reason}
 
 
-def read_clips(work: Work) -> Rows:
-    """What this stage found. Raises StageError when it has not run."""
-    path = work.stage(STAGE) / LEDGER_NAME
-    if not path.is_file():
-        raise StageError(f"{path}: not there; run `pipeline clips --dataset {work.corpus}` first")
-    return read_ledger(path)
-
-
-def carry_ledger(work: Work, stages: Sequence[str], parts: Iterable[Part]) -> Rows:
-    """Write ``clips.parquet``: this stage's rows, with what later ``stages`` made of each part's clips."""
-    carried = (row for part in parts for row in _carried(work, stages, part))
-    ledger = build_ledger(chain(carried, unusable(read_clips(work))))
-    write_ledger(work.ledger, ledger)
-    return ledger
-
-
-def _carried(work: Work, stages: Sequence[str], part: Part) -> Iterable[Row]:
-    by_id = {row["clip_id"]: row for row in part.rows}
-    for stage in stages:
-        for outcome in read_outcomes(work.stage(stage), [part]):
-            row = by_id.get(outcome["clip_id"])
-            if row is None or row["status"] != OK:
-                continue  # ended earlier; the first reason stands
-            row["notes"] = [*row["notes"], *outcome["notes"]]
-            row |= {name: outcome[name] for name in ("status", "code", "reason")} | {"stage": stage}
-    return by_id.values()
+def mark_duplicate_ids(rows: Rows) -> Iterator[Row]:
+    """The rows by path; of several files with one clip id, only the first keeps it."""
+    sort_key = pc.replace_substring(rows.table["path"], "/", "\0")  # so "a/b" comes before "a b", like paths
+    ids = pc.value_counts(rows.table["clip_id"])
+    repeated = set(ids.filter(pc.greater(ids.field("counts"), 1)).field("values").to_pylist())
+    first_paths: dict[str, str] = {}
+    for row in Rows(rows.table.take(pc.sort_indices(sort_key))):
+        if row["status"] == OK and row["clip_id"] in repeated:
+            first = first_paths.setdefault(row["clip_id"], row["path"])
+            if first != row["path"]:
+                drop = Drop("duplicate", f"would be clip {row['clip_id']!r} like {first!r}")
+                row |= _make_drop_columns(drop)
+        yield row

@@ -1,16 +1,14 @@
 """Stage 4: the sound as mel rows, exactly two for each video frame.
 
-Row j is centred on j / 50 s of the clip's clock. librosa with the paper's parameters; see docs/mels.md
-for what its code really does.
+Row j is centred on j / 50 s of the clip's clock. librosa with the paper's parameters; docs/dataset.md says
+what the paper's code does with them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,19 +17,19 @@ from pydantic.dataclasses import dataclass as params_dataclass
 
 from shards.schema import MEL_FPS, MELS_PER_FRAME
 from shards.table import Row
-from stages.clips import carry_ledger
-from stages.engine import per_clip as clipwise
 from stages.engine.cache import digest, save_entry, versions
-from stages.engine.outcome import Mapper, Outcome, Report, Work
+from stages.engine.outcome import Outcome
 from stages.engine.parts import Part
-from stages.engine.sandbox import ClipJob, LimitParams
-from stages.media.audio import SAMPLE_RATE, SAMPLES_PER_FRAME, read_channels, to_mono
+from stages.engine.per_clip import run_per_clip
+from stages.engine.sandbox import ClipJob
+from stages.engine.stage import Context, Report, Work
+from stages.media.audio import SAMPLE_RATE, SAMPLES_PER_FRAME, mix_to_mono, read_channels
 
 STAGE = "mels"
 VERSION = 1
 COLUMNS = {"mels": np.float32}  # (2T, n_mels), dB
 HOP_SAMPLES = SAMPLE_RATE // MEL_FPS
-ROWS_AT_ONCE = 4096  # 82 s; a multiple of 16, so that BLAS adds in the same order as in the whole
+ROWS_AT_ONCE = 4096  # 82 s; a multiple of 16, so that BLAS adds in the same order as for the whole
 
 
 @params_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -42,35 +40,35 @@ class MelsParams:
     win_length: int = Field(default=640, ge=16)  # samples: 40 ms
     n_mels: int = Field(default=256, ge=8)
     fmax: float = Field(default=8000.0, gt=0, le=SAMPLE_RATE / 2)  # Hz
-    top_db: float = Field(default=80.0, gt=0)  # below the clip's loudest cell everything is floor
+    top_db: float = Field(default=80.0, gt=0)  # the floor, below the clip's loudest cell
 
     def __post_init__(self) -> None:
         if self.win_length > self.n_fft:
             raise ValueError(f"win_length {self.win_length} is longer than n_fft {self.n_fft}")
 
 
-def mel_rows(sound: NDArray[np.float32], params: MelsParams) -> NDArray[np.float32]:
+def compute_mel_rows(sound: NDArray[np.float32], params: MelsParams) -> NDArray[np.float32]:
     """Mono sound of 640 T - 1 samples at 16 kHz -> (2T, n_mels) dB in [-top_db, 0].
 
-    One sample less than T frames, as in the paper's code: librosa then gives 2T rows and not one more.
+    One sample less than T frames, as in the paper's code: librosa then returns 2T rows and not one more.
     """
-    import librosa  # takes two seconds: only who computes mels pays them
+    import librosa  # takes two seconds: only for code that computes mels
 
-    decibel = librosa.power_to_db(mel_power(sound, params), ref=np.max, top_db=params.top_db)
+    decibel = librosa.power_to_db(compute_mel_power(sound, params), ref=np.max, top_db=params.top_db)
     return np.ascontiguousarray(decibel.T, dtype=np.float32)
 
 
-def mel_power(sound: NDArray[np.float32], params: MelsParams) -> NDArray[np.float32]:
-    """Power in each mel band, (n_mels, rows): librosa's of the whole, bit for bit, some rows at a time.
+def compute_mel_power(sound: NDArray[np.float32], params: MelsParams) -> NDArray[np.float32]:
+    """Power in each mel band, (n_mels, rows): bit for bit librosa's result, computed some rows at a time.
 
-    The spectrum itself is eight times larger, and an hour's does not fit in memory.
+    The spectrum itself is eight times larger, and that of an hour does not fit in memory.
     """
     import librosa
 
     n_rows = 1 + len(sound) // HOP_SAMPLES
     padded = np.pad(sound, params.n_fft // 2)
     power = np.empty((params.n_mels, n_rows), np.float32)
-    # The last stretch takes the rest: BLAS adds otherwise where it has few columns.
+    # The last block takes the remainder: BLAS adds in another order when it has few columns.
     bounds = [*range(0, max(n_rows - ROWS_AT_ONCE, 1), ROWS_AT_ONCE), n_rows]
     for first, last in pairwise(bounds):
         power[:, first:last] = librosa.feature.melspectrogram(
@@ -86,50 +84,55 @@ def mel_power(sound: NDArray[np.float32], params: MelsParams) -> NDArray[np.floa
     return power
 
 
-def samples_for(n_frames: int) -> int:
-    """How much sound goes with ``n_frames``."""
+def count_samples(n_frames: int) -> int:
+    """Samples of sound that belong to ``n_frames``."""
     return n_frames * SAMPLES_PER_FRAME - 1
 
 
-def mels_of_file(path: str, start: float, n_frames: int, params: dict[str, Any], entry: str) -> Outcome:
-    """Mel rows of a video's sound, saved in the cache. Runs in the sandbox."""
-    sound, notes = to_mono(read_channels(Path(path), start, samples_for(n_frames)))
-    rows = mel_rows(sound, MelsParams(**params))
+def compute_mels_of_file(path: Path, start: float, n_frames: int, params: MelsParams, entry: Path) -> Outcome:
+    """Compute the mel rows of a file's sound and save them as a cache entry. Runs in the sandbox."""
+    sound, notes = mix_to_mono(read_channels(path, start, count_samples(n_frames)))
+    rows = compute_mel_rows(sound, params)
     expected = n_frames * MELS_PER_FRAME
-    assert len(rows) == expected, f"{n_frames} frames need {expected} mel rows, librosa gave {len(rows)}"
+    assert len(rows) == expected, f"{n_frames} frames need {expected} mel rows, librosa returned {len(rows)}"
     outcome = Outcome(notes=tuple(notes))
-    save_entry(Path(entry), outcome, {"mels": rows})
+    save_entry(entry, outcome, {"mels": rows})
     return outcome
 
 
 def warm_up() -> None:
-    """Load librosa before the first clip's deadline runs.
+    """Load librosa before the first clip's deadline starts.
 
-    On a new machine its first use compiles for half a minute into numba's cache. Two processes that
-    write that cache at once have crashed each other (librosa#1998), so they take turns.
+    On a new machine its first use compiles for half a minute into numba's cache. Two processes that write
+    that cache at the same time can crash each other (librosa#1998), so a lock keeps them apart.
     """
     import platformdirs
     from filelock import FileLock
 
     folder = platformdirs.user_cache_path("redub", ensure_exists=True)
     with FileLock(folder / "librosa.lock"):
-        mel_rows(np.zeros(samples_for(2), np.float32) + 0.5, MelsParams())
+        compute_mel_rows(np.zeros(count_samples(2), np.float32) + 0.5, MelsParams())
 
 
-def run(
-    work: Work,
-    params: MelsParams,
-    parts: Sequence[Part],
-    limits: LimitParams,
-    mapper: Mapper,
-) -> Report:
-    """Write ``mels/<part>.parquet``: mel rows of every usable clip."""
-    known = digest(STAGE, VERSION, params, versions("librosa", "soxr", "av"))
+def run(work: Work, parts: Sequence[Part], params: MelsParams, context: Context) -> Report:
+    """Write ``mels/<part>.parquet``: the mel rows of every usable clip."""
 
-    def job(row: Row, entry: Path) -> ClipJob:
-        args = clipwise.clip_args(work, row, entry) | {"params": asdict(params)}
-        return ClipJob("stages.mels:mels_of_file", args, row["video_seconds"], limits)
+    def make_job(row: Row, entry: Path) -> ClipJob:
+        return ClipJob(
+            compute_mels_of_file,
+            path=work.raw.resolve() / row["path"],
+            start=row["video_start"],
+            n_frames=row["frames"],
+            params=params,
+            entry=entry,
+        )
 
-    report = clipwise.run(STAGE, work, parts, known, job, COLUMNS, mapper)
-    carry_ledger(work, ("landmarks", "align", STAGE), parts)
-    return report
+    return run_per_clip(
+        STAGE,
+        work,
+        parts,
+        context,
+        params_digest=digest(STAGE, VERSION, params, versions("librosa", "soxr", "av")),
+        make_job=make_job,
+        columns=COLUMNS,
+    )

@@ -1,20 +1,23 @@
-"""Stage 5: pack clips into shards, each part into one, and make them a dataset."""
+"""Stage 5: pack clips into shards, one shard per part, and write the tables that make them a dataset."""
 
 from __future__ import annotations
 
 import json
-import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pyarrow as pa
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as params_dataclass
 
 from shards.atomic import PARTIAL_SUFFIX, write_atomically
 from shards.checksum import file_sha256
+from shards.codec import Codec, encode_frame, write_frames
 from shards.index import (
     DATASET_NAME,
     INDEX_NAME,
@@ -28,33 +31,36 @@ from shards.index import (
 )
 from shards.ledger import OK, count_by_code, write_ledger
 from shards.schema import SCHEMA_VERSION, ShardError
-from shards.table import Rows
+from shards.table import Row, Rows
 from shards.writer import PackedClip, shard_name, write_tar
 from stages import align, landmarks, mels
-from stages.clips import carry_ledger
 from stages.engine import sandbox
 from stages.engine.cache import digest, entry_path, link_or_copy, versions
-from stages.engine.outcome import Mapper, Outcome, Report, StageError, Work
-from stages.engine.parts import (
-    Part,
-    PartTask,
-    build,
-    part_key,
-    read_part,
-    write_part,
-)
+from stages.engine.outcome import Outcome, StageError
+from stages.engine.parts import Part, PartTask, read_part, read_part_key, update_parts, write_part
 from stages.engine.per_clip import read_array
 from stages.engine.sandbox import ClipJob, LimitParams
-from stages.media.crops import ShardParams
+from stages.engine.stage import Context, Report, Work
+from stages.media.crops import MAX_SUPERSAMPLE, compute_supersample, crop_frames
+from stages.media.video import ClockFrame, read_frames_at_25fps
 
 STAGE = "shard"
 VERSION = 1
-STAGES = (landmarks.STAGE, align.STAGE, mels.STAGE, STAGE)  # that may end a clip after it was found
 COLUMNS = [
     pa.field("entry", pa.string()),  # JSON of the part's ShardEntry, the same in every row
     pa.field("index", pa.string()),  # JSON of the clip's row of index.parquet
 ]
 LIBRARIES = ("av", "librosa", "mediapipe", "numpy", "opencv-python", "pillow")
+# What a sample's json and the key of its part take from the ledger.
+IDENTITY = ("clip_id", "corpus", "speaker", "sentence", "emotion", "level", "split", "frames")
+
+
+@params_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class ShardParams:
+    """How frames are encoded."""
+
+    codec: Codec = "webp"  # webp (lossless), jpeg (q95 4:4:4), png or raw
+    max_supersample: int = Field(default=MAX_SUPERSAMPLE, ge=1, le=32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +68,7 @@ class PackInputs:
     """What a worker needs to write one shard."""
 
     work: Work
-    size: int
+    size: int  # px of a crop's side
     params: ShardParams
     limits: LimitParams
     tools: dict[str, str]
@@ -70,140 +76,205 @@ class PackInputs:
 
 @dataclass(frozen=True, slots=True)
 class PackedShard:
-    """A shard that is written, and its clips' rows of the index."""
+    """A shard on disk, and its clips' rows of the index."""
 
     entry: ShardEntry
     index: Rows
 
 
+def run(work: Work, parts: Sequence[Part], params: ShardParams, context: Context) -> Report:
+    """Write ``work.out/*.tar``, one shard per part that has usable clips. ``finish_dataset`` comes after."""
+    report = Report(STAGE)
+    tasks = plan_tasks(work, parts, params, context)
+    update_parts(
+        work.stage_folder(STAGE), tasks, pack_part, context.map_tasks, report, is_current=_is_written
+    )
+    report.frames = sum(shard.entry.frames for shard in read_packed(work, parts))
+    return report
+
+
+def plan_tasks(work: Work, parts: Sequence[Part], params: ShardParams, context: Context) -> list[PartTask]:
+    """One task per shard, with the key of everything that goes into it."""
+    tools = versions(*LIBRARIES)
+    size: int = context.dataset_params["align"]["size"]
+    inputs = PackInputs(work, size, params, context.limits, tools)
+    tasks = []
+    for part in parts:
+        keys = [_read_stage_key(work, stage, part) for stage in (landmarks.STAGE, align.STAGE, mels.STAGE)]
+        metadata = [[row[name] for name in (*IDENTITY, "path", "sha256", "notes")] for row in part.rows]
+        key = digest(STAGE, VERSION, SCHEMA_VERSION, params, size, tools, keys, metadata)
+        tasks.append(PartTask(part, work.part_path(STAGE, part.name), key, inputs))
+    return tasks
+
+
+def _read_stage_key(work: Work, stage: str, part: Part) -> str:
+    path = work.part_path(stage, part.name)
+    key = read_part_key(path)
+    if key is None:
+        raise StageError(f"{path}: not there; run `pipeline {stage} --dataset {work.corpus}` first")
+    return key
+
+
 def pack_part(task: PartTask) -> None:
-    """Write one part's shard, or find it in the cache."""
+    """Write one part's shard, or link it from the cache."""
     inputs: PackInputs = task.inputs
     cached_tar = entry_path(inputs.work.cache, STAGE, task.key, ".tar")
     cached_part = entry_path(inputs.work.cache, STAGE, task.key, ".parquet")
-    entry = _entry_of(cached_part)
-    # The tar shares its bytes with the one in --out, which somebody may have damaged since.
-    whole = part_key(cached_part) == task.key and (
+    entry = _read_entry(cached_part)
+    # The cached tar is a hard link of the one in --out, which may have been damaged since.
+    is_intact = read_part_key(cached_part) == task.key and (
         entry is None or (cached_tar.is_file() and file_sha256(cached_tar) == entry.sha256)
     )
-    if not whole:
-        entry = _compute(task, inputs, cached_tar, cached_part)
+    if not is_intact:
+        entry = _write_to_cache(task, inputs, cached_tar, cached_part)
     if entry is not None:
         link_or_copy(cached_tar, inputs.work.out / entry.name)
     link_or_copy(cached_part, task.path)
 
 
-def _compute(task: PartTask, inputs: PackInputs, cached_tar: Path, cached_part: Path) -> ShardEntry | None:
-    """Code the clips of a part and write its tar and its rows to the cache."""
+def _write_to_cache(
+    task: PartTask, inputs: PackInputs, cached_tar: Path, cached_part: Path
+) -> ShardEntry | None:
+    """Encode the clips of a part; write its tar and its rows to the cache."""
     outcomes: dict[str, Outcome] = {}
     with (
         write_atomically(cached_tar) as partial,
         tempfile.TemporaryDirectory(dir=inputs.work.cache, suffix=PARTIAL_SUFFIX) as scratch,
     ):
-        packed = _packed_clips(task, inputs, Path(scratch), outcomes)
-        index_rows = write_tar(partial, packed)
+        index_rows = write_tar(partial, _pack_clips(task.part, inputs, Path(scratch, "frames"), outcomes))
         sha256, size = file_sha256(partial), partial.stat().st_size
     entry = None
     if index_rows:
         name = shard_name(task.part.split, task.part.number, sha256)
         n_frames = sum(row["frames"] for row in index_rows)
         entry = ShardEntry(name, task.part.split, size, sha256, len(index_rows), n_frames)
-    failed = sorted(clip_id for clip_id, outcome in outcomes.items() if outcome.status != OK)
-    by_id = {row["clip_id"]: row for row in index_rows}
-    write_part(
-        cached_part,
-        # With failures the key differs from the one planned, so that the next run tries them again.
-        digest(task.key, failed) if failed else task.key,
-        COLUMNS,
-        [
-            (
-                clip_id,
-                outcome,
-                {
-                    "entry": json.dumps(asdict(entry)) if entry else None,
-                    "index": json.dumps(by_id[clip_id]) if clip_id in by_id else None,
-                },
-            )
-            for clip_id, outcome in outcomes.items()
-        ],
-    )
+    entry_json = json.dumps(asdict(entry)) if entry else None
+    index_json = {row["clip_id"]: json.dumps(row) for row in index_rows}
+    rows = [
+        (clip_id, outcome, {"entry": entry_json, "index": index_json.get(clip_id)})
+        for clip_id, outcome in outcomes.items()
+    ]
+    failures = sorted(clip_id for clip_id, outcome in outcomes.items() if outcome.status != OK)
+    # With failures the key differs from the planned one, so that the next run tries them again.
+    write_part(cached_part, digest(task.key, failures) if failures else task.key, COLUMNS, rows)
     return entry
 
 
-def _packed_clips(
-    task: PartTask, inputs: PackInputs, scratch: Path, outcomes: dict[str, Outcome]
+def _pack_clips(
+    part: Part, inputs: PackInputs, blob: Path, outcomes: dict[str, Outcome]
 ) -> Iterator[PackedClip]:
-    """The usable clips of a part, in its order, one at a time; fills ``outcomes`` as it goes."""
-    name = f"{task.part.name}.parquet"
-    align_path = inputs.work.stage(align.STAGE) / name
-    aligned, heard = read_part(align_path), read_part(inputs.work.stage(mels.STAGE) / name)
-    found = read_part(inputs.work.stage(landmarks.STAGE) / name, ["clip_id", "found", "notes"])
-    blob = scratch / "frames"
-    for row in task.part.rows:
+    """The usable clips of a part, in its order, one at a time. Fills ``outcomes`` as it proceeds.
+
+    ``blob`` is a scratch file for the encoded frames of one clip.
+    """
+    work = inputs.work
+    align_path = work.part_path(align.STAGE, part.name)
+    align_rows = read_part(align_path)
+    mels_rows = read_part(work.part_path(mels.STAGE, part.name))
+    landmarks_path = work.part_path(landmarks.STAGE, part.name)
+    landmarks_rows = read_part(landmarks_path, ["clip_id", "found", "notes"])
+    for row in part.rows:
         clip_id = row["clip_id"]
-        if any(part.get(clip_id, {}).get("status") != OK for part in (aligned, heard)):
-            continue  # ended in an earlier stage, which has said why
+        if any(rows.get(clip_id, {}).get("status") != OK for rows in (align_rows, mels_rows)):
+            continue  # an earlier stage has dropped it and given the reason
         job = ClipJob(
-            "stages.media.crops:code_file",
-            {
-                "path": os.fspath(inputs.work.raw.resolve() / row["path"]),
-                "start": row["video_start"],
-                "align_part": os.fspath(align_path),
-                "clip_id": clip_id,
-                "size": inputs.size,
-                "params": asdict(inputs.params),
-                "blob": os.fspath(blob),
-            },
-            row["video_seconds"],
-            inputs.limits,
+            encode_crops_of_file,
+            path=work.raw.resolve() / row["path"],
+            start=row["video_start"],
+            align_part=align_path,
+            clip_id=clip_id,
+            size=inputs.size,
+            params=inputs.params,
+            blob=blob,
         )
-        outcome = sandbox.run(job)
+        outcome = sandbox.run(job, inputs.limits, video_seconds=row["video_seconds"])
         outcomes[clip_id] = Outcome(outcome.status, outcome.code, outcome.reason, outcome.notes)
         if outcome.status != OK:
             continue
-        notes = [*row["notes"], *found[clip_id]["notes"], *heard[clip_id]["notes"]]
-        bridged = ~read_array(found[clip_id], "found", landmarks.COLUMNS, (-1,))
-        info = {
-            "schema_version": SCHEMA_VERSION,
-            **{name: row[name] for name in IDENTITY},
-            "source": row["path"],
-            "source_sha256": row["sha256"],
-            "source_fps": round(row["fps"], 6),
-            "source_size": [row["width"], row["height"]],
-            "source_start": row["video_start"],
-            "size": inputs.size,
-            "codec": inputs.params.codec,
-            "interpolated_frames": np.flatnonzero(bridged).tolist(),
-            "notes": notes,
-            "tools": inputs.tools,
-            **outcome.facts,
-        }
+        is_found = read_array(landmarks_rows[clip_id], "found", landmarks.COLUMNS, (-1,))
+        notes = [*row["notes"], *landmarks_rows[clip_id]["notes"], *mels_rows[clip_id]["notes"]]
+        info = make_info(
+            row,
+            size=inputs.size,
+            codec=inputs.params.codec,
+            interpolated_frames=np.flatnonzero(~is_found).tolist(),
+            notes=notes,
+            tools=inputs.tools,
+            frame_facts=outcome.facts,
+        )
         yield PackedClip(
             clip_id,
             blob.read_bytes(),
-            read_array(aligned[clip_id], "boxes", align.COLUMNS, (-1, 4)),
-            read_array(heard[clip_id], "mels", mels.COLUMNS, (2 * row["frames"], -1)),
-            read_array(aligned[clip_id], "affine", align.COLUMNS, (-1, 2, 3)),
+            read_array(align_rows[clip_id], "boxes", align.COLUMNS, (-1, 4)),
+            read_array(mels_rows[clip_id], "mels", mels.COLUMNS, (2 * row["frames"], -1)),
+            read_array(align_rows[clip_id], "affine", align.COLUMNS, (-1, 2, 3)),
             info,
         )
 
 
-IDENTITY = ("clip_id", "corpus", "speaker", "sentence", "emotion", "level", "split", "frames")
+def make_info(
+    row: Row,
+    *,
+    size: int,
+    codec: Codec,
+    interpolated_frames: list[int],
+    notes: list[str],
+    tools: dict[str, str],
+    frame_facts: Mapping[str, Any],
+) -> dict[str, Any]:
+    """A sample's json member, from its ledger row and what the stages found out (docs/shards.md)."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        **{name: row[name] for name in IDENTITY},
+        "source": row["path"],
+        "source_sha256": row["sha256"],
+        "source_fps": round(row["fps"], 6),
+        "source_size": [row["width"], row["height"]],
+        "source_start": row["video_start"],
+        "size": size,
+        "codec": codec,
+        "interpolated_frames": interpolated_frames,
+        "notes": notes,
+        "tools": tools,
+        **frame_facts,
+    }
 
 
-def _entry_of(part: Path) -> ShardEntry | None:
-    """The shard that a part's rows speak of, or None when there is no part or it has no shard."""
-    if part_key(part) is None:
+def encode_crops_of_file(
+    path: Path, start: float, align_part: Path, clip_id: str, size: int, params: ShardParams, blob: Path
+) -> Outcome:
+    """Crop and encode a video's frames to the file ``blob``. Runs in the sandbox."""
+    cv2.setNumThreads(1)
+    row = read_part(align_part, ["clip_id", "affine"])[clip_id]
+    matrices = read_array(row, "affine", align.COLUMNS, (-1, 2, 3))
+    supersample = compute_supersample(matrices, params.max_supersample)
+    source_seconds: list[float] = []
+
+    def note_times(frames: Iterator[ClockFrame]) -> Iterator[ClockFrame]:
+        for frame in frames:
+            source_seconds.append(round(frame.seconds, 6))
+            yield frame
+
+    frames = note_times(read_frames_at_25fps(path, start, len(matrices)))
+    encoded = (encode_frame(crop, params.codec) for crop in crop_frames(frames, matrices, size, supersample))
+    with blob.open("wb") as file:  # one by one: the frames of a long clip do not fit in memory
+        offsets = write_frames(file, encoded)
+    return Outcome(facts={"frame_offsets": offsets, "source_seconds": source_seconds})
+
+
+def _read_entry(part: Path) -> ShardEntry | None:
+    """The shard that a part's rows describe, or None when there is no part or it has no shard."""
+    if read_part_key(part) is None:
         return None
     row = next((row for row in read_part(part, ["clip_id", "entry"]).values() if row["entry"]), None)
     return None if row is None else ShardEntry(**json.loads(row["entry"]))
 
 
-def _in_place(task: PartTask) -> bool:
-    """Whether a part and its shard are there as planned."""
-    if part_key(task.path) != task.key:
+def _is_written(task: PartTask) -> bool:
+    """Whether a part and its shard are on disk as planned."""
+    if read_part_key(task.path) != task.key:
         return False
-    entry = _entry_of(task.path)
+    entry = _read_entry(task.path)
     inputs: PackInputs = task.inputs
     if entry is None:
         return True
@@ -211,88 +282,34 @@ def _in_place(task: PartTask) -> bool:
     return path.is_file() and path.stat().st_size == entry.bytes
 
 
-def plan_tasks(
-    work: Work, parts: Sequence[Part], size: int, params: ShardParams, limits: LimitParams
-) -> list[PartTask]:
-    """One task per shard, with the key of all that goes into it."""
-    tools = versions(*LIBRARIES)
-    inputs = PackInputs(work, size, params, limits, tools)
-    tasks = []
+def read_packed(work: Work, parts: Sequence[Part]) -> list[PackedShard]:
+    """The shards of ``parts`` in ``work.out``. A part without usable clips has none."""
+    shards = []
     for part in parts:
-        keys = [_stage_key(work, stage, part) for stage in (landmarks.STAGE, align.STAGE, mels.STAGE)]
-        meta = [[row[name] for name in (*IDENTITY, "path", "sha256", "notes")] for row in part.rows]
-        key = digest(STAGE, VERSION, SCHEMA_VERSION, params, size, tools, keys, meta)
-        tasks.append(PartTask(part, work.stage(STAGE) / f"{part.name}.parquet", key, inputs))
-    return tasks
-
-
-def _stage_key(work: Work, stage: str, part: Part) -> str:
-    path = work.stage(stage) / f"{part.name}.parquet"
-    key = part_key(path)
-    if key is None:
-        raise StageError(f"{path}: not there; run `pipeline {stage} --dataset {work.corpus}` first")
-    return key
-
-
-def run(
-    work: Work,
-    params: ShardParams,
-    size: int,
-    parts: Sequence[Part],
-    limits: LimitParams,
-    described: dict[str, Any],
-    mapper: Mapper,
-) -> Report:
-    """Write the dataset to ``work.out``: shards, index, ledger and last ``dataset.json``.
-
-    ``described`` are the params of every stage, for ``dataset.json``.
-    """
-    report = Report(STAGE)
-    packed = pack(work, params, size, parts, limits, mapper, report)
-    ledger = carry_ledger(work, STAGES, parts)
-    report.clips = len(ledger)
-    report.counts = count_by_code(ledger)
-    report.frames = sum(one.entry.frames for one in packed)
-    if packed:
-        publish(work, params, size, described, packed, ledger)
-    return report
-
-
-def pack(
-    work: Work,
-    params: ShardParams,
-    size: int,
-    parts: Sequence[Part],
-    limits: LimitParams,
-    mapper: Mapper,
-    report: Report,
-) -> list[PackedShard]:
-    """Write the shards of ``parts`` to ``work.out``. A part of which no clip is left has none."""
-    tasks = plan_tasks(work, parts, size, params, limits)
-    build(work.stage(STAGE), tasks, pack_part, mapper, report, in_place=_in_place)
-    packed = []
-    for task in tasks:
-        rows = [row for row in read_part(task.path, ["clip_id", "entry", "index"]).values() if row["index"]]
+        path = work.part_path(STAGE, part.name)
+        rows = [row for row in read_part(path, ["clip_id", "entry", "index"]).values() if row["index"]]
         if rows:
             entry = ShardEntry(**json.loads(rows[0]["entry"]))
             index = rows_of_shard(entry.name, (json.loads(row["index"]) for row in rows))
-            packed.append(PackedShard(entry, index))
-    return packed
+            shards.append(PackedShard(entry, index))
+    return shards
 
 
-def publish(
+def finish_dataset(
     work: Work,
     params: ShardParams,
-    size: int,
-    described: dict[str, Any],
-    packed: Sequence[PackedShard],
+    dataset_params: Mapping[str, Any],
+    shards: Sequence[PackedShard],
     ledger: Rows,
 ) -> None:
-    """Make the shards a dataset; only then remove what an older one left."""
-    before = _old_shards(work.out)
-    packed = sorted(packed, key=lambda one: one.entry.name)
-    entries = [one.entry for one in packed]
-    write_index(work.out / INDEX_NAME, (one.index for one in packed))
+    """Write index, ledger and last ``dataset.json``; then remove the shards of an older dataset.
+
+    ``dataset_params`` are the params of every stage.
+    """
+    old_names = _list_old_shards(work.out)
+    shards = sorted(shards, key=lambda shard: shard.entry.name)
+    entries = [shard.entry for shard in shards]
+    write_index(work.out / INDEX_NAME, (shard.index for shard in shards))
     write_ledger(work.out / LEDGER_NAME, ledger)
     splits: dict[str, dict[str, int]] = {}
     for entry in entries:
@@ -306,21 +323,21 @@ def publish(
         entries,
         dataset=work.corpus,
         codec=params.codec,
-        size=size,
-        n_mels=described["mels"]["n_mels"],
+        size=dataset_params["align"]["size"],
+        n_mels=dataset_params["mels"]["n_mels"],
         splits=splits,
         files_found=len(ledger),
         clips_kept=counts.pop(OK),
         dropped=counts,
-        params=described,
+        params=dict(dataset_params),
         tools=versions(*LIBRARIES),
     )
-    for name in before - {entry.name for entry in entries}:
+    for name in old_names - {entry.name for entry in entries}:
         (work.out / name).unlink(missing_ok=True)
 
 
-def _old_shards(out: Path) -> set[str]:
-    """Shards of the dataset that is there now; other files in the folder are none of our business."""
+def _list_old_shards(out: Path) -> set[str]:
+    """Shards of the dataset that is in the folder now. Other files there are not touched."""
     try:
         return {entry.name for entry in shard_entries(read_dataset(out), out / DATASET_NAME)}
     except ShardError:

@@ -1,11 +1,10 @@
-"""Stage 6: a network from shards. Finds the data and the run's folder; ``model.loop`` does the rest."""
+"""Stage 6: train a network on shards. Opens the data and the run's folder for ``model.loop``."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import logging
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -13,14 +12,14 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from tqdm import tqdm
 
-from model import checkpoint, loop
-from model.batch import required_input
+from model import loop
+from model.batch import build_network_input
+from model.checkpoint import check_resumable, list_checkpoints, restore_state
 from model.execution import Execution, Ranks, join_ranks
 from model.recipe import Recipe
 from model.signals import explain_out_of_memory
-from model.unet import parameter_count
+from model.unet import count_parameters
 from shards.atomic import write_atomically
 from shards.cache import open_shard_store
 from shards.frames import FrameSource
@@ -30,143 +29,184 @@ from shards.resident import TRAIN_SPLIT, Resident, build_clip_table, load_reside
 from shards.streaming import Cached, Decoder, Windowed, is_of_worker
 from stages.engine.lock import lock_folder
 from stages.engine.outcome import StageError
+from stages.engine.progress import Progress, no_progress
 
 RUN_FILE = "run.json"
-HELD_CLIPS = 64  # looked at of those held out, where the dataset is too large to have them all at hand
+MAX_HELD_OUT_CLIPS = 64  # decoded for the held-out loss of a dataset that is too large for this machine
 
 Hold = Literal["resident", "cached", "windowed"]
+FrameSources = tuple[FrameSource, FrameSource | None]  # of the training clips, of the held-out clips
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class TrainRequest:
-    """What the user asked for, besides the recipe."""
+    """What to train on, where to write the run, and how to read and execute."""
 
-    shards: str  # a folder, or an address
+    shards: str  # a folder or an address
     run: Path
     preset: str
     device: str = "auto"  # auto, cpu or cuda
-    frames_on: str = "device"  # device or host: where the decoded frames lie
-    workers: int = 1  # threads or processes that decode, of each rank
+    frames_on: str = "device"  # device or host: whose memory holds the frames of a resident dataset
+    workers: int = 1  # threads or processes that decode, per rank
     hold: Hold = "resident"
-    cache: Path | None = None  # where shards from elsewhere are kept; None: the user's cache
+    cache: Path | None = None  # folder for shards from elsewhere; None: the user's cache
     cache_gb: float = 100.0
-    machine: Execution = field(default_factory=Execution)
+    execution: Execution = field(default_factory=Execution)
 
 
-def run(request: TrainRequest, recipe: Recipe) -> str:
-    """Train a run, or go on with it; returns in a word or two why it ended.
+def run(request: TrainRequest, recipe: Recipe, progress: Progress = no_progress) -> str:
+    """Start a run or resume it; return why it ended, e.g. "done" or "stopped by SIGTERM".
 
-    Raises StageError, ShardError or ModelError, each in one line.
+    Raises StageError, ShardError or ModelError with a message of one line.
     """
     busy = f"--run {request.run}: another process trains there"
     with (
         join_ranks(request.device) as ranks,
         lock_folder(request.run, busy=busy) if ranks.is_first else contextlib.nullcontext(),
     ):
-        return _train(request, recipe, ranks)
+        return _train(request, recipe, ranks, progress if ranks.is_first else no_progress)
 
 
-def _train(request: TrainRequest, recipe: Recipe, ranks: Ranks) -> str:
+def _train(request: TrainRequest, recipe: Recipe, ranks: Ranks, progress: Progress) -> str:
     if (request.hold == "windowed") != (recipe.window > 0):
         raise StageError(f"--hold {request.hold} does not go with a recipe whose window is {recipe.window}")
-    found = download_dataset if request.hold == "resident" else locate_dataset
-    dataset = open_dataset(found(request.shards), hashes=False)
+    get_manifest = download_dataset if request.hold == "resident" else locate_dataset
+    dataset = open_dataset(get_manifest(request.shards), hashes=False)
     digest = str(dataset.manifest["digest"])
-    saved = checkpoint.listed(request.run)
-    if saved:
-        checkpoint.check_same(saved[-1], recipe, digest)
-    with _held(request, recipe, dataset, ranks) as (data, held):
+    checkpoints = list_checkpoints(request.run)
+    if checkpoints:
+        check_resumable(checkpoints[-1], recipe, digest)
+    with open_frame_sources(request, recipe, dataset, ranks, progress) as (data, held_out):
         with explain_out_of_memory("the network", ranks.device, advice="try fewer network.channels"):
-            state = loop.new_state(recipe, ranks.device)
-            if saved:
-                checkpoint.load_into(state, saved[-1])
+            state = loop.create_state(recipe, ranks.device)
+            if checkpoints:
+                restore_state(state, checkpoints[-1])
         if ranks.is_first:
-            _describe(request, recipe, digest)
+            _write_run_file(request, recipe, digest)
             log.info(
                 "%s: %s parameters, %d frames of %d clips to train on, %s, %d of %d clips held out, %s",
-                request.preset, f"{parameter_count(state.network):,}", len(data), len(data.clips.ids),
-                request.hold, len(held) if held else 0, len(held.clips.ids) if held else 0,
-                f"going on at step {state.step}" if saved else f"new, on {ranks.world} x {ranks.device.type}",
+                request.preset, f"{count_parameters(state.network):,}", len(data), len(data.clips.ids),
+                request.hold, len(held_out) if held_out else 0, len(held_out.clips.ids) if held_out else 0,
+                f"going on at step {state.step}" if checkpoints
+                else f"new, on {ranks.world} x {ranks.device.type}",
             )  # fmt: skip
         try:
             return loop.train(
                 state,
                 data,
-                held,
+                held_out,
                 recipe=recipe,
-                machine=request.machine,
+                execution=request.execution,
                 ranks=ranks,
                 run=request.run,
                 digest=digest,
             )
         except RuntimeError as err:
             if is_of_worker(err):
-                raise StageError(f"a process that decodes is gone ({str(err).splitlines()[0]})") from err
+                raise StageError(f"a decoding process died ({str(err).splitlines()[0]})") from err
             raise
 
 
 @contextlib.contextmanager
-def _held(
-    request: TrainRequest, recipe: Recipe, dataset: Dataset, ranks: Ranks
-) -> Iterator[tuple[FrameSource, FrameSource | None]]:
-    """The training clips and those held out, as they are asked to be held."""
-    fit = required_input(recipe.network)
-    fit.check_dataset(dataset.manifest, dataset.place.address)
+def open_frame_sources(
+    request: TrainRequest, recipe: Recipe, dataset: Dataset, ranks: Ranks, progress: Progress
+) -> Iterator[FrameSources]:
+    """The frames of the training clips and of the held-out clips, held as ``request.hold`` says."""
+    build_network_input(recipe.network).check_dataset(dataset.manifest, dataset.storage.address)
     ids = dataset.clips.ids_in_split(TRAIN_SPLIT)
     if not ids:
         raise StageError(f"{request.shards}: no clip is in the split {TRAIN_SPLIT!r}")
-    trained, held = split_held_out(ids, recipe.held_out_share, seed=recipe.seed)
+    train_ids, held_out_ids = split_held_out(ids, recipe.held_out_share, seed=recipe.seed)
+    opener = _FrameSourceOpener(request, recipe, dataset, ranks, progress)
     if request.hold == "resident":
-        data = _resident(request, recipe, dataset, ranks, trained)
-        yield data, _resident(request, recipe, dataset, ranks, held) if held else None
-        return
-    with open_shard_store(dataset, request.cache, int(request.cache_gb * 1e9)) as shelf:
-        decoder = Decoder(dataset, build_clip_table(dataset, trained), shelf, fit)
-        if request.hold == "windowed":
-            some = held[:: -(-len(held) // HELD_CLIPS)] if held else []
-            yield (
-                Windowed(decoder, ranks.device, request.workers, shelf=shelf, window=recipe.window),
-                _resident(request, recipe, dataset, ranks, some) if some else None,
-            )
-            return
-        entries = [dataset.shards[name] for name in dataset.clips.locate_shards(ids)[0]]
-        if ranks.is_first:
-            log.info(
-                "%d shards, %.2f GB, are to be on the disk", len(entries), sum(e.bytes for e in entries) / 1e9
-            )
-        shelf.hold(entries)
-        others = Decoder(dataset, build_clip_table(dataset, held), shelf, fit) if held else None
-        yield (
-            Cached(decoder, ranks.device, request.workers),
-            Cached(others, ranks.device, request.workers) if others else None,
-        )
+        yield opener.load_resident(train_ids, held_out_ids)
+    elif request.hold == "cached":
+        with opener.open_cached(train_ids, held_out_ids) as sources:
+            yield sources
+    else:
+        with opener.open_windowed(train_ids, held_out_ids) as sources:
+            yield sources
 
 
-def _resident(
-    request: TrainRequest, recipe: Recipe, dataset: Dataset, ranks: Ranks, clip_ids: list[str]
-) -> Resident:
-    """Clips decoded, all of them."""
-    audio = recipe.network.audio
-    total = sum(dataset.clips.column("frames", clip_ids))
-    with tqdm(total=total, desc="loading", unit=" frames", unit_scale=True,
-              disable=not (ranks.is_first and sys.stderr.isatty())) as bar:  # fmt: skip
+@dataclass(frozen=True)
+class _FrameSourceOpener:
+    """Opens the frame sources of a dataset, one method for each way to hold the frames."""
+
+    request: TrainRequest
+    recipe: Recipe
+    dataset: Dataset
+    ranks: Ranks
+    progress: Progress
+
+    def load_resident(self, train_ids: list[str], held_out_ids: list[str]) -> FrameSources:
+        """All frames decoded, in memory."""
+        data = self._load("loading training clips", train_ids)
+        return data, self._load("loading held-out clips", held_out_ids) if held_out_ids else None
+
+    @contextlib.contextmanager
+    def open_cached(self, train_ids: list[str], held_out_ids: list[str]) -> Iterator[FrameSources]:
+        """All shards on this machine's disk, each frame decoded when it is used."""
+        dataset, workers = self.dataset, self.request.workers
+        network_input = build_network_input(self.recipe.network)
+        names, _ = dataset.clips.locate_shards([*train_ids, *held_out_ids])
+        entries = [dataset.shards[name] for name in names]
+        with open_shard_store(dataset, self.request.cache, self._cache_bytes) as store:
+            if self.ranks.is_first:
+                total_gb = sum(entry.bytes for entry in entries) / 1e9
+                log.info("%d shards, %.2f GB, are to be on the disk", len(entries), total_gb)
+            store.hold(entries)
+            held_out = None
+            if held_out_ids:
+                decoder = Decoder(dataset, build_clip_table(dataset, held_out_ids), store, network_input)
+                held_out = Cached(decoder, self.ranks.device, workers)
+            decoder = Decoder(dataset, build_clip_table(dataset, train_ids), store, network_input)
+            yield Cached(decoder, self.ranks.device, workers), held_out
+
+    @contextlib.contextmanager
+    def open_windowed(self, train_ids: list[str], held_out_ids: list[str]) -> Iterator[FrameSources]:
+        """The shards of a window or two on this machine's disk; some held-out clips in memory."""
+        dataset, window = self.dataset, self.recipe.window
+        with open_shard_store(dataset, self.request.cache, self._cache_bytes) as store:
+            network_input = build_network_input(self.recipe.network)
+            decoder = Decoder(dataset, build_clip_table(dataset, train_ids), store, network_input)
+            data = Windowed(decoder, self.ranks.device, self.request.workers, shelf=store, window=window)
+            held_out = None
+            if held_out_ids:
+                every = -(-len(held_out_ids) // MAX_HELD_OUT_CLIPS)
+                held_out = self._load("loading held-out clips", held_out_ids[::every])
+            yield data, held_out
+
+    @property
+    def _cache_bytes(self) -> int:
+        return int(self.request.cache_gb * 1e9)
+
+    def _load(self, label: str, clip_ids: list[str]) -> Resident:
+        audio, device = self.recipe.network.audio, self.ranks.device
+        n_total = sum(self.dataset.clips.column("frames", clip_ids))
+        n_loaded = 0
+
+        def report(n_frames: int) -> None:
+            nonlocal n_loaded
+            n_loaded += n_frames
+            self.progress(label, n_loaded, n_total)
+
         return load_resident(
-            dataset,
+            self.dataset,
             clip_ids,
-            required_input(recipe.network),
+            build_network_input(self.recipe.network),
             mel_pad=max(audio.rows_before, audio.rows_after),
-            device=ranks.device,
-            frames_on=torch.device("cpu") if request.frames_on == "host" else ranks.device,
-            workers=request.workers,
-            done=bar.update,
+            device=device,
+            frames_on=torch.device("cpu") if self.request.frames_on == "host" else device,
+            workers=self.request.workers,
+            done=report,
         )
 
 
-def _describe(request: TrainRequest, recipe: Recipe, digest: str) -> None:
-    """``run.json``: enough to start the same run again elsewhere."""
-    story = {
+def _write_run_file(request: TrainRequest, recipe: Recipe, digest: str) -> None:
+    """Write ``run.json``: enough to start the same run again elsewhere."""
+    content = {
         "preset": request.preset,
         "shards": request.shards,
         "digest": digest,
@@ -174,4 +214,4 @@ def _describe(request: TrainRequest, recipe: Recipe, digest: str) -> None:
         "versions": {name: version(name) for name in ("redub", "torch", "numpy")},
     }
     with write_atomically(request.run / RUN_FILE) as partial:
-        partial.write_text(json.dumps(story, indent=1) + "\n")
+        partial.write_text(json.dumps(content, indent=1) + "\n")

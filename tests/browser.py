@@ -21,12 +21,12 @@ FLAGS = (
 
 
 @contextlib.contextmanager
-def launched(*flags: str) -> Iterator[Browser]:
-    """Skips where there is none; fails where $REDUB_NEEDS_CHROMIUM says that there must be one."""
+def launch_browser(*flags: str) -> Iterator[Browser]:
+    """Skip the test if there is none; fail if $REDUB_NEEDS_CHROMIUM is set."""
     program = shutil.which("chromium")
     if program is None:
         if os.environ.get("REDUB_NEEDS_CHROMIUM"):
-            pytest.fail("REDUB_NEEDS_CHROMIUM is set, and there is no chromium on the PATH")
+            pytest.fail("REDUB_NEEDS_CHROMIUM is set, but there is no chromium on the PATH")
         pytest.skip("no chromium on the PATH")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=[*FLAGS, *flags])

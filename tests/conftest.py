@@ -77,9 +77,9 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3.Server]:
 def silence(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A connection to a bucket that is silent for two seconds is given up."""
     monkeypatch.setattr(bucket, "SILENCE_SECONDS", 2)
-    bucket._client.cache_clear()
+    bucket._make_client.cache_clear()
     yield
-    bucket._client.cache_clear()
+    bucket._make_client.cache_clear()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Small media files for tests, made by ffmpeg, and what is in a file, read without our code."""
+"""Make small media files for tests with ffmpeg, and read files without our code."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ def ffmpeg(*args: object) -> None:
     subprocess.run(command, check=True, timeout=60)
 
 
-def pictures(path: Path) -> list[np.ndarray]:
-    """The planes of every frame as PyAV gives them, upright or not: (H * 3 / 2, W) uint8."""
+def read_yuv_frames(path: Path) -> list[np.ndarray]:
+    """The planes of every frame as PyAV returns them, not rotated: (H * 3 / 2, W) uint8."""
     with av.open(os.fspath(path)) as container:
         return [frame.to_ndarray(format="yuv420p") for frame in container.decode(video=0)]
 
 
-def images(path: Path) -> list[np.ndarray]:
+def read_rgb_frames(path: Path) -> list[np.ndarray]:
     """Every frame as RGB."""
     with av.open(os.fspath(path)) as container:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
 
 
-def stamps_s(path: Path) -> np.ndarray:
+def read_stamps(path: Path) -> np.ndarray:
     """When each frame is shown, seconds."""
     with av.open(os.fspath(path)) as container:
         return np.array([frame.time for frame in container.decode(video=0)])
 
 
-def video_seconds(path: Path) -> float:
+def measure_video_seconds(path: Path) -> float:
     """From the first frame to the end of the last one, by the packets."""
     with av.open(os.fspath(path)) as container:
         stream = container.streams.video[0]
@@ -46,8 +46,8 @@ def video_seconds(path: Path) -> float:
         return float((last - first) * stream.time_base)
 
 
-def sound_of(path: Path) -> tuple[float, int, np.ndarray]:
-    """When the sound starts in seconds, its rate, and its samples (n,) as the mean of the channels."""
+def read_audio(path: Path) -> tuple[float, int, np.ndarray]:
+    """When the audio starts in seconds, its rate, and the mean of its channels (n,)."""
     with av.open(os.fspath(path)) as container:
         to_float = av.AudioResampler("fltp", "mono")
         frames = list(container.decode(audio=0))
@@ -56,6 +56,6 @@ def sound_of(path: Path) -> tuple[float, int, np.ndarray]:
         return float(start), frames[0].sample_rate, np.concatenate(samples)
 
 
-def sound_packets(path: Path) -> list[bytes]:
+def read_audio_packets(path: Path) -> list[bytes]:
     with av.open(os.fspath(path)) as container:
         return [bytes(packet) for packet in container.demux(audio=0) if packet.size]

@@ -19,8 +19,8 @@ from shards.reader import Dataset, open_dataset, read_clip
 from shards.table import write_rows
 from stages.evaluate.columns import COLUMNS
 from stages.evaluate.metrics.obedience import Mean
-from stages.evaluate.run import CLIPS, FRAMES, METRICS, STORY
-from stages.evaluate.scores import CLIPS_SCHEMA, FRAMES_SCHEMA, metrics_of
+from stages.evaluate.run import CLIPS, FRAMES, METRICS, RUN_INFO
+from stages.evaluate.scores import CLIPS_SCHEMA, FRAMES_SCHEMA, build_metrics
 from stages.evaluate.table import FROZEN, TRUTH
 from stages.report.run import ReportRequest, write
 from stages.sample.pairs import CROPS, SCHEMA, TABLE, write_crops
@@ -113,9 +113,9 @@ def evaluation(folder: Path, dataset: Dataset, clip_ids: Sequence[str], *, seed:
     write_rows(folder / CLIPS, clips, CLIPS_SCHEMA)
     pq.write_table(pa.Table.from_pylist(frames, FRAMES_SCHEMA), folder / FRAMES)
     (folder / METRICS).write_text(
-        json.dumps(metrics_of(clips, {OWN: {"fid_box": Mean(31.4, 31.4, 31.4, 36)}}, NOT_COMPUTED))
+        json.dumps(build_metrics(clips, {OWN: {"fid_box": Mean(31.4, 31.4, 31.4, 36)}}, NOT_COMPUTED))
     )
-    (folder / STORY).write_text(
+    (folder / RUN_INFO).write_text(
         json.dumps({"dataset": dataset.manifest["digest"], "seed": seed, "without_lse": {HOSTILE: 2}})
     )
     return folder

@@ -47,7 +47,7 @@ class Server:
     def bucket(self) -> str:
         """The name of a new bucket."""
         name = f"redub-{uuid.uuid4().hex[:8]}"
-        self.client().create_bucket(S3Transport=name)
+        self.client().create_bucket(Bucket=name)
         return name
 
     def client(self):  # type: ignore[no-untyped-def]  # boto3 has no types

@@ -19,13 +19,12 @@ from click.testing import CliRunner
 
 from pipeline.main import cli
 from shards import s3 as bucket
-from shards.address import open_storage
 from shards.diff import diff
 from shards.index import DATASET_NAME
 from shards.publish import download_dataset, publish
 from shards.reader import open_dataset, read_clip, read_members
 from shards.schema import ShardError
-from shards.storage import Storage
+from shards.storage import Storage, open_storage
 from shards.verify import verify
 from stages.synth import ClipSpec, make_clip
 from tests import datasets, faults, s3
@@ -65,7 +64,7 @@ def make(folder: Path, *names: str, shade: int = 7) -> Path:
 def where(address: str, name: str) -> dict[str, str]:
     """What boto3 calls an object."""
     bucket_name, prefix = address.removeprefix("s3://").split("/", 1)
-    return {"S3Transport": bucket_name, "Key": f"{prefix}/{name}"}
+    return {"Bucket": bucket_name, "Key": f"{prefix}/{name}"}
 
 
 def sent(proxy: faults.Proxy) -> list[str]:
@@ -94,7 +93,7 @@ def test_a_published_dataset_is_the_local_one(s3_server: s3.Server, address: str
     client = s3_server.client()
     found = {
         hashlib.sha256(client.get_object(**where(address, name))["Body"].read()).hexdigest()
-        for name in open_storage(address).names()
+        for name in open_storage(address).list_names()
     }
     assert found == set(hashes(folder).values()), "the same bytes, by another client"
 
@@ -124,7 +123,7 @@ def test_a_killed_upload_leaves_no_dataset_and_goes_on(
     with pytest.raises(ShardError, match="so this is no whole dataset"):
         open_dataset(open_storage(address))
     proxy.faults.remove(fault)
-    before = set(open_storage(address).names())
+    before = set(open_storage(address).list_names())
     proxy.asked.clear()
     publish(folder, open_storage(address))
     assert not before.intersection(sent(proxy))
@@ -144,14 +143,14 @@ def test_prune_removes_what_the_dataset_does_not_name_and_nothing_else(
     address: str, s3_server: s3.Server, tmp_path: Path
 ) -> None:
     publish(make(tmp_path / "one", "s1_a", shade=1), open_storage(address))
-    old = set(open_storage(address).names())
+    old = set(open_storage(address).list_names())
     publish(make(tmp_path / "two", "s1_a", "s1_b", shade=2), open_storage(address))
     s3_server.client().put_object(**where(address, "notes.tar"), Body=b"mine")
     told = CliRunner().invoke(cli, ["prune", address])
     assert set(told.output.splitlines()[:-1]) == old - {DATASET_NAME}
     assert "3 files that no dataset names" in told.output
     assert "3 files removed" in CliRunner().invoke(cli, ["prune", address, "--delete"]).output
-    assert len(set(open_storage(address).names())) == 5
+    assert len(set(open_storage(address).list_names())) == 5
     assert list(verify(open_storage(address), full=True)) == []
 
 
@@ -170,9 +169,9 @@ def test_a_file_comes_whole_through_a_fault(
 ) -> None:
     path, sha256 = big(tmp_path)
     place = open_storage(address)
-    place.put(path, "big", sha256=sha256)
+    place.upload(path, "big", sha256=sha256)
     proxy.faults.append(faults.Fault(kind, "big", at=BIG_BYTES // 2))  # type: ignore[arg-type]
-    place.bring("big", tmp_path / "brought", size=BIG_BYTES, sha256=sha256)
+    place.download("big", tmp_path / "brought", size=BIG_BYTES, sha256=sha256)
     assert (tmp_path / "brought").read_bytes() == path.read_bytes()
     ranges = [asked.bytes_range for asked in proxy.asked if asked.method == "GET"]
     resumed = f"bytes={BIG_BYTES // 2}-"
@@ -198,12 +197,12 @@ def test_an_upload_comes_whole_through_faults(proxy: faults.Proxy, address: str,
     path, sha256 = big(tmp_path)
     for kind in ("cut", "busy"):
         proxy.faults.append(faults.Fault(kind, "big", at=BIG_BYTES // 2, method="PUT"))  # type: ignore[arg-type]
-    open_storage(address).put(path, "big", sha256=sha256)
+    open_storage(address).upload(path, "big", sha256=sha256)
     assert proxy.count("PUT") == 3
-    assert open_storage(address).holds("big", BIG_BYTES, sha256)
+    assert open_storage(address).has_file("big", BIG_BYTES, sha256)
     with pytest.raises(ShardError, match="other bytes than were sent"):
-        open_storage(address).put(path, "big", sha256="00" * 32)
-    assert open_storage(address).holds("big", BIG_BYTES, sha256), "a refused upload replaces nothing"
+        open_storage(address).upload(path, "big", sha256="00" * 32)
+    assert open_storage(address).has_file("big", BIG_BYTES, sha256), "a refused upload replaces nothing"
 
 
 def test_an_object_that_stays_altered_is_named(
@@ -254,7 +253,7 @@ def test_what_cannot_be_reached_is_one_line_without_the_secret(
     with pytest.raises(ShardError, match="names no bucket"):
         open_storage("s3://")
     monkeypatch.setitem(sys.modules, "boto3.session", None)
-    bucket._client.cache_clear()
+    bucket._make_client.cache_clear()
     with pytest.raises(ShardError, match=r"install redub\[s3\]"):
         open_storage(address)
 
@@ -271,13 +270,13 @@ def test_a_profile_serves_as_well_as_the_environment(
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     monkeypatch.setenv("AWS_PROFILE", "lab")
-    assert list(open_storage(address).names()) == []
+    assert list(open_storage(address).list_names()) == []
 
 
 def test_a_public_bucket_is_read_without_credentials(
     address: str, s3_server: s3.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    s3_server.client().create_bucket(S3Transport=s3.PUBLIC)
+    s3_server.client().create_bucket(Bucket=s3.PUBLIC)
     open_address = f"s3://{s3.PUBLIC}/x"
     publish(make(tmp_path / "here", "s1_a"), open_storage(open_address))
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):

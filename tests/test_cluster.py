@@ -67,10 +67,10 @@ class S3Transport:
 
         client = self.server.client()
         found = {}
-        for listed in client.list_objects_v2(S3Transport=self.name, Prefix="shards/")["Contents"]:
+        for listed in client.list_objects_v2(Bucket=self.name, Prefix="shards/")["Contents"]:
             name = listed["Key"].removeprefix("shards/")
             if not name.startswith("receipts/"):
-                body = client.get_object(S3Transport=self.name, Key=listed["Key"])["Body"].read()
+                body = client.get_object(Bucket=self.name, Key=listed["Key"])["Body"].read()
                 found[name] = hashlib.sha256(body).hexdigest()
         return found
 
@@ -195,6 +195,6 @@ def test_four_workers_on_two_hosts_make_the_bytes_of_one_whatever_befalls_them(
 def _wait_for_receipts(bucket: S3Transport, count: int, process: subprocess.Popen[bytes]) -> None:
     """Until the run is well under way."""
     client = bucket.server.client()
-    while client.list_objects_v2(S3Transport=bucket.name, Prefix="shards/receipts/")["KeyCount"] < count:
+    while client.list_objects_v2(Bucket=bucket.name, Prefix="shards/receipts/")["KeyCount"] < count:
         assert process.poll() is None, process.communicate()[1].decode()
         time.sleep(0.1)

@@ -20,7 +20,7 @@ from shards.reader import open_dataset, read_clip
 from shards.resident import split_held_out
 from shards.schema import MELS_PER_FRAME, ClipSample
 from stages.evaluate.metrics.mouth import correlation, openings
-from stages.evaluate.metrics.pixels import decibels, squared_errors
+from stages.evaluate.metrics.pixels import compute_psnr, squared_errors
 from stages.evaluate.mouths import find_mouths
 from stages.media import faces
 from stages.synth import SynthParams, make_corpus
@@ -66,7 +66,7 @@ def drawn(run: Path, clip: ClipSample, mels: NDArray[np.float32], params: Sample
 
 def masked_psnr(clip: ClipSample, drawn: NDArray[np.uint8]) -> float:
     """Of all masks together, in dB."""
-    return decibels(squared_errors(drawn, clip.frames, clip.boxes))
+    return compute_psnr(squared_errors(drawn, clip.frames, clip.boxes))
 
 
 def seen_openings(frames: NDArray[np.uint8], model: Path) -> NDArray[np.float64]:

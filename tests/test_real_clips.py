@@ -14,7 +14,7 @@ from shards.reader import open_dataset, read_clip
 from shards.schema import VIDEO_FPS
 from shards.verify import verify
 from stages.clips import is_side_car
-from stages.media.crops import supersampling, warp
+from stages.media.crops import compute_supersample, warp
 from tests.build import build, pipeline, stage_of, state_of
 
 
@@ -47,7 +47,7 @@ def test_all_six_crema_d_clips_are_kept_with_their_times_mapped_right(
         shown = [
             int(np.searchsorted(stamps, 27 + 40 * k, side="right")) - 1 for k in range(len(sample.frames))
         ]
-        supersample = supersampling(sample.affine, 16)
+        supersample = compute_supersample(sample.affine, 16)
         for k, source in enumerate(shown):
             expected = warp(frames[source], sample.affine[k], 128, supersample)
             assert np.array_equal(sample.frames[k], expected), f"{row['clip_id']}, frame {k}"

@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from tests import reports
-from tests.browser import launched
+from tests.browser import launch_browser
 
 PATIENCE_MS = 60_000
 SECTIONS = ("data", "clips", "training", "samples", "results", "numbers")
@@ -20,7 +20,7 @@ LIGHT_TEXT, LIGHT_LINE = 4.5, 3.0  # WCAG 2's least contrast, of text and of wha
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    with launched() as browser:
+    with launch_browser() as browser:
         yield browser
 
 

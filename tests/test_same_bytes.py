@@ -170,7 +170,7 @@ def test_a_changed_param_redoes_only_what_depends_on_it(raw: Path, params: Path,
 def dvc_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """This project's dvc.yaml in a folder of its own, building the made corpus alone."""
     project = tmp_path_factory.mktemp("dvc")
-    for name in ("stages", "shards"):
+    for name in ("stages", "shards", "pipeline"):
         shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copyfile(ROOT / "dvc.yaml", project / "dvc.yaml")
     text = (ROOT / "params.yaml").read_text()

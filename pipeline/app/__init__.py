@@ -1,1 +1,1 @@
-"""The page of ``pipeline app``: what is on it, what it does, the runs it offers, the files of who visits."""
+"""The browser page of ``pipeline app``: its layout, its actions, the runs it offers, its visitors' files."""

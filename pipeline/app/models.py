@@ -1,4 +1,4 @@
-"""The runs that a page offers, and their networks: each is read once and kept at hand."""
+"""The runs that the page offers, and a cache of their networks."""
 
 from __future__ import annotations
 
@@ -10,54 +10,56 @@ from pathlib import Path
 
 import torch
 
-from model.checkpoint import CHECKPOINTS, Checkpoint, load_network, pick
+from model.checkpoint import CHECKPOINTS, Checkpoint, find_checkpoint, load_network
 from model.execution import Execution
 from model.recipe import ModelError
 from sampler.params import SampleParams
 from sampler.rollout import FrameGenerator
 from stages.train import RUN_FILE
 
-NETWORKS_KEPT = 2
+CACHED_NETWORKS = 2
 
 log = logging.getLogger(__name__)
 
 
 class ModelList:
-    """Runs below a folder, and those that are named."""
+    """The runs below a folder, and extra ones."""
 
-    def __init__(self, below: Path, named: Sequence[Path], device: torch.device, machine: Execution) -> None:
-        self._below, self._named = below, named
-        self._device, self._machine = device, machine
-        self._network = lru_cache(NETWORKS_KEPT)(load_network)
+    def __init__(
+        self, root: Path, extra_runs: Sequence[Path], device: torch.device, execution: Execution
+    ) -> None:
+        self._root, self._extra_runs = root, extra_runs
+        self._device, self._execution = device, execution
+        self._load_network = lru_cache(CACHED_NETWORKS)(load_network)
 
-    def runs(self) -> dict[str, Checkpoint]:
-        """The best checkpoint of each run by the run's name, as of now: more may be training."""
-        found = sorted(path.parent for path in self._below.rglob(CHECKPOINTS))
-        names = {run: str(run.relative_to(self._below)) for run in found}
-        names |= {run: str(run) for run in self._named}
+    def find_runs(self) -> dict[str, Checkpoint]:
+        """The best checkpoint of each run by the run's name. Looks again each time: runs may be training."""
+        folders = sorted(path.parent for path in self._root.rglob(CHECKPOINTS))
+        names = {folder: str(folder.relative_to(self._root)) for folder in folders}
+        names |= {run: str(run) for run in self._extra_runs}
         runs = {}
         for run, name in names.items():
             try:
-                runs[name] = pick(run)
+                runs[name] = find_checkpoint(run)
             except ModelError as err:
                 log.warning("not offered: %s", err)
         return runs
 
-    def generator(self, name: str, params: SampleParams) -> FrameGenerator:
-        """A run's network, ready to draw. Raises ModelError."""
-        runs = self.runs()
+    def load_generator(self, name: str, params: SampleParams) -> FrameGenerator:
+        """A generator with a run's network. Raises ModelError."""
+        runs = self.find_runs()
         if name not in runs:
-            raise ModelError(f"run {name!r}: there is no such one; known are {', '.join(runs) or 'none'}")
-        saved = runs[name]
-        network, _ = self._network(saved.path)
-        return FrameGenerator(network, saved.recipe, params, self._device, self._machine)
+            raise ModelError(f"run {name!r}: there is no such run; known are {', '.join(runs) or 'none'}")
+        checkpoint = runs[name]
+        network, _ = self._load_network(checkpoint.path)
+        return FrameGenerator(network, checkpoint.recipe, params, self._device, self._execution)
 
 
-def told(name: str, saved: Checkpoint) -> str:
-    """A run in a line: its name, how far it is, and what it learnt from."""
-    run = saved.path.parent.parent
+def describe_run(name: str, checkpoint: Checkpoint) -> str:
+    """A run in one line: its name, its step, and the dataset it was trained on."""
+    run = checkpoint.path.parent.parent
     try:
-        learnt = str(json.loads((run / RUN_FILE).read_text())["shards"])
+        dataset = str(json.loads((run / RUN_FILE).read_text())["shards"])
     except (OSError, ValueError, KeyError, TypeError):
-        learnt = f"dataset {saved.digest[:12]}"
-    return f"{name} · step {saved.step:,} · learnt from {learnt}"
+        dataset = f"dataset {checkpoint.digest[:12]}"
+    return f"{name} · step {checkpoint.step:,} · trained on {dataset}"

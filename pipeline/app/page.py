@@ -1,4 +1,4 @@
-"""The page of ``pipeline app``: what is on it, and what calls what. Built with Gradio."""
+"""The layout of the page of ``pipeline app``, and which event calls which action. Built with Gradio."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import gradio as gr
 
 from pipeline.app.service import Service
 from sampler.steps import SAMPLERS
-from stages.edit.face_track import Choice
+from stages.edit.face_track import FaceChoice
 from stages.edit.run import EditParams
 from stages.edit.timing import Fit
 from stages.engine.outcome import StageError
@@ -16,17 +16,17 @@ from stages.engine.sandbox import MEGABYTE
 
 HOUR, DAY = 3600, 86_400  # seconds
 PLAYER_PX, SPEECH_PX = 320, 190
-MAX_WAITING = 20  # edits
+MAX_QUEUED_EDITS = 20
 MAX_STEPS = 100
-# Beside video/* and audio/*: what many machines do not know as either.
+# Besides video/* and audio/*: suffixes that many systems know as neither.
 VIDEO_FILES = ["video", ".flv", ".mpg", ".mkv", ".ts", ".mxf"]
 SPEECH_FILES = ["audio", ".flac", ".opus", ".amr", ".caf", *VIDEO_FILES]
 FITS: list[tuple[str, Fit]] = [
-    ("end with the shorter", "trim"),
-    ("hold the last picture, or be silent", "hold"),
-    ("run the video to and fro", "loop"),
+    ("end with the shorter one", "trim"),
+    ("hold the last frame, or be silent, until the longer one ends", "hold"),
+    ("loop the video forwards and backwards", "loop"),
 ]
-FACES: list[tuple[str, Choice]] = [
+FACES: list[tuple[str, FaceChoice]] = [
     ("the largest", "largest"),
     ("the leftmost", "left"),
     ("the second from the left", 1),
@@ -34,9 +34,9 @@ FACES: list[tuple[str, Choice]] = [
     ("the rightmost", "right"),
 ]
 HEAD = """<h1>redub</h1>
-<p>Make the person in a video say what is heard in a recording. Only the lower face is drawn anew.</p>
-<p class="redub-small">Up to {seconds:g} s and {megabytes} MB a file. What you bring stays on the machine
-that serves this page, and is removed when you close it.</p>"""
+<p>Make the person in a video say other speech. Only the lower face is re-defaults.</p>
+<p class="redub-small">At most {seconds:g} s and {megabytes} MB per file. Your files stay on the machine that
+serves this page, and are deleted when you close it.</p>"""
 CSS = """
 .gradio-container { width: 100%; max-width: 1180px !important; margin: 0 auto !important; }
 .redub-head h1 { margin: 0; font-size: 1.9rem; letter-spacing: -0.02em; }
@@ -45,10 +45,10 @@ CSS = """
 .redub-note p { margin: 0; font-size: .92rem; line-height: 1.45; overflow-wrap: anywhere; }
 .redub-note { align-self: center; }
 .redub-note:not(:has(p)) { display: none; }
-.redub-note .redub-wrong { border-left: 3px solid #dc2626; padding: .35rem .7rem; background: #dc26261a; }
+.redub-note .redub-error { border-left: 3px solid #dc2626; padding: .35rem .7rem; background: #dc26261a; }
 @media (max-width: 767px) { .redub-result { order: 1; } }
 """
-# The source is silent then: two voices at once cannot be judged.
+# The source is muted: two voices at once cannot be judged.
 PLAY_BOTH = """() => {
   for (const video of document.querySelectorAll("#source video, #result video")) {
     video.muted = video.closest("#source") !== null;
@@ -56,12 +56,12 @@ PLAY_BOTH = """() => {
     video.play();
   }
 }"""
-PRIVATE: dict[str, Any] = {"api_visibility": "private"}  # for the page alone
-AT_ONCE: dict[str, Any] = {**PRIVATE, "queue": False}
+PRIVATE: dict[str, Any] = {"api_visibility": "private"}  # no API endpoint
+UNQUEUED: dict[str, Any] = {**PRIVATE, "queue": False}
 
 
-def page_of(service: Service) -> gr.Blocks:
-    """The page, to be launched."""
+def build_page(service: Service) -> gr.Blocks:
+    """Build the page; ``serve`` launches it."""
     page = gr.Blocks(title="redub", analytics_enabled=False, delete_cache=(HOUR, DAY))
     with page:
         gr.HTML(
@@ -70,28 +70,28 @@ def page_of(service: Service) -> gr.Blocks:
         )
         with gr.Row():
             with gr.Column():
-                _video(service)
-                _speech(service)
+                _add_video_input(service)
+                _add_speech_input(service)
             with gr.Column():
                 with gr.Column(elem_classes="redub-result"):
                     result = gr.Video(
                         label="Result", interactive=False, height=PLAYER_PX, buttons=[], elem_id="result"
                     )
-                    note = _note("note")
+                    note = _add_note("note")
                     with gr.Row():
                         both = gr.Button("Play both", interactive=False, min_width=120, elem_id="both")
                         download = gr.DownloadButton(
                             "Download", interactive=False, min_width=120, elem_id="download"
                         )
                 with gr.Column():
-                    settings = _settings(service, page)
+                    settings = _add_settings(service, page)
                     with gr.Row():
                         start = gr.Button(
-                            "Make the video", variant="primary", scale=2, min_width=120, elem_id="start"
+                            "Create the video", variant="primary", scale=2, min_width=120, elem_id="start"
                         )
                         stop = gr.Button("Stop", interactive=False, scale=1, min_width=80, elem_id="stop")
-        begun = start.click(service.begin, None, [result, both, download, note, start, stop], **AT_ONCE)
-        edited = begun.then(
+        begin = start.click(service.begin_edit, None, [result, both, download, note, start, stop], **UNQUEUED)
+        edit = begin.then(
             service.edit,
             settings,
             [result, both, download, note],
@@ -100,16 +100,16 @@ def page_of(service: Service) -> gr.Blocks:
             scroll_to_output=True,
             **PRIVATE,
         )
-        edited.then(service.rest, None, [start, stop], **AT_ONCE)
-        stop.click(service.stop, None, [note, start, stop], cancels=edited, **AT_ONCE)
+        edit.then(service.finish_edit, None, [start, stop], **UNQUEUED)
+        stop.click(service.stop_edit, None, [note, start, stop], cancels=edit, **UNQUEUED)
         both.click(None, js=PLAY_BOTH)
-        page.unload(service.leave)
-        page.queue(max_size=MAX_WAITING, api_open=False)
+        page.unload(service.end_session)
+        page.queue(max_size=MAX_QUEUED_EDITS, api_open=False)
     return page
 
 
 def serve(page: gr.Blocks, *, host: str, port: int | None, max_upload_mb: int) -> str:
-    """Start to serve the page, in threads; gives its address. Raises StageError where that cannot be."""
+    """Start to serve the page, in threads; returns its address. Raises StageError if it cannot listen."""
     theme = gr.themes.Default(
         primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
     )
@@ -132,84 +132,87 @@ def serve(page: gr.Blocks, *, host: str, port: int | None, max_upload_mb: int) -
             app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
         )
     except OSError as err:
-        where = f"--host {host}" + (f" --port {port}" if port else "")
+        address = f"--host {host}" + (f" --port {port}" if port else "")
         raise StageError(
-            f"{where}: cannot be listened on; the port is taken, or the address is not this machine's"
+            f"{address}: cannot listen there; the port is in use, or the address is not this machine's"
         ) from err
     return url
 
 
-def _video(service: Service) -> None:
-    """Where a video is brought, or shown once it has been."""
-    zone = gr.File(
-        label="A video of somebody who talks", file_types=VIDEO_FILES, height=PLAYER_PX, elem_id="video"
-    )
+def _add_video_input(service: Service) -> None:
+    """Add the drop zone for the video, and the player that replaces it after the upload."""
+    zone = gr.File(label="Video: a person talking", file_types=VIDEO_FILES, height=PLAYER_PX, elem_id="video")
     player = gr.Video(visible=False, interactive=False, height=PLAYER_PX, buttons=[], elem_id="source")
     with gr.Row():
-        note = _note("video-note")
+        note = _add_note("video-note")
         other = gr.Button("Choose another video", size="sm", visible=False, elem_id="other-video")
-    parts = [zone, player, note, other]
-    zone.upload(service.take_video, zone, parts, preprocess=False, **PRIVATE)
-    other.click(service.drop_video, None, parts, **AT_ONCE)
+    components = [zone, player, note, other]
+    zone.upload(service.add_video, zone, components, preprocess=False, **PRIVATE)
+    other.click(service.remove_video, None, components, **UNQUEUED)
 
 
-def _speech(service: Service) -> None:
-    """Where speech is brought or recorded, or can be heard once it has been."""
+def _add_speech_input(service: Service) -> None:
+    """Add the drop zone and the microphone for the speech, and the player that replaces them."""
     zone = gr.File(
-        label="New speech: a sound or a video",
+        label="New speech: an audio or a video file",
         file_types=SPEECH_FILES,
         height=SPEECH_PX,
         elem_id="speech",
     )
-    microphone = gr.Audio(label="or record it", sources=["microphone"], elem_id="microphone")
-    player = gr.Audio(visible=False, interactive=False, buttons=[], elem_id="heard")
+    microphone = gr.Audio(label="Or record it", sources=["microphone"], elem_id="microphone")
+    player = gr.Audio(visible=False, interactive=False, buttons=[], elem_id="speech-player")
     with gr.Row():
-        note = _note("speech-note")
+        note = _add_note("speech-note")
         other = gr.Button("Choose another speech", size="sm", visible=False, elem_id="other-speech")
-    parts = [zone, microphone, player, note, other]
-    zone.upload(service.take_speech, zone, parts, preprocess=False, **PRIVATE)
-    microphone.input(service.take_speech, microphone, parts, preprocess=False, **PRIVATE)
-    other.click(service.drop_speech, None, parts, **AT_ONCE)
+    components = [zone, microphone, player, note, other]
+    zone.upload(service.add_speech, zone, components, preprocess=False, **PRIVATE)
+    microphone.input(service.add_speech, microphone, components, preprocess=False, **PRIVATE)
+    other.click(service.remove_speech, None, components, **UNQUEUED)
 
 
-def _settings(service: Service, page: gr.Blocks) -> list[Any]:
-    """What can be chosen, in the order in which ``Service.edit`` takes it."""
-    drawn = service.sections.sample
-    run = gr.Dropdown([], label="Run", info="Whose network draws.", elem_id="run")
-    page.load(service.offered, None, run, **AT_ONCE)
+def _add_settings(service: Service, page: gr.Blocks) -> list[Any]:
+    """Add the settings; returns them in the order of ``Service.edit``'s arguments."""
+    defaults = service.sections.sample
+    run = gr.Dropdown([], label="Run", info="The trained network.", elem_id="run")
+    page.load(service.list_runs, None, run, **UNQUEUED)
     steps = gr.Slider(
         1,
         MAX_STEPS,
-        drawn.steps,
+        defaults.steps,
         step=1,
         label="Steps",
-        info="Passes for each frame: fewer are faster.",
+        info="Sampling steps per frame: fewer are faster.",
         elem_id="steps",
     )
-    fit = gr.Radio(FITS, value="trim", label="Where video and speech differ in length")
+    fit = gr.Radio(FITS, value="trim", label="If video and speech differ in length")
     with gr.Accordion("More", open=False):
-        face = gr.Dropdown(FACES, value="largest", label="Face", info="Where there are several.")
+        face = gr.Dropdown(FACES, value="largest", label="Face", info="If there are several.")
         guidance = gr.Slider(
-            0, 4, drawn.guidance, step=0.1, label="Guidance", info="Beyond 1: follow the speech more closely."
+            0,
+            4,
+            defaults.guidance,
+            step=0.1,
+            label="Guidance",
+            info="Above 1: follow the speech more closely.",
         )
-        sampler = gr.Dropdown(list(SAMPLERS), value=drawn.sampler, label="Sampler", info="How noise is left.")
+        sampler = gr.Dropdown(
+            list(SAMPLERS), value=defaults.sampler, label="Sampler", info="Sampling method."
+        )
         reanchor_every = gr.Slider(
             0,
             100,
-            drawn.reanchor_every,
+            defaults.reanchor_every,
             step=1,
             label="Re-anchor",
-            info="Hide the previous mouth every so many frames, against drift. 0: never.",
+            info="Hide the previous frame's mouth every N frames, against drift. 0: never.",
         )
-        seed = gr.Number(
-            drawn.seed, precision=0, minimum=0, label="Seed", info="Another one draws other mouths."
-        )
+        seed = gr.Number(defaults.seed, precision=0, minimum=0, label="Seed", info="Random seed.")
         crf = gr.Slider(
-            1, 51, EditParams().crf, step=1, label="CRF", info="x264's: lower is better and larger."
+            1, 51, EditParams().crf, step=1, label="CRF", info="Quality of x264: lower is better and larger."
         )
     return [run, steps, fit, face, sampler, guidance, reanchor_every, seed, crf]
 
 
-def _note(name: str) -> gr.HTML:
-    """A line of text under what it speaks of."""
+def _add_note(name: str) -> gr.HTML:
+    """Add a line of text below a component."""
     return gr.HTML(elem_id=name, elem_classes="redub-note", padding=False)

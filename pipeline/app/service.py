@@ -1,16 +1,15 @@
-"""What the page of ``pipeline app`` does: it takes what a visitor brings, and edits it.
+"""The actions of the page of ``pipeline app``: accept uploads and edit them.
 
-What is brought is copied for the browser at once, in the sandbox. That shows whether it can be used before
-anybody waits for an edit, and gives the page something to play: browsers play no .mpg.
+An upload is copied at once, in the sandbox, to a format that browsers play (they play no .mpg). This also
+checks whether it can be used, before anyone waits for an edit.
 """
 
 from __future__ import annotations
 
 import html
-import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -19,12 +18,13 @@ from typing import Any
 import gradio as gr
 
 from model.recipe import ModelError
-from pipeline.app.models import ModelList, told
+from pipeline.app.models import ModelList, describe_run
 from pipeline.app.sessions import Kind, Session, Sessions
 from pipeline.params import Params
-from pipeline.progress import time_left
+from pipeline.progress import format_time_left
 from sampler.rollout import override_params
-from stages.edit.face_track import Choice
+from stages.edit.browser_copy import copy_audio, copy_video
+from stages.edit.face_track import FaceChoice
 from stages.edit.reader import VideoFacts
 from stages.edit.run import EditParams, edit
 from stages.edit.timing import Fit
@@ -32,88 +32,107 @@ from stages.engine import sandbox
 from stages.engine.outcome import Outcome, StageError
 from stages.engine.sandbox import ClipJob
 
-PASSES = {"faces": "Looking for the face", "frames": "Drawing the mouth"}
-STOPPED = "Stopped. Nothing was kept of it."
+PASS_LABELS = {"faces": "Finding the face", "frames": "Generating the mouth"}
+STOPPED = "Stopped. No file was written."
 
 
-class Stopped(Exception):
-    """The visitor has pressed Stop or gone away."""
+class EditStopped(Exception):
+    """The visitor has pressed Stop or left the page."""
 
 
 @dataclass(frozen=True)
 class Service:
-    """Answers to what happens on the page: updates of its parts, in the order that the layout names them."""
+    """The page's event handlers. Each returns updates of components, in the order that the layout lists."""
 
-    shelf: ModelList
-    visits: Sessions
+    models: ModelList
+    sessions: Sessions
     sections: Params
     landmarker: Path
     max_upload_mb: int
     max_seconds: float
 
-    def offered(self) -> gr.Dropdown:
-        """The runs as of now."""
-        runs = self.shelf.runs()
-        choices = [(told(name, saved), name) for name, saved in runs.items()]
+    def list_runs(self) -> gr.Dropdown:
+        """Update of the list of runs."""
+        runs = self.models.find_runs()
+        choices = [(describe_run(name, checkpoint), name) for name, checkpoint in runs.items()]
         return gr.Dropdown(choices=choices, value=next(iter(runs), None))
 
-    def take_video(self, upload: Mapping[str, Any], request: gr.Request) -> tuple[Any, ...]:
-        """Updates of drop zone, player, note and the way back."""
-        visit = self._visit(request)
-        try:
-            shown, outcome = self._take(
-                visit,
-                "video",
-                upload,
-                "stages.edit.browser_copy:copy_video",
+    def add_video(self, upload: Mapping[str, Any], request: gr.Request) -> tuple[Any, ...]:
+        """Updates of drop zone, player, note and "choose another" button."""
+        session = self._get_session(request)
+
+        def make_job(path: Path, out: Path) -> ClipJob:
+            return ClipJob(
+                copy_video,
+                path=path,
+                out=out,
                 max_pixels=EditParams().max_pixels,
+                max_seconds=self.max_seconds,
             )
+
+        try:
+            copy, outcome = self._copy_upload(session, "video", upload, make_job)
         except StageError as err:
-            return gr.File(value=None), gr.skip(), _wrong(visit, err), gr.skip()
+            return gr.File(value=None), gr.skip(), _format_error(session, err), gr.skip()
         facts = VideoFacts.from_json(outcome.facts)
         line = f"{float(facts.seconds):.2f} s, {facts.width}x{facts.height} at {float(facts.fps):.4g} fps"
         return (
             gr.File(value=None, visible=False),
-            gr.Video(value=shown, label=f"Source: {_name(upload)}", visible=True),
-            _note(line),
+            gr.Video(value=copy, label=f"Source: {_get_file_name(upload)}", visible=True),
+            _format_note(line),
             gr.Button(visible=True),
         )
 
-    def take_speech(self, upload: Mapping[str, Any] | None, request: gr.Request) -> tuple[Any, ...]:
-        """Updates of drop zone, microphone, player, note and the way back."""
-        if upload is None:  # the microphone's recording was thrown away
+    def add_speech(self, upload: Mapping[str, Any] | None, request: gr.Request) -> tuple[Any, ...]:
+        """Updates of drop zone, microphone, player, note and "choose another" button."""
+        if upload is None:  # the microphone's recording was discarded
             return (gr.skip(),) * 5
-        visit = self._visit(request)
+        session = self._get_session(request)
+
+        def make_job(path: Path, out: Path) -> ClipJob:
+            return ClipJob(copy_audio, path=path, out=out, max_seconds=self.max_seconds)
+
         try:
-            shown, outcome = self._take(visit, "speech", upload, "stages.edit.browser_copy:copy_sound")
+            copy, outcome = self._copy_upload(session, "speech", upload, make_job)
         except StageError as err:
-            return gr.File(value=None), gr.Audio(value=None), gr.skip(), _wrong(visit, err), gr.skip()
+            return (
+                gr.File(value=None),
+                gr.Audio(value=None),
+                gr.skip(),
+                _format_error(session, err),
+                gr.skip(),
+            )
         seconds = float(Fraction(outcome.facts["seconds"]))
         return (
             gr.File(value=None, visible=False),
             gr.Audio(value=None, visible=False),
-            gr.Audio(value=shown, label=f"Speech: {_name(upload)}", visible=True),
-            _note(f"{seconds:.2f} s"),
+            gr.Audio(value=copy, label=f"Speech: {_get_file_name(upload)}", visible=True),
+            _format_note(f"{seconds:.2f} s"),
             gr.Button(visible=True),
         )
 
-    def _take(
-        self, visit: Session, kind: Kind, upload: Mapping[str, Any], copy: str, **args: Any
+    def _copy_upload(
+        self,
+        session: Session,
+        kind: Kind,
+        upload: Mapping[str, Any],
+        make_job: Callable[[Path, Path], ClipJob],
     ) -> tuple[Path, Outcome]:
-        """Keep an upload for the edit, and make a copy that a browser plays."""
-        brought = visit.bring(kind, Path(upload["path"]), max_mb=self.max_upload_mb)
-        with visit.at_work(), brought as path:
-            shown = visit.empty(kind) / f"{path.stem}.mp4"
-            args |= {"path": os.fspath(path), "out": os.fspath(shown), "max_seconds": self.max_seconds}
-            job = ClipJob(copy, args, self.max_seconds, self.sections.limits)
-            return shown, sandbox.run_or_raise(job, path)
+        """Store an upload for the edit, and copy it to a format that browsers play."""
+        check = session.check_upload(kind, Path(upload["path"]), max_mb=self.max_upload_mb)
+        with session.keep_files(), check as path:
+            copy = session.make_empty_folder(kind) / f"{path.stem}.mp4"
+            outcome = sandbox.run_or_raise(
+                make_job(path, copy), self.sections.limits, path, video_seconds=self.max_seconds
+            )
+            return copy, outcome
 
-    def drop_video(self, request: gr.Request) -> tuple[Any, ...]:
-        self._visit(request).drop("video")
+    def remove_video(self, request: gr.Request) -> tuple[Any, ...]:
+        self._get_session(request).remove_upload("video")
         return gr.File(visible=True), gr.Video(value=None, visible=False), "", gr.Button(visible=False)
 
-    def drop_speech(self, request: gr.Request) -> tuple[Any, ...]:
-        self._visit(request).drop("speech")
+    def remove_speech(self, request: gr.Request) -> tuple[Any, ...]:
+        self._get_session(request).remove_upload("speech")
         return (
             gr.File(visible=True),
             gr.Audio(visible=True),
@@ -122,32 +141,32 @@ class Service:
             gr.Button(visible=False),
         )
 
-    def begin(self, request: gr.Request) -> tuple[Any, ...]:
-        """Updates of the result, its two buttons, its note, and the buttons that start and stop."""
-        self._visit(request).begin()
-        idle = gr.Button(interactive=False)
-        return None, idle, gr.DownloadButton(interactive=False), "", *_buttons(running=True)
+    def begin_edit(self, request: gr.Request) -> tuple[Any, ...]:
+        """Updates of the result, its two buttons, its note, and the start and stop buttons."""
+        self._get_session(request).renew_stop()
+        disabled = gr.Button(interactive=False)
+        return None, disabled, gr.DownloadButton(interactive=False), "", *_update_buttons(running=True)
 
     def edit(
         self,
         run: str | None,
         steps: int,
         fit: Fit,
-        face: Choice,
+        face: FaceChoice,
         sampler: str,
         guidance: float,
         reanchor_every: int,
         seed: int,
         crf: int,
         request: gr.Request,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008, by this Gradio knows that it is wanted
+        progress: gr.Progress = gr.Progress(),  # noqa: B008, Gradio recognises progress by this default
     ) -> tuple[Any, ...]:
         """Updates of the result, its two buttons and its note."""
-        visit = self._visit(request)
-        stop = visit.stop
+        session = self._get_session(request)
+        stop = session.stop
         try:
-            with visit.at_work():
-                drawing = override_params(
+            with session.keep_files():
+                sample_params = override_params(
                     self.sections.sample,
                     sampler=sampler,
                     steps=steps,
@@ -155,71 +174,74 @@ class Service:
                     reanchor_every=reanchor_every,
                     seed=seed,
                 )
-                asked = self.sections.for_edit(fit=fit, face=face, crf=crf, max_seconds=self.max_seconds)
-                video, speech = visit.found("video"), visit.found("speech")
+                edit_params = self.sections.make_edit_params(
+                    fit=fit, face=face, crf=crf, max_seconds=self.max_seconds
+                )
+                video, speech = session.get_upload("video"), session.get_upload("speech")
                 progress(0, desc="Loading the network")
-                generator = self.shelf.generator(run or "", drawing)
-                out = visit.empty("result") / f"{video.stem} says {speech.stem}.mp4"
-                edited = edit(
+                generator = self.models.load_generator(run or "", sample_params)
+                out = session.make_empty_folder("result") / f"{video.stem} says {speech.stem}.mp4"
+                result = edit(
                     video,
                     speech,
                     out,
                     generator,
                     model=self.landmarker,
-                    params=asked,
-                    progress=_Watched(progress, stop),
+                    params=edit_params,
+                    progress=_PageProgress(progress, stop),
                 )
-        except Stopped:
-            return gr.skip(), gr.skip(), gr.skip(), _note(STOPPED)
+        except EditStopped:
+            return gr.skip(), gr.skip(), gr.skip(), _format_note(STOPPED)
         except (StageError, ModelError) as err:
-            return gr.skip(), gr.skip(), gr.skip(), _wrong(visit, err)
-        shown = gr.Button(interactive=True), gr.DownloadButton(value=out, interactive=True)
-        return out, *shown, _note(*edited.told())
+            return gr.skip(), gr.skip(), gr.skip(), _format_error(session, err)
+        buttons = gr.Button(interactive=True), gr.DownloadButton(value=out, interactive=True)
+        return out, *buttons, _format_note(*result.summary_lines())
 
-    def stop(self, request: gr.Request) -> tuple[Any, ...]:
-        """Updates of note and the two buttons."""
-        self._visit(request).stop.set()
-        return _note(STOPPED), *_buttons(running=False)
+    def stop_edit(self, request: gr.Request) -> tuple[Any, ...]:
+        """Updates of the note and the start and stop buttons."""
+        self._get_session(request).stop.set()
+        return _format_note(STOPPED), *_update_buttons(running=False)
 
-    def rest(self) -> tuple[gr.Button, gr.Button]:
-        """Updates of the two buttons."""
-        return _buttons(running=False)
+    def finish_edit(self) -> tuple[gr.Button, gr.Button]:
+        """Updates of the start and stop buttons."""
+        return _update_buttons(running=False)
 
-    def leave(self, request: gr.Request) -> None:
-        self.visits.end(request.session_hash or "")
+    def end_session(self, request: gr.Request) -> None:
+        self.sessions.end(request.session_hash or "")
 
-    def _visit(self, request: gr.Request) -> Session:
-        return self.visits.of(request.session_hash or "")
+    def _get_session(self, request: gr.Request) -> Session:
+        return self.sessions.get(request.session_hash or "")
 
 
-class _Watched:
-    """Progress of an edit on the page, until its visitor wants no more of it."""
+class _PageProgress:
+    """Shows an edit's progress on the page; raises EditStopped when the edit is cancelled."""
 
     def __init__(self, bar: gr.Progress, stop: threading.Event) -> None:
         self._bar, self._stop = bar, stop
-        self._label, self._started = "", 0.0
+        self._label, self._pass_start = "", 0.0
 
     def __call__(self, label: str, done: int, total: int) -> None:
         if self._stop.is_set():
-            raise Stopped
+            raise EditStopped
         now = time.monotonic()
         if label != self._label:
-            self._label, self._started = label, now
-        left = f", {time_left(done, total, now - self._started)}" if done else ""
-        self._bar((done, total), desc=f"{PASSES[label]}{left}", unit="frames")
+            self._label, self._pass_start = label, now
+        remaining = f", {format_time_left(done, total, now - self._pass_start)}" if done else ""
+        self._bar((done, total), desc=f"{PASS_LABELS[label]}{remaining}", unit="frames")
 
 
-def _name(upload: Mapping[str, Any]) -> str:
+def _get_file_name(upload: Mapping[str, Any]) -> str:
     return Path(upload["path"]).name
 
 
-def _buttons(*, running: bool) -> tuple[gr.Button, gr.Button]:
+def _update_buttons(*, running: bool) -> tuple[gr.Button, gr.Button]:
+    """Updates of the start and stop buttons."""
     return gr.Button(interactive=not running), gr.Button(interactive=running)
 
 
-def _note(*lines: str) -> str:
+def _format_note(*lines: str) -> str:
     return "".join(f"<p>{html.escape(line)}</p>" for line in lines)
 
 
-def _wrong(visit: Session, err: Exception) -> str:
-    return f'<p class="redub-wrong" role="alert">{html.escape(visit.short(err))}</p>'
+def _format_error(session: Session, err: Exception) -> str:
+    return f'<p class="redub-error" role="alert">{html.escape(session.shorten_paths(err))}</p>'

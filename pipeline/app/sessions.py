@@ -1,6 +1,6 @@
-"""The files of those who are on the page: what each has brought and got, gone when the visit is over.
+"""The files of the page's sessions: uploads, copies and results. They are deleted when a session ends.
 
-A folder's name cannot be guessed, since Gradio serves what lies there to whoever names it.
+A session's folder has a name that cannot be guessed, since Gradio serves a file to anyone who knows its path.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ from stages.engine.outcome import StageError
 from stages.engine.sandbox import MEGABYTE
 
 Kind = Literal["video", "speech"]
-STOP_SECONDS = 10.0  # for an edit to notice that nobody wants it any more: a frame may take some
+STOP_SECONDS = 10.0  # until an edit notices that it is cancelled: one frame may take some seconds
 
 
-class Uploads:
-    """Who holds which upload: Gradio files them by their content, so two may have brought the same file."""
+class UploadCounter:
+    """Counts the users of each upload: Gradio names files by content, so two sessions may share one."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._holders: Counter[Path] = Counter()
+        self._users: Counter[Path] = Counter()
 
-    def hold(self, upload: Path) -> None:
+    def acquire(self, upload: Path) -> None:
         with self._lock:
-            self._holders[upload] += 1
+            self._users[upload] += 1
 
     def release(self, upload: Path) -> None:
-        """The last one to let go removes it."""
+        """The last user's release deletes the file."""
         with self._lock:
-            self._holders[upload] -= 1
-            if not self._holders[upload]:
-                del self._holders[upload]
+            self._users[upload] -= 1
+            if not self._users[upload]:
+                del self._users[upload]
                 upload.unlink(missing_ok=True)
-                with contextlib.suppress(OSError):  # the same name and content are coming in again
+                with contextlib.suppress(OSError):  # not empty: the same file is being uploaded again
                     upload.parent.rmdir()
 
 
@@ -50,118 +50,119 @@ class Session:
     """One open page."""
 
     folder: Path  # for copies and results
-    _uploads: Uploads
-    stop: threading.Event = field(default_factory=threading.Event)  # set when the edit is not wanted any more
-    _brought: dict[Kind, Path] = field(default_factory=dict)
-    _changed: threading.Condition = field(default_factory=threading.Condition)
-    _at_work: int = 0
-    _over: bool = False
+    _counter: UploadCounter
+    stop: threading.Event = field(default_factory=threading.Event)  # set when the edit is cancelled
+    _uploads: dict[Kind, Path] = field(default_factory=dict)
+    _condition: threading.Condition = field(default_factory=threading.Condition)
+    _n_jobs: int = 0
+    _is_over: bool = False
 
     @contextlib.contextmanager
-    def at_work(self) -> Iterator[None]:
-        """While inside, the files stay."""
-        with self._changed:
-            self._at_work += 1
+    def keep_files(self) -> Iterator[None]:
+        """While inside, the session's files are not deleted."""
+        with self._condition:
+            self._n_jobs += 1
         try:
             yield
         finally:
-            with self._changed:
-                self._at_work -= 1
+            with self._condition:
+                self._n_jobs -= 1
                 self._clear()
 
     def end(self, *, wait_seconds: float = 0) -> None:
-        """Ask what runs to stop; the files go when it has."""
-        with self._changed:
-            self._over = True
+        """Cancel what is running; the files are deleted when it has stopped."""
+        with self._condition:
+            self._is_over = True
             self.stop.set()
             self._clear()
-            self._changed.wait_for(lambda: not self._at_work, wait_seconds)
+            self._condition.wait_for(lambda: not self._n_jobs, wait_seconds)
 
     def _clear(self) -> None:
-        if self._over and not self._at_work:
-            for kind in list(self._brought):
-                self._forget(kind)
+        if self._is_over and not self._n_jobs:
+            for kind in list(self._uploads):
+                self._release_upload(kind)
             shutil.rmtree(self.folder, ignore_errors=True)
-            self._changed.notify_all()
+            self._condition.notify_all()
 
-    def begin(self) -> None:
-        """What ran before may still be about to stop; what comes now has a signal of its own."""
-        if not self._over:
+    def renew_stop(self) -> None:
+        """Give the next edit a stop event of its own: an earlier edit may still be about to stop."""
+        if not self._is_over:
             self.stop = threading.Event()
 
-    def empty(self, name: str) -> Path:
-        """A folder without files, for one purpose."""
+    def make_empty_folder(self, name: str) -> Path:
+        """An empty folder for one purpose; earlier files in it are deleted."""
         folder = self.folder / name
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         return folder
 
     @contextlib.contextmanager
-    def bring(self, kind: Kind, upload: Path, *, max_mb: int) -> Iterator[Path]:
-        """Inside is seen whether an upload can be used; unless an error says no, it is kept for the edit.
+    def check_upload(self, kind: Kind, upload: Path, *, max_mb: int) -> Iterator[Path]:
+        """Replace an upload. The block checks the new one; if the block raises, the upload is deleted.
 
         Raises StageError when it is too large.
         """
-        self.drop(kind)
+        self.remove_upload(kind)
         if not upload.is_file():
             raise StageError(f"{upload}: is not there any more; choose it again")
-        self._uploads.hold(upload)
+        self._counter.acquire(upload)
         try:
             size = upload.stat().st_size
             if size > max_mb * MEGABYTE:
                 raise StageError(f"{upload}: has {size / MEGABYTE:.1f} MB, expected at most {max_mb} MB")
             yield upload
         except BaseException:
-            self._uploads.release(upload)
+            self._counter.release(upload)
             raise
-        self._forget(kind)
-        self._brought[kind] = upload
+        self._release_upload(kind)
+        self._uploads[kind] = upload
 
-    def drop(self, kind: Kind) -> None:
-        """Remove what was brought, and its copy."""
-        self._forget(kind)
+    def remove_upload(self, kind: Kind) -> None:
+        """Delete an upload and its copy."""
+        self._release_upload(kind)
         shutil.rmtree(self.folder / kind, ignore_errors=True)
 
-    def _forget(self, kind: Kind) -> None:
-        if kind in self._brought:
-            self._uploads.release(self._brought.pop(kind))
+    def _release_upload(self, kind: Kind) -> None:
+        if kind in self._uploads:
+            self._counter.release(self._uploads.pop(kind))
 
-    def found(self, kind: Kind) -> Path:
-        """What was brought. Raises StageError when nothing was, or it has gone since."""
-        path = self._brought.get(kind)
+    def get_upload(self, kind: Kind) -> Path:
+        """The path of an upload. Raises StageError when there is none, or it has been deleted."""
+        path = self._uploads.get(kind)
         if path is None or not path.is_file():
-            raise StageError(f"there is no {kind} here; choose one")
+            raise StageError(f"there is no {kind} yet; choose one")
         return path
 
-    def short(self, err: Exception) -> str:
-        """What an error says, with files by their names alone."""
+    def shorten_paths(self, err: Exception) -> str:
+        """An error's message, with file names instead of the session's paths."""
         return re.sub(rf"{re.escape(str(self.folder.parent))}/([^/\s]+/)*", "", str(err))
 
 
 class Sessions:
-    """Who is on the page, by the name that Gradio gives a session."""
+    """The open sessions by the id that Gradio gives them."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._uploads = Uploads()
+        self._counter = UploadCounter()
         self._lock = threading.Lock()
-        self._open: dict[str, Session] = {}
+        self._sessions: dict[str, Session] = {}
 
-    def of(self, session: str) -> Session:
+    def get(self, session_id: str) -> Session:
+        """The session with this id; a new one if there is none."""
         with self._lock:
-            if session not in self._open:
-                folder = self._root / secrets.token_urlsafe(24)  # made with its first file
-                self._open[session] = Session(folder, self._uploads)
-            return self._open[session]
+            if session_id not in self._sessions:
+                folder = self._root / secrets.token_urlsafe(24)  # created with its first file
+                self._sessions[session_id] = Session(folder, self._counter)
+            return self._sessions[session_id]
 
-    def end(self, session: str) -> None:
+    def end(self, session_id: str) -> None:
         with self._lock:
-            visit = self._open.pop(session, None)
-        if visit is not None:
-            visit.end()
+            session = self._sessions.pop(session_id, None)
+        if session is not None:
+            session.end()
 
     def end_all(self) -> None:
-        """End every visit, and wait for what runs to stop."""
-        while self._open:
-            _, visit = self._open.popitem()
-            visit.end(wait_seconds=STOP_SECONDS)
+        """End every session, and wait until what is running has stopped."""
+        while self._sessions:
+            _, session = self._sessions.popitem()
+            session.end(wait_seconds=STOP_SECONDS)

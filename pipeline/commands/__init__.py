@@ -1,1 +1,1 @@
-"""One module per command, loaded when the command is called."""
+"""One module per command, or per family of commands, imported when a command is called."""

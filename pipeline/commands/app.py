@@ -23,20 +23,24 @@ POLL_SECONDS = 0.2
 
 @click.command("app")
 @click.option(
-    "--runs", type=FOLDER, default=Path("runs"), show_default=True, help="Offer every run below it."
+    "--runs", type=FOLDER, default=Path("runs"), show_default=True, help="Offer every run below this folder."
 )
 @click.option(
-    "--run", "named", type=FOLDER, multiple=True, help="Offer this run or checkpoint too; may be repeated."
+    "--run",
+    "extra_runs",
+    type=FOLDER,
+    multiple=True,
+    help="Also offer this run or checkpoint; may be repeated.",
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", type=click.IntRange(1, 65535), help="[default: the first free one from 7860 on]")
-@click.option("--max-upload-mb", type=click.IntRange(1), default=200, show_default=True, help="Of a file.")
+@click.option("--port", type=click.IntRange(1, 65535), help="[default: the first free port from 7860 on]")
+@click.option("--max-upload-mb", type=click.IntRange(1), default=200, show_default=True, help="Largest file.")
 @click.option(
     "--max-seconds",
     type=click.FloatRange(0, min_open=True),
     default=60.0,
     show_default=True,
-    help="Of a video or a recording.",
+    help="Longest video or recording.",
 )
 @click.option(
     "--params", type=FILE, help="Params file of the dataset.  [default: ./params.yaml if it is there]"
@@ -45,7 +49,7 @@ POLL_SECONDS = 0.2
 @device_options
 def command(
     runs: Path,
-    named: tuple[Path, ...],
+    extra_runs: tuple[Path, ...],
     host: str,
     port: int | None,
     max_upload_mb: int,
@@ -56,57 +60,59 @@ def command(
     precision: Precision,
     compile: bool | None,
 ) -> None:  # fmt: skip
-    """Serve a page on which a video is edited: bring it and a speech, choose a run, look, download.
+    """Serve a web page that edits videos: upload a video and speech, choose a run, watch and download.
 
-    Only this machine reaches it, unless --host says otherwise. One edit runs at a time. What visitors bring
-    is removed when they leave, at the latest when the page ends. It needs Gradio: pip install "redub[app]".
+    Only this machine can reach it, unless --host says otherwise. One edit runs at a time. A visitor's files
+    are deleted when the visitor leaves, at the latest when the server ends.
+
+    It needs Gradio: pip install "redub[app]".
     """
     if importlib.util.find_spec("gradio") is None:
         raise click.ClickException('the page needs Gradio, which is not installed: pip install "redub[app]"')
     with TemporaryDirectory(prefix="redub-app.", ignore_cleanup_errors=True) as folder:
-        # Gradio reads these as it is imported: where uploads go, and that it tells nobody of its use.
+        # Gradio reads these when it is imported: the folder of uploads, and no analytics.
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
         from model.execution import Execution, select_device
         from model.recipe import ModelError
         from model.signals import catch_stop_signals
         from pipeline.app.models import ModelList
-        from pipeline.app.page import page_of, serve
+        from pipeline.app.page import build_page, serve
         from pipeline.app.service import Service
         from pipeline.app.sessions import Sessions
         from stages.engine.outcome import StageError
         from stages.media import weights
 
-        visits = Sessions(Path(folder))
+        sessions = Sessions(Path(folder))
         try:
             sections = params_file.load(params)
             service = Service(
-                shelf=ModelList(
-                    runs, named, select_device(device), Execution(precision=precision, compile=compile)
+                models=ModelList(
+                    runs, extra_runs, select_device(device), Execution(precision=precision, compile=compile)
                 ),
-                visits=visits,
+                sessions=sessions,
                 sections=sections,
                 landmarker=weights.find(weights.LANDMARKER, landmarker or sections.landmarks.model),
                 max_upload_mb=max_upload_mb,
                 max_seconds=max_seconds,
             )
-            page = page_of(service)
+            page = build_page(service)
             url = serve(page, host=host, port=port, max_upload_mb=max_upload_mb)
         except (StageError, ModelError) as err:
             raise click.ClickException(str(err)) from err
         if not is_loopback(host):
-            click.echo(f"{host}: whoever reaches it can use the page, and this machine's time", err=True)
-        if not service.shelf.runs():
-            click.echo(f"{runs}: no run is here yet; `pipeline train` makes one, then reload", err=True)
+            click.echo(f"{host}: anyone who can reach it can use the page and this machine", err=True)
+        if not service.models.find_runs():
+            click.echo(f"{runs}: has no run yet; `pipeline train` makes one, then reload the page", err=True)
         click.echo(f"{url} is served until Ctrl-C")
-        with catch_stop_signals() as asked:
-            while asked.by is None:
+        with catch_stop_signals() as stop_request:
+            while stop_request.signal_name is None:
                 time.sleep(POLL_SECONDS)
-        visits.end_all()
+        sessions.end_all()
         page.close(verbose=False)
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address is reached from this machine alone."""
+    """Whether only this machine can reach an address."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import click
 
-from pipeline.options import at_endpoint
+from pipeline.options import add_endpoint_option
 
 SHOWN = 20
 
@@ -16,12 +16,12 @@ SHOWN = 20
 @click.argument("first", metavar="DIR|URL")
 @click.argument("second", metavar="DIR|URL")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
-@at_endpoint
+@add_endpoint_option
 def command(first: str, second: str, as_json: bool) -> None:
     """What two datasets differ in: clips, splits, reasons, params. Exits with 1 when they do."""
-    from shards.address import open_storage
     from shards.diff import diff
     from shards.schema import ShardError
+    from shards.storage import open_storage
 
     try:
         found = diff(open_storage(first), open_storage(second))

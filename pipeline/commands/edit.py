@@ -14,24 +14,24 @@ from pipeline.progress import ProgressBars
 if TYPE_CHECKING:
     from model.execution import Precision
     from sampler.params import SamplerName
-    from stages.edit.face_track import Choice
+    from stages.edit.face_track import FaceChoice
     from stages.edit.run import Preset
     from stages.edit.timing import Fit
 
 
-def _choice(ctx: click.Context, param: click.Parameter, value: str) -> Choice:
-    """largest, left, right, or a number from the left."""
-    named: dict[str, Choice] = {"largest": "largest", "left": "left", "right": "right"}
-    if value in named:
-        return named[value]
+def _parse_face(ctx: click.Context, param: click.Parameter, value: str) -> FaceChoice:
+    """Parse largest, left, right, or a number from the left."""
+    choices: dict[str, FaceChoice] = {"largest": "largest", "left": "left", "right": "right"}
+    if value in choices:
+        return choices[value]
     if value.isdecimal():
         return int(value)
     raise click.BadParameter(f"{value}: expected largest, left, right or a number")
 
 
 @click.command("edit")
-@click.option("--video", type=FILE, required=True, help="Somebody who talks.")
-@click.option("--audio", type=FILE, required=True, help="The new speech: sound, or a video that has some.")
+@click.option("--video", type=FILE, required=True, help="Input video: a person talking.")
+@click.option("--audio", type=FILE, required=True, help="The new speech: an audio or a video file.")
 @click.option("--run", type=FOLDER, required=True, help="Folder of a trained run, or of one checkpoint.")
 @click.option("-o", "--out", type=FILE, required=True, help="Video to write: .mp4, .mov or .mkv.")
 @click.option(
@@ -39,20 +39,25 @@ def _choice(ctx: click.Context, param: click.Parameter, value: str) -> Choice:
     type=click.Choice(["trim", "hold", "loop"]),
     default="trim",
     show_default=True,
-    help="trim: end with the shorter of both. hold: the last picture stands, or the sound is silent, until "
-    "the longer ends. loop: the video runs to and fro until the speech ends.",
+    help="What to do when the lengths differ. trim: end with the shorter one. hold: the last frame stays, or "
+    "the audio is silent, until the longer one ends. loop: the video plays forwards and backwards until the "
+    "speech ends.",
 )
 @click.option(
     "--face",
-    callback=_choice,
+    callback=_parse_face,
     default="largest",
     show_default=True,
     metavar="WHICH",
-    help="largest, left, right, or a number from the left, the leftmost is 0.",
+    help="Face to re-draw: largest, left, right, or a number from the left; 0 is the leftmost.",
 )
-@click.option("--preview", type=FILE, metavar="FILE", help="Write source and result side by side too (.mp4).")
+@click.option("--preview", type=FILE, metavar="FILE", help="Also write both side by side (.mp4).")
 @click.option(
-    "--crf", type=click.IntRange(1, 51), default=18, show_default=True, help="x264's; lower is better."
+    "--crf",
+    type=click.IntRange(1, 51),
+    default=18,
+    show_default=True,
+    help="x264 quality; lower is better.",
 )
 @click.option(
     "--preset",
@@ -61,11 +66,17 @@ def _choice(ctx: click.Context, param: click.Parameter, value: str) -> Choice:
     ),
     default="medium",
     show_default=True,
-    help="x264's; slower is smaller.",
+    help="x264 preset; slower gives a smaller file.",
 )
-@click.option("--max-seconds", type=click.FloatRange(0, min_open=True), default=3600.0, show_default=True)
 @click.option(
-    "--max-pixels", type=click.IntRange(1), default=4096 * 2304, show_default=True, help="Of a frame."
+    "--max-seconds",
+    type=click.FloatRange(0, min_open=True),
+    default=3600.0,
+    show_default=True,
+    help="Longest output.",
+)
+@click.option(
+    "--max-pixels", type=click.IntRange(1), default=4096 * 2304, show_default=True, help="Largest frame."
 )
 @click.option(
     "--params", type=FILE, help="Params file of the dataset.  [default: ./params.yaml if it is there]"
@@ -79,7 +90,7 @@ def command(
     run: Path,
     out: Path,
     fit: Fit,
-    face: Choice,
+    face: FaceChoice,
     preview: Path | None,
     crf: int,
     preset: Preset,
@@ -96,10 +107,10 @@ def command(
     precision: Precision,
     compile: bool | None,
 ) -> None:  # fmt: skip
-    """Make the person in VIDEO say what is heard in AUDIO.
+    """Make the person in VIDEO say the speech in AUDIO.
 
-    Only the lower face is drawn anew. All else is the source's: size, frames and their times, and every
-    pixel around, which is encoded once. The sound is copied as it is where the container can hold it.
+    Only the lower face is re-drawn. Size, frames, their times and all other pixels are the source's; the
+    video is encoded once. The audio is copied unchanged where the container can hold it.
     """
     from model.execution import Execution, select_device
     from model.recipe import ModelError
@@ -110,11 +121,11 @@ def command(
 
     try:
         sections = params_file.load(params)
-        asked = sections.for_edit(
+        edit_params = sections.make_edit_params(
             fit=fit, face=face, crf=crf, preset=preset, max_seconds=max_seconds, max_pixels=max_pixels
         )
         model = weights.find(weights.LANDMARKER, landmarker or sections.landmarks.model)
-        drawing = override_params(
+        sample_params = override_params(
             sections.sample,
             sampler=sampler,
             steps=steps,
@@ -122,12 +133,19 @@ def command(
             reanchor_every=reanchor_every,
             seed=seed,
         )
-        machine = Execution(precision=precision, compile=compile)
-        generator = load_generator(run, drawing, select_device(device), machine)
+        execution = Execution(precision=precision, compile=compile)
+        generator = load_generator(run, sample_params, select_device(device), execution)
         with ProgressBars() as bars:
-            edited = edit(
-                video, audio, out, generator, model=model, params=asked, preview=preview, progress=bars
+            result = edit(
+                video,
+                audio,
+                out,
+                generator,
+                model=model,
+                params=edit_params,
+                preview=preview,
+                progress=bars,
             )
     except (StageError, ModelError) as err:
         raise click.ClickException(str(err)) from err
-    click.echo(f"{out}: " + "\n  ".join(edited.told()))
+    click.echo(f"{out}: " + "\n  ".join(result.summary_lines()))

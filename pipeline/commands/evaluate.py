@@ -14,25 +14,25 @@ from pipeline.options import FILE, FOLDER
 
 if TYPE_CHECKING:
     from shards.table import Row
-    from stages.evaluate.run import Evaluation
+    from stages.evaluate.run import EvaluationResult
 
-# What the terminal shows; the files have every column, with intervals.
-SHOWN = (
+# Columns that are printed; the files have all of them, with intervals.
+PRINTED_COLUMNS = (
     "psnr_box_db", "ssim_box", "lpips_box", "cpbd_box", "fid_box", "lse_c", "lse_d", "lse_c_real",
     "lse_d_real", "mouth_distance_pupils", "opening_correlation", "audio_obedience", "smoothness_box",
     "identity_drift",
 )  # fmt: skip
-GROUPED = ("psnr_box_db", "opening_correlation", "audio_obedience")
+GROUP_COLUMNS = ("psnr_box_db", "opening_correlation", "audio_obedience")
 
 
-def _named(value: str) -> tuple[str, Path]:
-    """``NAME=DIR`` or ``DIR``; a folder that is there may have = in its name."""
+def _parse_generated(value: str) -> tuple[str, Path]:
+    """``NAME=DIR`` or ``DIR``; the name of an existing folder may contain =."""
     name, equals, folder = value.partition("=")
     return (name, Path(folder)) if equals and not Path(value).is_dir() else ("", Path(value))
 
 
 @click.command("evaluate")
-@click.option("--shards", required=True, metavar="DIR|URL", help="The dataset whose clips were drawn.")
+@click.option("--shards", required=True, metavar="DIR|URL", help="The dataset of the clips.")
 @click.option(
     "--generated",
     multiple=True,
@@ -40,31 +40,31 @@ def _named(value: str) -> tuple[str, Path]:
     help="A folder of `pipeline sample`, or of videos CLIP.mp4, CLIP~SPEECH.mp4; may be repeated.",
 )
 @click.option("-o", "--out", type=FOLDER, required=True, help="Folder to write.")
-@click.option("--split", default="test", show_default=True, help="Which clips.")
-@click.option("--clips", type=click.IntRange(1), help="Only the first so many, by name.")
-@click.option("--cache", type=FOLDER, help="Results kept for reuse.  [default: .cache beside --out]")
+@click.option("--split", default="test", show_default=True, help="Split whose clips are scored.")
+@click.option("--clips", type=click.IntRange(1), help="Score only the first so many clips, by name.")
+@click.option("--cache", type=FOLDER, help="Cache of results.  [default: .cache beside --out]")
 @click.option(
     "--landmarks/--no-landmarks",
     default=True,
     show_default=True,
-    help="Look at mouths: most of the time, and the only way to tell obedience.",
+    help="Compute the mouth metrics. They take most of the time; audio obedience is one of them.",
 )
 @click.option("--landmarker", default="", metavar="FILE", help="MediaPipe's face_landmarker.task.")
-@click.option("--weights", type=FOLDER, help="Folder of others' networks: SyncNet, Inception, LPIPS.")
-@click.option("--raw", type=FOLDER, help="The corpus's raw clips, whose sound SyncNet hears.")
+@click.option("--weights", type=FOLDER, help="Folder of published networks: SyncNet, Inception, LPIPS.")
+@click.option("--raw", type=FOLDER, help="The corpus's raw clips, whose sound SyncNet needs.")
 @click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),
     default="auto",
     show_default=True,
-    help="Of those networks.",
+    help="Device of those networks.",
 )
 @click.option(
     "--workers",
     type=click.IntRange(1),
     default=os.cpu_count() or 1,
     show_default="one per core",
-    help="Processes on this machine.",
+    help="Worker processes on this machine.",
 )
 @click.option("--scheduler", metavar="tcp://HOST:PORT", help="A Dask scheduler to use instead.")
 @click.option("--params", type=FILE, help="Params file, for its limits.  [default: ./params.yaml]")
@@ -86,12 +86,13 @@ def command(
     params: Path | None,
     as_json: bool,
 ) -> None:  # fmt: skip
-    """Score what was drawn for the clips of a split, beside the truth and mouths that cost nothing.
+    """Score generated clips of a split beside the ground truth and baselines.
 
-    Run again to go on where it stopped; what has not changed is not measured again.
+    Run again to continue after an interruption; what has not changed is read from the cache.
     """
     from model.execution import select_device
     from model.recipe import ModelError
+    from pipeline.progress import ProgressBars
     from pipeline.runner import DaskMapper
     from shards.ledger import OK
     from shards.schema import ShardError
@@ -104,7 +105,7 @@ def command(
             shards=shards,
             out=out,
             cache=cache or out.parent / ".cache",
-            generated=tuple(map(_named, generated)),
+            generated=tuple(map(_parse_generated, generated)),
             split=split,
             clips=clips,
             landmarks=landmarks,
@@ -114,83 +115,87 @@ def command(
             device=str(select_device(device)),
         )
         limits = params_file.load(params).limits
-        with DaskMapper(workers, scheduler, quiet=as_json) as mapper:
-            found = evaluate.run(request, limits, mapper)
+        with (
+            DaskMapper(workers, scheduler, quiet=as_json) as map_tasks,
+            ProgressBars("clips", quiet=as_json) as progress,
+        ):
+            result = evaluate.run(request, limits, map_tasks, progress)
     except (StageError, ShardError, ModelError) as err:
         raise click.ClickException(str(err)) from err
-    counts = _counts(found.rows)
+    counts = _count_by_row(result.rows)
     if as_json:
-        click.echo(json.dumps({"out": str(out), "metrics": found.metrics, "clips": counts}))
+        click.echo(json.dumps({"out": str(out), "metrics": result.metrics, "clips": counts}))
     else:
-        _print_table(found)
-        _print_groups(found.rows)
-        _print_lost(found, counts)
+        _print_table(result)
+        _print_groups(result.rows)
+        _print_counts(result, counts)
         click.echo(f"table    {out / evaluate.METRICS}\nclips    {out / evaluate.CLIPS}")
-    lost = [name for name in counts if name not in BASELINES and not counts[name][OK]]
-    if lost:
-        raise click.ClickException(f"{', '.join(lost)}: no clip could be scored; see {out / evaluate.CLIPS}")
+    unscored = [name for name in counts if name not in BASELINES and not counts[name][OK]]
+    if unscored:
+        raise click.ClickException(
+            f"{', '.join(unscored)}: no clip could be scored; see {out / evaluate.CLIPS}"
+        )
 
 
-def _counts(rows: list[Row]) -> dict[str, dict[str, int]]:
-    """Clips by what became of them, for each row of the table."""
+def _count_by_row(rows: list[Row]) -> dict[str, dict[str, int]]:
+    """Number of clips by code, for each row of the table."""
     from shards.ledger import count_by_code
 
     names = dict.fromkeys(row["row"] for row in rows)
     return {name: count_by_code(row for row in rows if row["row"] == name) for name in names}
 
 
-def _print_table(found: Evaluation) -> None:
-    """Means of the columns that have one; then why others have none."""
+def _print_table(result: EvaluationResult) -> None:
+    """Print the columns that have a mean in some row, then why the others have none."""
     from stages.evaluate.columns import COLUMNS
 
     missing: dict[str, list[str]] = {}
-    for column in SHOWN:
-        cells = {name: cells[column] for name, cells in found.metrics.items()}
-        told = {name: cell for name, cell in cells.items() if isinstance(cell, dict)}
-        if not told:
-            missing.setdefault(next(iter(cells.values())), []).append(column)
+    for name in PRINTED_COLUMNS:
+        values = {row: columns[name] for row, columns in result.metrics.items()}
+        means = {row: value for row, value in values.items() if isinstance(value, dict)}
+        if not means:
+            missing.setdefault(next(iter(values.values())), []).append(name)
             continue
-        about = COLUMNS[column]
-        where = ", ".join(
-            filter(None, (about.region, about.unit, about.better and f"{about.better} is better"))
+        column = COLUMNS[name]
+        details = ", ".join(
+            filter(None, (column.region, column.unit, column.better and f"{column.better} is better"))
         )
-        click.echo(f"{about.label}" + (f" ({where})" if where else ""))
-        for name, cell in told.items():
-            click.echo(f"  {name:<28} {_told(cell)}")
+        click.echo(f"{column.label}" + (f" ({details})" if details else ""))
+        for row, mean in means.items():
+            click.echo(f"  {row:<28} {_format_mean(mean)}")
     for why, columns in missing.items():
         click.echo(f"{', '.join(columns)}: {why}")
 
 
-def _told(cell: dict[str, Any]) -> str:
-    return f"{cell['mean']:8.3f}  [{cell['low']:.3f}, {cell['high']:.3f}], n = {cell['n']}"
+def _format_mean(mean: dict[str, Any]) -> str:
+    return f"{mean['mean']:8.3f}  [{mean['low']:.3f}, {mean['high']:.3f}], n = {mean['n']}"
 
 
 def _print_groups(rows: list[Row]) -> None:
-    """Means of the generated rows by emotion, level and speaker, where there are several of them."""
+    """Print means of the generated rows by emotion, level and speaker, where there are several of them."""
     from stages.evaluate.columns import GROUPS
-    from stages.evaluate.scores import means_by
+    from stages.evaluate.scores import group_means
     from stages.evaluate.table import BASELINES
 
-    drawn = [row for row in rows if row["row"] not in BASELINES]
+    generated = [row for row in rows if row["row"] not in BASELINES]
     for field in GROUPS:
-        if len({row[field] for row in drawn} - {None}) < 2:
+        if len({row[field] for row in generated} - {None}) < 2:
             continue
-        click.echo(f"{'by ' + field:<36}" + "".join(f"{column:>21}" for column in GROUPED))
-        means = [means_by(drawn, column, ("row", field)) for column in GROUPED]
-        for name, value in sorted(set().union(*means)):
-            cells = [told.get((name, value)) for told in means]
-            shown = "".join("-".rjust(21) if mean is None else f"{mean.value:21.3f}" for mean in cells)
-            click.echo(f"  {name:<26}{value:<8}{shown}")
+        click.echo(f"{'by ' + field:<36}" + "".join(f"{column:>21}" for column in GROUP_COLUMNS))
+        means_by_column = [group_means(generated, column, ("row", field)) for column in GROUP_COLUMNS]
+        for name, value in sorted(set().union(*means_by_column)):
+            means = [column_means.get((name, value)) for column_means in means_by_column]
+            line = "".join("-".rjust(21) if mean is None else f"{mean.value:21.3f}" for mean in means)
+            click.echo(f"  {name:<26}{value:<8}{line}")
 
 
-def _print_lost(found: Evaluation, counts: dict[str, dict[str, int]]) -> None:
-    """Clips that could not be scored, by row and reason, with an example."""
-    for name, of_row in counts.items():
-        told = ", ".join(f"{count} {code}" for code, count in of_row.items() if count)
-        click.echo(f"{name}: {told}")
-        for code in of_row:
-            example = next((row for row in found.rows if row["row"] == name and row["code"] == code), None)
+def _print_counts(result: EvaluationResult, counts: dict[str, dict[str, int]]) -> None:
+    """Print the number of clips by row and code, with an example of each reason."""
+    for name, row_counts in counts.items():
+        click.echo(f"{name}: " + ", ".join(f"{count} {code}" for code, count in row_counts.items() if count))
+        for code in row_counts:
+            example = next((row for row in result.rows if row["row"] == name and row["code"] == code), None)
             if example is not None and example["reason"]:
                 click.echo(f"  {code:<12} e.g. {example['name']}: {example['reason']}")
-    for name, files in found.unasked.items():
-        click.echo(f"{name}: {len(files)} files name no clip that was asked for, e.g. {files[0]}")
+    for name, files in result.unmatched_files.items():
+        click.echo(f"{name}: the names of {len(files)} files match no clip to score, e.g. {files[0]}")

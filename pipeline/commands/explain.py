@@ -9,24 +9,24 @@ from typing import Any
 
 import click
 
-from pipeline.options import at_endpoint
+from pipeline.options import add_endpoint_option
 
 
 @click.command("explain")
 @click.argument("shards", metavar="DIR|URL")
 @click.argument("clip")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per file.")
-@at_endpoint
+@add_endpoint_option
 def command(shards: str, clip: str, as_json: bool) -> None:
     """What became of CLIP (its id, path or file name), at which stage, and why.
 
     DIR is a finished dataset, or the work folder of one that is being built.
     """
-    from shards.address import open_storage
     from shards.index import LEDGER_NAME
     from shards.ledger import OK, find_rows, read_ledger
     from shards.reader import open_dataset
     from shards.schema import ShardError
+    from shards.storage import open_storage
 
     index: Mapping[str, Mapping[str, Any]] = {}
     unfinished = Path(shards, "clips.parquet")

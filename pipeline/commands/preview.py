@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.options import FILE, at_endpoint
+from pipeline.options import FILE, add_endpoint_option
 
 CLIPS_SHOWN = 12
 
@@ -25,7 +25,7 @@ CLIPS_SHOWN = 12
 @click.option("--speaker", help="Only clips of this speaker.")
 @click.option("--split", help="Only clips of this split.")
 @click.option("--seed", type=int, help="Another one shows other clips.  [default: 0]")
-@at_endpoint
+@add_endpoint_option
 def command(
     shards: str,
     out: Path,
@@ -58,9 +58,9 @@ def command(
     if not out.parent.is_dir():
         raise click.BadParameter(f"{out}: there is no folder {out.parent}", param_hint="--out")
 
-    from shards.address import open_storage
     from shards.reader import open_dataset
     from shards.schema import VIDEO_FPS, ShardError
+    from shards.storage import open_storage
     from stages import preview
     from stages.engine.outcome import StageError
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import click
 
-from pipeline.options import at_endpoint
+from pipeline.options import add_endpoint_option
 
 
 @click.command("prune")
 @click.argument("shards", metavar="DIR|URL")
 @click.option("--delete", is_flag=True, help="Remove them. Without it they are only listed.")
-@at_endpoint
+@add_endpoint_option
 def command(shards: str, delete: bool) -> None:
     """List what older datasets and broken uploads left beside the dataset that is there now.
 
@@ -18,9 +18,9 @@ def command(shards: str, delete: bool) -> None:
     rebuilt may still read them, and an upload that is under way has not named its own yet: --delete is for
     when there are none.
     """
-    from shards.address import open_storage
     from shards.publish import leftovers
     from shards.schema import ShardError
+    from shards.storage import open_storage
 
     try:
         place = open_storage(shards)

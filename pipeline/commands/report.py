@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.options import FILE, FOLDER, at_endpoint
+from pipeline.options import FILE, FOLDER, add_endpoint_option
 
 
 @click.command("report")
@@ -17,7 +17,7 @@ from pipeline.options import FILE, FOLDER, at_endpoint
     "--generated", type=FOLDER, multiple=True, help="What `pipeline sample` wrote: strips; may be repeated."
 )
 @click.option("-o", "--out", type=FILE, required=True, help="The page to write (.html).")
-@at_endpoint
+@add_endpoint_option
 def command(
     shards: str, run: Path | None, evaluation: Path | None, generated: tuple[Path, ...], out: Path
 ) -> None:

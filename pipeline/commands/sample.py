@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from pipeline import params as params_file
-from pipeline.options import FILE, FOLDER, at_endpoint, device_options, sampler_options, say_once
+from pipeline.options import FILE, FOLDER, add_endpoint_option, device_options, print_once, sampler_options
 
 if TYPE_CHECKING:
     from model.execution import Precision
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 )
 @sampler_options
 @device_options
-@at_endpoint
+@add_endpoint_option
 def command(
     shards: str,
     run: Path,
@@ -93,4 +93,4 @@ def command(
         n_clips = sample.run(request, params)
     except (StageError, ShardError, ModelError) as err:
         raise click.ClickException(str(err)) from err
-    say_once(f"{out}: {n_clips} clips of {split}, to {audio} speech")
+    print_once(f"{out}: {n_clips} clips of {split}, to {audio} speech")

@@ -14,7 +14,7 @@ import click
 import yaml
 
 from pipeline import params as params_file
-from pipeline.options import FILE, FOLDER, at_endpoint, device_options, say_once
+from pipeline.options import FILE, FOLDER, add_endpoint_option, device_options, print_once
 
 if TYPE_CHECKING:
     from model.execution import Precision
@@ -22,17 +22,18 @@ if TYPE_CHECKING:
     from stages.train import Hold
 
 
-MOST_WORKERS = 16
+MAX_DEFAULT_WORKERS = 16
 
 
 def default_workers() -> int:
-    """Of each rank: ``torchrun`` says how many share this machine."""
-    return max(1, min(MOST_WORKERS, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    """Workers per rank; ``torchrun`` sets LOCAL_WORLD_SIZE, the number of ranks on this machine."""
+    n_cores, n_ranks = os.cpu_count() or 1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(MAX_DEFAULT_WORKERS, n_cores // n_ranks))
 
 
 @click.command("train")
-@click.option("--shards", metavar="DIR|URL", help="A finished dataset; a remote one is copied here once.")
-@click.option("--run", type=FOLDER, help="Folder of the run.  [default: runs/PRESET]")
+@click.option("--shards", metavar="DIR|URL", help="Dataset to train on; a remote one is downloaded once.")
+@click.option("--run", type=FOLDER, help="Folder for the run.  [default: runs/PRESET]")
 @click.option("--preset", help="Recipe to start from.  [default: train.preset of the params file]")
 @click.option(
     "-s",
@@ -40,33 +41,33 @@ def default_workers() -> int:
     "settings",
     multiple=True,
     metavar="NAME=VALUE",
-    help="Change a number of the recipe, e.g. optim.learning_rate=1e-4; may be repeated.",
+    help="Change a value of the recipe, e.g. optim.learning_rate=1e-4; may be repeated.",
 )
-@click.option("--params", type=FILE, help="Params file.  [default: ./params.yaml if it is there]")
+@click.option("--params", type=FILE, help="Params file.  [default: ./params.yaml if it exists]")
 @click.option(
     "--micro-batch",
     type=click.IntRange(1),
     metavar="N",
-    help="Frames at once, when a whole batch does not fit the memory.",
+    help="Frames per forward pass, when a whole batch does not fit into memory.",
 )
 @click.option(
     "--frames-on",
     type=click.Choice(["device", "host"]),
     default="device",
     show_default=True,
-    help="Where decoded frames lie, when a dataset does not fit the GPU.",
+    help="Memory for the decoded frames; host if they do not fit on the GPU.",
 )
 @click.option(
     "--hold",
     type=click.Choice(["resident", "cached", "windowed"]),
     default="resident",
     show_default=True,
-    help="Where the frames are: decoded in memory; decoded anew from shards on this machine's disk; the same "
-    "of --window shards at a time (docs/reading.md).",
+    help="Hold all frames decoded in memory, all shards on this machine's disk, or --window shards at a time "
+    "on the disk (docs/reading.md).",
 )
-@click.option("--cache", type=FOLDER, help="Keeps shards from elsewhere.  [default: the user's cache]")
+@click.option("--cache", type=FOLDER, help="Folder for downloaded shards.  [default: the user's cache]")
 @click.option(
-    "--cache-gb", type=click.FloatRange(0), default=100.0, show_default=True, help="Limit of --cache."
+    "--cache-gb", type=click.FloatRange(0), default=100.0, show_default=True, help="Size limit of --cache."
 )
 @click.option(
     "--window",
@@ -74,17 +75,17 @@ def default_workers() -> int:
     default=32,
     show_default=True,
     metavar="K",
-    help="Shards whose frames --hold windowed shuffles with each other; another K is another run.",
+    help="Shards that --hold windowed shuffles together; a run cannot be resumed with another K.",
 )
 @click.option(
     "--workers",
     type=click.IntRange(1),
     default=default_workers,
-    show_default="the cores, shared among a machine's ranks; 16 at most",
-    help="Threads that decode a resident dataset, processes that decode another; of each rank.",
+    show_default="the machine's cores divided by its ranks; 16 at most",
+    help="Decoding threads (--hold resident) or processes, per rank.",
 )
 @device_options
-@at_endpoint
+@add_endpoint_option
 @click.option("-n", "--dry-run", is_flag=True, help="Print the recipe and the parameter count, and exit.")
 def command(
     shards: str | None,
@@ -104,13 +105,14 @@ def command(
     workers: int,
     dry_run: bool,
 ) -> None:  # fmt: skip
-    """Train a network on the training clips of --shards. Run again to go on where it stopped.
+    """Train a network on the training clips of --shards. Run again to resume.
 
     On several GPUs: torchrun --nproc-per-node 8 -m -- pipeline.main train ...
-    Without the -- torchrun takes --run for an option of its own.
+    Without the -- torchrun reads --run as an option of its own.
     """
     from model.execution import Execution
     from model.recipe import ModelError, build_recipe, nest_changes
+    from pipeline.progress import ProgressBars
     from shards.schema import ShardError
     from stages import train
     from stages.engine.outcome import StageError
@@ -121,35 +123,34 @@ def command(
     try:
         section = params_file.load(params).train
         name = preset or section.preset
-        recipe = build_recipe(name, section.changes, nest_changes(_values(settings)))
+        recipe = build_recipe(name, section.changes, nest_changes(_parse_settings(settings)))
         if hold == "windowed":
             recipe = replace(recipe, window=window)
         if dry_run:
             _print_plan(name, recipe)
             return
         if shards is None:
-            raise click.UsageError("--shards is needed: the folder of a finished dataset")
-        ended = train.run(
-            train.TrainRequest(
-                shards=shards,
-                run=run or Path("runs", name),
-                preset=name,
-                device=device,
-                frames_on=frames_on,
-                workers=workers,
-                hold=hold,
-                cache=cache,
-                cache_gb=cache_gb,
-                machine=Execution(micro_batch=micro_batch or 0, precision=precision, compile=compile),
-            ),
-            recipe,
+            raise click.UsageError("--shards is required: the folder or address of a dataset")
+        request = train.TrainRequest(
+            shards=shards,
+            run=run or Path("runs", name),
+            preset=name,
+            device=device,
+            frames_on=frames_on,
+            workers=workers,
+            hold=hold,
+            cache=cache,
+            cache_gb=cache_gb,
+            execution=Execution(micro_batch=micro_batch or 0, precision=precision, compile=compile),
         )
+        with ProgressBars() as bars:
+            outcome = train.run(request, recipe, bars)
     except (StageError, ShardError, ModelError) as err:
         raise click.ClickException(str(err)) from err
-    say_once(f"{run or Path('runs', name)}: {ended}")
+    print_once(f"{request.run}: {outcome}")
 
 
-def _values(settings: tuple[str, ...]) -> dict[str, object]:
+def _parse_settings(settings: tuple[str, ...]) -> dict[str, object]:
     """("batch=8",) -> {"batch": 8}: values are YAML, as in the params file."""
     values = {}
     for setting in settings:
@@ -159,18 +160,18 @@ def _values(settings: tuple[str, ...]) -> dict[str, object]:
         try:
             values[name] = yaml.safe_load(value)
         except yaml.YAMLError as err:
-            why = " ".join(str(err).split())
-            raise click.BadParameter(f"{setting}: not YAML ({why})", param_hint="--set") from err
+            reason = " ".join(str(err).split())
+            raise click.BadParameter(f"{setting}: not YAML ({reason})", param_hint="--set") from err
     return values
 
 
 def _print_plan(preset: str, recipe: Recipe) -> None:
     import torch
 
-    from model.unet import UNet, parameter_count
+    from model.unet import UNet, count_parameters
 
     with torch.device("meta"):
-        n_parameters = parameter_count(UNet(recipe.network))
-    described = json.loads(json.dumps(asdict(recipe)))  # tuples as lists, which YAML shows plainly
-    click.echo(yaml.safe_dump({"preset": preset, **described}, sort_keys=False).rstrip())
+        n_parameters = count_parameters(UNet(recipe.network))
+    values = json.loads(json.dumps(asdict(recipe)))  # tuples as lists, which YAML prints without tags
+    click.echo(yaml.safe_dump({"preset": preset, **values}, sort_keys=False).rstrip())
     click.echo(f"parameters: {n_parameters:,}")

@@ -6,14 +6,14 @@ import json
 
 import click
 
-from pipeline.options import at_endpoint
+from pipeline.options import add_endpoint_option
 
 
 @click.command("verify")
 @click.argument("shards", metavar="DIR|URL")
 @click.option("--full", is_flag=True, help="Decode every frame too.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@at_endpoint
+@add_endpoint_option
 def command(shards: str, full: bool, as_json: bool) -> None:
     """Check that a dataset is whole and right. Exits with 1 when it is not.
 
@@ -21,8 +21,8 @@ def command(shards: str, full: bool, as_json: bool) -> None:
     index and ledger tell one story. At a URL the shards are not read without --full: their sizes are
     asked for, and their sha256 where the server keeps that.
     """
-    from shards.address import is_remote, open_storage
     from shards.schema import ShardError
+    from shards.storage import is_remote, open_storage
     from shards.verify import verify
 
     try:

@@ -7,18 +7,19 @@ begin with grey frames, 5 have 74 frames and 1 a damaged block.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import PurePosixPath
 
-from stages.corpora import TEST, TRAIN, BadName, Identity, folder_names, share_of
+from stages.corpora.corpus import BadName, Identity, list_folder_names, split_by_hash
 
 # command, colour, preposition, letter (no w), digit, adverb: "bbaf2n" is "bin blue at f two now".
 SENTENCE = re.compile(r"[blps][bgrw][abiw][a-vx-z][z0-9][anps]")
 SPEAKER = re.compile(r"s\d{1,2}")
-UNKNOWN_SPEAKER = "s0"  # a flat folder does not tell; a sentence occurs for one speaker only
+UNKNOWN_SPEAKER = "s0"  # of a flat folder, which does not say; no two speakers share a sentence
 
 NOMINAL_FRAMES: int | None = 75
-CITED = "GRID, Cooke et al. 2006, CC BY 4.0: https://doi.org/10.5281/zenodo.3625687"
-EXPECTED: dict[str, str] = {}
+CITATION = "GRID, Cooke et al. 2006, CC BY 4.0: https://doi.org/10.5281/zenodo.3625687"
+KNOWN_FAULTS: Mapping[str, str] = {}
 
 
 def identify(path: PurePosixPath, raw_name: str) -> Identity:
@@ -27,11 +28,11 @@ def identify(path: PurePosixPath, raw_name: str) -> Identity:
     if not SENTENCE.fullmatch(sentence):
         raise BadName(f"{path.name!r} is no GRID sentence like 'bbaf2n' (command, colour, preposition, "
                       "letter, digit, adverb)")  # fmt: skip
-    folders = (name.lower() for name in folder_names(path, raw_name))
+    folders = (name.lower() for name in list_folder_names(path, raw_name))
     speaker = next((name for name in folders if SPEAKER.fullmatch(name)), UNKNOWN_SPEAKER)
     return Identity(f"{speaker}_{sentence}", speaker, sentence)
 
 
-def split(identity: Identity, test_share: float) -> str:
-    """The paper draws 950 and 50 of a speaker's 1000; its list is not published, ours is a hash."""
-    return TEST if share_of(identity.clip_id) < test_share else TRAIN
+def choose_split(identity: Identity, path: PurePosixPath, test_share: float) -> str:
+    """By a hash: the paper draws 950 and 50 of a speaker's 1000 clips, and does not publish the list."""
+    return split_by_hash(identity, test_share)

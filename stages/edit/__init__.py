@@ -1,1 +1,1 @@
-"""Edit a video: re-draw its mouth to match another recording of speech."""
+"""Edit a video: re-draw the mouth of the person in it to match another recording of speech."""

@@ -1,7 +1,7 @@
-"""Copies that a browser plays, H.264 and AAC, of whatever somebody brought.
+"""Copy a video or its audio to H.264 and AAC, which a browser plays.
 
-GRID comes in MPEG-1 and CREMA-D in FLV, which no browser plays. All is decoded to be copied, so these run
-in the sandbox, and what they have read once can be edited.
+GRID is MPEG-1 and CREMA-D is FLV, which no browser plays. A copy decodes the whole file, so it runs in the
+sandbox, and a file that has been copied can be edited.
 """
 
 from __future__ import annotations
@@ -13,49 +13,49 @@ from pathlib import Path
 
 import av
 
-from stages.edit.reader import Stamped, VideoFacts, look, stamped_frames
-from stages.edit.speech import Speech, encoded, listen, speech_of
+from stages.edit.reader import TimedFrame, VideoFacts, decode_timed_frames, probe_video
+from stages.edit.speech import Speech, encode_packets, probe_speech
 from stages.edit.writer import BITEXACT, CONTAINERS, OutputFormat, VideoWriter
-from stages.edit.yuv import ToPicture
+from stages.edit.yuv import YuvConverter
 from stages.engine.outcome import Drop, Outcome
 from stages.media.video import open_media
 
-# Of what an mp4 may hold, browsers play these.
-MP4 = replace(CONTAINERS[".mp4"], sound=frozenset({"aac", "mp3", "opus", "flac"}))
-CRF, PRESET = 20, "veryfast"  # to be looked at and thrown away
+# Of the codecs that an mp4 may hold, browsers play these.
+MP4 = replace(CONTAINERS[".mp4"], audio_codecs=frozenset({"aac", "mp3", "opus", "flac"}))
+CRF, PRESET = 20, "veryfast"  # for a preview
 
 
-def copy_video(path: str, out: str, max_pixels: int, max_seconds: float) -> Outcome:
-    """Write a video as an mp4 with its own time stamps, upright; gives the facts that ``look`` finds.
+def copy_video(path: Path, out: Path, max_pixels: int, max_seconds: float) -> Outcome:
+    """Write a video as an upright mp4 with its own time stamps; returns the facts of ``probe_video``.
 
-    Raises Drop when it cannot be edited or lasts too long.
+    Raises Drop when it cannot be edited or is too long.
     """
-    outcome = look(path, max_pixels)
+    outcome = probe_video(path, max_pixels)
     facts = VideoFacts.from_json(outcome.facts)
     _check_length(facts.seconds, max_seconds)
-    film_facts = OutputFormat.like(facts, seconds=facts.seconds, crf=CRF, preset=PRESET)
-    to_picture, end = ToPicture(), round(facts.seconds / facts.time_base)
+    output_format = OutputFormat.from_source(facts, seconds=facts.seconds, crf=CRF, preset=PRESET)
+    convert, end = YuvConverter(), round(facts.seconds / facts.time_base)
     with (
-        open_media(Path(path)) as source,
-        VideoWriter(Path(out), MP4, film_facts, _own_sound(path, facts)) as film,
+        open_media(path) as source,
+        VideoWriter(out, MP4, output_format, _probe_own_audio(path, facts)) as writer,
     ):
-        for stamped, ticks in _shown(stamped_frames(source, facts), end):
-            film.write(to_picture(stamped.frame), stamped.ticks, ticks)
+        for timed, ticks in _add_durations(decode_timed_frames(source, facts), end):
+            writer.write(convert(timed.frame), timed.ticks, ticks)
     return outcome
 
 
-def copy_sound(path: str, out: str, max_seconds: float) -> Outcome:
-    """Write the sound of a file as AAC in an mp4; gives the facts that ``listen`` finds.
+def copy_audio(path: Path, out: Path, max_seconds: float) -> Outcome:
+    """Write a file's audio as AAC in an mp4; returns the facts of ``probe_speech``.
 
-    Raises Drop when there is none or it lasts too long.
+    Raises Drop when there is none or it is too long.
     """
-    outcome = listen(path)
-    speech = speech_of(Path(path), outcome)
+    outcome = probe_speech(path)
+    speech = Speech.from_facts(path, outcome.facts)
     _check_length(speech.seconds, max_seconds)
     with av.open(
         f"file:{out}", "w", format=MP4.muxer, options=MP4.options, container_options=BITEXACT
     ) as copy:
-        for _, packet in encoded(speech, copy, speech.seconds):
+        for _, packet in encode_packets(speech, copy, speech.seconds):
             copy.mux(packet)
     return outcome
 
@@ -65,19 +65,19 @@ def _check_length(seconds: Fraction, max_seconds: float) -> None:
         raise Drop("too_long", f"lasts {float(seconds):.1f} s, expected at most {max_seconds:g} s")
 
 
-def _own_sound(path: str, facts: VideoFacts) -> Speech | None:
-    """What a video sounds like, from its first picture on; where it must be encoded, from its own start."""
+def _probe_own_audio(path: Path, facts: VideoFacts) -> Speech | None:
+    """The audio of a video, in sync with its frames if copied; if encoded, it starts with the first frame."""
     try:
-        speech = speech_of(Path(path), listen(path))
+        speech = Speech.from_facts(path, probe_speech(path).facts)
     except Drop:
         return None
     return replace(speech, start=facts.start * facts.time_base)
 
 
-def _shown(frames: Iterator[Stamped], end: int) -> Iterator[tuple[Stamped, int]]:
-    """Each frame and for how many ticks it is shown; the last one until tick ``end``."""
-    this = next(frames)
+def _add_durations(frames: Iterator[TimedFrame], end: int) -> Iterator[tuple[TimedFrame, int]]:
+    """Each frame with its duration in ticks; the last one ends at tick ``end``."""
+    current = next(frames)
     for following in frames:
-        yield this, following.ticks - this.ticks
-        this = following
-    yield this, max(1, end - this.ticks)
+        yield current, following.ticks - current.ticks
+        current = following
+    yield current, max(1, end - current.ticks)

@@ -1,23 +1,22 @@
-"""A video of somebody who talks, and other speech: the mouth drawn anew to go with it, and nothing else.
+"""Edit a video of a person talking: re-draw the mouth to match other speech, and change nothing else.
 
-Twice over the video. First the faces are found, at each k / 25 s as for a dataset, in the sandbox's child;
-what is kept of a frame is a few hundred bytes. Then the video is decoded again, here, for the network and
-for the output. By then the child has decoded every frame of it to be used, with the same code, and lived:
-a file that hangs, crashes or eats memory has ended the edit with one line. Here it is opened with the
-same doors shut.
+The video is read twice. First the sandbox's child finds the face at each instant k / 25 s, as for a dataset;
+it stores a few hundred bytes per frame. Then this process decodes the video again, for the network and for
+the output. By then the child has decoded every frame that is used, with the same code: a file that hangs,
+crashes or uses too much memory has already ended the edit with a one-line error. Here, too, it is opened
+without access to other files.
 
-In the second pass the video is decoded by two readers, one for the crops and one for the pictures that they
-are laid into. So it does not matter how many crops the network wants before it gives the first one back:
-no full picture ever waits for it.
+In the second pass two readers decode the video, one for the crops and one for the frames that generated crops
+are pasted into. So it does not matter how many crops the network reads before it returns the first one: no
+full frame waits in memory.
 """
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import groupby
 from pathlib import Path
@@ -35,35 +34,35 @@ from sampler.rollout import CropFrame
 from shards.atomic import write_atomically
 from shards.schema import MELS_PER_FRAME, VIDEO_FPS
 from stages.align import AlignParams
-from stages.edit.face_track import Choice, face_path, watch
-from stages.edit.plan import Plan
-from stages.edit.reader import FrameReader, VideoFacts
-from stages.edit.speech import Speech, speech_of
-from stages.edit.timing import Fit, FrameTiming, output_seconds
-from stages.edit.writer import OutputFormat, VideoWriter, container_of, sound_is_copied
-from stages.edit.yuv import Picture, ToPicture
+from stages.edit.face_track import FaceChoice, choose_face_path, observe_faces
+from stages.edit.plan import EditPlan
+from stages.edit.reader import FrameReader, VideoFacts, probe_video
+from stages.edit.speech import Speech, probe_speech
+from stages.edit.timing import Fit, FrameTiming, compute_output_seconds
+from stages.edit.writer import OutputFormat, VideoWriter, can_copy_audio, select_container
+from stages.edit.yuv import YuvConverter, YuvImage
 from stages.engine import sandbox
-from stages.engine.cache import load_entry
 from stages.engine.outcome import Drop, StageError
+from stages.engine.progress import Progress, no_progress
 from stages.engine.sandbox import ClipJob, LimitParams
 from stages.landmarks import LandmarksParams
-from stages.media.video import Frame, ToRgb
-from stages.mels import MelsParams
+from stages.media.video import Frame, RgbConverter
+from stages.mels import MelsParams, compute_mels_of_file
 
 Preset = Literal[
     "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"
 ]
-# A child that reads sound keeps it and its mels: so many more MB for each second of it.
-SOUND_MB_PER_SECOND = 1.0
-LEAST_BYTES_PER_SECOND = 8000
+# A child that reads audio keeps it and its mels in memory: so many MB more for each second of it.
+AUDIO_MB_PER_SECOND = 1.0
+MIN_BYTES_PER_SECOND = 8000
 
 
 class MouthGenerator(Protocol):
-    """Draws mouths: given crops and boxes on the 25 fps clock and the speech's mels, yields re-drawn crops.
+    """Generates mouths: crops and boxes at 25 fps and the speech's mels in, re-drawn crops out.
 
-    ``mels`` are (2T, M) float32 dB for T frames, row 2k centred on frame k's instant. One crop
-    (size, size, 3) uint8 comes back for each frame, in order. It may take as many frames as it likes before
-    it gives the first. It is called once for each stretch of the video in which the face is to be seen.
+    ``mels`` are (2T, M) float32 dB for T frames; row 2k is centred on frame k's instant. Yields one crop
+    (size, size, 3) uint8 per frame, in order, and may read any number of frames before it yields the first.
+    It is called once per face segment, which is a part of the video in which the face is visible.
     """
 
     @property
@@ -76,56 +75,46 @@ class MouthGenerator(Protocol):
     ) -> Iterator[NDArray[np.uint8]]: ...
 
 
-class Progress(Protocol):
-    """Is told how far an edit is: first of "faces", whose total is instants, then of "frames"."""
-
-    def __call__(self, label: str, done: int, total: int) -> None: ...
-
-
-def silent(label: str, done: int, total: int) -> None:
-    """A Progress that tells nobody."""
-
-
 @params_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class EditParams:
-    """What an end user may choose, and how the network's dataset was made."""
+    """The user's options, and how the network's dataset was made."""
 
     fit: Fit = "trim"
-    face: Choice = "largest"  # or left, right, or a number from the left, the leftmost is 0
-    crf: int = Field(default=18, ge=1, le=51)  # x264's quality: lower is better and larger
-    preset: Preset = "medium"  # x264's
+    face: FaceChoice = "largest"  # or left, right, or a number from the left; 0 is the leftmost
+    crf: int = Field(default=18, ge=1, le=51)  # of x264: lower is better and larger
+    preset: Preset = "medium"  # of x264
     max_seconds: float = Field(default=3600.0, gt=0)  # of the output
     max_pixels: int = Field(default=4096 * 2304, gt=0)  # of a frame
     landmarks: LandmarksParams = field(default_factory=LandmarksParams)
-    align: AlignParams = field(default_factory=AlignParams)  # but for its size, which the network knows
+    align: AlignParams = field(default_factory=AlignParams)  # its size is the network's
     mels: MelsParams = field(default_factory=MelsParams)
     limits: LimitParams = field(default_factory=LimitParams)
 
 
 @dataclass(frozen=True, slots=True)
 class EditResult:
-    """What came of an edit."""
+    """What an edit did."""
 
     frames: int  # in the output
     redrawn: int  # of these
-    passed_through: dict[str, int]  # untouched frames by reason: no_face, small_face, no_alignment
+    passed_through: dict[str, int]  # unchanged frames by reason: no_face, small_face, no_alignment
     seconds: float
     fps: float  # of the source, on average
-    source_size: tuple[int, int]  # width and height as shown, px
+    source_size: tuple[int, int]  # displayed width and height, px
     size: tuple[int, int]  # of the output: even
-    sound: Literal["copied", "encoded"]
+    audio: Literal["copied", "encoded"]
 
-    def told(self) -> list[str]:
-        """What came of it, in a line or a few."""
+    def summary_lines(self) -> list[str]:
+        """One to three lines for the user."""
         width, height = self.size
         lines = [f"{self.redrawn} of {self.frames} frames re-drawn, {self.seconds:.2f} s, "
-                 f"{width}x{height} at {self.fps:.4g} fps, sound {self.sound}"]  # fmt: skip
+                 f"{width}x{height} at {self.fps:.4g} fps, audio {self.audio}"]  # fmt: skip
         if self.size != self.source_size:
             source = "x".join(str(side) for side in self.source_size)
-            lines.append(f"H.264 has even sides: the last pixels of {source} are there twice")
+            lines.append(f"H.264 needs even sides: the last row or column of {source} is repeated")
         if self.passed_through:
             reasons = ", ".join(f"{count} {reason}" for reason, count in self.passed_through.items())
-            lines.append(f"frames left as they were: {reasons}")
+            lines.append(f"frames not changed: {reasons}")
         return lines
 
 
@@ -133,46 +122,47 @@ def edit(
     video: Path,
     audio: Path,
     out: Path,
-    redraw: MouthGenerator,
+    generator: MouthGenerator,
     *,
     model: Path,
     params: EditParams,
     preview: Path | None = None,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> EditResult:
-    """Write ``out``: ``video`` with the mouth that ``redraw`` draws, and with ``audio`` as its sound.
+    """Write ``out``: ``video`` with the mouth re-drawn by ``generator``, and with ``audio`` as its sound.
 
-    Any container, size and frame rate that FFmpeg reads. The output has the source's frames at the source's
-    own time stamps, counted from the first one, which is when the speech starts; its pixels but for the
-    mouth are the source's decoded ones, encoded once. It stands upright. Odd sides get one pixel more.
-    Each frame shows the crop of the instant k / 25 s nearest to it, laid to where the face is at the
-    frame's own time stamp. Memory does not grow with the video's length but for some kilobytes a second.
+    Reads any container, size and frame rate that FFmpeg reads. The output has the source's frames at their
+    own time stamps, counted from the first frame, which is when the speech starts. All pixels but the mouth's
+    are the decoded ones of the source, encoded once. The output is upright; odd sides get one pixel more.
+    Each frame shows the crop of the nearest instant k / 25 s, pasted where the face is at the frame's own
+    time stamp. Memory does not grow with the video's length, except for a few kilobytes per second.
 
-    ``model`` is MediaPipe's face model. ``preview`` is an mp4 to write too: source and result side by side.
-    Files appear when they are whole, also after Ctrl-C. Same inputs, same bytes.
+    ``model`` is MediaPipe's face model. ``preview`` is a second mp4 to write: source and result side by side.
+    ``progress`` receives the passes "faces" (of instants) and "frames". Files appear when they are complete;
+    after Ctrl-C there is none. The same inputs give the same bytes.
 
-    Raises StageError, in one line, on whatever the user can mend.
+    Raises StageError, in one line, on whatever the user can fix.
     """
     cv2.setNumThreads(1)
     _check_paths(video, audio, out, preview)
     with TemporaryDirectory(prefix="redub.") as scratch:
-        facts = _look(video, params)
-        speech = _listen(audio, params)
-        seconds = output_seconds(params.fit, facts.seconds, speech.seconds)
+        facts = _probe_video(video, params)
+        speech = _probe_speech(audio, params)
+        seconds = compute_output_seconds(params.fit, facts.seconds, speech.seconds)
         if seconds > params.max_seconds:
             raise StageError(f"{out}: would last {float(seconds):.1f} s, expected at most "
                              f"{params.max_seconds:g} s; --max-seconds allows more")  # fmt: skip
-        plan = _plan(video, facts, seconds, redraw.size, model, params, Path(scratch), progress)
-        mels = _mels(speech, plan.n_instants, params, Path(scratch))
-        return _write(plan, redraw, mels, speech, out, preview, params, progress)
+        plan = _make_plan(video, facts, seconds, generator.size, model, params, Path(scratch), progress)
+        mels = _compute_mels(speech, plan.n_instants, params)
+        return _write_outputs(plan, generator, mels, speech, out, preview, params, progress)
 
 
 def _check_paths(video: Path, audio: Path, out: Path, preview: Path | None) -> None:
-    """Raise StageError unless the inputs are there and the outputs may be written."""
+    """Raise StageError unless the inputs exist and the outputs can be written."""
     for path in (video, audio):
         if not path.is_file():
             raise StageError(f"{path}: there is no such file")
-    container_of(out)
+    select_container(out)
     if preview is not None and preview.suffix.lower() != ".mp4":
         raise StageError(f"{preview}: a preview is written as .mp4")
     outputs = [out] if preview is None else [out, preview]
@@ -181,50 +171,52 @@ def _check_paths(video: Path, audio: Path, out: Path, preview: Path | None) -> N
             raise StageError(f"{path}: there is no folder {path.parent}")
         for other in (video, audio):
             if path.exists() and path.samefile(other):
-                raise StageError(f"{path}: is an input, which is never written to; name another file")
+                raise StageError(f"{path}: is an input, which is never overwritten; name another file")
     if len({path.resolve() for path in outputs}) < len(outputs):
-        raise StageError(f"{preview}: preview and output are one file; name another")
+        raise StageError(f"{preview}: preview and output are the same file; name another")
 
 
-def _look(video: Path, params: EditParams) -> VideoFacts:
-    args = {"path": os.fspath(video), "max_pixels": params.max_pixels}
-    job = ClipJob("stages.edit.reader:look", args, _longest_seconds(video), params.limits)
-    outcome = sandbox.run_or_raise(job, video)
+def _probe_video(video: Path, params: EditParams) -> VideoFacts:
+    job = ClipJob(probe_video, path=video, max_pixels=params.max_pixels)
+    outcome = sandbox.run_or_raise(job, params.limits, video, video_seconds=_estimate_max_seconds(video))
     return VideoFacts.from_json(outcome.facts)
 
 
-def _listen(audio: Path, params: EditParams) -> Speech:
-    args = {"path": os.fspath(audio)}
-    job = ClipJob("stages.edit.speech:listen", args, _longest_seconds(audio), params.limits)
-    return speech_of(audio, sandbox.run_or_raise(job, audio))
+def _probe_speech(audio: Path, params: EditParams) -> Speech:
+    job = ClipJob(probe_speech, path=audio)
+    outcome = sandbox.run_or_raise(job, params.limits, audio, video_seconds=_estimate_max_seconds(audio))
+    return Speech.from_facts(audio, outcome.facts)
 
 
-def _longest_seconds(path: Path) -> float:
-    """How long a file could last, for a deadline, before anything is known of it."""
-    return path.stat().st_size / LEAST_BYTES_PER_SECOND
+def _estimate_max_seconds(path: Path) -> float:
+    """An upper bound of a file's duration, for a deadline, before the file is read."""
+    return path.stat().st_size / MIN_BYTES_PER_SECOND
 
 
-def _mels(speech: Speech, n_instants: int, params: EditParams, scratch: Path) -> NDArray[np.float32]:
-    """The speech from its first sample on, by the dataset's own function: (2T, n_mels) dB."""
+def _compute_mels(speech: Speech, n_instants: int, params: EditParams) -> NDArray[np.float32]:
+    """Mels of the speech from its first sample on, by the dataset's own function: (2T, n_mels) dB."""
     seconds = n_instants / VIDEO_FPS
-    entry = scratch / "mels.npz"
-    args = {
-        "path": os.fspath(speech.path),
-        "start": float(speech.start),
-        "n_frames": n_instants,
-        "params": asdict(params.mels),
-        "entry": os.fspath(entry),
-    }
-    memory_mb = params.limits.memory_mb + math.ceil(SOUND_MB_PER_SECOND * seconds)
+
+    def make_job(entry: Path) -> ClipJob:
+        return ClipJob(
+            compute_mels_of_file,
+            path=speech.path,
+            start=float(speech.start),
+            n_frames=n_instants,
+            params=params.mels,
+            entry=entry,
+        )
+
+    memory_mb = params.limits.memory_mb + math.ceil(AUDIO_MB_PER_SECOND * seconds)
     limits = replace(params.limits, memory_mb=memory_mb)
-    sandbox.run_or_raise(ClipJob("stages.mels:mels_of_file", args, seconds, limits), speech.path)
-    loaded = load_entry(entry)
-    assert loaded is not None, "the job has just written it"
-    mels: NDArray[np.float32] = loaded[1]["mels"]
+    try:
+        mels: NDArray[np.float32] = sandbox.run_for_arrays(make_job, limits, video_seconds=seconds)["mels"]
+    except Drop as drop:
+        raise StageError(f"{speech.path}: {drop.reason}") from drop
     return mels
 
 
-def _plan(
+def _make_plan(
     video: Path,
     facts: VideoFacts,
     seconds: Fraction,
@@ -233,27 +225,29 @@ def _plan(
     params: EditParams,
     scratch: Path,
     progress: Progress,
-) -> Plan:
-    """Find the face in as much of the video as is to be seen."""
-    folder = scratch / "faces"
-    folder.mkdir()
-
-    def tell(done: int, total: int) -> None:
-        progress("faces", done, total)
-
-    watched = watch(
-        video, facts, min(seconds, facts.seconds), params.landmarks, params.limits, model, folder, tell
+) -> EditPlan:
+    """Find the face in the part of the video that the output shows."""
+    observations = observe_faces(
+        video,
+        facts,
+        min(seconds, facts.seconds),
+        params.landmarks,
+        params.limits,
+        model,
+        scratch,
+        progress,
     )
+    align = replace(params.align, size=size)
     try:
-        path = face_path(watched, params.face, params.landmarks, replace(params.align, size=size))
+        path = choose_face_path(observations, params.face, params.landmarks, align)
     except Drop as drop:
         raise StageError(f"{video}: {drop.reason}") from drop
-    return Plan(video, facts, params.fit, seconds, watched.stamps.tolist(), path)
+    return EditPlan(video, facts, params.fit, seconds, observations.stamps.tolist(), path)
 
 
-def _write(
-    plan: Plan,
-    redraw: MouthGenerator,
+def _write_outputs(
+    plan: EditPlan,
+    generator: MouthGenerator,
     mels: NDArray[np.float32],
     speech: Speech,
     out: Path,
@@ -261,109 +255,116 @@ def _write(
     params: EditParams,
     progress: Progress,
 ) -> EditResult:
-    """Draw, lay in and encode."""
+    """Generate the mouths, paste them and encode the result."""
     facts = plan.facts
-    film_facts = OutputFormat.like(facts, seconds=plan.seconds, crf=params.crf, preset=params.preset)
-    total = sum(1 for _ in plan.showings())
+    output_format = OutputFormat.from_source(
+        facts, seconds=plan.seconds, crf=params.crf, preset=params.preset
+    )
+    total = sum(1 for _ in plan.schedule())
     n_frames = n_redrawn = 0
-    passed: dict[str, int] = {}
-    with ExitStack() as opened:
-        film = _film(opened, out, film_facts, speech)
-        both = None
+    passed_through: dict[str, int] = {}
+    with ExitStack() as stack:
+        writer = _open_writer(stack, out, output_format, speech)
+        preview_writer = None
         if preview is not None:
-            both = _film(opened, preview, replace(film_facts, width=2 * film_facts.width), speech)
-        for frame in _frames(plan, redraw, mels, opened):
-            film.write(frame.result, frame.showing.at, frame.showing.ticks)
-            if both is not None:
-                both.write(frame.source.beside(frame.result), frame.showing.at, frame.showing.ticks)
+            preview_format = replace(output_format, width=2 * output_format.width)
+            preview_writer = _open_writer(stack, preview, preview_format, speech)
+        for frame in _render_frames(plan, generator, mels, stack):
+            writer.write(frame.result, frame.timing.at, frame.timing.ticks)
+            if preview_writer is not None:
+                side_by_side = frame.source.hstack(frame.result)
+                preview_writer.write(side_by_side, frame.timing.at, frame.timing.ticks)
             n_frames += 1
-            if frame.why_not is None:
+            if frame.reason is None:
                 n_redrawn += 1
             else:
-                passed[frame.why_not] = passed.get(frame.why_not, 0) + 1
+                passed_through[frame.reason] = passed_through.get(frame.reason, 0) + 1
             progress("frames", n_frames, total)
     return EditResult(
         frames=n_frames,
         redrawn=n_redrawn,
-        passed_through=passed,
+        passed_through=passed_through,
         seconds=float(plan.seconds),
         fps=float(facts.fps),
         source_size=(facts.width, facts.height),
-        size=(film_facts.width, film_facts.height),
-        sound="copied" if sound_is_copied(out, speech) else "encoded",
+        size=(output_format.width, output_format.height),
+        audio="copied" if can_copy_audio(out, speech) else "encoded",
     )
 
 
-def _film(opened: ExitStack, path: Path, facts: OutputFormat, speech: Speech) -> VideoWriter:
-    partial = opened.enter_context(write_atomically(path))
-    return opened.enter_context(VideoWriter(partial, container_of(path), facts, speech))
+def _open_writer(stack: ExitStack, path: Path, output_format: OutputFormat, speech: Speech) -> VideoWriter:
+    partial = stack.enter_context(write_atomically(path))
+    return stack.enter_context(VideoWriter(partial, select_container(path), output_format, speech))
 
 
 @dataclass(frozen=True, slots=True)
 class OutputFrame:
     """One frame of the output."""
 
-    showing: FrameTiming
-    source: Picture
-    result: Picture
-    why_not: str | None  # a code, where it is not re-drawn
+    timing: FrameTiming
+    source: YuvImage
+    result: YuvImage
+    reason: str | None  # a code, if it is not re-drawn
 
 
-def _frames(
-    plan: Plan, redraw: MouthGenerator, mels: NDArray[np.float32], opened: ExitStack
+def _render_frames(
+    plan: EditPlan, generator: MouthGenerator, mels: NDArray[np.float32], stack: ExitStack
 ) -> Iterator[OutputFrame]:
     """The output's frames, one at a time."""
-    for_crops, for_pictures = (
-        opened.enter_context(FrameReader(plan.video, plan.facts, plan.stamps)) for _ in range(2)
+    crop_reader, frame_reader = (
+        stack.enter_context(FrameReader(plan.video, plan.facts, plan.stamps)) for _ in range(2)
     )
-    drawn = opened.enter_context(closing(_drawn(plan, redraw, mels, for_crops)))
-    to_rgb, to_picture = ToRgb(), ToPicture()
-    k = -1  # the instant whose crop is at hand
-    new: Frame | None = None
-    for showing in plan.showings():
-        nearest = plan.nearest(showing.at)
+    generated = stack.enter_context(closing(_generate_crops(plan, generator, mels, crop_reader)))
+    to_rgb, to_yuv = RgbConverter(), YuvConverter()
+    k = -1  # the instant of new_crop
+    new_crop: Frame | None = None
+    for timing in plan.schedule():
+        nearest = plan.find_nearest_instant(timing.at)
         while k < nearest:
-            k, new = k + 1, next(drawn)
-        frame = for_pictures[showing.source]
-        source = to_picture(frame)
-        if new is None:
-            yield OutputFrame(showing, source, source, plan.path.why_not[plan.instants[k]])
+            k, new_crop = k + 1, next(generated)
+        frame = frame_reader[timing.source]
+        source = to_yuv(frame)
+        if new_crop is None:
+            yield OutputFrame(timing, source, source, plan.get_reason(k))
             continue
-        image, cut = to_rgb(frame), plan.cut(k)
-        crop, affine = cut.crop(image, plan.stamp(showing.source), redraw.size)
-        patch = paste(image, crop, new, affine, cut.box)
+        image, crop_plan = to_rgb(frame), plan.plan_crop(k)
+        crop, matrix = crop_plan.crop(image, plan.get_source_time(timing.source), generator.size)
+        patch = paste(image, crop, new_crop, matrix, crop_plan.box)
         change = patch.pixels.astype(np.float32) - image[patch.where]
-        result = source.changed(patch.where, change, patch.inside, plan.facts.colours)
-        yield OutputFrame(showing, source, result, None)
+        result = source.add_change(patch.where, change, patch.inside, plan.facts.colours)
+        yield OutputFrame(timing, source, result, None)
 
 
-def _drawn(
-    plan: Plan, redraw: MouthGenerator, mels: NDArray[np.float32], reel: FrameReader
+def _generate_crops(
+    plan: EditPlan, generator: MouthGenerator, mels: NDArray[np.float32], reader: FrameReader
 ) -> Generator[Frame | None, None, None]:
-    """For each instant of the output its re-drawn crop, or None where the face is not followed."""
-    for index, run in groupby(range(plan.n_instants), plan.stretch_index):
-        instants = list(run)
+    """The re-drawn crop of each instant of the output, or None where there is no face segment."""
+    for index, group in groupby(range(plan.n_instants), plan.get_segment_index):
+        instants = list(group)
         if index < 0:
             yield from [None] * len(instants)
             continue
         rows = mels[instants[0] * MELS_PER_FRAME : (instants[-1] + 1) * MELS_PER_FRAME]
-        frames = _crop_frames(plan, reel, instants, redraw.size)
-        yield from _one_each(redraw(frames, rows), len(instants), redraw.size)
+        frames = _read_crops(plan, reader, instants, generator.size)
+        yield from _check_crops(generator(frames, rows), len(instants), generator.size)
 
 
-def _crop_frames(plan: Plan, reel: FrameReader, instants: Sequence[int], size: int) -> Iterator[CropFrame]:
-    """What the network sees of instants in one stretch."""
-    to_rgb = ToRgb()
+def _read_crops(
+    plan: EditPlan, reader: FrameReader, instants: Sequence[int], size: int
+) -> Iterator[CropFrame]:
+    """The network's input frames for instants of one segment."""
+    to_rgb = RgbConverter()
     last: tuple[int, Frame] | None = None
     for k in instants:
-        source, cut = int(plan.shown[k]), plan.cut(k)
+        source, crop_plan = int(plan.source_frames[k]), plan.plan_crop(k)
         if last is None or last[0] != source:
-            last = source, cut.crop(to_rgb(reel[source]), plan.stamp(source), size)[0]
-        yield CropFrame(last[1], cut.box)
+            image = to_rgb(reader[source])
+            last = source, crop_plan.crop(image, plan.get_source_time(source), size)[0]
+        yield CropFrame(last[1], crop_plan.box)
 
 
-def _one_each(crops: Iterator[NDArray[np.uint8]], n: int, size: int) -> Iterator[Frame]:
-    """Pass on what a network drew. Raises ValueError when it is not ``n`` crops: that is its fault."""
+def _check_crops(crops: Iterator[NDArray[np.uint8]], n: int, size: int) -> Iterator[Frame]:
+    """Pass on generated crops. Raises ValueError unless there are exactly ``n`` of the right shape."""
     count = 0
     for crop in crops:
         count += 1

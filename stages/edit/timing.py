@@ -1,6 +1,6 @@
-"""A video and a speech of different lengths: which of the video's frames is shown when.
+"""Fit a video to speech of another length: which source frame the output shows when.
 
-Times are whole ticks of the video's own time base, so a frame's stamp in the output is the source's own.
+Times are whole ticks of the video's own time base, so frames keep the source's exact time stamps.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from itertools import count, pairwise, takewhile
 from statistics import median_low
 from typing import Literal
 
-from stages.media.video import SAME_TIME
+from stages.media.video import TIME_TOLERANCE
 
 Fit = Literal["trim", "hold", "loop"]
 FITS: tuple[Fit, ...] = ("trim", "hold", "loop")
@@ -20,35 +20,35 @@ FITS: tuple[Fit, ...] = ("trim", "hold", "loop")
 
 @dataclass(frozen=True, slots=True)
 class FrameTiming:
-    """A frame of the source on the screen."""
+    """One frame of the output."""
 
-    source: int  # which of its frames, in order of showing
+    source: int  # index of the source frame
     at: int  # ticks from the output's start
-    ticks: int  # how long
+    ticks: int  # duration
 
 
-def output_seconds(fit: Fit, video: Fraction, speech: Fraction) -> Fraction:
-    """How long the output lasts.
+def compute_output_seconds(fit: Fit, video: Fraction, speech: Fraction) -> Fraction:
+    """Duration of the output, of the video's and the speech's.
 
-    trim: as long as the shorter of both. hold: as long as the longer; the last picture stands (and its
-    mouth goes on speaking), or the sound is silent. loop: as long as the speech; the video runs to its
-    end, backwards to its start and so on, which has no jump as starting over would have.
+    trim: the shorter of the two. hold: the longer; the last frame stays (and its mouth goes on speaking),
+    or the audio is silent. loop: the speech's; the video plays forwards, backwards, forwards and so on, which
+    has no jump, unlike starting over.
     """
     if fit == "trim":
         return min(video, speech)
     return max(video, speech) if fit == "hold" else speech
 
 
-def showings(
+def schedule_frames(
     stamps: Sequence[int], fit: Fit, *, seconds: Fraction, time_base: Fraction, step: int
 ) -> Iterator[FrameTiming]:
-    """What is shown when in an output of so many ``seconds``. ``stamps`` are ticks and rise strictly.
+    """The frames of an output of ``seconds``. ``stamps`` are ticks, strictly increasing.
 
-    ``step`` is how long a held frame counts as shown, in ticks.
+    ``step`` is the duration in ticks of each repetition of a frame that is held.
     """
     end = seconds / time_base
-    last_start = (seconds - SAME_TIME) / time_base
-    starts = _starts(stamps, fit, step)
+    last_start = (seconds - TIME_TOLERANCE) / time_base
+    starts = _generate_starts(stamps, fit, step)
     source, at = next(starts)
     for next_source, next_at in takewhile(lambda start: start[1] < last_start, starts):
         yield FrameTiming(source, at, next_at - at)
@@ -56,15 +56,15 @@ def showings(
     yield FrameTiming(source, at, max(1, round(end) - at))
 
 
-def _starts(stamps: Sequence[int], fit: Fit, step: int) -> Iterator[tuple[int, int]]:
-    """(frame, tick from which it is shown): once through where the video is trimmed, else for ever."""
+def _generate_starts(stamps: Sequence[int], fit: Fit, step: int) -> Iterator[tuple[int, int]]:
+    """Pairs (source frame, tick at which it appears): one pass for "trim", otherwise endless."""
     yield from enumerate(stamps)
     if fit == "trim":
         return
     last, turn, length = len(stamps) - 1, stamps[-1], stamps[-1] - stamps[0]
     if fit == "hold" or not length:
         yield from ((last, turn + k * step) for k in count(1))
-    # Mirrored in time about the last frame's stamp, then about the first's, and so on.
+    # Time is mirrored at the last frame's stamp, then at the first one's, and so on.
     for leg in count():
         start = turn + leg * length
         if leg % 2 == 0:
@@ -73,7 +73,7 @@ def _starts(stamps: Sequence[int], fit: Fit, step: int) -> Iterator[tuple[int, i
             yield from ((k, start + stamps[k] - stamps[0]) for k in range(1, last + 1))
 
 
-def usual_step(stamps: Sequence[int], time_base: Fraction, fps: Fraction) -> int:
-    """Ticks for which a frame is usually shown: by the stamps, or of a single frame by ``fps``."""
-    steps = [right - left for left, right in pairwise(stamps)]
+def compute_median_step(stamps: Sequence[int], time_base: Fraction, fps: Fraction) -> int:
+    """The median duration of a frame in ticks; of a single frame, by ``fps``."""
+    steps = [later - earlier for earlier, later in pairwise(stamps)]
     return median_low(steps) if steps else max(1, round(1 / (fps * time_base)))

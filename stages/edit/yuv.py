@@ -1,7 +1,7 @@
-"""A decoded picture as the encoder takes it, and a patch of RGB laid into it. Nothing else is touched.
+"""Decoded frames as YUV 4:2:0, and the change of an RGB patch in them. Other pixels stay bit-identical.
 
-Turning a whole picture to RGB and back costs it 1.5 grey levels and half its chroma's precision. So the
-picture stays as it was decoded, and only the change that a patch makes is turned to YUV.
+Converting a whole frame to RGB and back costs 1.5 grey levels and half the chroma's precision. So frames
+stay as they were decoded, and only the change that a patch makes is converted to YUV.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 Plane = NDArray[np.uint8]
 
-FORMAT = "yuv420p"  # the one that plays everywhere
-AS_IT_IS = frozenset({FORMAT, "yuvj420p"})
-RGB_MATRIX = 0  # how FFmpeg's AVColorSpace names a picture that has no matrix
-# Red's and blue's share of luma by AVColorSpace. Who names none is read as BT.601, as FFmpeg does.
+PIXEL_FORMAT = "yuv420p"  # the one that plays everywhere
+UNCONVERTED_FORMATS = frozenset({PIXEL_FORMAT, "yuvj420p"})
+RGB_MATRIX = 0  # AVColorSpace of a frame that has no YUV matrix
+# Share of red and of blue in luma, by AVColorSpace. An unspecified matrix is read as BT.601, as in FFmpeg.
 LUMA_SHARES = {
     1: (0.2126, 0.0722),
     4: (0.30, 0.11),
@@ -33,7 +33,7 @@ BT601 = (0.299, 0.114)
 
 @dataclass(frozen=True, slots=True)
 class Colours:
-    """What the numbers of a picture mean: FFmpeg's AVColorSpace, AVColorRange, primaries and transfer."""
+    """What pixel values mean: FFmpeg's AVColorSpace, AVColorRange, primaries and transfer."""
 
     matrix: int
     range: int
@@ -46,78 +46,78 @@ class Colours:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """An upright picture, 8 bits, one chroma sample for each 2 x 2 pixels, even sides."""
+class YuvImage:
+    """An upright 8 bit image with one chroma sample per 2 x 2 pixels and even sides."""
 
     y: Plane  # (H, W)
     u: Plane  # (H / 2, W / 2)
     v: Plane
 
-    def packed(self) -> Plane:
-        """The planes one after the other, (H * 3 / 2, W)."""
+    def to_array(self) -> Plane:
+        """The three planes in one array, (H * 3 / 2, W)."""
         flat = np.concatenate([self.y.ravel(), self.u.ravel(), self.v.ravel()])
         return flat.reshape(-1, self.y.shape[1])
 
-    def beside(self, other: Picture) -> Picture:
-        """This one on the left, the other on the right."""
+    def hstack(self, other: YuvImage) -> YuvImage:
+        """This image on the left, the other on the right."""
         pairs = zip((self.y, self.u, self.v), (other.y, other.u, other.v), strict=True)
-        return Picture(*(np.concatenate(pair, axis=1) for pair in pairs))
+        return YuvImage(*(np.concatenate(pair, axis=1) for pair in pairs))
 
-    def changed(
+    def add_change(
         self,
         where: tuple[slice, slice],
         change: NDArray[np.floating],
         inside: NDArray[np.bool_],
         colours: Colours,
-    ) -> Picture:
-        """A picture that differs in the rectangle ``where`` by ``change`` (h, w, 3), in levels of RGB.
+    ) -> YuvImage:
+        """A copy that differs in the rectangle ``where`` by ``change`` (h, w, 3), in RGB levels.
 
-        Only pixels ``inside`` (h, w) change, and only the chroma that no other pixel shares.
+        Only pixels ``inside`` (h, w) change, and only chroma samples that belong to no other pixel.
         """
-        delta = change.astype(np.float32) @ rgb_to_yuv(colours).T
+        delta = change.astype(np.float32) @ make_yuv_matrix(colours).T
         luma = np.where(inside, delta[..., 0], 0)
-        # From the rectangle out to whole blocks of 2 x 2.
+        # Extend the rectangle to whole blocks of 2 x 2.
         margins = [(side.start % 2, side.stop % 2) for side in where]
         rows, columns = (slice(side.start // 2, -(-side.stop // 2)) for side in where)
-        whole = np.asarray(_blocks(np.pad(inside, margins)).all(axis=(1, 3)))
-        chroma = _blocks(np.pad(delta[..., 1:], [*margins, (0, 0)])).mean(axis=(1, 3))
-        return Picture(
-            _added(self.y, where, luma),
-            _added(self.u, (rows, columns), np.where(whole, chroma[..., 0], 0)),
-            _added(self.v, (rows, columns), np.where(whole, chroma[..., 1], 0)),
+        is_inside = np.asarray(_split_blocks(np.pad(inside, margins)).all(axis=(1, 3)))
+        chroma = _split_blocks(np.pad(delta[..., 1:], [*margins, (0, 0)])).mean(axis=(1, 3))
+        return YuvImage(
+            _add_to_plane(self.y, where, luma),
+            _add_to_plane(self.u, (rows, columns), np.where(is_inside, chroma[..., 0], 0)),
+            _add_to_plane(self.v, (rows, columns), np.where(is_inside, chroma[..., 1], 0)),
         )
 
 
-class ToPicture:
-    """Decoded frames as pictures of their own; one for a whole video, as the scaler is dear to set up."""
+class YuvConverter:
+    """Converts decoded frames to images. Use one for a whole video, as setting up the scaler is slow."""
 
     def __init__(self) -> None:
         self._reformatter = VideoReformatter()
 
-    def __call__(self, frame: av.VideoFrame) -> Picture:
-        if frame.format.name not in AS_IT_IS:
+    def __call__(self, frame: av.VideoFrame) -> YuvImage:
+        if frame.format.name not in UNCONVERTED_FORMATS:
             frame = self._reformatter.reformat(
                 frame,
-                format=FORMAT,
+                format=PIXEL_FORMAT,
                 dst_colorspace=Colorspace.ITU709 if frame.colorspace == RGB_MATRIX else None,
                 src_color_range=frame.color_range,
-                dst_color_range=colours_of(frame).range,
+                dst_color_range=read_colours(frame).range,
                 interpolation=Interpolation.BICUBIC | Interpolation.ACCURATE_RND,
                 threads=1,
             )
-        y, u, v = (_array(plane) for plane in frame.planes)
-        turns = frame.rotation // 90
-        return Picture(_even(np.rot90(y, turns)), np.rot90(u, turns).copy(), np.rot90(v, turns).copy())
+        y, u, v = (_view_plane(plane) for plane in frame.planes)
+        y, u, v = (np.rot90(plane, frame.rotation // 90) for plane in (y, u, v))
+        return YuvImage(_pad_to_even(y), u.copy(), v.copy())
 
 
-def _array(plane: VideoPlane) -> Plane:
+def _view_plane(plane: VideoPlane) -> Plane:
     """A view of a plane without the padding of its lines."""
     lines = np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size)
     return lines[:, : plane.width]
 
 
-def colours_of(frame: av.VideoFrame) -> Colours:
-    """What the numbers of ``ToPicture``'s picture of a frame mean: as in the source, where that is YUV."""
+def read_colours(frame: av.VideoFrame) -> Colours:
+    """The colours of ``YuvConverter``'s image of a frame: the source's own, if the source is YUV."""
     matrix, levels = frame.colorspace, frame.color_range
     if matrix == RGB_MATRIX:
         matrix, levels = int(Colorspace.ITU709), int(ColorRange.MPEG)
@@ -126,18 +126,18 @@ def colours_of(frame: av.VideoFrame) -> Colours:
     return Colours(matrix, levels, frame.color_primaries, frame.color_trc)
 
 
-def _even(luma: Plane) -> Plane:
-    """A copy with even sides: the last column or row is there twice where a side is odd.
+def _pad_to_even(luma: Plane) -> Plane:
+    """A copy with even sides: the last column or row is repeated where a side is odd.
 
-    H.264 in 4:2:0 has no odd sides, and 4:4:4 plays in few places. A pixel more, rather than one less:
-    nothing of the source is lost and no coordinate moves.
+    H.264 in 4:2:0 has no odd sides, and 4:4:4 plays in few places. One pixel more rather than one less: no
+    source pixel is lost and no coordinate moves.
     """
     height, width = luma.shape
     return np.pad(luma, ((0, height % 2), (0, width % 2)), mode="edge")
 
 
-def rgb_to_yuv(colours: Colours) -> NDArray[np.float32]:
-    """What a change of RGB, each 0 to 255, changes in Y, U and V: (3, 3)."""
+def make_yuv_matrix(colours: Colours) -> NDArray[np.float32]:
+    """The matrix (3, 3) from a change of RGB, each 0 to 255, to the change of Y, U and V."""
     red, blue = LUMA_SHARES.get(colours.matrix, BT601)
     luma = np.array([red, 1 - red - blue, blue])
     u = (np.array([0, 0, 1]) - luma) / (2 * (1 - blue))
@@ -147,13 +147,13 @@ def rgb_to_yuv(colours: Colours) -> NDArray[np.float32]:
     return (np.stack([luma, u, v]) * scales[:, None]).astype(np.float32)
 
 
-def _blocks(plane: NDArray[Any]) -> NDArray[Any]:
+def _split_blocks(plane: NDArray[Any]) -> NDArray[Any]:
     """(2 h, 2 w, ...) -> (h, 2, w, 2, ...)."""
     height, width = plane.shape[:2]
     return plane.reshape(height // 2, 2, width // 2, 2, *plane.shape[2:])
 
 
-def _added(plane: Plane, where: tuple[slice, slice], change: NDArray[np.floating]) -> Plane:
-    changed: Plane = plane.copy()
-    changed[where] = np.clip(np.rint(plane[where] + change), 0, 255).astype(np.uint8)
-    return changed
+def _add_to_plane(plane: Plane, where: tuple[slice, slice], change: NDArray[np.floating]) -> Plane:
+    result: Plane = plane.copy()
+    result[where] = np.clip(np.rint(plane[where] + change), 0, 255).astype(np.uint8)
+    return result

@@ -1,1 +1,1 @@
-"""What every stage stands on: outcomes, the sandbox, the cache, locks, parts."""
+"""What every stage is built on: the stage contract, outcomes, the sandbox, the cache, parts and locks."""

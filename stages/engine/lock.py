@@ -1,4 +1,4 @@
-"""One process at a time writes in a folder."""
+"""A lock on a folder: one process at a time writes there."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ LOCK_NAME = ".lock"
 
 @contextlib.contextmanager
 def lock_folder(folder: Path, *others: Path, busy: str) -> Iterator[None]:
-    """Keep other processes out of a folder, and clear away what a killed one left half written.
+    """Lock a folder for this process, and remove partial files that a killed process left there.
 
-    The folder is made if need be; what is half written in ``others`` goes too. A killed process's lock goes
-    with it. Raises StageError, which says ``busy``, when another is at work there.
+    The folder is created if it does not exist; partial files in ``others`` are removed too. The lock of a
+    killed process is released by the system. Raises StageError(``busy``) when another process has it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK_NAME)
@@ -28,8 +28,8 @@ def lock_folder(folder: Path, *others: Path, busy: str) -> Iterator[None]:
     except Timeout as err:
         raise StageError(busy) from err
     try:
-        for place in {folder, *others}:
-            remove_partials(place)
+        for each in {folder, *others}:
+            remove_partials(each)
         yield
     finally:
         lock.release()

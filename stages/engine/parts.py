@@ -1,7 +1,7 @@
-"""Parts: clips fall into them by a hash of their id, and each is written whole or not at all.
+"""Parts: groups of clips, by a hash of the clip id, that are written together, whole or not at all.
 
-Every stage uses the same parts, one shard holds one part, and a part's key names all that went into
-it. So one new clip touches one part of each stage, and a part whose key has not changed is left alone.
+Every stage uses the same parts, and one shard holds one part. A part's key is a digest of everything that
+went into it. So a new clip changes one part of each stage, and a part with the same key is not rebuilt.
 """
 
 from __future__ import annotations
@@ -22,22 +22,23 @@ from pydantic.dataclasses import dataclass as params_dataclass
 from shards.atomic import write_atomically
 from shards.ledger import OK
 from shards.table import PackedRows, Row, Rows
-from stages.engine.outcome import Item, Mapper, Outcome, Report, StageError
+from stages.engine.outcome import Outcome, StageError
+from stages.engine.stage import Item, Mapper, Report
 
 KEY = b"redub_key"
 
 
 @params_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class PartParams:
-    """How clips are dealt to parts, and so to shards."""
+    """How clips are assigned to parts, and so to shards."""
 
-    clips_per_part: int = Field(default=64, ge=1)  # at most, on average; between half of it and it
+    clips_per_part: int = Field(default=64, ge=1)  # average at most; at least half of it
     seed: int = Field(default=0, ge=0)  # of the shuffle
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The clips that are written together, in their shuffled order."""
+    """Clips that are written together, in shuffled order."""
 
     split: str
     number: int
@@ -52,44 +53,44 @@ class Part:
         return int(pc.sum(self.rows.table["frames"]).as_py())
 
 
-def plan(ledger: Rows, params: PartParams) -> list[Part]:
-    """Deal the usable clips of each split to 1, 2, 4, 8 ... parts by a hash of seed and clip id.
+def plan_parts(ledger: Rows, params: PartParams) -> list[Part]:
+    """Assign the usable clips of each split to 1, 2, 4, 8 ... parts by a hash of seed and clip id.
 
     A power of two, so that the number of parts rarely changes when clips are added (and shards divide
-    evenly among ranks). Within a part clips are in order of the hash: shuffled, whatever their names.
+    evenly among ranks). Clips of a part are in the order of their hashes, so shuffled.
     """
-    table = ledger.table.combine_chunks()  # of which rows are taken fast
+    table = ledger.table.combine_chunks()  # so that ``take`` is fast
     ids = table["clip_id"].to_pylist()
     by_split: dict[str, list[int]] = {}
-    for place, row in enumerate(ledger.only("status", "split")):
+    for index, row in enumerate(ledger.only("status", "split")):
         if row["status"] == OK:
-            by_split.setdefault(row["split"], []).append(place)
+            by_split.setdefault(row["split"], []).append(index)
     return [
-        Part(split, number, PackedRows(table.take(hand)))
-        for split, places in sorted(by_split.items())
-        for number, hand in deal(places, ids.__getitem__, params)
+        Part(split, number, PackedRows(table.take(group)))
+        for split, indices in sorted(by_split.items())
+        for number, group in group_by_hash(indices, ids.__getitem__, params)
     ]
 
 
-def deal(
-    items: Sequence[Item], name_of: Callable[[Item], str], params: PartParams
+def group_by_hash(
+    items: Sequence[Item], get_name: Callable[[Item], str], params: PartParams
 ) -> Iterator[tuple[int, tuple[Item, ...]]]:
-    """Numbered hands of items, each in the order of its hash; empty ones are left out."""
-    n_hands = 1
-    while n_hands * params.clips_per_part < len(items):
-        n_hands *= 2
-    hands: list[list[tuple[bytes, Item]]] = [[] for _ in range(n_hands)]
+    """Numbered groups of items, each in the order of its hashes; empty groups are left out."""
+    n_groups = 1
+    while n_groups * params.clips_per_part < len(items):
+        n_groups *= 2
+    groups: list[list[tuple[bytes, Item]]] = [[] for _ in range(n_groups)]
     for item in items:
-        place = hashlib.sha256(f"{params.seed}/{name_of(item)}".encode()).digest()
-        hands[int.from_bytes(place[:8], "big") % n_hands].append((place[8:], item))
-    for number, hand in enumerate(hands):
-        if hand:
-            yield number, tuple(item for _, item in sorted(hand, key=lambda pair: pair[0]))
+        name_hash = hashlib.sha256(f"{params.seed}/{get_name(item)}".encode()).digest()
+        groups[int.from_bytes(name_hash[:8], "big") % n_groups].append((name_hash[8:], item))
+    for number, group in enumerate(groups):
+        if group:
+            yield number, tuple(item for _, item in sorted(group, key=lambda pair: pair[0]))
 
 
 @dataclass(frozen=True, slots=True)
 class PartTask:
-    """One part to be written by a worker. ``inputs`` is whatever the stage's builder needs."""
+    """One part for a worker to write. ``inputs`` is whatever the stage's ``write`` function needs."""
 
     part: Part
     path: Path
@@ -97,22 +98,23 @@ class PartTask:
     inputs: Any
 
 
-def build(
+def update_parts(
     folder: Path,
     tasks: Sequence[PartTask],
-    builder: Callable[[PartTask], Any],
-    mapper: Mapper,
+    write: Callable[[PartTask], Any],
+    map_tasks: Mapper,
     report: Report,
-    in_place: Callable[[PartTask], bool] | None = None,
+    is_current: Callable[[PartTask], bool] | None = None,
 ) -> list[PartTask]:
-    """Bring a stage's folder up to date: write stale parts, remove those that are no longer planned.
+    """Write the stale parts of a stage's folder, remove those that are no longer planned.
 
-    ``in_place`` says whether a part needs no work; without it the part's key does. Returns the stale ones.
+    ``is_current`` says whether a part needs no work; by default, when its key is the planned one. Returns
+    the tasks of stale parts.
     """
-    in_place = in_place or is_current
-    stale = [task for task in tasks if not in_place(task)]
+    is_current = is_current or has_planned_key
+    stale = [task for task in tasks if not is_current(task)]
     sizes = [task.part.n_frames for task in stale]
-    for _ in mapper(builder, stale, label=f"{report.stage}: parts", sizes=sizes):
+    for _ in map_tasks(write, stale, label=f"{report.stage}: parts", sizes=sizes):
         pass
     planned = {task.path for task in tasks}
     for path in folder.glob("*.parquet"):
@@ -122,13 +124,13 @@ def build(
     return stale
 
 
-def is_current(task: PartTask) -> bool:
-    """Whether a part is there with the key that is planned for it."""
-    return part_key(task.path) == task.key
+def has_planned_key(task: PartTask) -> bool:
+    """Whether the part on disk has the key that is planned for it."""
+    return read_part_key(task.path) == task.key
 
 
-def part_key(path: Path) -> str | None:
-    """The key a part was built with, or None when there is no whole part."""
+def read_part_key(path: Path) -> str | None:
+    """The key that a part was built with, or None when there is no intact part."""
     try:
         metadata = pq.read_schema(path).metadata or {}
     except (FileNotFoundError, pa.ArrowInvalid, OSError):
@@ -151,9 +153,9 @@ OUTCOME_SCHEMA = pa.schema(
 def write_part(
     path: Path, key: str, columns: Sequence[pa.Field], rows: Iterable[tuple[str, Outcome, Row]]
 ) -> None:
-    """Write (clip id, outcome, values of the stage's own columns); null values where not ok."""
+    """Write a part from (clip id, outcome, values of the stage's own columns); null where not ok."""
     schema = pa.schema([*OUTCOME_SCHEMA, *columns], metadata={KEY: key.encode()})
-    listed = [
+    records = [
         {
             "clip_id": clip_id,
             "status": outcome.status,
@@ -165,7 +167,7 @@ def write_part(
         for clip_id, outcome, values in rows
     ]
     with write_atomically(path) as partial:
-        pq.write_table(pa.Table.from_pylist(listed, schema), partial, compression="zstd")
+        pq.write_table(pa.Table.from_pylist(records, schema), partial, compression="zstd")
 
 
 def read_part(path: Path, columns: Sequence[str] | None = None) -> dict[str, Row]:
@@ -178,7 +180,7 @@ def read_part(path: Path, columns: Sequence[str] | None = None) -> dict[str, Row
 
 
 def read_outcomes(folder: Path, parts: Iterable[Part]) -> Rows:
-    """What became of the clips of some parts, as far as the stage of this folder has seen them."""
+    """Outcomes of the clips of some parts, as far as the stage of this folder has processed them."""
     paths = [folder / f"{part.name}.parquet" for part in parts]
-    told = (read_part(path, OUTCOME_SCHEMA.names).values() for path in paths if path.is_file())
-    return Rows.of(chain.from_iterable(told), OUTCOME_SCHEMA)
+    outcomes = (read_part(path, OUTCOME_SCHEMA.names).values() for path in paths if path.is_file())
+    return Rows.of(chain.from_iterable(outcomes), OUTCOME_SCHEMA)

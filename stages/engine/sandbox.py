@@ -1,11 +1,12 @@
-"""Work on a stranger's file, in a warmed child process that may hang, crash or eat memory.
+"""Run work on an untrusted file in a warm child process that may hang, crash or use too much memory.
 
-The parent gives the child one clip at a time, with a deadline and a memory limit. When the child
-breaks either, or dies, it is killed with its whole process group, the clip is tried once more in a
-fresh child that has seen no other clip, and if that fails too the clip's row in the ledger says why.
-The other clips never notice.
+The parent sends the child one clip at a time, with a deadline and a memory limit. When the child exceeds
+either, or dies, it is killed with its whole process group. The clip is tried once more in a fresh child
+that has processed no other clip; if that fails too, the clip's row in the ledger says why. Other clips
+are not affected.
 
-Talk is one JSON object a line, so nothing is unpickled. ``python -m stages.engine.sandbox`` is the child.
+Messages are one JSON object per line, so nothing is unpickled. ``python -m stages.engine.sandbox`` is the
+child.
 """
 
 from __future__ import annotations
@@ -27,32 +28,34 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 import psutil
 from numpy.typing import NDArray
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, validate_call
 from pydantic.dataclasses import dataclass as params_dataclass
+from pydantic_core import to_jsonable_python
 
 from shards.ledger import FAILED, OK
 from stages.engine.cache import load_entry
 from stages.engine.outcome import Drop, Outcome, StageError
 
-WARM_UP_SECONDS = 600.0  # loading libraries; the first librosa on a machine compiles for half a minute
+WARM_UP_SECONDS = 600.0  # loading libraries; librosa's first import on a machine compiles for half a minute
 POLL_SECONDS = 0.1
-ORPHAN_FACTOR = 2  # times its deadline, after which a child whose parent is gone ends itself
+ORPHAN_FACTOR = 2  # a child whose parent is gone exits after so many deadlines
 STDERR_TAIL = 600
-MAX_ANSWER_BYTES = 64 * 2**20
-MAX_FILE_BYTES = 8 * 2**30  # a decoder that writes without end fills no disk
+MAX_REPLY_BYTES = 64 * 2**20
+MAX_FILE_BYTES = 8 * 2**30  # a decoder that never stops writing does not fill the disk
 TRIES = 2
 MEGABYTE = 2**20
+
+P = ParamSpec("P")
 
 
 @params_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class LimitParams:
-    """Bounds on the work on one clip. They change no result, so no cache key holds them."""
+    """Bounds on the work on one clip. They change no result, so no cache key includes them."""
 
     deadline_seconds: float = Field(default=60.0, gt=0)  # for any clip
     deadline_per_second: float = Field(default=20.0, ge=0)  # and for each second of its video
@@ -60,23 +63,30 @@ class LimitParams:
     clips_per_child: int = Field(default=500, ge=1)  # then a fresh one, in case a library leaks
     max_drop_fraction: float = Field(default=0.5, ge=0, le=1)  # a stage that loses more exits with 1
 
+    def compute_deadline(self, video_seconds: float) -> float:
+        """Seconds that the work on a clip of so many seconds may take."""
+        return self.deadline_seconds + video_seconds * self.deadline_per_second
 
-@dataclass(frozen=True, slots=True)
+
 class ClipJob:
-    """One call of ``module:function`` on one clip. Arguments and facts are what JSON can carry."""
+    """One call of a module-level function on one clip, to be made in the child.
 
-    function: str
-    args: dict[str, Any]
-    seconds: float  # of video, for the deadline
-    limits: LimitParams
+        ClipJob(find_landmarks_in_file, path=path, start=0.0, n_frames=75, params=params, ...)
 
-    @property
-    def deadline_seconds(self) -> float:
-        return self.limits.deadline_seconds + self.seconds * self.limits.deadline_per_second
+    Arguments are given by name. They cross as JSON, and the function's annotations turn them back into
+    paths, dataclasses and fractions (pydantic). The function returns an ``Outcome`` whose facts are JSON too.
+    """
+
+    __slots__ = ("arguments", "function_name")
+
+    def __init__(self, function: Callable[P, Outcome], *args: P.args, **kwargs: P.kwargs) -> None:
+        assert not args, "arguments of a job are given by name"
+        self.function_name = f"{function.__module__}:{function.__qualname__}"
+        self.arguments: dict[str, Any] = to_jsonable_python(kwargs, fallback=str)
 
 
 class SandboxFailure(Exception):
-    """The child hung, crashed or ate too much memory."""
+    """The child hung, crashed or used too much memory."""
 
     def __init__(self, code: str, reason: str) -> None:
         super().__init__(reason)
@@ -84,53 +94,71 @@ class SandboxFailure(Exception):
         self.reason = reason
 
 
-def run(job: ClipJob, waiting: Callable[[], None] = lambda: None) -> Outcome:
-    """The outcome of the job; a failure only after a second try, alone in a fresh child.
+def run(
+    job: ClipJob,
+    limits: LimitParams,
+    *,
+    video_seconds: float = 0.0,
+    on_poll: Callable[[], None] = lambda: None,
+) -> Outcome:
+    """Run a job in a child process. A failure is final only after a second try, alone in a fresh child.
 
-    ``waiting`` is called some ten times a second meanwhile: a long job may leave word in a file.
+    The deadline grows with ``video_seconds``. ``on_poll`` is called some ten times a second meanwhile: a
+    long job may report its progress in a file.
     """
+    deadline_seconds = limits.compute_deadline(video_seconds)
     failure: SandboxFailure | None = None
     for _ in range(TRIES):
-        with _a_child(fresh=failure is not None) as child:
+        with _borrow_child(fresh=failure is not None) as child:
             try:
-                return child.call(job, waiting)
+                return child.call(job, limits, deadline_seconds, on_poll)
             except SandboxFailure as err:
                 failure = err
                 child.kill()
-            except BaseException:  # Ctrl-C: the answer would come to the next who asks
+            except BaseException:  # Ctrl-C: else the answer would go to the next job
                 child.kill()
                 raise
     assert failure is not None, "the loop above runs at least once"
     return Outcome(FAILED, failure.code, f"{failure.reason} (tried {TRIES} times)")
 
 
-def run_or_raise(job: ClipJob, path: Path, waiting: Callable[[], None] = lambda: None) -> Outcome:
-    """The outcome of a job on a file without which nothing goes on. Raises StageError, which names it."""
-    outcome = run(job, waiting)
+def run_or_raise(
+    job: ClipJob,
+    limits: LimitParams,
+    path: Path,
+    *,
+    video_seconds: float = 0.0,
+    on_poll: Callable[[], None] = lambda: None,
+) -> Outcome:
+    """As ``run``, for a file that the command cannot do without. Raises StageError, which names it."""
+    outcome = run(job, limits, video_seconds=video_seconds, on_poll=on_poll)
     if outcome.status != OK:
         raise StageError(f"{path}: {outcome.reason}")
     return outcome
 
 
 def run_for_arrays(
-    function: str, args: dict[str, Any], seconds: float, limits: LimitParams
+    make_job: Callable[[Path], ClipJob], limits: LimitParams, *, video_seconds: float
 ) -> dict[str, NDArray[Any]]:
-    """What a function with these ``args`` saves in the file ``entry``. Raises Drop where there is nothing."""
+    """Run a job that saves a cache entry (``save_entry``) to the path that ``make_job`` receives.
+
+    Returns the entry's arrays by name. Raises Drop when the job failed or dropped the clip.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        entry = Path(folder, "entry.npz")
-        outcome = run(ClipJob(function, args | {"entry": os.fspath(entry)}, seconds, limits))
-        kept = load_entry(entry) if outcome.status == OK else None
-    if kept is None:
+        path = Path(folder, "entry.npz")
+        outcome = run(make_job(path), limits, video_seconds=video_seconds)
+        entry = load_entry(path) if outcome.status == OK else None
+    if entry is None:
         raise Drop(outcome.code, outcome.reason)
-    return kept[1]
+    return entry[1]
 
 
 _idle: queue.LifoQueue[Child] = queue.LifoQueue()
 
 
 @contextlib.contextmanager
-def _a_child(*, fresh: bool) -> Iterator[Child]:
-    """Borrow a warm child of this process. A thread that finds none idle starts one."""
+def _borrow_child(*, fresh: bool) -> Iterator[Child]:
+    """Borrow an idle child of this process. A thread that finds none starts one."""
     try:
         child = _idle.get_nowait()
         if fresh:
@@ -150,16 +178,18 @@ def _end_idle_children() -> None:
 
 
 class Child:
-    """The parent's end of one child process, started when first called."""
+    """The parent's side of one child process, which starts at the first call."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._calls = 0
         self._buffer = b""
 
-    def call(self, job: ClipJob, waiting: Callable[[], None]) -> Outcome:
-        """Raises SandboxFailure when the child did not answer as it should."""
-        if self._calls >= job.limits.clips_per_child:
+    def call(
+        self, job: ClipJob, limits: LimitParams, deadline_seconds: float, on_poll: Callable[[], None]
+    ) -> Outcome:
+        """Send a job and wait for its outcome. Raises SandboxFailure when there is none."""
+        if self._calls >= limits.clips_per_child:
             self.kill()
         if self._process is None:
             self._start()
@@ -167,14 +197,14 @@ class Child:
         self._calls += 1
         self._stderr.truncate(0)
         try:
-            words = [job.function, job.args, job.deadline_seconds]
-            self._process.stdin.write(json.dumps(words).encode() + b"\n")
+            request = [job.function_name, job.arguments, deadline_seconds]
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
             self._process.stdin.flush()
         except BrokenPipeError as err:
-            raise self._crashed() from err
-        self._answer(WARM_UP_SECONDS, job.limits.memory_mb, waiting)  # "warm"
-        answer = self._answer(job.deadline_seconds, job.limits.memory_mb, waiting)
-        return Outcome.from_json(answer)
+            raise self._describe_crash() from err
+        self._read_reply(WARM_UP_SECONDS, limits.memory_mb, on_poll)  # {"warm": true}
+        reply = self._read_reply(deadline_seconds, limits.memory_mb, on_poll)
+        return Outcome.from_json(reply)
 
     def kill(self) -> None:
         """End the child and whatever it started."""
@@ -197,25 +227,27 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=self._stderr,
             start_new_session=True,  # a process group of its own, to be killed whole
-            env=child_environment(),
+            env=make_child_environment(),
         )
         self._calls = 0
         self._buffer = b""
 
-    def _answer(self, deadline_seconds: float, memory_mb: int, waiting: Callable[[], None]) -> dict[str, Any]:
-        """The next line from the child, or SandboxFailure."""
+    def _read_reply(
+        self, deadline_seconds: float, memory_mb: int, on_poll: Callable[[], None]
+    ) -> dict[str, Any]:
+        """The next line from the child. Raises SandboxFailure when a limit is exceeded or the child dies."""
         assert self._process is not None and self._process.stdout is not None
         process = psutil.Process(self._process.pid)
         pipe = self._process.stdout.fileno()
-        watch = select.poll()  # select() knows no descriptor above 1023
-        watch.register(pipe, select.POLLIN | select.POLLHUP)
+        poller = select.poll()  # select() takes no descriptor above 1023
+        poller.register(pipe, select.POLLIN | select.POLLHUP)
         until = time.monotonic() + deadline_seconds
         while b"\n" not in self._buffer:
-            waiting()
-            if watch.poll(POLL_SECONDS * 1000):
+            on_poll()
+            if poller.poll(POLL_SECONDS * 1000):
                 data = os.read(pipe, 65536)
                 if not data:
-                    raise self._crashed()
+                    raise self._describe_crash()
                 self._buffer += data
             with contextlib.suppress(psutil.NoSuchProcess):
                 used = process.memory_info().rss // MEGABYTE
@@ -225,15 +257,15 @@ class Child:
                     )
             if time.monotonic() > until:
                 raise SandboxFailure("hang", f"no answer within {deadline_seconds:g} s")
-            if len(self._buffer) > MAX_ANSWER_BYTES:
-                raise SandboxFailure("crash", f"its answer is longer than {MAX_ANSWER_BYTES} bytes")
+            if len(self._buffer) > MAX_REPLY_BYTES:
+                raise SandboxFailure("crash", f"its answer is longer than {MAX_REPLY_BYTES} bytes")
         line, self._buffer = self._buffer.split(b"\n", 1)
-        answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            raise SandboxFailure("crash", answer["error"])
-        return answer
+        reply: dict[str, Any] = json.loads(line)
+        if "error" in reply:
+            raise SandboxFailure("crash", reply["error"])
+        return reply
 
-    def _crashed(self) -> SandboxFailure:
+    def _describe_crash(self) -> SandboxFailure:
         assert self._process is not None
         try:
             code = self._process.wait(timeout=5)
@@ -245,64 +277,70 @@ class Child:
         return SandboxFailure("crash", f"the child process {how}" + (f": {tail[-1]}" if tail else ""))
 
 
-# One clip, one core: the pool decides how many run at once (and a torch mel took 15 times longer
-# with two threads on a busy machine).
+# One clip uses one core: the pool decides how many run at once. (With two threads on a busy machine, mels
+# by torch took 15 times longer.)
 CHILD_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
-    "GLOG_minloglevel": "2",  # MediaPipe greets with a dozen lines
+    "GLOG_minloglevel": "2",  # MediaPipe prints a dozen lines at start
     "TF_CPP_MIN_LOG_LEVEL": "2",
 }
 
 
-def child_environment() -> dict[str, str]:
-    """This process's environment, but for what slows the child down.
+def make_child_environment() -> dict[str, str]:
+    """This process's environment without what slows the child down.
 
-    Dask has its workers give freed memory back at once (MALLOC_TRIM_THRESHOLD_). A child that frees and
-    takes a frame's buffers 25 times a second then spends a fifth of its time on page faults.
+    Dask makes its workers return freed memory at once (MALLOC_TRIM_THRESHOLD_). A child that frees and
+    allocates a frame's buffers 25 times a second would spend a fifth of its time on page faults.
     """
     inherited = {name: value for name, value in os.environ.items() if name != "MALLOC_TRIM_THRESHOLD_"}
     return inherited | CHILD_ENVIRONMENT
 
 
 def serve() -> None:
-    """The child: read a job a line, answer "warm" once its module is loaded, then the outcome."""
+    """The child's loop: read a job, reply "warm" once its module is loaded, then reply with the outcome."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_FILE_BYTES, MAX_FILE_BYTES))
-    # Libraries print to descriptor 1 as they please; the answers go through one that they do not know.
-    answers = os.fdopen(os.dup(1), "wb", buffering=0)
+    # Libraries print to descriptor 1 as they please; replies go through one that they do not know.
+    replies = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
     jobs: queue.Queue[bytes] = queue.Queue()
     threading.Thread(target=_read_jobs, args=(jobs,), daemon=True).start()
-    warm: set[str] = set()
+    warm_modules: set[str] = set()
     while True:
-        name, args, deadline = json.loads(jobs.get())
+        name, arguments, deadline_seconds = json.loads(jobs.get())
         try:
             module_name, function_name = name.split(":")
             module = importlib.import_module(module_name)
-            if module_name not in warm:
+            if module_name not in warm_modules:
                 getattr(module, "warm_up", lambda: None)()
-                warm.add(module_name)
-            answers.write(b'{"warm":true}\n')
-            # Should the parent be gone and the job hold the interpreter, nobody else can end this process.
-            faulthandler.dump_traceback_later(ORPHAN_FACTOR * deadline, exit=True)
+                warm_modules.add(module_name)
+            replies.write(b'{"warm":true}\n')
+            # If the parent is gone and the job holds the GIL, nothing else can end this process.
+            faulthandler.dump_traceback_later(ORPHAN_FACTOR * deadline_seconds, exit=True)
             try:
-                outcome = getattr(module, function_name)(**args)
-            except Drop as drop:
-                outcome = Outcome.dropped(drop)
+                outcome = _call_function(getattr(module, function_name), arguments)
             finally:
                 faulthandler.cancel_dump_traceback_later()
-            answer = json.dumps(outcome.to_json())
-        except (Exception, SystemExit) as err:  # leaving would end in an abort: a thread reads stdin
+            reply = json.dumps(outcome.to_json())
+        except (Exception, SystemExit) as err:  # exiting here would abort: another thread reads stdin
             traceback.print_exc()
             where = traceback.extract_tb(err.__traceback__)[-1]
-            answer = json.dumps({"error": f"{type(err).__name__}: {err} ({where.name}:{where.lineno})"})
-        answers.write(answer.encode() + b"\n")
+            reply = json.dumps({"error": f"{type(err).__name__}: {err} ({where.name}:{where.lineno})"})
+        replies.write(reply.encode() + b"\n")
+
+
+def _call_function(function: Callable[..., Outcome], arguments: dict[str, Any]) -> Outcome:
+    """Call a job's function with arguments from JSON, converted to what its annotations say."""
+    try:
+        return validate_call(function)(**arguments)
+    except Drop as drop:
+        return Outcome.from_drop(drop)
 
 
 def _read_jobs(jobs: queue.Queue[bytes]) -> None:
-    """Pass lines on; when the parent is gone, whatever the main thread does, go too."""
+    """Pass lines on to the main loop; when the parent is gone, exit at once, whatever that loop does."""
     for line in sys.stdin.buffer:
         jobs.put(line)
     os._exit(0)

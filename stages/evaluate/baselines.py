@@ -1,4 +1,4 @@
-"""Mouths that cost nothing, to stand beside what a network draws: whoever is no better has learnt nothing."""
+"""Baseline mouths that need no network: a model that scores no better has learnt nothing."""
 
 from __future__ import annotations
 
@@ -15,52 +15,52 @@ from shards.schema import MELS_PER_FRAME, ClipSample
 
 Frames = NDArray[np.uint8]  # (T, S, S, 3)
 
-BANK_FRAMES = 10_000  # of the training split, at most: the nearest of more is hardly nearer
-BANK_WIDTH, BANK_HEIGHT = 80, 48  # px of a kept mouth; boxes of 128 px crops are about 75 x 42
-BANDS = 32  # that a mel row is averaged to: a tenth of the time, and the same sounds
-REACH = 2  # mel rows to either side of a frame's own, as in the paper's window
+BANK_FRAMES = 10_000  # of the training split, at most: a larger bank has hardly any nearer frames
+BANK_WIDTH, BANK_HEIGHT = 80, 48  # px of a stored mouth; boxes of 128 px crops are about 75 x 42
+BANDS = 32  # that a mel row is averaged to: a tenth of the time, and the same matches
+REACH = 2  # mel rows on each side of a frame's own, as in the paper's window
 
 
-def held(clip: ClipSample) -> Frames:
-    """Frozen mouth: what the first frame shows at a box stays in it."""
-    return _pasted(clip, (clip.frames[0, y0:y1, x0:x1] for x0, y0, x1, y1 in clip.boxes.tolist()))
+def freeze_mouth(clip: ClipSample) -> Frames:
+    """Frozen mouth: each box shows the same region of the first frame."""
+    return _fill_boxes(clip, (clip.frames[0, y0:y1, x0:x1] for x0, y0, x1, y1 in clip.boxes.tolist()))
 
 
-def previous(clip: ClipSample) -> Frames:
-    """Previous frame: a box shows what the frame before has there; the first frame shows its own."""
+def repeat_previous_frame(clip: ClipSample) -> Frames:
+    """Previous frame: each box shows the same region of the frame before; the first frame shows its own."""
     boxes = enumerate(clip.boxes.tolist())
-    return _pasted(clip, (clip.frames[max(0, k - 1), y0:y1, x0:x1] for k, (x0, y0, x1, y1) in boxes))
+    return _fill_boxes(clip, (clip.frames[max(0, k - 1), y0:y1, x0:x1] for k, (x0, y0, x1, y1) in boxes))
 
 
 @dataclass(frozen=True, slots=True)
-class Bank:
-    """What training frames sound and look like."""
+class MouthBank:
+    """Mel windows and mouths of N training frames."""
 
-    sounds: NDArray[np.float32]  # (N, V)
-    mouths: NDArray[np.uint8]  # (N, h, w, 3), what their boxes show, at one size
+    sounds: NDArray[np.float32]  # (N, V), from ``extract_mel_windows``
+    mouths: NDArray[np.uint8]  # (N, h, w, 3), their boxes, resized to one size
 
 
-def nearest(clip: ClipSample, mels: NDArray[np.float32], bank: Bank) -> Frames:
-    """Nearest mel: the mouth of the training frame whose mel window is the nearest, for each frame.
+def find_nearest_mouths(clip: ClipSample, mels: NDArray[np.float32], bank: MouthBank) -> Frames:
+    """Nearest mel: for each frame, the mouth of the training frame whose mel window is nearest.
 
-    ``mels`` (2T, M) are the speech's, for the T frames of ``clip``.
+    ``mels`` (2T, M) are those of the speech, for the T frames of ``clip``.
     """
-    heard = sounds_of(mels)
-    # |a - b|² = |a|² - 2 a.b + |b|², of which the first is the same for all b.
-    distances = np.square(bank.sounds).sum(axis=1) - 2 * (heard @ bank.sounds.T)
-    return _pasted(clip, (bank.mouths[n] for n in distances.argmin(axis=1)))
+    windows = extract_mel_windows(mels)
+    # |a - b|² = |a|² - 2 a.b + |b|²; the first term is the same for all b.
+    distances = np.square(bank.sounds).sum(axis=1) - 2 * (windows @ bank.sounds.T)
+    return _fill_boxes(clip, (bank.mouths[n] for n in distances.argmin(axis=1)))
 
 
-def _pasted(clip: ClipSample, mouths: Iterable[Frames]) -> Frames:
-    """The clip with other pictures in its boxes, brought to their sizes."""
+def _fill_boxes(clip: ClipSample, mouths: Iterable[Frames]) -> Frames:
+    """The clip's frames with other images in their boxes, resized to fit."""
     frames: Frames = clip.frames.copy()
     for frame, (x0, y0, x1, y1), mouth in zip(frames, clip.boxes.tolist(), mouths, strict=True):
         frame[y0:y1, x0:x1] = cv2.resize(mouth, (x1 - x0, y1 - y0), interpolation=cv2.INTER_AREA)
     return frames
 
 
-def sounds_of(mels: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The mel window of each frame, in fewer bands: (2T, M) -> (T, V)."""
+def extract_mel_windows(mels: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The mel window of each frame, averaged to fewer bands and flattened: (2T, M) -> (T, V)."""
     bands = min(BANDS, mels.shape[1])
     rows = cv2.resize(mels, (bands, len(mels)), interpolation=cv2.INTER_AREA)
     rows = np.pad(rows, ((REACH, REACH), (0, 0)), mode="edge")
@@ -68,11 +68,11 @@ def sounds_of(mels: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.ascontiguousarray(windows.reshape(len(windows), -1))
 
 
-def bank_clips(dataset: Dataset, without: Set[str]) -> list[str]:
-    """Training clips of which a bank is made, drawn by a hash of their ids until there are frames enough."""
-    trained = [name for name in dataset.clips.ids_in_split("train") if name not in without]
+def choose_bank_clips(dataset: Dataset, excluded: Set[str]) -> list[str]:
+    """Training clips for the bank, in the order of a hash of their ids, until there are enough frames."""
+    candidates = [clip_id for clip_id in dataset.clips.ids_in_split("train") if clip_id not in excluded]
     chosen, n_frames = [], 0
-    for clip_id in sorted(trained, key=lambda name: derive_key(0, *name.encode())):
+    for clip_id in sorted(candidates, key=lambda clip_id: derive_key(0, *clip_id.encode())):
         chosen.append(clip_id)
         n_frames += int(dataset.clips[clip_id]["frames"])
         if n_frames >= BANK_FRAMES:
@@ -80,13 +80,13 @@ def bank_clips(dataset: Dataset, without: Set[str]) -> list[str]:
     return chosen
 
 
-def bank_of(clips: Iterable[ClipSample]) -> Bank:
-    """What these clips' frames sound and look like; there must be one."""
+def build_bank(clips: Iterable[ClipSample]) -> MouthBank:
+    """The bank of these clips' frames. There must be at least one clip."""
     sounds, mouths = [], []
     for clip in clips:
-        sounds.append(sounds_of(clip.mels))
+        sounds.append(extract_mel_windows(clip.mels))
         mouths += [
             cv2.resize(frame[y0:y1, x0:x1], (BANK_WIDTH, BANK_HEIGHT), interpolation=cv2.INTER_AREA)
             for frame, (x0, y0, x1, y1) in zip(clip.frames, clip.boxes.tolist(), strict=True)
         ]
-    return Bank(np.concatenate(sounds), np.stack(mouths))
+    return MouthBank(np.concatenate(sounds), np.stack(mouths))

@@ -1,24 +1,24 @@
-"""The table's columns: what each figure is, where it is taken, and which way is better."""
+"""The columns of the table: what each metric is, its unit and region, and which direction is better."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-# Of a clip: what its figures are also told by.
+# Properties of a clip by which means are also reported.
 GROUPS = ("emotion", "level", "speaker")
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One figure. docs/evaluation.md says more of each."""
+    """One metric. docs/evaluation.md describes each in more detail."""
 
     label: str
     unit: str
     region: Literal["box", "frame", ""]
     better: Literal["higher", "lower", ""]
     about: str
-    needs_truth: bool = False  # no truth shows a clip that was drawn to another's speech
+    needs_truth: bool = False  # a clip with another's speech has no ground truth
 
 
 COLUMNS: dict[str, Column] = {
@@ -46,7 +46,7 @@ COLUMNS: dict[str, Column] = {
         "LPIPS", "", "frame", "lower", "the same on whole frames, of which most is copied", True
     ),
     "cpbd_box": Column(
-        "CPBD", "", "box", "higher", "Narvekar and Karam 2011: share of edges whose blur is not seen"
+        "CPBD", "", "box", "higher", "Narvekar and Karam 2011: share of edges without noticeable blur"
     ),
     "cpbd_frame": Column("CPBD", "", "frame", "higher", "the same on whole frames, of which most is copied"),
     "fid_box": Column(
@@ -57,30 +57,30 @@ COLUMNS: dict[str, Column] = {
         "LSE-C, crops", "", "", "higher", "SyncNet's confidence: median less least distance over lags"
     ),
     "lse_d": Column(
-        "LSE-D, crops", "", "", "lower", "SyncNet's least distance over lags of 15 frames either way"
+        "LSE-D, crops", "", "", "lower", "SyncNet's least distance over lags of up to 15 frames either way"
     ),
     "lse_offset": Column(
         "LSE offset, crops",
         "frames",
         "",
         "",
-        "the lag of that least distance; positive: the sound comes early",
+        "the lag of that least distance; positive: the sound is early",
     ),
-    "lse_d_at_zero": Column("LSE-D at 0, crops", "", "", "lower", "SyncNet's distance without any lag"),
+    "lse_d_at_zero": Column("LSE-D at 0, crops", "", "", "lower", "SyncNet's distance without a lag"),
     "lse_c_real": Column(
         "LSE-C, real videos",
         "",
         "",
         "higher",
-        "SyncNet's confidence in the square about the face, of whole pictures",
+        "SyncNet's confidence on the square around the face in full frames",
     ),
-    "lse_d_real": Column("LSE-D, real videos", "", "", "lower", "SyncNet's least distance in that square"),
+    "lse_d_real": Column("LSE-D, real videos", "", "", "lower", "SyncNet's least distance on that square"),
     "lse_offset_real": Column("LSE offset, real videos", "frames", "", "", "the lag of that least distance"),
     "lse_d_at_zero_real": Column(
-        "LSE-D at 0, real videos", "", "", "lower", "SyncNet's distance in that square without any lag"
+        "LSE-D at 0, real videos", "", "", "lower", "SyncNet's distance on that square without a lag"
     ),
     "mouth_distance_px": Column(
-        "mouth distance", "px", "", "lower", "of 40 lip landmarks from the truth's, in the crop", True
+        "mouth distance", "px", "", "lower", "of 40 lip landmarks from the ground truth's, in the crop", True
     ),
     "mouth_distance_pupils": Column(
         "mouth distance",
@@ -95,34 +95,36 @@ COLUMNS: dict[str, Column] = {
         "",
         "",
         "higher",
-        "Pearson's, of the drawn opening with that of the speech's own mouth; shared timing flatters it",
+        "Pearson, of the generated mouth opening with the speech's own; high for any clip with shared timing",
     ),
     "opening_lag_frames": Column(
         "opening lag",
         "frames",
         "",
         "",
-        "where that correlation is greatest; positive: the drawn mouth comes late",
+        "the lag at which that correlation is greatest; positive: the generated mouth is late",
     ),
     "audio_obedience": Column(
         "audio obedience",
         "",
         "",
         "higher",
-        "does the mouth follow another's speech (1), nothing (0) or the source (-1): partial correlations",
+        "whether the mouth follows another's speech (1), nothing (0) or the source (-1): "
+        "partial correlations",
     ),
     "smoothness_box": Column(
-        "unrest",
-        "of the truth's",
+        "flicker",
+        "of the ground truth's",
         "box",
         "",
-        "second difference in time over the truth's: 1 as smooth, above it flickers, near 0 stands still",
+        "second difference in time over the ground truth's: 1 is as smooth, above 1 flickers, "
+        "near 0 stands still",
     ),
     "identity_drift": Column(
         "identity drift",
         "ΔE",
         "box",
         "",
-        "how far the skin's colour moves away from the first frame's, from start to end: 0 is best",
+        "how far the skin colour moves away from the first frame's between start and end: 0 is best",
     ),
 }

@@ -1,7 +1,7 @@
-"""What SyncNet sees of whole pictures by the protocol ``real videos``: the square about the face in each.
+"""SyncNet's input for the protocol ``real videos``: the square around the face in full frames.
 
-Another system's video is looked at as it came. Crops are put into their clip's source first, as ``pipeline
-edit`` does, so that every row of the table, the truth's too, can stand under this protocol.
+Another system's video is used as it is. Crops are pasted into their clip's source first, as ``pipeline
+edit`` does, so every row of the table, the ground truth's too, can be scored with this protocol.
 """
 
 from __future__ import annotations
@@ -22,34 +22,35 @@ from stages import landmarks
 from stages.engine import sandbox
 from stages.engine.cache import load_entry, save_entry
 from stages.engine.outcome import Drop, Outcome
-from stages.engine.sandbox import LimitParams
-from stages.evaluate.metrics.face_crops import face_boxes, face_crops
+from stages.engine.sandbox import ClipJob, LimitParams
+from stages.evaluate.metrics.face_crops import crop_faces, face_boxes
 from stages.landmarks import LandmarksParams
-from stages.media.video import ClockFrame, read_on_clock, video_span
+from stages.media.video import ClockFrame, read_frames_at_25fps, read_video_span
 
 Frames = NDArray[np.uint8]  # (T, H, W, 3), RGB
 
 
-def squares_of_video(path: Path, n_frames: int, landmarker: Path, limits: LimitParams) -> Frames:
-    """Squares (T, 224, 224, 3) of a video's first frames. Raises Drop where no face can be followed."""
-    return _squares(path, None, n_frames, None, landmarker, limits)
+def crop_squares(path: Path, n_frames: int, landmarker: Path, limits: LimitParams) -> Frames:
+    """Squares (T, 224, 224, 3) of a video's first frames. Raises Drop when no face can be tracked."""
+    return _crop_squares_in_sandbox(path, None, n_frames, None, landmarker, limits)
 
 
-def squares_with(
-    drawn: Frames, clip: ClipSample, source: Path, landmarker: Path, limits: LimitParams
+def crop_squares_with_crops(
+    generated: Frames, clip: ClipSample, source: Path, landmarker: Path, limits: LimitParams
 ) -> Frames:
-    """The same of a clip's source, with what was drawn in the place of the clip's own crops (T, S, S, 3)."""
+    """Squares of a clip's source, with generated crops (T, S, S, 3) pasted in place of the clip's own."""
     with TemporaryDirectory() as folder:
         crops = Path(folder, "crops.npz")
         save_entry(
             crops,
             Outcome(),
-            {"crop": clip.frames, "redrawn": drawn, "affine": clip.affine, "box": clip.boxes},
+            {"crop": clip.frames, "redrawn": generated, "affine": clip.affine, "box": clip.boxes},
         )
-        return _squares(source, clip.info["source_start"], len(drawn), crops, landmarker, limits)
+        start = clip.info["source_start"]
+        return _crop_squares_in_sandbox(source, start, len(generated), crops, landmarker, limits)
 
 
-def _squares(
+def _crop_squares_in_sandbox(
     path: Path,
     start: float | None,
     n_frames: int,
@@ -57,44 +58,51 @@ def _squares(
     landmarker: Path,
     limits: LimitParams,
 ) -> Frames:
-    args = {
-        "path": str(path.absolute()), "start": start, "n_frames": n_frames,
-        "crops": None if crops is None else str(crops), "landmarker": str(landmarker.absolute()),
-    }  # fmt: skip
-    function = "stages.evaluate.face_squares:squares_of_file"
-    return sandbox.run_for_arrays(function, args, n_frames / VIDEO_FPS, limits)["squares"]
+    def make_job(entry: Path) -> ClipJob:
+        return ClipJob(
+            save_squares_of_file,
+            path=path.absolute(),
+            start=start,
+            n_frames=n_frames,
+            crops=crops,
+            landmarker=landmarker.absolute(),
+            entry=entry,
+        )
+
+    return sandbox.run_for_arrays(make_job, limits, video_seconds=n_frames / VIDEO_FPS)["squares"]
 
 
-def squares_of_file(
-    path: str, start: float | None, n_frames: int, crops: str | None, landmarker: str, entry: str
+def save_squares_of_file(
+    path: Path, start: float | None, n_frames: int, crops: Path | None, landmarker: Path, entry: Path
 ) -> Outcome:
-    """Find and follow the face, and save the square about it. Runs in the sandbox.
+    """Track the face, and save the square around it as a cache entry. Runs in the sandbox.
 
-    ``start`` of None is the first frame's. Everything is decoded twice: a long clip's whole pictures do not
-    fit in memory.
+    ``start`` of None is the time of the first frame. The video is decoded twice: a long clip's full frames
+    do not fit in memory.
     """
     cv2.setNumThreads(1)
-    first = float(video_span(Path(path)).start) if start is None else start
+    first = float(read_video_span(path).start) if start is None else start
 
-    def shown() -> Iterator[ClockFrame]:
-        frames = read_on_clock(Path(path), first, n_frames)
-        return frames if crops is None else _with_crops(frames, Path(crops))
+    def read_frames() -> Iterator[ClockFrame]:
+        frames = read_frames_at_25fps(path, first, n_frames)
+        return frames if crops is None else _paste_crops(frames, crops)
 
-    rules = LandmarksParams()
-    points, _, _ = landmarks.find_points(shown(), landmarks.open_finder(landmarker, rules.max_faces), rules)
+    params = LandmarksParams()
+    finder = landmarks.open_finder(landmarker, params.max_faces)
+    points, _, _ = landmarks.find_points(read_frames(), finder, params)
     try:
-        squares = face_crops((frame.image for frame in shown()), face_boxes(points))
+        squares = crop_faces((frame.image for frame in read_frames()), face_boxes(points))
     except ValueError as err:
         raise Drop("too_short", str(err)) from err
     outcome = Outcome()
-    save_entry(Path(entry), outcome, {"squares": squares})
+    save_entry(entry, outcome, {"squares": squares})
     return outcome
 
 
-def _with_crops(frames: Iterator[ClockFrame], crops: Path) -> Iterator[ClockFrame]:
-    """Whole pictures with crops put in; ``crops`` holds what ``paste`` asks for, each of T."""
+def _paste_crops(frames: Iterator[ClockFrame], crops: Path) -> Iterator[ClockFrame]:
+    """Full frames with crops pasted in; the entry ``crops`` has the arguments of ``paste``, for T frames."""
     entry = load_entry(crops)
-    assert entry is not None, f"{crops}: was written for this"
+    assert entry is not None, f"{crops}: was written for this call"
     arrays: dict[str, NDArray[Any]] = entry[1]
     for k, frame in enumerate(frames):
         image = frame.image.copy()  # the source may show it for several instants
@@ -104,5 +112,5 @@ def _with_crops(frames: Iterator[ClockFrame], crops: Path) -> Iterator[ClockFram
 
 
 def warm_up() -> None:
-    """Load MediaPipe before the deadline runs."""
+    """Load MediaPipe before the first clip's deadline starts."""
     landmarks.warm_up()

@@ -1,4 +1,4 @@
-"""Mouths in crops: landmarks by MediaPipe, found once for the same pictures."""
+"""Mouth landmarks in crops, by MediaPipe; results are cached by the pixels of the frames."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ from stages.media.faces import Frame, Points
 
 STAGE = "mouths"
 VERSION = 1
-ENLARGED = 256  # px: MediaPipe misses faces that fill a crop of 128
+ENLARGED_PX = 256  # MediaPipe misses faces that fill a crop of 128
 UPPER_AND_LOWER = (faces.UPPER_LIP_INNER, faces.LOWER_LIP_INNER)
 LIPS = [*UPPER_AND_LOWER, *(point for point in faces.LIPS if point not in UPPER_AND_LOWER)]
 PUPILS = [faces.RIGHT_PUPIL, faces.LEFT_PUPIL]
 
 
-def find_mouths(frames: NDArray[np.uint8], find: Callable[[Frame], list[Points]]) -> Mouths:
+def find_mouths(frames: NDArray[np.uint8], find_faces: Callable[[Frame], list[Points]]) -> Mouths:
     """Landmarks of crops (T, S, S, 3), in their pixels; nan where there is no face."""
-    scale = np.float32(frames.shape[1] / ENLARGED)
+    scale = np.float32(frames.shape[1] / ENLARGED_PX)
     points = np.full((len(frames), faces.N_POINTS, 2), np.nan, np.float32)
     for k, frame in enumerate(frames):
-        enlarged = cv2.resize(frame, (ENLARGED, ENLARGED), interpolation=cv2.INTER_CUBIC)
-        found = find(np.ascontiguousarray(enlarged))
-        if found:
-            points[k] = (found[0] + np.float32(0.5)) * scale - np.float32(0.5)
+        enlarged = cv2.resize(frame, (ENLARGED_PX, ENLARGED_PX), interpolation=cv2.INTER_CUBIC)
+        detections = find_faces(np.ascontiguousarray(enlarged))
+        if detections:
+            points[k] = (detections[0] + np.float32(0.5)) * scale - np.float32(0.5)
     return Mouths(points[:, LIPS], points[:, PUPILS])
 
 
-def mouths_of(frames: NDArray[np.uint8], model: Path, model_sha256: str, cache: Path) -> Mouths:
-    """The same, found again in the cache where these very frames were seen before."""
-    seen = hashlib.sha256(np.ascontiguousarray(frames).data).hexdigest()
-    key = digest(STAGE, VERSION, seen, list(frames.shape), model_sha256, versions("mediapipe"))
+def find_mouths_cached(frames: NDArray[np.uint8], model: Path, model_sha256: str, cache: Path) -> Mouths:
+    """As ``find_mouths``, read from the cache when it has the result for the same frames and model."""
+    frames_sha256 = hashlib.sha256(np.ascontiguousarray(frames).data).hexdigest()
+    key = digest(STAGE, VERSION, frames_sha256, list(frames.shape), model_sha256, versions("mediapipe"))
     path = entry_path(cache, STAGE, key, ".npz")
     entry = load_entry(path)
     if entry is None:
-        mouths = find_mouths(frames, open_finder(str(model), 1))
+        mouths = find_mouths(frames, open_finder(model, 1))
         save_entry(path, Outcome(), {"lips": mouths.lips, "pupils": mouths.pupils})
         return mouths
     _, arrays = entry

@@ -1,7 +1,7 @@
-"""Figures that need networks others have trained: SyncNet's LSE, LPIPS, and Inception's FID.
+"""Metrics that need published networks: SyncNet's LSE, LPIPS, and FID by Inception.
 
-Nothing is fetched here. Where a network's weights are not on this machine, its columns say why they are
-not computed, and the others are.
+Nothing is downloaded here. Where a network's weights are not on this machine, its columns say why they are
+not computed, and the others are computed.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.evaluate.metrics import inception, lse
 from stages.evaluate.metrics.frechet import Moments, frechet_distance
-from stages.evaluate.metrics.inception import Inception
+from stages.evaluate.metrics.inception import Inception, extract_features
 from stages.evaluate.metrics.lpips import MIN_PX, AlexNet, Heads, Lpips
-from stages.evaluate.metrics.lse import Skipped
+from stages.evaluate.metrics.lse import Skipped, compute_lse
+from stages.evaluate.metrics.pixels import Boxes, Frames, crop_boxes
 from stages.evaluate.metrics.published import load_published
 from stages.evaluate.metrics.syncnet import SyncNet
 from stages.media.weights import NETWORKS, WeightsNotFound, find_here
@@ -28,13 +28,10 @@ LPIPS = ("lpips_box", "lpips_frame")
 FID = ("fid_box", "fid_frame")
 NO_SOUND = "needs the raw clips' sound: --raw DIR"
 
-Frames = NDArray[np.uint8]  # (T, H, W, 3), RGB
-Boxes = NDArray[np.integer]  # (T, 4), x0 y0 x1 y1
-
 
 @dataclass(frozen=True, slots=True)
 class Networks:
-    """The networks that are here."""
+    """The networks whose weights are on this machine."""
 
     syncnet: SyncNet | None
     lpips: Lpips | None
@@ -43,109 +40,105 @@ class Networks:
 
 
 def load_networks(folder: Path | None, *, with_sound: bool, device: str = "cpu") -> Networks:
-    """What can be found in ``folder``, in $REDUB_WEIGHTS and in the user's cache.
+    """Load every network that is in ``folder``, in $REDUB_WEIGHTS or in the user's cache.
 
-    ``with_sound`` says whether ``clip_values`` will be given speech. On a core of a CPU a frame costs
-    Inception 120 ms, whole or its box, SyncNet 32 ms by each protocol and LPIPS some 20 ms. Raises
-    StageError or ModelError where a file is there and is not what it should be.
+    ``with_sound`` says whether ``score_clip_by_networks`` will receive speech. On one CPU core a frame takes
+    Inception 120 ms, whole or its box, SyncNet 32 ms by each protocol and LPIPS some 20 ms. Raises StageError
+    or ModelError when a file exists but is not what it should be.
     """
     not_computed: dict[str, str] = {}
 
-    def found(columns: Sequence[str], *names: str) -> list[Path]:
+    def find_paths(columns: Sequence[str], *names: str) -> list[Path]:
         try:
             return [find_here(NETWORKS[name], folder) for name in names]
-        except WeightsNotFound as absent:
-            not_computed.update(dict.fromkeys(columns, str(absent)))
+        except WeightsNotFound as err:
+            not_computed.update(dict.fromkeys(columns, str(err)))
             return []
 
-    syncnet = lpips = eye = None
-    if paths := found((*LSE, *LSE_REAL), "syncnet"):
+    syncnet = lpips = inception = None
+    if paths := find_paths((*LSE, *LSE_REAL), "syncnet"):
         syncnet = load_published(SyncNet, *paths).to(device)
         if not with_sound:
             not_computed.update(dict.fromkeys((*LSE, *LSE_REAL), NO_SOUND))
-    if paths := found(LPIPS, "alexnet", "lpips"):
+    if paths := find_paths(LPIPS, "alexnet", "lpips"):
         alexnet, heads = paths
         lpips = Lpips(
             load_published(AlexNet, alexnet, unused=("classifier.",)).to(device),
             load_published(Heads, heads).to(device),
         )
-    if paths := found(FID, "inception"):
-        eye = load_published(Inception, *paths, unused=("fc.",)).to(device)
-    return Networks(syncnet, lpips, eye, not_computed)
+    if paths := find_paths(FID, "inception"):
+        inception = load_published(Inception, *paths, unused=("fc.",)).to(device)
+    return Networks(syncnet, lpips, inception, not_computed)
 
 
 @dataclass(frozen=True, slots=True)
 class ClipValues:
-    """One clip's figures; a column that is not here is not computed, or not defined for this clip."""
+    """One clip's scores; an absent column is not computed, or not defined for this clip."""
 
     values: dict[str, float]
-    skipped: tuple[str, ...] = ()  # why LSE is not defined for it, by protocol
+    skipped: tuple[str, ...] = ()  # why it has no LSE, by protocol
 
 
-def clip_values(
+def score_clip_by_networks(
     networks: Networks,
-    drawn: Frames,
+    generated: Frames,
     truth: Frames | None,
     boxes: Boxes,
     speech: NDArray[np.int16] | None,
     squares: Frames | Skipped | None,
 ) -> ClipValues:
-    """LPIPS of a clip's frames from the true ones, and LSE of them and the speech that they should say.
+    """LPIPS of a clip's frames from the ground truth, and LSE of its frames and the speech they should match.
 
-    No ``truth`` shows a clip that was drawn to another's speech. ``speech`` is at 16 kHz on the frames'
-    clock, ``squares`` are those about the face in whole pictures, or why there are none. LPIPS of the box is
-    the mean over frames whose box is large enough for AlexNet.
+    ``truth`` is None for a clip with another's speech. ``speech`` is at 16 kHz on the frames' clock,
+    ``squares`` are those around the face in full frames, or why there are none. LPIPS of the box is the mean
+    over frames whose box is large enough for AlexNet.
     """
     values: dict[str, float] = {}
     skipped = []
     if networks.lpips is not None and truth is not None:
-        values["lpips_frame"] = float(networks.lpips(drawn, truth).mean())
-        pairs = [pair for pair in zip(within(drawn, boxes), within(truth, boxes), strict=True)
+        values["lpips_frame"] = float(networks.lpips(generated, truth).mean())
+        pairs = [pair for pair in zip(crop_boxes(generated, boxes), crop_boxes(truth, boxes), strict=True)
                  if min(pair[0].shape[:2]) >= MIN_PX]  # fmt: skip
         if pairs:
             values["lpips_box"] = float(np.mean([networks.lpips(a[None], b[None])[0] for a, b in pairs]))
     if networks.syncnet is not None and speech is not None:
-        for protocol, columns, pictures in (("crops", LSE, drawn), ("real videos", LSE_REAL, squares)):
-            if pictures is None:
+        syncnet = networks.syncnet
+        for protocol, columns, frames in (("crops", LSE, generated), ("real videos", LSE_REAL, squares)):
+            if frames is None:
                 continue
-            told = (
-                pictures
-                if isinstance(pictures, Skipped)
-                else lse.lse(pictures, speech, networks.syncnet.lips, networks.syncnet.speech)
+            result = (
+                frames
+                if isinstance(frames, Skipped)
+                else compute_lse(frames, speech, syncnet.embed_lips, syncnet.embed_speech)
             )
-            if isinstance(told, Skipped):
-                skipped.append(f"{protocol}: {told.reason}")
+            if isinstance(result, Skipped):
+                skipped.append(f"{protocol}: {result.reason}")
             else:
-                figures = (told.confidence, told.distance, told.offset, told.distance_at_zero)
-                values |= dict(zip(columns, figures, strict=True))
+                scores = (result.confidence, result.distance, result.offset, result.distance_at_zero)
+                values |= dict(zip(columns, scores, strict=True))
     return ClipValues(values, tuple(skipped))
 
 
 class Fid:
-    """What Inception has seen of one row's frames, whole and within their boxes."""
+    """Running moments of Inception's features of one row's frames, whole and in their boxes."""
 
     def __init__(self, network: Inception) -> None:
         self._network = network
-        self._seen = {column: Moments() for column in FID}
+        self._moments = {column: Moments() for column in FID}
 
     @property
     def n(self) -> int:
-        """Frames seen. Of fewer than 2048 the covariance lacks rank and the distance is too large."""
-        return self._seen["fid_frame"].n
+        """Frames so far. With fewer than 2048 the covariance lacks rank and the distance is too large."""
+        return self._moments["fid_frame"].n
 
     def add(self, frames: Frames, boxes: Boxes) -> None:
-        """See one clip."""
-        for column, pictures in (("fid_frame", list(frames)), ("fid_box", within(frames, boxes))):
-            self._seen[column].add(inception.features(self._network, pictures))
+        """Add the frames of one clip."""
+        for column, images in (("fid_frame", list(frames)), ("fid_box", list(crop_boxes(frames, boxes)))):
+            self._moments[column].add(extract_features(self._network, images))
 
-    def against(self, truth: Fid) -> dict[str, float]:
-        """Frechet distance of this row's frames from the true ones, by column. Two frames or more of each."""
+    def compute_distances(self, truth: Fid) -> dict[str, float]:
+        """Fréchet distance of this row's frames from the ground truth's, by column. Both need two frames."""
         return {
-            column: frechet_distance(seen.gaussian(), truth._seen[column].gaussian())
-            for column, seen in self._seen.items()
+            column: frechet_distance(moments.fit_gaussian(), truth._moments[column].fit_gaussian())
+            for column, moments in self._moments.items()
         }
-
-
-def within(frames: Frames, boxes: Boxes) -> list[NDArray[np.uint8]]:
-    """The box of each frame, as a picture."""
-    return [frame[y0:y1, x0:x1] for frame, (x0, y0, x1, y1) in zip(frames, boxes, strict=True)]

@@ -1,29 +1,28 @@
-"""The figures of networks, for the table: clip by clip, kept in the cache, and over a row as a whole."""
+"""Scores by networks for the table: of each clip, which are cached, and of each row as a whole."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from shards.reader import Dataset, read_clip
 from shards.schema import ClipSample, ShardError
 from stages.engine.cache import digest, entry_path, load_entry, save_entry, versions
 from stages.engine.outcome import Drop, Outcome
+from stages.engine.progress import Progress, no_progress
 from stages.engine.sandbox import LimitParams
-from stages.evaluate.clip_sound import clip_speech, source_of
+from stages.evaluate.clip_sound import find_source, read_clip_sound
 from stages.evaluate.columns import COLUMNS
-from stages.evaluate.face_squares import squares_of_video, squares_with
-from stages.evaluate.measure import MeasureItem, MeasureTools, cut_to, frames_of
+from stages.evaluate.face_squares import crop_squares, crop_squares_with_crops
+from stages.evaluate.measure import MeasureItem, MeasureTools, cut_clip, load_item_frames
 from stages.evaluate.metrics.face_crops import REAL_VIDEOS
 from stages.evaluate.metrics.lse import CROPS, Skipped
 from stages.evaluate.metrics.obedience import Mean
-from stages.evaluate.network_metrics import LSE, LSE_REAL, Fid, Networks, clip_values
+from stages.evaluate.network_metrics import LSE, LSE_REAL, Fid, Networks, score_clip_by_networks
 from stages.media.audio import SAMPLES_PER_FRAME
 from stages.sample.pairs import Frames
 
@@ -34,112 +33,114 @@ PROTOCOLS = dict.fromkeys(LSE, CROPS) | dict.fromkeys(LSE_REAL, REAL_VIDEOS)
 
 @dataclass(frozen=True, slots=True)
 class NetworkScores:
-    """What the networks found."""
+    """Scores by networks of all items and rows."""
 
-    clips: dict[str, dict[str, float]] = field(default_factory=dict)  # entry -> column -> figure
-    # row -> column -> figure of all its frames together, so without an interval; n counts frames
+    clips: dict[Path, dict[str, float]] = field(default_factory=dict)  # cache entry -> column -> score
+    # row -> column -> score of all its frames together, so without an interval; n counts frames
     rows: dict[str, dict[str, Mean]] = field(default_factory=dict)
-    skipped: dict[str, tuple[str, ...]] = field(default_factory=dict)  # entry -> why it has no LSE
+    skipped: dict[Path, tuple[str, ...]] = field(default_factory=dict)  # cache entry -> why it has no LSE
 
 
-class Sources:
-    """What shards do not hold, from the corpus's own files: the sound of speech, and whole pictures."""
+class RawClips:
+    """What shards do not contain, read from the corpus's raw files: speech, and full frames."""
 
     def __init__(self, dataset: Dataset, raw: Path | None, limits: LimitParams) -> None:
         self._dataset, self._raw, self._limits = dataset, raw, limits
-        self._known: dict[str, NDArray[np.int16] | str] = {}
+        self._speech: dict[str, NDArray[np.int16] | str] = {}
 
-    def speech(self, clip_id: str) -> NDArray[np.int16] | str:
-        """(640 T,) at 16 kHz, or why there is none. Each is read once."""
+    def read_speech(self, clip_id: str) -> NDArray[np.int16] | str:
+        """(640 T,) at 16 kHz, or why there is none. Each clip is read once."""
         if self._raw is None:
             return "no raw clips"
-        if clip_id not in self._known:
+        if clip_id not in self._speech:
             try:
                 info = read_clip(self._dataset, clip_id).info
-                self._known[clip_id] = clip_speech(self._raw, info, self._limits)
+                self._speech[clip_id] = read_clip_sound(self._raw, info, self._limits)
             except (Drop, ShardError) as err:
-                self._known[clip_id] = str(err)
-        return self._known[clip_id]
+                self._speech[clip_id] = str(err)
+        return self._speech[clip_id]
 
-    def squares(
-        self, item: MeasureItem, clip: ClipSample, drawn: Frames, landmarker: Path
+    def crop_squares(
+        self, item: MeasureItem, clip: ClipSample, generated: Frames, landmarker: Path
     ) -> Frames | Skipped:
-        """Squares about the face in an item's whole pictures, or why there are none."""
+        """Squares around the face in an item's full frames, or why there are none."""
         try:
-            if item.whole:
-                return squares_of_video(Path(item.whole), len(drawn), landmarker, self._limits)
-            assert self._raw is not None, "there is no speech either"
-            return squares_with(drawn, clip, source_of(self._raw, clip.info), landmarker, self._limits)
+            if item.full_frame_video is not None:
+                return crop_squares(item.full_frame_video, len(generated), landmarker, self._limits)
+            assert self._raw is not None, "without raw clips there is no speech either"
+            source = find_source(self._raw, clip.info)
+            return crop_squares_with_crops(generated, clip, source, landmarker, self._limits)
         except Drop as drop:
             return Skipped(str(drop))
 
 
-def network_scores(
+def score_rows_by_networks(
     rows: Mapping[str, Sequence[MeasureItem]],
     networks: Networks,
-    sources: Sources,
+    raw_clips: RawClips,
     dataset: Dataset,
     tools: MeasureTools,
     *,
     truth: str,
+    progress: Progress = no_progress,
 ) -> NetworkScores:
-    """Ask the networks of every measured item of every row; ``truth`` names the row that FID compares to."""
-    found = NetworkScores()
+    """Score every measured item of every row by the networks; FID compares with the row named ``truth``."""
+    scores = NetworkScores()
     if networks.syncnet is None and networks.lpips is None and networks.inception is None:
-        return found
-    seen: dict[str, Fid] = {}
-    total = sum(map(len, rows.values()))
-    with tqdm(total=total, desc="networks", unit=" clips", disable=not sys.stderr.isatty()) as bar:
-        for row, items in rows.items():
-            fid = None if networks.inception is None else seen.setdefault(row, Fid(networks.inception))
-            for item in items:
-                clip = cut_to(read_clip(dataset, item.clip_id), item.n_frames)
-                drawn = frames_of(clip, item, dataset, tools)[: item.n_frames]
-                clip = cut_to(clip, len(drawn))
-                scores, skipped = _of_clip(item, clip, drawn, networks, sources, tools)
-                found.clips[item.entry] = scores
-                if skipped:
-                    found.skipped[item.entry] = skipped
-                if fid is not None:
-                    fid.add(drawn, clip.boxes)
-                bar.update()
-    for row, fid in seen.items():
-        if min(fid.n, seen[truth].n) > 1:
-            distances = fid.against(seen[truth]).items()
-            found.rows[row] = {column: Mean(value, value, value, fid.n) for column, value in distances}
-    return found
+        return scores
+    fids: dict[str, Fid] = {}
+    done, total = 0, sum(map(len, rows.values()))
+    for row, items in rows.items():
+        fid = None if networks.inception is None else fids.setdefault(row, Fid(networks.inception))
+        for item in items:
+            clip = cut_clip(read_clip(dataset, item.clip_id), item.n_frames)
+            generated = load_item_frames(clip, item, dataset, tools)[: item.n_frames]
+            clip = cut_clip(clip, len(generated))
+            values, skipped = _score_item(item, clip, generated, networks, raw_clips, tools)
+            scores.clips[item.cache_entry] = values
+            if skipped:
+                scores.skipped[item.cache_entry] = skipped
+            if fid is not None:
+                fid.add(generated, clip.boxes)
+            done += 1
+            progress("networks", done, total)
+    for row, fid in fids.items():
+        if min(fid.n, fids[truth].n) > 1:
+            distances = fid.compute_distances(fids[truth]).items()
+            scores.rows[row] = {column: Mean(value, value, value, fid.n) for column, value in distances}
+    return scores
 
 
-def _of_clip(
+def _score_item(
     item: MeasureItem,
     clip: ClipSample,
-    drawn: Frames,
+    generated: Frames,
     networks: Networks,
-    sources: Sources,
+    raw_clips: RawClips,
     tools: MeasureTools,
 ) -> tuple[dict[str, float], tuple[str, ...]]:
-    """A clip's figures, and why it has no LSE where it has none; from the cache if they are there."""
-    speech = None if networks.syncnet is None else sources.speech(item.audio_clip_id)
-    asked = [networks.lpips is not None, isinstance(speech, np.ndarray)]
-    made_by = versions("torch", "opencv-python", "mediapipe", "av")
-    key = digest(STAGE, VERSION, Path(item.entry).stem, asked, made_by)
-    path = entry_path(Path(tools.cache), STAGE, key, ".npz")
+    """A clip's scores, and why it has no LSE if it has none; from the cache if they are there."""
+    speech = None if networks.syncnet is None else raw_clips.read_speech(item.audio_clip_id)
+    has_networks = [networks.lpips is not None, isinstance(speech, np.ndarray)]
+    libraries = versions("torch", "opencv-python", "mediapipe", "av")
+    key = digest(STAGE, VERSION, item.cache_entry.stem, has_networks, libraries)
+    path = entry_path(tools.cache, STAGE, key, ".npz")
     entry = load_entry(path)
     if entry is None:
-        heard = speech[: SAMPLES_PER_FRAME * len(drawn)] if isinstance(speech, np.ndarray) else None
+        sound = speech[: SAMPLES_PER_FRAME * len(generated)] if isinstance(speech, np.ndarray) else None
         squares = None
-        if heard is not None and tools.landmarker:  # which the item's key names
-            squares = sources.squares(item, clip, drawn, Path(tools.landmarker))
-        found = clip_values(networks, drawn, clip.frames, clip.boxes, heard, squares)
-        outcome = Outcome(facts={"values": found.values, "skipped": found.skipped})
-        if not isinstance(squares, Skipped):  # for a deadline, or a file that may come back
+        if sound is not None and tools.landmarker is not None:  # the item's key includes the landmarker
+            squares = raw_clips.crop_squares(item, clip, generated, tools.landmarker)
+        result = score_clip_by_networks(networks, generated, clip.frames, clip.boxes, sound, squares)
+        outcome = Outcome(facts={"values": result.values, "skipped": result.skipped})
+        if not isinstance(squares, Skipped):  # not cached: a deadline, or a file that may come back
             save_entry(path, outcome)
     else:
         outcome, _ = entry
     own = item.clip_id == item.audio_clip_id
-    scores = {
+    values = {
         column: value
         for column, value in outcome.facts["values"].items()
         if own or not COLUMNS[column].needs_truth
     }
-    return scores, tuple(outcome.facts["skipped"]) or ((speech,) if isinstance(speech, str) else ())
+    return values, tuple(outcome.facts["skipped"]) or ((speech,) if isinstance(speech, str) else ())

@@ -1,15 +1,14 @@
-"""What anybody drew for a dataset's clips: our own samples, or a folder of another system's videos.
+"""Generated clips to score: folders of ``pipeline sample``, or of another system's videos.
 
-``pipeline sample`` writes crops and says itself what they were drawn to. Videos are named for the clip,
-``CLIP.mp4``, or ``CLIP~SPEECH.mp4`` when CLIP was drawn to SPEECH's speech. They show the whole picture,
-which the stored matrices bring into the crop, or the crop. They are strangers': only the sandbox opens them.
+A folder of samples holds crops and says which speech each was generated from. Videos are named for the clip,
+``CLIP.mp4``, or ``CLIP~SPEECH.mp4`` for CLIP with SPEECH's speech. They show the full frame, which the
+stored matrices map to the crop, or the crop. They are untrusted: only the sandbox opens them.
 """
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,15 +22,16 @@ from shards.reader import Dataset, open_cached_dataset, read_clip
 from shards.schema import VIDEO_FPS, ClipSample
 from stages.engine import sandbox
 from stages.engine.cache import digest, entry_path, load_entry, save_entry, versions
-from stages.engine.outcome import Drop, Mapper, Outcome, StageError
+from stages.engine.outcome import Drop, Outcome, StageError
 from stages.engine.sandbox import ClipJob, LimitParams
-from stages.media.crops import ShardParams, supersampling, warp
+from stages.engine.stage import Mapper
+from stages.media.crops import MAX_SUPERSAMPLE, compute_supersample, warp
 from stages.media.video import (
     Frame,
-    frames_on_clock,
-    read_on_clock,
-    shown_size,
-    video_span,
+    count_frames_at_25fps,
+    read_display_size,
+    read_frames_at_25fps,
+    read_video_span,
 )
 from stages.sample.pairs import (
     CROPS,
@@ -54,247 +54,283 @@ OWN, SWAPPED = "own audio", "swapped audio"
 
 @dataclass(frozen=True, slots=True)
 class GeneratedClip:
-    """One clip of one system: a tar of crops or a video; neither when there is nothing to score."""
+    """One clip of one system: a tar of crops or a video, or why there is nothing to score."""
 
     pair: Pair
     file: Path | None = None
-    outcome: Outcome = field(default_factory=Outcome)  # why not, when there is none
-    whole: Path | None = None  # the video of whole pictures that the crops were cut from
+    outcome: Outcome = field(default_factory=Outcome)  # the reason, when there is no file
+    full_frame_video: Path | None = None  # that the crops were cut from
 
 
 @dataclass(frozen=True, slots=True)
 class GeneratedSystem:
-    """What stands in one row of the table."""
+    """One row of the table."""
 
     row: str
     folder: Path
-    drawings: tuple[GeneratedClip, ...]
-    story: Mapping[str, Any]  # what drew them, as far as the folder says
-    unasked: tuple[str, ...] = ()  # files named for no clip that was asked for
+    clips: tuple[GeneratedClip, ...]
+    description: Mapping[str, Any]  # what generated them, as far as the folder says
+    unmatched_files: tuple[str, ...] = ()  # videos whose name matches no clip to score
 
 
-def systems_of(
-    name: str, folder: Path, dataset: Dataset, split: str, clips: int | None
+def find_systems(
+    name: str, folder: Path, dataset: Dataset, split: str, n_clips: int | None
 ) -> list[GeneratedSystem]:
-    """The rows that a folder gives: one, or two where a folder of videos has own and swapped speech.
+    """The rows of a folder: one, or two for a folder of videos with own and with swapped speech.
 
-    Every clip that is asked for is in them, found or not. Raises StageError when it is no such folder.
+    Each has every clip to score, whether the folder has it or not. Raises StageError when the folder holds
+    neither samples nor videos.
     """
     if (folder / STORY).is_file() or (folder / TABLE).is_file():
-        return [_samples(name or "ours", folder, dataset, split, clips)]
-    return _videos(name or folder.resolve().name, folder, dataset, split, clips)
+        return [_read_sample_folder(name or "ours", folder, dataset, split, n_clips)]
+    return _read_video_folder(name or folder.resolve().name, folder, dataset, split, n_clips)
 
 
-def _samples(name: str, folder: Path, dataset: Dataset, split: str, clips: int | None) -> GeneratedSystem:
-    """A folder that ``pipeline sample`` wrote."""
+def _read_sample_folder(
+    name: str, folder: Path, dataset: Dataset, split: str, n_clips: int | None
+) -> GeneratedSystem:
+    """The row of a folder that ``pipeline sample`` wrote."""
     try:
-        story = json.loads((folder / STORY).read_text())
-        json.dumps(story, allow_nan=False)  # it is written down again
-        audio, seed, drawn_from = story["audio"], int(story["params"]["seed"]), story["dataset"]
+        description = json.loads((folder / STORY).read_text())
+        json.dumps(description, allow_nan=False)  # it is copied to evaluation.json
+        audio, seed = description["audio"], int(description["params"]["seed"])
+        sampled_dataset = description["dataset"]
     except (OSError, ValueError, TypeError, KeyError) as err:
         raise StageError(f"{folder / STORY}: cannot be read ({type(err).__name__}: {err})") from err
-    if drawn_from != dataset.manifest["digest"]:
-        raise StageError(f"{folder} was drawn from the dataset {str(drawn_from)[:12]}, "
-                         f"{dataset.place.address} is {dataset.manifest['digest'][:12]}")  # fmt: skip
-    listed = {row["name"]: row for row in read_samples(folder)}
-    drawings = []
-    for pair in make_pairs(dataset, split, "own" if audio == "own" else "swapped", seed=seed)[:clips]:
-        path = folder / CROPS / f"{pair.name}.tar"
-        row = listed.get(pair.name)
-        if row is None:
-            drawings.append(GeneratedClip(pair, outcome=_missing(f"{TABLE} does not list {pair.name}")))
-        elif not _lies_in(folder, path):
-            drawings.append(GeneratedClip(pair, outcome=_missing(f"there is no {CROPS}/{path.name}")))
-        elif file_sha256(path) != row["crops_sha256"]:
-            reason = f"{CROPS}/{path.name} is not the file that {TABLE} names"
-            drawings.append(GeneratedClip(pair, outcome=Outcome(DROPPED, "altered", reason)))
-        else:
-            drawings.append(GeneratedClip(pair, path))
-    row_name = f"{name} ({OWN if audio == 'own' else SWAPPED})"
-    return GeneratedSystem(row_name, folder, tuple(drawings), story)
-
-
-def _videos(
-    name: str, folder: Path, dataset: Dataset, split: str, clips: int | None
-) -> list[GeneratedSystem]:
-    """A folder of videos, each named for its clip or for the clip and another's speech."""
-    own = make_pairs(dataset, split, "own", seed=0)[:clips]
-    asked = {pair.clip_id for pair in own}
-    found: dict[Pair, list[Path]] = {}
-    unasked = []
-    try:
-        listed = sorted(path for path in folder.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES)
-    except OSError as err:
-        raise StageError(f"{folder}: cannot be listed ({err.strerror})") from err
-    for path in listed:
-        clip_id, tilde, speech = path.stem.partition("~")
-        pair = Pair(clip_id, speech if tilde else clip_id)
-        if pair.clip_id in asked and pair.audio_clip_id in dataset.clips:
-            found.setdefault(pair, []).append(path)
-        else:
-            unasked.append(path.name)
-    swapped = sorted(
-        (pair for pair in found if pair.clip_id != pair.audio_clip_id), key=lambda pair: pair.name
-    )
-    systems = []
-    if any(pair in found for pair in own):
-        drawings = tuple(_video(folder, pair, found.get(pair, [])) for pair in own)
-        systems.append(GeneratedSystem(name, folder, drawings, {}, tuple(unasked)))
-    if swapped:
-        there = {pair.clip_id for pair in swapped}
-        lacking = [
-            pair for pair in make_pairs(dataset, split, "swapped", seed=0) if pair.clip_id in asked - there
-        ]
-        drawings = tuple(_video(folder, pair, found.get(pair, [])) for pair in [*swapped, *lacking])
-        systems.append(
-            GeneratedSystem(f"{name} ({SWAPPED})", folder, drawings, {}, () if systems else tuple(unasked))
+    if sampled_dataset != dataset.manifest["digest"]:
+        raise StageError(
+            f"{folder} was generated from the dataset {str(sampled_dataset)[:12]}, "
+            f"{dataset.storage.address} is {dataset.manifest['digest'][:12]}"
         )
+    rows = {row["name"]: row for row in read_samples(folder)}
+    pairs = make_pairs(dataset, split, "own" if audio == "own" else "swapped", seed=seed)[:n_clips]
+    clips = tuple(_select_crops(folder, pair, rows.get(pair.name)) for pair in pairs)
+    return GeneratedSystem(f"{name} ({OWN if audio == 'own' else SWAPPED})", folder, clips, description)
+
+
+def _select_crops(folder: Path, pair: Pair, row: Mapping[str, Any] | None) -> GeneratedClip:
+    """The crops of a pair, checked against the folder's table, of which ``row`` is the pair's."""
+    path = folder / CROPS / f"{pair.name}.tar"
+    if row is None:
+        return _make_missing(pair, f"{TABLE} does not list {pair.name}")
+    if not _is_file_in(folder, path):
+        return _make_missing(pair, f"there is no {CROPS}/{path.name}")
+    if file_sha256(path) != row["crops_sha256"]:
+        reason = f"{CROPS}/{path.name} is not the file that {TABLE} names"
+        return GeneratedClip(pair, outcome=Outcome(DROPPED, "altered", reason))
+    return GeneratedClip(pair, path)
+
+
+def _read_video_folder(
+    name: str, folder: Path, dataset: Dataset, split: str, n_clips: int | None
+) -> list[GeneratedSystem]:
+    """The rows of a folder of videos: one for own speech and one for swapped speech, where it has any."""
+    own = make_pairs(dataset, split, "own", seed=0)[:n_clips]
+    clip_ids = {pair.clip_id for pair in own}
+    videos, unmatched_files = _match_videos(_list_videos(folder), clip_ids, dataset)
+    systems = []
+    if any(pair in videos for pair in own):
+        clips = _select_videos(folder, own, videos)
+        systems.append(GeneratedSystem(name, folder, clips, {}, unmatched_files))
+    if swapped := _list_swapped_pairs(videos, clip_ids, dataset, split):
+        clips = _select_videos(folder, swapped, videos)
+        row = f"{name} ({SWAPPED})"
+        systems.append(GeneratedSystem(row, folder, clips, {}, () if systems else unmatched_files))
     if not systems:
         raise StageError(f"{folder}: holds neither {TABLE} nor a video named for a clip of the split "
                          f"{split!r}, such as {own[0].clip_id}.mp4")  # fmt: skip
     return systems
 
 
-def _video(folder: Path, pair: Pair, paths: Sequence[Path]) -> GeneratedClip:
+def _list_videos(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES)
+    except OSError as err:
+        raise StageError(f"{folder}: cannot be listed ({err.strerror})") from err
+
+
+def _match_videos(
+    paths: Iterable[Path], clip_ids: Collection[str], dataset: Dataset
+) -> tuple[dict[Pair, list[Path]], tuple[str, ...]]:
+    """Videos by the pair that their name says, and the names of files that match no clip to score."""
+    videos: dict[Pair, list[Path]] = {}
+    unmatched_files = []
+    for path in paths:
+        clip_id, tilde, speech = path.stem.partition("~")
+        pair = Pair(clip_id, speech if tilde else clip_id)
+        if pair.clip_id in clip_ids and pair.audio_clip_id in dataset.clips:
+            videos.setdefault(pair, []).append(path)
+        else:
+            unmatched_files.append(path.name)
+    return videos, tuple(unmatched_files)
+
+
+def _list_swapped_pairs(
+    videos: Collection[Pair], clip_ids: Collection[str], dataset: Dataset, split: str
+) -> list[Pair]:
+    """Pairs with a swapped video, then a pair for every other clip; none when there is no such video."""
+    swapped = [pair for pair in videos if pair.clip_id != pair.audio_clip_id]
+    if not swapped:
+        return []
+    missing = set(clip_ids) - {pair.clip_id for pair in swapped}
+    return [
+        *sorted(swapped, key=lambda pair: pair.name),
+        *(pair for pair in make_pairs(dataset, split, "swapped", seed=0) if pair.clip_id in missing),
+    ]
+
+
+def _select_videos(
+    folder: Path, pairs: Sequence[Pair], videos: Mapping[Pair, Sequence[Path]]
+) -> tuple[GeneratedClip, ...]:
+    return tuple(_select_video(folder, pair, videos.get(pair, [])) for pair in pairs)
+
+
+def _select_video(folder: Path, pair: Pair, paths: Sequence[Path]) -> GeneratedClip:
+    """The one video of a pair, or why it cannot be used."""
     if not paths:
-        return GeneratedClip(pair, outcome=_missing(f"there is no video named {pair.name}"))
+        return _make_missing(pair, f"there is no video named {pair.name}")
     if len(paths) > 1:
         names = ", ".join(path.name for path in paths)
         return GeneratedClip(pair, outcome=Outcome(DROPPED, "ambiguous", f"there are several: {names}"))
-    if not _lies_in(folder, paths[0]):
-        return GeneratedClip(pair, outcome=_missing(f"{paths[0].name} is no file of this folder"))
+    if not _is_file_in(folder, paths[0]):
+        return _make_missing(pair, f"{paths[0].name} is no file of this folder")
     return GeneratedClip(pair, paths[0])
 
 
-def _missing(reason: str) -> Outcome:
-    return Outcome(DROPPED, "missing", reason)
+def _make_missing(pair: Pair, reason: str) -> GeneratedClip:
+    return GeneratedClip(pair, outcome=Outcome(DROPPED, "missing", reason))
 
 
-def _lies_in(folder: Path, path: Path) -> bool:
-    """Whether it is a file below the folder, and neither a name nor a link that leads out of it."""
+def _is_file_in(folder: Path, path: Path) -> bool:
+    """Whether ``path`` is a file below the folder, and not a name or a link that leads out of it."""
     return path.is_file() and path.resolve().is_relative_to(folder.resolve())
 
 
 @dataclass(frozen=True, slots=True)
-class BringTask:
-    """A video to be brought into crops."""
+class CropTask:
+    """A video to cut crops from."""
 
     path: Path
     clip_id: str
     n_frames: int  # that the clip and its speech share
-    shards: str  # a folder, or an address
+    shards: str  # a folder or a web address
     digest: str  # of the dataset there
-    entry: Path  # of the cache: what became of it; the crops lie beside it
+    cache_entry: Path  # its outcome; the crops are beside it
     limits: LimitParams
 
     @property
     def crops(self) -> Path:
-        return self.entry.with_suffix(".tar")
+        return self.cache_entry.with_suffix(".tar")
 
-    def kept(self) -> Outcome | None:
-        """What the cache knows of it."""
-        entry = load_entry(self.entry)
+    def load_outcome(self) -> Outcome | None:
+        """The outcome in the cache, if it is complete."""
+        entry = load_entry(self.cache_entry)
         if entry is None or (entry[0].status == OK and not self.crops.is_file()):
             return None
         return entry[0]
 
 
-def brought(
+def crop_videos(
     systems: Sequence[GeneratedSystem],
     dataset: Dataset,
     shards: str,
     cache: Path,
     limits: LimitParams,
-    mapper: Mapper,
+    map_tasks: Mapper,
 ) -> list[GeneratedSystem]:
-    """The systems with a tar of crops, in the cache, in place of each video; or with why there is none.
+    """The systems with each video replaced by a tar of crops in the cache, or by why there is none.
 
     ``shards`` is where other processes find the dataset.
     """
-    files = {drawing.file: drawing.pair for system in systems for drawing in system.drawings}
+    pairs = {clip.file: clip.pair for system in systems for clip in system.clips}
     tasks = {
-        path: _task(path, pair, dataset, shards, cache, limits)
-        for path, pair in files.items()
+        path: _make_crop_task(path, pair, dataset, shards, cache, limits)
+        for path, pair in pairs.items()
         if path is not None and path.suffix.lower() in VIDEO_SUFFIXES
     }
-    outcomes = {path: task.kept() for path, task in tasks.items()}
+    outcomes = {path: task.load_outcome() for path, task in tasks.items()}
     missing = [task for path, task in tasks.items() if outcomes[path] is None]
     sizes = [task.n_frames for task in missing]
-    outcomes |= dict(mapper(bring, missing, label="evaluate: videos", sizes=sizes))
+    outcomes |= dict(map_tasks(crop_video, missing, label="evaluate: videos", sizes=sizes))
 
-    def in_crops(drawing: GeneratedClip) -> GeneratedClip:
-        if drawing.file is None or drawing.file not in tasks:
-            return drawing
-        outcome = outcomes[drawing.file]
-        assert outcome is not None, "the cache knew it, or it was brought"
+    def replace_video(clip: GeneratedClip) -> GeneratedClip:
+        if clip.file is None or clip.file not in tasks:
+            return clip
+        outcome = outcomes[clip.file]
+        assert outcome is not None, "it was in the cache, or its task has run"
         return GeneratedClip(
-            drawing.pair,
-            tasks[drawing.file].crops if outcome.status == OK else None,
+            clip.pair,
+            tasks[clip.file].crops if outcome.status == OK else None,
             outcome,
-            drawing.file if outcome.facts.get("whole") else None,
+            clip.file if outcome.facts.get("whole") else None,
         )
 
-    return [replace(system, drawings=tuple(map(in_crops, system.drawings))) for system in systems]
+    return [replace(system, clips=tuple(map(replace_video, system.clips))) for system in systems]
 
 
-def _task(
+def _make_crop_task(
     path: Path, pair: Pair, dataset: Dataset, shards: str, cache: Path, limits: LimitParams
-) -> BringTask:
+) -> CropTask:
     n_frames = count_pair_frames(dataset, pair)
-    made_from = [file_sha256(path), dataset.clips[pair.clip_id]["sha256"], n_frames]
-    key = digest(STAGE, VERSION, made_from, versions("av", "opencv-python"))
+    inputs = [file_sha256(path), dataset.clips[pair.clip_id]["sha256"], n_frames]
+    key = digest(STAGE, VERSION, inputs, versions("av", "opencv-python"))
     entry = entry_path(cache, STAGE, key, ".npz")
-    return BringTask(path, pair.clip_id, n_frames, shards, dataset.manifest["digest"], entry, limits)
+    return CropTask(path, pair.clip_id, n_frames, shards, dataset.manifest["digest"], entry, limits)
 
 
-def bring(task: BringTask) -> tuple[Path, Outcome]:
-    """Bring one video into crops; the cache keeps what came of it, unless it failed."""
-    words = {
-        "path": os.fspath(task.path.absolute()),
-        "shards": task.shards,
-        "digest": task.digest,
-        "clip_id": task.clip_id,
-        "n_frames": task.n_frames,
-        "crops": os.fspath(task.crops.absolute()),
-    }
-    outcome = sandbox.run(
-        ClipJob("stages.evaluate.predictions:to_crops", words, task.n_frames / VIDEO_FPS, task.limits)
+def crop_video(task: CropTask) -> tuple[Path, Outcome]:
+    """Cut crops from one video in the sandbox. The outcome is cached unless the job failed."""
+    job = ClipJob(
+        write_crops_of_video,
+        path=task.path.absolute(),
+        shards=task.shards,
+        dataset_digest=task.digest,
+        clip_id=task.clip_id,
+        n_frames=task.n_frames,
+        crops=task.crops.absolute(),
     )
+    outcome = sandbox.run(job, task.limits, video_seconds=task.n_frames / VIDEO_FPS)
     if outcome.status != FAILED:
-        save_entry(task.entry, outcome)
+        save_entry(task.cache_entry, outcome)
     return task.path, outcome
 
 
-def to_crops(path: str, shards: str, digest: str, clip_id: str, n_frames: int, crops: str) -> Outcome:
-    """A video's frames on the 25 fps clock, each as the clip's crop of it. Runs in the sandbox."""
+def write_crops_of_video(
+    path: Path, shards: str, dataset_digest: str, clip_id: str, n_frames: int, crops: Path
+) -> Outcome:
+    """Write a tar of the clip's crop of each frame of a video, at 25 fps. Runs in the sandbox."""
     cv2.setNumThreads(1)
-    clip = read_clip(open_cached_dataset(shards, digest), clip_id)
-    size = shown_size(Path(path))
-    span = video_span(Path(path))
-    n_frames = min(n_frames, frames_on_clock(span))
-    pictures = (frame.image for frame in read_on_clock(Path(path), float(span.start), n_frames))
-    write_crops(Path(crops), np.stack(list(cropped(pictures, size, clip))))
-    return Outcome(facts={"whole": is_whole(size, clip)})
+    clip = read_clip(open_cached_dataset(shards, dataset_digest), clip_id)
+    size = read_display_size(path)
+    span = read_video_span(path)
+    n_frames = min(n_frames, count_frames_at_25fps(span))
+    images = (frame.image for frame in read_frames_at_25fps(path, float(span.start), n_frames))
+    write_crops(crops, np.stack(list(crop_images(images, size, clip))))
+    return Outcome(facts={"whole": is_full_frame(size, clip)})
 
 
-def is_whole(size: tuple[int, int], clip: ClipSample) -> bool:
-    """Whether pictures of ``size`` (width, height) show what the clip's source shows."""
+def is_full_frame(size: tuple[int, int], clip: ClipSample) -> bool:
+    """Whether images of ``size`` (width, height) are full frames, as large as the clip's source."""
     return list(size) == clip.info.get("source_size")
 
 
-def cropped(pictures: Iterable[Frame], size: tuple[int, int], clip: ClipSample) -> Iterator[Frame]:
-    """Crops (S, S, 3) of pictures of ``size`` (width, height): whole ones, or crops already, which may be a
-    whole number of times as large. Raises Drop on another size."""
+def crop_images(images: Iterable[Frame], size: tuple[int, int], clip: ClipSample) -> Iterator[Frame]:
+    """Crops (S, S, 3) of images of ``size`` (width, height).
+
+    Images are full frames, or crops already, S or a whole multiple of it on each side. Raises Drop for
+    another size.
+    """
     side = clip.frames.shape[1]
-    if is_whole(size, clip):
-        supersample = supersampling(clip.affine, ShardParams().max_supersample)
-        for picture, matrix in zip(pictures, clip.affine, strict=False):
-            yield warp(picture, matrix, side, supersample)
+    if is_full_frame(size, clip):
+        supersample = compute_supersample(clip.affine, MAX_SUPERSAMPLE)
+        for image, matrix in zip(images, clip.affine, strict=False):
+            yield warp(image, matrix, side, supersample)
     elif size[0] == size[1] and size[0] % side == 0:
-        for picture in pictures:
-            yield np.asarray(cv2.resize(picture, (side, side), interpolation=cv2.INTER_AREA), np.uint8)
+        for image in images:
+            yield np.asarray(cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA), np.uint8)
     else:
-        whole = "x".join(map(str, clip.info.get("source_size", ["?", "?"])))
+        source_size = "x".join(map(str, clip.info.get("source_size", ["?", "?"])))
         raise Drop(
-            "size", f"shows {size[0]}x{size[1]}, expected the source's {whole} or the crop's {side}x{side}"
+            "size",
+            f"shows {size[0]}x{size[1]}, expected the source's {source_size} or the crop's {side}x{side}",
         )

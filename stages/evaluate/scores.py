@@ -1,4 +1,4 @@
-"""From series over time to the table: a clip's figures, their means over clips, curves by frame."""
+"""From series over time to the table: scores of a clip, means over clips, and curves by frame."""
 
 from __future__ import annotations
 
@@ -11,13 +11,20 @@ import pyarrow as pa
 from shards.ledger import OK
 from shards.table import Row
 from stages.evaluate.columns import COLUMNS
-from stages.evaluate.measure import Measured
+from stages.evaluate.measure import Measurements
 from stages.evaluate.metrics.identity import drift
-from stages.evaluate.metrics.mouth import Mouths, correlation, lag_frames, mouth_distance, openings, seen
-from stages.evaluate.metrics.obedience import Mean, audio_obedience, mean_of
-from stages.evaluate.metrics.pixels import PEAK, Series, decibels
+from stages.evaluate.metrics.mouth import (
+    Mouths,
+    correlation,
+    drop_nan_frames,
+    lag_frames,
+    mouth_distance,
+    openings,
+)
+from stages.evaluate.metrics.obedience import Mean, audio_obedience, bootstrap_mean
+from stages.evaluate.metrics.pixels import PEAK, Series, compute_psnr
 
-MIN_SEEN = 10  # frames with a mouth in all of the signals that obedience compares
+MIN_OBEDIENCE_FRAMES = 10  # with a mouth in all three of the signals that obedience compares
 
 CLIPS_SCHEMA = pa.schema(
     [
@@ -43,124 +50,132 @@ FRAMES_SCHEMA = pa.schema(
 )
 
 
-def mouths_in(found: Measured) -> Mouths | None:
-    """Landmarks, where somebody looked."""
-    return Mouths(found["lips"], found["pupils"]) if "lips" in found else None
+def get_mouths(measurements: Measurements) -> Mouths | None:
+    """The landmarks, if they were measured."""
+    return Mouths(measurements["lips"], measurements["pupils"]) if "lips" in measurements else None
 
 
-def clip_scores(
-    found: Measured, speech: Mouths | None, source: Mouths | None, *, own: bool
+def score_clip(
+    measurements: Measurements, speech: Mouths | None, source: Mouths | None, *, own: bool
 ) -> dict[str, float]:
-    """A clip's figures by column; what is not defined for it is nan, or is not there.
+    """A clip's scores by column; one that is not defined for it is nan or absent.
 
-    ``speech`` is the true mouth of the speech that it was drawn to, ``source`` that of its own frames.
+    ``speech`` is the ground truth mouth of the speech that it was generated from, ``source`` that of its own
+    frames.
     """
     scores = {
-        "smoothness_box": float(found["smoothness"]),
-        "identity_drift": drift(found["identity_distances"]),
-        **{name: float(np.nanmean(found[name])) for name in CPBD if np.isfinite(found[name]).any()},
-    }
+        "smoothness_box": float(measurements["smoothness"]),
+        "identity_drift": drift(measurements["identity_distances"]),
+        **{name: float(np.nanmean(measurements[name]))
+           for name in CPBD if np.isfinite(measurements[name]).any()},
+    }  # fmt: skip
     if own:
         scores |= {
-            "psnr_box_db": decibels(found["errors_box"]),
-            "psnr_frame_db": decibels(found["errors_frame"]),
-            "ssim_box": float(found["ssim_box"].mean()),
-            "ssim_frame": float(found["ssim_frame"].mean()),
+            "psnr_box_db": compute_psnr(measurements["errors_box"]),
+            "psnr_frame_db": compute_psnr(measurements["errors_frame"]),
+            "ssim_box": float(measurements["ssim_box"].mean()),
+            "ssim_frame": float(measurements["ssim_frame"].mean()),
         }
-    drawn = mouths_in(found)
-    if drawn is None or speech is None or source is None:
+    generated = get_mouths(measurements)
+    if generated is None or speech is None or source is None:
         return scores
-    drawn, speech, source = as_long(drawn, speech, source)
+    generated, speech, source = trim_to_shortest(generated, speech, source)
     scores |= {
-        "opening_correlation": correlation(openings(drawn), openings(speech)),
-        "opening_lag_frames": lag_frames(openings(drawn), openings(speech)),
+        "opening_correlation": correlation(openings(generated), openings(speech)),
+        "opening_lag_frames": lag_frames(openings(generated), openings(speech)),
     }
     if own:
-        distance = mouth_distance(drawn, source)
+        distance = mouth_distance(generated, source)
         scores |= {"mouth_distance_px": distance.px, "mouth_distance_pupils": distance.pupils}
     else:
-        scores["audio_obedience"] = obedience(drawn, speech, source)
+        scores["audio_obedience"] = score_obedience(generated, speech, source)
     return scores
 
 
-def as_long(*mouths: Mouths) -> list[Mouths]:
+def trim_to_shortest(*mouths: Mouths) -> list[Mouths]:
     """The frames that all of them have."""
-    return [one[: min(map(len, mouths))] for one in mouths]
+    n_frames = min(map(len, mouths))
+    return [each[:n_frames] for each in mouths]
 
 
-def obedience(drawn: Mouths, speech: Mouths, source: Mouths) -> float:
-    """Audio obedience over the frames in which all three mouths are seen; nan when they are few."""
-    signals = seen(*map(openings, as_long(drawn, speech, source)))
-    return audio_obedience(*signals) if len(signals[0]) >= MIN_SEEN else float("nan")
+def score_obedience(generated: Mouths, speech: Mouths, source: Mouths) -> float:
+    """Audio obedience over the frames in which all three mouths were found; nan when they are too few."""
+    signals = drop_nan_frames(*map(openings, trim_to_shortest(generated, speech, source)))
+    return audio_obedience(*signals) if len(signals[0]) >= MIN_OBEDIENCE_FRAMES else float("nan")
 
 
-def curves(found: Measured, speech: Mouths | None) -> dict[str, Series]:
-    """By frame: what can be told of each. nan where it is unknown or without bound."""
-    told: dict[str, Series] = {"identity_distance": found["identity_distances"]}
-    if "errors_box" in found:
+def compute_curves(measurements: Measurements, speech: Mouths | None) -> dict[str, Series]:
+    """Series by frame for ``frames.parquet``; nan where unknown, infinite where nothing differs."""
+    curves: dict[str, Series] = {"identity_distance": measurements["identity_distances"]}
+    if "errors_box" in measurements:
         with np.errstate(divide="ignore"):
-            told["psnr_box_db"] = 10 * np.log10(PEAK**2 / found["errors_box"])
-    drawn = mouths_in(found)
-    if drawn is not None and speech is not None:
-        told |= {"opening": openings(drawn), "opening_speech": openings(speech[: len(drawn)])}
-    return told
+            curves["psnr_box_db"] = 10 * np.log10(PEAK**2 / measurements["errors_box"])
+    generated = get_mouths(measurements)
+    if generated is not None and speech is not None:
+        curves |= {"opening": openings(generated), "opening_speech": openings(speech[: len(generated)])}
+    return curves
 
 
-def means_by(rows: Iterable[Row], column: str, by: Sequence[str]) -> dict[tuple[str, ...], Mean]:
-    """Means of a column over clips, with intervals, in each group of rows: ``("row",)`` gives the table's
-    column, ``("row", "emotion")`` tells it by emotion too. Rows of ``clips.parquet``; groups as they come."""
+def group_means(rows: Iterable[Row], column: str, by: Sequence[str]) -> dict[tuple[str, ...], Mean]:
+    """Mean of a column over clips, with its interval, in each group of rows of ``clips.parquet``.
+
+    ``("row",)`` gives the column of the table, ``("row", "emotion")`` splits it by emotion too. Groups are
+    in order of appearance.
+    """
     groups: dict[tuple[str, ...], list[float]] = {}
     for row in rows:
         key = tuple(row[name] for name in by)
         if row[column] is not None and None not in key:
             groups.setdefault(key, []).append(row[column])
-    return {key: mean_of(values) for key, values in groups.items()}
+    return {key: bootstrap_mean(values) for key, values in groups.items()}
 
 
-def metrics_of(
-    rows: Sequence[Row], of_rows: Mapping[str, Mapping[str, Mean]], not_computed: Mapping[str, str]
+def build_metrics(
+    rows: Sequence[Row], row_means: Mapping[str, Mapping[str, Mean]], not_computed: Mapping[str, str]
 ) -> dict[str, dict[str, Any]]:
-    """The table as ``metrics.json`` has it: row -> column -> mean and interval, or why there is none.
+    """The table for ``metrics.json``: row -> column -> mean and interval, or why there is none.
 
-    ``of_rows`` are figures of a row as a whole, by row and column, which no clip has alone.
+    ``row_means``, by row and column, are values of a whole row that no single clip has.
     """
     table: dict[str, dict[str, Any]] = {row["row"]: {} for row in rows}
     for column in COLUMNS:
-        means = means_by(rows, column, ("row",))
-        for name, cells in table.items():
-            mean = means.get((name,)) or of_rows.get(name, {}).get(column)
+        means = group_means(rows, column, ("row",))
+        for name, values in table.items():
+            mean = means.get((name,)) or row_means.get(name, {}).get(column)
             if mean is not None:
-                cells[column] = {"mean": mean.value, "low": mean.low, "high": mean.high, "n": mean.n}
+                values[column] = {"mean": mean.value, "low": mean.low, "high": mean.high, "n": mean.n}
             else:
-                alike = [row for row in rows if row["row"] == name]
-                cells[column] = f"not computed: {not_computed.get(column) or _why_undefined(column, alike)}"
+                clips = [row for row in rows if row["row"] == name]
+                values[column] = (
+                    f"not computed: {not_computed.get(column) or _explain_missing(column, clips)}"
+                )
     return table
 
 
-def _why_undefined(column: str, rows: Sequence[Row]) -> str:
-    """Why no clip of a row has a figure that others have."""
+def _explain_missing(column: str, rows: Sequence[Row]) -> str:
+    """Why no clip of a row has a value in a column that was computed."""
     scored = [row for row in rows if row["status"] == OK]
     swapped = {row["clip_id"] != row["audio_clip_id"] for row in scored}
     if not scored:
         return "no clip of this row could be scored"
     if COLUMNS[column].needs_truth and swapped == {True}:
-        return "no truth shows these faces with another's speech"
+        return "there is no ground truth of these faces with another's speech"
     if column == "audio_obedience" and swapped == {False}:
-        return "it asks for clips that were drawn to another's speech"
+        return "it needs clips that were generated from another's speech"
     if column.startswith("psnr"):
-        return "infinite: every pixel is the truth's"
+        return "infinite: every pixel equals the ground truth"
     return "not defined for these clips"
 
 
-def curve_means(table: pa.Table, curve: str) -> list[Row]:
-    """A curve's mean over clips by frame, a column for each row of the table; for ``dvc plots``."""
-    sums: dict[str, dict[int, list[float]]] = {}
+def average_curves(table: pa.Table, curve: str) -> list[Row]:
+    """A curve's mean over clips by frame, with a column for each row of the table; for ``dvc plots``."""
+    curves: dict[str, dict[int, list[float]]] = {}
     columns = (table.column(name).to_pylist() for name in ("row", "frame", curve))
     for row, frame, value in zip(*columns, strict=True):
         if value is not None:
-            sums.setdefault(row, {}).setdefault(frame, []).append(value)
-    n_frames = 1 + max((max(frames) for frames in sums.values()), default=-1)
+            curves.setdefault(row, {}).setdefault(frame, []).append(value)
+    n_frames = 1 + max((max(frames) for frames in curves.values()), default=-1)
     return [
-        {"frame": k} | {row: float(np.mean(frames[k])) for row, frames in sums.items() if k in frames}
+        {"frame": k} | {row: float(np.mean(frames[k])) for row, frames in curves.items() if k in frames}
         for k in range(n_frames)
     ]

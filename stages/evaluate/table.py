@@ -1,4 +1,4 @@
-"""What stands in the table, row by row and clip by clip, and what is to be measured for it."""
+"""The rows of the table, clip by clip, and what must be measured for them."""
 
 from __future__ import annotations
 
@@ -23,67 +23,72 @@ BASELINES: dict[str, Kind] = {TRUTH: "truth", FROZEN: "held", PREVIOUS: "previou
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
-    """A clip in a row of the table: the entry that tells of its frames, or what became of it."""
+class TableEntry:
+    """A clip in a row of the table: the item that measures its frames, or why there is none."""
 
     row: str
     pair: Pair
     item: MeasureItem | None
     outcome: Outcome = field(default_factory=Outcome)
-    obeys_only: bool = False  # a baseline's mouth beside another's speech: nothing else is asked of it
+    obedience_only: bool = False  # a baseline with another clip's speech: it has no other metric
 
 
-def cells_of(
+def list_entries(
     systems: Sequence[GeneratedSystem],
     own: Sequence[Pair],
     swapped: Sequence[Pair],
     dataset: Dataset,
     tools: MeasureTools,
-) -> list[Cell]:
-    """Every row: what was generated, then the baselines, with their own speech and beside others'."""
-    cells = [
-        Cell(
+) -> list[TableEntry]:
+    """Every row: the generated systems, then the baselines, with their own speech and with others'."""
+    entries = [
+        TableEntry(
             system.row,
-            drawing.pair,
+            clip.pair,
             None
-            if drawing.file is None
-            else item_of(dataset, tools, "crops", drawing.pair, drawing.file, drawing.whole),
-            drawing.outcome,
+            if clip.file is None
+            else make_item(dataset, tools, "crops", clip.pair, clip.file, clip.full_frame_video),
+            clip.outcome,
         )
         for system in systems
-        for drawing in system.drawings
+        for clip in system.clips
     ]
     for row, kind in BASELINES.items():
-        if kind == "nearest" and not tools.bank:
-            why = Outcome(DROPPED, "no_training", "no training clip is left to take mouths from")
-            cells += [Cell(row, pair, None, why) for pair in own]
+        if kind == "nearest" and tools.bank is None:
+            outcome = Outcome(DROPPED, "no_training", "no training clip is left to take mouths from")
+            entries += [TableEntry(row, pair, None, outcome) for pair in own]
             continue
-        cells += [Cell(row, pair, item_of(dataset, tools, kind, pair)) for pair in own]
-        if tools.landmarker:
-            cells += [_beside(dataset, tools, row, kind, pair) for pair in swapped]
-    return cells
+        entries += [TableEntry(row, pair, make_item(dataset, tools, kind, pair)) for pair in own]
+        if tools.landmarker is not None:
+            entries += [_make_swapped_entry(dataset, tools, row, kind, pair) for pair in swapped]
+    return entries
 
 
-def _beside(dataset: Dataset, tools: MeasureTools, row: str, kind: Kind, pair: Pair) -> Cell:
-    """A baseline's mouth beside another's speech. Only the nearest mel hangs on that speech; the truth of a
-    swapped pair is the mouth of the speech's own clip."""
+def _make_swapped_entry(
+    dataset: Dataset, tools: MeasureTools, row: str, kind: Kind, pair: Pair
+) -> TableEntry:
+    """A baseline with another clip's speech.
+
+    Only the nearest mel depends on that speech. The ground truth of a swapped pair is the mouth of the
+    speech's own clip.
+    """
     if kind == "truth":
-        shown = Pair(pair.audio_clip_id, pair.audio_clip_id)
+        item_pair = Pair(pair.audio_clip_id, pair.audio_clip_id)
     else:
-        shown = pair if kind == "nearest" else Pair(pair.clip_id, pair.clip_id)
-    return Cell(row, pair, item_of(dataset, tools, kind, shown), obeys_only=True)
+        item_pair = pair if kind == "nearest" else Pair(pair.clip_id, pair.clip_id)
+    return TableEntry(row, pair, make_item(dataset, tools, kind, item_pair), obedience_only=True)
 
 
-def item_of(
+def make_item(
     dataset: Dataset,
     tools: MeasureTools,
     kind: Kind,
     pair: Pair,
     crops: Path | None = None,
-    whole: Path | None = None,
+    full_frame_video: Path | None = None,
 ) -> MeasureItem:
-    """What is to be measured, under a key that names all that decides the result."""
-    made_from = {
+    """What to measure, with a cache key of everything that the result depends on."""
+    inputs = {
         "clip": dataset.clips[pair.clip_id]["sha256"],
         "n_frames": count_pair_frames(dataset, pair),
         "own": pair.clip_id == pair.audio_clip_id,
@@ -91,27 +96,28 @@ def item_of(
         "versions": versions("opencv-python", "numpy", "scikit-image"),
     }
     if kind == "nearest":
-        made_from |= {"speech": dataset.clips[pair.audio_clip_id]["sha256"], "bank": Path(tools.bank).stem}
+        assert tools.bank is not None, "without a bank there are no such items"
+        inputs |= {"speech": dataset.clips[pair.audio_clip_id]["sha256"], "bank": tools.bank.stem}
     if crops is not None:
-        made_from["crops"] = file_sha256(crops)
-    if whole is not None:
-        made_from["whole"] = file_sha256(whole)
-    key = digest(STAGE, measure.VERSION, kind, made_from)
+        inputs["crops"] = file_sha256(crops)
+    if full_frame_video is not None:
+        inputs["whole"] = file_sha256(full_frame_video)
+    key = digest(STAGE, measure.VERSION, kind, inputs)
     return MeasureItem(
         kind=kind,
         clip_id=pair.clip_id,
         audio_clip_id=pair.audio_clip_id,
         n_frames=count_pair_frames(dataset, pair),
-        crops="" if crops is None else str(crops.absolute()),
-        entry=str(entry_path(Path(tools.cache), STAGE, key, ".npz")),
-        whole="" if whole is None else str(whole.absolute()),
+        crops=None if crops is None else crops.absolute(),
+        cache_entry=entry_path(tools.cache, STAGE, key, ".npz"),
+        full_frame_video=None if full_frame_video is None else full_frame_video.absolute(),
     )
 
 
-def tasks_of(items: Iterable[MeasureItem], tools: MeasureTools, limits: LimitParams) -> list[MeasureTask]:
-    """What the cache lacks, by clip."""
-    groups: dict[str, dict[str, MeasureItem]] = {}
+def make_tasks(items: Iterable[MeasureItem], tools: MeasureTools, limits: LimitParams) -> list[MeasureTask]:
+    """One task per clip with the items that the cache does not have."""
+    by_clip: dict[str, dict[Path, MeasureItem]] = {}
     for item in items:
-        if not Path(item.entry).is_file():
-            groups.setdefault(item.clip_id, {})[item.entry] = item
-    return [MeasureTask(tuple(group.values()), tools, limits) for group in groups.values()]
+        if not item.cache_entry.is_file():
+            by_clip.setdefault(item.clip_id, {})[item.cache_entry] = item
+    return [MeasureTask(tuple(clip_items.values()), tools, limits) for clip_items in by_clip.values()]

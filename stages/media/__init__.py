@@ -1,1 +1,1 @@
-"""Media in and out: video, audio, encoding, faces, model weights."""
+"""Media input and output: video, audio, encoding, faces, crops and model weights."""

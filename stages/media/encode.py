@@ -1,6 +1,6 @@
-"""Video out: frames and sound to an mp4 that plays everywhere. Memory does not grow with its length.
+"""Write frames and audio to an mp4 that plays everywhere. Memory does not grow with its length.
 
-The ffmpeg that imageio-ffmpeg carries does the work; ffmpeg-python words its command line.
+Runs the ffmpeg that comes with imageio-ffmpeg; ffmpeg-python builds its command line.
 """
 
 from __future__ import annotations
@@ -26,54 +26,54 @@ from stages.engine.outcome import StageError
 
 Frame = NDArray[np.uint8]
 
-CRF = 18  # x264's quality: lower is better and larger, 18 looks like the original
-STALL_SECONDS = 120.0  # for ffmpeg to take one frame, or to finish the file
-# AAC starts 1024 samples early and the file tells players to skip them. In one that does not, the sound
-# comes 21 ms late at 48 kHz, but 64 ms at 16 kHz.
-SOUND_RATE = 48_000
+CRF = 18  # of x264: lower is better and larger; 18 looks like the original
+STALL_SECONDS = 120.0  # for ffmpeg to accept one frame, or to finish the file
+# AAC starts 1024 samples early and the file tells players to skip them. In a player that does not, the audio
+# is 21 ms late at 48 kHz, but 64 ms at 16 kHz.
+AAC_RATE = 48_000
 MAX_LOG_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Sound:
-    """Sound whose first sample is heard at 0 s, when the first frame appears."""
+class AudioTrack:
+    """Audio whose first sample plays at 0 s, with the first frame."""
 
-    blocks: Iterable[NDArray[np.float32]]  # (n, channels) each, in [-1, 1], one after the other
+    blocks: Iterable[NDArray[np.float32]]  # (n, channels) each, in [-1, 1], consecutive
     rate: int  # Hz
     channels: int
 
 
-def write_mp4(path: Path, frames: Iterable[Frame], *, fps: Fraction, sound: Sound | None = None) -> int:
-    """Encode RGB frames (H, W, 3) and sound as H.264 and AAC; returns how many frames were written.
+def write_mp4(path: Path, frames: Iterable[Frame], *, fps: Fraction, audio: AudioTrack | None = None) -> int:
+    """Encode RGB frames (H, W, 3) and audio as H.264 and AAC; returns the number of frames written.
 
-    Frame k is shown from k / fps seconds on. Frames are taken one by one as ffmpeg asks for them, and
-    ``path`` appears when it is whole. Raises StageError, with ffmpeg's last words where it failed.
+    Frame k is shown at k / fps seconds. Frames are consumed one by one as ffmpeg accepts them, and ``path``
+    appears when it is complete. Raises StageError, with ffmpeg's last line of output if it failed.
     """
-    pictures = iter(frames)
-    first = next(pictures, None)
+    iterator = iter(frames)
+    first = next(iterator, None)
     if first is None:
         raise StageError(f"{path}: there is no frame to write")
     height, width = first.shape[:2]
     if height % 2 or width % 2:
         raise StageError(f"{path}: frames are {width}x{height}, H.264 in yuv420p needs even sides")
     with write_atomically(path) as partial, tempfile.TemporaryDirectory(prefix="redub.") as scratch:
-        track = None
-        if sound is not None:
-            # Raw, not wav: ffmpeg has one stdin, and a wav holds no more than 4 GB.
-            track = Path(scratch, "sound.f32le")
-            with track.open("wb") as file:
-                for block in sound.blocks:
-                    assert block.ndim == 2 and block.shape[1] == sound.channels, "as Sound says"
+        audio_path = None
+        if audio is not None:
+            # Raw, not wav: ffmpeg has one stdin, and a wav file holds at most 4 GB.
+            audio_path = Path(scratch, "audio.f32le")
+            with audio_path.open("wb") as file:
+                for block in audio.blocks:
+                    assert block.ndim == 2 and block.shape[1] == audio.channels, "as AudioTrack says"
                     file.write(block.astype("<f4").tobytes())
-        arguments = _command(partial, (width, height), fps, sound, track)
-        return _run(arguments, chain([first], pictures), first.shape, path, Path(scratch, "log"))
+        arguments = _build_command(partial, (width, height), fps, audio, audio_path)
+        return _run_ffmpeg(arguments, chain([first], iterator), first.shape, path, Path(scratch, "log"))
 
 
-def _command(
-    partial: Path, size: tuple[int, int], fps: Fraction, sound: Sound | None, track: Path | None
+def _build_command(
+    partial: Path, size: tuple[int, int], fps: Fraction, audio: AudioTrack | None, audio_path: Path | None
 ) -> list[str]:
-    """ffmpeg's command line: raw frames on stdin, and the sound from ``track``."""
-    # Without the matrix and the tags players guess, and reds shift between small and large videos.
+    """ffmpeg's command line: raw frames on stdin, and the audio from ``audio_path``."""
+    # Without the matrix and the tags players guess, and reds differ between small and large videos.
     video = (
         ffmpeg.input("pipe:0", format="rawvideo", pix_fmt="rgb24", video_size=size, framerate=fps)
         .filter("scale", out_color_matrix="bt709", out_range="tv", flags="bicubic+accurate_rnd")
@@ -82,22 +82,24 @@ def _command(
     )
     streams = [video]
     options = {"vcodec": "libx264", "crf": CRF, "threads": 1, "movflags": "+faststart"}
-    if sound is not None:
-        streams.append(ffmpeg.input(f"file:{track}", format="f32le", ar=sound.rate, ac=sound.channels))
-        options |= {"acodec": "aac", "audio_bitrate": "160k", "ar": SOUND_RATE}
-    # The partial file's suffix says nothing, so the container is named.
+    if audio is not None:
+        streams.append(ffmpeg.input(f"file:{audio_path}", format="f32le", ar=audio.rate, ac=audio.channels))
+        options |= {"acodec": "aac", "audio_bitrate": "160k", "ar": AAC_RATE}
+    # The partial file's suffix does not name the container, so the format is explicit.
     output = ffmpeg.output(*streams, f"file:{partial}", format="mp4", **options)
     output = output.global_args("-nostdin", "-hide_banner", "-v", "error", "-filter_complex_threads", "1")
     try:
         program = imageio_ffmpeg.get_ffmpeg_exe()
     except RuntimeError as err:
-        raise StageError(f"no ffmpeg: imageio-ffmpeg carries none for this machine ({err})") from err
+        raise StageError(f"no ffmpeg: imageio-ffmpeg has none for this machine ({err})") from err
     arguments: list[str] = ffmpeg.compile(output, cmd=program)
     return arguments
 
 
-def _run(arguments: list[str], frames: Iterable[Frame], shape: tuple[int, ...], path: Path, log: Path) -> int:
-    """Run ffmpeg on the frames, and kill it when it stands still."""
+def _run_ffmpeg(
+    arguments: list[str], frames: Iterable[Frame], shape: tuple[int, ...], path: Path, log: Path
+) -> int:
+    """Run ffmpeg on the frames, and kill it when it stalls. Returns the number of frames."""
     with log.open("wb") as stderr:
         try:
             process = subprocess.Popen(
@@ -105,34 +107,35 @@ def _run(arguments: list[str], frames: Iterable[Frame], shape: tuple[int, ...], 
             )
         except OSError as err:
             raise StageError(f"{arguments[0]}: ffmpeg does not start ({err.strerror})") from err
-    assert process.stdin is not None, "it was asked for"
+    assert process.stdin is not None, "stdin is a pipe"
     stalled = threading.Event()
     n_frames = 0
     try:
         for frame in frames:
             assert frame.shape == shape, f"frame {n_frames} is {frame.shape}, the first was {shape}"
-            with _deadline(process, stalled):
-                if not _take(process.stdin, frame):
+            with _kill_after_deadline(process, stalled):
+                if not _send_frame(process.stdin, frame):
                     break
             n_frames += 1
-        with _deadline(process, stalled):
-            _close(process.stdin)
+        with _kill_after_deadline(process, stalled):
+            _close_pipe(process.stdin)
             code = process.wait()
     finally:
-        # Reached with ffmpeg alive only when the frames' maker failed: its error is the one to see.
+        # ffmpeg is still alive here only if ``frames`` raised: that error is the one to report.
         if process.poll() is None:
             process.kill()
-            _close(process.stdin)
+            _close_pipe(process.stdin)
             process.wait()
     if stalled.is_set():
-        raise StageError(f"{path}: ffmpeg stood still for {STALL_SECONDS:g} s at frame {n_frames}")
+        raise StageError(f"{path}: ffmpeg stalled for {STALL_SECONDS:g} s at frame {n_frames}")
     if code != 0:
-        raise StageError(f"{path}: ffmpeg failed at frame {n_frames}: {_last_line(log) or f'exit {code}'}")
+        message = _read_last_line(log) or f"exit {code}"
+        raise StageError(f"{path}: ffmpeg failed at frame {n_frames}: {message}")
     return n_frames
 
 
-def _take(stdin: IO[bytes], frame: Frame) -> bool:
-    """Give ffmpeg a frame; False when it has gone."""
+def _send_frame(stdin: IO[bytes], frame: Frame) -> bool:
+    """Write a frame to ffmpeg's stdin; False when ffmpeg has ended."""
     try:
         stdin.write(np.ascontiguousarray(frame).data)
     except BrokenPipeError:
@@ -140,20 +143,20 @@ def _take(stdin: IO[bytes], frame: Frame) -> bool:
     return True
 
 
-def _close(stdin: IO[bytes]) -> None:
+def _close_pipe(stdin: IO[bytes]) -> None:
     with contextlib.suppress(BrokenPipeError):
         stdin.close()
 
 
 @contextlib.contextmanager
-def _deadline(process: subprocess.Popen[bytes], stalled: threading.Event) -> Iterator[None]:
+def _kill_after_deadline(process: subprocess.Popen[bytes], stalled: threading.Event) -> Iterator[None]:
     """Kill ``process`` and set ``stalled`` when the block takes longer than STALL_SECONDS."""
 
-    def end() -> None:
+    def kill() -> None:
         stalled.set()
         process.kill()
 
-    timer = threading.Timer(STALL_SECONDS, end)
+    timer = threading.Timer(STALL_SECONDS, kill)
     timer.daemon = True
     timer.start()
     try:
@@ -162,6 +165,6 @@ def _deadline(process: subprocess.Popen[bytes], stalled: threading.Event) -> Ite
         timer.cancel()
 
 
-def _last_line(log: Path) -> str:
+def _read_last_line(log: Path) -> str:
     lines = log.read_bytes()[-MAX_LOG_BYTES:].decode(errors="replace").strip().splitlines()
     return lines[-1].strip() if lines else ""

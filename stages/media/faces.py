@@ -1,7 +1,7 @@
-"""Faces in a picture: MediaPipe's Face Landmarker, its model file, and which face to follow.
+"""Find faces with MediaPipe's Face Landmarker, and track them through a video.
 
-IMAGE mode, which sees each frame alone: bit-identical across runs, processes and order. VIDEO mode is
-not, and smooths with a lag (docs/decisions.md).
+IMAGE mode, which processes each frame alone: bit-identical across runs, processes and frame order. VIDEO
+mode is not, and smooths with a lag (docs/decisions.md).
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ FACE_OVAL = (
 
 
 class FaceFinder:
-    """All faces of a picture. Use it in ``with``: one that is not closed can deadlock in its finaliser."""
+    """Finds all faces in an image. Use it in ``with``: if not closed, it can deadlock in its finaliser."""
 
     def __init__(self, model: Path, max_faces: int) -> None:
         self._model = model
         self._max_faces = max_faces
 
     def __enter__(self) -> FaceFinder:
-        # Loaded here: importing MediaPipe takes a second, and most of redub does without.
+        # Loaded here: importing MediaPipe takes a second, and most of redub does not need it.
         import mediapipe
         from mediapipe.tasks.python import vision
         from mediapipe.tasks.python.core.base_options import BaseOptions
@@ -60,30 +60,29 @@ class FaceFinder:
                 num_faces=self._max_faces,
             )
         )
-        self._detect = _detect_without_objects if _has_plain_result(self.landmarker) else _detect
+        self._detect = _detect_without_objects if _has_c_result(self.landmarker) else _detect
         return self
 
     def __exit__(self, *_: object) -> None:
         self.landmarker.close()
 
     def __call__(self, frame: Frame) -> list[Points]:
-        """Faces in a frame (H, W, 3) RGB, none or several."""
+        """The faces in a frame (H, W, 3) RGB, any number of them."""
         height, width = frame.shape[:2]
         scale = np.array([width, height], np.float32)
-        # MediaPipe's 0 and 1 are the picture's edges, half a pixel outside the first and last centre
-        # (its points are true to 0.2 px: mirrored pictures differ by as much).
-        return [
-            points * scale - np.float32(0.5) for points in self._detect(self.landmarker, self.image(frame))
-        ]
+        # MediaPipe's 0 and 1 are the image's edges, half a pixel outside the first and last centre
+        # (its points are accurate to 0.2 px: mirrored images differ by as much).
+        image = self.make_image(frame)
+        return [points * scale - np.float32(0.5) for points in self._detect(self.landmarker, image)]
 
-    def image(self, frame: Frame) -> Any:
-        """The frame as MediaPipe takes it."""
-        # MediaPipe ignores strides: a view would be read as another picture, without an error.
+    def make_image(self, frame: Frame) -> Any:
+        """The frame as a MediaPipe image."""
+        # MediaPipe ignores strides: it would read a view as another image, without an error.
         return self._image(image_format=self._rgb, data=np.ascontiguousarray(frame))
 
 
 def _detect(landmarker: Any, image: Any) -> list[Points]:
-    """Points in [0, 1] of each face, by MediaPipe's public call."""
+    """Points of each face in [0, 1], by MediaPipe's public API."""
     return [
         np.array([(point.x, point.y) for point in face], np.float32)
         for face in landmarker.detect(image).face_landmarks
@@ -91,9 +90,9 @@ def _detect(landmarker: Any, image: Any) -> list[Points]:
 
 
 def _detect_without_objects(landmarker: Any, image: Any) -> list[Points]:
-    """The same points, read from the C result: the public call makes 478 objects a face of them first.
+    """The same points, read from the C result. The public API first builds 478 objects per face.
 
-    A twelfth of the landmarker's time goes into those objects (docs/decisions.md).
+    Those objects take a twelfth of the landmarker's time (docs/decisions.md).
     """
     from mediapipe.tasks.python.vision import face_landmarker
 
@@ -102,7 +101,7 @@ def _detect_without_objects(landmarker: Any, image: Any) -> list[Points]:
         landmarker._handle, image._image_ptr, None, ctypes.byref(result)
     )
     try:
-        found = []
+        faces = []
         for k in range(result.face_landmarks_count):
             face = result.face_landmarks[k]
             kind = face.landmarks._type_
@@ -116,14 +115,14 @@ def _detect_without_objects(landmarker: Any, image: Any) -> list[Points]:
                 }
             )
             table = np.frombuffer(raw, layout)
-            found.append(np.stack([table["x"], table["y"]], axis=-1))
+            faces.append(np.stack([table["x"], table["y"]], axis=-1))
     finally:
         landmarker._lib.MpFaceLandmarkerCloseResult(ctypes.byref(result))
-    return found
+    return faces
 
 
-def _has_plain_result(landmarker: Any) -> bool:
-    """Whether this MediaPipe has the C calls of 0.10.32; another one is asked through its public call."""
+def _has_c_result(landmarker: Any) -> bool:
+    """Whether this MediaPipe has the C functions of 0.10.32. If not, the public API is used."""
     from mediapipe.tasks.python.vision import face_landmarker
 
     calls = ("MpFaceLandmarkerDetectImage", "MpFaceLandmarkerCloseResult")
@@ -135,88 +134,89 @@ def _has_plain_result(landmarker: Any) -> bool:
     )
 
 
-def face_width(points: Points) -> float:
+def measure_face_width(points: Points) -> float:
     """Width of a face's bounding box, px."""
     return float(np.ptp(points[:, 0]))
 
 
 @dataclass(frozen=True, slots=True)
-class Sighting:
-    """A face in one frame: what following it needs, and whatever points are to be kept of it."""
+class FaceDetection:
+    """A face in one frame: what tracking needs, and the points to keep."""
 
     points: Points
-    centre: NDArray[np.float32]  # (2,), of all its points
+    centre: NDArray[np.float32]  # (2,), mean of all 478 points
     width: float  # px
 
-
-def sight(points: Points) -> Sighting:
-    """A face with all its points."""
-    return Sighting(points, points.mean(axis=0), face_width(points))
+    @classmethod
+    def from_points(cls, points: Points) -> FaceDetection:
+        """A face with all its points."""
+        return cls(points, points.mean(axis=0), measure_face_width(points))
 
 
 @dataclass(slots=True)
-class Track:
+class FaceTrack:
     """One face through time."""
 
-    sightings: dict[int, Sighting] = field(default_factory=dict)  # by frame
+    detections: dict[int, FaceDetection] = field(default_factory=dict)  # by frame
     last: int = -1
     total_width: float = 0.0
 
-    def take(self, k: int, face: Sighting) -> None:
-        self.sightings[k] = face
+    def add(self, k: int, face: FaceDetection) -> None:
+        self.detections[k] = face
         self.last = k
         self.total_width += face.width
 
 
-def follow(faces: Iterable[Sequence[Sighting]], max_gap_frames: int) -> list[Track]:
-    """The tracks of all faces of a video's frames, in order of appearance.
+def track_faces(faces: Iterable[Sequence[FaceDetection]], max_gap_frames: int) -> list[FaceTrack]:
+    """The tracks of all faces in a video's frames, in order of appearance.
 
-    A track takes in each frame the face whose centre is nearest to where it last was, if that is
-    within half a face's width; it may miss up to ``max_gap_frames`` frames.
+    In each frame a track takes the face whose centre is nearest to its last one, if that is within half a
+    face's width. A track may miss up to ``max_gap_frames`` frames.
     """
-    tracks: list[Track] = []
-    live: list[Track] = []
-    for k, found in enumerate(faces):
+    tracks: list[FaceTrack] = []
+    live: list[FaceTrack] = []
+    for k, frame_faces in enumerate(faces):
         live = [track for track in live if k - track.last <= max_gap_frames + 1]
         pairs = sorted(
-            (float(np.linalg.norm(face.centre - track.sightings[track.last].centre)), t, f)
+            (float(np.linalg.norm(face.centre - track.detections[track.last].centre)), t, f)
             for t, track in enumerate(live)
-            for f, face in enumerate(found)
+            for f, face in enumerate(frame_faces)
         )
-        extended: set[int] = set()
-        taken: set[int] = set()
+        matched_tracks: set[int] = set()
+        matched_faces: set[int] = set()
         for distance, t, f in pairs:
-            reach = live[t].sightings[live[t].last].width / 2
-            if t in extended or f in taken or distance > reach:
+            reach = live[t].detections[live[t].last].width / 2
+            if t in matched_tracks or f in matched_faces or distance > reach:
                 continue
-            live[t].take(k, found[f])
-            extended.add(t)
-            taken.add(f)
-        for f, face in enumerate(found):
-            if f not in taken:
-                new = Track()
-                new.take(k, face)
+            live[t].add(k, frame_faces[f])
+            matched_tracks.add(t)
+            matched_faces.add(f)
+        for f, face in enumerate(frame_faces):
+            if f not in matched_faces:
+                new = FaceTrack()
+                new.add(k, face)
                 tracks.append(new)
                 live.append(new)
     return tracks
 
 
-def follow_largest(faces: Sequence[Sequence[Points]], max_gap_frames: int) -> list[Points | None]:
-    """One face through the clip: that of the track with the greatest total width.
+def track_largest_face(faces: Sequence[Sequence[Points]], max_gap_frames: int) -> list[Points | None]:
+    """The points of one face in every frame of a clip: the track with the greatest total width.
 
-    So a bigger face that comes for a moment, or a false one, does not make the crop jump.
+    So neither a larger face that appears for a moment nor a false detection makes the crop jump.
     """
-    tracks = follow(([sight(face) for face in found] for found in faces), max_gap_frames)
-    # Of equals the one that came first.
-    largest = max(tracks, key=lambda track: track.total_width, default=Track())
-    return [largest.sightings[k].points if k in largest.sightings else None for k in range(len(faces))]
+    detections = ([FaceDetection.from_points(points) for points in frame_faces] for frame_faces in faces)
+    tracks = track_faces(detections, max_gap_frames)
+    # max returns the first of equals.
+    largest = max(tracks, key=lambda track: track.total_width, default=FaceTrack())
+    return [largest.detections[k].points if k in largest.detections else None for k in range(len(faces))]
 
 
-def longest_gap(found: Sequence[bool]) -> tuple[int, int]:
-    """The longest run without a face: (first frame, frames); (0, 0) when there is none."""
+def find_longest_gap(has_face: Sequence[bool]) -> tuple[int, int]:
+    """The longest run of frames without a face: (first frame, frames); (0, 0) when there is none."""
     best = (0, 0)
     start = None
-    for k, here in enumerate([*found, True]):
+    for k, here in enumerate([*has_face, True]):
         if here:
             if start is not None and k - start > best[1]:
                 best = (start, k - start)
@@ -226,17 +226,16 @@ def longest_gap(found: Sequence[bool]) -> tuple[int, int]:
     return best
 
 
-def bridge_gaps(points: Sequence[Points | None]) -> Points:
-    """Fill frames without a face: linearly between neighbours, held at the ends. (T, 478, 2)."""
-    known = [k for k, face in enumerate(points) if face is not None]
-    assert known, "a clip without any face is dropped before"
-    values = np.stack([face for face in points if face is not None]).reshape(len(known), -1)
-    every = np.arange(len(points))
-    right = np.clip(np.searchsorted(known, every), 0, len(known) - 1)
-    left = np.clip(right - (np.asarray(known)[right] > every), 0, None)
-    span = np.asarray(known)[right] - np.asarray(known)[left]
-    share = np.where(span > 0, (every - np.asarray(known)[left]) / np.maximum(span, 1), 0.0)
-    share = np.clip(share, 0, 1)[:, None]
-    filled = values[left] * (1 - share) + values[right] * share
-    bridged: Points = filled.astype(np.float32).reshape(len(points), -1, 2)
-    return bridged
+def interpolate_gaps(points: Sequence[Points | None]) -> Points:
+    """Fill frames without a face: linearly between neighbours, constant at the ends. (T, 478, 2)."""
+    indices = np.array([k for k, face in enumerate(points) if face is not None])
+    assert len(indices), "a clip without any face is dropped before"
+    values = np.stack([face for face in points if face is not None]).reshape(len(indices), -1)
+    frames = np.arange(len(points))
+    after = np.clip(np.searchsorted(indices, frames), 0, len(indices) - 1)
+    before = np.clip(after - (indices[after] > frames), 0, None)
+    span = indices[after] - indices[before]
+    weight = np.where(span > 0, (frames - indices[before]) / np.maximum(span, 1), 0.0)
+    weight = np.clip(weight, 0, 1)[:, None]
+    filled = values[before] * (1 - weight) + values[after] * weight
+    return np.asarray(filled.astype(np.float32).reshape(len(points), -1, 2))

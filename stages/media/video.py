@@ -1,8 +1,8 @@
-"""Video in: facts from the packets, and frames on the 25 fps clock. Untrusted files; run it in the sandbox.
+"""Read video: time spans from the packets, and frames at 25 fps. Files are untrusted: use the sandbox.
 
-The clock starts with the first video frame: ``t_k = k / 25`` after it shows the source frame that a
-player shows then, by the source's own time stamps. So 29.97 fps, variable rates and lost frames all
-keep sync, where counting frames would not.
+The 25 fps clock starts with the first video frame. At each instant ``k / 25`` s after it, the clip shows
+the source frame that a player shows then, by the source's own time stamps. So 29.97 fps, variable rates
+and lost frames all stay in sync, which counting frames would not give.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ Item = TypeVar("Item")
 
 # Demuxers that read one file and nothing else: no playlists, which could name other files.
 DEMUXERS = "flv,mpeg,mpegvideo,mpegts,mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,asf,ogg,mxf,dv,rm,nut"
-# These write their duration in the header, so a file that was cut short can be told.
+# Formats that write their duration in the header, so that a truncated file is recognised.
 DECLARES_DURATION = frozenset({"flv", "mov", "matroska", "avi", "asf"})
 
-# Times closer than this are one time: half of the millisecond that FLV and Matroska stamp in.
-SAME_TIME = Fraction(1, 2000)
+# Times closer than this count as equal: half of the millisecond in which FLV and Matroska count.
+TIME_TOLERANCE = Fraction(1, 2000)
 
 
 @dataclass(frozen=True, slots=True)
 class StreamSpan:
-    """When a stream starts and ends on the container's clock, in seconds; ``packets`` it holds."""
+    """When a stream starts and ends on the container's clock, in seconds, and how many packets it has."""
 
     start: Fraction
     end: Fraction
@@ -52,7 +52,7 @@ class StreamSpan:
 
 
 def open_media(path: Path, *, demuxers: str = DEMUXERS, kind: str = "video") -> av.container.InputContainer:
-    """Open a local file with every door to elsewhere shut. Raises Drop when it is none of ``demuxers``."""
+    """Open a local file without access to any other file or host. Raises Drop if no demuxer reads it."""
     options = {"protocol_whitelist": "file", "format_whitelist": demuxers}
     try:
         return av.open(f"file:{path}", options=options, metadata_errors="replace")
@@ -60,136 +60,140 @@ def open_media(path: Path, *, demuxers: str = DEMUXERS, kind: str = "video") -> 
         raise Drop("not_media", f"cannot be opened as {kind} ({err.strerror})") from err
 
 
-def declared_end(container: av.container.InputContainer) -> float | None:
-    """When the file ends by its own header, in seconds on its clock; None where headers do not tell."""
+def read_declared_end(container: av.container.InputContainer) -> float | None:
+    """When the file ends by its own header, in seconds on its clock; None for formats that do not say."""
     if container.duration is None or container.format.name.split(",")[0] not in DECLARES_DURATION:
         return None
     return (container.duration + (container.start_time or 0)) / av.time_base
 
 
-def video_stream(container: av.container.InputContainer) -> VideoStream:
-    """The stream a player shows; cover pictures do not count. Raises Drop when there is none."""
+def find_video_stream(container: av.container.InputContainer) -> VideoStream:
+    """The stream that a player shows. Raises Drop when there is none; a cover picture is not video."""
     best = container.streams.best("video")
     if not isinstance(best, VideoStream) or best.codec_context is None:
         raise Drop("no_video", "has no video stream")
     if best.disposition & av.stream.Disposition.attached_pic:
         raise Drop("no_video", "has a cover picture but no video stream")
-    if not best.codec_context.is_open:  # it is after a seek
+    if not best.codec_context.is_open:  # it is open already after a seek
         best.thread_type = "NONE"
     return best
 
 
-def packet_spans(container: av.container.InputContainer, *wanted: av.stream.Stream) -> list[StreamSpan]:
-    """Time span of each stream, from its packets; nothing is decoded. Raises Drop on an empty one."""
-    seen: dict[int, list[tuple[int, int]]] = {stream.index: [] for stream in wanted}
+def read_stream_spans(container: av.container.InputContainer, *streams: av.stream.Stream) -> list[StreamSpan]:
+    """Time span of each stream, from its packets; nothing is decoded. Raises Drop on an empty stream."""
+    packets: dict[int, list[tuple[int, int]]] = {stream.index: [] for stream in streams}
     try:
-        for packet in container.demux(*wanted):
+        for packet in container.demux(*streams):
             stamp = packet.dts if packet.pts is None else packet.pts  # AVI has dts only
             if packet.size and stamp is not None:
-                seen[packet.stream.index].append((stamp, packet.duration or 0))
+                packets[packet.stream.index].append((stamp, packet.duration or 0))
     except av.FFmpegError as err:
         raise Drop("damaged", f"cannot be read to its end ({err.strerror})") from err
-    return [_span(stream, sorted(seen[stream.index])) for stream in wanted]
+    return [_make_span(stream, sorted(packets[stream.index])) for stream in streams]
 
 
-def video_span(path: Path) -> StreamSpan:
-    """Time span of a file's video."""
+def read_video_span(path: Path) -> StreamSpan:
+    """Time span of a file's video stream."""
     with open_media(path) as container:
-        (span,) = packet_spans(container, video_stream(container))
+        (span,) = read_stream_spans(container, find_video_stream(container))
     return span
 
 
-def _span(stream: av.stream.Stream, packets: list[tuple[int, int]]) -> StreamSpan:
-    """From (time stamp, duration) in order of showing."""
+def _make_span(stream: av.stream.Stream, packets: list[tuple[int, int]]) -> StreamSpan:
+    """Span of packets (time stamp, duration) in presentation order."""
     if not packets or stream.time_base is None:
         raise Drop(f"no_{stream.type}", f"its {stream.type} stream holds no packet with a time stamp")
     (start, _), (last, duration) = packets[0], packets[-1]
-    # FLV packets have no duration; the usual step between stamps stands in for the last one's.
-    steps = [right - left for (left, _), (right, _) in pairwise(packets) if right > left]
+    # FLV packets have no duration: use the median step between stamps for the last one.
+    steps = [later - earlier for (earlier, _), (later, _) in pairwise(packets) if later > earlier]
     end = last + Fraction(duration or (median(steps) if steps else 0))
     return StreamSpan(start * stream.time_base, end * stream.time_base, len(packets))
 
 
-def frames_on_clock(span: StreamSpan) -> int:
-    """T: how many instants k / 25 after the first frame fall before the last frame's end."""
-    return first_instant(span.seconds)
+def count_frames_at_25fps(span: StreamSpan) -> int:
+    """T: the number of instants k / 25 s after the first frame that are before the last frame's end."""
+    return count_instants(span.seconds)
 
 
-def first_instant(seconds: Fraction) -> int:
-    """Which k / 25 is the first that is not before ``seconds``: a frame with that stamp appears there."""
-    return math.ceil((seconds - SAME_TIME) * VIDEO_FPS)
+def count_instants(seconds: Fraction) -> int:
+    """The number of instants k / 25 s before ``seconds``, which is also the index of the first one after.
+
+    A frame with the time stamp ``seconds`` appears at that first instant.
+    """
+    return math.ceil((seconds - TIME_TOLERANCE) * VIDEO_FPS)
 
 
-def shown_size(path: Path) -> tuple[int, int]:
+def read_display_size(path: Path) -> tuple[int, int]:
     """Width and height of the video as a player shows it, upright. Raises Drop when nothing decodes."""
     with open_media(path) as container:
-        for _, frame in decode(container):
-            return upright_size(frame)
+        for _, frame in decode_frames(container):
+            return get_upright_size(frame)
     raise Drop("no_video", "none of its video frames can be decoded")
 
 
-def upright_size(frame: av.VideoFrame) -> tuple[int, int]:
-    """Width and height of a frame when it stands as its container says."""
+def get_upright_size(frame: av.VideoFrame) -> tuple[int, int]:
+    """Width and height of a frame after the rotation that its container asks for."""
     return (frame.height, frame.width) if frame.rotation % 180 else (frame.width, frame.height)
 
 
 @dataclass(frozen=True, slots=True)
 class ClockFrame:
-    """What is to be seen at k / 25 seconds; the same object while the source frame stays."""
+    """The source frame shown at an instant k / 25 s. Instants that show one source frame share one object."""
 
-    source: int  # count of the source's frames before this one
-    seconds: float  # the source frame's own time stamp, after the clock's start
+    source: int  # index of the source frame
+    seconds: float  # the source frame's own time stamp, from the start of the 25 fps clock
     image: Frame  # (H, W, 3) RGB, contiguous
 
 
-def read_on_clock(path: Path, start: float, n_frames: int) -> Iterator[ClockFrame]:
-    """Decode a video onto the clock: exactly ``n_frames`` frames, t_0 = ``start`` on the container's clock.
+def read_frames_at_25fps(path: Path, start: float, n_frames: int) -> Iterator[ClockFrame]:
+    """Decode exactly ``n_frames`` frames at 25 fps; frame 0 is at ``start`` seconds on the container's clock.
 
-    Holds two pictures, however long the video is. A frame that cannot be decoded is bridged by the one
-    before it, as a player does. Raises Drop when nothing can be decoded.
+    Keeps two frames in memory, however long the video is. A frame that cannot be decoded is replaced by
+    the one before it, as in a player. Raises Drop when nothing can be decoded.
     """
-    to_rgb = ToRgb()
+    convert = RgbConverter()
     with open_media(path) as container:
-        stamped = (
-            (at - Fraction(start), (source, frame)) for source, (at, frame) in enumerate(decode(container))
+        items = (
+            (at - Fraction(start), (source, frame))
+            for source, (at, frame) in enumerate(decode_frames(container))
         )
-        seen: ClockFrame | None = None
-        for seconds, (source, frame) in on_clock(stamped, n_frames):
-            if seen is None or seen.source != source:
-                seen = ClockFrame(source, float(seconds), to_rgb(frame))
-            yield seen
+        current: ClockFrame | None = None
+        for seconds, (source, frame) in sample_at_25fps(items, n_frames):
+            if current is None or current.source != source:
+                current = ClockFrame(source, float(seconds), convert(frame))
+            yield current
 
 
-def on_clock(shown: Iterable[tuple[Fraction, Item]], n_frames: int) -> Iterator[tuple[Fraction, Item]]:
-    """What is to be seen at each k / 25 s, of pairs (seconds from which it is shown, thing) in order.
+def sample_at_25fps(items: Iterable[tuple[Fraction, Item]], n_frames: int) -> Iterator[tuple[Fraction, Item]]:
+    """The pair (seconds, item) shown at each instant k / 25 s, of pairs in order of their first second.
 
-    Every instant shows the last that has appeared; before the first appears, that one. Takes no more
-    from ``shown`` than it needs. Raises Drop when there is nothing.
+    Each instant shows the last item that has appeared; instants before the first item show the first.
+    Consumes no more of ``items`` than it needs. Raises Drop when there are none.
     """
-    pending: tuple[Fraction, Item] | None = None
+    current: tuple[Fraction, Item] | None = None
     k = 0
-    for coming in shown:
-        # Every instant before this one appears still shows the one before it.
-        while pending is not None and k < n_frames and Fraction(k, VIDEO_FPS) + SAME_TIME < coming[0]:
-            yield pending
+    for item in items:
+        # Instants before this item appears still show the one before it.
+        while current is not None and k < n_frames and Fraction(k, VIDEO_FPS) + TIME_TOLERANCE < item[0]:
+            yield current
             k += 1
         if k == n_frames:
             return
-        pending = coming
-    if pending is None:
+        current = item
+    if current is None:
         raise Drop("no_video", "none of its video frames can be decoded")
     for _ in range(k, n_frames):
-        yield pending
+        yield current
 
 
-def decode(container: av.container.InputContainer) -> Iterator[tuple[Fraction, av.VideoFrame]]:
-    """Source frames in order of showing, with their time stamps in seconds."""
-    stream = video_stream(container)
+def decode_frames(container: av.container.InputContainer) -> Iterator[tuple[Fraction, av.VideoFrame]]:
+    """Source frames in presentation order, with their time stamps in seconds."""
+    stream = find_video_stream(container)
     for packet in container.demux(stream):
         try:
             frames = packet.decode()
         except av.FFmpegError:
-            continue  # a damaged packet costs its own frames only
+            continue  # a damaged packet loses its own frames only
         for frame in frames:
             assert isinstance(frame, av.VideoFrame), "only the video stream is demuxed"
             stamp = frame.dts if frame.pts is None else frame.pts
@@ -197,21 +201,23 @@ def decode(container: av.container.InputContainer) -> Iterator[tuple[Fraction, a
                 yield stamp * frame.time_base, frame
 
 
-class ToRgb:
-    """Decoded frames as upright RGB (H, W, 3). One for a whole video: setting up a scaler costs five
-    times as much as using it."""
+class RgbConverter:
+    """Converts decoded frames to upright RGB (H, W, 3).
+
+    Use one for a whole video: setting up a scaler costs five times as much as using it.
+    """
 
     def __init__(self) -> None:
         self._reformatter = VideoReformatter()
 
     def __call__(self, frame: av.VideoFrame) -> Frame:
         rgb = self._reformatter.reformat(frame, format="rgb24", src_color_range=frame.color_range, threads=1)
-        return upright(rgb.to_ndarray(), frame.rotation)
+        return rotate_upright(rgb.to_ndarray(), frame.rotation)
 
 
-def upright(image: NDArray[Any], rotation: int) -> Frame:
-    """Turn a picture as its container says (phones write theirs lying down), into contiguous memory.
+def rotate_upright(image: NDArray[Any], rotation: int) -> Frame:
+    """Rotate an image by its container's display matrix (phones store theirs lying), contiguous.
 
-    Contiguous because MediaPipe ignores strides: a view is read as another picture, without an error.
+    Contiguous because MediaPipe ignores strides: it reads a view as another image, without an error.
     """
     return np.ascontiguousarray(np.rot90(image, rotation // 90))

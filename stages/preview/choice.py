@@ -15,7 +15,7 @@ def clips_named(dataset: Dataset, clip_ids: Sequence[str]) -> list[str]:
     unknown = [clip_id for clip_id in dict.fromkeys(clip_ids) if clip_id not in dataset.clips]
     if unknown:
         listed = ", ".join(map(repr, unknown))
-        raise ShardError(f"{dataset.place.address}: holds no clip {listed}; `pipeline explain` may know why")
+        raise ShardError(f"{dataset.storage.address}: holds no clip {listed}; `pipeline explain` may know why")
     return list(dict.fromkeys(clip_ids))
 
 
@@ -31,14 +31,14 @@ def clips_spread(
         known = sorted({row[name] or "" for row in dataset.clips.values()})
         if value is not None and value not in known:
             raise ShardError(
-                f"{dataset.place.address}: has no {name} {value!r}; known are {_shortened(known)}"
+                f"{dataset.storage.address}: has no {name} {value!r}; known are {_shortened(known)}"
             )
     groups: dict[tuple[str, str], list[str]] = {}
     for clip_id, row in dataset.clips.items():
         if all(value in (None, row[name]) for name, value in wanted.items()):
             groups.setdefault((row["split"], row["speaker"] or ""), []).append(clip_id)
     if not groups:
-        raise ShardError(f"{dataset.place.address}: has no clip of speaker {speaker!r} in split {split!r}")
+        raise ShardError(f"{dataset.storage.address}: has no clip of speaker {speaker!r} in split {split!r}")
     for members in groups.values():
         members.sort(key=lambda clip_id: _drawn(seed, clip_id), reverse=True)  # taken from the end
     from_split: Counter[str] = Counter()

@@ -166,7 +166,7 @@ def _draw_header(draw: ImageDraw.ImageDraw, dataset: Dataset, n_shown: int, look
     n_frames = sum(row["frames"] for row in dataset.clips.values())
     digest = str(manifest.get("digest", ""))[:DIGEST_LETTERS]
     width = look.width - 2 * MARGIN_PX
-    name = str(manifest.get("dataset", Path(dataset.place.address).name))
+    name = str(manifest.get("dataset", Path(dataset.storage.address).name))
     left, base = MARGIN_PX, MARGIN_PX + look.text
     used = draw_text(draw, (left, base), name, look.text + 8, TEXT, width=width / 3)
     line = f"digest {digest} · {n_shown} of {len(dataset.clips)} clips ({splits}; {n_frames} frames in all)"

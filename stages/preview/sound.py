@@ -53,7 +53,7 @@ def mels_params(dataset: Dataset) -> MelsParams:
     """The params that made the mels, by the manifest; without them no sound can be made."""
     from stages.mels import MelsParams
 
-    path = f"{dataset.place.address}/{DATASET_NAME}"
+    path = f"{dataset.storage.address}/{DATASET_NAME}"
     params = dataset.manifest.get("params")
     told = params.get("mels") if isinstance(params, Mapping) else None
     if not isinstance(told, Mapping):

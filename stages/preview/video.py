@@ -65,9 +65,9 @@ def video_frames(sample: ClipSample) -> Iterator[Frame]:
 def write_video(dataset: Dataset, clip_id: str, out: Path) -> int:
     """Write a clip as mp4 with the sound of its mels; returns how many frames it has."""
     from stages.media.audio import SAMPLE_RATE
-    from stages.media.encode import Sound, write_mp4
+    from stages.media.encode import AudioTrack, write_mp4
 
     sample = read_clip(dataset, clip_id)
     sound = sound_of(sample.mels, mels_params(dataset))
-    track = Sound([sound[:, None]], rate=SAMPLE_RATE, channels=1)
-    return write_mp4(out, video_frames(sample), fps=Fraction(VIDEO_FPS), sound=track)
+    track = AudioTrack([sound[:, None]], rate=SAMPLE_RATE, channels=1)
+    return write_mp4(out, video_frames(sample), fps=Fraction(VIDEO_FPS), audio=track)

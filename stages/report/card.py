@@ -15,7 +15,7 @@ from shards.reader import Dataset
 from shards.schema import VIDEO_FPS
 from shards.table import Row
 from stages import corpora
-from stages.corpora import TRAIN
+from stages.corpora.corpus import TRAIN
 
 Floats = NDArray[np.float64]
 
@@ -107,7 +107,7 @@ def card_of(dataset: Dataset) -> Card:
 
 
 def _cited(names: Iterable[str]) -> tuple[str, ...]:
-    return tuple(corpora.load(name).CITED for name in sorted(names) if name in corpora.CORPORA)
+    return tuple(corpora.CORPORA[name].CITATION for name in sorted(names) if name in corpora.CORPORA)
 
 
 def _splits(dataset: Dataset) -> tuple[Split, ...]:

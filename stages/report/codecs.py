@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from shards.codec import JPEG_QUALITY, Codec, Frame, decode_frame, encode_frame
 from shards.schema import ClipSample
-from stages.evaluate.metrics.pixels import decibels, squared_error
+from stages.evaluate.metrics.pixels import compute_psnr, squared_error
 from stages.report.inputs import evenly
 
 FRAMES_CODED = 10  # of each clip
@@ -46,4 +46,4 @@ def _codec_row(codec: Codec, used: bool, frames: Sequence[tuple[Frame, NDArray[n
         sizes.append(len(data))
         errors.append(squared_error(back[y0:y1, x0:x1], frame[y0:y1, x0:x1]))
     name = f"{codec} q{JPEG_QUALITY} 4:4:4" if codec == LOSSY else codec
-    return CodecRow(name, used, float(np.mean(sizes)), decibels(np.array(errors)))
+    return CodecRow(name, used, float(np.mean(sizes)), compute_psnr(np.array(errors)))

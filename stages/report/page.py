@@ -18,10 +18,10 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from model.recipe import leaves
+from model.recipe import iterate_values
 from shards.reader import Dataset
 from shards.schema import VIDEO_FPS
-from stages.corpora import TRAIN
+from stages.corpora.corpus import TRAIN
 from stages.report.card import Card
 from stages.report.codecs import CodecRow
 from stages.report.figures import Figure
@@ -159,7 +159,7 @@ def origins(page: Page) -> list[tuple[str, Params]]:
     dataset = {key: value for key, value in page.dataset.manifest.items() if key != "shards"}
     ours = {name: version(name) for name in ("redub", "numpy", "pillow", "matplotlib", "jinja2")}
     return [
-        (title, tuple(leaves({key: value for key, value in story.items() if key not in shown})))
+        (title, tuple(iterate_values({key: value for key, value in story.items() if key not in shown})))
         for title, story in [("Dataset", dataset), *stories(page), ("This page", ours)]
     ]
 

@@ -16,8 +16,8 @@ from shards.table import Row, read_rows
 from stages.engine.outcome import StageError
 from stages.evaluate.columns import COLUMNS, GROUPS, Column
 from stages.evaluate.metrics.obedience import Mean
-from stages.evaluate.run import CLIPS, FRAMES, METRICS, STORY
-from stages.evaluate.scores import CLIPS_SCHEMA, CURVES, FRAMES_SCHEMA, means_by
+from stages.evaluate.run import CLIPS, FRAMES, METRICS, RUN_INFO
+from stages.evaluate.scores import CLIPS_SCHEMA, CURVES, FRAMES_SCHEMA, group_means
 from stages.evaluate.table import PREVIOUS, TRUTH
 from stages.report.inputs import read_object
 
@@ -88,7 +88,7 @@ class Evaluation:
 
 def read_evaluation(folder: Path) -> Evaluation:
     """Raises StageError or ShardError when the folder is not what ``pipeline evaluate`` writes."""
-    story, metrics = (read_object(folder / name, "pipeline evaluate") for name in (STORY, METRICS))
+    story, metrics = (read_object(folder / name, "pipeline evaluate") for name in (RUN_INFO, METRICS))
     try:
         means = {row: {name: _cell(told) for name, told in cells.items()} for row, cells in metrics.items()}
     except (KeyError, TypeError, AttributeError, ValueError) as err:
@@ -175,7 +175,7 @@ def tables_by_group(evaluation: Evaluation) -> list[Table]:
 
 def _table_by(evaluation: Evaluation, group: str) -> Table:
     by = ("row", group)
-    means = {name: means_by(evaluation.clips, name, by) for name in COLUMNS}
+    means = {name: group_means(evaluation.clips, name, by) for name in COLUMNS}
     told = {name: of_name for name, of_name in means.items() if of_name}
     keys = sorted({key for of_name in told.values() for key in of_name})
 

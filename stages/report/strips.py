@@ -117,7 +117,7 @@ def samples(folder: Path, dataset: Dataset) -> Samples:
     rows = read_samples(folder)
     known = [row for row in rows if {row["clip_id"], row["audio_clip_id"]} <= set(dataset.clips)]
     if not known:
-        raise ShardError(f"{folder}: none of its {len(rows)} clips is in {dataset.place.address}")
+        raise ShardError(f"{folder}: none of its {len(rows)} clips is in {dataset.storage.address}")
     shown = evenly(sorted(known, key=lambda row: str(row["name"])), STRIPS_SHOWN)
     strips = [_strip(folder, dataset, row, with_video=i < VIDEOS_SHOWN) for i, row in enumerate(shown)]
     return Samples(folder.name, read_object(folder / STORY, "pipeline sample"), len(rows), tuple(strips))

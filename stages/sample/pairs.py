@@ -60,7 +60,7 @@ def make_pairs(dataset: Dataset, split: str, audio: Literal["own", "swapped"], *
     tells the sentences, two clips that say the same are kept apart as far as can be. Raises StageError when
     there is no other.
     """
-    where = dataset.place.address
+    where = dataset.storage.address
     ids = sorted(dataset.clips.ids_in_split(split))
     if not ids:
         splits = sorted(dataset.clips.table["split"].unique().to_pylist())

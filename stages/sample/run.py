@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from model.batch import required_input
+from model.batch import build_network_input
 from model.checkpoint import load_network
 from model.execution import Execution, Ranks, join_ranks
 from sampler.params import SampleParams
@@ -36,7 +36,7 @@ from shards.table import write_rows
 from stages.engine.lock import lock_folder
 from stages.engine.outcome import StageError
 from stages.media.audio import SAMPLE_RATE
-from stages.media.encode import Sound, write_mp4
+from stages.media.encode import AudioTrack, write_mp4
 from stages.preview.sound import mels_params, sound_of
 from stages.sample.pairs import (
     CROPS,
@@ -88,7 +88,7 @@ def _sample(request: SampleRequest, params: SampleParams, ranks: Ranks) -> int:
     dataset = open_dataset(locate_dataset(request.shards))
     network, saved = load_network(request.run)
     recipe = saved.recipe
-    required_input(recipe.network).check_dataset(dataset.manifest, dataset.place.address)
+    build_network_input(recipe.network).check_dataset(dataset.manifest, dataset.storage.address)
     pairs = make_pairs(dataset, request.split, request.audio, seed=params.seed)[: request.clips]
     story = {
         "run": os.fspath(request.run),
@@ -101,10 +101,10 @@ def _sample(request: SampleRequest, params: SampleParams, ranks: Ranks) -> int:
     }
     if ranks.is_first:
         _check_same(request.out, story)
-    ranks.meet()
+    ranks.barrier()
     # The longest first: then hardly a slot stands idle while the last clips end.
     missing = sorted(
-        (pair for pair in ranks.own(pairs) if not _is_drawn(request, pair)),
+        (pair for pair in ranks.split(pairs) if not _is_drawn(request, pair)),
         key=lambda pair: count_pair_frames(dataset, pair),
         reverse=True,
     )
@@ -114,7 +114,7 @@ def _sample(request: SampleRequest, params: SampleParams, ranks: Ranks) -> int:
               disable=not (ranks.is_first and sys.stderr.isatty())) as bar:  # fmt: skip
         for pair, frames in drawn(generator, dataset, missing, slots=request.slots, told=bar.update):
             _write(request, dataset, pair, frames)
-    ranks.meet()
+    ranks.barrier()
     if ranks.is_first:
         write_rows(request.out / TABLE, [_row(request.out, dataset, pair) for pair in pairs], SCHEMA)
     return len(pairs)
@@ -150,7 +150,7 @@ def _write(request: SampleRequest, dataset: Dataset, pair: Pair, frames: Frames)
             request.out / VIDEOS / f"{pair.name}.mp4",
             side_by_side(clip, frames),
             fps=Fraction(VIDEO_FPS),
-            sound=Sound([sound[:, None]], rate=SAMPLE_RATE, channels=1),
+            audio=AudioTrack([sound[:, None]], rate=SAMPLE_RATE, channels=1),
         )
     write_crops(request.out / CROPS / f"{pair.name}.tar", frames)
 

@@ -25,7 +25,7 @@ from model.denoiser import (
     snr_weight,
     training_target,
 )
-from model.unet import UNet, UNetParams, parameter_count
+from model.unet import UNet, UNetParams, count_parameters
 
 LINEAR = NoiseParams(schedule="linear", steps=2000, beta_start=1e-6, beta_end=0.01)
 COSINE = NoiseParams(schedule="cosine", steps=1000)
@@ -48,7 +48,7 @@ TINY = UNetParams(size=16, channels=32, multiples=(1, 2), blocks=1, attention_si
 )
 def test_the_network_has_the_papers_number_of_parameters(params: UNetParams, count: int) -> None:
     with torch.device("meta"):
-        assert parameter_count(UNet(params)) == count
+        assert count_parameters(UNet(params)) == count
 
 
 def test_one_forward_costs_68_6_gflop() -> None:
@@ -65,14 +65,14 @@ def test_an_untrained_network_says_zero_and_its_blocks_pass_their_input_on() -> 
     network = UNet(TINY).eval()
     said = network(torch.randn(2, 9, 16, 16), torch.rand(2), torch.randn(2, 5, 4))
     assert torch.equal(said, torch.zeros_like(said))
-    block = ResidualBlock(32, 32, 16, dropout=Dropout(0.5, salt=0))
+    block = ResidualBlock(32, 32, 16, dropout=Dropout(0.5, layer=0))
     x = torch.randn(2, 32, 4, 4)
     assert torch.equal(block(x, torch.randn(2, 64), torch.randn(2, 64)), x)
 
 
 def test_film_is_noise_first_then_audio_both_with_one_plus_scale() -> None:
     torch.manual_seed(0)
-    block = ResidualBlock(32, 32, 8, dropout=Dropout(0.5, salt=0)).eval()
+    block = ResidualBlock(32, 32, 8, dropout=Dropout(0.5, layer=0)).eval()
     torch.nn.init.normal_(block.conv_out.weight)
     x, noise, audio = torch.randn(1, 32, 4, 4), torch.randn(1, 64), torch.randn(1, 64)
     t_scale, t_shift = noise.chunk(2, dim=1)

@@ -19,7 +19,7 @@ from model.recipe import (
     nest_changes,
     recipe_from_dict,
 )
-from model.unet import UNet, parameter_count
+from model.unet import UNet, count_parameters
 
 PAPER = ("paper-multi-speaker", "paper-single-speaker")
 OURS = ("multi-speaker", "single-speaker", "demo")
@@ -30,7 +30,7 @@ OURS = ("multi-speaker", "single-speaker", "demo")
 )
 def test_the_papers_networks_have_the_papers_number_of_parameters(preset: str, count: int) -> None:
     with torch.device("meta"):
-        assert parameter_count(UNet(build_recipe(preset).network)) == count
+        assert count_parameters(UNet(build_recipe(preset).network)) == count
 
 
 @pytest.mark.parametrize("preset", PAPER)

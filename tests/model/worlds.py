@@ -1,4 +1,4 @@
-"""Small worlds to train in: faces of noise, a network of a few channels, a folder for the run."""
+"""Small datasets and runs for tests: clips of noise, a network of few channels, the train command."""
 
 from __future__ import annotations
 
@@ -53,20 +53,20 @@ TINY = Recipe(
 )
 
 
-def dataset(
+def make_dataset(
     folder: Path,
     lengths: Sequence[int] = (9, 12, 7, 11),
     *,
     seed: int = 0,
     test: Sequence[str] = (),
-    otherwise: Sequence[str] = (),
+    other_noise: Sequence[str] = (),
     per_shard: int = 0,
 ) -> Path:
-    """A finished dataset of noise: one clip for each length, some in the test split, some of other noise."""
+    """A dataset of noise: one clip for each length; ``test`` and ``other_noise`` are ids of clips."""
     clips = []
     for number, length in enumerate(lengths):
         key = f"s1_clip{number}"
-        rng = np.random.default_rng([seed, number, key in otherwise])
+        rng = np.random.default_rng([seed, number, key in other_noise])
         clips.append(
             datasets.pack(
                 key,
@@ -80,12 +80,12 @@ def dataset(
     return datasets.write(folder, clips, per_shard=per_shard, params=params)
 
 
-def resident(folder: Path, clip_ids: Sequence[str] | None = None, *, pad: int = 2) -> Resident:
+def load_dataset(folder: Path, clip_ids: Sequence[str] | None = None, *, pad: int = 2) -> Resident:
     """The dataset in memory."""
-    opened = open_dataset(folder)
+    dataset = open_dataset(folder)
     return load_resident(
-        opened,
-        list(opened.clips) if clip_ids is None else clip_ids,
+        dataset,
+        list(dataset.clips) if clip_ids is None else clip_ids,
         FIT,
         mel_pad=pad,
         device=CPU,
@@ -94,42 +94,44 @@ def resident(folder: Path, clip_ids: Sequence[str] | None = None, *, pad: int = 
     )
 
 
-def trained(
+def train_on(
     data: FrameSource, run: Path, recipe: Recipe = TINY, *, state: TrainState | None = None, steps: int = 0
 ) -> TrainState:
-    """The state after training to ``steps``, or as far as the recipe says."""
-    state = state or loop.new_state(recipe, CPU)
+    """Train to ``steps``, or as far as the recipe says; return the state."""
+    state = state or loop.create_state(recipe, CPU)
     recipe = replace(recipe, steps=steps or recipe.steps)
-    loop.train(state, data, None, recipe=recipe, machine=Execution(), ranks=ALONE, run=run, digest="d")
+    loop.train(state, data, None, recipe=recipe, execution=Execution(), ranks=ALONE, run=run, digest="d")
     return state
 
 
-def run(shards: Path, folder: Path, recipe: Recipe = TINY, **machine: Any) -> str:
-    """Train as the command does, in this process; returns why it ended."""
-    request = TrainRequest(str(shards), folder, "tiny", device="cpu", machine=Execution(**machine))
+def run_training(shards: Path, folder: Path, recipe: Recipe = TINY, **execution: Any) -> str:
+    """Train as the command does, in this process; return why it ended."""
+    request = TrainRequest(str(shards), folder, "tiny", device="cpu", execution=Execution(**execution))
     return train.run(request, recipe)
 
 
-def described(recipe: Recipe) -> dict[str, Any]:
-    """Changes that make a recipe of any preset."""
+def recipe_to_changes(recipe: Recipe) -> dict[str, Any]:
+    """Changes that turn any preset into this recipe."""
     changes: dict[str, Any] = json.loads(json.dumps(asdict(recipe)))
     return changes
 
 
-def command(shards: Path | str, folder: Path, recipe: Recipe, *words: str, ranks: int = 1) -> list[str]:
-    """The command that trains by this recipe, on one process or more."""
+def make_command(
+    shards: Path | str, folder: Path, recipe: Recipe, *options: str, ranks: int = 1
+) -> list[str]:
+    """The command line that trains with this recipe, on one process or more."""
     params = folder.parent / f"{folder.name}.yaml"
-    params.write_text(json.dumps({"train": {"preset": "multi-speaker", "changes": described(recipe)}}))
-    # after -- or torchrun takes --run for an option of its own
-    several = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m", "--"]
-    options = ["--shards", str(shards), "--run", str(folder), "--params", str(params), "--device", "cpu"]
-    return [sys.executable, "-m", *(several if ranks > 1 else []), "pipeline.main", "train", *options, *words]
+    params.write_text(json.dumps({"train": {"preset": "multi-speaker", "changes": recipe_to_changes(recipe)}}))
+    # without the -- torchrun reads --run as an option of its own
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m", "--"]
+    arguments = ["--shards", str(shards), "--run", str(folder), "--params", str(params), "--device", "cpu"]
+    return [sys.executable, "-m", *(torchrun if ranks > 1 else []), "pipeline.main", "train", *arguments, *options]
 
 
-def finished(command: list[str], code: int = 0, **env: str) -> subprocess.CompletedProcess[str]:
-    """What a command said, which must end with ``code``."""
-    done = subprocess.run(
+def run_command(command: list[str], code: int = 0, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a command, which must exit with ``code``; return its output."""
+    result = subprocess.run(
         command, capture_output=True, text=True, check=False, env=os.environ | ONE_THREAD | env
     )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done
+    assert result.returncode == code, result.stdout + result.stderr
+    return result

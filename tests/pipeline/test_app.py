@@ -1,4 +1,4 @@
-"""`pipeline app` as a visitor meets it, in a real Chromium; and its parts that need no browser."""
+"""`pipeline app` as a visitor uses it, in a real Chromium; and its parts that need no browser."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ import pytest
 from click.testing import CliRunner
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from model import checkpoint, loop
+from model import loop
+from model.checkpoint import save_checkpoint
 from model.execution import Execution
 from model.recipe import ModelError
-from pipeline.app.models import ModelList, told
+from pipeline.app.models import ModelList, describe_run
 from pipeline.app.sessions import Sessions
 from pipeline.commands.app import is_loopback
 from pipeline.main import cli
@@ -31,14 +32,14 @@ from sampler.params import SampleParams
 from stages import synth
 from stages.engine.outcome import StageError
 from stages.synth import ClipSpec
-from tests.browser import launched
-from tests.media import ffmpeg, images, sound_of, stamps_s
+from tests.browser import launch_browser
+from tests.media import ffmpeg, read_audio, read_rgb_frames, read_stamps
 from tests.model.worlds import CPU, TINY
 
 SECONDS = 0.8  # of the clip
 MAX_SECONDS, MAX_MB = 3, 1
 RECIPE = replace(TINY, network=replace(TINY.network, size=32))
-PATIENCE_MS = 60_000
+TIMEOUT_MS = 60_000
 FLAGS = (
     "--autoplay-policy=no-user-gesture-required",
     "--use-fake-device-for-media-stream",
@@ -46,19 +47,19 @@ FLAGS = (
 )
 
 
-def until(true: Callable[[], bool]) -> None:
-    """Wait for something that happens elsewhere."""
-    deadline = time.monotonic() + PATIENCE_MS / 1000
-    while not true():
-        assert time.monotonic() < deadline, "it does not happen"
+def wait_until(is_true: Callable[[], bool]) -> None:
+    """Wait for something that happens in another process or thread."""
+    deadline = time.monotonic() + TIMEOUT_MS / 1000
+    while not is_true():
+        assert time.monotonic() < deadline, "timeout"
         time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that knows nothing, a clip that no browser plays, and files that the page refuses."""
+    """An untrained run, a clip that no browser plays, and files that the page refuses."""
     folder = tmp_path_factory.mktemp("world")
-    checkpoint.save(loop.new_state(RECIPE, CPU), folder / "runs" / "tiny", RECIPE, "digest", None)
+    save_checkpoint(loop.create_state(RECIPE, CPU), folder / "runs" / "tiny", RECIPE, "digest", None)
     synth.make_clip(folder / "clip.mpg", ClipSpec(seconds=SECONDS, size=(240, 192)))
     ffmpeg("-f", "lavfi", "-i", f"sine=duration={MAX_SECONDS + 1}", folder / "long.mp3")
     (folder / "large.mp4").write_bytes(bytes(MAX_MB * 2**20 + 1))
@@ -68,39 +69,39 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @dataclass
-class Served:
+class Server:
     """The page in a process of its own."""
 
     process: subprocess.Popen[str]
     url: str
     scratch: Path  # the only place for its temporary files
-    calls: list[str] = field(default_factory=list)  # what it asked of the world, or the browser did
-    errors: list[str] = field(default_factory=list)  # that the browser's console shows
+    calls: list[str] = field(default_factory=list)  # requests to other hosts, by it or by the browser
+    errors: list[str] = field(default_factory=list)  # on the browser's console
 
     def files(self) -> list[Path]:
-        """What it keeps of its visitors."""
+        """The files of its visitors."""
         return [path for path in self.scratch.rglob("*") if path.is_file()]
 
 
 @contextlib.contextmanager
-def wiretap(heard: list[str]) -> Iterator[str]:
-    """The address of a proxy that lets nothing through and notes every call."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
+def start_proxy(calls: list[str]) -> Iterator[str]:
+    """The address of a proxy that forwards nothing and records every call."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def listen() -> None:
             with contextlib.suppress(OSError):  # closed
                 while True:
-                    caller, _ = server.accept()
+                    caller, _ = listener.accept()
                     with caller:
-                        heard.append(caller.recv(200).decode(errors="replace"))
+                        calls.append(caller.recv(200).decode(errors="replace"))
 
         threading.Thread(target=listen, daemon=True).start()
-        yield f"http://127.0.0.1:{server.getsockname()[1]}"
-        server.shutdown(socket.SHUT_RDWR)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        listener.shutdown(socket.SHUT_RDWR)
 
 
 @pytest.fixture(scope="module")
-def served(world: Path, landmarker: Path) -> Iterator[Served]:
+def server(world: Path, landmarker: Path) -> Iterator[Server]:
     scratch = world / "scratch"
     scratch.mkdir()
     calls: list[str] = []
@@ -110,165 +111,169 @@ def served(world: Path, landmarker: Path) -> Iterator[Served]:
         "--max-seconds", str(MAX_SECONDS), "--max-upload-mb", str(MAX_MB), "--device", "cpu",
         "--landmarker", landmarker,
     ]  # fmt: skip
-    with wiretap(calls) as proxy:
+    with start_proxy(calls) as proxy:
         proxies = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"), proxy)
         environment = os.environ | proxies | {"NO_PROXY": "127.0.0.1", "TMPDIR": str(scratch)}
         with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
-            told = process.stdout.readline()
-            assert told.startswith("http://127.0.0.1:"), "it says where it is once it is there"
-            yield Served(process, told.split()[0], scratch, calls)
+            line = process.stdout.readline()
+            assert line.startswith("http://127.0.0.1:"), "it prints its address once it is ready"
+            yield Server(process, line.split()[0], scratch, calls)
             process.kill()
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Comes before the page is served, which would be in vain without one."""
-    with launched(*FLAGS) as browser:
+    """Requested before the page is served, since tests skip without a browser."""
+    with launch_browser(*FLAGS) as browser:
         yield browser
 
 
 @pytest.fixture(scope="module")
-def chromium(browser: Browser, served: Served) -> BrowserContext:
-    """One context for all tests; it notes what it asks of others than the page."""
-    expect.set_options(timeout=PATIENCE_MS)
+def chromium(browser: Browser, server: Server) -> BrowserContext:
+    """One context for all tests; it records requests to other hosts than the page's."""
+    expect.set_options(timeout=TIMEOUT_MS)
     context = browser.new_context(permissions=["microphone"])
-    context.set_default_timeout(PATIENCE_MS)
-    here = (served.url, "data:", "blob:")
-    context.on("request", lambda asked: asked.url.startswith(here) or served.calls.append(asked.url))
-    context.on("console", lambda said: said.type == "error" and served.errors.append(said.text))
-    context.on("weberror", lambda found: served.errors.append(str(found.error)))
+    context.set_default_timeout(TIMEOUT_MS)
+    own = (server.url, "data:", "blob:")
+    context.on("request", lambda request: request.url.startswith(own) or server.calls.append(request.url))
+    context.on("console", lambda line: line.type == "error" and server.errors.append(line.text))
+    context.on("weberror", lambda event: server.errors.append(str(event.error)))
     return context
 
 
 @pytest.fixture
-def page(chromium: BrowserContext, served: Served) -> Iterator[Page]:
+def page(chromium: BrowserContext, server: Server) -> Iterator[Page]:
     page = chromium.new_page()
-    page.goto(served.url)
-    run, offered = page.locator("#run input"), "tiny · step 0 · learnt from dataset digest"
+    page.goto(server.url)
+    run, description = page.locator("#run input"), "tiny · step 0 · trained on dataset digest"
     try:
-        expect(run).to_have_value(offered, timeout=PATIENCE_MS / 2)
-    except (
-        AssertionError
-    ):  # once in some thirty starts on a crowded machine the page stayed empty; why is not known
+        expect(run).to_have_value(description, timeout=TIMEOUT_MS / 2)
+    except AssertionError:
+        # On a busy machine the page stayed empty once in some thirty starts; the cause is unknown.
         page.reload()
-        expect(run).to_have_value(offered)
+        expect(run).to_have_value(description)
     yield page
     page.close()
-    until(lambda: not served.files())  # the next one starts in a clean house
+    wait_until(lambda: not server.files())  # the next test starts without files
 
 
-def choose(page: Page, zone: str, file: Path) -> None:
+def choose_file(page: Page, zone: str, file: Path) -> None:
     page.set_input_files(f"#{zone} input[type=file]", file)
 
 
-def ready(page: Page, world: Path, *, steps: int) -> None:
-    """Bring the clip as video and as speech."""
-    choose(page, "video", world / "clip.mpg")
-    choose(page, "speech", world / "clip.mpg")
+def upload_clip(page: Page, world: Path, *, steps: int) -> None:
+    """Upload the clip as video and as speech."""
+    choose_file(page, "video", world / "clip.mpg")
+    choose_file(page, "speech", world / "clip.mpg")
     expect(page.locator("#video-note")).to_have_text("0.80 s, 240x192 at 25 fps")
     expect(page.locator("#speech-note")).to_contain_text("0.8")
     page.fill("#steps input[type=number]", str(steps))
     page.keyboard.press("Tab")
 
 
-def facts_when_played(page: Page, player: str) -> list[int]:
-    """Width and height of the picture that a player shows, once it has played a quarter of the clip."""
+def play_and_read_size(page: Page, player: str) -> list[int]:
+    """Width and height of a player's video, once it has played a quarter of the clip."""
     page.eval_on_selector(f"#{player} video", "video => { video.currentTime = 0; video.play() }")
     page.wait_for_function(f"document.querySelector('#{player} video').currentTime > {SECONDS / 4}")
     return page.eval_on_selector(f"#{player} video", "video => [video.videoWidth, video.videoHeight]")
 
 
 def test_a_clip_no_browser_plays_is_shown_edited_played_and_downloaded(
-    page: Page, world: Path, served: Served, tmp_path: Path
+    page: Page, world: Path, server: Server, tmp_path: Path
 ) -> None:
-    ready(page, world, steps=2)
-    assert facts_when_played(page, "source") == [240, 192]
+    upload_clip(page, world, steps=2)
+    assert play_and_read_size(page, "source") == [240, 192]
     page.click("#start")
     expect(page.locator("#note")).to_have_text(
-        "20 of 20 frames re-drawn, 0.80 s, 240x192 at 25 fps, sound encoded"
+        "20 of 20 frames re-drawn, 0.80 s, 240x192 at 25 fps, audio encoded"
     )
-    assert facts_when_played(page, "result") == [240, 192]
-    with page.expect_download() as coming:
+    assert play_and_read_size(page, "result") == [240, 192]
+    with page.expect_download() as download:
         page.click("#download")
-    assert coming.value.suggested_filename == "clip says clip.mp4"
-    got = tmp_path / "got.mp4"
-    coming.value.save_as(got)
-    drawn, source = np.stack(images(got)).astype(int), np.stack(images(world / "clip.mpg"))
-    assert (np.abs(drawn - source).max(axis=-1) > 60).any(axis=0).sum() > 500, "noise where the mouth was"
-    assert np.abs(stamps_s(got) - np.arange(20) / 25).max() < 1e-3
-    start, rate, sound = sound_of(got)
+    assert download.value.suggested_filename == "clip says clip.mp4"
+    result = tmp_path / "result.mp4"
+    download.value.save_as(result)
+    output, source = (
+        np.stack(read_rgb_frames(result)).astype(int),
+        np.stack(read_rgb_frames(world / "clip.mpg")),
+    )
+    assert (np.abs(output - source).max(axis=-1) > 60).any(axis=0).sum() > 500, "noise where the mouth was"
+    assert np.abs(read_stamps(result) - np.arange(20) / 25).max() < 1e-3
+    start, rate, sound = read_audio(result)
     assert abs(start) < 0.05 and len(sound) / rate == pytest.approx(SECONDS, abs=0.05)
     assert np.abs(sound).max() > 0.05
 
-    assert {path.name for path in served.files()} == {"clip.mpg", "clip.mp4", "clip says clip.mp4"}
+    assert {path.name for path in server.files()} == {"clip.mpg", "clip.mp4", "clip says clip.mp4"}
     page.close()
-    until(lambda: not served.files())
+    wait_until(lambda: not server.files())
 
 
-def test_what_cannot_be_used_is_told_in_one_line_and_not_kept(
-    page: Page, world: Path, served: Served
+def test_a_file_that_cannot_be_used_gives_one_line_and_is_deleted(
+    page: Page, world: Path, server: Server
 ) -> None:
     page.click("#start")
-    expect(page.locator("#note")).to_have_text("there is no video here; choose one")
-    choose(page, "video", world / "text.mp4")
+    expect(page.locator("#note")).to_have_text("there is no video yet; choose one")
+    choose_file(page, "video", world / "text.mp4")
     expect(page.locator("#video-note")).to_contain_text("text.mp4: cannot be opened as video")
-    choose(page, "speech", world / "long.mp3")
+    choose_file(page, "speech", world / "long.mp3")
     expect(page.locator("#speech-note")).to_have_text("long.mp3: lasts 4.0 s, expected at most 3 s")
-    choose(page, "video", world / "large.mp4")
+    choose_file(page, "video", world / "large.mp4")
     expect(page.get_by_text("File(s) exceed the maximum allowed size")).to_contain_text("large.mp4")
-    assert not served.files()
+    assert not server.files()
 
 
-def test_nobody_gets_more_than_the_page(served: Served) -> None:
+def test_the_server_serves_only_the_page(server: Server) -> None:
     def status(path: str) -> int:
-        return httpx.get(f"{served.url}gradio_api/{path}").status_code
+        return httpx.get(f"{server.url}gradio_api/{path}").status_code
 
     assert status(f"file={__file__}") == status("file=/etc/hostname") == 403
-    assert status("info") == 200 and httpx.get(f"{served.url}docs").status_code == 404
-    assert httpx.get(f"{served.url}gradio_api/info").json()["named_endpoints"] == {}
+    assert status("info") == 200 and httpx.get(f"{server.url}docs").status_code == 404
+    assert httpx.get(f"{server.url}gradio_api/info").json()["named_endpoints"] == {}
     large = {"files": ("large.mp4", bytes(MAX_MB * 2**20 + 1))}
-    assert httpx.post(f"{served.url}gradio_api/upload", files=large).status_code == 413
-    assert not served.files()
+    assert httpx.post(f"{server.url}gradio_api/upload", files=large).status_code == 413
+    assert not server.files()
 
 
-def test_stop_or_leaving_ends_an_edit_without_half_a_file(page: Page, world: Path, served: Served) -> None:
-    ready(page, world, steps=100)
+def test_stopping_or_leaving_ends_an_edit_without_a_partial_file(
+    page: Page, world: Path, server: Server
+) -> None:
+    upload_clip(page, world, steps=100)
     page.click("#start")
-    expect(page.get_by_text("Drawing the mouth, ")).to_contain_text("s left")
+    expect(page.get_by_text("Generating the mouth, ")).to_contain_text("s left")
     page.click("#stop")
-    expect(page.locator("#note")).to_have_text("Stopped. Nothing was kept of it.")
+    expect(page.locator("#note")).to_have_text("Stopped. No file was written.")
     expect(page.locator("#start")).to_be_enabled()
     expect(page.locator("#stop")).to_be_disabled()
-    until(lambda: {path.name for path in served.files()} == {"clip.mpg", "clip.mp4"})
+    wait_until(lambda: {path.name for path in server.files()} == {"clip.mpg", "clip.mp4"})
     page.click("#start")
-    expect(page.get_by_text("Drawing the mouth, ")).to_contain_text("s left")
+    expect(page.get_by_text("Generating the mouth, ")).to_contain_text("s left")
     page.close()
-    until(lambda: not served.files())
+    wait_until(lambda: not server.files())
 
 
-def test_speech_can_be_recorded_and_thrown_away(page: Page, served: Served) -> None:
+def test_speech_can_be_recorded_and_discarded(page: Page, server: Server) -> None:
     page.get_by_role("button", name="Record").click()
     page.wait_for_timeout(700)
     page.locator("#microphone").get_by_role("button", name="Stop").click()
     expect(page.locator("#speech-note")).to_contain_text(" s")
-    expect(page.locator("#heard")).to_be_visible()
-    assert {path.name for path in served.files()} == {"audio.wav", "audio.mp4"}
+    expect(page.locator("#speech-player")).to_be_visible()
+    assert {path.name for path in server.files()} == {"audio.wav", "audio.mp4"}
     page.click("#other-speech")
     expect(page.locator("#microphone")).to_be_visible()
-    assert not served.files()
+    assert not server.files()
 
 
 @pytest.mark.usefixtures("page")
-def test_nothing_leaves_this_machine_and_the_console_is_clean(served: Served) -> None:
-    assert served.calls == []
-    assert served.errors == []
+def test_nothing_leaves_this_machine_and_the_console_is_clean(server: Server) -> None:
+    assert server.calls == []
+    assert server.errors == []
 
 
-def test_what_ends_the_page_ends_its_folder(served: Served) -> None:
-    served.process.send_signal(signal.SIGTERM)
-    assert served.process.wait(timeout=60) == 0
-    assert not list(served.scratch.iterdir())
+def test_ending_the_server_deletes_its_folder(server: Server) -> None:
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(timeout=60) == 0
+    assert not list(server.scratch.iterdir())
 
 
 def test_without_gradio_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,70 +284,70 @@ def test_without_gradio_one_line_says_what_to_install(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    ("host", "alone"),
+    ("host", "is_private"),
     [("127.0.0.1", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("studio.lan", False)],
 )
-def test_who_listens_to_others_is_told_so(host: str, alone: bool) -> None:
-    assert is_loopback(host) == alone
+def test_only_loopback_addresses_are_private(host: str, is_private: bool) -> None:
+    assert is_loopback(host) == is_private
 
 
 def test_the_best_checkpoint_of_each_run_is_offered_and_read_once(world: Path, tmp_path: Path) -> None:
-    state = loop.new_state(RECIPE, CPU)
+    state = loop.create_state(RECIPE, CPU)
     for step, held_out in ((4, 0.2), (8, 0.5)):
         state.step = step
-        checkpoint.save(state, tmp_path / "a" / "b", RECIPE, "digest", held_out)
+        save_checkpoint(state, tmp_path / "a" / "b", RECIPE, "digest", held_out)
     (tmp_path / "broken" / "checkpoints" / "step-1").mkdir(parents=True)
     (tmp_path / "a" / "b" / "run.json").write_text('{"shards": "data/grid/shards"}')
-    shelf = ModelList(tmp_path, [world / "runs" / "tiny"], CPU, Execution())
-    runs = shelf.runs()
+    models = ModelList(tmp_path, [world / "runs" / "tiny"], CPU, Execution())
+    runs = models.find_runs()
     assert list(runs) == ["a/b", str(world / "runs" / "tiny")]
-    assert told("a/b", runs["a/b"]) == "a/b · step 4 · learnt from data/grid/shards"
-    first, second = (shelf.generator("a/b", SampleParams(steps=steps)) for steps in (2, 3))
+    assert describe_run("a/b", runs["a/b"]) == "a/b · step 4 · trained on data/grid/shards"
+    first, second = (models.load_generator("a/b", SampleParams(steps=steps)) for steps in (2, 3))
     assert first.network is second.network and len(second.gammas) == 4
-    with pytest.raises(ModelError, match=r"run '\.\./b': there is no such one; known are a/b"):
-        shelf.generator("../b", SampleParams())
+    with pytest.raises(ModelError, match=r"run '\.\./b': there is no such run; known are a/b"):
+        models.load_generator("../b", SampleParams())
 
 
-def test_a_visits_files_go_when_it_is_over_and_nothing_runs(tmp_path: Path) -> None:
-    visits = Sessions(tmp_path)
-    visit, other = visits.of("../a"), visits.of("b")
-    assert visits.of("../a") is visit and visit.folder.parent == tmp_path
-    made = visit.empty("result")
-    with visit.at_work():
-        visits.end("../a")
-        assert visit.stop.is_set() and made.is_dir()
-        visit.begin()
-        assert visit.stop.is_set(), "who has left starts nothing"
-    other.empty("result")
-    visits.end_all()
+def test_a_session_s_files_are_deleted_when_it_has_ended_and_nothing_runs(tmp_path: Path) -> None:
+    sessions = Sessions(tmp_path)
+    session, other = sessions.get("../a"), sessions.get("b")
+    assert sessions.get("../a") is session and session.folder.parent == tmp_path
+    result = session.make_empty_folder("result")
+    with session.keep_files():
+        sessions.end("../a")
+        assert session.stop.is_set() and result.is_dir()
+        session.renew_stop()
+        assert session.stop.is_set(), "nothing starts after a session has ended"
+    other.make_empty_folder("result")
+    sessions.end_all()
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_that_two_have_brought_stays_until_both_are_gone(tmp_path: Path) -> None:
-    visits = Sessions(tmp_path)
+def test_a_file_that_two_sessions_uploaded_stays_until_both_have_ended(tmp_path: Path) -> None:
+    sessions = Sessions(tmp_path)
     upload = tmp_path / "hash" / "me.mp4"
     upload.parent.mkdir()
-    upload.write_bytes(b"film")
-    for session, kind in (("a", "video"), ("a", "speech"), ("b", "video")):
-        with visits.of(session).bring(kind, upload, max_mb=1):
+    upload.write_bytes(b"video")
+    for session_id, kind in (("a", "video"), ("a", "speech"), ("b", "video")):
+        with sessions.get(session_id).check_upload(kind, upload, max_mb=1):
             pass
-    visits.of("b").drop("video")
-    with pytest.raises(StageError, match="there is no video here"):
-        visits.of("b").found("video")
-    assert visits.of("a").found("video") == visits.of("a").found("speech") == upload
-    visits.end("a")
+    sessions.get("b").remove_upload("video")
+    with pytest.raises(StageError, match="there is no video yet"):
+        sessions.get("b").get_upload("video")
+    assert sessions.get("a").get_upload("video") == sessions.get("a").get_upload("speech") == upload
+    sessions.end("a")
     assert not upload.parent.exists()
 
 
 @pytest.mark.parametrize(
-    ("size", "told"), [(2**20 + 1, "me.mp4: has 1.0 MB, expected at most 1 MB"), (9, "me.mp4: is odd")]
+    ("size", "message"), [(2**20 + 1, "me.mp4: has 1.0 MB, expected at most 1 MB"), (9, "me.mp4: is odd")]
 )
-def test_an_upload_that_cannot_be_used_is_not_kept(tmp_path: Path, size: int, told: str) -> None:
-    visit = Sessions(tmp_path).of("a")
+def test_an_upload_that_cannot_be_used_is_deleted(tmp_path: Path, size: int, message: str) -> None:
+    session = Sessions(tmp_path).get("a")
     upload = tmp_path / "hash" / "me.mp4"
     upload.parent.mkdir()
     upload.write_bytes(bytes(size))
-    with pytest.raises(StageError) as caught, visit.bring("video", upload, max_mb=1) as path:
+    with pytest.raises(StageError) as error, session.check_upload("video", upload, max_mb=1) as path:
         raise StageError(f"{path}: is odd")
-    assert visit.short(caught.value) == told
+    assert session.shorten_paths(error.value) == message
     assert not upload.parent.exists()

@@ -8,30 +8,29 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import bucket_build as cluster
+from pipeline import bucket_build
 from pipeline.bucket_build import BuildJob
+from pipeline.params import Params
 from shards.ledger import read_ledger
 from shards.storage import FileInfo, LocalStorage
-from stages.align import AlignParams
 from stages.clips import ClipsParams
-from stages.engine.outcome import StageError, Work, one_by_one
+from stages.engine.outcome import StageError
 from stages.engine.sandbox import LimitParams
-from stages.landmarks import LandmarksParams
-from stages.media.crops import ShardParams
-from stages.mels import MelsParams
+from stages.engine.stage import Context, Work
+
+CONTEXT = Context()
 
 
 @pytest.fixture
-def errand(tmp_path: Path) -> BuildJob:
-    """Places that are folders, which all workers see; two files that are no videos."""
+def job(tmp_path: Path) -> BuildJob:
+    """Storages that are folders, which all workers see; two files that are no videos."""
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "a.mp4").write_bytes(b"no video")
     (tmp_path / "raw" / "b.mp4").write_bytes(b"")
     (tmp_path / "raw" / "notes.txt").write_text("a side-car")
     return BuildJob(
-        "folder", str(tmp_path / "raw"), str(tmp_path / "bucket"), ClipsParams(), LandmarksParams(),
-        AlignParams(), MelsParams(), ShardParams(), LimitParams(), cluster.tools(),
-    )  # fmt: skip
+        "folder", str(tmp_path / "raw"), str(tmp_path / "bucket"), Params(), bucket_build.list_tools()
+    )
 
 
 @pytest.fixture
@@ -39,34 +38,34 @@ def work(tmp_path: Path) -> Work:
     return Work("folder", tmp_path / "raw", tmp_path / "work", tmp_path / "published", tmp_path / "cache")
 
 
-def test_what_has_a_receipt_is_not_done_again(errand: BuildJob, work: Work) -> None:
-    first = cluster.look(errand, work, one_by_one)
+def test_what_has_a_receipt_is_not_done_again(job: BuildJob, work: Work) -> None:
+    first = bucket_build.probe_bucket(job, work, CONTEXT)
     assert (first.clips, first.clips_computed) == (2, 1), "two files, one task"
     codes = {row["path"]: row["code"] for row in read_ledger(work.ledger)}
     assert codes == {"a.mp4": "not_media", "b.mp4": "empty"}
-    assert cluster.look(errand, work, one_by_one).clips_computed == 0
-    assert (
-        cluster.look(replace(errand, limits=LimitParams(memory_mb=999)), work, one_by_one).clips_computed == 0
-    )
+    assert bucket_build.probe_bucket(job, work, CONTEXT).clips_computed == 0
+    other_limits = replace(job.params, limits=LimitParams(memory_mb=999))
+    other = replace(job, params=other_limits)
+    assert bucket_build.probe_bucket(other, work, CONTEXT).clips_computed == 0
 
 
 @pytest.mark.parametrize("change", ["file", "params", "receipt"])
-def test_what_changed_is_done_again(change: str, errand: BuildJob, work: Work) -> None:
-    cluster.look(errand, work, one_by_one)
+def test_what_changed_is_done_again(change: str, job: BuildJob, work: Work) -> None:
+    bucket_build.probe_bucket(job, work, CONTEXT)
     if change == "file":
         (work.raw / "b.mp4").write_bytes(b"still no video")
     elif change == "params":
-        errand = replace(errand, clips=ClipsParams(min_seconds=1))
+        job = replace(job, params=replace(job.params, clips=ClipsParams(min_seconds=1)))
     else:
-        (receipt,) = Path(errand.out, cluster.RECEIPTS).iterdir()
+        (receipt,) = Path(job.out, bucket_build.RECEIPTS).iterdir()
         receipt.write_text("[cut")
-    assert cluster.look(errand, work, one_by_one).clips_computed == 1
+    assert bucket_build.probe_bucket(job, work, CONTEXT).clips_computed == 1
 
 
-def test_a_worker_with_other_libraries_refuses(errand: BuildJob, work: Work) -> None:
-    other = replace(errand, tools=errand.tools | {"av": "1.0"})
+def test_a_worker_with_other_libraries_refuses(job: BuildJob, work: Work) -> None:
+    other = replace(job, tools=job.tools | {"av": "1.0"})
     with pytest.raises(StageError, match=r"worker on .* has av .*, expected 1\.0: it would make other bytes"):
-        cluster.look(other, work, one_by_one)
+        bucket_build.probe_bucket(other, work, CONTEXT)
 
 
 class Named(LocalStorage):
@@ -76,7 +75,7 @@ class Named(LocalStorage):
         super().__init__(Path("bucket"))
         self.listed = names
 
-    def tree(self) -> Iterator[FileInfo]:
+    def walk(self) -> Iterator[FileInfo]:
         return (FileInfo(name, 1, "v") for name in self.listed)
 
 
@@ -85,14 +84,14 @@ class Named(LocalStorage):
 )
 def test_a_name_that_would_leave_the_folder_is_refused(name: str) -> None:
     with pytest.raises(StageError, match="is no plain path"):
-        cluster.clips_in(Named("good.mp4", name))
+        bucket_build.list_clips(Named("good.mp4", name))
 
 
 def test_a_name_that_is_file_and_folder_is_refused() -> None:
     with pytest.raises(StageError, match="a folder that is also a file"):
-        cluster.clips_in(Named("a.mp4", "a.mp4/b.mp4"))
+        bucket_build.list_clips(Named("a.mp4", "a.mp4/b.mp4"))
 
 
 def test_a_bucket_without_clips_is_an_error() -> None:
     with pytest.raises(StageError, match="holds no file that could be a clip"):
-        cluster.clips_in(Named("notes.txt", ".git/a.mp4"))
+        bucket_build.list_clips(Named("notes.txt", ".git/a.mp4"))

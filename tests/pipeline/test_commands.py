@@ -65,7 +65,7 @@ def test_params_yaml_says_the_defaults() -> None:
         ("mels: {win_length: 4096}", "win_length 4096 is longer than n_fft 2048"),
         ("shard: {codec: gif}", "shard.codec is 'gif'"),
         ("limits: {memory_mb: 1}", "limits.memory_mb is 1"),
-        ("- 1", "holds list, expected sections"),
+        ("- 1", "holds list, expected a mapping of sections"),
         ("a: [", "cannot be read as YAML"),
     ],
 )
@@ -84,9 +84,9 @@ def test_a_wrong_param_is_one_line_that_names_it(text: str, told: str, tmp_path:
         (["clips", "--dataset", "grid", "--raw", "nowhere"], 1, "--raw"),
         (["clips", "--dataset", "lrs2"], 2, "'lrs2' is not one of 'grid', 'crema-d', 'folder'"),
         (["landmarks", "--dataset", "grid", "--work", "w"], 1, "run `pipeline clips --dataset grid` first"),
-        (["shard", "--dataset", "grid", "--out", "gs://b/p"], 2, "only folders and s3://"),
-        (["shard", "--dataset", "grid", "--raw", "s3://b/p"], 2, "go to shards in a bucket"),
-        (["mels", "--dataset", "grid", "--raw", "s3://b/p", "--out", "s3://b/q"], 1, "only `pipeline shard`"),
+        (["shard", "--dataset", "grid", "--out", "gs://b/p"], 2, "expected a folder or s3://"),
+        (["shard", "--dataset", "grid", "--raw", "s3://b/p"], 2, "are built into shards in a bucket"),
+        (["mels", "--dataset", "grid", "--raw", "s3://b/p", "--out", "s3://b/q"], 1, "are built by `pipeline shard`"),
         (["shard", "--dataset", "grid", "--raw", ".", "--work", "w"], 1, "which is never written to"),
         (["shard", "--dataset", "grid", "--params", "none.yaml"], 1, "none.yaml: cannot be read"),
         (["clips", "--dataset", "grid", "--workers", "0"], 2, "0 is not in the range"),
@@ -111,7 +111,7 @@ def test_a_scheduler_that_is_not_there_is_one_line(tmp_path: Path, monkeypatch: 
     words = ["clips", "--dataset", "folder", "--raw", str(tmp_path / "raw"), "--work", str(tmp_path / "w")]
     result = CliRunner().invoke(cli, [*words, "--scheduler", "tcp://127.0.0.1:9"])
     assert result.exit_code == 1
-    assert "no Dask scheduler answers there" in result.output
+    assert "no Dask scheduler responds" in result.output
 
 
 def test_a_dry_run_prints_params_and_counts_and_writes_nothing(tmp_path: Path) -> None:

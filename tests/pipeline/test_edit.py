@@ -1,4 +1,4 @@
-"""`pipeline edit` as a user meets it: a run, a video and a recording in, a video out."""
+"""`pipeline edit` as a user runs it: a run, a video and speech in, a video out."""
 
 from __future__ import annotations
 
@@ -9,28 +9,29 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from model import checkpoint, loop
+from model import loop
+from model.checkpoint import save_checkpoint
 from pipeline.main import cli
 from stages import synth
 from stages.synth import ClipSpec
-from tests.media import images
+from tests.media import read_rgb_frames
 from tests.model.worlds import CPU, TINY
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that knows nothing, of a few channels, and a clip with its own speech."""
+    """An untrained run of a few channels, and a clip with its own speech."""
     folder = tmp_path_factory.mktemp("world")
     recipe = replace(TINY, network=replace(TINY.network, size=32))
-    checkpoint.save(loop.new_state(recipe, CPU), folder / "run", recipe, "digest", None)
+    save_checkpoint(loop.create_state(recipe, CPU), folder / "run", recipe, "digest", None)
     synth.make_clip(folder / "clip.mp4", ClipSpec(seconds=0.4, size=(240, 192)))
     n_mels = recipe.network.audio.n_mels
     (folder / "params.yaml").write_text(f"mels: {{n_mels: {n_mels}}}\n")
     return folder
 
 
-def edit(world: Path, out: Path, *words: str | Path, run: str = "run", code: int = 0) -> Result:
-    given = {
+def edit(world: Path, out: Path, *arguments: str | Path, run: str = "run", code: int = 0) -> Result:
+    defaults = {
         "--video": world / "clip.mp4",
         "--audio": world / "clip.mp4",
         "--run": world / run,
@@ -40,29 +41,29 @@ def edit(world: Path, out: Path, *words: str | Path, run: str = "run", code: int
         "--steps": "2",
         "--preset": "ultrafast",
     }
-    options = [word for pair in given.items() for word in map(str, pair)]
-    result = CliRunner().invoke(cli, ["edit", *options, *map(str, words)])
+    options = [text for pair in defaults.items() for text in map(str, pair)]
+    result = CliRunner().invoke(cli, ["edit", *options, *map(str, arguments)])
     assert result.exit_code == code, result.output
     return result
 
 
 @pytest.mark.usefixtures("landmarker")
-def test_a_run_redraws_the_mouth_and_the_command_says_what_it_did(world: Path, tmp_path: Path) -> None:
+def test_a_run_redraws_the_mouth_and_the_command_prints_what_it_did(world: Path, tmp_path: Path) -> None:
     out, preview = tmp_path / "out.mp4", tmp_path / "both.mp4"
-    told = edit(world, out, "--sampler", "ddim", "--seed", "1", "--preview", preview)
-    assert told.stdout == (f"{out}: 10 of 10 frames re-drawn, 0.40 s, 240x192 at 25 fps, sound copied\n")
-    assert "faces 10/10" in told.stderr and "frames 10/10" in told.stderr
-    drawn, source = np.stack(images(out)).astype(int), np.stack(images(world / "clip.mp4"))
-    changed = (np.abs(drawn - source).max(axis=-1) > 60).any(axis=0)
+    result = edit(world, out, "--sampler", "ddim", "--seed", "1", "--preview", preview)
+    assert result.stdout == (f"{out}: 10 of 10 frames re-drawn, 0.40 s, 240x192 at 25 fps, audio copied\n")
+    assert "faces 10/10" in result.stderr and "frames 10/10" in result.stderr
+    output, source = np.stack(read_rgb_frames(out)).astype(int), np.stack(read_rgb_frames(world / "clip.mp4"))
+    changed = (np.abs(output - source).max(axis=-1) > 60).any(axis=0)
     rows, columns = np.nonzero(changed)
-    assert len(rows) > 500, "what a network draws that knows nothing is seen from afar"
+    assert len(rows) > 500, "an untrained network generates noise"
     assert rows.min() > 90 and rows.max() < 180 and columns.min() > 60 and columns.max() < 170
     edit(world, tmp_path / "again.mp4", "--sampler", "ddim", "--seed", "1")
     assert (tmp_path / "again.mp4").read_bytes() == out.read_bytes()
 
 
 @pytest.mark.parametrize(
-    ("words", "run", "code", "told"),
+    ("arguments", "run", "code", "message"),
     [
         ((), "no-run", 1, "no-run: no checkpoint here"),
         (("--face", "middle"), "run", 2, "middle: expected largest, left, right or a number"),
@@ -72,10 +73,10 @@ def test_a_run_redraws_the_mouth_and_the_command_says_what_it_did(world: Path, t
     ],
 )
 @pytest.mark.usefixtures("landmarker")
-def test_what_is_wrong_is_told_in_one_line(
-    world: Path, tmp_path: Path, words: tuple[str, ...], run: str, code: int, told: str
+def test_an_error_is_one_line_and_leaves_no_file(
+    world: Path, tmp_path: Path, arguments: tuple[str, ...], run: str, code: int, message: str
 ) -> None:
-    result = edit(world, tmp_path / "out.mp4", *words, run=run, code=code)
-    assert told in result.stderr.splitlines()[-1]
+    result = edit(world, tmp_path / "out.mp4", *arguments, run=run, code=code)
+    assert message in result.stderr.splitlines()[-1]
     assert "Traceback" not in result.output
     assert not list(tmp_path.iterdir())

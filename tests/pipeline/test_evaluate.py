@@ -1,4 +1,4 @@
-"""`pipeline evaluate` as a user meets it, and what DVC makes of its figures."""
+"""`pipeline evaluate` on the command line, and DVC's metrics and plots of its output."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from pipeline import params
 from pipeline.main import cli
 from sampler import rollout
 from shards.reader import open_dataset, read_clip
-from stages.engine.outcome import one_by_one
 from stages.engine.sandbox import LimitParams
+from stages.engine.stage import run_one_by_one
 from stages.evaluate import run as evaluate
 from stages.evaluate.run import EvaluateRequest
 from stages.evaluate.table import BASELINES
 from stages.sample.pairs import Pair
-from tests import drawings
+from tests import evaluation
 from tests.build import dvc, hashes
 
 pytestmark = pytest.mark.usefixtures("no_networks")
@@ -30,26 +30,29 @@ pytestmark = pytest.mark.usefixtures("no_networks")
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return drawings.dataset(tmp_path_factory.mktemp("made") / "shards", {"s1_a": 4, "s1_b": 5}, trained=6)
+    return evaluation.write_dataset(
+        tmp_path_factory.mktemp("made") / "shards", {"s1_a": 4, "s1_b": 5}, n_train_frames=6
+    )
 
 
-def drawn(shards: Path, folder: Path, strength: float, n_frames: int = 4) -> Path:
-    """Samples of one of the two clips, with noise of some strength in the box."""
-    opened = open_dataset(shards)
-    frames = read_clip(opened, "s1_a").frames[:n_frames]
+def write_noisy_samples(shards: Path, folder: Path, strength: float, n_frames: int = 4) -> Path:
+    """Samples of one of the two clips, with noise of this strength in the box."""
+    dataset = open_dataset(shards)
+    frames = read_clip(dataset, "s1_a").frames[:n_frames]
     noise = np.random.default_rng(0).normal(0, strength, frames.shape)
-    mouths = np.clip(frames + noise, 0, 255).astype(np.uint8)
+    noisy = np.clip(frames + noise, 0, 255).astype(np.uint8)
     pair = Pair("s1_a", "s1_a")
-    return drawings.samples(folder, opened, {pair: drawings.in_the_box(frames, mouths)}, audio="own")
+    clips = {pair: evaluation.replace_boxes(frames, noisy)}
+    return evaluation.write_samples(folder, dataset, clips, audio="own")
 
 
-def told(*words: object) -> Result:
-    return CliRunner().invoke(cli, ["evaluate", *map(str, words)])
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, ["evaluate", *map(str, arguments)])
 
 
-def test_the_table_says_what_was_scored_what_was_not_and_why(shards: Path, tmp_path: Path) -> None:
-    samples = drawn(shards, tmp_path / "samples", 20)
-    result = told("--shards", shards, "--generated", f"mine={samples}", "-o", tmp_path / "out",
+def test_the_table_lists_what_was_scored_and_why_the_rest_was_not(shards: Path, tmp_path: Path) -> None:
+    samples = write_noisy_samples(shards, tmp_path / "samples", 20)
+    result = invoke("--shards", shards, "--generated", f"mine={samples}", "-o", tmp_path / "out",
                   "--no-landmarks", "--workers", "2")  # fmt: skip
     assert result.exit_code == 0, result.output
     assert "PSNR (box, dB, higher is better)" in result.output
@@ -66,44 +69,46 @@ def test_the_table_says_what_was_scored_what_was_not_and_why(shards: Path, tmp_p
     alone = EvaluateRequest(
         str(shards), tmp_path / "alone", tmp_path / "cache", (("mine", samples),), landmarks=False
     )
-    evaluate.run(alone, LimitParams(), one_by_one)
+    evaluate.run(alone, LimitParams(), run_one_by_one)
     assert hashes(tmp_path / "out") == hashes(tmp_path / "alone"), "one process or two, the same bytes"
 
 
-def test_json_holds_the_table_and_errors_are_one_line(shards: Path, tmp_path: Path) -> None:
-    words = ["--shards", shards, "-o", tmp_path / "out", "--no-landmarks", "--clips", 1, "--workers", 1]
-    result = told(*words, "--json")
+def test_json_output_is_the_table_and_errors_are_one_line(shards: Path, tmp_path: Path) -> None:
+    arguments = ["--shards", shards, "-o", tmp_path / "out", "--no-landmarks", "--clips", 1, "--workers", 1]
+    result = invoke(*arguments, "--json")
     assert result.exit_code == 0, result.output
     answer: dict[str, Any] = json.loads(result.stdout)
     assert answer["metrics"]["ground truth"]["ssim_box"]["mean"] == 1
     assert answer["clips"]["ground truth"] == {"ok": 1}
-    for wrong, why in (
+    for wrong, message in (
         (["--generated", tmp_path / "nowhere"], "cannot be listed"),
         (["--split", "held-out"], "no clip is in the split 'held-out'"),
         (["--landmarks", "--landmarker", tmp_path / "none.task"], "which is no file"),
     ):
-        failed = told(*words, *wrong)
-        assert failed.exit_code == 1 and why in failed.output
-        assert len(failed.output.strip().splitlines()) == 1
-    nothing = told(*words, "--generated", drawn(shards, tmp_path / "short", 5, n_frames=2))
-    assert nothing.exit_code == 1 and "ours (own audio): no clip could be scored" in nothing.output
-    assert "too_short    e.g. s1_a: has 2 frames" in nothing.output
+        failure = invoke(*arguments, *wrong)
+        assert failure.exit_code == 1 and message in failure.output
+        assert len(failure.output.strip().splitlines()) == 1
+    unscored = invoke(
+        *arguments, "--generated", write_noisy_samples(shards, tmp_path / "short", 5, n_frames=2)
+    )
+    assert unscored.exit_code == 1 and "ours (own audio): no clip could be scored" in unscored.output
+    assert "too_short    e.g. s1_a: has 2 frames" in unscored.output
 
 
-def test_the_params_file_says_the_samplers_own_defaults() -> None:
+def test_the_defaults_of_the_params_file_are_those_of_the_sampler() -> None:
     assert asdict(params.SampleParams()) == asdict(rollout.SampleParams())
 
 
-def test_dvc_tells_two_evaluations_apart_and_draws_their_curves(shards: Path, tmp_path: Path) -> None:
+def test_dvc_compares_two_evaluations_and_plots_their_curves(shards: Path, tmp_path: Path) -> None:
     project = tmp_path / "project"
     out = project / "evaluation" / "demo"
     git = ["git", "-C", str(project), "-c", "user.name=x", "-c", "user.email=x@example.org"]
     for strength in (20, 5):
-        samples = drawn(shards, tmp_path / f"samples-{strength}", strength)
-        asked = EvaluateRequest(
+        samples = write_noisy_samples(shards, tmp_path / f"samples-{strength}", strength)
+        request = EvaluateRequest(
             str(shards), out, tmp_path / "cache", (("", samples),), clips=1, landmarks=False
         )
-        evaluate.run(asked, LimitParams(), one_by_one)
+        evaluate.run(request, LimitParams(), run_one_by_one)
         if strength == 20:
             plots = "  - evaluation/demo/plots/psnr_box_db.csv: {x: frame, y: ours (own audio)}\n"
             metrics = "metrics: [evaluation/demo/metrics.json]\n"
@@ -114,7 +119,7 @@ def test_dvc_tells_two_evaluations_apart_and_draws_their_curves(shards: Path, tm
             subprocess.run([*git, "commit", "--quiet", "-m", "x"], check=True)
     changed = json.loads(dvc(project, "metrics", "diff", "--json"))["evaluation/demo/metrics.json"]
     assert changed["ours (own audio).psnr_box_db.mean"]["diff"] == pytest.approx(12, abs=1.5)
-    assert not any(name.startswith("frozen mouth") for name in changed), "which is what it was"
+    assert not any(name.startswith("frozen mouth") for name in changed), "it has not changed"
     page = dvc(project, "plots", "diff", "HEAD", "--out", str(tmp_path / "page"))
     assert "index.html" in page
     assert "ours (own audio)" in (tmp_path / "page" / "index.html").read_text()

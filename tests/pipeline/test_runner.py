@@ -80,6 +80,6 @@ def test_a_task_that_ends_its_workers_ends_the_run_with_a_line(address: str, sta
     start()
     with (
         DaskMapper(1, address, quiet=True) as mapper,
-        pytest.raises(StageError, match="ended each worker that had it"),
+        pytest.raises(StageError, match="killed every worker that ran it"),
     ):
         list(mapper(end_this_worker, [0], label=""))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from skimage.data import astronaut
 
 from sampler.paste import MAX_CAST, Patch, colour_cast, paste
-from stages.media.crops import supersampling, warp
+from stages.media.crops import compute_supersample, warp
 
 SIZE = 128
 BOX = np.array([30, 78, 98, 118], np.int16)
@@ -31,7 +31,7 @@ def affine(scale: float, degrees: float = 0.0, centre: tuple[float, float] = (16
 
 
 def cut(frame: Image, matrix: np.ndarray) -> Image:
-    return warp(frame, matrix, SIZE, supersampling(matrix[None], 16))
+    return warp(frame, matrix, SIZE, compute_supersample(matrix[None], 16))
 
 
 def laid(frame: Image, patch: Patch) -> Image:

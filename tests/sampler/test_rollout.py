@@ -11,7 +11,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from model import checkpoint, loop
+from model import loop
+from model.checkpoint import save_checkpoint
 from model.execution import Execution
 from model.recipe import ModelError, Recipe
 from sampler.params import SampleParams
@@ -25,7 +26,7 @@ QUICK = SampleParams(sampler="ancestral", steps=3)
 @pytest.fixture(scope="module")
 def network() -> torch.nn.Module:
     """A network that says something: its last layers are not zero."""
-    state = loop.new_state(TINY, CPU)
+    state = loop.create_state(TINY, CPU)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in state.ema.parameters():
@@ -181,9 +182,9 @@ def test_a_stream_is_drawn_as_it_comes(network: torch.nn.Module) -> None:
 
 
 def test_a_run_is_drawn_with_its_averaged_weights(network: torch.nn.Module, tmp_path: Path) -> None:
-    state = loop.new_state(TINY, CPU)
+    state = loop.create_state(TINY, CPU)
     state.ema.load_state_dict(network.state_dict())
-    checkpoint.save(state, tmp_path, TINY, "digest", None)
+    save_checkpoint(state, tmp_path, TINY, "digest", None)
     expected = drawn(generator(network), [take(0)], slots=1)
     found = drawn(load_generator(tmp_path, QUICK, CPU, Execution()), [take(0)], slots=1)
     assert all(np.array_equal(expected[place], found[place]) for place in expected)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from shards.atomic import write_atomically
-from shards.cache import Cache
+from shards.cache import ShardCache
 from shards.index import ShardEntry
 from shards.schema import ShardError
 
@@ -37,9 +37,9 @@ def bring(log: Path, wanted: ShardEntry, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def cache(folder: Path, limit: int = 10 * SIZE) -> Iterator[Cache]:
+def cache(folder: Path, limit: int = 10 * SIZE) -> Iterator[ShardCache]:
     with contextlib.closing(
-        Cache(folder / "cache", limit, functools.partial(bring, folder / "log"))
+        ShardCache(folder / "cache", limit, functools.partial(bring, folder / "log"))
     ) as opened:
         yield opened
 
@@ -125,7 +125,7 @@ def test_a_shard_that_cannot_be_brought_is_not_held(tmp_path: Path) -> None:
     def fails(wanted: ShardEntry, path: Path) -> None:
         raise ShardError(f"{wanted.name}: no")
 
-    with contextlib.closing(Cache(tmp_path / "cache", 2 * SIZE, fails)) as opened:
+    with contextlib.closing(ShardCache(tmp_path / "cache", 2 * SIZE, fails)) as opened:
         with pytest.raises(ShardError, match="a: no"):
             opened.hold([A])
         with cache(tmp_path, SIZE) as other:

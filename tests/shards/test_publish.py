@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shards.address import open_storage
 from shards.cache import open_shard_store
 from shards.publish import download_dataset, locate_dataset
 from shards.reader import open_dataset, read_clip
 from shards.schema import ShardError
+from shards.storage import open_storage
 from shards.verify import verify
 from tests import datasets
 
@@ -225,7 +225,7 @@ def test_a_password_in_an_address_is_sent_and_not_shown(dataset: Path) -> None:
         place = open_storage(address.replace("http://", "http://me:hidden@") + "?sig=hidden")
         assert place.size("dataset.json") == (dataset / "dataset.json").stat().st_size
         assert place.size("none") is None
-        for act in (lambda: place.read("none", 0, 1), lambda: place.names(), lambda: place.delete("x")):
+        for act in (lambda: place.read("none", 0, 1), lambda: place.list_names(), lambda: place.delete("x")):
             with pytest.raises(ShardError, match=address) as caught:
                 act()
             assert "hidden" not in str(caught.value)

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from shards import remote
-from shards.address import open_storage
-from shards.cache import InPlace, open_shard_store
+from shards.cache import LocalShards, open_shard_store
 from shards.frames import BatchIndex, FrameSource, RawBatch
 from shards.reader import open_dataset
 from shards.resident import build_clip_table
 from shards.schema import ShardError
+from shards.storage import open_storage
 from shards.streaming import Cached, Decoder, Windowed
 from tests import datasets, faults, s3
 from tests.faults import Fault
@@ -100,7 +100,7 @@ def test_an_epoch_through_all_faults_at_once_and_resumed_is_the_one_from_disk(
 ) -> None:
     opened = open_dataset(folder)
     here = Cached(
-        Decoder(opened, build_clip_table(opened, opened.clips), InPlace(folder), NETWORK_INPUT), CPU, 0
+        Decoder(opened, build_clip_table(opened, opened.clips), LocalShards(folder), NETWORK_INPUT), CPU, 0
     )
     proxy.faults = all_faults(list(opened.shards))
     half = N_CLIPS * T // 2
@@ -138,6 +138,6 @@ def test_an_object_that_was_replaced_is_named_and_one_shard_is_brought_once(
     shards = list(open_dataset(folder).shards)
     assert [proxy.count("GET", shard) for shard in shards] == [1] * len(shards)
     other = (folder / shards[1]).read_bytes()
-    s3_server.client().put_object(S3Transport=name, Key=shards[0], Body=other)
+    s3_server.client().put_object(Bucket=name, Key=shards[0], Body=other)
     with pytest.raises(ShardError, match=shards[0]):
         read("cached", address, tmp_path / "other")

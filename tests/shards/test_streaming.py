@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch.utils.data import get_worker_info
 
-from shards.cache import Cache, InPlace
+from shards.cache import ShardCache, LocalShards
 from shards.codec import Codec
 from shards.frames import BatchIndex, FrameSource, NetworkInput, RawBatch
 from shards.index import ShardEntry
@@ -57,7 +57,7 @@ def resident(folder: Path) -> Resident:
 
 def cached(folder: Path, workers: int = 0, fit: NetworkInput = NETWORK_INPUT) -> Cached:
     opened = open_dataset(folder)
-    return Cached(Decoder(opened, build_clip_table(opened, opened.clips), InPlace(folder), fit), CPU, workers)
+    return Cached(Decoder(opened, build_clip_table(opened, opened.clips), LocalShards(folder), fit), CPU, workers)
 
 
 def batches(data: FrameSource, n: int = 6, size: int = 5) -> Iterator[BatchIndex]:
@@ -133,7 +133,7 @@ def test_only_what_is_close_by_is_decoded_ahead_of_a_stream_without_end(tmp_path
 def test_windows_of_shards_that_lie_here_give_each_frame_once(tmp_path: Path) -> None:
     folder = dataset(tmp_path / "shards")
     opened = open_dataset(folder)
-    shelf = InPlace(folder)
+    shelf = LocalShards(folder)
     data = Windowed(
         Decoder(opened, build_clip_table(opened, opened.clips), shelf, NETWORK_INPUT),
         CPU,
@@ -157,7 +157,7 @@ def test_a_batch_by_itself_brings_the_shards_it_needs(tmp_path: Path) -> None:
         shutil.copyfile(folder / entry.name, path)
 
     two = 2 * max(entry.bytes for entry in opened.shards.values())
-    with contextlib.closing(Cache(tmp_path / "cache", two, bring)) as shelf:
+    with contextlib.closing(ShardCache(tmp_path / "cache", two, bring)) as shelf:
         decoder = Decoder(opened, build_clip_table(opened, opened.clips), shelf, NETWORK_INPUT)
         data = Windowed(decoder, CPU, 0, shelf=shelf, window=1)
         for wanted in batches(data, n=16, size=1):
@@ -222,6 +222,6 @@ def test_a_process_that_is_killed_ends_the_epoch_with_an_error_and_no_wait(tmp_p
     folder = dataset(tmp_path / "shards")
     opened = open_dataset(folder)
     data = Cached(
-        Killed(opened, build_clip_table(opened, opened.clips), InPlace(folder), NETWORK_INPUT), CPU, 1
+        Killed(opened, build_clip_table(opened, opened.clips), LocalShards(folder), NETWORK_INPUT), CPU, 1
     )
     assert "a process that decodes is gone" in refusal(data)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +17,9 @@ from stages.align import (
     align_clip,
     centred_mean,
     check_boxes,
-    mask_boxes,
-    project,
-    similarity,
+    compute_mask_boxes,
+    fit_similarity,
+    project_points,
 )
 from stages.engine.outcome import Drop
 from stages.media.faces import (
@@ -35,7 +34,7 @@ from stages.media.faces import (
     FaceFinder,
     Points,
 )
-from stages.media.video import read_on_clock
+from stages.media.video import read_frames_at_25fps
 from stages.synth import ClipSpec
 
 PARAMS = AlignParams()
@@ -51,8 +50,8 @@ def finder(landmarker: Path) -> Iterator[FaceFinder]:
 
 def points_of(clip: Path, finder: FaceFinder, most: int = 30) -> Points:
     """Points of a clip's first frames on the clock."""
-    facts = clips.probe(str(clip), "folder", asdict(clips.ClipsParams())).facts
-    frames = read_on_clock(clip, facts["video_start"], min(most, facts["frames"]))
+    facts = clips.probe_file(clip, "folder", clips.ClipsParams()).facts
+    frames = read_frames_at_25fps(clip, facts["video_start"], min(most, facts["frames"]))
     return np.stack([finder(frame.image)[0] for frame in frames])
 
 
@@ -64,7 +63,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, finder: FaceFinder) -> tuple[
     return points_of(clip, finder), truth.openings
 
 
-# --- similarity -------------------------------------------------------------------------------------
+# --- fit_similarity -------------------------------------------------------------------------------------
 
 
 @settings(max_examples=100)
@@ -76,7 +75,7 @@ def test_a_known_scale_turn_and_shift_are_recovered(scale: float, angle: float, 
     source = np.random.default_rng(0).uniform(0, 400, (3, 5, 2))
     moved = source @ turn.T + (x, y)
     for points, target in zip(source, moved, strict=True):
-        [found] = similarity(points[None], target)
+        [found] = fit_similarity(points[None], target)
         assert found == pytest.approx(np.column_stack([turn, (x, y)]), abs=1e-8 * max(1, scale * 400))
 
 
@@ -86,7 +85,7 @@ def test_with_noise_it_is_the_least_squares_solution(seed: int, noise: float) ->
     rng = np.random.default_rng(seed)
     source = rng.uniform(0, 400, (4, 5, 2))
     target = TEMPLATE + rng.normal(0, noise, TEMPLATE.shape)
-    for points, found in zip(source, similarity(source, target), strict=True):
+    for points, found in zip(source, fit_similarity(source, target), strict=True):
         # x' = a x - b y + s and y' = b x + a y + t, for numpy
         x, y = points.T
         one, nil = np.ones(5), np.zeros(5)
@@ -98,7 +97,7 @@ def test_with_noise_it_is_the_least_squares_solution(seed: int, noise: float) ->
 def test_projecting_and_its_inverse_bring_points_back(made: tuple[Points, np.ndarray]) -> None:
     points, _ = made
     matrices, _ = align_clip(points, PARAMS)
-    projected = project(matrices, points)
+    projected = project_points(matrices, points)
     turns = np.linalg.inv(matrices[:, :, :2].astype(np.float64))
     back = (projected - matrices[:, None, :, 2]) @ turns.swapaxes(1, 2)
     assert np.abs(back - points).max() < 1e-3
@@ -140,7 +139,7 @@ def test_an_even_window_is_refused() -> None:
 def check_that_the_lower_face_is_hidden(points: Points, params: AlignParams = PARAMS) -> None:
     """Every point of the oval below the nose lies in the box, but for the margin right under the nose."""
     matrices, boxes = align_clip(points, params)
-    projected = project(matrices, points)
+    projected = project_points(matrices, points)
     oval = projected[:, FACE_OVAL]
     x0, y0, x1, y1 = (side[:, None] for side in boxes.T.astype(float))
     below = oval[..., 1] >= projected[:, NOSE_BASE, 1][:, None] + 1.0  # the anchor is smoothed
@@ -174,7 +173,7 @@ def test_the_box_does_not_tell_how_open_the_mouth_is(made: tuple[Points, np.ndar
     points, openings = made
     matrices, boxes = align_clip(points, PARAMS)
     assert len(size_of(boxes)) == 1
-    chin = project(matrices, points)[:, CHIN, 1]
+    chin = project_points(matrices, points)[:, CHIN, 1]
     assert np.corrcoef(openings, chin)[0, 1] > 0.8  # the jaw does move
     assert np.ptp(boxes[:, 3]) <= 2
 
@@ -189,7 +188,7 @@ def test_any_face_moving_anyhow_is_hidden_by_a_box_of_one_size(seed: int) -> Non
     face[list(FACE_OVAL)] = np.stack([rng.uniform(35, 92, 36), rng.uniform(20, 110, 36)], -1)
     points = face + rng.normal(0, 1.0, (n_frames, 1, 2)).cumsum(axis=0).clip(-4, 4)
     points[:, CHIN, 1] += rng.uniform(0, 8, n_frames)
-    boxes = mask_boxes(points[:, USED_POINTS], PARAMS)
+    boxes = compute_mask_boxes(points[:, USED_POINTS], PARAMS)
     assert len(size_of(boxes)) == 1 and boxes.dtype == np.int16
     for box, here in zip(boxes, points, strict=True):
         anchor = here[NOSE_BASE, 1]
@@ -219,7 +218,7 @@ def test_eyes_and_nose_on_one_point_drop_the_clip() -> None:
 
 def framing(points: Points, params: AlignParams = PARAMS) -> dict[str, float]:
     """Medians over a clip, in px of the crop."""
-    projected = project(align_clip(points, params)[0], points)
+    projected = project_points(align_clip(points, params)[0], points)
     pupils = projected[:, [RIGHT_PUPIL, LEFT_PUPIL]]
     return {
         "eyes_y": float(np.median(projected[:, STABLE_POINTS[1:], 1].mean(axis=1))),
@@ -254,11 +253,11 @@ def test_grid_speakers_have_their_eyes_where_the_paper_has_them(
 def test_crops_of_other_sizes_show_the_same(made: tuple[Points, np.ndarray]) -> None:
     points, _ = made
     _, boxes = align_clip(points, PARAMS)
-    expected = project(align_clip(points, PARAMS)[0], points) + 0.5  # from the crop's edge
+    expected = project_points(align_clip(points, PARAMS)[0], points) + 0.5  # from the crop's edge
     for size in (64, 256):
         scale = size / 128
         matrices, scaled = align_clip(points, AlignParams(size=size))
-        assert project(matrices, points) + 0.5 == pytest.approx(scale * expected, abs=1e-3 * scale)
+        assert project_points(matrices, points) + 0.5 == pytest.approx(scale * expected, abs=1e-3 * scale)
         assert np.abs(scaled - scale * boxes).max() <= 1 + scale
         assert scaled.max() <= size
         assert len(size_of(scaled)) == 1

@@ -9,8 +9,11 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
+import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -26,12 +29,14 @@ from stages import clips, corpora, synth
 from stages.clips import ClipsParams
 from stages.corpora import crema_d as crema_d_corpus
 from stages.corpora import grid as grid_corpus
+from stages.corpora.corpus import Identity
 from stages.engine import sandbox
-from stages.engine.outcome import Report, StageError, Work, one_by_one
+from stages.engine.outcome import StageError
 from stages.engine.sandbox import LimitParams
+from stages.engine.stage import Context, Report, Work
 from stages.synth import ClipSpec
 
-LIMITS = LimitParams(deadline_seconds=20.0)
+CONTEXT = Context(limits=LimitParams(deadline_seconds=20.0))
 LFS_POINTER = (
     b"version https://git-lfs.github.com/spec/v1\n"
     b"oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 123456\n"
@@ -84,7 +89,7 @@ def run_on(tmp_path: Path, corpus: str = "folder", raw: Path | None = None, **pa
     """The stage on tmp_path/raw."""
     if raw is None:
         (tmp_path / "before.json").write_text(json.dumps(listing(tmp_path / "raw")))
-    return clips.run(work_in(tmp_path, corpus, raw), ClipsParams(**params), LIMITS, one_by_one)
+    return clips.run(work_in(tmp_path, corpus, raw), (), ClipsParams(**params), CONTEXT)
 
 
 def work_in(tmp_path: Path, corpus: str = "folder", raw: Path | None = None) -> Work:
@@ -205,7 +210,7 @@ def test_every_file_found_has_one_row_with_its_code_and_a_reason(tmp_path: Path,
             assert row["reason"] == "" and row["frames"] in (25, 26) and len(row["sha256"]) == 64
         else:
             assert row["status"] == DROPPED and len(row["reason"]) > 10, path
-    assert report.clips == len(codes) and report.kept == 2 and report.frames == 51
+    assert report.clips == len(codes) and report.n_usable == 2 and report.frames == 51
     assert report.counts == {"ok": 2, **{c: n for c, n in Counter(codes.values()).items() if c != "ok"}}
 
 
@@ -288,7 +293,7 @@ def test_a_name_that_is_not_utf_8_costs_its_own_file(tmp_path: Path, good: Path,
 def test_what_may_not_be_read_is_said(tmp_path: Path, good: Path) -> None:
     put(good / "a.mp4", tmp_path / "raw" / "a.mp4").chmod(0)
     work = work_in(tmp_path)
-    clips.run(work, ClipsParams(), LIMITS, one_by_one)
+    clips.run(work, (), ClipsParams(), CONTEXT)
     [row] = read_ledger(work.ledger)
     assert (row["code"], row["reason"]) == ("unreadable", "cannot be read (Permission denied)")
 
@@ -352,17 +357,17 @@ def test_of_two_files_that_give_one_id_the_first_usable_one_is_kept(tmp_path: Pa
 
 def test_files_that_give_one_id_are_told_apart_in_the_order_of_their_paths() -> None:
     paths = ["a b/x", "a/x", "a!/x", "a/x y", "a/x/z", "b", "é/x"]  # as text "a b/x" is before "a/x"
-    seen = build_ledger({"path": path, "clip_id": "same", "status": OK, "notes": []} for path in paths)
-    told = list(clips.told_apart(seen))
-    assert [row["path"] for row in told] == [str(path) for path in sorted(map(PurePosixPath, paths))]
-    assert [row["code"] for row in told] == [None] + ["duplicate"] * 6
+    rows = build_ledger({"path": path, "clip_id": "same", "status": OK, "notes": []} for path in paths)
+    marked = list(clips.mark_duplicate_ids(rows))
+    assert [row["path"] for row in marked] == [str(path) for path in sorted(map(PurePosixPath, paths))]
+    assert [row["code"] for row in marked] == [None] + ["duplicate"] * 6
 
 
 def test_the_ten_test_actors_of_crema_d_are_the_test_split() -> None:
     split = {}
     for actor in range(1001, 1092):
         identity = crema_d_corpus.identify(PurePosixPath(f"{actor}_DFA_ANG_XX.flv"), "raw")
-        split[actor] = crema_d_corpus.split(identity, 0.05)
+        split[actor] = crema_d_corpus.choose_split(identity, PurePosixPath("any"), 0.05)
     test = [actor for actor, name in split.items() if name == "test"]
     assert test == [1015, 1020, 1021, 1030, 1033, 1052, 1062, 1081, 1082, 1089]
     assert set(split.values()) == {"train", "test"}
@@ -374,12 +379,13 @@ def test_grid_s_test_share_is_a_twentieth_and_a_clip_s_split_is_its_own() -> Non
         for a in "blps" for b in "bgrw" for c in "abiw"
         for d in "abcdefghij" for e in "z123456789" for f in "anps"
     ]  # fmt: skip
-    identities = [grid_corpus.identify(PurePosixPath(f"s1/{name}.mpg"), "raw") for name in sentences[:20_000]]
-    splits = [grid_corpus.split(identity, 0.05) for identity in identities]
+    path = PurePosixPath("s1/any.mpg")
+    identities = [grid_corpus.identify(path.with_stem(name), "raw") for name in sentences[:20_000]]
+    splits = [grid_corpus.choose_split(identity, path, 0.05) for identity in identities]
     share = splits.count("test") / len(splits)
     assert share == pytest.approx(0.05, abs=4 * math.sqrt(0.05 * 0.95 / len(splits)))
-    assert [grid_corpus.split(identity, 0.05) for identity in identities[::-1]] == splits[::-1]
-    more = [grid_corpus.split(identity, 0.1) for identity in identities]
+    assert [grid_corpus.choose_split(identity, path, 0.05) for identity in identities[::-1]] == splits[::-1]
+    more = [grid_corpus.choose_split(identity, path, 0.1) for identity in identities]
     assert all(after == "test" for before, after in zip(splits, more, strict=True) if before == "test")
 
 
@@ -432,7 +438,7 @@ def test_a_folder_without_clips_or_no_folder_is_one_line(tmp_path: Path) -> None
     with pytest.raises(StageError, match="holds no file that could be a clip"):
         run_on(tmp_path)
     with pytest.raises(StageError, match="known are grid, crema-d, folder"):
-        corpora.load("lrs3")
+        corpora.get_corpus("lrs3")
 
 
 def test_real_clips_are_usable_and_cut_ones_are_not(tmp_path: Path, crema_d: Path) -> None:
@@ -531,3 +537,51 @@ def test_a_run_in_which_everything_fails_ends_with_1(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "no clip of 2 is usable" in done.stderr
     assert json.loads(done.stdout)["stages"][0]["counts"] == {"ok": 0, "empty": 1, "lfs_pointer": 1}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_no_more_files_are_hashed_at_once_than_there_are_workers(
+    workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, running, most = threading.Lock(), 0, 0
+
+    def hash_slowly(path: Path) -> str:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.02)
+        with lock:
+            running -= 1
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+    monkeypatch.setattr(clips, "file_sha256", hash_slowly)
+    for k in range(8):
+        put(Path(__file__), tmp_path / "raw" / f"{k}.mp4")
+    clips.run(work_in(tmp_path), (), ClipsParams(), replace(CONTEXT, workers=workers))
+    assert most == workers
+
+
+class SplitByFolder:
+    """A corpus whose folders are its splits, as in LRS3."""
+
+    NOMINAL_FRAMES = None
+    CITATION = ""
+    KNOWN_FAULTS: Mapping[str, str] = {}
+
+    def identify(self, path: PurePosixPath, raw_name: str) -> Identity:
+        return Identity("_".join(path.with_suffix("").parts), path.parent.name)
+
+    def choose_split(self, identity: Identity, path: PurePosixPath, test_share: float) -> str:
+        return path.parts[0]
+
+
+def test_a_corpus_may_choose_the_split_by_the_folder(
+    tmp_path: Path, good: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpora, "CORPORA", {**corpora.CORPORA, "lrs3": SplitByFolder()})
+    for folder in ("pretrain", "test"):
+        put(good / "a.mp4", tmp_path / "raw" / folder / "ann" / "a.mp4")
+    run_on(tmp_path, "lrs3")
+    splits = {path: row["split"] for path, row in rows_in(tmp_path).items()}
+    assert splits == {"pretrain/ann/a.mp4": "pretrain", "test/ann/a.mp4": "test"}

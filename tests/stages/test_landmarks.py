@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import cv2
@@ -13,9 +11,9 @@ from skimage.data import astronaut
 from stages import synth
 from stages.engine.cache import load_entry
 from stages.engine.outcome import Drop
-from stages.landmarks import LandmarksParams, find_in_file, find_points
+from stages.landmarks import LandmarksParams, find_landmarks_in_file, find_points
 from stages.media.faces import FaceFinder, Points
-from stages.media.video import ClockFrame, read_on_clock
+from stages.media.video import ClockFrame, read_frames_at_25fps
 from stages.synth import ClipSpec
 
 PARAMS = LandmarksParams(max_gap_frames=3)
@@ -37,7 +35,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def frames(clip: Path) -> list[ClockFrame]:
     """15 frames with one face."""
-    return list(read_on_clock(clip, first_stamp(clip), 15))
+    return list(read_frames_at_25fps(clip, first_stamp(clip), 15))
 
 
 def first_stamp(clip: Path) -> float:
@@ -126,7 +124,7 @@ def test_a_clip_s_points_do_not_depend_on_the_clips_before_it(
 ) -> None:
     other = tmp_path / "b.mp4"
     synth.make_clip(other, ClipSpec(speaker=2, seconds=0.4, size=(200, 160)))
-    others = list(read_on_clock(other, first_stamp(other), 10))
+    others = list(read_frames_at_25fps(other, first_stamp(other), 10))
     with FaceFinder(landmarker, 4) as finder:
         first = find_points(frames, finder, PARAMS)[0]
         second = find_points(others, finder, PARAMS)[0]
@@ -144,9 +142,7 @@ def test_what_is_found_in_a_file_is_what_the_cache_holds(
     entry = tmp_path / "entry.npz"
     start = first_stamp(clip)
     try:
-        outcome = find_in_file(
-            os.fspath(clip), start, 15, asdict(PARAMS), os.fspath(landmarker), os.fspath(entry)
-        )
+        outcome = find_landmarks_in_file(clip, start, 15, PARAMS, landmarker, entry)
     finally:  # this process outlives the job, and an open finder must not meet the garbage collector
         while landmarks._finders:
             landmarks._finders.popitem()[1].__exit__(None, None, None)

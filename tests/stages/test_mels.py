@@ -3,7 +3,6 @@ from __future__ import annotations
 import os
 import subprocess
 import warnings
-from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
 
@@ -18,8 +17,15 @@ from pydantic import ValidationError
 from stages import clips
 from stages.engine.cache import load_entry
 from stages.engine.outcome import Drop
-from stages.media.audio import read_channels, to_mono
-from stages.mels import ROWS_AT_ONCE, MelsParams, mel_power, mel_rows, mels_of_file, samples_for
+from stages.media.audio import mix_to_mono, read_channels
+from stages.mels import (
+    ROWS_AT_ONCE,
+    MelsParams,
+    compute_mel_power,
+    compute_mel_rows,
+    compute_mels_of_file,
+    count_samples,
+)
 
 PARAMS = MelsParams()
 RATE = 16_000
@@ -47,7 +53,7 @@ def write_clip(path: Path, n_frames: int, sound: np.ndarray, *, sound_from: floa
 
 
 def find_rows(clip: Path, n_frames: int, entry: Path, start: float = 0.0) -> np.ndarray:
-    mels_of_file(os.fspath(clip), start, n_frames, asdict(PARAMS), os.fspath(entry))
+    compute_mels_of_file(clip, start, n_frames, PARAMS, entry)
     kept = load_entry(entry)
     assert kept is not None
     return kept[1]["mels"]
@@ -82,36 +88,36 @@ def noise(n: int, seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize("n_frames", [1, 3, 75, 2048, 2049, 4096, 4100, 6145])
 def test_power_is_librosa_s_of_the_whole(n_frames: int) -> None:
     """Though it is found in stretches: an hour's spectrum does not fit in memory. One stretch to the bit."""
-    sound = noise(samples_for(n_frames))
+    sound = noise(count_samples(n_frames))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a frame's sound is shorter than a window
         whole = librosa.feature.melspectrogram(
             y=sound, sr=RATE, n_fft=2048, win_length=640, hop_length=320, n_mels=256, fmax=8000
         )
-    power = mel_power(sound, PARAMS)
+    power = compute_mel_power(sound, PARAMS)
     assert np.allclose(power, whole, rtol=1e-5, atol=0)
     assert np.array_equal(power, whole) or n_frames > ROWS_AT_ONCE
 
 
 @pytest.mark.parametrize("n_frames", [10, 25, 60, 75, 76, 77, 100, 1501])
 def test_there_are_two_rows_for_each_frame(n_frames: int) -> None:
-    rows = mel_rows(noise(samples_for(n_frames)), PARAMS)
+    rows = compute_mel_rows(noise(count_samples(n_frames)), PARAMS)
     assert rows.shape == (2 * n_frames, 256)
     assert rows.dtype == np.float32 and rows.flags.c_contiguous
     assert rows.max() == 0 and rows.min() >= -80
 
 
 def test_rows_are_those_of_the_paper_computed_by_hand() -> None:
-    sound = noise(samples_for(40)) * np.linspace(0, 1, samples_for(40), dtype=np.float32) ** 2
-    assert np.abs(mel_rows(sound, PARAMS) - by_hand(sound)).max() < 5e-3
+    sound = noise(count_samples(40)) * np.linspace(0, 1, count_samples(40), dtype=np.float32) ** 2
+    assert np.abs(compute_mel_rows(sound, PARAMS) - by_hand(sound)).max() < 5e-3
 
 
 def test_rows_of_real_clips_are_librosa_s_and_ours_by_hand(crema_d: Path, grid: Path, tmp_path: Path) -> None:
     real = [sorted((crema_d / "VideoFlash").glob("*.flv"))[0], sorted((grid / "s2").glob("*.mpg"))[0]]
     for k, clip in enumerate(real):
-        facts = clips.probe(os.fspath(clip), "folder", asdict(clips.ClipsParams())).facts
+        facts = clips.probe_file(clip, "folder", clips.ClipsParams()).facts
         rows = find_rows(clip, facts["frames"], tmp_path / f"{k}.npz", facts["video_start"])
-        sound, _ = to_mono(read_channels(clip, facts["video_start"], samples_for(facts["frames"])))
+        sound, _ = mix_to_mono(read_channels(clip, facts["video_start"], count_samples(facts["frames"])))
         theirs = librosa.power_to_db(
             librosa.feature.melspectrogram(
                 y=sound, sr=RATE, n_fft=2048, win_length=640, hop_length=320, n_mels=256, fmax=8000

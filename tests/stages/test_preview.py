@@ -13,8 +13,8 @@ from shards.reader import Dataset, open_dataset
 from shards.schema import ClipSample, ShardError
 from stages.engine.outcome import StageError
 from stages.media import encode
-from stages.media.encode import Sound, write_mp4
-from stages.mels import MelsParams, mel_rows
+from stages.media.encode import AudioTrack, write_mp4
+from stages.mels import MelsParams, compute_mel_rows
 from stages.preview.choice import clips_named, clips_spread
 from stages.preview.drawing import BOX, BRIDGED, MARK, boxed, mel_picture
 from stages.preview.sheet import draw_cell, draw_sheet, look_for, write_sheet
@@ -226,10 +226,10 @@ def test_mels_made_to_sound_give_the_same_mels_again() -> None:
     voice = sum(np.sin(2 * np.pi * 140 * k * seconds) / k for k in range(1, 9))
     voice = (voice * (1.1 + np.sin(2 * np.pi * 3 * seconds))).astype(np.float32)
     params = MelsParams(**MELS)
-    mels = mel_rows(voice, params)
+    mels = compute_mel_rows(voice, params)
     sound = sound_of(mels, params)
     assert sound.shape == (640 * n_frames,) and np.abs(sound).max() == pytest.approx(PEAK)
-    again = mel_rows(sound[:-1], params)
+    again = compute_mel_rows(sound[:-1], params)
     loud = mels > -40
     assert np.abs(again - mels)[loud].mean() < 3
 
@@ -256,9 +256,9 @@ def test_colors_and_stereo_survive_the_encoding(tmp_path: Path) -> None:
     frame = np.repeat(np.repeat(colors[None], 32, 0), 16, 1)
     rate = 44_100
     left = 0.5 * np.sin(2 * np.pi * 440 * np.arange(2 * rate) / rate)
-    sound = Sound(np.array_split(np.stack([left, 0 * left], 1).astype(np.float32), 7), rate, channels=2)
+    sound = AudioTrack(np.array_split(np.stack([left, 0 * left], 1).astype(np.float32), 7), rate, channels=2)
     fps = Fraction(30_000, 1001)
-    assert write_mp4(out, [frame] * 60, fps=fps, sound=sound) == 60
+    assert write_mp4(out, [frame] * 60, fps=fps, audio=sound) == 60
     times, pictures, heard, heard_rate = decode(out)
     assert times == pytest.approx(np.arange(60) * 1001 / 30_000, abs=1e-4)
     seen = pictures[30, 16, 8::16].astype(int)
@@ -308,7 +308,7 @@ def test_whatever_goes_wrong_leaves_no_file(tmp_path: Path, monkeypatch: pytest.
         write_mp4(out, [frame] * 9, fps=Fraction(25))
     program.write_text("#!/bin/sh\nexec sleep 60\n")
     monkeypatch.setattr(encode, "STALL_SECONDS", 0.2)
-    with pytest.raises(StageError, match=r"ffmpeg stood still for 0\.2 s at frame 0"):
+    with pytest.raises(StageError, match=r"ffmpeg stalled for 0\.2 s at frame 0"):
         write_mp4(out, [frame] * 9, fps=Fraction(25))
     program.unlink()
     with pytest.raises(StageError, match="ffmpeg: ffmpeg does not start"):

@@ -175,7 +175,7 @@ def test_the_best_is_marked_where_better_is_defined_and_never_the_truth(evaluati
     assert [row for row, (_, best) in psnr.items() if best] == [winner]
     distance = column_of(found, "mouth distance")
     assert sum(best for _, best in distance.values()) == 1
-    assert not any(best for _, best in column_of(found, "unrest", "box").values()), "no way is better"
+    assert not any(best for _, best in column_of(found, "flicker", "box").values()), "no way is better"
     assert column_of(found, "FID", "box")[OWN] == (31.4, False), "alone, it is not the best of any"
     assert column_of(found, "audio obedience")[SWAPPED][0] is not None
 

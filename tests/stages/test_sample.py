@@ -15,7 +15,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from model import checkpoint, loop
+from model import loop
+from model.checkpoint import save_checkpoint
 from pipeline.main import cli
 from sampler.params import SampleParams
 from shards.ledger import read_ledger, write_ledger
@@ -46,12 +47,12 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose network says something."""
     folder = tmp_path_factory.mktemp("run")
-    state = loop.new_state(TINY, CPU)
+    state = loop.create_state(TINY, CPU)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in state.ema.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    checkpoint.save(state, folder, TINY, "digest", None)
+    save_checkpoint(state, folder, TINY, "digest", None)
     return folder
 
 

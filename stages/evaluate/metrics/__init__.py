@@ -1,1 +1,1 @@
-"""Figures of what was drawn. Arrays in, numbers out; folders and tables are for the stages."""
+"""Metrics of generated frames. Functions take arrays and return numbers; they read and write no files."""

@@ -1,7 +1,8 @@
-"""The square about a face that Wav2Lip's script for real videos cuts out before it asks SyncNet.
+"""The square around a face that Wav2Lip's script for real videos cuts out for SyncNet.
 
-The script's boxes are S3FD's, which would be one more network to bring; here they hold MediaPipe's points.
-So a figure of these crops says so in its protocol's name, and is not the script's.
+The script's face boxes come from S3FD, which would be one more network to download; here they are the
+bounding boxes of MediaPipe's landmarks. The protocol's name says so, because the values differ from the
+script's.
 """
 
 from __future__ import annotations
@@ -18,22 +19,22 @@ from stages.evaluate.metrics.lse import PICTURE_PX
 REAL_VIDEOS = "real videos: Wav2Lip's square about the face, its boxes from MediaPipe, not S3FD"
 
 MEDIAN_FRAMES = 13
-# In half sides of the face's box: the square's extent, and a border wide enough for it.
+# In half sides of the face box: the square's extent, and a border wide enough for it.
 LEFT_RIGHT, BELOW = 1.4, 1.8
 BORDER_GREY = 110
 
 
 def face_boxes(points: NDArray[np.float32]) -> NDArray[np.float64]:
-    """The least upright boxes about a face's points (T, N, 2): (T, 4), x0 y0 x1 y1."""
+    """Bounding boxes of a face's points (T, N, 2): (T, 4), x0 y0 x1 y1."""
     return np.concatenate([points.min(axis=1), points.max(axis=1)], axis=1).astype(np.float64)
 
 
-def face_crops(frames: Iterable[NDArray[np.uint8]], boxes: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """The square about each face, (T, 224, 224, 3): 2.8 half sides wide, more of it below than above.
+def crop_faces(frames: Iterable[NDArray[np.uint8]], boxes: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """The square around each face, (T, 224, 224, 3): 2.8 half sides wide, more of it below than above.
 
-    Centre and size are each median-filtered over 13 frames, with zeros before the first and after the
-    last: at a clip's ends the square is smaller and nearer the picture's corner, as in the script. Of
-    fewer than seven frames the median is zero and there is no square: ValueError.
+    Centre and size are median-filtered over 13 frames, with zeros before the first and after the last: at
+    the ends of a clip the square is smaller and nearer the image corner, as in the script. With fewer than
+    seven frames the median is zero and there is no square: raises ValueError.
     """
     if len(boxes) <= MEDIAN_FRAMES // 2:
         raise ValueError(f"{len(boxes)} frames, expected {MEDIAN_FRAMES // 2 + 1} or more")

@@ -1,7 +1,7 @@
-"""Whether the drawn face stays the person's: the colour of the skin round the lips, against the first frame.
+"""Whether a generated face keeps its identity: skin colour around the lips, compared with the first frame.
 
-Drawn frame after frame, a face may drift: paler, redder, smeared. The lips may move as they like, so they do
-not count: the box is cut into 4 by 4 cells, and only the 12 at its rim (cheeks, jaw, chin) are compared.
+Generated frame after frame, a face may drift: paler, redder, smeared. The lips move anyway, so they are left
+out: the box is divided into 4 by 4 cells, and only the 12 at its rim (cheeks, jaw, chin) are compared.
 """
 
 from __future__ import annotations
@@ -13,35 +13,38 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.color import rgb2lab
 
-from stages.evaluate.metrics.pixels import Boxes, Frames, Series, boxed
+from stages.evaluate.metrics.pixels import Boxes, Frames, Series, crop_boxes
 
 CELLS = 4  # along each side of the box
 RIM = np.pad(np.zeros((CELLS - 2, CELLS - 2), bool), 1, constant_values=True)
-EDGE = 10  # frames at either end that drift is told from
+EDGE = 10  # frames at each end of a clip that drift is computed from
 
 
-def appearances(pictures: Iterable[Frames]) -> NDArray[np.float64]:
-    """Mean colour of each cell of the rim of each picture, CIE L*a*b*: (T, 12, 3)."""
+def rim_colours(boxes: Iterable[Frames]) -> NDArray[np.float64]:
+    """Mean colour of each rim cell of each box image, CIE L*a*b*: (T, 12, 3)."""
     cells = [
-        cv2.resize(picture.astype(np.float64) / 255, (CELLS, CELLS), interpolation=cv2.INTER_AREA)[RIM]
-        for picture in pictures
+        cv2.resize(image.astype(np.float64) / 255, (CELLS, CELLS), interpolation=cv2.INTER_AREA)[RIM]
+        for image in boxes
     ]
     return np.asarray(rgb2lab(np.stack(cells)))
 
 
-def identity_distances(drawn: Frames, identity: Frames, boxes: Boxes) -> Series:
-    """How far each frame's rim is from that of the identity frame (H, W, 3): (T,), mean ΔE*ab (CIE 1976).
+def identity_distances(generated: Frames, identity: Frames, boxes: Boxes) -> Series:
+    """Mean ΔE*ab (CIE 1976) of each frame's rim from that of the identity frame (H, W, 3): (T,).
 
-    About 2 can just be seen. The truth has some too: heads turn in the light.
+    About 2 is just visible. The ground truth has some too: heads turn in the light.
     """
     x0, y0, x1, y1 = boxes[0].tolist()
-    own = appearances([identity[y0:y1, x0:x1]])
-    return np.asarray(np.linalg.norm(appearances(boxed(drawn, boxes)) - own, axis=-1).mean(axis=-1))
+    reference = rim_colours([identity[y0:y1, x0:x1]])
+    differences = rim_colours(crop_boxes(generated, boxes)) - reference
+    return np.asarray(np.linalg.norm(differences, axis=-1).mean(axis=-1))
 
 
 def drift(distances: Series) -> float:
-    """How much farther the last frames are than the first, ten at either end or as many as half of them;
-    nan below two frames."""
+    """Mean distance of the last frames less that of the first: ten at each end, or half of a short clip.
+
+    nan below two frames.
+    """
     n_frames = min(EDGE, len(distances) // 2)
     if not n_frames:
         return float("nan")

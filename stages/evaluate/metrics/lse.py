@@ -1,15 +1,15 @@
 """LSE-D and LSE-C: SyncNet's distance of lips from speech, as Wav2Lip's scripts compute it.
 
-There are two protocols, and a figure without its protocol says little:
+There are two protocols, and a value without its protocol means little:
 
-``crops``        the whole picture is the face, resized to 224 x 224 (Wav2Lip's script for LRS)
-``real videos``  a square about the face is cut out first: see ``stages.evaluate.metrics.face_crops``
+``crops``        the whole image is the face, resized to 224 x 224 (Wav2Lip's script for LRS)
+``real videos``  a square around the face is cut out first: see ``stages.evaluate.metrics.face_crops``
 
-What the scripts do besides is left out, for it makes a figure hang on an ffmpeg build: frames go through
-JPEG and, for real videos, twice through MPEG-4, the sound through MP3; tracks of fewer than 101 detections
-are thrown away. Distances are blind to a constant delay of up to 0.6 s, so the offset and the distance at
-none belong beside them; and the zeros that stand for sound before the start and after the end weigh more
-the shorter a clip is, so clips of different length do not compare.
+Some steps of the scripts are omitted, because they make the result depend on an ffmpeg build: frames pass
+through JPEG and, for real videos, twice through MPEG-4, the sound through MP3; tracks of fewer than 101
+detections are discarded. Distances do not show a constant delay of up to 0.6 s, so report the offset and the
+distance at zero beside them. The zeros that stand for sound before the start and after the end weigh more
+the shorter a clip is, so clips of different lengths do not compare.
 """
 
 from __future__ import annotations
@@ -46,25 +46,27 @@ class Lse:
 
     distance: float  # LSE-D: the least mean distance over all shifts
     confidence: float  # LSE-C: the median of the mean distances less the least
-    offset: int  # frames by which the sound runs ahead of the lips
-    distance_at_zero: float  # mean distance as the clip is
+    offset: int  # frames by which the sound is ahead of the lips
+    distance_at_zero: float  # mean distance without a shift
     n_windows: int
 
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A clip that has no score, and why."""
+    """A clip without a score, and why."""
 
     reason: str
 
 
-def lse(frames: NDArray[np.uint8], samples: NDArray[np.int16], lips: Embed, speech: Embed) -> Lse | Skipped:
+def compute_lse(
+    frames: NDArray[np.uint8], samples: NDArray[np.int16], embed_lips: Embed, embed_speech: Embed
+) -> Lse | Skipped:
     """Score a clip's frames (T, H, W, 3), RGB at 25 fps, against its sound at 16 kHz.
 
-    ``lips`` and ``speech`` are SyncNet's halves. A picture is resized whole: protocol ``crops``, or the
-    other if they come from ``face_crops``.
+    ``embed_lips`` and ``embed_speech`` are SyncNet's two branches. Each whole image is resized: protocol
+    ``crops``, or ``real videos`` when the images come from ``face_crops``.
     """
-    n_windows = window_count(len(frames), len(samples))
+    n_windows = count_windows(len(frames), len(samples))
     if n_windows == 0:
         return Skipped(
             f"{len(frames)} frames and {len(samples)} samples of sound: "
@@ -73,50 +75,50 @@ def lse(frames: NDArray[np.uint8], samples: NDArray[np.int16], lips: Embed, spee
     batches = [range(n_windows)[first : first + BATCH] for first in range(0, n_windows, BATCH)]
     columns = torch.from_numpy(mfcc(samples).T).float()
     with torch.inference_mode():
-        seen = torch.cat([lips(_shown(frames, batch)) for batch in batches])
-        heard = torch.cat([speech(_played(columns, batch)) for batch in batches])
-    return score(seen.cpu().numpy(), heard.cpu().numpy())
+        lips = torch.cat([embed_lips(_stack_frame_windows(frames, batch)) for batch in batches])
+        speech = torch.cat([embed_speech(_stack_mfcc_windows(columns, batch)) for batch in batches])
+    return score_embeddings(lips.cpu().numpy(), speech.cpu().numpy())
 
 
-def window_count(n_frames: int, n_samples: int) -> int:
-    """How many windows are compared: one fewer than fit, as in the scripts; 0 is too short a clip."""
+def count_windows(n_frames: int, n_samples: int) -> int:
+    """How many windows are compared: one fewer than fit, as in the scripts; 0 for too short a clip."""
     return max(0, min(n_frames, n_samples // SAMPLES_PER_FRAME) - WINDOW_FRAMES)
 
 
-def score(seen: NDArray[np.float32], heard: NDArray[np.float32]) -> Lse:
-    """Of the vectors of lips and of speech, (N, D) each, both of window v = 0 ... N - 1."""
-    means = shift_means(seen, heard)
+def score_embeddings(lips: NDArray[np.float32], speech: NDArray[np.float32]) -> Lse:
+    """Score the embeddings of N windows of lips and of speech, (N, D) each."""
+    means = mean_distances(lips, speech)
     best = int(means.argmin())
     return Lse(
         distance=float(means[best]),
         confidence=float(np.median(means) - means[best]),
         offset=MAX_SHIFT - best,
         distance_at_zero=float(means[MAX_SHIFT]),
-        n_windows=len(seen),
+        n_windows=len(lips),
     )
 
 
-def shift_means(seen: NDArray[np.float32], heard: NDArray[np.float32]) -> NDArray[np.float64]:
+def mean_distances(lips: NDArray[np.float32], speech: NDArray[np.float32]) -> NDArray[np.float64]:
     """Mean distance of lips v from speech v + k - 15 for k = 0 ... 30: (31,).
 
     Speech before the first window and after the last is a vector of zeros, and is compared too.
     """
-    padded = np.pad(heard, ((MAX_SHIFT, MAX_SHIFT), (0, 0)))
-    shifted = [padded[k : k + len(seen)] for k in range(2 * MAX_SHIFT + 1)]
-    return np.array([np.linalg.norm(seen - speech + EPSILON, axis=1).mean() for speech in shifted])
+    padded = np.pad(speech, ((MAX_SHIFT, MAX_SHIFT), (0, 0)))
+    shifts = [padded[k : k + len(lips)] for k in range(2 * MAX_SHIFT + 1)]
+    return np.array([np.linalg.norm(lips - shifted + EPSILON, axis=1).mean() for shifted in shifts])
 
 
-def _shown(frames: NDArray[np.uint8], windows: range) -> Tensor:
-    """Windows of frames as SyncNet sees them, (B, 3, 5, 224, 224): BGR, not scaled to 1."""
-    pictures = [
+def _stack_frame_windows(frames: NDArray[np.uint8], windows: range) -> Tensor:
+    """Windows of frames as SyncNet takes them, (B, 3, 5, 224, 224): BGR, not scaled to 1."""
+    images = [
         cv2.resize(frame, (PICTURE_PX, PICTURE_PX))[:, :, ::-1]
         for frame in frames[windows.start : windows.stop + WINDOW_FRAMES - 1]
     ]
-    film = torch.from_numpy(np.stack(pictures)).float()
-    return film.unfold(0, WINDOW_FRAMES, 1).permute(0, 3, 4, 1, 2)
+    stacked = torch.from_numpy(np.stack(images)).float()
+    return stacked.unfold(0, WINDOW_FRAMES, 1).permute(0, 3, 4, 1, 2)
 
 
-def _played(columns: Tensor, windows: range) -> Tensor:
-    """Windows of MFCC (13, columns) as SyncNet hears them: (B, 1, 13, 20)."""
+def _stack_mfcc_windows(columns: Tensor, windows: range) -> Tensor:
+    """Windows of MFCC (13, columns) as SyncNet takes them: (B, 1, 13, 20)."""
     starts = [v * COLUMNS_PER_FRAME for v in windows]
     return torch.stack([columns[None, :, start : start + WINDOW_COLUMNS] for start in starts])

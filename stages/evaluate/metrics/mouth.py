@@ -1,6 +1,6 @@
-"""What the mouth does, from landmarks: how open it is, where it is, and whether it keeps time with the truth.
+"""Mouth metrics from landmarks: opening, position, and synchrony with the ground truth.
 
-Frames without a face are nan and take part in nothing.
+Frames without a face are nan and are left out of every metric.
 """
 
 from __future__ import annotations
@@ -19,73 +19,75 @@ MAX_LAG = 10  # frames, 0.4 s
 class Mouths:
     """Landmarks of T frames, px; nan where no face was found."""
 
-    lips: NDArray[np.float32]  # (T, L, 2): the upper lip's inner middle, the lower's, then all others
+    lips: NDArray[np.float32]  # (T, L, 2): inner middle of the upper lip, that of the lower, then all others
     pupils: NDArray[np.float32]  # (T, 2, 2)
 
-    def __getitem__(self, cut: slice) -> Mouths:
-        return Mouths(self.lips[cut], self.pupils[cut])
+    def __getitem__(self, frames: slice) -> Mouths:
+        return Mouths(self.lips[frames], self.pupils[frames])
 
     def __len__(self) -> int:
         return len(self.lips)
 
 
-def pupils_distance(mouths: Mouths) -> Series:
-    """Between the pupils, px: (T,)."""
+def pupil_distance(mouths: Mouths) -> Series:
+    """Distance between the pupils, px: (T,)."""
     return np.asarray(np.linalg.norm(mouths.pupils[:, 0] - mouths.pupils[:, 1], axis=-1), np.float64)
 
 
 def openings(mouths: Mouths) -> Series:
-    """Lips apart, in units of the pupils' distance: (T,)."""
-    apart = np.asarray(np.linalg.norm(mouths.lips[:, 0] - mouths.lips[:, 1], axis=-1), np.float64)
-    return np.asarray(apart / pupils_distance(mouths))
+    """Distance between the inner lips, in units of the pupil distance: (T,)."""
+    lip_distance = np.asarray(np.linalg.norm(mouths.lips[:, 0] - mouths.lips[:, 1], axis=-1), np.float64)
+    return np.asarray(lip_distance / pupil_distance(mouths))
 
 
 @dataclass(frozen=True, slots=True)
 class MouthDistance:
-    """How far a mouth's landmarks are from the truth's; nan where no frame has both."""
+    """Distance of a mouth's landmarks from the ground truth's; nan where no frame has both."""
 
     px: float
-    pupils: float  # in units of the truth's pupils' distance
+    pupils: float  # in units of the ground truth's pupil distance
 
 
-def mouth_distance(drawn: Mouths, truth: Mouths) -> MouthDistance:
-    """Mean over frames and landmarks. Nothing is aligned first: in a crop that is, a mouth in the wrong place
-    is wrong."""
-    px = np.asarray(np.linalg.norm(drawn.lips - truth.lips, axis=-1).mean(axis=-1), np.float64)
+def mouth_distance(generated: Mouths, truth: Mouths) -> MouthDistance:
+    """Mean over frames and landmarks.
+
+    The mouths are not aligned first: crops are aligned already, so a mouth in the wrong place is an error.
+    """
+    px = np.asarray(np.linalg.norm(generated.lips - truth.lips, axis=-1).mean(axis=-1), np.float64)
     both = np.isfinite(px)
     if not both.any():
         return MouthDistance(float("nan"), float("nan"))
-    return MouthDistance(float(px[both].mean()), float((px[both] / pupils_distance(truth)[both]).mean()))
+    return MouthDistance(float(px[both].mean()), float((px[both] / pupil_distance(truth)[both]).mean()))
 
 
-def seen(*series: Series) -> list[Series]:
+def drop_nan_frames(*series: Series) -> list[Series]:
     """The frames in which none of the series (T,) is nan."""
-    there = np.isfinite(series).all(axis=0)
-    return [values[there] for values in series]
+    finite = np.isfinite(series).all(axis=0)
+    return [values[finite] for values in series]
 
 
 def correlation(a: Series, b: Series) -> float:
-    """Pearson's, over the frames that both have; nan where one stands still or fewer than three are left."""
-    a, b = seen(a, b)
+    """Pearson correlation over the frames that both have; nan below three, or when either is constant."""
+    a, b = drop_nan_frames(a, b)
     if len(a) < 3 or not np.ptp(a) or not np.ptp(b):
         return float("nan")
     return float(np.corrcoef(a, b)[0, 1])
 
 
-def lag_frames(drawn: Series, truth: Series) -> float:
-    """By how many frames the drawn mouth comes after the true one: where their correlation is greatest.
+def lag_frames(generated: Series, truth: Series) -> float:
+    """The lag of the generated mouth behind the ground truth, in frames, at which they correlate most.
 
-    Positive is late: drawn[k + lag] goes with truth[k]. Looked for within MAX_LAG, or half of the clip; of
-    equals the smallest. nan where no lag has a correlation.
+    Positive is late: generated[k + lag] matches truth[k]. Lags up to MAX_LAG, or half of the clip, are tried;
+    of equals the smallest wins. nan when no lag has a correlation.
     """
-    most = min(MAX_LAG, len(truth) // 2)
-    scores = {lag: _shifted(drawn, truth, lag) for lag in sorted(range(-most, most + 1), key=abs)}
-    known = {lag: score for lag, score in scores.items() if np.isfinite(score)}
-    return float(max(known, key=lambda lag: known[lag])) if known else float("nan")
+    largest = min(MAX_LAG, len(truth) // 2)
+    lags = sorted(range(-largest, largest + 1), key=abs)
+    scores = {lag: _correlate_at_lag(generated, truth, lag) for lag in lags}
+    finite = {lag: score for lag, score in scores.items() if np.isfinite(score)}
+    return float(max(finite, key=lambda lag: finite[lag])) if finite else float("nan")
 
 
-def _shifted(drawn: Series, truth: Series, lag: int) -> float:
-    """Their correlation when the drawn one is taken ``lag`` frames later."""
+def _correlate_at_lag(generated: Series, truth: Series, lag: int) -> float:
     n_frames = len(truth)
     late, early = max(lag, 0), max(-lag, 0)
-    return correlation(drawn[late : n_frames - early], truth[early : n_frames - late])
+    return correlation(generated[late : n_frames - early], truth[early : n_frames - late])

@@ -1,8 +1,8 @@
-"""Audio obedience: does a mouth follow the speech it was given, or the one that the source's mouth spoke?
+"""Audio obedience: does a mouth follow the speech it was generated from, or that of the source video?
 
-Clip A is drawn to clip B's speech. A plain correlation of its mouth's opening with B's proves little: speech
-of one corpus shares its timing, and another clip's true opening may correlate 0.5 with it. So what both
-truths share is taken out of each.
+Clip A is generated with clip B's speech. The plain correlation of its mouth opening with B's proves little:
+clips of one corpus share their timing, and another clip's ground truth opening may correlate 0.5 with it.
+So partial correlations are used: what the openings of both ground truths share is removed from each.
 """
 
 from __future__ import annotations
@@ -15,39 +15,41 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 RESAMPLES = 2000
-# Below this share of a signal's spread, what is left of it when another is taken out is rounding.
+# When regression leaves less than this share of a signal's norm, the residual is rounding error.
 ROUNDING = 1e-6
 
 
-def centred(signal: ArrayLike) -> NDArray[np.float64]:
+def subtract_mean(signal: ArrayLike) -> NDArray[np.float64]:
     """A signal less its mean."""
     values = np.asarray(signal, np.float64)
     return np.asarray(values - values.mean())
 
 
-def residual(signal: ArrayLike, given: ArrayLike) -> NDArray[np.float64]:
-    """What is left of a signal (T,) when its straight-line dependence on another (T,) is taken out."""
-    y, x = centred(signal), centred(given)
+def residual(signal: ArrayLike, regressor: ArrayLike) -> NDArray[np.float64]:
+    """What remains of a signal (T,) after linear regression on another (T,)."""
+    y, x = subtract_mean(signal), subtract_mean(regressor)
     spread = float(x @ x)
     return np.asarray(y if spread == 0 else y - x * (float(x @ y) / spread))
 
 
-def partial_correlation(a: ArrayLike, b: ArrayLike, given: ArrayLike) -> float:
-    """Pearson's correlation of a and b once ``given`` is taken out of both; 0 where nothing is left."""
-    left_a, left_b = residual(a, given), residual(b, given)
-    size_a, size_b = (float(np.linalg.norm(left)) for left in (left_a, left_b))
-    whole_a, whole_b = (float(np.linalg.norm(centred(whole))) for whole in (a, b))
+def partial_correlation(a: ArrayLike, b: ArrayLike, control: ArrayLike) -> float:
+    """Pearson correlation of the residuals of a and b regressed on ``control``; 0 when either is empty."""
+    residual_a, residual_b = residual(a, control), residual(b, control)
+    size_a, size_b = (float(np.linalg.norm(values)) for values in (residual_a, residual_b))
+    whole_a, whole_b = (float(np.linalg.norm(subtract_mean(signal))) for signal in (a, b))
     if size_a <= ROUNDING * whole_a or size_b <= ROUNDING * whole_b:
         return 0.0
-    return float(left_a @ left_b) / (size_a * size_b)
+    return float(residual_a @ residual_b) / (size_a * size_b)
 
 
-def audio_obedience(drawn: ArrayLike, speech: ArrayLike, source: ArrayLike) -> float:
-    """Of one dubbed clip, from mouth openings (T,): as drawn, of the speech's own clip, of the source.
+def audio_obedience(generated: ArrayLike, speech: ArrayLike, source: ArrayLike) -> float:
+    """Obedience of one clip with another's speech, from mouth openings (T,).
 
-    1 for the truth of the speech, 0 for a network that hears nothing, -1 for a copy of the source.
+    They are those of the generated clip, of the ground truth of the speech and of the ground truth of the
+    source. 1 for the ground truth of the speech, 0 for a network that ignores its audio, -1 for a copy of
+    the source.
     """
-    return partial_correlation(drawn, speech, source) - partial_correlation(drawn, source, speech)
+    return partial_correlation(generated, speech, source) - partial_correlation(generated, source, speech)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +65,16 @@ class Mean:
         return f"{self.value:+.2f} [{self.low:+.2f}, {self.high:+.2f}], n = {self.n}"
 
 
-def mean_of(values: Sequence[float], *, seed: int = 0) -> Mean:
-    """Over clips; with fewer than two, or all alike, the interval is the mean itself."""
+def bootstrap_mean(values: Sequence[float], *, seed: int = 0) -> Mean:
+    """Mean over clips. With fewer than two values, or all equal, the interval is the mean itself."""
     mean = float(np.mean(values))
     if len(values) < 2 or np.ptp(values) == 0:
         return Mean(mean, mean, mean, len(values))
-    found = stats.bootstrap(
+    interval = stats.bootstrap(
         (np.asarray(values),),
         np.mean,
         n_resamples=RESAMPLES,
         method="percentile",
         rng=np.random.default_rng(seed),
-    )
-    interval = found.confidence_interval
+    ).confidence_interval
     return Mean(mean, float(interval.low), float(interval.high), len(values))

@@ -1,4 +1,4 @@
-"""Weights that others have published: tensors of known names and shapes, and nothing that runs."""
+"""Load published weights from files of plain tensors, without running any code in them."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torch import Tensor, nn
 from model.recipe import ModelError
 
 Network = TypeVar("Network", bound=nn.Module)
-# How many batches a norm has seen. Old files lack it, and a network that is only used does not ask.
+# The batch counter of a norm layer. Old files lack it, and inference does not use it.
 COUNTER = "num_batches_tracked"
 
 
 def load_published(build: Callable[[], Network], path: Path, *, unused: tuple[str, ...] = ()) -> Network:
-    """The network with the tensors of a state dict, on the CPU, to be used and not trained.
+    """The network with the tensors of a state dict, on the CPU, frozen and in eval mode.
 
-    Of the file's tensors those whose names begin with ``unused`` are left out. Raises ModelError when it
-    holds anything but tensors, or not just those that the network has.
+    Tensors of the file whose names begin with ``unused`` are ignored. Raises ModelError when the file holds
+    anything but tensors, or when names or shapes do not match the network's.
     """
-    with torch.device("meta"):  # draws no first weights, which would move the caller's generator
+    with torch.device("meta"):  # no initial weights, which would advance the caller's random state
         network = build()
     tensors = {
         name: value
@@ -30,10 +30,10 @@ def load_published(build: Callable[[], Network], path: Path, *, unused: tuple[st
         if not name.startswith(unused) and not name.endswith(COUNTER)
     }
     state = network.state_dict()
-    wanted = {name: tuple(value.shape) for name, value in state.items() if not name.endswith(COUNTER)}
-    found = {name: tuple(value.shape) for name, value in tensors.items()}
-    if wanted != found:
-        wrong = sorted(set(wanted.items()) ^ set(found.items()))
+    expected = {name: tuple(value.shape) for name, value in state.items() if not name.endswith(COUNTER)}
+    shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+    if expected != shapes:
+        wrong = sorted(set(expected.items()) ^ set(shapes.items()))
         name, shape = wrong[0]
         raise ModelError(
             f"{path}: {len(wrong)} tensors do not fit {type(network).__name__}, e.g. {name} {shape}"
@@ -43,18 +43,18 @@ def load_published(build: Callable[[], Network], path: Path, *, unused: tuple[st
     return network.float().requires_grad_(False).eval()
 
 
-def select_device(network: nn.Module) -> torch.device:
-    """Where its weights are, and so where its input goes."""
+def get_device(network: nn.Module) -> torch.device:
+    """The device of a network's weights, where its input must be too."""
     return next(network.parameters()).device
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as err:  # a damaged file raises whatever it likes
-        # Torch's own words go over many lines and tell how to switch the guard off.
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as err:  # a damaged file raises anything
+        # Torch's own message has many lines and explains how to disable the check.
         raise ModelError(f"{path}: not a whole file of plain tensors ({type(err).__name__})") from err
-    named = isinstance(found, dict) and all(isinstance(name, str) for name in found)
-    if not named or not all(isinstance(value, Tensor) for value in found.values()):
-        raise ModelError(f"{path}: holds {type(found).__name__}, expected tensors by name")
-    return dict(found)
+    is_named = isinstance(content, dict) and all(isinstance(name, str) for name in content)
+    if not is_named or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ModelError(f"{path}: holds {type(content).__name__}, expected tensors by name")
+    return dict(content)

@@ -16,49 +16,57 @@ import pytest
 from sampler.rollout import CropFrame
 from stages import synth
 from stages.align import AlignParams, align_clip
-from stages.clips import probe
+from stages.clips import ClipsParams, probe_file
 from stages.edit import run as edit_module
 from stages.edit.run import EditParams, edit
 from stages.edit.writer import VideoWriter
-from stages.edit.yuv import Picture
+from stages.edit.yuv import YuvImage
 from stages.engine.outcome import StageError
 from stages.landmarks import LandmarksParams, find_points
 from stages.media import crops
-from stages.media.audio import read_channels, to_mono
+from stages.media.audio import mix_to_mono, read_channels
 from stages.media.faces import FaceFinder
-from stages.media.video import read_on_clock
-from stages.mels import MelsParams, mel_rows, samples_for
+from stages.media.video import read_frames_at_25fps
+from stages.mels import MelsParams, compute_mel_rows, count_samples
 from stages.synth import ClipSpec, Truth, read_counter
-from tests.media import ffmpeg, images, pictures, sound_of, sound_packets, stamps_s, video_seconds
+from tests.media import (
+    ffmpeg,
+    measure_video_seconds,
+    read_audio,
+    read_audio_packets,
+    read_rgb_frames,
+    read_stamps,
+    read_yuv_frames,
+)
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 QUICK = EditParams(preset="ultrafast", crf=12)
 SMALL = (240, 192)
-COLOURS = 8  # of the counter
+COLOURS = 8  # green levels
 
 
 @dataclass
-class FrameGenerator:
-    """A MouthGenerator that paints boxes blue, with as much green as says which frame it is; notes what it saw."""
+class BoxPainter:
+    """A MouthGenerator that paints boxes blue, green by the frame's index; it stores its input."""
 
-    lag: int = 0  # frames it wants beyond the one it gives back
+    lag: int = 0  # frames that it reads beyond the one it yields
     size: int = 128
-    seen: list[CropFrame] = field(default_factory=list)
+    inputs: list[CropFrame] = field(default_factory=list)
     mels: list[np.ndarray] = field(default_factory=list)
 
     def __call__(self, frames: Iterator[CropFrame], mels: np.ndarray) -> Iterator[np.ndarray]:
         self.mels.append(mels)
-        waiting: list[CropFrame] = []
-        painted = 0
+        pending: list[CropFrame] = []
+        k = 0
         for frame in frames:
-            self.seen.append(frame)
-            waiting.append(frame)
-            if len(waiting) > self.lag:
-                yield self.paint(waiting.pop(0), painted)
-                painted += 1
-        for frame in waiting:
-            yield self.paint(frame, painted)
-            painted += 1
+            self.inputs.append(frame)
+            pending.append(frame)
+            if len(pending) > self.lag:
+                yield self.paint(pending.pop(0), k)
+                k += 1
+        for frame in pending:
+            yield self.paint(frame, k)
+            k += 1
 
     def paint(self, frame: CropFrame, k: int) -> np.ndarray:
         x0, y0, x1, y1 = frame.box
@@ -67,30 +75,30 @@ class FrameGenerator:
         return pixels
 
 
-class Identity(FrameGenerator):
+class Unchanged(BoxPainter):
     def paint(self, frame: CropFrame, k: int) -> np.ndarray:
         return frame.pixels
 
 
-def painted(image: np.ndarray) -> np.ndarray:
-    """Where the generator's blue is to be seen: (H, W)."""
+def find_blue(image: np.ndarray) -> np.ndarray:
+    """Where the generator's blue is visible: (H, W)."""
     red, _, blue = np.moveaxis(image.astype(int), -1, 0)
     return (blue > 200) & (blue - red > 150)
 
 
-def counter(image: np.ndarray) -> int | None:
-    """Which frame, modulo COLOURS, the generator says it is."""
-    blue = painted(image)
+def read_index(image: np.ndarray) -> int | None:
+    """The frame's index, modulo COLOURS, in the generator's green level."""
+    blue = find_blue(image)
     return round(float(np.median(image[..., 1][blue])) / 28) if blue.sum() > 100 else None
 
 
-def nearest_instant(seconds: float, n_instants: int) -> int:
+def find_nearest_instant(seconds: float, n_instants: int) -> int:
     return min(int(np.ceil(seconds * 25 - 0.5 - 1e-9)), n_instants - 1)
 
 
 @pytest.fixture
 def speech(tmp_path: Path) -> Callable[[float], Path]:
-    """Made speech of some length."""
+    """Synthetic speech of some length."""
 
     def make(seconds: float) -> Path:
         clip, path = tmp_path / "speech.mkv", tmp_path / f"speech-{seconds}.wav"
@@ -104,17 +112,17 @@ def speech(tmp_path: Path) -> Callable[[float], Path]:
 
 
 @pytest.fixture
-def written(monkeypatch: pytest.MonkeyPatch) -> list[Picture]:
-    """The pictures that are handed to the encoder."""
-    pictures: list[Picture] = []
+def written(monkeypatch: pytest.MonkeyPatch) -> list[YuvImage]:
+    """The images that are passed to the encoder."""
+    images: list[YuvImage] = []
 
-    class Noting(VideoWriter):
-        def write(self, picture: Picture, at: int, ticks: int) -> None:
-            pictures.append(picture)
-            super().write(picture, at, ticks)
+    class RecordingWriter(VideoWriter):
+        def write(self, image: YuvImage, at: int, ticks: int) -> None:
+            images.append(image)
+            super().write(image, at, ticks)
 
-    monkeypatch.setattr(edit_module, "VideoWriter", Noting)
-    return pictures
+    monkeypatch.setattr(edit_module, "VideoWriter", RecordingWriter)
+    return images
 
 
 # --- frames and their times -------------------------------------------------------------------------
@@ -130,33 +138,33 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[Picture]:
         ("flv", "12.5", ".mov"),
     ],
 )
-def test_each_frame_keeps_its_time_and_shows_the_crop_of_the_instant_nearest_to_it(
+def test_each_frame_keeps_its_time_and_shows_the_crop_of_the_nearest_instant(
     tmp_path: Path, landmarker: Path, speech: Callable[[float], Path], source: str, fps: str, suffix: str
 ) -> None:
     clip, out = tmp_path / f"clip.{source}", tmp_path / f"out{suffix}"
     truth = synth.make_clip(clip, ClipSpec(seconds=1.2, fps=fps, size=SMALL))
     times = truth.times_s - truth.times_s[0]
-    generator = FrameGenerator(lag=9)
+    generator = BoxPainter(lag=9)
     edited = edit(clip, speech(2.0), out, generator, model=landmarker, params=QUICK)
-    shown = images(out)
-    assert len(shown) == edited.frames == edited.redrawn == len(times)
-    assert stamps_s(out) - stamps_s(out)[0] == pytest.approx(times, abs=1e-4)
-    n_instants = len(generator.seen)
+    images = read_rgb_frames(out)
+    assert len(images) == edited.frames == edited.redrawn == len(times)
+    assert read_stamps(out) - read_stamps(out)[0] == pytest.approx(times, abs=1e-4)
+    n_instants = len(generator.inputs)
     assert n_instants == len(generator.mels[0]) / 2 == pytest.approx(edited.seconds * 25, abs=1)
-    for k, image in enumerate(shown):
+    for k, image in enumerate(images):
         assert read_counter(image, truth.frames[k].corners_px) == k
-        instant = nearest_instant(times[k], n_instants)
-        assert counter(image) == instant % COLOURS, k
+        instant = find_nearest_instant(times[k], n_instants)
+        assert read_index(image) == instant % COLOURS, k
         assert abs(times[k] - instant / 25) <= 0.020 + 1e-6, "the mouth is at most half an instant off"
-    # What the network sees at an instant is cut from the frame that is to be seen then.
+    # The network's input at an instant is a crop of the frame that is shown then.
     on_screen = [int(np.flatnonzero(times <= k / 25 + 5e-4)[-1]) for k in range(n_instants)]
     for k in range(1, n_instants):
-        same = np.array_equal(generator.seen[k].pixels, generator.seen[k - 1].pixels)
+        same = np.array_equal(generator.inputs[k].pixels, generator.inputs[k - 1].pixels)
         assert same == (on_screen[k] == on_screen[k - 1])
 
 
-class Spot(FrameGenerator):
-    """Paints always the same place of the crop, wherever the box lies."""
+class Spot(BoxPainter):
+    """Paints the same place of every crop, wherever the box is."""
 
     def paint(self, frame: CropFrame, k: int) -> np.ndarray:
         pixels = frame.pixels.copy()
@@ -164,29 +172,29 @@ class Spot(FrameGenerator):
         return pixels
 
 
-def test_the_paint_moves_with_the_face_between_the_instants(
+def test_the_painted_spot_moves_with_the_face_between_instants(
     tmp_path: Path, landmarker: Path, speech: Callable[[float], Path]
 ) -> None:
-    """Of 50 frames a second half are on no instant. They too have the matrix of their own time: the face goes
-    two pixels to the left with each frame, and the paint with it."""
+    """At 50 fps half of the frames are at no instant. They too have the matrix of their own time: the face
+    moves two pixels to the left with each frame, and the spot with it."""
     clip, panned, out = (tmp_path / f"{name}.mp4" for name in ("clip", "panned", "out"))
     truth = synth.make_clip(clip, ClipSpec(seconds=1.0, fps="50", size=(480, 384), clip=3))
     ffmpeg("-i", clip, "-an", "-vf", "crop=380:384:x='2*n':y=0", "-crf", 8, panned)
     edit(panned, speech(1.0), out, Spot(), model=landmarker, params=QUICK)
     distance = []
-    for k, (image, frame) in enumerate(zip(images(out), truth.frames, strict=True)):
-        rows, columns = np.nonzero(painted(image))
+    for k, (image, frame) in enumerate(zip(read_rgb_frames(out), truth.frames, strict=True)):
+        rows, columns = np.nonzero(find_blue(image))
         brow = np.mean(frame.corners_px, axis=0) - (2 * k, 0)
         distance.append(np.array([columns.mean(), rows.mean()]) - brow)
-    assert np.abs(np.diff(distance, axis=0)).max() < 0.8  # were a matrix shared by two frames: 2
+    assert np.abs(np.diff(distance, axis=0)).max() < 0.8  # 2 if two frames shared a matrix
 
 
 # --- pixels -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class AsDataset:
-    """What the dataset's stages make of a clip."""
+class DatasetClip:
+    """The results of the dataset's stages for a clip."""
 
     matrices: np.ndarray
     boxes: np.ndarray
@@ -194,38 +202,38 @@ class AsDataset:
     mels: np.ndarray
 
 
-def as_dataset(clip: Path, model: Path) -> AsDataset:
-    facts: dict[str, Any] = probe(str(clip), "folder", {}).facts
+def build_dataset_clip(clip: Path, model: Path) -> DatasetClip:
+    facts: dict[str, Any] = probe_file(clip, "folder", ClipsParams()).facts
     start, n_frames = facts["video_start"], int(facts["frames"])
     with FaceFinder(model, 4) as finder:
-        points, _, _ = find_points(read_on_clock(clip, start, n_frames), finder, LandmarksParams())
+        points, _, _ = find_points(read_frames_at_25fps(clip, start, n_frames), finder, LandmarksParams())
     matrices, boxes = align_clip(points, AlignParams())
-    supersample = crops.supersampling(matrices, 16)
-    cut = list(crops.crops(read_on_clock(clip, start, n_frames), matrices, 128, supersample))
-    sound, _ = to_mono(read_channels(clip, facts["audio_start"], samples_for(n_frames)))
-    return AsDataset(matrices, boxes, cut, mel_rows(sound, MelsParams()))
+    supersample = crops.compute_supersample(matrices, 16)
+    images = list(crops.crop_frames(read_frames_at_25fps(clip, start, n_frames), matrices, 128, supersample))
+    sound, _ = mix_to_mono(read_channels(clip, facts["audio_start"], count_samples(n_frames)))
+    return DatasetClip(matrices, boxes, images, compute_mel_rows(sound, MelsParams()))
 
 
-def test_real_clips_are_cut_as_for_a_dataset_and_nothing_outside_the_box_changes(
-    tmp_path: Path, landmarker: Path, grid: Path, written: list[Picture]
+def test_real_clips_are_cropped_as_for_a_dataset_and_nothing_outside_the_box_changes(
+    tmp_path: Path, landmarker: Path, grid: Path, written: list[YuvImage]
 ) -> None:
     clip = sorted((grid / "s2").glob("*.mpg"))[0]
-    known, generator = as_dataset(clip, landmarker), FrameGenerator(lag=64)
+    expected, generator = build_dataset_clip(clip, landmarker), BoxPainter(lag=64)
     edited = edit(
         clip, clip, tmp_path / "out.mp4", generator, model=landmarker, params=replace(QUICK, fit="hold")
     )
     assert edited.frames == edited.redrawn == 75 and not edited.passed_through
-    assert np.array_equal([frame.box for frame in generator.seen], known.boxes)
-    assert np.array_equal([frame.pixels for frame in generator.seen], known.crops)
-    assert generator.mels[0] == pytest.approx(known.mels, abs=1e-4)  # BLAS adds by its number of threads
+    assert np.array_equal([frame.box for frame in generator.inputs], expected.boxes)
+    assert np.array_equal([frame.pixels for frame in generator.inputs], expected.crops)
+    assert generator.mels[0] == pytest.approx(expected.mels, abs=1e-4)  # BLAS's sums vary with its threads
     y, x = np.mgrid[:288, :360]
-    for k, planes in enumerate(pictures(clip)):
+    for k, planes in enumerate(read_yuv_frames(clip)):
         u, v = (
-            np.einsum("ij,jhw->ihw", known.matrices[k, :, :2], np.stack([x, y]))
-            + known.matrices[k, :, 2, None, None]
+            np.einsum("ij,jhw->ihw", expected.matrices[k, :, :2], np.stack([x, y]))
+            + expected.matrices[k, :, 2, None, None]
         )
-        x0, y0, x1, y1 = known.boxes[k] - 0.5
-        # But for pixels on the very border, by the last bits of the matrices.
+        x0, y0, x1, y1 = expected.boxes[k] - 0.5
+        # Except for pixels on the border itself, which depend on the last bits of the matrices.
         outside = (u < x0 - 1e-3) | (u > x1 + 1e-3) | (v < y0 - 1e-3) | (v > y1 + 1e-3)
         assert 0.05 < 1 - outside.mean() < 0.2
         assert np.array_equal(written[k].y[outside], planes[:288][outside])
@@ -240,61 +248,63 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
     return float(10 * np.log10(255**2 / np.square(a.astype(float) - b).mean()))
 
 
-def test_what_is_drawn_as_it_was_gives_back_the_source_within_the_codec_s_loss(
-    tmp_path: Path, landmarker: Path, grid: Path, crema_d: Path, written: list[Picture]
+def test_unchanged_crops_give_back_the_source_within_the_codec_s_loss(
+    tmp_path: Path, landmarker: Path, grid: Path, crema_d: Path, written: list[YuvImage]
 ) -> None:
-    """At 25 fps to the bit before encoding; at 29.97 frames off the instants show their neighbour's mouth."""
+    """At 25 fps bit-identical before encoding; at 29.97 fps frames off the instants show another's mouth."""
     out = tmp_path / "out.mp4"
     clips = [sorted((grid / "s14").glob("*.mpg"))[0], sorted((crema_d / "VideoFlash").glob("*.flv"))[0]]
     for clip, loss in zip(clips, (42, 40), strict=True):
         written.clear()
-        edited = edit(clip, clip, out, Identity(), model=landmarker, params=EditParams(preset="veryfast"))
-        source = pictures(clip)[: edited.frames]
-        equal = [np.array_equal(ours.packed(), theirs) for ours, theirs in zip(written, source, strict=True)]
+        edited = edit(clip, clip, out, Unchanged(), model=landmarker, params=EditParams(preset="veryfast"))
+        source = read_yuv_frames(clip)[: edited.frames]
+        equal = [
+            np.array_equal(ours.to_array(), theirs) for ours, theirs in zip(written, source, strict=True)
+        ]
         assert all(equal) if clip.suffix == ".mpg" else equal[0] and not all(equal)
-        assert psnr(np.stack(pictures(out)), np.stack(source)) > loss
+        assert psnr(np.stack(read_yuv_frames(out)), np.stack(source)) > loss
     assert edited.fps == pytest.approx(29.97, abs=0.05) and edited.size == (480, 360)
 
 
-def test_a_large_picture_is_the_source_s_where_its_crops_come_back_unchanged(
-    tmp_path: Path, landmarker: Path, grid: Path, written: list[Picture]
+def test_a_large_frame_does_not_change_where_its_crops_come_back_unchanged(
+    tmp_path: Path, landmarker: Path, grid: Path, written: list[YuvImage]
 ) -> None:
-    """1920x1080, where a crop has a sixteenth of the face's pixels: before encoding not a bit differs."""
+    """1920x1080, where a crop has a sixteenth of the face's pixels: bit-identical before encoding."""
     clip, large = sorted((grid / "s2").glob("*.mpg"))[0], tmp_path / "large.mkv"
     scale = "scale=1350:1080:flags=lanczos,pad=1920:1080:285:0,format=yuv420p"
     ffmpeg("-i", clip, "-t", 0.4, "-vf", scale, "-c:v", "ffv1", "-c:a", "flac", large)
-    edited = edit(large, large, tmp_path / "out.mp4", Identity(), model=landmarker, params=QUICK)
+    edited = edit(large, large, tmp_path / "out.mp4", Unchanged(), model=landmarker, params=QUICK)
     assert edited.size == (1920, 1080) and edited.redrawn == edited.frames == 10
-    for ours, theirs in zip(written, pictures(large), strict=True):
-        assert np.array_equal(ours.packed(), theirs)
+    for ours, theirs in zip(written, read_yuv_frames(large), strict=True):
+        assert np.array_equal(ours.to_array(), theirs)
 
 
 def test_odd_sides_get_one_pixel_more(
-    tmp_path: Path, landmarker: Path, speech: Callable[[float], Path], written: list[Picture]
+    tmp_path: Path, landmarker: Path, speech: Callable[[float], Path], written: list[YuvImage]
 ) -> None:
     clip, odd = tmp_path / "clip.mp4", tmp_path / "odd.mkv"
     synth.make_clip(clip, ClipSpec(seconds=0.5, size=SMALL))
     ffmpeg("-i", clip, "-an", "-vf", "format=yuv444p,crop=239:191:0:0", "-c:v", "ffv1", odd)
-    edited = edit(odd, speech(1), tmp_path / "out.mp4", FrameGenerator(), model=landmarker, params=QUICK)
+    edited = edit(odd, speech(1), tmp_path / "out.mp4", BoxPainter(), model=landmarker, params=QUICK)
     assert (edited.source_size, edited.size) == ((239, 191), SMALL)
-    assert images(tmp_path / "out.mp4")[0].shape == (192, 240, 3)
+    assert read_rgb_frames(tmp_path / "out.mp4")[0].shape == (192, 240, 3)
     assert np.array_equal(written[3].y[:, 239], written[3].y[:, 238])
-    assert counter(images(tmp_path / "out.mp4")[5]) == 5
+    assert read_index(read_rgb_frames(tmp_path / "out.mp4")[5]) == 5
 
 
-def test_a_video_taken_lying_down_comes_out_upright(
+def test_a_rotated_phone_video_is_written_upright(
     tmp_path: Path, landmarker: Path, speech: Callable[[float], Path]
 ) -> None:
-    """As phones do it: the pixels lie, and a matrix in the file says so."""
+    """Phones store pixels lying, and a display matrix in the file says so."""
     clip, lying, phone = (tmp_path / f"{name}.mp4" for name in ("clip", "lying", "phone"))
     truth = synth.make_clip(clip, ClipSpec(seconds=0.6, size=(192, 240)))
     ffmpeg("-i", clip, "-an", "-vf", "transpose=clock", "-c:v", "libx264", "-crf", 8, lying)
     ffmpeg("-display_rotation", 90, "-i", lying, "-c", "copy", phone)
-    edited = edit(phone, speech(1), tmp_path / "out.mp4", FrameGenerator(), model=landmarker, params=QUICK)
+    edited = edit(phone, speech(1), tmp_path / "out.mp4", BoxPainter(), model=landmarker, params=QUICK)
     assert edited.size == (192, 240) and edited.redrawn == 15
-    for k, image in enumerate(images(tmp_path / "out.mp4")):
+    for k, image in enumerate(read_rgb_frames(tmp_path / "out.mp4")):
         assert image.shape == (240, 192, 3)
-        assert read_counter(image, truth.frames[k].corners_px) == k and counter(image) == k % COLOURS
+        assert read_counter(image, truth.frames[k].corners_px) == k and read_index(image) == k % COLOURS
 
 
 # --- faces ------------------------------------------------------------------------------------------
@@ -311,37 +321,37 @@ def two_faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "two.mp4"
 
 
-def test_the_face_that_was_asked_for_is_drawn_and_no_other(
+def test_only_the_chosen_face_is_redrawn(
     tmp_path: Path, landmarker: Path, two_faces: Path, speech: Callable[[float], Path]
 ) -> None:
     sound, out = speech(0.5), tmp_path / "out.mp4"
     choices: list[tuple[Any, str]] = [("left", "left"), ("largest", "right"), (1, "right")]
     for choice, side in choices:
-        edit(two_faces, sound, out, FrameGenerator(), model=landmarker, params=replace(QUICK, face=choice))
-        for image in images(out):
-            blue = painted(image)
+        edit(two_faces, sound, out, BoxPainter(), model=landmarker, params=replace(QUICK, face=choice))
+        for image in read_rgb_frames(out):
+            blue = find_blue(image)
             shares = {"left": blue[:, :192].sum(), "right": blue[:, 192:].sum()}
             assert shares[side] > 500 and shares["right" if side == "left" else "left"] == 0, choice
     with pytest.raises(StageError, match="--face 2: there is no such face"):
-        edit(two_faces, sound, out, FrameGenerator(), model=landmarker, params=replace(QUICK, face=2))
+        edit(two_faces, sound, out, BoxPainter(), model=landmarker, params=replace(QUICK, face=2))
 
 
 def test_frames_without_a_face_pass_through_and_are_counted(
-    tmp_path: Path, landmarker: Path, speech: Callable[[float], Path], written: list[Picture]
+    tmp_path: Path, landmarker: Path, speech: Callable[[float], Path], written: list[YuvImage]
 ) -> None:
     clip, gap = tmp_path / "clip.mp4", tmp_path / "gap.mp4"
     synth.make_clip(clip, ClipSpec(seconds=1.6, size=SMALL))
     ffmpeg("-i", clip, "-an", "-vf", "drawbox=c=gray:t=fill:enable='between(n,14,25)'", "-crf", 8, gap)
-    generator = FrameGenerator(lag=64)
+    generator = BoxPainter(lag=64)
     edited = edit(gap, speech(2), tmp_path / "out.mp4", generator, model=landmarker, params=QUICK)
     assert edited.frames == 40 and edited.redrawn == 28 and edited.passed_through == {"no_face": 12}
-    source, result = pictures(gap), images(tmp_path / "out.mp4")
-    assert all(np.array_equal(written[k].packed(), source[k]) for k in range(14, 26))
-    # Each stretch is a clip of its own to the network, with the mels that go with it.
-    assert [counter(image) for image in result] == [
+    source, result = read_yuv_frames(gap), read_rgb_frames(tmp_path / "out.mp4")
+    assert all(np.array_equal(written[k].to_array(), source[k]) for k in range(14, 26))
+    # Each segment is a clip of its own for the network, with its own mels.
+    assert [read_index(image) for image in result] == [
         *[k % COLOURS for k in range(14)], *[None] * 12, *[k % COLOURS for k in range(14)]
     ]  # fmt: skip
-    assert [len(mels) for mels in generator.mels] == [28, 28] and len(generator.seen) == 28
+    assert [len(mels) for mels in generator.mels] == [28, 28] and len(generator.inputs) == 28
 
 
 def test_without_any_face_there_is_nothing_to_edit(
@@ -350,7 +360,7 @@ def test_without_any_face_there_is_nothing_to_edit(
     grey = tmp_path / "grey.mp4"
     ffmpeg("-f", "lavfi", "-i", "color=gray:size=160x128:rate=25:duration=0.4", grey)
     with pytest.raises(StageError, match=r"grey\.mp4: no face in any of its 10 frames") as caught:
-        edit(grey, speech(1), tmp_path / "out.mp4", FrameGenerator(), model=landmarker, params=QUICK)
+        edit(grey, speech(1), tmp_path / "out.mp4", BoxPainter(), model=landmarker, params=QUICK)
     assert "\n" not in str(caught.value) and not (tmp_path / "out.mp4").exists()
 
 
@@ -368,7 +378,7 @@ def test_without_any_face_there_is_nothing_to_edit(
         ("loop", 2.0, 2.0, [*range(20), *range(18, -1, -1), *range(1, 12)]),
     ],
 )
-def test_lengths_are_made_to_fit_as_was_asked(
+def test_different_lengths_are_fitted_as_the_option_says(
     tmp_path: Path,
     landmarker: Path,
     speech: Callable[[float], Path],
@@ -379,31 +389,31 @@ def test_lengths_are_made_to_fit_as_was_asked(
 ) -> None:
     clip, out = tmp_path / "clip.mp4", tmp_path / "out.mp4"
     truth = synth.make_clip(clip, ClipSpec(seconds=0.8, size=SMALL))
-    generator = FrameGenerator()
+    generator = BoxPainter()
     edited = edit(clip, speech(speech_s), out, generator, model=landmarker, params=replace(QUICK, fit=fit))
-    shown = images(out)
+    images = read_rgb_frames(out)
     assert edited.seconds == pytest.approx(seconds, abs=1e-3)
-    assert video_seconds(out) == pytest.approx(seconds, abs=1e-3)
-    assert len(shown) == len(sources) == edited.redrawn
-    for k, (image, source) in enumerate(zip(shown, sources, strict=True)):
+    assert measure_video_seconds(out) == pytest.approx(seconds, abs=1e-3)
+    assert len(images) == len(sources) == edited.redrawn
+    for k, (image, source) in enumerate(zip(images, sources, strict=True)):
         assert read_counter(image, truth.frames[source].corners_px) == source
-        assert counter(image) == k % COLOURS  # the mouth goes on where the picture stands or runs back
-    start, rate, sound = sound_of(out)
+        assert read_index(image) == k % COLOURS  # also where the video is held or plays backwards
+    start, rate, sound = read_audio(out)
     assert start == 0 and len(sound) / rate == pytest.approx(min(speech_s, seconds), abs=0.025)
-    silent = generator.mels[0][2 * int(25 * speech_s) + 2 :]
-    assert (silent == -80).all() and len(generator.mels[0]) == 2 * len(sources)
+    silence = generator.mels[0][2 * int(25 * speech_s) + 2 :]
+    assert (silence == -80).all() and len(generator.mels[0]) == 2 * len(sources)
 
 
-def test_the_speech_is_copied_where_that_can_be(
+def test_the_speech_is_copied_where_the_container_can_hold_it(
     tmp_path: Path, landmarker: Path, speech: Callable[[float], Path]
 ) -> None:
     clip, aac = tmp_path / "clip.mp4", tmp_path / "speech.m4a"
     synth.make_clip(clip, ClipSpec(seconds=0.4, size=SMALL))
     ffmpeg("-i", speech(0.4), "-c:a", "aac", aac)
-    edited = edit(clip, aac, tmp_path / "out.mp4", FrameGenerator(), model=landmarker, params=QUICK)
-    assert edited.sound == "copied" and sound_packets(tmp_path / "out.mp4") == sound_packets(aac)
-    edited = edit(clip, speech(0.4), tmp_path / "out.mp4", FrameGenerator(), model=landmarker, params=QUICK)
-    assert edited.sound == "encoded"
+    edited = edit(clip, aac, tmp_path / "out.mp4", BoxPainter(), model=landmarker, params=QUICK)
+    assert edited.audio == "copied" and read_audio_packets(tmp_path / "out.mp4") == read_audio_packets(aac)
+    edited = edit(clip, speech(0.4), tmp_path / "out.mp4", BoxPainter(), model=landmarker, params=QUICK)
+    assert edited.audio == "encoded"
 
 
 # --- files ------------------------------------------------------------------------------------------
@@ -414,25 +424,25 @@ def test_the_same_inputs_give_the_same_bytes_and_a_preview_shows_both(
 ) -> None:
     clip, sound = tmp_path / "clip.mp4", speech(0.5)
     synth.make_clip(clip, ClipSpec(seconds=0.5, size=SMALL))
-    films = []
+    outputs = []
     for lag in (0, 64):
-        told: list[tuple[str, int, int]] = []
+        calls: list[tuple[str, int, int]] = []
         out, preview = tmp_path / f"out-{lag}.mp4", tmp_path / f"preview-{lag}.mp4"
-        edit(clip, sound, out, FrameGenerator(lag), model=landmarker, params=QUICK, preview=preview,
-             progress=lambda *args, told=told: told.append(args))  # fmt: skip
-        films.append((out.read_bytes(), preview.read_bytes()))
-    assert films[0] == films[1]
-    both, alone = images(preview), images(out)
+        edit(clip, sound, out, BoxPainter(lag), model=landmarker, params=QUICK, preview=preview,
+             progress=lambda *args, calls=calls: calls.append(args))  # fmt: skip
+        outputs.append((out.read_bytes(), preview.read_bytes()))
+    assert outputs[0] == outputs[1]
+    both, alone = read_rgb_frames(preview), read_rgb_frames(out)
     assert len(both) == len(alone) == 12 and both[0].shape == (192, 480, 3)
-    assert not painted(both[5][:, :240]).any() and counter(both[5][:, 240:]) == 5
-    assert sound_of(preview)[2] == pytest.approx(sound_of(out)[2])
-    # Progress ends with all of each pass, and never goes back.
+    assert not find_blue(both[5][:, :240]).any() and read_index(both[5][:, 240:]) == 5
+    assert read_audio(preview)[2] == pytest.approx(read_audio(out)[2])
+    # Progress of each pass never decreases, and ends with its total.
     for label in ("faces", "frames"):
-        done = [(n, total) for name, n, total in told if name == label]
+        done = [(n, total) for name, n, total in calls if name == label]
         assert done == sorted(done) and done[-1] == (12, 12)
 
 
-def test_what_cannot_be_done_is_one_line_and_leaves_nothing(
+def test_an_error_is_one_line_and_leaves_no_file(
     tmp_path: Path, landmarker: Path, speech: Callable[[float], Path]
 ) -> None:
     clip, sound = tmp_path / "clip.mp4", speech(0.5)
@@ -450,9 +460,15 @@ def test_what_cannot_be_done_is_one_line_and_leaves_nothing(
         (tmp_path / "none.mp4", sound, out, {}, r"none\.mp4: there is no such file"),
         (tmp_path / "pipe.mp4", sound, out, {}, r"pipe\.mp4: there is no such file"),
         (clip, tmp_path / "none.wav", out, {}, r"none\.wav: there is no such file"),
-        (clip, sound, clip, {}, r"clip\.mp4: is an input, which is never written to"),
+        (clip, sound, clip, {}, r"clip\.mp4: is an input, which is never overwritten"),
         (clip, sound, link, {}, r"link\.mp4: is an input"),
-        (clip, sound, out.with_suffix(".webm"), {}, r"out\.webm: known are \.mp4, \.mov, \.mkv"),
+        (
+            clip,
+            sound,
+            out.with_suffix(".webm"),
+            {},
+            r"out\.webm: supported are \.mp4, \.mov, \.mkv",
+        ),
         (clip, sound, tmp_path / "no" / "out.mp4", {}, "there is no folder .*no"),
         (noise, sound, out, {}, r"noise\.mp4: cannot be opened as video"),
         (sound, sound, out, {}, r"cannot be opened as video"),
@@ -463,29 +479,29 @@ def test_what_cannot_be_done_is_one_line_and_leaves_nothing(
         (clip, sound, out, {"max_pixels": 9999}, r"frames are 240x192, expected at most 9999 pixels"),
     ]
     before = sorted(path.name for path in tmp_path.iterdir())
-    for video, audio, target, changes, told in cases:
-        with pytest.raises(StageError, match=told) as caught:
-            edit(video, audio, target, FrameGenerator(), model=landmarker, params=replace(QUICK, **changes))
+    for video, audio, target, changes, message in cases:
+        with pytest.raises(StageError, match=message) as caught:
+            edit(video, audio, target, BoxPainter(), model=landmarker, params=replace(QUICK, **changes))
         assert "\n" not in str(caught.value)
-    with pytest.raises(StageError, match="preview and output are one file"):
-        edit(clip, sound, out, FrameGenerator(), model=landmarker, params=QUICK, preview=out)
+    with pytest.raises(StageError, match="preview and output are the same file"):
+        edit(clip, sound, out, BoxPainter(), model=landmarker, params=QUICK, preview=out)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
-class Failing(FrameGenerator):
+class Failing(BoxPainter):
     def __call__(self, frames: Iterator[CropFrame], mels: np.ndarray) -> Iterator[np.ndarray]:
         for k, crop in enumerate(super().__call__(frames, mels)):
             if k == 6:
-                raise RuntimeError("the network has lost its mind")
+                raise RuntimeError("the network has failed")
             yield crop
 
 
-class Short(FrameGenerator):
+class Short(BoxPainter):
     def __call__(self, frames: Iterator[CropFrame], mels: np.ndarray) -> Iterator[np.ndarray]:
         yield from list(super().__call__(frames, mels))[:-1]
 
 
-class Large(FrameGenerator):
+class Large(BoxPainter):
     def paint(self, frame: CropFrame, k: int) -> np.ndarray:
         return np.zeros((256, 256, 3), np.uint8)
 
@@ -497,19 +513,19 @@ def test_a_network_that_fails_or_counts_wrongly_leaves_no_file(
     synth.make_clip(clip, ClipSpec(seconds=0.4, size=SMALL))
     out.write_bytes(b"an earlier one")
     before = sorted(path.name for path in tmp_path.iterdir())
-    cases: list[tuple[FrameGenerator, type[Exception], str]] = [
-        (Failing(), RuntimeError, "has lost its mind"),
+    cases: list[tuple[BoxPainter, type[Exception], str]] = [
+        (Failing(), RuntimeError, "has failed"),
         (Short(), ValueError, "9 crops came back for 10 frames"),
         (Large(), ValueError, r"crop 1 of 10 is uint8 \(256, 256, 3\), expected uint8 \(128, 128, 3\)"),
     ]
-    for generator, error, told in cases:
-        with pytest.raises(error, match=told):
+    for generator, error, message in cases:
+        with pytest.raises(error, match=message):
             edit(clip, sound, out, generator, model=landmarker, params=QUICK, preview=tmp_path / "p.mp4")
         assert sorted(path.name for path in tmp_path.iterdir()) == before
         assert out.read_bytes() == b"an earlier one"
 
 
-def in_a_process(script: str, *args: object) -> subprocess.Popen[str]:
+def start_process(script: str, *args: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", script, *map(str, args)],
         env=os.environ | {"PYTHONPATH": os.fspath(ROOT)},
@@ -522,12 +538,12 @@ def in_a_process(script: str, *args: object) -> subprocess.Popen[str]:
 SLOW = """
 import sys, time
 from pathlib import Path
-from tests.stages.edit.test_edit import FrameGenerator, QUICK, edit
+from tests.stages.edit.test_edit import BoxPainter, QUICK, edit
 
-class Slow(FrameGenerator):
+class Slow(BoxPainter):
     def paint(self, frame, k):
         if k == 8:
-            print("drawing", flush=True)
+            print("generating", flush=True)
             time.sleep(60)
         return super().paint(frame, k)
 
@@ -542,23 +558,23 @@ def test_ctrl_c_leaves_no_file_and_no_process(
     clip, sound, folder = tmp_path / "clip.mp4", speech(0.8), tmp_path / "out"
     folder.mkdir()
     synth.make_clip(clip, ClipSpec(seconds=0.8, size=SMALL))
-    process = in_a_process(SLOW, clip, sound, folder / "out.mp4", landmarker)
-    assert process.stdout is not None and process.stdout.readline() == "drawing\n"
+    process = start_process(SLOW, clip, sound, folder / "out.mp4", landmarker)
+    assert process.stdout is not None and process.stdout.readline() == "generating\n"
     assert any(path.name.endswith(".partial") for path in folder.iterdir())
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=20)
-    assert "KeyboardInterrupt" in told and process.returncode != 0
+    _, errors = process.communicate(timeout=20)
+    assert "KeyboardInterrupt" in errors and process.returncode != 0
     assert list(folder.iterdir()) == []
     _, alive = psutil.wait_procs(children, timeout=5)
     assert not alive
 
 
-HUNGRY = """
+MEMORY = """
 import sys
 from pathlib import Path
 import psutil
-from tests.stages.edit.test_edit import FrameGenerator, QUICK, edit
+from tests.stages.edit.test_edit import BoxPainter, QUICK, edit
 
 def peak_mb(pid):
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
@@ -566,22 +582,22 @@ def peak_mb(pid):
 
 out, model = map(Path, sys.argv[1:3])
 for clip in map(Path, sys.argv[3:]):
-    edited = edit(clip, clip, out, FrameGenerator(lag=64), model=model, params=QUICK)
+    edited = edit(clip, clip, out, BoxPainter(lag=64), model=model, params=QUICK)
     [child] = psutil.Process().children()
     print(edited.frames, peak_mb("self"), peak_mb(child.pid))
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peaks of memory are read from /proc")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 def test_memory_does_not_grow_with_the_video_s_length(tmp_path: Path, landmarker: Path) -> None:
     """Frames of 480 x 360 are 0.5 MB in RGB: a minute of them at 5 fps is 155 MB, of crops at 25 fps 74."""
     ten, minute = tmp_path / "ten.mp4", tmp_path / "minute.mp4"
     synth.make_clip(ten, ClipSpec(seconds=10, fps="5", size=(480, 360)))
     ffmpeg("-stream_loop", 5, "-i", ten, "-c", "copy", minute)
-    process = in_a_process(HUNGRY, tmp_path / "out.mp4", landmarker, ten, minute)
-    told, errors = process.communicate(timeout=120)
+    process = start_process(MEMORY, tmp_path / "out.mp4", landmarker, ten, minute)
+    output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
-    short, long = ([int(word) for word in line.split()] for line in told.splitlines())
+    short, long = ([int(number) for number in line.split()] for line in output.splitlines())
     assert short[0] == 50 and long[0] == pytest.approx(300, abs=3)
-    for what, before, after in zip(("the edit", "its child"), short[1:], long[1:], strict=True):
-        assert after - before < 40, f"{what}: {before} MB for ten seconds, {after} for a minute"
+    for process_name, before, after in zip(("the edit", "its child"), short[1:], long[1:], strict=True):
+        assert after - before < 40, f"{process_name}: {before} MB for ten seconds, {after} for a minute"

@@ -7,70 +7,70 @@ import numpy as np
 import pytest
 
 from stages import synth
-from stages.edit import reader as reel
-from stages.edit.reader import FrameReader, VideoFacts, look, stamped_frames
-from stages.edit.yuv import ToPicture
+from stages.edit import reader
+from stages.edit.reader import FrameReader, VideoFacts, decode_timed_frames, probe_video
+from stages.edit.yuv import YuvConverter
 from stages.engine.outcome import Drop, StageError
 from stages.media.video import open_media
 from stages.synth import ClipSpec
-from tests.media import ffmpeg, pictures
+from tests.media import ffmpeg, read_yuv_frames
 
 MANY_PIXELS = 10**7
 
 
-def facts_of(clip: Path) -> VideoFacts:
-    return VideoFacts.from_json(look(str(clip), MANY_PIXELS).facts)
+def read_facts(clip: Path) -> VideoFacts:
+    return VideoFacts.from_json(probe_video(clip, MANY_PIXELS).facts)
 
 
-def stamps_of(clip: Path, facts: VideoFacts) -> list[int]:
+def list_stamps(clip: Path, facts: VideoFacts) -> list[int]:
     with open_media(clip) as container:
-        return [one.ticks for one in stamped_frames(container, facts)]
+        return [timed.ticks for timed in decode_timed_frames(container, facts)]
 
 
-def same_frame(frame: object, planes: np.ndarray) -> bool:
+def is_same_frame(frame: object, planes: np.ndarray) -> bool:
     return np.array_equal(frame.to_ndarray(), planes)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", ["a.mpg", "a.flv", "a.mp4", "a.mkv", "one-keyframe.mp4"])
-def test_frames_come_in_any_order_as_they_come_in_their_own(
+def test_frames_read_in_any_order_equal_those_read_in_sequence(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """There and back and there again, a few frames at a time; some containers cannot be sought in."""
+    """Forwards, backwards and forwards again, a few frames at a time; some containers cannot seek."""
     clip = tmp_path / name
-    made = clip if name.startswith("a.") else tmp_path / "a.mp4"
-    synth.make_clip(made, ClipSpec(seconds=1.2, size=(160, 128)))
-    if made != clip:
-        ffmpeg("-i", made, "-an", "-c:v", "libx264", "-g", "999", "-bf", "3", clip)
-    facts, expected = facts_of(clip), pictures(clip)
-    monkeypatch.setattr(reel, "HELD_BYTES", 7 * 160 * 128 * reel.BYTES_PER_PIXEL)
+    source = clip if name.startswith("a.") else tmp_path / "a.mp4"
+    synth.make_clip(source, ClipSpec(seconds=1.2, size=(160, 128)))
+    if source != clip:
+        ffmpeg("-i", source, "-an", "-c:v", "libx264", "-g", "999", "-bf", "3", clip)
+    facts, expected = read_facts(clip), read_yuv_frames(clip)
+    monkeypatch.setattr(reader, "BUFFER_BYTES", 7 * 160 * 128 * reader.BYTES_PER_PIXEL)
     n = len(expected)
     assert n == 30
-    with FrameReader(clip, facts, stamps_of(clip, facts)) as frames:
+    with FrameReader(clip, facts, list_stamps(clip, facts)) as frames:
         for k in [*range(n), *range(n - 2, -1, -1), *range(1, n), *range(n - 1, 0, -2), 5, 29, 0]:
-            assert same_frame(frames[k], expected[k]), k
-            assert len(frames._held) <= 7
+            assert is_same_frame(frames[k], expected[k]), k
+            assert len(frames._buffer) <= 7
 
 
-def test_facts_are_those_of_the_upright_picture(tmp_path: Path) -> None:
+def test_facts_describe_the_upright_video(tmp_path: Path) -> None:
     clip, tagged, turned = (tmp_path / f"{name}.mp4" for name in ("clip", "tagged", "turned"))
     synth.make_clip(clip, ClipSpec(seconds=0.4, fps="29.97", size=(192, 128)))
     tags = [word for name in ("space", "_primaries", "_trc") for word in (f"-color{name}", "bt709")]
     ffmpeg("-i", clip, "-an", "-vf", "setsar=4/3", "-c:v", "libx264", *tags, "-color_range", "tv", tagged)
     ffmpeg("-display_rotation", 90, "-i", tagged, "-c", "copy", turned)
-    lying, upright = facts_of(tagged), facts_of(turned)
+    lying, upright = read_facts(tagged), read_facts(turned)
     assert (lying.width, lying.height, lying.pixel_aspect) == (192, 128, Fraction(4, 3))
     assert (upright.width, upright.height, upright.pixel_aspect) == (128, 192, Fraction(3, 4))
     assert upright.colours.matrix == 1 and upright.colours.range == 1
     assert float(upright.fps) == pytest.approx(30000 / 1001, rel=2e-3)
     assert VideoFacts.from_json(upright.to_json()) == upright
-    with FrameReader(turned, upright, stamps_of(turned, upright)) as frames:
-        assert ToPicture()(frames[0]).y.shape == (192, 128)
+    with FrameReader(turned, upright, list_stamps(turned, upright)) as frames:
+        assert YuvConverter()(frames[0]).y.shape == (192, 128)
 
 
-def test_a_frame_that_is_never_to_be_seen_has_no_stamp(tmp_path: Path) -> None:
+def test_a_frame_that_is_never_shown_has_no_stamp(tmp_path: Path) -> None:
     clip = tmp_path / "clip.mkv"
     synth.make_clip(clip, ClipSpec(seconds=0.8, fps="variable", size=(160, 128)))
-    stamps = stamps_of(clip, facts_of(clip))
+    stamps = list_stamps(clip, read_facts(clip))
     assert all(np.diff(stamps) > 0) and stamps[0] == 0
 
 
@@ -78,8 +78,8 @@ def test_what_cannot_be_edited_is_dropped_with_the_reason(tmp_path: Path) -> Non
     clip, small = tmp_path / "clip.mkv", tmp_path / "small.mkv"
     synth.make_clip(clip, ClipSpec(seconds=0.4, size=(160, 128)))
     with pytest.raises(Drop, match="are 160x128, expected at most 20000 pixels; --max-pixels allows more"):
-        look(str(clip), 20_000)
-    # Two sizes in one stream: as from a conference, or from somebody who means harm.
+        probe_video(clip, 20_000)
+    # Two sizes in one stream: from a video conference, or from an attacker.
     ffmpeg("-i", clip, "-an", "-vf", "scale=128:96", "-c:v", "mjpeg", small)
     ffmpeg("-i", clip, "-an", "-c:v", "mjpeg", tmp_path / "large.mkv")
     ffmpeg("-i", tmp_path / "large.mkv", "-c", "copy", "-f", "avi", tmp_path / "large.avi")
@@ -87,14 +87,14 @@ def test_what_cannot_be_edited_is_dropped_with_the_reason(tmp_path: Path) -> Non
     (tmp_path / "list.txt").write_text(f"file '{tmp_path}/large.mkv'\nfile '{small}'\n")
     ffmpeg("-f", "concat", "-safe", "0", "-i", tmp_path / "list.txt", "-c", "copy", both)
     with pytest.raises(Drop, match=r"changes from 160x128 to 128x96 at 0\.4\d s"):
-        stamps_of(both, facts_of(both))
+        list_stamps(both, read_facts(both))
 
 
 def test_a_file_that_has_changed_is_an_error(tmp_path: Path) -> None:
     clip = tmp_path / "clip.mp4"
     synth.make_clip(clip, ClipSpec(seconds=0.4, size=(160, 128)))
-    facts = facts_of(clip)
-    stamps = stamps_of(clip, facts)
+    facts = read_facts(clip)
+    stamps = list_stamps(clip, facts)
     with (
         FrameReader(clip, facts, [stamp + 7 for stamp in stamps]) as frames,
         pytest.raises(StageError, match=r"clip\.mp4: has changed while it was read"),

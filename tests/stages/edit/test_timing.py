@@ -8,32 +8,39 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.edit.timing import FITS, Fit, FrameTiming, output_seconds, showings, usual_step
+from stages.edit.timing import (
+    FITS,
+    Fit,
+    FrameTiming,
+    compute_median_step,
+    compute_output_seconds,
+    schedule_frames,
+)
 
 MS = Fraction(1, 1000)
 rising = st.lists(st.integers(5, 90), max_size=12).map(lambda steps: [0, *np.cumsum(steps).tolist()])
 
 
-def shown(stamps: list[int], fit: Fit, seconds: float, step: int = 40) -> list[FrameTiming]:
-    return list(showings(stamps, fit, seconds=Fraction(seconds), time_base=MS, step=step))
+def schedule(stamps: list[int], fit: Fit, seconds: float, step: int = 40) -> list[FrameTiming]:
+    return list(schedule_frames(stamps, fit, seconds=Fraction(seconds), time_base=MS, step=step))
 
 
-def test_the_output_lasts_as_the_fit_says() -> None:
+def test_the_fit_decides_how_long_the_output_is() -> None:
     short, long = Fraction(2), Fraction(3)
-    assert [output_seconds("trim", *pair) for pair in ((short, long), (long, short))] == [2, 2]
-    assert [output_seconds("hold", *pair) for pair in ((short, long), (long, short))] == [3, 3]
-    assert [output_seconds("loop", video=video, speech=speech) for video, speech in
+    assert [compute_output_seconds("trim", *pair) for pair in ((short, long), (long, short))] == [2, 2]
+    assert [compute_output_seconds("hold", *pair) for pair in ((short, long), (long, short))] == [3, 3]
+    assert [compute_output_seconds("loop", video=video, speech=speech) for video, speech in
             ((short, long), (long, short))] == [3, 2]  # fmt: skip
 
 
 @given(stamps=rising, fit=st.sampled_from(FITS), ms=st.integers(1, 900))
-def test_frames_follow_one_another_without_gap_until_the_end(stamps: list[int], fit: Fit, ms: int) -> None:
-    frames = shown(stamps, fit, Fraction(ms, 1000))
+def test_frames_follow_one_another_without_a_gap_until_the_end(stamps: list[int], fit: Fit, ms: int) -> None:
+    frames = schedule(stamps, fit, Fraction(ms, 1000))
     assert frames[0].source == 0 and frames[0].at == stamps[0]
     assert all(frame.ticks >= 1 for frame in frames)
     assert all(left.at + left.ticks == right.at for left, right in pairwise(frames))
     assert frames[-1].at + frames[-1].ticks == max(ms, frames[-1].at + 1)
-    # Whatever of the video is shown first is shown as it is, at its own stamps.
+    # The first pass shows the video at its own time stamps.
     own = [stamp for stamp in stamps if stamp < ms - Fraction(1, 2)] or stamps[:1]
     assert [(frame.source, frame.at) for frame in frames[: len(own)]] == list(enumerate(own))
     if fit == "trim":
@@ -42,27 +49,27 @@ def test_frames_follow_one_another_without_gap_until_the_end(stamps: list[int], 
 
 @given(stamps=rising, ms=st.integers(1, 900))
 def test_a_loop_is_a_mirror_in_time(stamps: list[int], ms: int) -> None:
-    """At each moment the frame on the screen is one whose stamp the folded time gives."""
+    """Each frame is shown at its own time stamp, with time mirrored at the ends."""
     length = stamps[-1]
-    for frame in shown(stamps, "loop", Fraction(ms, 1000)):
+    for frame in schedule(stamps, "loop", Fraction(ms, 1000)):
         if length:
             folded = length - abs(length - frame.at % (2 * length))
             assert folded == stamps[frame.source]
 
 
-def test_a_held_picture_stands_in_steps() -> None:
-    frames = shown([0, 40, 80], "hold", 0.21)
+def test_a_held_frame_is_repeated_in_steps() -> None:
+    frames = schedule([0, 40, 80], "hold", 0.21)
     assert [(f.source, f.at, f.ticks) for f in frames] == [
         (0, 0, 40), (1, 40, 40), (2, 80, 40), (2, 120, 40), (2, 160, 40), (2, 200, 10)
     ]  # fmt: skip
-    assert [f.source for f in shown([0], "loop", 0.1)] == [0, 0, 0]
+    assert [f.source for f in schedule([0], "loop", 0.1)] == [0, 0, 0]
 
 
 def test_an_end_within_rounding_of_a_frame_does_not_show_it() -> None:
-    assert len(shown([0, 40, 80], "trim", Fraction(803, 10_000))) == 2
-    assert len(shown([0, 40, 80], "trim", Fraction(81, 1000))) == 3
+    assert len(schedule([0, 40, 80], "trim", Fraction(803, 10_000))) == 2
+    assert len(schedule([0, 40, 80], "trim", Fraction(81, 1000))) == 3
 
 
 @pytest.mark.parametrize(("stamps", "step"), [([0, 33, 67, 100], 33), ([0], 40), ([0, 10, 50, 90, 130], 40)])
-def test_the_usual_step_is_the_median(stamps: list[int], step: int) -> None:
-    assert usual_step(stamps, MS, Fraction(25)) == step
+def test_the_step_is_the_median(stamps: list[int], step: int) -> None:
+    assert compute_median_step(stamps, MS, Fraction(25)) == step

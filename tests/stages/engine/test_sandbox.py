@@ -7,8 +7,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +28,17 @@ GOOD = LimitParams(deadline_seconds=30.0)
 
 @pytest.fixture(autouse=True)
 def _no_process_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Children find the misbehaving module, and none of them outlives its test, not even as a zombie."""
+    """Children can import misbehave.py, and none of them outlives its test, not even as a zombie."""
     monkeypatch.setenv("PYTHONPATH", os.fspath(HERE))
-    empty_the_pool()
+    kill_idle_children()
     before = {child.pid for child in psutil.Process().children(recursive=True)}
     yield
-    empty_the_pool()
-    left = [child for child in psutil.Process().children(recursive=True) if child.pid not in before]
-    assert not left
+    kill_idle_children()
+    survivors = [child for child in psutil.Process().children(recursive=True) if child.pid not in before]
+    assert not survivors
 
 
-def empty_the_pool() -> None:
+def kill_idle_children() -> None:
     while True:
         try:
             sandbox._idle.get_nowait().kill()
@@ -45,11 +46,30 @@ def empty_the_pool() -> None:
             return
 
 
-def job(function: str, limits: LimitParams = GOOD, seconds: float = 0.0, **args: Any) -> ClipJob:
-    return ClipJob(f"misbehave:{function}", args, seconds, limits)
+def name_function(module: str, name: str) -> Callable[..., Outcome]:
+    """A function that only the child can call: here it has a name and no body."""
+
+    def function(**arguments: Any) -> Outcome:
+        raise AssertionError("jobs run in the child")
+
+    function.__module__, function.__qualname__ = module, name
+    return function
 
 
-def doubled(outcome: Outcome) -> int:
+def run(
+    function: str,
+    limits: LimitParams = GOOD,
+    *,
+    video_seconds: float = 0.0,
+    on_poll: Callable[[], None] = lambda: None,
+    **arguments: Any,
+) -> Outcome:
+    """Run a function of misbehave.py in the sandbox."""
+    job = ClipJob(name_function("misbehave", function), **arguments)
+    return sandbox.run(job, limits, video_seconds=video_seconds, on_poll=on_poll)
+
+
+def read_doubled(outcome: Outcome) -> int:
     assert outcome.status == OK, outcome
     number: int = outcome.facts["doubled"]
     return number
@@ -76,14 +96,14 @@ def pids_in(path: Path) -> list[int]:
 
 
 def test_an_outcome_comes_back_with_its_facts() -> None:
-    outcome = sandbox.run(job("double", number=21))
-    assert doubled(outcome) == 42
+    outcome = run("double", number=21)
+    assert read_doubled(outcome) == 42
     assert outcome.facts["pid"] != os.getpid()
 
 
 def test_a_warm_child_is_used_again_and_replaced_after_its_number_of_clips() -> None:
     limits = LimitParams(clips_per_child=2)
-    pids = [sandbox.run(job("double", limits, number=k)).facts["pid"] for k in range(5)]
+    pids = [run("double", limits, number=k).facts["pid"] for k in range(5)]
     assert pids[0] == pids[1] != pids[2] == pids[3] != pids[4]
 
 
@@ -91,22 +111,22 @@ def test_a_warm_child_is_used_again_and_replaced_after_its_number_of_clips() -> 
 def test_a_hang_ends_at_its_deadline_and_neighbours_are_unharmed(tmp_path: Path, how: str) -> None:
     pids = tmp_path / "pids"
     started = time.monotonic()
-    outcome = sandbox.run(job(how, QUICK, pids=os.fspath(pids)))
+    outcome = run(how, QUICK, pids=os.fspath(pids))
     assert time.monotonic() - started < 2 * (QUICK.deadline_seconds + 4)
     assert (outcome.status, outcome.code) == (FAILED, "hang")
     assert outcome.reason == f"no answer within {QUICK.deadline_seconds:g} s (tried 2 times)"
     killed = pids_in(pids)
     assert len(killed) == (4 if how == "hang_with_a_child" else 2)
     assert wait_until(lambda: all(is_gone(pid) for pid in killed), 2)
-    assert doubled(sandbox.run(job("double", number=4))) == 8
+    assert read_doubled(run("double", number=4)) == 8
 
 
 def test_a_longer_clip_has_a_later_deadline(tmp_path: Path) -> None:
     limits = LimitParams(deadline_seconds=0.2, deadline_per_second=2.0)
-    long_job = job("hang", limits, 0.5, pids=os.fspath(tmp_path / "pids"))
-    assert long_job.deadline_seconds == pytest.approx(1.2)
+    assert limits.compute_deadline(0.5) == pytest.approx(1.2)
     started = time.monotonic()
-    assert sandbox.run(long_job).reason.startswith("no answer within 1.2 s")
+    outcome = run("hang", limits, video_seconds=0.5, pids=os.fspath(tmp_path / "pids"))
+    assert outcome.reason.startswith("no answer within 1.2 s")
     assert time.monotonic() - started > 2 * 1.2
 
 
@@ -122,15 +142,17 @@ def test_a_longer_clip_has_a_later_deadline(tmp_path: Path) -> None:
         ("no_such_function", {}, "no attribute 'no_such_function'"),
     ],
 )
-def test_a_crash_is_told_and_neighbours_are_unharmed(function: str, args: dict[str, Any], words: str) -> None:
-    outcome = sandbox.run(job(function, **args))
+def test_a_crash_is_reported_and_neighbours_are_unharmed(
+    function: str, args: dict[str, Any], words: str
+) -> None:
+    outcome = run(function, **args)
     assert (outcome.status, outcome.code) == (FAILED, "crash")
     assert words in outcome.reason and outcome.reason.endswith("(tried 2 times)")
-    assert doubled(sandbox.run(job("double", number=5))) == 10
+    assert read_doubled(run("double", number=5)) == 10
 
 
 def test_a_module_that_is_not_there_is_a_crash_that_names_it() -> None:
-    outcome = sandbox.run(ClipJob("nowhere_to_be_found:run", {}, 0.0, GOOD))
+    outcome = sandbox.run(ClipJob(name_function("nowhere_to_be_found", "run")), GOOD)
     assert (outcome.status, outcome.code) == (FAILED, "crash")
     assert "nowhere_to_be_found" in outcome.reason
 
@@ -138,29 +160,29 @@ def test_a_module_that_is_not_there_is_a_crash_that_names_it() -> None:
 @pytest.mark.parametrize("step_mb", [16, 500])
 def test_a_child_that_eats_memory_is_killed_at_its_limit(step_mb: int) -> None:
     limits = LimitParams(deadline_seconds=30.0, memory_mb=300)
-    outcome = sandbox.run(job("eat", limits, step_mb=step_mb))
+    outcome = run("eat", limits, step_mb=step_mb)
     assert (outcome.status, outcome.code) == (FAILED, "memory")
     assert "limits.memory_mb is 300" in outcome.reason
-    assert doubled(sandbox.run(job("double", limits, number=7))) == 14
+    assert read_doubled(run("double", limits, number=7)) == 14
 
 
 def test_a_drop_is_an_answer_and_is_not_tried_again(tmp_path: Path) -> None:
     calls = tmp_path / "calls"
-    outcome = sandbox.run(job("drop", calls=os.fspath(calls)))
+    outcome = run("drop", calls=os.fspath(calls))
     assert outcome == Outcome(DROPPED, "too_dull", "its plot has 0 twists, expected 1 or more")
     assert len(pids_in(calls)) == 1
 
 
 def test_what_a_library_prints_is_no_answer() -> None:
-    outcome = sandbox.run(job("chatter", megabytes=3))
+    outcome = run("chatter", megabytes=3)
     assert outcome == Outcome(facts={"said": 3})
-    assert doubled(sandbox.run(job("double", number=8))) == 16
-    assert "SIGSEGV" in sandbox.run(job("segfault")).reason
+    assert read_doubled(run("double", number=8)) == 16
+    assert "SIGSEGV" in run("segfault").reason
 
 
 def test_a_job_that_fails_once_is_tried_again_in_a_fresh_child(tmp_path: Path) -> None:
-    warm = sandbox.run(job("double", number=1)).facts["pid"]
-    outcome = sandbox.run(job("fail_at_first", state=os.fspath(tmp_path / "state")))
+    warm = run("double", number=1).facts["pid"]
+    outcome = run("fail_at_first", state=os.fspath(tmp_path / "state"))
     assert outcome.status == OK
     first, second = map(int, outcome.facts["pids"])
     assert first == warm and second != warm
@@ -168,18 +190,18 @@ def test_a_job_that_fails_once_is_tried_again_in_a_fresh_child(tmp_path: Path) -
 
 def test_a_second_try_is_made_in_a_child_that_has_seen_no_other_clip(tmp_path: Path) -> None:
     with ThreadPoolExecutor(2) as threads:
-        both = [threads.submit(sandbox.run, job("double", number=k)) for k in range(2)]
+        both = [threads.submit(run, "double", number=k) for k in range(2)]
         warm = {future.result().facts["pid"] for future in both}
-    outcome = sandbox.run(job("fail_at_first", state=os.fspath(tmp_path / "state")))
+    outcome = run("fail_at_first", state=os.fspath(tmp_path / "state"))
     assert int(outcome.facts["pids"][1]) not in warm
 
 
 def test_a_child_killed_between_two_clips_costs_nothing() -> None:
-    pid = sandbox.run(job("double", number=1)).facts["pid"]
+    pid = run("double", number=1).facts["pid"]
     os.kill(pid, signal.SIGKILL)
     assert wait_until(lambda: is_gone(pid), 5)
-    again = sandbox.run(job("double", number=9))
-    assert doubled(again) == 18
+    again = run("double", number=9)
+    assert read_doubled(again) == 18
     assert again.facts["pid"] != pid
 
 
@@ -187,7 +209,7 @@ def test_a_child_killed_within_a_clip_is_tried_again(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     limits = LimitParams(deadline_seconds=1.0)
     with ThreadPoolExecutor(1) as threads:
-        running = threads.submit(sandbox.run, job("hang", limits, pids=os.fspath(pids)))
+        running = threads.submit(run, "hang", limits, pids=os.fspath(pids))
         assert wait_until(lambda: pids.exists() and pids_in(pids), 20)
         os.kill(pids_in(pids)[0], signal.SIGKILL)
         outcome = running.result()
@@ -196,35 +218,34 @@ def test_a_child_killed_within_a_clip_is_tried_again(tmp_path: Path) -> None:
 
 
 def test_good_jobs_among_bad_ones_all_give_their_right_result(tmp_path: Path) -> None:
-    jobs = []
+    jobs: list[Callable[[], Outcome]] = []
     for k in range(12):
-        jobs.append(job("double", number=k))
+        jobs.append(partial(run, "double", number=k))
         if k % 4 == 0:
-            jobs.append(job("segfault"))
+            jobs.append(partial(run, "segfault"))
         if k % 4 == 2:
-            jobs.append(job("hang", QUICK, pids=os.fspath(tmp_path / f"{k}")))
+            jobs.append(partial(run, "hang", QUICK, pids=os.fspath(tmp_path / f"{k}")))
     with ThreadPoolExecutor(3) as threads:
-        outcomes = list(threads.map(sandbox.run, jobs))
-    good = [
-        outcome for given, outcome in zip(jobs, outcomes, strict=True) if given.function.endswith("double")
-    ]
-    assert [doubled(outcome) for outcome in good] == [2 * k for k in range(12)]
+        outcomes = list(threads.map(lambda job: job(), jobs))
+    good = [outcome for outcome in outcomes if "doubled" in outcome.facts]
+    assert [read_doubled(outcome) for outcome in good] == [2 * k for k in range(12)]
     assert sorted({outcome.code for outcome in outcomes if outcome.status != OK}) == ["crash", "hang"]
 
 
 PARENT = """
 import json, sys
+import misbehave
 from stages.engine import sandbox
-function, args, seconds, deadline = json.loads(sys.argv[1])
-limits = sandbox.LimitParams(deadline_seconds=deadline)
-sandbox.run(sandbox.ClipJob(function, args, seconds, limits))
+function, pids, deadline = json.loads(sys.argv[1])
+job = sandbox.ClipJob(getattr(misbehave, function), pids=pids)
+sandbox.run(job, sandbox.LimitParams(deadline_seconds=deadline))
 """
 
 
 def start_a_parent(function: str, pids: Path, deadline: float = 60.0) -> subprocess.Popen[bytes]:
-    """Another process that has a job run in its own sandbox."""
-    given = json.dumps([f"misbehave:{function}", {"pids": os.fspath(pids)}, 0.0, deadline])
-    return subprocess.Popen([sys.executable, "-c", PARENT, given])
+    """Another process that runs a job in its own sandbox."""
+    arguments = json.dumps([function, os.fspath(pids), deadline])
+    return subprocess.Popen([sys.executable, "-c", PARENT, arguments])
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
@@ -249,13 +270,13 @@ def test_a_child_that_holds_the_interpreter_ends_itself_when_its_parent_dies(tmp
         assert wait_until(lambda: is_gone(child), 3.0 * sandbox.ORPHAN_FACTOR + 3)
 
 
-def test_who_waits_is_asked_again_and_again() -> None:
-    asked: list[float] = []
+def test_who_waits_is_polled_again_and_again() -> None:
+    polls: list[float] = []
     limits = LimitParams(deadline_seconds=0.6, deadline_per_second=0.0)
     started = time.monotonic()
-    outcome = sandbox.run(job("hang", limits, pids="/dev/null"), lambda: asked.append(time.monotonic()))
+    outcome = run("hang", limits, pids="/dev/null", on_poll=lambda: polls.append(time.monotonic()))
     assert outcome.code == "hang"
-    assert len(asked) > 5 and asked[-1] - started > 1  # two tries of 0.6 s
+    assert len(polls) > 5 and polls[-1] - started > 1  # two tries of 0.6 s
 
 
 def test_a_call_that_is_interrupted_leaves_no_answer_to_the_next(tmp_path: Path) -> None:
@@ -267,6 +288,6 @@ def test_a_call_that_is_interrupted_leaves_no_answer_to_the_next(tmp_path: Path)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        sandbox.run(job("hang", pids=os.fspath(pids)), interrupt)
+        run("hang", pids=os.fspath(pids), on_poll=interrupt)
     assert all(wait_until(lambda pid=pid: is_gone(pid), 5) for pid in pids_in(pids))
-    assert doubled(sandbox.run(job("double", number=4))) == 8
+    assert read_doubled(run("double", number=4)) == 8

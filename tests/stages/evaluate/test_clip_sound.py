@@ -10,7 +10,7 @@ from scipy.io import wavfile
 from shards.checksum import file_sha256
 from stages.engine.outcome import Drop
 from stages.engine.sandbox import LimitParams
-from stages.evaluate.clip_sound import clip_speech
+from stages.evaluate.clip_sound import read_clip_sound
 
 SOUND = np.random.default_rng(0).integers(-32768, 32767, 16_000, endpoint=True).astype(np.int16)
 SOUND[8000:8002] = -32768, 32767
@@ -26,30 +26,30 @@ def raw(tmp_path: Path) -> Path:
     return folder
 
 
-def info(raw: Path, source: str = "s1/bbaf2n.wav", **changed: Any) -> dict[str, Any]:
+def make_info(raw: Path, source: str = "s1/bbaf2n.wav", **changes: Any) -> dict[str, Any]:
     """The json of a clip whose video begins half a second after its sound."""
-    known = {"source": source, "source_start": 0.5, "frames": 15}
+    entries = {"source": source, "source_start": 0.5, "frames": 15}
     if (raw / source).is_file():
-        known["source_sha256"] = file_sha256(raw / source)
-    return known | changed
+        entries["source_sha256"] = file_sha256(raw / source)
+    return entries | changes
 
 
-def test_a_clips_sound_is_its_sources_own_sample_by_sample(raw: Path) -> None:
-    found = clip_speech(raw, info(raw), LIMITS)
-    assert found.dtype == np.int16 and found.shape == (15 * 640,)
-    assert np.array_equal(found[:8000], SOUND[8000:])
-    assert not found[8000:].any(), "after the file's end"
+def test_a_clips_sound_equals_its_sources_sample_by_sample(raw: Path) -> None:
+    sound = read_clip_sound(raw, make_info(raw), LIMITS)
+    assert sound.dtype == np.int16 and sound.shape == (15 * 640,)
+    assert np.array_equal(sound[:8000], SOUND[8000:])
+    assert not sound[8000:].any(), "after the file's end"
 
 
-def test_what_is_not_the_clips_source_is_dropped_with_a_reason(raw: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_not_the_clips_source_is_dropped_with_a_reason(raw: Path, tmp_path: Path) -> None:
     (tmp_path / "secret.wav").write_bytes((raw / "s1" / "bbaf2n.wav").read_bytes())
-    for changed, code, reason in (
-        (info(raw, "../secret.wav"), "outside", r"its source \.\./secret\.wav is not below"),
-        (info(raw, str(tmp_path / "secret.wav")), "outside", "is not below"),
-        (info(raw, "s1/gone.wav"), "absent", r"gone\.wav is no file"),
-        (info(raw, source_sha256="0" * 64), "changed", "has sha256 .*, the clip's source has 0000"),
-        (info(raw, "silent.wav"), "silent", "its sound is silent"),
+    for info, code, reason in (
+        (make_info(raw, "../secret.wav"), "outside", r"its source \.\./secret\.wav is not below"),
+        (make_info(raw, str(tmp_path / "secret.wav")), "outside", "is not below"),
+        (make_info(raw, "s1/gone.wav"), "absent", r"gone\.wav is no file"),
+        (make_info(raw, source_sha256="0" * 64), "changed", "has sha256 .*, the clip's source has 0000"),
+        (make_info(raw, "silent.wav"), "silent", "its sound is silent"),
     ):
         with pytest.raises(Drop, match=reason) as caught:
-            clip_speech(raw, changed, LIMITS)
+            read_clip_sound(raw, info, LIMITS)
         assert caught.value.code == code

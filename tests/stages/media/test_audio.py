@@ -14,64 +14,64 @@ from hypothesis import strategies as st
 from stages import synth
 from stages.engine.outcome import Drop
 from stages.media import audio
-from stages.media.audio import SAMPLE_RATE, Block, laid_out, place, read_channels, to_mono
+from stages.media.audio import SAMPLE_RATE, AudioBlock, copy_samples, join_blocks, mix_to_mono, read_channels
 from stages.synth import ClipSpec
 
 SOURCE_RATE = 44_100
 
 
 @given(n=st.integers(1, 30), at=st.integers(-50, 50), n_samples=st.integers(0, 40))
-def test_sound_is_laid_where_it_belongs_and_nowhere_else(n: int, at: int, n_samples: int) -> None:
+def test_samples_are_copied_to_their_index_and_nowhere_else(n: int, at: int, n_samples: int) -> None:
     sound = np.arange(1, 2 * n + 1, dtype=np.float32).reshape(2, n)
-    placed = np.zeros((2, n_samples), np.float32)
-    place(sound, at, placed)
+    target = np.zeros((2, n_samples), np.float32)
+    copy_samples(sound, at, target)
     for k in range(n_samples):
         expected = sound[:, k - at] if 0 <= k - at < n else 0
-        assert np.array_equal(placed[:, k], np.broadcast_to(expected, 2))
+        assert np.array_equal(target[:, k], np.broadcast_to(expected, 2))
 
 
-def test_the_mean_of_the_channels_is_heard() -> None:
+def test_mono_is_the_mean_of_the_channels() -> None:
     left = np.sin(np.arange(2000) / 9).astype(np.float32)
-    mono, notes = to_mono(np.stack([left, 0.5 * left]))
+    mono, notes = mix_to_mono(np.stack([left, 0.5 * left]))
     assert mono == pytest.approx(0.75 * left, abs=1e-6) and notes == []
-    alone, notes = to_mono(left[None])
+    alone, notes = mix_to_mono(left[None])
     assert np.array_equal(alone, left) and notes == []
 
 
-def test_opposite_channels_are_noticed_and_not_silent() -> None:
+def test_opposite_channels_are_noted_and_not_silent() -> None:
     left = np.sin(np.arange(2000) / 9).astype(np.float32)
-    mono, notes = to_mono(np.stack([left, -0.97 * left]))
+    mono, notes = mix_to_mono(np.stack([left, -0.97 * left]))
     assert np.array_equal(mono, left)
     assert notes == ["antiphase sound: one channel taken, not the mean"]
 
 
 def test_silence_is_dropped_with_its_peak_and_a_whisper_is_not() -> None:
     with pytest.raises(Drop, match=r"peak 0\.0e\+00 of full scale, expected 3\.1e-05 or more") as caught:
-        to_mono(np.zeros((2, 1000), np.float32))
+        mix_to_mono(np.zeros((2, 1000), np.float32))
     assert caught.value.code == "silent"
     with pytest.raises(Drop, match=r"peak 2\.0e-05"):
-        to_mono(np.full((1, 9), -2e-5, np.float32))
+        mix_to_mono(np.full((1, 9), -2e-5, np.float32))
     whisper = np.full((1, 1000), 4e-5, np.float32)
-    assert np.array_equal(to_mono(whisper)[0], whisper[0])
+    assert np.array_equal(mix_to_mono(whisper)[0], whisper[0])
     with pytest.raises(Drop, match="silent"):
-        to_mono(np.zeros((1, 0), np.float32))
+        mix_to_mono(np.zeros((1, 0), np.float32))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_values_that_are_no_numbers_are_dropped(bad: float) -> None:
+def test_values_that_are_not_finite_are_dropped(bad: float) -> None:
     sound = np.ones((2, 50), np.float32)
     sound[1, 20] = bad
     with pytest.raises(Drop, match="not finite") as caught:
-        to_mono(sound)
+        mix_to_mono(sound)
     assert caught.value.code == "damaged_audio"
 
 
-def test_antiphase_clips_are_noticed_in_every_container(tmp_path: Path) -> None:
+def test_antiphase_clips_are_noted_in_every_container(tmp_path: Path) -> None:
     for container in ("mpg", "flv", "mp4"):
         clip = tmp_path / f"clip.{container}"
         truth = synth.make_clip(clip, ClipSpec(seconds=0.8, size=(128, 128), antiphase=True))
         channels = read_channels(clip, truth.times_s[0], 12_799)
-        mono, notes = to_mono(channels)
+        mono, notes = mix_to_mono(channels)
         assert notes == ["antiphase sound: one channel taken, not the mean"], container
         assert np.std(mono) > 0.5 * np.std(channels)
 
@@ -86,17 +86,17 @@ def test_antiphase_clips_are_noticed_in_every_container(tmp_path: Path) -> None:
         ("mkv", "25", -40),
     ],
 )
-def test_a_planted_offset_is_measured_on_our_own_clock(
+def test_a_known_offset_is_measured_on_the_25_fps_clock(
     tmp_path: Path, container: str, fps: str, offset_ms: float
 ) -> None:
     clip = tmp_path / f"clip.{container}"
     truth = synth.make_clip(clip, ClipSpec(fps=fps, av_offset_ms=offset_ms, size=(160, 128)))
     start = truth.times_s[0]
-    sound, _ = to_mono(read_channels(clip, start, int(2.4 * SAMPLE_RATE)))
+    sound, _ = mix_to_mono(read_channels(clip, start, int(2.4 * SAMPLE_RATE)))
     window = 320
     level = 10 * np.log10(np.square(sound.reshape(-1, window)).mean(axis=1) + 1e-9)
-    heard_at = (np.arange(len(level)) + 0.5) * window / SAMPLE_RATE
-    lag = synth.measure_lag_seconds(truth.openings, truth.times_s - start, level, heard_at)
+    window_times = (np.arange(len(level)) + 0.5) * window / SAMPLE_RATE
+    lag = synth.measure_lag_seconds(truth.openings, truth.times_s - start, level, window_times)
     assert 1000 * lag == pytest.approx(offset_ms, abs=5)
 
 
@@ -106,24 +106,24 @@ def write_clicks(
     clicks_s: list[float],
     *,
     seconds: float = 1.0,
-    sound_from: float = 0.0,
-    video_from: float = 0.0,
-    lost: Callable[[float], bool] = lambda at: False,
+    audio_start: float = 0.0,
+    video_start: float = 0.0,
+    is_lost: Callable[[float], bool] = lambda at: False,
 ) -> Path:
-    """A grey video, and short bursts at the given seconds on the container's clock; some packets lost."""
+    """A grey video, and short bursts at these seconds on the container's clock; some packets are lost."""
     with av.open(os.fspath(path), "w") as out:
         video = out.add_stream("mpeg4", rate=25)
         video.width, video.height, video.pix_fmt = 64, 64, "yuv420p"
         audio = out.add_stream(codec, rate=SOURCE_RATE, layout="mono")
         audio.codec_context.format = "s16" if codec == "pcm_s16le" else "fltp"
-        times = np.arange(int(seconds * SOURCE_RATE)) / SOURCE_RATE + sound_from
+        times = np.arange(int(seconds * SOURCE_RATE)) / SOURCE_RATE + audio_start
         sound = np.zeros(len(times), np.float32)
         for click in clicks_s:
             near = np.abs(times - click) < 0.002
             sound[near] = 0.8 * np.cos(2 * np.pi * 2000 * (times[near] - click))
         for k in range(int(seconds * 25)):
             frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 90, np.uint8), format="rgb24")
-            frame.pts, frame.time_base = round(1000 * (video_from + k / 25)), Fraction(1, 1000)
+            frame.pts, frame.time_base = round(1000 * (video_start + k / 25)), Fraction(1, 1000)
             out.mux(video.encode(frame))
         out.mux(video.encode(None))
         step = audio.codec_context.frame_size or 1024
@@ -136,55 +136,55 @@ def write_clicks(
                 np.ascontiguousarray(part), format=sample_format, layout="mono"
             )
             frame.sample_rate, frame.time_base = SOURCE_RATE, Fraction(1, SOURCE_RATE)
-            frame.pts = at + round(sound_from * SOURCE_RATE)
+            frame.pts = at + round(audio_start * SOURCE_RATE)
             for packet in audio.encode(frame):
-                if not lost(float(packet.pts * packet.time_base)):
+                if not is_lost(float(packet.pts * packet.time_base)):
                     out.mux(packet)
         for packet in audio.encode(None):
             out.mux(packet)
     return path
 
 
-def bursts(sound: np.ndarray) -> list[float]:
-    """Middles of the loud places, in seconds."""
+def find_bursts(sound: np.ndarray) -> list[float]:
+    """The centres of the loud parts, in seconds."""
     loud = np.flatnonzero(np.abs(sound) > 0.3)
-    places = np.split(loud, np.flatnonzero(np.diff(loud) > 400) + 1)
-    return [float(place.mean()) / SAMPLE_RATE for place in places if len(place)]
+    parts = np.split(loud, np.flatnonzero(np.diff(loud) > 400) + 1)
+    return [float(part.mean()) / SAMPLE_RATE for part in parts if len(part)]
 
 
 @pytest.mark.parametrize("suffix", ["mkv", "mp4", "avi"])
 def test_a_click_is_heard_at_its_time(tmp_path: Path, suffix: str) -> None:
     clip = write_clicks(tmp_path / f"a.{suffix}", "pcm_s16le" if suffix != "mp4" else "aac", [0.25, 0.7])
     sound = read_channels(clip, 0.0, SAMPLE_RATE)[0]
-    assert bursts(sound) == pytest.approx([0.25, 0.7], abs=0.001)
+    assert find_bursts(sound) == pytest.approx([0.25, 0.7], abs=0.001)
 
 
-def test_the_clock_starts_with_the_picture(tmp_path: Path) -> None:
-    """Sound before the picture is cut; sound after it begins with silence."""
-    early = write_clicks(tmp_path / "early.mkv", "pcm_s16le", [0.1, 0.5], video_from=0.2)
-    assert bursts(read_channels(early, 0.2, 12_000)[0]) == pytest.approx([0.3], abs=0.001)
-    late = write_clicks(tmp_path / "late.mkv", "pcm_s16le", [0.5], sound_from=0.3)
+def test_the_clock_starts_with_the_first_frame(tmp_path: Path) -> None:
+    """Audio before the first frame is cut; audio that starts after it begins with silence."""
+    early = write_clicks(tmp_path / "early.mkv", "pcm_s16le", [0.1, 0.5], video_start=0.2)
+    assert find_bursts(read_channels(early, 0.2, 12_000)[0]) == pytest.approx([0.3], abs=0.001)
+    late = write_clicks(tmp_path / "late.mkv", "pcm_s16le", [0.5], audio_start=0.3)
     sound = read_channels(late, 0.0, SAMPLE_RATE)[0]
-    assert bursts(sound) == pytest.approx([0.5], abs=0.001)
+    assert find_bursts(sound) == pytest.approx([0.5], abs=0.001)
     assert np.abs(sound[: int(0.29 * SAMPLE_RATE)]).max() < 1e-3
 
 
-def test_lost_packets_are_silence_and_move_nothing_after_them(tmp_path: Path) -> None:
+def test_lost_packets_become_silence_and_move_nothing_after_them(tmp_path: Path) -> None:
     clip = write_clicks(
-        tmp_path / "a.mkv", "pcm_s16le", [0.1, 0.45, 0.9], lost=lambda at: 0.3 < at < 0.6
+        tmp_path / "a.mkv", "pcm_s16le", [0.1, 0.45, 0.9], is_lost=lambda at: 0.3 < at < 0.6
     )  # fmt: skip
-    assert bursts(read_channels(clip, 0.0, SAMPLE_RATE)[0]) == pytest.approx([0.1, 0.9], abs=0.001)
+    assert find_bursts(read_channels(clip, 0.0, SAMPLE_RATE)[0]) == pytest.approx([0.1, 0.9], abs=0.001)
 
 
 @pytest.mark.parametrize("n_samples", [3 * 640 - 1, 12_799, 40_000])
-def test_it_is_as_long_as_asked_whatever_the_sound_s_length(tmp_path: Path, n_samples: int) -> None:
+def test_the_result_has_the_requested_length_whatever_the_file_has(tmp_path: Path, n_samples: int) -> None:
     clip = write_clicks(tmp_path / "a.mkv", "pcm_s16le", [0.05])
     sound = read_channels(clip, 0.0, n_samples)
     assert sound.shape == (1, n_samples) and sound.dtype == np.float32
     assert not sound[:, SAMPLE_RATE + 10 :].any()
 
 
-def test_no_sound_is_dropped(tmp_path: Path) -> None:
+def test_a_file_without_audio_is_dropped(tmp_path: Path) -> None:
     clip = tmp_path / "mute.mkv"
     with av.open(os.fspath(clip), "w") as out:
         video = out.add_stream("mpeg4", rate=25)
@@ -197,29 +197,31 @@ def test_no_sound_is_dropped(tmp_path: Path) -> None:
 
 
 @given(
-    held=st.integers(1, 40),
+    buffer=st.integers(1, 40),
     steps=st.lists(st.tuples(st.integers(-40, 60), st.integers(1, 30)), min_size=1, max_size=20),
 )
-def test_a_track_is_laid_out_piece_by_piece_as_at_once(held: int, steps: list[tuple[int, int]]) -> None:
-    """With gaps, and with blocks that go back and cover earlier ones by as much as is held."""
+def test_blocks_joined_piece_by_piece_equal_blocks_copied_at_once(
+    buffer: int, steps: list[tuple[int, int]]
+) -> None:
+    """With gaps, and with blocks that go back and overwrite earlier ones by up to the buffer's length."""
     rng, rate, end = np.random.default_rng(0), 10, 0
     blocks = []
     for step, n in steps:
-        at = max(end + max(step, -held), 0)
-        blocks.append(Block(Fraction(0), rate, at, rng.random((2, n), np.float32)))
+        at = max(end + max(step, -buffer), 0)
+        blocks.append(AudioBlock(Fraction(0), rate, at, rng.random((2, n), np.float32)))
         end = max(end, at + n)
     whole = np.zeros((2, end), np.float32)
     for block in blocks:
-        place(block.samples, block.at, whole)
+        copy_samples(block.samples, block.at, whole)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(audio, "HELD_SECONDS", held / rate)
-        pieces = list(laid_out(iter(blocks)))
+        patch.setattr(audio, "BUFFER_SECONDS", buffer / rate)
+        pieces = list(join_blocks(iter(blocks)))
     assert np.array_equal(np.concatenate(pieces, axis=1), whole)
-    assert max(piece.shape[1] for piece in pieces) <= held + rate
+    assert max(piece.shape[1] for piece in pieces) <= buffer + rate
 
 
 @pytest.mark.parametrize("rate", [8000, 11_025, 44_100, 48_000])
-def test_sound_is_resampled_as_librosa_does_it_to_the_bit(tmp_path: Path, rate: int) -> None:
+def test_resampling_is_bit_identical_to_librosa(tmp_path: Path, rate: int) -> None:
     import librosa
 
     sound = np.random.default_rng(0).normal(0, 0.1, (2, 12 * rate + 77)).astype(np.float32)

@@ -18,11 +18,11 @@ from stages.media.faces import (
     Points,
     _detect,
     _detect_without_objects,
-    _has_plain_result,
-    bridge_gaps,
-    face_width,
-    follow_largest,
-    longest_gap,
+    _has_c_result,
+    find_longest_gap,
+    interpolate_gaps,
+    measure_face_width,
+    track_largest_face,
 )
 
 MOUTH_PX = (223, 146)  # in the photograph, between the lips
@@ -31,8 +31,8 @@ MAX_GAP = 5
 
 @pytest.fixture(scope="module")
 def finder(landmarker: Path) -> Iterator[FaceFinder]:
-    with FaceFinder(landmarker, 4) as opened:
-        yield opened
+    with FaceFinder(landmarker, 4) as finder:
+        yield finder
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +41,8 @@ def photo() -> np.ndarray:
     return np.ascontiguousarray(astronaut()[:256, 96:352])
 
 
-def beside(photo: np.ndarray, left: float, right: float) -> np.ndarray:
-    """One picture (320, 640, 3) with the face at two sizes side by side; 0 is no face there."""
+def make_pair(photo: np.ndarray, left: float, right: float) -> np.ndarray:
+    """An image (320, 640, 3) with the face at two scales side by side; 0 means no face."""
     frame = np.full((320, 640, 3), 110, np.uint8)
     for x, scale in ((0, left), (320, right)):
         if scale:
@@ -51,16 +51,16 @@ def beside(photo: np.ndarray, left: float, right: float) -> np.ndarray:
     return frame
 
 
-def test_both_ways_to_ask_mediapipe_give_equal_bits(finder: FaceFinder, photo: np.ndarray) -> None:
-    if not _has_plain_result(finder.landmarker):
+def test_both_mediapipe_calls_give_identical_bits(finder: FaceFinder, photo: np.ndarray) -> None:
+    if not _has_c_result(finder.landmarker):
         pytest.skip("this MediaPipe has no C result to read")
     for frame, n_faces in (
         (photo, 1),
-        (beside(photo, 1.0, 0.8), 2),
+        (make_pair(photo, 1.0, 0.8), 2),
         (np.full((240, 320, 3), 99, np.uint8), 0),
         (photo[:, ::-1], 1),
     ):
-        image = finder.image(frame)
+        image = finder.make_image(frame)
         slow, fast = _detect(finder.landmarker, image), _detect_without_objects(finder.landmarker, image)
         assert len(slow) == len(fast) == n_faces
         for one, other in zip(slow, fast, strict=True):
@@ -71,7 +71,7 @@ def test_both_ways_to_ask_mediapipe_give_equal_bits(finder: FaceFinder, photo: n
 
 def test_a_view_gives_the_same_points_as_its_copy(finder: FaceFinder, photo: np.ndarray) -> None:
     """MediaPipe ignores strides, without an error (google-ai-edge/mediapipe, 0.10.30 to 1.2.2)."""
-    wide = beside(photo, 1.0, 0)
+    wide = make_pair(photo, 1.0, 0)
     bgr = np.ascontiguousarray(photo[:, :, ::-1])
     views = {
         "mirrored": np.fliplr(photo),
@@ -83,50 +83,52 @@ def test_a_view_gives_the_same_points_as_its_copy(finder: FaceFinder, photo: np.
     }
     for name, view in views.items():
         assert not view.flags.c_contiguous, name
-        seen, copied = finder(view), finder(view.copy(order="C"))
-        assert len(seen) == len(copied) and len(seen) <= 1, name
-        assert all(a.tobytes() == b.tobytes() for a, b in zip(seen, copied, strict=True)), name
+        points, expected = finder(view), finder(view.copy(order="C"))
+        assert len(points) == len(expected) and len(points) <= 1, name
+        assert all(a.tobytes() == b.tobytes() for a, b in zip(points, expected, strict=True)), name
     assert finder(views["columns cut"]) and finder(views["mirrored"]) and finder(views["Fortran order"])
     assert np.array_equal(finder(views["channels turned"]), finder(photo))
 
 
-def test_points_are_in_pixels_of_the_picture(finder: FaceFinder, photo: np.ndarray) -> None:
-    """A picture twice as large, pixel for pixel, has its points at 2 x + 0.5."""
+def test_points_are_in_pixels_of_the_image(finder: FaceFinder, photo: np.ndarray) -> None:
+    """An image twice as large, pixel for pixel, has its points at 2 x + 0.5."""
     [points] = finder(photo)
     [doubled] = finder(photo.repeat(2, axis=0).repeat(2, axis=1))
-    # MediaPipe's own crop rounds by up to half a pixel of the larger picture.
+    # MediaPipe's own crop rounds by up to half a pixel of the larger image.
     assert np.median(doubled - (2 * points + 0.5), axis=0) == pytest.approx(0, abs=0.8)
     x, y = points[[13, 14]].mean(axis=0)
     assert (x + 96, y) == pytest.approx(MOUTH_PX, abs=3)
 
 
-def test_a_mirrored_picture_has_mirrored_points(finder: FaceFinder, photo: np.ndarray) -> None:
+def test_a_mirrored_image_has_mirrored_points(finder: FaceFinder, photo: np.ndarray) -> None:
     [points], [mirrored] = finder(photo), finder(np.fliplr(photo))
     eyes, mirrored_eyes = points[list(STABLE_POINTS)], mirrored[list(STABLE_POINTS)][[0, 4, 3, 2, 1]]
     assert mirrored_eyes[:, 0] == pytest.approx(255 - eyes[:, 0], abs=2)
     assert mirrored_eyes[:, 1] == pytest.approx(eyes[:, 1], abs=2)
 
 
-def test_points_do_not_depend_on_what_was_seen_before(landmarker: Path, photo: np.ndarray) -> None:
-    frames = [beside(photo, 1.0, 0.8), photo, np.fliplr(photo), np.full((99, 77, 3), 9, np.uint8)]
+def test_points_do_not_depend_on_earlier_frames(landmarker: Path, photo: np.ndarray) -> None:
+    frames = [make_pair(photo, 1.0, 0.8), photo, np.fliplr(photo), np.full((99, 77, 3), 9, np.uint8)]
 
-    def told(order: Sequence[int]) -> dict[int, bytes]:
+    def find_points(order: Sequence[int]) -> dict[int, bytes]:
         with FaceFinder(landmarker, 4) as fresh:
             return {k: b"".join(face.tobytes() for face in fresh(frames[k])) for k in order}
 
-    assert told([0, 1, 2, 3]) == told([3, 2, 1, 0]) == {k: told([k])[k] for k in range(4)}
+    assert (
+        find_points([0, 1, 2, 3]) == find_points([3, 2, 1, 0]) == {k: find_points([k])[k] for k in range(4)}
+    )
 
 
-def test_the_larger_of_two_faces_is_followed_through_a_clip(finder: FaceFinder, photo: np.ndarray) -> None:
-    """Also while the other one is larger for a moment, and when it goes away for as long as is bridged."""
+def test_the_larger_of_two_faces_is_tracked_through_a_clip(finder: FaceFinder, photo: np.ndarray) -> None:
+    """Also while the other one is larger for a moment, and when it is absent for as long as a gap may be."""
     sizes = [(1.0, 0.8)] * 20 + [(1.0, 1.25)] * 2 + [(1.0, 0.8)] + [(0, 0.8)] * MAX_GAP + [(1.0, 0.8)] * 3
-    seen: dict[tuple[float, float], list[Points]] = {
-        size: finder(beside(photo, *size)) for size in dict.fromkeys(sizes)
+    faces: dict[tuple[float, float], list[Points]] = {
+        size: finder(make_pair(photo, *size)) for size in dict.fromkeys(sizes)
     }
-    assert [len(seen[size]) for size in seen] == [2, 2, 1]
-    followed = follow_largest([seen[size] for size in sizes], MAX_GAP)
-    assert [face is not None for face in followed] == [left > 0 for left, _ in sizes]
-    centres = [face.mean(axis=0) for face in followed if face is not None]
+    assert [len(faces[size]) for size in faces] == [2, 2, 1]
+    tracked = track_largest_face([faces[size] for size in sizes], MAX_GAP)
+    assert [face is not None for face in tracked] == [scale > 0 for scale, _ in sizes]
+    centres = [face.mean(axis=0) for face in tracked if face is not None]
     assert np.ptp(centres, axis=0).max() < 3
     assert max(x for x, _ in centres) < 320
 
@@ -142,23 +144,23 @@ def face(x: float, y: float, width: float) -> Points:
     return (ROUND * width + (x, y)).astype(np.float32)
 
 
-def test_a_face_that_is_away_for_longer_than_a_gap_is_another_track() -> None:
+def test_a_face_that_is_absent_for_longer_than_a_gap_starts_another_track() -> None:
     one = face(100, 100, 80)
     frames = [[one]] * 6 + [[]] * (MAX_GAP + 1) + [[one]] * 4
-    followed = follow_largest(frames, MAX_GAP)
-    assert [found is not None for found in followed] == [True] * 6 + [False] * (MAX_GAP + 5)
-    bridged = follow_largest([[one]] * 6 + [[]] * MAX_GAP + [[one]] * 4, MAX_GAP)
-    assert sum(found is not None for found in bridged) == 10
+    tracked = track_largest_face(frames, MAX_GAP)
+    assert [points is not None for points in tracked] == [True] * 6 + [False] * (MAX_GAP + 5)
+    bridged = track_largest_face([[one]] * 6 + [[]] * MAX_GAP + [[one]] * 4, MAX_GAP)
+    assert sum(points is not None for points in bridged) == 10
 
 
-def test_no_face_at_all_is_followed_as_none() -> None:
-    assert follow_largest([[], [], []], MAX_GAP) == [None, None, None]
-    assert follow_largest([], MAX_GAP) == []
+def test_frames_without_any_face_give_none() -> None:
+    assert track_largest_face([[], [], []], MAX_GAP) == [None, None, None]
+    assert track_largest_face([], MAX_GAP) == []
 
 
-def test_of_two_equal_faces_the_first_is_followed() -> None:
+def test_of_two_equal_faces_the_first_is_tracked() -> None:
     left, right = face(100, 100, 80), face(400, 100, 80)
-    assert all(found is left for found in follow_largest([[left, right]] * 5, MAX_GAP))
+    assert all(points is left for points in track_largest_face([[left, right]] * 5, MAX_GAP))
 
 
 @settings(max_examples=30)
@@ -168,7 +170,7 @@ def test_of_two_equal_faces_the_first_is_followed() -> None:
     momentary=st.floats(0.1, 3.0),
     gap=st.integers(0, MAX_GAP),
 )
-def test_the_larger_face_is_followed_whatever_the_order_of_detection(
+def test_the_larger_face_is_tracked_whatever_the_order_of_detection(
     seed: int, n_frames: int, momentary: float, gap: int
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -184,37 +186,38 @@ def test_the_larger_face_is_followed_whatever_the_order_of_detection(
         else:
             large.append(None)
         frames.append([here[i] for i in rng.permutation(len(here))])
-    followed = follow_largest(frames, MAX_GAP)
-    for expected, found in zip(large, followed, strict=True):
-        assert found is expected
+    tracked = track_largest_face(frames, MAX_GAP)
+    for expected, points in zip(large, tracked, strict=True):
+        assert points is expected
 
 
 @settings(max_examples=60)
-@given(shown=st.lists(st.booleans(), min_size=1, max_size=30).filter(any), seed=st.integers(0, 999))
-def test_gaps_are_bridged_by_straight_lines_and_held_at_the_ends(shown: list[bool], seed: int) -> None:
+@given(has_face=st.lists(st.booleans(), min_size=1, max_size=30).filter(any), seed=st.integers(0, 999))
+def test_gaps_are_filled_linearly_and_constant_at_the_ends(has_face: list[bool], seed: int) -> None:
     rng = np.random.default_rng(seed)
-    known = [k for k, here in enumerate(shown) if here]
-    values = {k: rng.uniform(0, 640, (N_POINTS, 2)).astype(np.float32) for k in known}
-    bridged = bridge_gaps([values.get(k) for k in range(len(shown))])
-    assert bridged.shape == (len(shown), N_POINTS, 2) and bridged.dtype == np.float32
-    for k in known:
-        assert np.array_equal(bridged[k], values[k])  # what was seen is left alone, to the bit
+    detected = [k for k, here in enumerate(has_face) if here]
+    values = {k: rng.uniform(0, 640, (N_POINTS, 2)).astype(np.float32) for k in detected}
+    bridged = interpolate_gaps([values.get(k) for k in range(len(has_face))])
+    assert bridged.shape == (len(has_face), N_POINTS, 2) and bridged.dtype == np.float32
+    for k in detected:
+        assert np.array_equal(bridged[k], values[k])  # detected points stay bit-identical
+    frames = range(len(has_face))
     for point, axis in ((0, 0), (77, 1), (477, 0)):
-        track = [float(values[k][point, axis]) for k in known]
-        assert bridged[:, point, axis] == pytest.approx(np.interp(range(len(shown)), known, track), abs=1e-3)
+        track = [float(values[k][point, axis]) for k in detected]
+        assert bridged[:, point, axis] == pytest.approx(np.interp(frames, detected, track), abs=1e-3)
 
 
 @settings(max_examples=100)
 @given(st.lists(st.booleans(), max_size=40))
-def test_the_longest_gap_is_the_first_of_the_longest_runs(found: list[bool]) -> None:
-    start, length = longest_gap(found)
-    runs = "".join("x" if here else "." for here in found).split("x")
+def test_the_longest_gap_is_the_first_of_the_longest_runs(has_face: list[bool]) -> None:
+    start, length = find_longest_gap(has_face)
+    runs = "".join("x" if here else "." for here in has_face).split("x")
     assert length == max(map(len, runs))
-    assert not any(found[start : start + length])
+    assert not any(has_face[start : start + length])
     if length:
-        assert "".join("x" if here else "." for here in found).index("." * length) == start
+        assert "".join("x" if here else "." for here in has_face).index("." * length) == start
 
 
 def test_the_width_of_a_face_is_that_of_its_points() -> None:
-    assert face_width(face(10, 20, 80)) == pytest.approx(80, abs=0.01)
+    assert measure_face_width(face(10, 20, 80)) == pytest.approx(80, abs=0.01)
     assert len(set(FACE_OVAL)) == 36

@@ -5,7 +5,6 @@ import os
 import subprocess
 import tracemalloc
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
 
@@ -18,7 +17,13 @@ import pytest
 from stages import clips, synth
 from stages.engine.outcome import Drop
 from stages.media import video
-from stages.media.video import SAME_TIME, StreamSpan, frames_on_clock, read_on_clock, upright
+from stages.media.video import (
+    TIME_TOLERANCE,
+    StreamSpan,
+    count_frames_at_25fps,
+    read_frames_at_25fps,
+    rotate_upright,
+)
 from stages.synth import ClipSpec, Truth, read_counter
 
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
@@ -30,8 +35,8 @@ def ffmpeg(*args: object) -> None:
     subprocess.run(command, check=True, timeout=60)
 
 
-def facts_of(clip: Path) -> dict[str, float]:
-    outcome = clips.probe(os.fspath(clip), "folder", asdict(clips.ClipsParams()))
+def probe_clip(clip: Path) -> dict[str, float]:
+    outcome = clips.probe_file(clip, "folder", clips.ClipsParams())
     return outcome.facts
 
 
@@ -53,47 +58,47 @@ def facts_of(clip: Path) -> dict[str, float]:
 def test_each_instant_shows_the_frame_that_a_player_shows(tmp_path: Path, container: str, fps: str) -> None:
     clip = tmp_path / f"clip.{container}"
     truth = synth.make_clip(clip, ClipSpec(seconds=1.2, fps=fps, size=(240, 192)))
-    facts = facts_of(clip)
+    facts = probe_clip(clip)
     assert facts["video_start"] == pytest.approx(truth.times_s[0], abs=1e-5)
-    frames = list(read_on_clock(clip, facts["video_start"], int(facts["frames"])))
+    frames = list(read_frames_at_25fps(clip, facts["video_start"], int(facts["frames"])))
     times = truth.times_s - truth.times_s[0]
-    # T: every instant at which the clip is still to be seen, and no other.
+    # T: every instant at which the clip still shows a frame, and no other.
     usual_step = float(np.median(np.diff(times)))
     assert len(frames) == pytest.approx((times[-1] + usual_step) * 25, abs=1)
     for k, frame in enumerate(frames):
-        shown = read_counter(frame.image, truth.frames[frame.source].corners_px)
-        assert shown == frame.source, f"instant {k} says it shows {frame.source}, and shows {shown}"
+        index = read_counter(frame.image, truth.frames[frame.source].corners_px)
+        assert index == frame.source, f"instant {k} declares frame {frame.source}, but shows {index}"
         assert frame.seconds == pytest.approx(times[frame.source], abs=1e-5)
-        assert frame.seconds <= k / 25 + float(SAME_TIME) + 1e-6
+        assert frame.seconds <= k / 25 + float(TIME_TOLERANCE) + 1e-6
         following = times[frame.source + 1 :]
-        assert not len(following) or following[0] > k / 25 + float(SAME_TIME) - 1e-6
+        assert not len(following) or following[0] > k / 25 + float(TIME_TOLERANCE) - 1e-6
         assert frame.image.shape == (192, 240, 3) and frame.image.flags.c_contiguous
 
 
-def test_what_is_shown_twice_is_one_object(tmp_path: Path) -> None:
+def test_a_source_frame_shown_twice_is_one_object(tmp_path: Path) -> None:
     clip = tmp_path / "clip.flv"
     truth = synth.make_clip(clip, ClipSpec(seconds=0.8, fps="12.5", size=(160, 128)))
-    frames = list(read_on_clock(clip, truth.times_s[0], 20))
+    frames = list(read_frames_at_25fps(clip, truth.times_s[0], 20))
     assert [frame.source for frame in frames] == [k // 2 for k in range(20)]
     assert all(frames[k] is frames[k + 1] for k in range(0, 20, 2))
 
 
-def test_asked_for_more_or_fewer_instants_it_gives_exactly_that(tmp_path: Path) -> None:
+def test_the_number_of_frames_is_exactly_the_requested_one(tmp_path: Path) -> None:
     clip = tmp_path / "clip.mp4"
     synth.make_clip(clip, ClipSpec(seconds=0.4, size=(160, 128)))
-    assert [frame.source for frame in read_on_clock(clip, 0.0, 14)] == [*range(10), 9, 9, 9, 9]
-    assert [frame.source for frame in read_on_clock(clip, 0.0, 3)] == [0, 1, 2]
-    assert [frame.source for frame in read_on_clock(clip, -0.08, 5)] == [0, 0, 0, 1, 2]
+    assert [frame.source for frame in read_frames_at_25fps(clip, 0.0, 14)] == [*range(10), 9, 9, 9, 9]
+    assert [frame.source for frame in read_frames_at_25fps(clip, 0.0, 3)] == [0, 1, 2]
+    assert [frame.source for frame in read_frames_at_25fps(clip, -0.08, 5)] == [0, 0, 0, 1, 2]
 
 
-def test_spans_become_instants_without_an_extra_one_from_rounding() -> None:
-    def instants(seconds: Fraction) -> int:
-        return frames_on_clock(StreamSpan(Fraction(1, 3), Fraction(1, 3) + seconds, 9))
+def test_rounding_adds_no_extra_frame_to_a_span() -> None:
+    def count_frames(seconds: Fraction) -> int:
+        return count_frames_at_25fps(StreamSpan(Fraction(1, 3), Fraction(1, 3) + seconds, 9))
 
-    assert [instants(Fraction(n, 25)) for n in (1, 10, 75)] == [1, 10, 75]
-    assert instants(3 + SAME_TIME) == instants(3 - SAME_TIME) == 75
-    assert instants(Fraction(3001, 1000)) == 76
-    assert instants(60 * Fraction(1001, 30000)) == math.ceil(60 * 1001 / 30000 * 25)
+    assert [count_frames(Fraction(n, 25)) for n in (1, 10, 75)] == [1, 10, 75]
+    assert count_frames(3 + TIME_TOLERANCE) == count_frames(3 - TIME_TOLERANCE) == 75
+    assert count_frames(Fraction(3001, 1000)) == 76
+    assert count_frames(60 * Fraction(1001, 30000)) == math.ceil(60 * 1001 / 30000 * 25)
 
 
 def write_video(path: Path, pictures: Iterator[np.ndarray], codec: str, **options: str) -> Path:
@@ -115,48 +120,48 @@ def test_memory_does_not_grow_with_length(tmp_path: Path) -> None:
     grey = np.full((480, 640, 3), 120, np.uint8)
     clip = write_video(tmp_path / "long.mkv", (grey for _ in range(300)), "mpeg4", g="50")
     process = psutil.Process()
-    seen, resident = 0, []
+    n_frames, resident = 0, []
     tracemalloc.start()
     try:
-        for _ in read_on_clock(clip, 0.0, 300):
-            seen += 1
-            if seen % 50 == 0:
+        for _ in read_frames_at_25fps(clip, 0.0, 300):
+            n_frames += 1
+            if n_frames % 50 == 0:
                 resident.append(process.memory_info().rss / 2**20)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert seen == 300
+    assert n_frames == 300
     assert peak < 12 * 2**20
     assert resident[-1] - resident[0] < 40
 
 
-def spoil(clip: Path, target: Path, what: Callable[[int, bytes], bytes]) -> Path:
-    """Copy a clip's video packets, changed by ``what(number, data)``, with their stamps."""
+def damage_packets(clip: Path, target: Path, change: Callable[[int, bytes], bytes]) -> Path:
+    """Copy a clip's video packets, changed by ``change(index, data)``, with their time stamps."""
     with av.open(os.fspath(clip)) as source, av.open(os.fspath(target), "w") as out:
-        given = source.streams.video[0]
-        copied = out.add_stream_from_template(given)
-        for k, packet in enumerate(source.demux(given)):
+        stream = source.streams.video[0]
+        copy = out.add_stream_from_template(stream)
+        for k, packet in enumerate(source.demux(stream)):
             if packet.size:
-                changed = av.Packet(what(k, bytes(packet)))
+                changed = av.Packet(change(k, bytes(packet)))
                 changed.pts, changed.dts, changed.time_base = packet.pts, packet.dts, packet.time_base
                 changed.is_keyframe, changed.duration = packet.is_keyframe, packet.duration
-                changed.stream = copied
+                changed.stream = copy
                 out.mux(changed)
     return target
 
 
-def test_a_damaged_packet_costs_its_own_frames_and_moves_no_other(tmp_path: Path) -> None:
+def test_a_damaged_packet_loses_its_own_frames_and_moves_no_other(tmp_path: Path) -> None:
     clip = tmp_path / "clip.mkv"
     truth = synth.make_clip(clip, ClipSpec(seconds=1.2, size=(240, 192)))
     rng = np.random.default_rng(0)
     intra = tmp_path / "intra.mkv"
     ffmpeg("-i", clip, "-an", "-c:v", "mjpeg", "-q:v", "2", intra)  # each packet stands alone
 
-    def damaged(k: int, data: bytes) -> bytes:
+    def replace_some(k: int, data: bytes) -> bytes:
         return rng.bytes(len(data)) if 10 <= k < 13 else data
 
-    spoilt = spoil(intra, tmp_path / "spoilt.mkv", damaged)
-    frames = list(read_on_clock(spoilt, 0.0, 30))
+    damaged = damage_packets(intra, tmp_path / "damaged.mkv", replace_some)
+    frames = list(read_frames_at_25fps(damaged, 0.0, 30))
     assert len(frames) == 30
     for k, frame in enumerate(frames):
         expected = 9 if 10 <= k < 13 else k
@@ -169,15 +174,15 @@ def test_a_video_of_which_nothing_can_be_decoded_is_dropped(tmp_path: Path) -> N
     synth.make_clip(clip, ClipSpec(seconds=0.4, size=(160, 128)))
     intra = tmp_path / "intra.mkv"
     ffmpeg("-i", clip, "-an", "-c:v", "mjpeg", intra)
-    spoilt = spoil(intra, tmp_path / "spoilt.mkv", lambda _, data: bytes(len(data)))
+    damaged = damage_packets(intra, tmp_path / "damaged.mkv", lambda _, data: bytes(len(data)))
     with pytest.raises(Drop, match="none of its video frames can be decoded") as caught:
-        list(read_on_clock(spoilt, 0.0, 10))
+        list(read_frames_at_25fps(damaged, 0.0, 10))
     assert caught.value.code == "no_video"
 
 
 @pytest.mark.parametrize("degrees", [90, 180, -90])
-def test_a_video_taken_lying_down_is_stood_up(tmp_path: Path, degrees: int) -> None:
-    """As ffmpeg does it, which turns pictures by the display matrix when it decodes."""
+def test_a_rotated_video_is_read_upright(tmp_path: Path, degrees: int) -> None:
+    """As in ffmpeg, which rotates frames by the display matrix when it decodes."""
     clip, turned = tmp_path / "clip.mp4", tmp_path / "turned.mp4"
     synth.make_clip(clip, ClipSpec(seconds=0.4, size=(192, 128)))
     ffmpeg("-display_rotation", degrees, "-i", clip, "-c", "copy", turned)
@@ -185,62 +190,62 @@ def test_a_video_taken_lying_down_is_stood_up(tmp_path: Path, degrees: int) -> N
     ffmpeg("-i", turned, "-f", "rawvideo", "-pix_fmt", "rgb24", "-fps_mode", "passthrough", raw)
     shape = (128, 192, 3) if degrees == 180 else (192, 128, 3)
     expected = np.frombuffer(raw.read_bytes(), np.uint8).reshape(-1, *shape)
-    frames = [frame.image for frame in read_on_clock(turned, 0.0, 10)]
+    frames = [frame.image for frame in read_frames_at_25fps(turned, 0.0, 10)]
     assert len(expected) == 10
     assert all(frame.flags.c_contiguous for frame in frames)
-    # Another FFmpeg turns YUV to RGB with other rounding; a picture turned wrongly is 50 levels off.
+    # Another FFmpeg rounds YUV to RGB differently; a wrong rotation differs by 50 levels.
     assert np.abs(np.stack(frames).astype(int) - expected).mean() < 1
 
 
-def test_upright_turns_without_loss() -> None:
+def test_rotate_upright_is_lossless() -> None:
     image = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
-    assert np.array_equal(upright(image, 0), image)
-    assert np.array_equal(upright(image, 180), image[::-1, ::-1])
-    assert np.array_equal(upright(upright(image, 90), -90), image)
-    assert upright(image, -90).flags.c_contiguous
+    assert np.array_equal(rotate_upright(image, 0), image)
+    assert np.array_equal(rotate_upright(image, 180), image[::-1, ::-1])
+    assert np.array_equal(rotate_upright(rotate_upright(image, 90), -90), image)
+    assert rotate_upright(image, -90).flags.c_contiguous
 
 
-def test_a_cover_picture_is_no_video(tmp_path: Path) -> None:
+def test_a_cover_picture_is_not_video(tmp_path: Path) -> None:
     cover = tmp_path / "cover.png"
     song = tmp_path / "song.mp4"
     ffmpeg("-f", "lavfi", "-i", "color=red:size=64x64", "-frames:v", 1, cover)
     ffmpeg("-f", "lavfi", "-i", "sine=duration=0.5", "-i", cover, "-map", 0, "-map", 1, "-c:a", "aac",
            "-c:v", "png", "-disposition:v:0", "attached_pic", song)  # fmt: skip
     with video.open_media(song) as container, pytest.raises(Drop) as caught:
-        video.video_stream(container)
+        video.find_video_stream(container)
     assert caught.value.code == "no_video"
 
 
-def test_what_is_no_media_is_dropped_with_the_reason(tmp_path: Path) -> None:
-    (tmp_path / "a.mp4").write_bytes(b"no film " * 500)
+def test_a_file_that_is_not_media_is_dropped_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"no video " * 500)
     with pytest.raises(Drop, match="cannot be opened as video") as caught:
         video.open_media(tmp_path / "a.mp4")
     assert caught.value.code == "not_media"
 
 
-def test_real_grid_frames_are_their_own_instants(grid: Path) -> None:
+def test_real_grid_frames_are_read_one_to_one(grid: Path) -> None:
     clip = sorted((grid / "s2").glob("*.mpg"))[0]
-    facts = facts_of(clip)
+    facts = probe_clip(clip)
     assert (facts["frames"], facts["source_frames"], facts["video_seconds"]) == (75, 75, 3.0)
-    sources = [frame.source for frame in read_on_clock(clip, facts["video_start"], 75)]
+    sources = [frame.source for frame in read_frames_at_25fps(clip, facts["video_start"], 75)]
     assert sources == list(range(75))
 
 
 def test_real_crema_d_frames_keep_their_times(crema_d: Path) -> None:
     clip = sorted((crema_d / "VideoFlash").glob("*.flv"))[0]
-    facts = facts_of(clip)
+    facts = probe_clip(clip)
     with av.open(os.fspath(clip)) as container:
         times = np.array([float(frame.pts * frame.time_base) for frame in container.decode(video=0)])
     times -= times[0]
-    frames = list(read_on_clock(clip, facts["video_start"], int(facts["frames"])))
+    frames = list(read_frames_at_25fps(clip, facts["video_start"], int(facts["frames"])))
     for k, frame in enumerate(frames):
-        assert frame.source == np.flatnonzero(times <= float(Fraction(k, 25) + SAME_TIME))[-1]
+        assert frame.source == np.flatnonzero(times <= float(Fraction(k, 25) + TIME_TOLERANCE))[-1]
     assert len(frames) / 25 == pytest.approx(times[-1] + 1001 / 30000, abs=0.04)
 
 
-def test_truth_and_probe_agree_on_a_made_clip(tmp_path: Path) -> None:
+def test_truth_and_probe_agree_on_a_synthetic_clip(tmp_path: Path) -> None:
     clip = tmp_path / "clip.mpg"
     synth.make_clip(clip, ClipSpec(seconds=0.8, fps="29.97", size=(160, 128)))
-    facts, truth = facts_of(clip), Truth.load(clip)
+    facts, truth = probe_clip(clip), Truth.load(clip)
     assert facts["source_frames"] == len(truth.frames)
     assert facts["fps"] == pytest.approx(30000 / 1001, rel=1e-3)

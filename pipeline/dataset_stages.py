@@ -1,0 +1,78 @@
+"""The dataset stages in their order, how one of them is run, and the ledger that is carried along.
+
+Each stage module has ``run(work, parts, params, context) -> Report`` (stages/engine/stage.py) and knows
+nothing of the ledger. Here its parts are planned, and what it made of each clip is carried into
+``clips.parquet``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any, Protocol
+
+from pipeline.params import Params
+from shards.ledger import OK, build_ledger, select_unusable, write_ledger
+from shards.table import Row, Rows
+from stages import align, clips, landmarks, mels, shard
+from stages.engine.parts import Part, plan_parts, read_outcomes
+from stages.engine.stage import Context, Report, Work
+
+
+class DatasetStage(Protocol):
+    """A module of ``stages`` with the dataset stages' contract."""
+
+    STAGE: str
+    VERSION: int
+
+    def run(self, work: Work, parts: Any, params: Any, context: Context) -> Report: ...
+
+
+STAGES: Mapping[str, DatasetStage] = {
+    clips.STAGE: clips,
+    landmarks.STAGE: landmarks,
+    align.STAGE: align,
+    mels.STAGE: mels,
+    shard.STAGE: shard,
+}
+
+
+def run_stage(name: str, work: Work, params: Params, context: Context) -> Report:
+    """Run one stage, carry the ledger, and after the last stage write the tables of the dataset.
+
+    The stage's params are the section of ``params`` that has its name.
+    """
+    if name == clips.STAGE:
+        return clips.run(work, (), params.clips, context)
+    parts = plan_parts(clips.read_clips(work), params.parts)
+    report = STAGES[name].run(work, parts, getattr(params, name), context)
+    ledger = carry_ledger(work, name, parts)
+    if name == shard.STAGE:
+        shards = shard.read_packed(work, parts)
+        report.count_rows(ledger)
+        report.frames = sum(packed.entry.frames for packed in shards)
+        if shards:
+            shard.finish_dataset(work, params.shard, context.dataset_params, shards, ledger)
+    return report
+
+
+def carry_ledger(work: Work, last_stage: str, parts: Iterable[Part]) -> Rows:
+    """Write ``clips.parquet``: the rows of stage 1 with the outcomes of all stages up to ``last_stage``."""
+    names = list(STAGES)
+    stages = names[1 : names.index(last_stage) + 1]
+    rows = (row for part in parts for row in _carry_part(work, stages, part))
+    ledger = build_ledger(chain(rows, select_unusable(clips.read_clips(work))))
+    write_ledger(work.ledger, ledger)
+    return ledger
+
+
+def _carry_part(work: Work, stages: Sequence[str], part: Part) -> Iterator[Row]:
+    by_id = {row["clip_id"]: row for row in part.rows}
+    for stage in stages:
+        for outcome in read_outcomes(work.stage_folder(stage), [part]):
+            row = by_id.get(outcome["clip_id"])
+            if row is None or row["status"] != OK:
+                continue  # it ended in an earlier stage, whose reason stands
+            row["notes"] = [*row["notes"], *outcome["notes"]]
+            row |= {name: outcome[name] for name in ("status", "code", "reason")} | {"stage": stage}
+    yield from by_id.values()

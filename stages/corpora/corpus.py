@@ -1,0 +1,64 @@
+"""What a corpus tells about its files: the protocol that each corpus module implements."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Protocol
+
+TRAIN = "train"
+TEST = "test"
+
+
+class BadName(Exception):
+    """A file's name is not one of the corpus."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who says what, according to the file's name."""
+
+    clip_id: str  # letters, digits, "_" and "-": it becomes a key in the tar
+    speaker: str
+    sentence: str | None = None
+    emotion: str | None = None
+    level: str | None = None
+
+
+class Corpus(Protocol):
+    """A module of ``stages.corpora``. ``folder.py`` is the shortest."""
+
+    NOMINAL_FRAMES: int | None  # of every clip; a clip with another number gets a note
+    CITATION: str  # who made it, its licence, its address
+    # Clip id -> what the corpus itself says is wrong with the file. Shown beside what was measured; no rule
+    # depends on it.
+    KNOWN_FAULTS: Mapping[str, str]
+
+    def identify(self, path: PurePosixPath, raw_name: str) -> Identity:
+        """The identity of the file at ``path`` below the raw folder, whose own name is ``raw_name``.
+
+        Raises BadName.
+        """
+
+    def choose_split(self, identity: Identity, path: PurePosixPath, test_share: float) -> str:
+        """``train``, ``test`` or another split, by the identity, the path or a hash of the clip id.
+
+        Some corpora name their splits by folders, so the path is given too.
+        """
+
+
+def hash_to_unit(clip_id: str) -> float:
+    """A number in [0, 1) that depends on the clip id alone, so that no clip changes another's split."""
+    return int.from_bytes(hashlib.sha256(f"split/{clip_id}".encode()).digest()[:8], "big") / 2**64
+
+
+def split_by_hash(identity: Identity, test_share: float) -> str:
+    """``test`` for about ``test_share`` of the clips. A clip keeps its split when others are added."""
+    return TEST if hash_to_unit(identity.clip_id) < test_share else TRAIN
+
+
+def list_folder_names(path: PurePosixPath, raw_name: str) -> list[str]:
+    """Names of the folders around a file, nearest first; the raw folder's own name is last."""
+    return [*reversed(path.parts[:-1]), raw_name]
