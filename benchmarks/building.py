@@ -21,7 +21,7 @@ from typing import Any
 
 from pipeline.bucket_build import Built
 from pipeline.runner import DaskMapper
-from shards.index import MEMBERS, ShardEntry, rows_of_shard
+from shards.index import MEMBERS, ShardEntry, make_shard_rows
 from shards.ledger import SCHEMA, read_ledger, write_ledger
 from shards.table import Rows
 from stages.engine.cache import digest
@@ -74,11 +74,11 @@ def finished(folder: Path, n_clips: int) -> int:
     built, n_bytes = [], 0
     for part in plan(read_ledger(folder / "ledger.parquet"), PartParams()):
         entry = ShardEntry(f"{part.name}-0123456789ab.tar", part.split, 1, digest(1), len(part.rows), 1)
-        index = rows_of_shard(entry.name, map(packed, part.rows))
+        index = make_shard_rows(entry.name, map(packed, part.rows))
         told = json.dumps(Built(Packed(entry, index), part.rows).to_json())
         built.append(Built.from_json(json.loads(told)))
         n_bytes += len(told)
-    ledger = Rows.joined((one.ledger for one in built), SCHEMA)
+    ledger = Rows.concatenate((one.ledger for one in built), SCHEMA)
     write_ledger(work.ledger, ledger)
     shards = [one.packed for one in built if one.packed]
     publish(work, ShardParams(), 128, {"mels": {"n_mels": 80}}, shards, ledger)

@@ -35,15 +35,15 @@ from shards.index import (
     INDEX_NAME,
     LEDGER_NAME,
     ShardEntry,
-    rows_of_shard,
-    write_dataset,
+    make_shard_rows,
+    write_manifest,
     write_index,
 )
 from shards.ledger import write_ledger
 from shards.reader import open_dataset
 from shards.schema import SCHEMA_VERSION
 from shards.table import write_rows
-from shards.writer import PackedClip, shard_name, write_tar
+from shards.writer import PackedClip, make_shard_name, write_tar
 from stages.engine.cache import link_or_copy
 from stages.evaluate.metrics.pixels import ssim_by_frame
 from stages.sample.pairs import CROPS, SCHEMA, STORY, TABLE, make_pairs, write_crops
@@ -97,15 +97,15 @@ def write_shards(folder: Path, n_clips: int, n_frames: int) -> None:
     clips: Iterator[PackedClip] = (pack_clip(number, n_frames) for number in range(2 * n_clips))
     rows = write_tar(folder / "new.tar", clips)
     sha256, size = file_sha256(folder / "new.tar"), (folder / "new.tar").stat().st_size
-    name = shard_name("test", 0, sha256)
+    name = make_shard_name("test", 0, sha256)
     (folder / "new.tar").rename(folder / name)
-    write_index(folder / INDEX_NAME, [rows_of_shard(name, rows)])
+    write_index(folder / INDEX_NAME, [make_shard_rows(name, rows)])
     ledger = [
         {"clip_id": row["clip_id"], "path": row["clip_id"], "status": "ok", "notes": []} for row in rows
     ]
     write_ledger(folder / LEDGER_NAME, ledger)
     entry = ShardEntry(name, "test", size, sha256, len(rows), n_frames * len(rows))
-    write_dataset(folder / DATASET_NAME, [entry], params={}, splits={})
+    write_manifest(folder / DATASET_NAME, [entry], params={}, splits={})
 
 
 def write_samples(folder: Path, shards: Path, audio: Any, n_frames: int) -> None:

@@ -28,7 +28,7 @@ from shards.index import (
     LEDGER_NAME,
     MEMBERS,
     ShardEntry,
-    write_dataset,
+    write_manifest,
     write_index,
 )
 from shards.ledger import write_ledger
@@ -110,7 +110,7 @@ def main() -> None:
             )
             timed(
                 f"manifest of {n_shards:,} shards written",
-                lambda: write_dataset(folder / DATASET_NAME, entries),
+                lambda: write_manifest(folder / DATASET_NAME, entries),
             )
             print(f"index.parquet {(folder / INDEX_NAME).stat().st_size / 1e6:.0f} MB")
         dataset = timed("dataset opened and checked", lambda: open_dataset(folder, hashes=False))
@@ -120,12 +120,12 @@ def main() -> None:
         n = len(table)
         timed(
             f"a batch of {BATCH} out of {n:,} frames",
-            lambda: table.clip_of(epoch_order(np.arange(n // 2, n // 2 + BATCH), n, seed=0)),
+            lambda: table.find_clips(epoch_order(np.arange(n // 2, n // 2 + BATCH), n, seed=0)),
         )
         _, which = timed("shard of each clip", lambda: dataset.clips.locate_shards(trained))
         windows = timed(f"windows of {WINDOW} shards", lambda: Windows(table, which, WINDOW))
         timed(
-            f"a batch of {BATCH} in windows", lambda: windows.drawn(np.arange(n // 2, n // 2 + BATCH), seed=0)
+            f"a batch of {BATCH} in windows", lambda: windows.epoch_order(np.arange(n // 2, n // 2 + BATCH), seed=0)
         )
 
 

@@ -50,8 +50,8 @@ from shards.index import (
     INDEX_NAME,
     LEDGER_NAME,
     ShardEntry,
-    rows_of_shard,
-    write_dataset,
+    make_shard_rows,
+    write_manifest,
     write_index,
 )
 from shards.ledger import write_ledger
@@ -60,7 +60,7 @@ from shards.resident import build_clip_table, load_resident
 from shards.schema import MELS_PER_FRAME, SCHEMA_VERSION, ClipSample
 from shards.storage import Storage, open_storage
 from shards.streaming import Cached, Decoder, Windowed
-from shards.writer import PackedClip, shard_name, write_tar
+from shards.writer import PackedClip, make_shard_name, write_tar
 
 BATCH = 64
 CPU = torch.device("cpu")
@@ -98,14 +98,14 @@ def recoded(dataset: Dataset, codec: Codec, out: Path, clip_ids: list[str], per_
         )
         written = write_tar(out / "new.tar", clips)
         sha256, size = file_sha256(out / "new.tar"), (out / "new.tar").stat().st_size
-        name = shard_name("train", number, sha256)
+        name = make_shard_name("train", number, sha256)
         (out / "new.tar").rename(out / name)
-        shards.append(rows_of_shard(name, (row | {"split": "train"} for row in written)))
+        shards.append(make_shard_rows(name, (row | {"split": "train"} for row in written)))
         n_frames = sum(row["frames"] for row in written)
         entries.append(ShardEntry(name, "train", size, sha256, len(written), n_frames))
     write_index(out / INDEX_NAME, shards)
     write_ledger(out / LEDGER_NAME, [])
-    write_dataset(out / DATASET_NAME, entries)
+    write_manifest(out / DATASET_NAME, entries)
     return open_dataset(out)
 
 
@@ -143,9 +143,9 @@ def made(out: Path, n_clips: int) -> Dataset:
         n_clips,
         12 * n_clips,
     )
-    write_index(out / INDEX_NAME, [rows_of_shard(entry.name, rows)])
+    write_index(out / INDEX_NAME, [make_shard_rows(entry.name, rows)])
     write_ledger(out / LEDGER_NAME, [])
-    write_dataset(out / DATASET_NAME, [entry])
+    write_manifest(out / DATASET_NAME, [entry])
     return open_dataset(out)
 
 
@@ -158,11 +158,11 @@ def ours(data: Frames, n_samples: int) -> Iterator[list[str]]:
     def wanted() -> Iterator[Any]:
         for start in itertools.count(0, BATCH):
             positions = np.arange(start, start + BATCH)
-            target = data.order(positions, seed=0)
+            target = data.epoch_order(positions, seed=0)
             yield select_batch(data.clips, target, positions, seed=0, frames=FrameParams(), audio=AUDIO)
 
-    for seen in itertools.islice(data.ahead(wanted(), seed=0), n_samples // BATCH):
-        yield [data.clips.ids[clip] for clip in data.clips.clip_of(seen.wanted.target)]
+    for seen in itertools.islice(data.prefetch(wanted(), seed=0), n_samples // BATCH):
+        yield [data.clips.ids[clip] for clip in data.clips.find_clips(seen.indices.target)]
 
 
 @contextlib.contextmanager
@@ -171,13 +171,13 @@ def held(dataset: Dataset, how: str, fit: NetworkInput, cache: Path, window: int
     if how == "resident":
         yield load_resident(dataset, ids, fit, mel_pad=PAD, device=CPU, frames_on=CPU, workers=1)
         return
-    with open_shard_store(dataset, cache, 10**12) as shelf:
-        decoder = Decoder(dataset, build_clip_table(dataset, ids), shelf, fit)
+    with open_shard_store(dataset, cache, 10**12) as store:
+        decoder = Decoder(dataset, build_clip_table(dataset, ids), store, fit)
         if how == "cached":
-            shelf.hold(dataset.shards.values())
+            store.hold(dataset.shards.values())
             yield Cached(decoder, CPU, 0)
         else:
-            yield Windowed(decoder, CPU, 0, shelf=shelf, window=window)
+            yield Windowed(decoder, CPU, 0, store=store, window=window)
 
 
 # --- the bare decoder, and the peers --------------------------------------------------------------

@@ -129,7 +129,7 @@ def make_batch(raw: RawBatch, *, seed: int, frames: FrameParams, table: Tensor) 
 
     ``table``: the gammas of the noise schedule, (T,).
     """
-    device, positions = raw.pixels.device, raw.wanted.positions
+    device, positions = raw.pixels.device, raw.indices.positions
     scalars = torch.from_numpy(uniforms(derive_sample_keys(seed, positions, Purpose.SCALARS), 12))
     chance = scalars.to(device, torch.float32, non_blocking=True)
     clean = _convert(raw)
@@ -161,7 +161,7 @@ def make_evaluation_batch(
 ) -> Batch:
     """A batch at noise levels ``gamma`` (B,), without corruption or dropout; noise depends on the frame."""
     halfway = np.full(len(target), 0.5)
-    raw = data.seen(_select_frames(data.clips, target, target, halfway, frames, audio))
+    raw = data.read_batch(_select_frames(data.clips, target, target, halfway, frames, audio))
     clean = _convert(raw)
     epsilon_keys = derive_sample_keys(seed, target, Purpose.EPSILON)
     return replace(
@@ -181,7 +181,7 @@ def _select_frames(
     audio: AudioParams,
 ) -> BatchIndex:
     """``chance`` (B,) in [0, 1) selects the identity frames."""
-    clip = clips.clip_of(target)
+    clip = clips.find_clips(target)
     first, length = clips.starts[clip], clips.lengths[clip]
     identity = first
     if frames.identity == "random":
@@ -214,7 +214,7 @@ def _convert(raw: RawBatch) -> Batch:
 def _hide_previous(raw: RawBatch, previous: Tensor, frames: FrameParams, *, hide: Tensor) -> Tensor:
     """Hide the mouth of a previous frame where ``hide`` (B,), and for a clip's first frame as the target."""
     if frames.before_first == "hidden":
-        is_first = torch.from_numpy(raw.wanted.before == raw.wanted.target)
+        is_first = torch.from_numpy(raw.indices.previous == raw.indices.target)
         hide = hide | is_first.to(hide.device, non_blocking=True)
     mask = boxes_to_masks(raw.boxes[1], previous.shape[-1])
     return torch.where(hide[:, None, None, None], hide_mask_region(previous, mask), previous)

@@ -73,7 +73,7 @@ def load_batches(
 
     def select_batches() -> Iterator[BatchIndex]:
         for positions in split_positions(start, recipe.batch, micro, ranks.rank, ranks.world):
-            target = data.order(positions, seed=order_seed)
+            target = data.epoch_order(positions, seed=order_seed)
             yield select_batch(
                 data.clips,
                 target,
@@ -84,11 +84,11 @@ def load_batches(
             )
 
     indices = select_batches()
-    raw_batches = data.ahead(indices, seed=order_seed) if prefetch else map(data.seen, indices)
+    raw_batches = data.prefetch(indices, seed=order_seed) if prefetch else map(data.read_batch, indices)
     while True:
         step = list(itertools.islice(raw_batches, n_micro_batches))
-        for raw in step:
-            counter.add(raw.wanted.positions, raw.wanted.target)
+        for raw in step if data.has_exact_epochs else ():
+            counter.add(raw.indices.positions, raw.indices.target)
         yield [make_batch(raw, seed=recipe.seed, frames=recipe.frames, table=table) for raw in step]
 
 
@@ -99,4 +99,4 @@ def count_resumed_epoch(
     if ranks.is_first:
         for start in range(position - position % len(data), position, FRAMES_PER_CHUNK):
             positions = np.arange(start, min(start + FRAMES_PER_CHUNK, position))
-            counter.add(positions, data.order(positions, seed=derive_key(recipe.seed, Purpose.ORDER)))
+            counter.add(positions, data.epoch_order(positions, seed=derive_key(recipe.seed, Purpose.ORDER)))

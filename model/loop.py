@@ -130,7 +130,8 @@ class Trainer:
         self.forward: Forward = state.network
         self.window = MetricsWindow()
         self.counter = EpochCounter(len(data))
-        count_resumed_epoch(data, self.counter, state.position, recipe, ranks)
+        if data.has_exact_epochs:
+            count_resumed_epoch(data, self.counter, state.position, recipe, ranks)
         self.batches = load_batches(data, recipe, ranks, execution, state.position, self.counter)
 
     def prepare_forward(self) -> None:
@@ -190,6 +191,8 @@ class Trainer:
     def log_finished_epoch(self) -> None:
         """Log how often each frame was used, if the last step finished an epoch."""
         n_frames, position = len(self.data), self.state.position
+        if not self.data.has_exact_epochs:
+            return
         if position // n_frames > (position - self.recipe.batch) // n_frames:
             summary = self.counter.summarize_epoch(position // n_frames - 1, self.ranks)
             if self.ranks.is_first:

@@ -87,10 +87,10 @@ class BuiltPart:
 
     @classmethod
     def from_json(cls, receipt: dict[str, Any]) -> BuiltPart:
-        ledger, packed = PackedRows.of(receipt["ledger"], LEDGER_SCHEMA), receipt["packed"]
+        ledger, packed = PackedRows.from_rows(receipt["ledger"], LEDGER_SCHEMA), receipt["packed"]
         if packed is None:
             return cls(None, ledger)
-        index = PackedRows.of(packed["index"], INDEX_SCHEMA)
+        index = PackedRows.from_rows(packed["index"], INDEX_SCHEMA)
         return cls(PackedShard(ShardEntry(**packed["entry"]), index), ledger)
 
 
@@ -117,7 +117,7 @@ def probe_bucket(job: BuildJob, work: Work, context: Context) -> Report:
     ]
 
     def read_rows(receipt: list[Row]) -> Rows:
-        return PackedRows.of(receipt, LEDGER_SCHEMA)
+        return PackedRows.from_rows(receipt, LEDGER_SCHEMA)
 
     rows, report.clips_computed = _run_missing(
         probe_group,
@@ -128,7 +128,7 @@ def probe_bucket(job: BuildJob, work: Work, context: Context) -> Report:
         bucket=_list_bucket(job),
         parse_receipt=read_rows,
     )
-    clips.write_clips(work, Rows.joined(rows, LEDGER_SCHEMA), report)
+    clips.write_clips(work, Rows.concatenate(rows, LEDGER_SCHEMA), report)
     return report
 
 
@@ -154,7 +154,7 @@ def build_shards(job: BuildJob, work: Work, context: Context) -> Report:
         parse_receipt=read_part,
     )
     ledgers = chain((part.ledger for part in built), [select_unusable(clips.read_clips(work))])
-    ledger = Rows.joined(ledgers, LEDGER_SCHEMA)
+    ledger = Rows.concatenate(ledgers, LEDGER_SCHEMA)
     write_ledger(work.ledger, ledger)
     shards = [part.packed for part in built if part.packed]
     report.parts = {"total": len(tasks), "kept": len(tasks) - n_computed, "built": n_computed}

@@ -24,7 +24,7 @@ from pipeline.options import BuildRequest
 from pipeline.params import Params
 from pipeline.progress import ProgressBars
 from pipeline.runner import DaskMapper
-from shards.index import DATASET_NAME, read_dataset
+from shards.index import DATASET_NAME, read_manifest
 from shards.ledger import OK, read_ledger
 from shards.publish import publish
 from shards.schema import ShardError
@@ -190,7 +190,7 @@ def _print_report(report: Report, ledger: Rows) -> None:
         f"{report.stage}: {report.n_usable} of {report.clips} clips, {report.frames} frames, "
         f"{report.clips_computed} computed{written}, {report.seconds:.1f} s"
     )
-    reasons = ledger.only("code", "path", "reason")
+    reasons = ledger.select_columns("code", "path", "reason")
     for code, count in report.counts.items():
         if code != OK:
             example = next((row for row in reasons if row["code"] == code), None)
@@ -199,7 +199,7 @@ def _print_report(report: Report, ledger: Rows) -> None:
 
 
 def _print_dataset(work: Work, request: BuildRequest) -> None:
-    dataset = read_dataset(work.out)
+    dataset = read_manifest(work.out)
     for split, counts in dataset["splits"].items():
         clips_and_frames = f"{counts['clips']} clips, {counts['frames']} frames"
         click.echo(f"{split}: {clips_and_frames} in {counts['shards']} shards")
@@ -214,7 +214,7 @@ def _summarize(request: BuildRequest, work: Work, reports: Sequence[Report]) -> 
         "ledger": str(work.ledger),
     }
     if reports[-1].stage == shard.STAGE and (work.out / DATASET_NAME).is_file():
-        dataset = read_dataset(work.out)
+        dataset = read_manifest(work.out)
         summary |= {
             "out": request.publish or str(work.out),
             "digest": dataset["digest"],

@@ -1,4 +1,4 @@
-"""A file appears under its name whole or not at all, also when the power fails."""
+"""Write files that appear under their names complete or not at all, even after a power failure."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ PARTIAL_SUFFIX = ".partial"
 
 @contextlib.contextmanager
 def write_atomically(path: Path) -> Iterator[Path]:
-    """Yield a path to write to; on leaving without an exception it becomes ``path``."""
+    """Yield a path to write to. It becomes ``path`` when the block ends without an exception."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}{PARTIAL_SUFFIX}")
     try:
         yield partial
-        publish(partial, path)
+        move_into_place(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def publish(partial: Path, path: Path) -> None:
-    """Flush ``partial`` to the disk and give it its name, replacing what had it."""
+def move_into_place(partial: Path, path: Path) -> None:
+    """Flush ``partial`` to the disk and rename it to ``path``, which it replaces."""
     with partial.open("rb+") as file:
         os.fsync(file.fileno())
     partial.replace(path)
@@ -38,7 +38,7 @@ def publish(partial: Path, path: Path) -> None:
 
 
 def remove_partials(folder: Path) -> None:
-    """Remove what killed runs left half written below ``folder``. Nobody may be writing there now."""
+    """Remove partial files that killed processes left below ``folder``. No process may be writing there."""
     for path in folder.rglob(f"*{PARTIAL_SUFFIX}"):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)

@@ -1,10 +1,11 @@
-"""Shards that lie elsewhere, kept on this machine's disk: each is brought once, whole and checked.
+"""Shards of a remote dataset on this machine's disk: each is downloaded once, complete and checked.
 
-    FOLDER/<sha256>.tar    shards, named for their contents: datasets that share one share its file
+    FOLDER/<sha256>.tar    shards, named by their contents: datasets that share a shard share its file
     FOLDER/users/          a file for each process that reads here, which lists the shards it holds
-    FOLDER/.lock           whoever brings, removes or holds shards has it, one process at a time
+    FOLDER/.lock           locked by a process while it downloads, removes or holds shards
 
-What was not used for longest goes when room is needed, but nothing that a living process holds.
+The shards that were not used for longest are removed when room is needed, except those that a living process
+holds.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ from shards.reader import Dataset
 from shards.schema import ShardError
 from shards.storage import LocalStorage
 
-AT_ONCE = 8  # shards brought at the same time
+DOWNLOADS = 8  # at the same time
 SUFFIX = ".tar"
 
 
 class ShardStore(Protocol):
-    """Where shards can be read as local files, once they are held."""
+    """Shards as local files, which can be read between ``hold`` and ``release``."""
 
     def path(self, entry: ShardEntry) -> Path: ...
 
@@ -44,31 +45,32 @@ class ShardStore(Protocol):
 
 @contextlib.contextmanager
 def open_shard_store(dataset: Dataset, folder: Path | None, limit_bytes: int) -> Iterator[ShardStore]:
-    """A folder's shards where they are, others in the cache ``folder``, by default the user's."""
-    if isinstance(dataset.storage, LocalStorage):
-        yield LocalShards(dataset.storage.path)
+    """The shards of a local dataset in its folder; of a remote one in a cache, by default the user's."""
+    storage = dataset.storage
+    if isinstance(storage, LocalStorage):
+        yield LocalShards(storage.path)
         return
 
-    def bring(entry: ShardEntry, path: Path) -> None:
-        dataset.storage.download(entry.name, path, size=entry.bytes, sha256=entry.sha256)
+    def download(entry: ShardEntry, path: Path) -> None:
+        storage.download(entry.name, path, size=entry.bytes, sha256=entry.sha256)
 
-    cache = ShardCache(folder or user_shard_cache(), limit_bytes, bring)
+    cache = ShardCache(folder or get_user_shard_cache(), limit_bytes, download)
     with contextlib.closing(cache):
         yield cache
 
 
-def user_shard_cache() -> Path:
-    """The user's cache of shards."""
+def get_user_shard_cache() -> Path:
+    """The user's folder of cached shards."""
     return user_cache_path("redub") / "shards"
 
 
-def cached_shard_path(folder: Path, entry: ShardEntry) -> Path:
-    """Where a cache keeps a shard."""
+def get_cached_shard_path(folder: Path, entry: ShardEntry) -> Path:
+    """The path of a shard in a cache."""
     return folder / f"{entry.sha256}{SUFFIX}"
 
 
 class LocalShards:
-    """The shards of a folder of this machine: nothing to bring."""
+    """The shards of a folder on this machine: nothing to download."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -84,104 +86,107 @@ class LocalShards:
 
 
 class ShardCache:
-    """This process's use of a folder of shards that other processes use too."""
+    """A folder of shards that several processes use, as one of them sees it."""
 
-    def __init__(self, folder: Path, limit_bytes: int, bring: Callable[[ShardEntry, Path], object]) -> None:
-        """``bring`` makes a shard's file, whole and of the right sha256, or raises ShardError."""
+    def __init__(
+        self, folder: Path, limit_bytes: int, download: Callable[[ShardEntry, Path], object]
+    ) -> None:
+        """``download`` writes a shard's file, complete and with the right sha256, or raises ShardError."""
         self.folder = folder
         self.limit_bytes = limit_bytes
-        self._bring = bring
-        self._held: Counter[str] = Counter()  # by sha256
-        self._counting = threading.Lock()
-        self._turn = threading.Lock()  # a FileLock lets all threads of its process in
+        self._download = download
+        self._holds: Counter[str] = Counter()  # by sha256
+        self._holds_lock = threading.Lock()
+        self._thread_lock = threading.Lock()  # a FileLock does not exclude threads of its own process
         users = folder / "users"
         users.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(folder / ".lock", thread_local=False)
+        self._process_lock = FileLock(folder / ".lock", thread_local=False)
         self._list = users / uuid.uuid4().hex
-        self._alive = FileLock(f"{self._list}.lock", thread_local=False)
-        with self._lock:
-            self._alive.acquire()
+        self._is_alive = FileLock(f"{self._list}.lock", thread_local=False)  # released when the process ends
+        with self._process_lock:
+            self._is_alive.acquire()
 
     def path(self, entry: ShardEntry) -> Path:
-        return cached_shard_path(self.folder, entry)
+        return get_cached_shard_path(self.folder, entry)
 
     def hold(self, entries: Iterable[ShardEntry]) -> None:
-        """Bring what is not here, and keep all of them until ``release``. Raises ShardError."""
-        wanted = {entry.sha256: entry for entry in entries}
-        with self._turn, self._lock:
-            missing = [entry for entry in wanted.values() if not self._is_here(entry)]
-            self._make_room(sum(entry.bytes for entry in missing), keep=set(wanted))
-            self._count(wanted, 1)
+        """Download the missing shards, and keep all of them until ``release``. Raises ShardError."""
+        by_hash = {entry.sha256: entry for entry in entries}
+        with self._thread_lock, self._process_lock:
+            missing = [entry for entry in by_hash.values() if not self._is_cached(entry)]
+            self._make_room(sum(entry.bytes for entry in missing), keep=set(by_hash))
+            self._change_holds(by_hash, 1)
             try:
-                with ThreadPoolExecutor(AT_ONCE) as pool:
-                    tasks = [pool.submit(self._bring, entry, self.path(entry)) for entry in missing]
-                for task in tasks:  # all have ended
-                    task.result()
+                with ThreadPoolExecutor(DOWNLOADS) as pool:
+                    futures = [pool.submit(self._download, entry, self.path(entry)) for entry in missing]
+                for future in futures:  # all have finished
+                    future.result()
             except BaseException:
-                self._count(wanted, -1)
+                self._change_holds(by_hash, -1)
                 raise
-            for entry in wanted.values():
-                os.utime(self.path(entry))  # the last use, for whoever makes room
+            for entry in by_hash.values():
+                os.utime(self.path(entry))  # the time of its last use
 
     def release(self, entries: Iterable[ShardEntry]) -> None:
-        """These may go, as far as this process is concerned. Waits for nobody."""
-        self._count({entry.sha256 for entry in entries}, -1)
+        """Allow these shards to be removed. Does not block."""
+        self._change_holds({entry.sha256 for entry in entries}, -1)
 
     def close(self) -> None:
-        """Let go of everything."""
+        """Release all shards."""
         self._list.unlink(missing_ok=True)
-        self._alive.release()
+        self._is_alive.release()
 
-    def _is_here(self, entry: ShardEntry) -> bool:
+    def _is_cached(self, entry: ShardEntry) -> bool:
         try:
             return self.path(entry).stat().st_size == entry.bytes
         except FileNotFoundError:
             return False
 
-    def _count(self, names: Iterable[str], change: int) -> None:
-        """Hold these once more, or once less, and let other processes know."""
-        with self._counting:
-            for sha256 in names:
-                self._held[sha256] += change
-            self._held = +self._held
+    def _change_holds(self, hashes: Iterable[str], change: int) -> None:
+        """Hold these shards once more, or once less, and write the list that other processes read."""
+        with self._holds_lock:
+            for sha256 in hashes:
+                self._holds[sha256] += change
+            self._holds = +self._holds
             partial = self._list.with_suffix(PARTIAL_SUFFIX)
-            partial.write_text("\n".join(self._held))
+            partial.write_text("\n".join(self._holds))
             partial.replace(self._list)
 
-    def _make_room(self, needed: int, keep: set[str]) -> None:
-        for half in self.folder.glob(f".*{PARTIAL_SUFFIX}"):  # a killed process's: nobody else writes now
-            half.unlink()
+    def _make_room(self, n_bytes: int, keep: set[str]) -> None:
+        for partial in self.folder.glob(f".*{PARTIAL_SUFFIX}"):  # of a killed process: no other writes now
+            partial.unlink()
         files = []
         for path in self.folder.glob(f"*{SUFFIX}"):
-            status = path.stat()
-            files.append((status.st_mtime_ns, status.st_size, path))
-        excess = sum(size for _, size, _ in files) + needed - self.limit_bytes
+            stat = path.stat()
+            files.append((stat.st_mtime_ns, stat.st_size, path))
+        excess = sum(size for _, size, _ in files) + n_bytes - self.limit_bytes
         if excess <= 0:
             return
-        in_use = keep | self._in_use()
+        in_use = keep | self._find_in_use()
         for _, size, path in sorted(files):
             if excess > 0 and path.stem not in in_use:
                 path.unlink()
                 excess -= size
         if excess > 0:
-            held = sum(size for _, size, path in files if path.stem in in_use)
+            in_use_bytes = sum(size for _, size, path in files if path.stem in in_use)
             raise ShardError(
-                f"{self.folder}: {needed / 1e9:.3g} GB more are needed beside {held / 1e9:.3g} GB in use, "
-                f"the limit is {self.limit_bytes / 1e9:.3g} GB; allow more, or read in smaller windows"
+                f"{self.folder}: {n_bytes / 1e9:.3g} GB more are needed beside {in_use_bytes / 1e9:.3g} GB "
+                f"in use, the limit is {self.limit_bytes / 1e9:.3g} GB; "
+                "allow more, or read in smaller windows"
             )
 
-    def _in_use(self) -> set[str]:
-        """What living processes hold, this one among them; the lists of dead ones are removed."""
-        held = set(self._held)
+    def _find_in_use(self) -> set[str]:
+        """The shards that living processes hold, this one included. Removes the lists of dead processes."""
+        in_use = set(self._holds)
         for lock_file in self._list.parent.glob("*.lock"):
-            listed = lock_file.with_suffix("")
-            if listed == self._list:
+            shard_list = lock_file.with_suffix("")
+            if shard_list == self._list:
                 continue
             try:
                 with FileLock(lock_file, timeout=0):
-                    listed.unlink(missing_ok=True)
+                    shard_list.unlink(missing_ok=True)
                 lock_file.unlink(missing_ok=True)
             except Timeout:
                 with contextlib.suppress(FileNotFoundError):
-                    held |= set(listed.read_text().split())
-        return held
+                    in_use |= set(shard_list.read_text().split())
+        return in_use

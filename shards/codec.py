@@ -1,4 +1,4 @@
-"""FrameSource as bytes: one blob of independently decodable images per clip, found by offsets.
+"""Frames as bytes: a clip is one blob of independently decodable images, found by offsets.
 
 A blob is 8 times faster to read than a tar member per frame, and 7 to 10 times faster to sample at
 random than video (docs/decisions.md, 2026-11-23).
@@ -104,5 +104,8 @@ def unpack_frames(
     view = memoryview(blob)
     frames = np.empty((n_frames, *size, 3), np.uint8)
     for k in range(n_frames):
-        frames[k] = decode_frame(view[offsets[k] : offsets[k + 1]], codec, size)
+        try:
+            frames[k] = decode_frame(view[offsets[k] : offsets[k + 1]], codec, size)
+        except ShardError as err:
+            raise ShardError(f"{name}: frame {k}: {err}") from err
     return frames

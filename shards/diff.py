@@ -1,4 +1,4 @@
-"""What two datasets differ in, clip by clip and param by param."""
+"""Differences between two datasets, clip by clip and param by param."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from shards.table import Row
 
 @dataclass(slots=True)
 class Difference:
-    """Clips by what happened to them from the first dataset to the second."""
+    """Clips by how they differ between the first dataset and the second."""
 
     added: list[str] = field(default_factory=list)
     removed: dict[str, str] = field(default_factory=dict)  # clip id -> why, by the second ledger
@@ -30,29 +30,30 @@ class Difference:
 
 
 def diff(first: Path | Storage, second: Path | Storage) -> Difference:
-    """Compare two datasets by their indexes and ledgers; no shard is opened."""
-    left, right = open_dataset(first), open_dataset(second)
-    found = Difference(added=sorted(set(right.clips) - set(left.clips)))
-    left_rows, right_rows = _by_path(left), _by_path(right)
-    ended = {row["clip_id"]: f"{row['stage']}: {row['reason']}" for row in right_rows.values()}
-    for clip_id in sorted(set(left.clips) - set(right.clips)):
-        found.removed[clip_id] = ended.get(clip_id, "its file is gone")
-    for clip_id in sorted(set(left.clips) & set(right.clips)):
-        _compare_clip(found, clip_id, left.clips[clip_id], right.clips[clip_id])
-    for path in sorted(set(left_rows) & set(right_rows)):
-        before, after = left_rows[path], right_rows[path]
-        if OK not in (before["status"], after["status"]) and before["reason"] != after["reason"]:
-            found.reasons[path] = f"{before['reason']} -> {after['reason']}"
-    found.params = _param_changes(left, right)
-    return found
+    """Compare two datasets by their indexes and ledgers, without opening shards."""
+    before, after = open_dataset(first), open_dataset(second)
+    difference = Difference(added=sorted(set(after.clips) - set(before.clips)))
+    rows_before, rows_after = _map_paths(before), _map_paths(after)
+    reasons = {row["clip_id"]: f"{row['stage']}: {row['reason']}" for row in rows_after.values()}
+    for clip_id in sorted(set(before.clips) - set(after.clips)):
+        difference.removed[clip_id] = reasons.get(clip_id, "its file is gone")
+    for clip_id in sorted(set(before.clips) & set(after.clips)):
+        _compare_clip(difference, clip_id, before.clips[clip_id], after.clips[clip_id])
+    for path in sorted(set(rows_before) & set(rows_after)):
+        row, other = rows_before[path], rows_after[path]
+        if OK not in (row["status"], other["status"]) and row["reason"] != other["reason"]:
+            difference.reasons[path] = f"{row['reason']} -> {other['reason']}"
+    difference.params = _compare_params(before, after)
+    return difference
 
 
-def _by_path(dataset: Dataset) -> dict[str, Row]:
+def _map_paths(dataset: Dataset) -> dict[str, Row]:
+    """The ledger's rows by the path of the raw file."""
     return {row["path"]: row for row in dataset.ledger()}
 
 
 def _compare_clip(
-    found: Difference, clip_id: str, before: Mapping[str, Any], after: Mapping[str, Any]
+    difference: Difference, clip_id: str, before: Mapping[str, Any], after: Mapping[str, Any]
 ) -> None:
     names = [
         name
@@ -60,15 +61,16 @@ def _compare_clip(
         if any(before[f"{name}_{column}"] != after[f"{name}_{column}"] for column in ("size", "crc32"))
     ]
     if before["sha256"] != after["sha256"]:
-        found.changed[clip_id] = names
+        difference.changed[clip_id] = names
     if before["split"] != after["split"]:
-        found.moved[clip_id] = f"{before['split']} -> {after['split']}"
+        difference.moved[clip_id] = f"{before['split']} -> {after['split']}"
 
 
-def _param_changes(left: Dataset, right: Dataset) -> dict[str, str]:
-    before, after = (_flat(side.manifest.get("params", {})) for side in (left, right))
-    tools = [_flat({"tools": side.manifest.get("tools", {})}) for side in (left, right)]
-    before, after = before | tools[0], after | tools[1]
+def _compare_params(first: Dataset, second: Dataset) -> dict[str, str]:
+    before, after = (
+        _flatten(dataset.manifest.get("params", {})) | _flatten({"tools": dataset.manifest.get("tools", {})})
+        for dataset in (first, second)
+    )
     return {
         name: f"{before.get(name)} -> {after.get(name)}"
         for name in sorted(set(before) | set(after))
@@ -76,11 +78,12 @@ def _param_changes(left: Dataset, right: Dataset) -> dict[str, str]:
     }
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with names joined by dots."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
+            flat |= _flatten(value, f"{prefix}{name}.")
         else:
             flat[f"{prefix}{name}"] = value
     return flat

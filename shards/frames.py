@@ -1,7 +1,7 @@
-"""FrameSource by number: which clip each belongs to, which ones a batch needs, and what was found for it.
+"""Frames by number: which clip a frame belongs to, which frames a batch needs, and their pixels.
 
-A dataset may lie in memory, on this machine's disk or elsewhere (``shards.resident``, ``shards.streaming``): for
-training it is a ``FrameSource``.
+A dataset can be in memory, on this machine's disk or elsewhere (``shards.resident``, ``shards.streaming``,
+``shards.clip_stream``). For training each of these is a ``FrameSource``.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ Numbers = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class ClipTable:
-    """Clips end to end, in the order of their ids: however they were sharded, frame n is the same."""
+    """Clips end to end, sorted by id: the number of a frame does not depend on how clips are sharded."""
 
     ids: Sequence[str]
-    starts: Numbers  # (C + 1,): the number of each clip's first frame, and of all frames
+    starts: Numbers  # (C + 1,): the number of each clip's first frame, then the number of frames
 
     @classmethod
-    def of(cls, ids: Sequence[str], lengths: ArrayLike) -> ClipTable:
+    def from_lengths(cls, ids: Sequence[str], lengths: ArrayLike) -> ClipTable:
+        """A table of clips that have ``lengths`` frames, (C,)."""
         return cls(ids, np.concatenate([[0], np.cumsum(np.asarray(lengths, np.int64))]))
 
     def __len__(self) -> int:
@@ -39,36 +40,39 @@ class ClipTable:
     def lengths(self) -> Numbers:
         return np.diff(self.starts)
 
-    def clip_of(self, index: Numbers) -> Numbers:
-        """The place in ``ids`` of each frame's clip."""
-        return np.searchsorted(self.starts, index, side="right") - 1
+    def find_clips(self, frames: Numbers) -> Numbers:
+        """The position in ``ids`` of each frame's clip."""
+        return np.searchsorted(self.starts, frames, side="right") - 1
 
 
 @dataclass(frozen=True, slots=True)
 class NetworkInput:
-    """What a network takes."""
+    """What a network expects of a dataset."""
 
     size: int  # px of a crop's side
     n_mels: int
     silence_db: float
-    top: int = 0  # the first row that it looks at
+    top: int = 0  # the first pixel row that the network looks at
 
     def check_dataset(self, manifest: Mapping[str, Any], name: str) -> None:
-        """Raise ShardError when a dataset was built for another network, as far as its manifest tells."""
+        """Raise ShardError if the params in a dataset's manifest show that it was built for another network."""
         params: Any = manifest.get("params") or {}
-        for section, key, wanted, what in (
+        for section, key, expected, what in (
             ("align", "size", self.size, "px crops"),
             ("mels", "n_mels", self.n_mels, "mel bins"),
             ("mels", "top_db", -self.silence_db, "dB of range"),
         ):
-            found = params.get(section, {}).get(key)
-            if found is not None and found != wanted:
-                raise ShardError(f"{name}: holds {found:g} {what}, the network takes {wanted:g}")
+            value = params.get(section, {}).get(key)
+            if value is not None and value != expected:
+                raise ShardError(f"{name}: holds {value:g} {what}, the network takes {expected:g}")
 
     def check_clip(
         self, name: str, n_frames: int, shape: tuple[int, ...], boxes: NDArray[Any], mels: NDArray[Any]
     ) -> None:
-        """Raise ShardError unless a clip's frames are ``n_frames`` of (T, H, W, 3), and all of it fits."""
+        """Raise ShardError unless a clip has ``n_frames`` frames of the network's size, and its mels and boxes.
+
+        ``shape`` is the shape of its frames, (T, H, W, 3).
+        """
         highest = int(boxes[:, 1].min())
         if highest < self.top:
             raise ShardError(
@@ -83,30 +87,31 @@ class NetworkInput:
 
 
 class BatchIndex(NamedTuple):
-    """What the samples of a batch are made of, (B,) each: frames by number."""
+    """The frames of a batch by number, (B,) each."""
 
-    positions: Numbers  # of the draws, in the endless sequence of epochs
-    target: Numbers  # the frame itself
-    before: Numbers  # the one before it; a clip's first frame stands before itself
+    positions: Numbers  # of the samples, in the endless sequence of epochs
+    target: Numbers
+    previous: Numbers  # the frame before the target; a clip's first frame is its own previous frame
     identity: Numbers
-    mel_rows: tuple[int, int]  # before and after the first row of the frame itself
+    mel_rows: tuple[int, int]  # how many rows before and after the target's first row
 
 
 class RawBatch(NamedTuple):
-    """What was found, on the device but for ``wanted``."""
+    """The pixels and mels of a batch, on the device, and the index they were read by, on the CPU."""
 
-    wanted: BatchIndex
-    pixels: Tensor  # (3, B, H, W, 3) uint8: the frame itself, the one before, the identity
-    boxes: Tensor  # (2, B, 4) int16: of the frame itself, and of the one before
+    indices: BatchIndex
+    pixels: Tensor  # (3, B, H, W, 3) uint8: target, previous and identity frames
+    boxes: Tensor  # (2, B, 4) int16: of the target and the previous frames
     mels: Tensor  # (B, rows, M) float32, dB
 
     def to(self, device: torch.device) -> RawBatch:
-        moved = (part.to(device, non_blocking=True) for part in self[1:])
-        return RawBatch(self.wanted, *moved)
+        """Copy the tensors to a device without waiting for it."""
+        copies = (part.to(device, non_blocking=True) for part in self[1:])
+        return RawBatch(self.indices, *copies)
 
 
 class FrameSource(Protocol):
-    """The frames of some clips, however they are held."""
+    """The frames of some clips, wherever they are stored."""
 
     @property
     def clips(self) -> ClipTable: ...
@@ -114,12 +119,16 @@ class FrameSource(Protocol):
     @property
     def device(self) -> torch.device: ...
 
+    @property
+    def has_exact_epochs(self) -> bool:
+        """Whether ``epoch_order`` visits each frame exactly once an epoch."""
+
     def __len__(self) -> int: ...
 
-    def order(self, positions: ArrayLike, *, seed: int) -> Numbers:
-        """Which frame is drawn at each position of the endless sequence of epochs."""
+    def epoch_order(self, positions: ArrayLike, *, seed: int) -> Numbers:
+        """Which frame is at each position of the endless sequence of epochs."""
 
-    def seen(self, wanted: BatchIndex) -> RawBatch: ...
+    def read_batch(self, indices: BatchIndex) -> RawBatch: ...
 
-    def ahead(self, wanted: Iterator[BatchIndex], *, seed: int) -> Iterator[RawBatch]:
-        """The same for the batches of an order, made before they are asked for where that takes time."""
+    def prefetch(self, indices: Iterator[BatchIndex], *, seed: int) -> Iterator[RawBatch]:
+        """Read the batches of an order, ahead of their use where reading takes time."""

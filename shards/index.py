@@ -20,7 +20,7 @@ from shards.atomic import write_atomically
 from shards.checksum import HASH_LETTERS, file_sha256
 from shards.schema import SCHEMA_VERSION, ShardError
 from shards.storage import LocalStorage, MissingFileError, Storage, open_storage
-from shards.table import ROWS_AT_ONCE, PackedRows, Row, Rows, in_groups, parse_table, write_tables
+from shards.table import ROWS_AT_ONCE, PackedRows, Row, Rows, group_tables, parse_table, write_tables
 
 INDEX_NAME = "index.parquet"
 DATASET_NAME = "dataset.json"
@@ -61,14 +61,14 @@ class ShardEntry:
     frames: int
 
 
-def rows_of_shard(shard: str, rows: Iterable[Mapping[str, Any]]) -> Rows:
+def make_shard_rows(shard: str, rows: Iterable[Mapping[str, Any]]) -> Rows:
     """A shard's rows of the index, from those that ``write_tar`` gives."""
-    return PackedRows.of(({**row, "shard": shard} for row in rows), INDEX_SCHEMA)
+    return PackedRows.from_rows(({**row, "shard": shard} for row in rows), INDEX_SCHEMA)
 
 
 def write_index(path: Path, shards: Iterable[Rows]) -> None:
     """Write one row per clip. Shards come in the order of their names; a thousand are a row group."""
-    write_tables(path, in_groups(shards), INDEX_SCHEMA)
+    write_tables(path, group_tables(shards), INDEX_SCHEMA)
 
 
 class Clips(Mapping[str, Row]):
@@ -126,16 +126,16 @@ class Clips(Mapping[str, Row]):
         codes = [chunk.indices.to_numpy() for chunk in chunks]
         return names, np.concatenate([*codes, []]).astype(np.int64)
 
-    def by_shard(self) -> dict[str, NDArray[np.int64]]:
+    def group_by_shard(self) -> dict[str, NDArray[np.int64]]:
         """Places in the table of each shard's clips, in order."""
         names, shard = self.shard_names()
         order = np.argsort(shard, kind="stable")
         parts = np.split(order, np.searchsorted(shard[order], np.arange(1, len(names))))
         return dict(zip(names, parts[: len(names)], strict=True))
 
-    def at(self, places: NDArray[np.int64]) -> list[Row]:
-        """The rows at these places."""
-        rows: list[Row] = self.table.take(pa.array(places)).to_pylist()
+    def take_rows(self, row_numbers: NDArray[np.int64]) -> list[Row]:
+        """The rows with these numbers."""
+        rows: list[Row] = self.table.take(pa.array(row_numbers)).to_pylist()
         return rows
 
     def ids_in_split(self, split: str) -> list[str]:
@@ -143,7 +143,7 @@ class Clips(Mapping[str, Row]):
         ids: list[str] = self.table["clip_id"].filter(pc.equal(self.table["split"], split)).to_pylist()
         return ids
 
-    def repeated(self) -> str | None:
+    def find_duplicate(self) -> str | None:
         """An id that stands in two rows, if there is one."""
         twice = np.flatnonzero(self._keys[1:] == self._keys[:-1])
         return self._keys[twice[0]].decode() if len(twice) else None
@@ -215,7 +215,7 @@ def read_index(where: Path | Storage, manifest: Mapping[str, Any], *, hashes: bo
     if longest > MAX_ID_BYTES:
         raise ShardError(f"{path}: a clip id of {longest} bytes, expected {MAX_ID_BYTES} at most")
     clips = Clips(table)
-    if (twice := clips.repeated()) is not None:
+    if (twice := clips.find_duplicate()) is not None:
         raise ShardError(f"{path}: holds {twice} twice")
     return clips
 
@@ -228,7 +228,7 @@ def read_table_hashes(manifest: Mapping[str, Any]) -> dict[str, str]:
     return {name: tables[name] for name in (INDEX_NAME, LEDGER_NAME) if name in tables}
 
 
-def published_name(name: str, sha256: str) -> str:
+def get_published_name(name: str, sha256: str) -> str:
     """What a table is called in a bucket: by its contents, as shards are, so that none is ever replaced."""
     stem, _, suffix = name.partition(".")
     return f"{stem}-{sha256[:HASH_LETTERS]}.{suffix}"
@@ -243,7 +243,7 @@ def read_table(place: Storage, manifest: Mapping[str, Any], name: str) -> bytes:
     sha256 = read_table_hashes(manifest).get(name)
     if sha256 is not None:
         with contextlib.suppress(MissingFileError):
-            return place.read_all(published_name(name, sha256), sha256=sha256)
+            return place.read_all(get_published_name(name, sha256), sha256=sha256)
     try:
         return place.read_all(name, sha256=None if isinstance(place, LocalStorage) else sha256)
     except MissingFileError as err:
@@ -256,7 +256,7 @@ def compute_digest(shards: Iterable[ShardEntry]) -> str:
     return hashlib.sha256("\n".join([f"redub {SCHEMA_VERSION}", *lines]).encode()).hexdigest()
 
 
-def write_dataset(path: Path, shards: Iterable[ShardEntry], **described: Any) -> None:
+def write_manifest(path: Path, shards: Iterable[ShardEntry], **described: Any) -> None:
     """Write the manifest. A folder without it is not a dataset, so it comes last, after its tables."""
     listed = sorted(shards, key=lambda shard: shard.name)
     tables = [path.with_name(name) for name in (INDEX_NAME, LEDGER_NAME)]
@@ -271,7 +271,7 @@ def write_dataset(path: Path, shards: Iterable[ShardEntry], **described: Any) ->
         partial.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
 
 
-def read_dataset(where: Path | Storage) -> dict[str, Any]:
+def read_manifest(where: Path | Storage) -> dict[str, Any]:
     """The manifest of a dataset. Raises ShardError with what is wrong."""
     place = open_storage(where)
     path = f"{place.address}/{DATASET_NAME}"
@@ -287,7 +287,7 @@ def read_dataset(where: Path | Storage) -> dict[str, Any]:
     return manifest
 
 
-def shard_entries(manifest: Mapping[str, Any], path: Path | str) -> list[ShardEntry]:
+def parse_shard_entries(manifest: Mapping[str, Any], path: Path | str) -> list[ShardEntry]:
     """The shards a manifest lists. A name that would leave the folder is refused."""
     try:
         entries = [ShardEntry(**entry) for entry in manifest["shards"]]

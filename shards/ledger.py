@@ -60,7 +60,7 @@ def build_ledger(rows: Iterable[Mapping[str, Any]]) -> Rows:
             assert not unknown, f"{row['path']}: ledger has no column {sorted(unknown)}"
             yield row
 
-    return rows if isinstance(rows, Rows) else Rows.of(checked(), SCHEMA)
+    return rows if isinstance(rows, Rows) else Rows.from_rows(checked(), SCHEMA)
 
 
 def write_ledger(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -80,7 +80,7 @@ def select_unusable(ledger: Rows) -> Rows:
 
 def count_by_code(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     """How many rows ended with each code; ``ok`` first, then the most frequent."""
-    rows = rows.only("code", "status") if isinstance(rows, Rows) else rows
+    rows = rows.select_columns("code", "status") if isinstance(rows, Rows) else rows
     counts = Counter(row["code"] or row["status"] for row in rows)
     kept = counts.pop(OK, 0)
     return {OK: kept, **dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))}

@@ -21,10 +21,10 @@ from shards.index import (
     MEMBERS,
     Clips,
     ShardEntry,
-    read_dataset,
+    read_manifest,
     read_index,
     read_table,
-    shard_entries,
+    parse_shard_entries,
 )
 from shards.ledger import SCHEMA as LEDGER_SCHEMA
 from shards.schema import (
@@ -71,8 +71,8 @@ def open_dataset(where: Path | Storage, *, hashes: bool = True) -> Dataset:
     ``hashes=False`` spares the memory of the clips' sha256s, where nobody asks for them.
     """
     place = open_storage(where)
-    manifest = read_dataset(place)
-    shards = {entry.name: entry for entry in shard_entries(manifest, f"{place.address}/{DATASET_NAME}")}
+    manifest = read_manifest(place)
+    shards = {entry.name: entry for entry in parse_shard_entries(manifest, f"{place.address}/{DATASET_NAME}")}
     clips = read_index(place, manifest, hashes=hashes)
     _check_places(clips, shards, f"{place.address}/{INDEX_NAME}")
     return Dataset(place, manifest, shards, clips)
@@ -129,14 +129,14 @@ def read_members(dataset: Dataset, clip_id: str, names: Sequence[str] = MEMBERS)
     for _ in range(TRIES):
         data = dataset.storage.read(row["shard"], first, max(ends.values()))  # they lie together: one request
         members = {name: data[start - first : ends[name] - first] for name, start in starts.items()}
-        wrong = altered(row, members)
+        wrong = find_altered_member(row, members)
         if wrong is None:
             return members
     path = f"{dataset.storage.address}/{row['shard']}"
     raise ShardError(f"{path}: {clip_id}'s {wrong} are not the bytes that the index names")
 
 
-def altered(row: Mapping[str, Any], members: Mapping[str, bytes]) -> str | None:
+def find_altered_member(row: Mapping[str, Any], members: Mapping[str, bytes]) -> str | None:
     """The name of a member that has not the CRC of its row, if there is one."""
     return next((name for name, data in members.items() if zlib.crc32(data) != row[f"{name}_crc32"]), None)
 

@@ -1,4 +1,4 @@
-"""A dataset held in memory: decoded once, then drawn from by number, so that no GPU ever waits for it."""
+"""A dataset in memory: decoded once and then read by frame number, so that the GPU never waits for data."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ from shards.rng import derive_key, derive_keys, epoch_order
 from shards.schema import MELS_PER_FRAME, ClipSample, ShardError
 
 TRAIN_SPLIT = "train"
-# Of the memory that is free; the rest is for everything else.
-MEMORY_SHARE = 0.8
+MEMORY_SHARE = 0.8  # of the free memory; the rest is for everything else
 
 
 @dataclass(frozen=True)
 class Resident:
-    """All frames decoded, in memory."""
+    """A ``FrameSource`` with all frames decoded, in memory."""
 
     clips: ClipTable
-    frames: Tensor  # (N, H, W, 3) uint8; where the device has no room, in the host's memory
+    frames: Tensor  # (N, H, W, 3) uint8; in the host's memory if the device has no room
     boxes: Tensor  # (N, 4) int16, on the device as all below
     mels: Tensor  # (R, M) float32, dB; each clip's rows with silent ones before and after
-    mel_row: Tensor  # (N,) int64: where row 2i of the frame's own clip lies in mels
+    mel_row: Tensor  # (N,) int64: the row of mels that is row 2i of frame i's clip
+
+    has_exact_epochs = True
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -40,59 +41,58 @@ class Resident:
     def device(self) -> torch.device:
         return self.boxes.device
 
-    def order(self, positions: ArrayLike, *, seed: int) -> Numbers:
+    def epoch_order(self, positions: ArrayLike, *, seed: int) -> Numbers:
         return epoch_order(positions, len(self), seed=seed)
 
-    def seen(self, wanted: BatchIndex) -> RawBatch:
-        chosen = torch.from_numpy(np.concatenate([wanted.target, wanted.before, wanted.identity]))
-        here = chosen.to(self.device, non_blocking=True)
-        n = len(wanted.target)
-        pixels = self.frames[chosen if self._on_host else here].to(self.device, non_blocking=True)
-        before, after = wanted.mel_rows
-        reach = torch.arange(-before, after + 1, device=self.device)
+    def read_batch(self, indices: BatchIndex) -> RawBatch:
+        frames = torch.from_numpy(np.concatenate([indices.target, indices.previous, indices.identity]))
+        device_frames = frames.to(self.device, non_blocking=True)
+        n = len(indices.target)
+        pixels = self.frames[frames if self._on_host else device_frames].to(self.device, non_blocking=True)
+        before, after = indices.mel_rows
+        offsets = torch.arange(-before, after + 1, device=self.device)
         return RawBatch(
-            wanted,
+            indices,
             pixels.view(3, n, *pixels.shape[1:]),
-            self.boxes[here[: 2 * n]].view(2, n, 4),
-            self.mels[self.mel_row[here[:n]][:, None] + reach],
+            self.boxes[device_frames[: 2 * n]].view(2, n, 4),
+            self.mels[self.mel_row[device_frames[:n]][:, None] + offsets],
         )
 
-    def ahead(self, wanted: Iterator[BatchIndex], *, seed: int) -> Iterator[RawBatch]:
-        batches = map(self.seen, wanted)
-        return one_ahead(batches) if self._on_host else batches
+    def prefetch(self, indices: Iterator[BatchIndex], *, seed: int) -> Iterator[RawBatch]:
+        batches = map(self.read_batch, indices)
+        return prefetch_one(batches) if self._on_host else batches
 
     @property
     def _on_host(self) -> bool:
         return self.frames.device != self.device
 
 
-def one_ahead(batches: Iterator[RawBatch]) -> Iterator[RawBatch]:
-    """The same, each found by a thread while the one before is in use."""
+def prefetch_one(batches: Iterator[RawBatch]) -> Iterator[RawBatch]:
+    """The same batches; a thread reads the next one while one is in use."""
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(next, batches, None)
-        while (ready := waiting.result()) is not None:
-            waiting = pool.submit(next, batches, None)
-            yield ready
+        pending = pool.submit(next, batches, None)
+        while (batch := pending.result()) is not None:
+            pending = pool.submit(next, batches, None)
+            yield batch
 
 
 def split_held_out(clip_ids: Iterable[str], share: float, *, seed: int) -> tuple[list[str], list[str]]:
-    """Clips to train on, and a share of them held out: chosen by a hash of their ids, whatever their order.
+    """Clips to train on and a held-out share of them, chosen by a hash of their ids, whatever their order.
 
-    At least one is held out, unless there is only one or the share is 0.
+    At least one clip is held out, unless there is only one or the share is 0.
     """
-
     ids = sorted(clip_ids)
     numbers = (int.from_bytes(clip_id.encode(), "big") % (2**64 - 59) for clip_id in ids)
     order = np.argsort(derive_keys(derive_key(seed), np.fromiter(numbers, np.uint64, len(ids))), kind="stable")
     ranked = [ids[place] for place in order]
-    n_held = min(math.ceil(share * len(ranked)), len(ranked) - 1)
-    return sorted(ranked[n_held:]), sorted(ranked[:n_held])
+    n_held_out = min(math.ceil(share * len(ranked)), len(ranked) - 1)
+    return sorted(ranked[n_held_out:]), sorted(ranked[:n_held_out])
 
 
 def load_resident(
     dataset: Dataset,
     clip_ids: Sequence[str],
-    fit: NetworkInput,
+    network_input: NetworkInput,
     *,
     mel_pad: int,
     device: torch.device,
@@ -100,33 +100,34 @@ def load_resident(
     workers: int,
     done: Callable[[int], object] = lambda n_frames: None,
 ) -> Resident:
-    """Read and decode clips onto a device, several at a time; ``done`` hears of each clip's frames.
+    """Read and decode clips onto a device, with ``workers`` threads; call ``done`` with each clip's frames.
 
-    Raises ShardError for a clip that is damaged or of another size, and when memory cannot hold them.
+    ``mel_pad`` is the number of silent mel rows before and after each clip. Raises ShardError for a clip that
+    is damaged or does not fit the network, and if there is not enough memory.
     """
     clips = build_clip_table(dataset, clip_ids)
-    total, lengths = len(clips), clips.lengths.tolist()
-    rows = sum(MELS_PER_FRAME * length + 2 * mel_pad for length in lengths)
-    _check_memory(dataset, total * fit.size**2 * 3, total, frames_on)
+    n_frames, lengths = len(clips), clips.lengths.tolist()
+    n_rows = sum(MELS_PER_FRAME * length + 2 * mel_pad for length in lengths)
+    size, n_mels, silence_db = network_input.size, network_input.n_mels, network_input.silence_db
+    _check_memory(dataset, n_frames * size**2 * 3, n_frames, frames_on)
 
-    pinned = frames_on.type == "cpu" and device.type == "cuda"
-    frames = torch.empty(total, fit.size, fit.size, 3, dtype=torch.uint8, device=frames_on, pin_memory=pinned)
-    boxes = torch.empty(total, 4, dtype=torch.int16, device=device)
-    mels = torch.full((rows, fit.n_mels), fit.silence_db, dtype=torch.float32, device=device)
-    mel_row = torch.empty(total, dtype=torch.int64)
+    is_pinned = frames_on.type == "cpu" and device.type == "cuda"
+    frames = torch.empty(n_frames, size, size, 3, dtype=torch.uint8, device=frames_on, pin_memory=is_pinned)
+    boxes = torch.empty(n_frames, 4, dtype=torch.int16, device=device)
+    mels = torch.full((n_rows, n_mels), silence_db, dtype=torch.float32, device=device)
+    mel_row = torch.empty(n_frames, dtype=torch.int64)
     frame, row = 0, 0
-    with ThreadPoolExecutor(workers) as pool:  # decoding lets go of the interpreter
-        read = _a_few_ahead(pool, lambda clip_id: read_clip(dataset, clip_id), clips.ids, 2 * workers)
-        for length, clip in zip(lengths, read, strict=True):
-            fit.check_clip(
-                f"{dataset.storage.address}: {clip.key}", length, clip.frames.shape, clip.boxes, clip.mels
-            )
-            here = slice(frame, frame + length)
-            frames[here].copy_(torch.from_numpy(clip.frames))
-            boxes[here].copy_(torch.from_numpy(clip.boxes))
+    with ThreadPoolExecutor(workers) as pool:  # decoding releases the GIL
+        samples = _read_ahead(pool, lambda clip_id: read_clip(dataset, clip_id), clips.ids, 2 * workers)
+        for length, clip in zip(lengths, samples, strict=True):
+            name = f"{dataset.storage.address}: {clip.key}"
+            network_input.check_clip(name, length, clip.frames.shape, clip.boxes, clip.mels)
+            clip_frames = slice(frame, frame + length)
+            frames[clip_frames].copy_(torch.from_numpy(clip.frames))
+            boxes[clip_frames].copy_(torch.from_numpy(clip.boxes))
             row += mel_pad
             mels[row : row + len(clip.mels)].copy_(torch.from_numpy(clip.mels))
-            mel_row[here] = row + MELS_PER_FRAME * torch.arange(length)
+            mel_row[clip_frames] = row + MELS_PER_FRAME * torch.arange(length)
             frame += length
             row += len(clip.mels) + mel_pad
             done(length)
@@ -134,32 +135,32 @@ def load_resident(
 
 
 def build_clip_table(dataset: Dataset, clip_ids: Iterable[str]) -> ClipTable:
-    """The clips to read, by number. Raises ShardError when there are none."""
+    """Number the frames of some clips. Raises ShardError if there are none."""
     ids = sorted(clip_ids)
     if not ids:
         raise ShardError(f"{dataset.storage.address}: no clips to load")
-    return ClipTable.of(ids, dataset.clips.column("frames", ids))
+    return ClipTable.from_lengths(ids, dataset.clips.column("frames", ids))
 
 
-def _a_few_ahead(
-    pool: ThreadPoolExecutor, read: Callable[[str], ClipSample], ids: Sequence[str], ahead: int
+def _read_ahead(
+    pool: ThreadPoolExecutor, read: Callable[[str], ClipSample], ids: Sequence[str], n_ahead: int
 ) -> Iterable[ClipSample]:
-    """``map`` in order, with at most ``ahead`` clips waiting in memory."""
-    waiting = [pool.submit(read, clip_id) for clip_id in ids[:ahead]]
+    """``map`` in order, with at most ``n_ahead`` clips in memory."""
+    pending = [pool.submit(read, clip_id) for clip_id in ids[:n_ahead]]
     for i in range(len(ids)):
-        clip = waiting.pop(0).result()
-        if i + ahead < len(ids):
-            waiting.append(pool.submit(read, ids[i + ahead]))
+        clip = pending.pop(0).result()
+        if i + n_ahead < len(ids):
+            pending.append(pool.submit(read, ids[i + n_ahead]))
         yield clip
 
 
-def _check_memory(dataset: Dataset, needed: int, n_frames: int, device: torch.device) -> None:
+def _check_memory(dataset: Dataset, n_bytes: int, n_frames: int, device: torch.device) -> None:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
     else:
         free = psutil.virtual_memory().available
-    if needed > MEMORY_SHARE * free:
+    if n_bytes > MEMORY_SHARE * free:
         raise ShardError(
-            f"{dataset.storage.address}: {n_frames} frames take {needed / 1e9:.1f} GB, of {free / 1e9:.1f} GB "
-            f"free on {device.type} {MEMORY_SHARE:.0%} may be used"
+            f"{dataset.storage.address}: {n_frames} frames take {n_bytes / 1e9:.1f} GB, "
+            f"of {free / 1e9:.1f} GB free on {device.type} {MEMORY_SHARE:.0%} may be used"
         )

@@ -40,7 +40,7 @@ class RetryPolicy:
     deadline_seconds: float = math.inf  # for all requests, in addition to size / slowest_bytes_per_second
     tries: float = math.inf  # failures in a row
     connect_tries: float = math.inf  # failures in a row without a connection to the server
-    progress_bytes: int = 1  # a request that receives so many is no failure in a row
+    progress_bytes: int = 1  # a request that receives as many ends a row of failures
     slowest_bytes_per_second: float = 1e6  # a slower response is aborted and resumed
     silence_seconds: float = SILENCE_SECONDS
 
@@ -73,14 +73,15 @@ class Retries:
     def read_blocks(self, body: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
         """Blocks of a response as they arrive.
 
-        Raises TransientError when the connection is lost or the server is slow, RetryError after the deadline.
+        Raises TransientError when the connection is lost or the server is slow, RetryError after the
+        deadline.
         """
         from urllib3.exceptions import HTTPError  # only after a transport has loaded it
 
         start, received = time.monotonic(), 0
         while True:
             try:
-                # read1 returns what is there: no byte is lost with the connection, and a slow server is noticed.
+                # read1 returns what is there: a lost connection loses no byte, a slow server is noticed.
                 block = body.read1(BLOCK_BYTES)
             except (HTTPError, ConnectionError) as err:
                 raise TransientError(str(err)) from err

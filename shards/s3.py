@@ -78,9 +78,7 @@ class S3Transport:
         return page, response.get("NextContinuationToken", "")
 
     def _call_for_file(self, operation: str, name: str, **arguments: Any) -> dict[str, Any]:
-        return self._call(
-            operation, name, Key=f"{self.prefix}/{name}" if self.prefix else name, **arguments
-        )
+        return self._call(operation, name, Key=f"{self.prefix}/{name}" if self.prefix else name, **arguments)
 
     def _call(self, operation: str, name: str, **arguments: Any) -> dict[str, Any]:
         from botocore import UNSIGNED

@@ -137,9 +137,7 @@ class LocalStorage:
         try:
             with write_atomically(path) as partial:
                 shutil.copyfile(self.path / name, partial)
-                check_file(
-                    f"{self.path / name}", partial.stat().st_size, file_sha256(partial), size, sha256
-                )
+                check_file(f"{self.path / name}", partial.stat().st_size, file_sha256(partial), size, sha256)
         except OSError as err:
             raise self._make_error(name, err) from err
 

@@ -29,7 +29,7 @@ class Rows(Sequence[Row]):
         return self._table
 
     @classmethod
-    def of(cls, rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> Rows:
+    def from_rows(cls, rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> Rows:
         """Rows taken up one by one; what a row does not name is null."""
         todo, tables = iter(rows), [schema.empty_table()]
         while part := list(islice(todo, ROWS_AT_ONCE)):
@@ -54,11 +54,11 @@ class Rows(Sequence[Row]):
         return {name: self.table[name][place].as_py() for name in self.table.column_names}
 
     @classmethod
-    def joined(cls, parts: Iterable[Rows], schema: pa.Schema) -> Rows:
+    def concatenate(cls, parts: Iterable[Rows], schema: pa.Schema) -> Rows:
         """One after the other."""
-        return cls(pa.concat_tables([schema.empty_table(), *in_groups(parts)]))
+        return cls(pa.concat_tables([schema.empty_table(), *group_tables(parts)]))
 
-    def only(self, *names: str) -> Rows:
+    def select_columns(self, *names: str) -> Rows:
         """The same rows with some of their columns: faster to look through."""
         return Rows(self.table.select(names))
 
@@ -77,7 +77,7 @@ class PackedRows(Rows):
         return pa.ipc.open_stream(self._data).read_all()
 
 
-def in_groups(parts: Iterable[Rows]) -> Iterator[pa.Table]:
+def group_tables(parts: Iterable[Rows]) -> Iterator[pa.Table]:
     """The same rows in tables of a thousand parts each."""
     todo = iter(parts)
     while some := [part.table for part in islice(todo, PARTS_AT_ONCE)]:
@@ -93,7 +93,7 @@ def write_tables(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> N
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> None:
     """Write rows; what a row does not name is null."""
-    write_tables(path, [Rows.of(rows, schema).table], schema)
+    write_tables(path, [Rows.from_rows(rows, schema).table], schema)
 
 
 def read_rows(path: Path, schema: pa.Schema, what: str) -> Rows:

@@ -1,7 +1,7 @@
-"""Is a dataset whole and right? Quick: names, sizes, hashes and ranges. Full: every frame decoded.
+"""Check a dataset. Quick: names, sizes, hashes and byte ranges. Full: every frame is decoded too.
 
-Of a dataset that lies elsewhere a quick look reads the tables alone, and asks for the size and the checksum
-of each shard; a full one brings the shards here, one after another.
+A quick check of a remote dataset reads only the tables, and requests the size and the checksum of each shard.
+A full one downloads the shards, one after another.
 """
 
 from __future__ import annotations
@@ -22,106 +22,138 @@ from shards.ledger import OK, count_by_code
 from shards.reader import Dataset, decode_members, open_dataset, read_members
 from shards.schema import ShardError
 from shards.storage import LocalStorage, Storage
-from shards.table import Row
+from shards.table import Row, Rows
 
 
 def verify(where: Path | Storage, *, full: bool) -> Iterator[str]:
-    """Problems, one sentence each; none when all is well."""
+    """Problems of a dataset, one sentence each."""
     try:
         dataset = open_dataset(where)
-        yield from _check_manifest(dataset)
-        places = dataset.clips.by_shard()
-        nowhere = np.zeros(0, np.int64)
+        yield from _check_tables(dataset)
+        rows_by_shard = dataset.clips.group_by_shard()
+        no_rows = np.zeros(0, np.int64)
         for entry in dataset.shards.values():
-            rows = dataset.clips.at(places.get(entry.name, nowhere))
+            rows = dataset.clips.take_rows(rows_by_shard.get(entry.name, no_rows))
             if isinstance(dataset.storage, LocalStorage):
-                yield from _check_shard(dataset, dataset.storage, entry, rows, full=full)
+                yield from _check_local_shard(dataset, dataset.storage, entry, rows, full=full)
             elif full:
-                yield from _check_brought(dataset, entry, rows)
+                yield from _check_downloaded_shard(dataset, entry, rows)
             else:
-                yield from _check_told(dataset.storage, entry)
+                yield from _check_remote_shard(dataset.storage, entry)
     except ShardError as err:
         yield str(err)
 
 
-def _check_told(place: Storage, entry: ShardEntry) -> Iterator[str]:
-    """What the place says of a shard."""
-    if place.has_file(entry.name, entry.bytes, entry.sha256):
-        return
-    size = place.size(entry.name)
-    if size is None:
-        yield f"{place.address}/{entry.name}: not there"
-    elif size != entry.bytes:
-        yield f"{place.address}/{entry.name}: {size} bytes, expected {entry.bytes}"
-    else:
-        yield f"{place.address}/{entry.name}: has another sha256 than {entry.sha256}"
-
-
-def _check_brought(dataset: Dataset, entry: ShardEntry, rows: Sequence[Row]) -> Iterator[str]:
-    """A shard from elsewhere, checked here."""
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch, entry.name)
-        try:
-            dataset.storage.download(entry.name, path, size=entry.bytes, sha256=entry.sha256)
-        except ShardError as err:
-            yield str(err)
-            return
-        yield from _check_shard(dataset, LocalStorage(Path(scratch)), entry, rows, full=True)
-
-
-def _check_shard(
-    dataset: Dataset, here: LocalStorage, entry: ShardEntry, rows: Sequence[Row], *, full: bool
-) -> Iterator[str]:
-    """A shard whose file lies in a folder of this machine. Every byte is hashed."""
-    problem = _check_file(here.path / entry.name, entry)
-    if problem:
-        yield problem
-        return
-    yield from _check_members(here.path / entry.name, rows)
-    if full:
-        yield from _check_contents(replace(dataset, storage=here), rows)
-
-
-def _check_manifest(dataset: Dataset) -> Iterator[str]:
-    """The manifest, the index and the ledger must tell one story."""
-    path = f"{dataset.storage.address}/{DATASET_NAME}"
-    digest = compute_digest(dataset.shards.values())
-    if dataset.manifest.get("digest") != digest:
-        yield f"{path}: digest {dataset.manifest.get('digest')!r}, its shards make {digest!r}"
-    counts: dict[str, dict[str, int]] = {}
-    for row in dataset.clips.values():
-        split = counts.setdefault(row["split"], {"clips": 0, "frames": 0})
-        split["clips"] += 1
-        split["frames"] += row["frames"]
-    for name in sorted(set(counts) | set(dataset.manifest.get("splits", {}))):
-        told = dataset.manifest["splits"].get(name, {})
-        found = counts.get(name, {"clips": 0, "frames": 0})
-        if any(told.get(key) != found[key] for key in found):
-            yield f"{path}: split {name} is said to hold {told}, {INDEX_NAME} lists {found}"
+def _check_tables(dataset: Dataset) -> Iterator[str]:
+    """Check that the manifest, the index and the ledger agree."""
+    yield from _check_digest(dataset)
+    yield from _check_splits(dataset)
     try:
         ledger = dataset.ledger()
     except ShardError as err:
         yield str(err)
         return
-    if isinstance(dataset.storage, LocalStorage):  # elsewhere no table of another build is read at all
-        for name, sha256 in read_table_hashes(dataset.manifest).items():
-            found_sha256 = file_sha256(dataset.storage.path / name)
-            if found_sha256 != sha256:
-                yield f"{dataset.storage.path / name}: sha256 {found_sha256}, expected {sha256}"
-    kept = {row["clip_id"] for row in ledger if row["status"] == OK}
-    for clip_id in sorted(kept ^ set(dataset.clips)):
-        where = "the ledger keeps it" if clip_id in kept else "the ledger does not keep it"
-        yield f"{clip_id}: {where}, {INDEX_NAME} {'lacks' if clip_id in kept else 'lists'} it"
-    if len(ledger) != dataset.manifest.get("files_found"):
-        found_files = dataset.manifest.get("files_found")
-        yield f"{path}: {found_files} files found, the ledger has {len(ledger)} rows"
+    yield from _check_table_hashes(dataset)
+    yield from _check_clips(dataset, ledger)
+    yield from _check_ledger_counts(dataset, ledger)
+
+
+def _check_digest(dataset: Dataset) -> Iterator[str]:
+    digest = compute_digest(dataset.shards.values())
+    if dataset.manifest.get("digest") != digest:
+        path = f"{dataset.storage.address}/{DATASET_NAME}"
+        yield f"{path}: digest {dataset.manifest.get('digest')!r}, its shards make {digest!r}"
+
+
+def _check_splits(dataset: Dataset) -> Iterator[str]:
+    """The manifest's clips and frames per split against the index."""
+    counts: dict[str, dict[str, int]] = {}
+    for row in dataset.clips.values():
+        split = counts.setdefault(row["split"], {"clips": 0, "frames": 0})
+        split["clips"] += 1
+        split["frames"] += row["frames"]
+    splits = dataset.manifest.get("splits", {})
+    for name in sorted(set(counts) | set(splits)):
+        in_manifest = splits.get(name, {})
+        in_index = counts.get(name, {"clips": 0, "frames": 0})
+        if any(in_manifest.get(key) != in_index[key] for key in in_index):
+            path = f"{dataset.storage.address}/{DATASET_NAME}"
+            yield f"{path}: split {name} has {in_manifest}, {INDEX_NAME} lists {in_index}"
+
+
+def _check_table_hashes(dataset: Dataset) -> Iterator[str]:
+    """The sha256 of a local dataset's tables; remote ones are checked whenever they are read."""
+    if not isinstance(dataset.storage, LocalStorage):
+        return
+    for name, expected in read_table_hashes(dataset.manifest).items():
+        path = dataset.storage.path / name
+        sha256 = file_sha256(path)
+        if sha256 != expected:
+            yield f"{path}: sha256 {sha256}, expected {expected}"
+
+
+def _check_clips(dataset: Dataset, ledger: Rows) -> Iterator[str]:
+    """The index must list the clips that the ledger keeps, and no others."""
+    usable = {row["clip_id"] for row in ledger if row["status"] == OK}
+    for clip_id in sorted(usable ^ set(dataset.clips)):
+        if clip_id in usable:
+            yield f"{clip_id}: the ledger keeps it, {INDEX_NAME} lacks it"
+        else:
+            yield f"{clip_id}: the ledger does not keep it, {INDEX_NAME} lists it"
+
+
+def _check_ledger_counts(dataset: Dataset, ledger: Rows) -> Iterator[str]:
+    """The manifest's number of files and of dropped clips against the ledger."""
+    path = f"{dataset.storage.address}/{DATASET_NAME}"
+    n_files = dataset.manifest.get("files_found")
+    if len(ledger) != n_files:
+        yield f"{path}: {n_files} files found, the ledger has {len(ledger)} rows"
     dropped = {code: count for code, count in count_by_code(ledger).items() if code != OK}
     if dropped != dataset.manifest.get("dropped"):
         yield f"{path}: dropped {dataset.manifest.get('dropped')}, the ledger says {dropped}"
 
 
+def _check_remote_shard(storage: Storage, entry: ShardEntry) -> Iterator[str]:
+    """A shard's size and checksum as its storage knows them."""
+    if storage.has_file(entry.name, entry.bytes, entry.sha256):
+        return
+    path = f"{storage.address}/{entry.name}"
+    size = storage.size(entry.name)
+    if size is None:
+        yield f"{path}: not there"
+    elif size != entry.bytes:
+        yield f"{path}: {size} bytes, expected {entry.bytes}"
+    else:
+        yield f"{path}: has another sha256 than {entry.sha256}"
+
+
+def _check_downloaded_shard(dataset: Dataset, entry: ShardEntry, rows: Sequence[Row]) -> Iterator[str]:
+    """A shard of a remote dataset, downloaded to a temporary folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, entry.name)
+        try:
+            dataset.storage.download(entry.name, path, size=entry.bytes, sha256=entry.sha256)
+        except ShardError as err:
+            yield str(err)
+            return
+        yield from _check_local_shard(dataset, LocalStorage(Path(folder)), entry, rows, full=True)
+
+
+def _check_local_shard(
+    dataset: Dataset, storage: LocalStorage, entry: ShardEntry, rows: Sequence[Row], *, full: bool
+) -> Iterator[str]:
+    """A shard in a folder of this machine. Every byte is hashed."""
+    path = storage.path / entry.name
+    if problem := _check_file(path, entry):
+        yield problem
+        return
+    yield from _check_members(path, rows)
+    if full:
+        yield from _check_contents(replace(dataset, storage=storage), rows)
+
+
 def _check_file(path: Path, entry: ShardEntry) -> str:
-    """The shard's size and sha256 against the manifest."""
+    """The shard's size and sha256 against the manifest: a problem, or an empty string."""
     try:
         size = path.stat().st_size
         if size != entry.bytes:
@@ -135,23 +167,23 @@ def _check_file(path: Path, entry: ShardEntry) -> str:
 
 
 def _check_members(path: Path, rows: Sequence[Row]) -> Iterator[str]:
-    """The index's byte ranges against the tar's own headers, and the CRCs against the bytes."""
-    found: dict[tuple[str, str], tuple[int, int]] = {}
+    """The index's byte ranges against the tar's headers, and its CRCs against the bytes."""
+    in_tar: dict[tuple[str, str], tuple[int, int]] = {}
     with tarfile.open(path, "r:") as tar:
         for member in tar:
             clip_id, _, name = member.name.partition(".")
-            found[clip_id, name.partition(".")[0]] = (member.offset_data, member.size)
-    told = {
+            in_tar[clip_id, name.partition(".")[0]] = (member.offset_data, member.size)
+    in_index = {
         (row["clip_id"], name): (row[f"{name}_offset"], row[f"{name}_size"])
         for row in rows
         for name in MEMBERS
     }
-    for clip_id, name in sorted(set(found) ^ set(told)):
-        where = "the tar" if (clip_id, name) in found else INDEX_NAME
-        yield f"{path}: {clip_id}'s {name} is in {where} alone"
-    for (clip_id, name), place in told.items():
-        if found.get((clip_id, name), place) != place:
-            yield f"{path}: {clip_id}'s {name} lies at {found[clip_id, name]}, the index says {place}"
+    for clip_id, name in sorted(set(in_tar) ^ set(in_index)):
+        table = "the tar" if (clip_id, name) in in_tar else INDEX_NAME
+        yield f"{path}: {clip_id}'s {name} is only in {table}"
+    for (clip_id, name), byte_range in in_index.items():
+        if in_tar.get((clip_id, name), byte_range) != byte_range:
+            yield f"{path}: {clip_id}'s {name} is at {in_tar[clip_id, name]}, the index says {byte_range}"
     with path.open("rb") as file:
         for row in rows:
             for name in MEMBERS:
@@ -161,7 +193,7 @@ def _check_members(path: Path, rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _check_contents(dataset: Dataset, rows: Sequence[Row]) -> Iterator[str]:
-    """Every clip decoded, and its json against the index."""
+    """Decode every clip, and compare its json with the index."""
     for row in rows:
         clip_id = row["clip_id"]
         try:

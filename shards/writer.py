@@ -56,7 +56,7 @@ class PackedClip:
         }
 
 
-def shard_name(split: str, number: int, sha256: str) -> str:
+def make_shard_name(split: str, number: int, sha256: str) -> str:
     """A shard is named for its contents, so a rebuilt one never overwrites one that is being read."""
     return f"{split}-{number:05d}-{sha256[:HASH_LETTERS]}.tar"
 
@@ -72,7 +72,7 @@ def write_tar(path: Path, clips: Iterable[PackedClip]) -> list[dict[str, Any]]:
                 "split": clip.info["split"],
                 "speaker": clip.info["speaker"],
                 "frames": clip.info["frames"],
-                "sha256": members_digest(members.values()),
+                "sha256": compute_members_digest(members.values()),
                 "source_sha256": clip.info["source_sha256"],
             }
             for name, full in named(members):
@@ -91,7 +91,7 @@ def named(members: Iterable[str]) -> list[tuple[str, str]]:
     return [(full.split(".")[0], full) for full in sorted(members)]
 
 
-def members_digest(members: Iterable[bytes]) -> str:
+def compute_members_digest(members: Iterable[bytes]) -> str:
     """sha256 over a clip's members, in the order of ``PackedClip.members``."""
     digest = hashlib.sha256()
     for data in members:

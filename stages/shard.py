@@ -23,16 +23,16 @@ from shards.index import (
     INDEX_NAME,
     LEDGER_NAME,
     ShardEntry,
-    read_dataset,
-    rows_of_shard,
-    shard_entries,
-    write_dataset,
+    read_manifest,
+    make_shard_rows,
+    parse_shard_entries,
+    write_manifest,
     write_index,
 )
 from shards.ledger import OK, count_by_code, write_ledger
 from shards.schema import SCHEMA_VERSION, ShardError
 from shards.table import Row, Rows
-from shards.writer import PackedClip, shard_name, write_tar
+from shards.writer import PackedClip, make_shard_name, write_tar
 from stages import align, landmarks, mels
 from stages.engine import sandbox
 from stages.engine.cache import digest, entry_path, link_or_copy, versions
@@ -145,7 +145,7 @@ def _write_to_cache(
         sha256, size = file_sha256(partial), partial.stat().st_size
     entry = None
     if index_rows:
-        name = shard_name(task.part.split, task.part.number, sha256)
+        name = make_shard_name(task.part.split, task.part.number, sha256)
         n_frames = sum(row["frames"] for row in index_rows)
         entry = ShardEntry(name, task.part.split, size, sha256, len(index_rows), n_frames)
     entry_json = json.dumps(asdict(entry)) if entry else None
@@ -290,7 +290,7 @@ def read_packed(work: Work, parts: Sequence[Part]) -> list[PackedShard]:
         rows = [row for row in read_part(path, ["clip_id", "entry", "index"]).values() if row["index"]]
         if rows:
             entry = ShardEntry(**json.loads(rows[0]["entry"]))
-            index = rows_of_shard(entry.name, (json.loads(row["index"]) for row in rows))
+            index = make_shard_rows(entry.name, (json.loads(row["index"]) for row in rows))
             shards.append(PackedShard(entry, index))
     return shards
 
@@ -318,7 +318,7 @@ def finish_dataset(
         split["clips"] += entry.clips
         split["frames"] += entry.frames
     counts = count_by_code(ledger)
-    write_dataset(
+    write_manifest(
         work.out / DATASET_NAME,
         entries,
         dataset=work.corpus,
@@ -339,6 +339,6 @@ def finish_dataset(
 def _list_old_shards(out: Path) -> set[str]:
     """Shards of the dataset that is in the folder now. Other files there are not touched."""
     try:
-        return {entry.name for entry in shard_entries(read_dataset(out), out / DATASET_NAME)}
+        return {entry.name for entry in parse_shard_entries(read_manifest(out), out / DATASET_NAME)}
     except ShardError:
         return set()

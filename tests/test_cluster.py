@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from shards.index import DATASET_NAME, INDEX_NAME, LEDGER_NAME, published_name
+from shards.index import DATASET_NAME, INDEX_NAME, LEDGER_NAME, get_published_name
 from stages.synth import SynthParams, make_corpus
 from tests import s3
-from tests.build import PIPELINE, build, hashes, pipeline
-from tests.faults import between
+from tests.build import PIPELINE, build, hash_files, pipeline
+from tests.faults import start_proxy
 from tests.hosts import Hosts, end, hosts
 
 PARAMS = "parts: {clips_per_part: 2}\nclips: {test_share: 0.3}\n"
@@ -49,12 +49,12 @@ def reference(raw: Path, params: Path, tmp_path_factory: pytest.TempPathFactory)
     """Hashes of what one worker on this machine makes, by their names in a bucket."""
     work = tmp_path_factory.mktemp("reference")
     build(raw, work, "--workers", "1", "--params", params)
-    made = hashes(work / "shards")
-    return {published_name(n, h) if n in (INDEX_NAME, LEDGER_NAME) else n: h for n, h in made.items()}
+    made = hash_files(work / "shards")
+    return {get_published_name(n, h) if n in (INDEX_NAME, LEDGER_NAME) else n: h for n, h in made.items()}
 
 
 @dataclass(frozen=True)
-class S3Transport:
+class ClusterBucket:
     """A bucket with the raw clips, as seen from all hosts."""
 
     name: str
@@ -66,13 +66,13 @@ class S3Transport:
         import hashlib
 
         client = self.server.client()
-        found = {}
-        for listed in client.list_objects_v2(Bucket=self.name, Prefix="shards/")["Contents"]:
-            name = listed["Key"].removeprefix("shards/")
+        hashes = {}
+        for entry in client.list_objects_v2(Bucket=self.name, Prefix="shards/")["Contents"]:
+            name = entry["Key"].removeprefix("shards/")
             if not name.startswith("receipts/"):
-                body = client.get_object(Bucket=self.name, Key=listed["Key"])["Body"].read()
-                found[name] = hashlib.sha256(body).hexdigest()
-        return found
+                body = client.get_object(Bucket=self.name, Key=entry["Key"])["Body"].read()
+                hashes[name] = hashlib.sha256(body).hexdigest()
+        return hashes
 
 
 @pytest.fixture
@@ -83,14 +83,14 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
 
 
 @pytest.fixture
-def bucket(raw: Path, cluster: Hosts, s3_server: s3.Server) -> Iterator[S3Transport]:
-    name = s3_server.bucket()
+def bucket(raw: Path, cluster: Hosts, s3_server: s3.Server) -> Iterator[ClusterBucket]:
+    name = s3_server.create_bucket()
     client = s3_server.client()
     for path in raw.rglob("*"):
         if path.is_file():
             client.upload_file(str(path), name, f"raw/{path.relative_to(raw).as_posix()}")
-    with between(s3_server.endpoint, host=cluster.address) as door:
-        yield S3Transport(name, s3_server.environment(door.endpoint), s3_server)
+    with start_proxy(s3_server.endpoint, host=cluster.address) as door:
+        yield ClusterBucket(name, s3_server.environment(door.endpoint), s3_server)
 
 
 def start_scheduler(cluster: Hosts) -> subprocess.Popen[bytes]:
@@ -100,7 +100,7 @@ def start_scheduler(cluster: Hosts) -> subprocess.Popen[bytes]:
 def start_workers(cluster: Hosts, host: int, environment: dict[str, str]) -> subprocess.Popen[bytes]:
     """Two workers, and one that starts them again when they end, as SLURM or Kubernetes would."""
     again = 'while true; do "$@"; sleep 1; done'
-    worker = [*DASK, "worker", f"tcp://{cluster.address_of(0)}:{PORT}", "--nworkers", "2", "--nthreads", "1",
+    worker = [*DASK, "worker", f"tcp://{cluster.get_address(0)}:{PORT}", "--nworkers", "2", "--nthreads", "1",
               "--no-dashboard"]  # fmt: skip
     return cluster.start(host, "sh", "-c", again, "sh", *worker, **environment)
 
@@ -159,12 +159,12 @@ patient = pytest.mark.skipif(not PATIENT, reason="takes minutes; $REDUB_PATIENT=
         pytest.param(cut_two_workers_off, marks=patient),
     ],
 )
-def test_four_workers_on_two_hosts_make_the_bytes_of_one_whatever_befalls_them(
+def test_four_workers_on_two_hosts_make_the_bytes_of_one_whatever_happens_to_them(
     disturb: Callable[[Run], None],
     reference: dict[str, str],
     params: Path,
     cluster: Hosts,
-    bucket: S3Transport,
+    bucket: ClusterBucket,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -174,7 +174,7 @@ def test_four_workers_on_two_hosts_make_the_bytes_of_one_whatever_befalls_them(
     workers = [start_workers(cluster, host, bucket.environment) for host in (1, 2)]
     command = ["shard", "--dataset", "folder", "--raw", f"s3://{bucket.name}/raw", "--out",
                f"s3://{bucket.name}/shards", "--work", tmp_path, "--params", params,
-               "--scheduler", f"tcp://{cluster.address_of(0)}:{PORT}"]  # fmt: skip
+               "--scheduler", f"tcp://{cluster.get_address(0)}:{PORT}"]  # fmt: skip
     process = subprocess.Popen(
         [*PIPELINE, *map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -187,12 +187,12 @@ def test_four_workers_on_two_hosts_make_the_bytes_of_one_whatever_befalls_them(
         assert process.returncode == 0, err.decode()
     assert bucket.shards() == reference
     assert DATASET_NAME in reference
-    told = pipeline(*command, "--json")
-    assert '"built": 0' in told, "a second run finds all receipts"
+    summary = pipeline(*command, "--json")
+    assert '"built": 0' in summary, "a second run finds all receipts"
     assert not (tmp_path / "shards").exists() and not list(tmp_path.rglob("*.tar"))
 
 
-def _wait_for_receipts(bucket: S3Transport, count: int, process: subprocess.Popen[bytes]) -> None:
+def _wait_for_receipts(bucket: ClusterBucket, count: int, process: subprocess.Popen[bytes]) -> None:
     """Until the run is well under way."""
     client = bucket.server.client()
     while client.list_objects_v2(Bucket=bucket.name, Prefix="shards/receipts/")["KeyCount"] < count:

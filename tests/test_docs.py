@@ -1,4 +1,4 @@
-"""The README, the pages in docs/ and what the code says of both: links, options, names and snippets hold."""
+"""README and docs/: their links, options, names and snippets are valid, and so are those in the code."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from tests import datasets
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("pipeline", "stages", "sampler", "model", "shards")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-# They tell what was so when it was written: modules and options that are gone may be named there.
+# Dated notes: they may name modules and options that no longer exist.
 HISTORY = {ROOT / "docs" / "decisions.md"}
-PRESENT = [page for page in PAGES if page not in HISTORY]
+CURRENT_PAGES = [page for page in PAGES if page not in HISTORY]
 WIDTH = 110
 
 # Options of other programs that the pages quote.
@@ -70,7 +70,7 @@ class Page:
         return self.path.read_text(encoding="utf-8")
 
     @functools.cached_property
-    def fenced(self) -> list[tuple[str, str]]:
+    def code_blocks(self) -> list[tuple[str, str]]:
         """(language, code) of each fenced block."""
         return FENCE.findall(self.text)
 
@@ -83,13 +83,13 @@ class Page:
     def code_lines(self) -> list[str]:
         """Lines of every block that is not Python, YAML or the like; continued lines are joined."""
         indented = INDENTED.findall(FENCE.sub("", self.text))
-        blocks = [code for language, code in self.fenced if language in ("", "bash", "sh", "console")]
+        blocks = [code for language, code in self.code_blocks if language in ("", "bash", "sh", "console")]
         code = "\n".join([*blocks, *indented]).replace("\\\n", " ")
         return [line.strip() for line in code.splitlines() if line.strip()]
 
     @functools.cached_property
     def spans(self) -> list[str]:
-        """What the prose quotes between backticks."""
+        """The code spans of the prose: what stands between backticks."""
         return [" ".join(span.split()) for span in SPAN.findall(self.prose)]
 
 
@@ -117,7 +117,7 @@ def list_options(name: str) -> frozenset[str]:
 
 
 @functools.cache
-def known_options() -> frozenset[str]:
+def list_known_options() -> frozenset[str]:
     """Options of any command, any benchmark, or another program that the pages name."""
     own = frozenset[str]().union(*(list_options(name) for name in COMMANDS))
     sources = (path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks").glob("*.py"))
@@ -126,20 +126,20 @@ def known_options() -> frozenset[str]:
 
 
 def find_unknown_options(text: str) -> list[str]:
-    """What is wrong with the options of one quoted line."""
+    """The options of one quoted line that its program does not have, one message each."""
     text = text.split(" # ")[0]
     benchmark = re.search(r"python (benchmarks/\w+\.py)(.*)", text)
     if benchmark is not None:
         source = (ROOT / benchmark[1]).read_text(encoding="utf-8")
         missing = [option for option in OPTION.findall(benchmark[2]) if f'"{option}"' not in source]
         return [f"{benchmark[1]} has no {option}" for option in missing]
-    quoted = PIPELINE.search(text)
-    if quoted is not None and quoted[1] in COMMANDS:
-        options = list_options(quoted[1])
-        missing = [option for option in OPTION.findall(quoted[2]) if option not in options]
-        return [f"pipeline {quoted[1]} has no {option}" for option in missing]
+    call = PIPELINE.search(text)
+    if call is not None and call[1] in COMMANDS:
+        options = list_options(call[1])
+        missing = [option for option in OPTION.findall(call[2]) if option not in options]
+        return [f"pipeline {call[1]} has no {option}" for option in missing]
     long_options = [option for option in OPTION.findall(text) if option.startswith("--")]
-    return [f"no program has {option}" for option in long_options if option not in known_options()]
+    return [f"no program has {option}" for option in long_options if option not in list_known_options()]
 
 
 def read_comments_and_strings(path: Path) -> Iterator[tuple[int, str]]:
@@ -152,7 +152,7 @@ def read_comments_and_strings(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def list_product_texts() -> Iterator[tuple[str, str]]:
-    """(place, text) of all that the product's code says in comments, docstrings and messages."""
+    """(place, text) of every comment, docstring and message in the product's code."""
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
             for line, text in read_comments_and_strings(path):
@@ -164,9 +164,9 @@ def page(request: pytest.FixtureRequest) -> Page:
     return Page(request.param)
 
 
-@pytest.fixture(params=PRESENT, ids=lambda path: path.name)
-def present(request: pytest.FixtureRequest) -> Page:
-    """A page that describes the present state; HISTORY is left out."""
+@pytest.fixture(params=CURRENT_PAGES, ids=lambda path: path.name)
+def current_page(request: pytest.FixtureRequest) -> Page:
+    """A page that describes the code as it is; HISTORY does not."""
     return Page(request.param)
 
 
@@ -183,8 +183,8 @@ def test_every_link_leads_to_a_file_and_a_heading_that_exist(page: Page) -> None
 
 
 def test_every_page_is_reached_from_the_readme() -> None:
-    linked = {target.partition("#")[0] for target in LINK.findall(Page(ROOT / "README.md").prose)}
-    missing = [path.name for path in PAGES[1:] if f"docs/{path.name}" not in linked]
+    targets = {target.partition("#")[0] for target in LINK.findall(Page(ROOT / "README.md").prose)}
+    missing = [path.name for path in PAGES[1:] if f"docs/{path.name}" not in targets]
     assert not missing
 
 
@@ -199,47 +199,49 @@ def test_every_page_wraps_at_110_columns(page: Page) -> None:
     # A table's row and a link's address cannot be wrapped.
     lines = re.sub(r"\]\([^)]*\)|https?://\S+", "", page.prose).splitlines()
     long = [line for line in lines if len(line) > WIDTH and not line.startswith("|")]
-    assert not long, "\n".join(long)
+    assert not long, f"{len(long)} lines, first: {long[0]}"
 
 
-def test_every_option_that_a_page_quotes_exists(present: Page) -> None:
-    quoted = present.spans + present.code_lines
-    problems = [problem for text in quoted for problem in find_unknown_options(text)]
+def test_every_option_that_a_page_quotes_exists(current_page: Page) -> None:
+    quotes = current_page.spans + current_page.code_lines
+    problems = [problem for text in quotes for problem in find_unknown_options(text)]
     assert not problems
 
 
-def test_every_command_that_a_page_quotes_exists(present: Page) -> None:
-    quoted = [PIPELINE.search(text) for text in present.spans + present.code_lines]
-    names = {match[1] for match in quoted if match is not None}
+def test_every_command_that_a_page_quotes_exists(current_page: Page) -> None:
+    quotes = [PIPELINE.search(text) for text in current_page.spans + current_page.code_lines]
+    names = {match[1] for match in quotes if match is not None}
     assert names <= set(COMMANDS)
 
 
-def test_every_make_target_that_a_page_quotes_exists(present: Page) -> None:
+def test_every_make_target_that_a_page_quotes_exists(current_page: Page) -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    quoted = {match[1] for text in [*present.spans, *present.code_lines] if (match := MAKE.match(text))}
-    assert not {name for name in quoted if not re.search(rf"^{name}:", makefile, re.MULTILINE)}
+    quotes = {
+        match[1] for text in [*current_page.spans, *current_page.code_lines] if (match := MAKE.match(text))
+    }
+    assert not {name for name in quotes if not re.search(rf"^{name}:", makefile, re.MULTILINE)}
 
 
-def test_every_file_of_ours_that_a_page_quotes_exists(present: Page) -> None:
-    quoted = {path for text in present.spans + present.code_lines for path in PATH.findall(text)}
-    missing = {path for path in quoted if not (ROOT / path).exists()}
-    modules = {match[1] for text in present.spans if (match := MODULE.fullmatch(text))}
+def test_every_file_of_ours_that_a_page_quotes_exists(current_page: Page) -> None:
+    quotes = {path for text in current_page.spans + current_page.code_lines for path in PATH.findall(text)}
+    missing = {path for path in quotes if not (ROOT / path).exists()}
+    modules = {match[1] for text in current_page.spans if (match := MODULE.fullmatch(text))}
     missing |= {name for name in modules if not any(any((ROOT / top).rglob(name)) for top in PACKAGES)}
     assert not missing
 
 
 def test_the_architecture_page_has_a_line_for_every_module() -> None:
     page = Page(ROOT / "docs" / "architecture.md")
-    described: set[str] = set()
+    module_lines: set[str] = set()
     for package, section in re.findall(
         r"^### `(\w+)/`.*?\n(.*?)(?=^#|\Z)", page.text, re.MULTILINE | re.DOTALL
     ):
         first_cells = re.findall(r"^\| (`[^|]*)\|", section, re.MULTILINE)
-        described.update(f"{package}/{name}" for cell in first_cells for name in SPAN.findall(cell))
+        module_lines.update(f"{package}/{name}" for cell in first_cells for name in SPAN.findall(cell))
     paths = [path.relative_to(ROOT) for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
     modules = {path.as_posix() for path in paths if path.name != "__init__.py"}
     commands = {name for name in modules if name.startswith("pipeline/commands/")}  # they share a line
-    assert described - {"pipeline/commands/"} == modules - commands
+    assert module_lines - {"pipeline/commands/"} == modules - commands
 
 
 def resolve_name(dotted: str) -> bool:
@@ -247,31 +249,31 @@ def resolve_name(dotted: str) -> bool:
     parts = dotted.split(".")
     for n in range(len(parts), 0, -1):
         try:
-            found: Any = importlib.import_module(".".join(parts[:n]))
+            value: Any = importlib.import_module(".".join(parts[:n]))
         except ModuleNotFoundError:
             continue
         for name in parts[n:]:
-            if not hasattr(found, name):
+            if not hasattr(value, name):
                 return False
-            found = getattr(found, name)
+            value = getattr(value, name)
         return True
     return False
 
 
-def test_every_dotted_name_of_ours_that_a_page_quotes_exists(present: Page) -> None:
-    names = {match[0] for text in present.spans if (match := DOTTED.match(text))}
-    # `shards` and `model` are also sections and files' names: those are looked for in the settings.
+def test_every_dotted_name_of_ours_that_a_page_quotes_exists(current_page: Page) -> None:
+    names = {match[0] for text in current_page.spans if (match := DOTTED.match(text))}
+    # `model...` and `sample...` may also be a section of the settings.
     missing = {name for name in names if not has_setting(name) and not resolve_name(name)}
     assert not missing
 
 
 def has_setting(dotted: str) -> bool:
     """Whether a dotted name is a number of params.yaml or of a recipe."""
-    return any(_has_path(tree, dotted.split(".")) for tree in _settings())
+    return any(_has_path(tree, dotted.split(".")) for tree in list_settings())
 
 
 @functools.cache
-def _settings() -> tuple[dict[str, Any], ...]:
+def list_settings() -> tuple[dict[str, Any], ...]:
     return asdict(Params()), *(asdict(recipe) for recipe in PRESETS.values())
 
 
@@ -283,22 +285,24 @@ def _has_path(tree: Any, names: list[str]) -> bool:
     return True
 
 
-def test_every_setting_that_a_page_quotes_exists(present: Page) -> None:
+def test_every_setting_that_a_page_quotes_exists(current_page: Page) -> None:
     sections = set(asdict(Params())) | set(asdict(Recipe()))
-    matches = [SETTING.match(text) for text in present.spans]
+    matches = [SETTING.match(text) for text in current_page.spans]
     names = {match[1] for match in matches if match and not match[1].endswith(FILE_ENDINGS)}
     ours = {name for name in names if name.split(".")[0] in sections}
     assert not {name for name in ours if not has_setting(name) and not resolve_name(name)}
 
 
 def test_python_snippets_compile(page: Page) -> None:
-    for language, code in page.fenced:
+    for language, code in page.code_blocks:
         if language == "python":
             compile(code, str(page), "exec")
 
 
 def test_the_corpus_module_of_the_docs_is_a_corpus() -> None:
-    codes = [code for language, code in Page(ROOT / "docs" / "own-corpus.md").fenced if language == "python"]
+    codes = [
+        code for language, code in Page(ROOT / "docs" / "own-corpus.md").code_blocks if language == "python"
+    ]
     module: dict[str, Any] = {}
     exec(compile(codes[0], "own-corpus.md", "exec"), module)
     members = {name for name in vars(Corpus) if not name.startswith("_")} | set(Corpus.__annotations__)
@@ -314,11 +318,11 @@ def test_the_corpus_module_of_the_docs_is_a_corpus() -> None:
 def test_the_makefile_calls_functions_that_exist() -> None:
     for code in re.findall(r"python -c '([^']*)'", (ROOT / "Makefile").read_text(encoding="utf-8")):
         for module, name in re.findall(r"from ([\w.]+) import (\w+)", code):
-            used = re.findall(rf"\b({name}(?:\.\w+)+)", code)
-            assert all(resolve_name(f"{module}.{dotted}") for dotted in used), code
+            calls = re.findall(rf"\b({name}(?:\.\w+)+)", code)
+            assert all(resolve_name(f"{module}.{dotted}") for dotted in calls), code
 
 
-def test_the_code_names_only_pages_and_headings_that_exist() -> None:
+def test_the_code_names_only_pages_that_exist() -> None:
     missing = []
     for place, text in list_product_texts():
         for name in re.findall(r"docs/[\w-]+\.md", text):
@@ -331,15 +335,15 @@ def test_the_code_quotes_only_options_that_exist() -> None:
     """In backticks, and at the start of a message: ``--raw DIR: no such folder``."""
     problems = []
     for place, text in list_product_texts():
-        quoted = SPAN.findall(text.replace("``", "`"))
-        quoted += re.findall(r"^[bfru]*[\"']?(--[a-z][a-z-]+)(?=[ :])", text)
-        problems += [f"{place}: {problem}" for span in quoted for problem in find_unknown_options(span)]
+        quotes = SPAN.findall(text.replace("``", "`"))
+        quotes += re.findall(r"^[bfru]*[\"']?(--[a-z][a-z-]+)(?=[ :])", text)
+        problems += [f"{place}: {problem}" for span in quotes for problem in find_unknown_options(span)]
     assert not problems
 
 
 @pytest.fixture
 def small_dataset(tmp_path: Path) -> Path:
-    """A folder in which the README's dataset of CREMA-D is: four clips of noise."""
+    """A folder with the dataset that the README reads: four clips of noise."""
     rng = np.random.default_rng(0)
     clips = [
         datasets.pack(
@@ -356,7 +360,7 @@ def small_dataset(tmp_path: Path) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves files open
-def test_the_readme_s_snippets_read_a_dataset(small_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_snippets_of_the_readme_read_a_dataset(small_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(small_dataset)
     section = Page(ROOT / "README.md").text.partition("## Use the shards")[2].partition("\n## ")[0]
     snippets = [code for language, code in FENCE.findall(section) if language == "python"]
@@ -364,4 +368,4 @@ def test_the_readme_s_snippets_read_a_dataset(small_dataset: Path, monkeypatch: 
     for code in snippets:
         names: dict[str, Any] = {}
         exec(compile(code, "README.md", "exec"), names)  # what a reader pastes
-        assert "sample" in names, "a snippet that reads nothing shows nothing"
+        assert "sample" in names, "the snippet read no sample"

@@ -15,7 +15,7 @@ from shards.schema import VIDEO_FPS
 from shards.verify import verify
 from stages.clips import is_side_car
 from stages.media.crops import compute_supersample, warp
-from tests.build import build, pipeline, stage_of, state_of
+from tests.build import build, pipeline, find_stage_summary, snapshot_files
 
 
 def frames_by_ffmpeg(path: Path) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -31,10 +31,10 @@ def frames_by_ffmpeg(path: Path) -> tuple[np.ndarray, list[np.ndarray]]:
 def test_all_six_crema_d_clips_are_kept_with_their_times_mapped_right(
     crema_d: Path, landmarker: Path, tmp_path: Path
 ) -> None:
-    before = state_of(crema_d)
+    before = snapshot_files(crema_d)
     summary = build(crema_d, tmp_path, dataset="crema-d")
-    assert state_of(crema_d) == before
-    assert stage_of(summary, "shard")["counts"] == {"ok": 6}
+    assert snapshot_files(crema_d) == before
+    assert find_stage_summary(summary, "shard")["counts"] == {"ok": 6}
     assert list(verify(tmp_path / "shards", full=True)) == []
 
     dataset = open_dataset(tmp_path / "shards")
@@ -93,7 +93,9 @@ def test_grid_is_kept_but_for_clips_with_a_stated_reason_and_one_more_clip_costs
     # The second run had one clip more than the first.
     for stage in summary["stages"]:
         assert stage["parts"]["built"] <= 1, stage
-    assert [stage_of(summary, name)["clips_computed"] for name in ("clips", "landmarks", "mels")] == [1, 1, 1]
+    assert [
+        find_stage_summary(summary, name)["clips_computed"] for name in ("clips", "landmarks", "mels")
+    ] == [1, 1, 1]
     assert list(verify(tmp_path / "shards", full=True)) == []
     told = pipeline("explain", tmp_path / "shards", "bwwuzn.mpg")
     assert "dropped in landmarks: no face in frames 0-" in told

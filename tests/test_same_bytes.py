@@ -16,7 +16,7 @@ import pytest
 from shards.index import DATASET_NAME
 from shards.verify import verify
 from stages.synth import SynthParams, make_corpus
-from tests.build import PIPELINE, build, dvc, hashes, pipeline, stage_of
+from tests.build import PIPELINE, build, dvc, hash_files, pipeline, find_stage_summary
 
 ROOT = Path(__file__).parent.parent
 KILLS = 10
@@ -44,16 +44,16 @@ def reference(raw: Path, params: Path, tmp_path_factory: pytest.TempPathFactory)
     """Hashes of what one worker makes, undisturbed."""
     work = tmp_path_factory.mktemp("reference")
     summary = build(raw, work, "--workers", "1", "--params", params)
-    assert stage_of(summary, "shard")["counts"] == {"ok": 12}
-    assert stage_of(summary, "landmarks")["parts"]["total"] >= 4
-    return hashes(work / "shards")
+    assert find_stage_summary(summary, "shard")["counts"] == {"ok": 12}
+    assert find_stage_summary(summary, "landmarks")["parts"]["total"] >= 4
+    return hash_files(work / "shards")
 
 
 def test_two_workers_make_the_bytes_of_one(
     raw: Path, params: Path, reference: dict[str, str], tmp_path: Path
 ) -> None:
     build(raw, tmp_path, "--workers", "2", "--params", params)
-    assert hashes(tmp_path / "shards") == reference
+    assert hash_files(tmp_path / "shards") == reference
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_a_dask_cluster_makes_the_bytes_of_one_worker(
     raw: Path, params: Path, reference: dict[str, str], tmp_path: Path, scheduler: str
 ) -> None:
     build(raw, tmp_path / "work", "--scheduler", scheduler, "--params", params)
-    assert hashes(tmp_path / "work" / "shards") == reference
+    assert hash_files(tmp_path / "work" / "shards") == reference
 
 
 def test_a_run_killed_ten_times_ends_with_the_bytes_of_an_unbroken_one(
@@ -118,7 +118,7 @@ def test_a_run_killed_ten_times_ends_with_the_bytes_of_an_unbroken_one(
             if (work / "shards" / DATASET_NAME).exists():
                 assert list(verify(work / "shards", full=False)) == []
     build(raw, work, "--workers", "2", "--params", params)
-    assert hashes(work / "shards") == reference
+    assert hash_files(work / "shards") == reference
     assert not list(work.rglob("*.partial")), "half files are cleared away"
 
 
@@ -135,7 +135,7 @@ def test_what_is_there_is_left_alone_and_what_is_damaged_is_made_again(
     second.write_bytes(second.read_bytes()[:1000])  # shares its bytes with the cache's copy
     (tmp_path / "shards" / "index.parquet").unlink()
     build(raw, tmp_path, "--params", params)
-    assert hashes(tmp_path / "shards") == reference
+    assert hash_files(tmp_path / "shards") == reference
     assert list(verify(tmp_path / "shards", full=True)) == []
 
 
@@ -151,7 +151,9 @@ def test_one_more_clip_rebuilds_at_most_one_part_of_each_stage(
     summary = build(some, work, "--params", params)
     for stage in summary["stages"]:
         assert stage["parts"]["built"] <= 1, stage
-    assert [stage_of(summary, name)["clips_computed"] for name in ("clips", "landmarks", "mels")] == [1, 1, 1]
+    assert [
+        find_stage_summary(summary, name)["clips_computed"] for name in ("clips", "landmarks", "mels")
+    ] == [1, 1, 1]
 
 
 def test_a_changed_param_redoes_only_what_depends_on_it(raw: Path, params: Path, tmp_path: Path) -> None:
@@ -161,7 +163,7 @@ def test_a_changed_param_redoes_only_what_depends_on_it(raw: Path, params: Path,
     summary = build(raw, tmp_path, "--params", other)
     computed = {stage["stage"]: stage["clips_computed"] for stage in summary["stages"]}
     assert computed == {"clips": 0, "landmarks": 0, "align": 0, "mels": 12, "shard": 0}
-    assert stage_of(summary, "align")["parts"]["built"] == 0
+    assert find_stage_summary(summary, "align")["parts"]["built"] == 0
     told = pipeline("diff", tmp_path / "shards", tmp_path / "shards")
     assert "same clips" in told
 
@@ -189,7 +191,7 @@ def test_dvc_repro_makes_the_bytes_of_the_command_and_runs_only_what_changed(dvc
     assert "Running stage 'shard@made'" in told
     made = dvc_project / "data" / "made"
     build(made / "raw", dvc_project / "plain", "--params", dvc_project / "params.yaml")
-    assert hashes(made / "shards") == hashes(dvc_project / "plain" / "shards")
+    assert hash_files(made / "shards") == hash_files(dvc_project / "plain" / "shards")
 
     compiled = dvc_project / "stages" / "corpora" / "__pycache__" / "grid.pyc"
     compiled.parent.mkdir()
@@ -205,4 +207,4 @@ def test_dvc_repro_makes_the_bytes_of_the_command_and_runs_only_what_changed(dvc
     (dvc_project / "params.yaml").write_text(text)
     told = dvc(dvc_project, "repro", "shard@made")
     assert "Stage 'mels@made' is cached - skipping run" in told, "the run-cache is on"
-    assert hashes(made / "shards") == hashes(dvc_project / "plain" / "shards")
+    assert hash_files(made / "shards") == hash_files(dvc_project / "plain" / "shards")

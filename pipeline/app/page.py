@@ -34,7 +34,7 @@ FACES: list[tuple[str, FaceChoice]] = [
     ("the rightmost", "right"),
 ]
 HEAD = """<h1>redub</h1>
-<p>Make the person in a video say other speech. Only the lower face is re-defaults.</p>
+<p>Make the person in a video say other speech. Only the lower face is re-drawn.</p>
 <p class="redub-small">At most {seconds:g} s and {megabytes} MB per file. Your files stay on the machine that
 serves this page, and are deleted when you close it.</p>"""
 CSS = """

@@ -9,7 +9,7 @@ import click
 
 from pipeline.options import add_endpoint_option
 
-SHOWN = 20
+MAX_LINES = 20
 
 
 @click.command("diff")
@@ -18,27 +18,27 @@ SHOWN = 20
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
 @add_endpoint_option
 def command(first: str, second: str, as_json: bool) -> None:
-    """What two datasets differ in: clips, splits, reasons, params. Exits with 1 when they do."""
+    """Print how two datasets differ: clips, splits, reasons, params. Exits with 1 when they do."""
     from shards.diff import diff
     from shards.schema import ShardError
     from shards.storage import open_storage
 
     try:
-        found = diff(open_storage(first), open_storage(second))
+        difference = diff(open_storage(first), open_storage(second))
     except ShardError as err:
         raise click.ClickException(str(err)) from err
     if as_json:
-        click.echo(json.dumps(asdict(found)))
-    elif not found:
+        click.echo(json.dumps(asdict(difference)))
+    elif not difference:
         click.echo("the same clips with the same bytes, built with the same params")
     else:
-        _print("params", [f"{name}: {change}" for name, change in found.params.items()])
-        _print("added", found.added)
-        _print("removed", [f"{clip}: {why}" for clip, why in found.removed.items()])
-        _print("changed", [f"{clip}: {', '.join(names)}" for clip, names in found.changed.items()])
-        _print("moved", [f"{clip}: {move}" for clip, move in found.moved.items()])
-        _print("dropped for another reason", [f"{path}: {why}" for path, why in found.reasons.items()])
-    if found:
+        _print("params", [f"{name}: {change}" for name, change in difference.params.items()])
+        _print("added", difference.added)
+        _print("removed", [f"{clip}: {why}" for clip, why in difference.removed.items()])
+        _print("changed", [f"{clip}: {', '.join(names)}" for clip, names in difference.changed.items()])
+        _print("moved", [f"{clip}: {move}" for clip, move in difference.moved.items()])
+        _print("dropped for another reason", [f"{path}: {why}" for path, why in difference.reasons.items()])
+    if difference:
         raise SystemExit(1)
 
 
@@ -46,7 +46,7 @@ def _print(title: str, lines: list[str]) -> None:
     if not lines:
         return
     click.echo(f"{title}: {len(lines)}")
-    for line in lines[:SHOWN]:
+    for line in lines[:MAX_LINES]:
         click.echo(f"  {line}")
-    if len(lines) > SHOWN:
-        click.echo(f"  ... and {len(lines) - SHOWN} more (--json lists all)")
+    if len(lines) > MAX_LINES:
+        click.echo(f"  ... and {len(lines) - MAX_LINES} more (--json lists all)")

@@ -51,7 +51,9 @@ def _parse_face(ctx: click.Context, param: click.Parameter, value: str) -> FaceC
     metavar="WHICH",
     help="Face to re-draw: largest, left, right, or a number from the left; 0 is the leftmost.",
 )
-@click.option("--preview", type=FILE, metavar="FILE", help="Also write both side by side (.mp4).")
+@click.option(
+    "--preview", type=FILE, metavar="FILE", help="Also write the source and the result side by side (.mp4)."
+)
 @click.option(
     "--crf",
     type=click.IntRange(1, 51),

@@ -18,7 +18,7 @@ from pipeline.options import add_endpoint_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per file.")
 @add_endpoint_option
 def command(shards: str, clip: str, as_json: bool) -> None:
-    """What became of CLIP (its id, path or file name), at which stage, and why.
+    """Print the result for CLIP (its id, path or file name): its last stage, and why it was dropped.
 
     DIR is a finished dataset, or the work folder of one that is being built.
     """
@@ -42,15 +42,15 @@ def command(shards: str, clip: str, as_json: bool) -> None:
     if not rows:
         raise click.ClickException(f"{clip!r} is in no ledger row of {shards}: no such file was in --raw")
     for row in rows:
-        place = index.get(row["clip_id"]) if row["status"] == OK else None
+        entry = index.get(row["clip_id"]) if row["status"] == OK else None
         if as_json:
-            click.echo(json.dumps(row | {"index": place}))
+            click.echo(json.dumps(row | {"index": entry}))
         else:
-            click.echo("\n".join(_told(row, place)))
+            click.echo("\n".join(_describe_row(row, entry)))
 
 
-def _told(row: dict[str, Any], place: Mapping[str, Any] | None) -> list[str]:
-    """The row in words."""
+def _describe_row(row: dict[str, Any], entry: Mapping[str, Any] | None) -> list[str]:
+    """The lines that describe a row of the ledger and its entry in the index."""
     lines = [f"{row['clip_id']}  ({row['path']})"]
     if row["video_codec"]:
         lines.append(
@@ -61,15 +61,15 @@ def _told(row: dict[str, Any], place: Mapping[str, Any] | None) -> list[str]:
     if row["sha256"]:
         lines.append(f"  sha256  {row['sha256']}")
     if row["expected"]:
-        lines.append(f"  corpus  says of it: {row['expected']}")
+        lines.append(f"  corpus  known problem: {row['expected']}")
     lines += [f"  note    {note}" for note in row["notes"]]
     if row["status"] != "ok":
         lines.append(f"  {row['status']} in {row['stage']}: {row['reason']}  [{row['code']}]")
-    elif place is None:
+    elif entry is None:
         lines.append(f"  ok up to {row['stage']}")
     else:
         lines.append(
-            f"  kept    {place['frames']} frames in {place['shard']}, split {place['split']}, "
-            f"frames at byte {place['frames_offset']}"
+            f"  kept    {entry['frames']} frames in {entry['shard']}, split {entry['split']}, "
+            f"frames at byte {entry['frames_offset']}"
         )
     return lines

@@ -9,26 +9,26 @@ from pipeline.options import add_endpoint_option
 
 @click.command("prune")
 @click.argument("shards", metavar="DIR|URL")
-@click.option("--delete", is_flag=True, help="Remove them. Without it they are only listed.")
+@click.option("--delete", is_flag=True, help="Remove the files. Without it they are only listed.")
 @add_endpoint_option
 def command(shards: str, delete: bool) -> None:
-    """List what older datasets and broken uploads left beside the dataset that is there now.
+    """List files of older datasets and of interrupted uploads beside the current dataset.
 
-    These are shards and tables that dataset.json does not name. Jobs that began before the dataset was
-    rebuilt may still read them, and an upload that is under way has not named its own yet: --delete is for
-    when there are none.
+    These are shards and tables that dataset.json does not name. Jobs that started before the dataset was
+    rebuilt may still read them, and an upload in progress has not named its own yet: use --delete only when
+    there are no such jobs and uploads.
     """
-    from shards.publish import leftovers
+    from shards.publish import find_leftovers
     from shards.schema import ShardError
     from shards.storage import open_storage
 
     try:
-        place = open_storage(shards)
-        left = leftovers(place)
-        for name in left:
+        storage = open_storage(shards)
+        names = find_leftovers(storage)
+        for name in names:
             if delete:
-                place.delete(name)
+                storage.delete(name)
             click.echo(name)
     except ShardError as err:
         raise click.ClickException(str(err)) from err
-    click.echo(f"{place.address}: {len(left)} files {'removed' if delete else 'that no dataset names'}")
+    click.echo(f"{storage.address}: {len(names)} files {'removed' if delete else 'that no dataset names'}")

@@ -1,4 +1,4 @@
-"""`pipeline report`."""
+"""`pipeline report`: write an HTML page on a dataset, a training run and its results."""
 
 from __future__ import annotations
 
@@ -10,31 +10,29 @@ from pipeline.options import FILE, FOLDER, add_endpoint_option
 
 
 @click.command("report")
-@click.option("--shards", required=True, metavar="DIR|URL", help="A finished dataset.")
-@click.option("--run", type=FOLDER, help="Folder of a run: training curves and pictures.")
-@click.option("--evaluation", type=FOLDER, help="What `pipeline evaluate` wrote: tables and curves.")
+@click.option("--shards", required=True, metavar="DIR|URL", help="Dataset.")
+@click.option("--run", type=FOLDER, help="Output of `pipeline train`: training curves and images.")
+@click.option("--evaluation", type=FOLDER, help="Output of `pipeline evaluate`: tables and curves.")
 @click.option(
-    "--generated", type=FOLDER, multiple=True, help="What `pipeline sample` wrote: strips; may be repeated."
+    "--generated", type=FOLDER, multiple=True, help="Output of `pipeline sample`: strips; may be repeated."
 )
-@click.option("-o", "--out", type=FILE, required=True, help="The page to write (.html).")
+@click.option("-o", "--out", type=FILE, required=True, help="HTML file to write (.html).")
 @add_endpoint_option
 def command(
     shards: str, run: Path | None, evaluation: Path | None, generated: tuple[Path, ...], out: Path
 ) -> None:
-    """One HTML file that shows the data, the training and the results.
+    """Write one HTML file that shows the data, the training and the results.
 
-    It holds all it needs and asks nothing of the network: mail it, print it, open it in ten years. Sections
-    whose inputs are not given say what to give.
+    The file is self-contained and makes no requests. A section without input says which option to give.
     """
     from shards.schema import ShardError
     from stages.engine.outcome import StageError
-    from stages.report import run as report
-    from stages.report.run import ReportRequest
+    from stages.report.run import ReportRequest, write_report
 
     if out.suffix.lower() != ".html":
         raise click.BadParameter(f"{out}: the page is written as .html", param_hint="--out")
     try:
-        n_bytes = report.write(ReportRequest(shards, out, run, evaluation, generated))
+        n_bytes = write_report(ReportRequest(shards, out, run, evaluation, generated))
     except (ShardError, StageError) as err:
         raise click.ClickException(str(err)) from err
     except OSError as err:

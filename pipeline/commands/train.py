@@ -59,11 +59,12 @@ def default_workers() -> int:
 )
 @click.option(
     "--hold",
-    type=click.Choice(["resident", "cached", "windowed"]),
+    type=click.Choice(["resident", "cached", "windowed", "streamed"]),
     default="resident",
     show_default=True,
     help="Hold all frames decoded in memory, all shards on this machine's disk, or --window shards at a time "
-    "on the disk (docs/reading.md).",
+    "on the disk; streamed holds a few clips, from a WebDataset pipeline without exact epochs "
+    "(docs/reading.md).",
 )
 @click.option("--cache", type=FOLDER, help="Folder for downloaded shards.  [default: the user's cache]")
 @click.option(

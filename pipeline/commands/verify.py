@@ -15,11 +15,11 @@ from pipeline.options import add_endpoint_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @add_endpoint_option
 def command(shards: str, full: bool, as_json: bool) -> None:
-    """Check that a dataset is whole and right. Exits with 1 when it is not.
+    """Check that a dataset is complete and right. Exits with 1 when it is not.
 
-    Checks sizes and sha256 of every shard, byte range and CRC of every member, and that manifest,
-    index and ledger tell one story. At a URL the shards are not read without --full: their sizes are
-    asked for, and their sha256 where the server keeps that.
+    Checks sizes and sha256 of every shard, byte range and CRC of every member, and that manifest, index and
+    ledger agree. At a URL the shards are not read without --full: only their sizes are requested, and their
+    sha256 where the server keeps it.
     """
     from shards.schema import ShardError
     from shards.storage import is_remote, open_storage
@@ -35,7 +35,7 @@ def command(shards: str, full: bool, as_json: bool) -> None:
         for problem in problems:
             click.echo(problem)
         quick = "tables, and the sizes of shards" if is_remote(shards) else "sizes, hashes and ranges"
-        how = "every frame decoded" if full else quick
-        click.echo(f"{shards}: {f'{len(problems)} problems' if problems else f'whole and right ({how})'}")
+        scope = "every frame decoded" if full else quick
+        click.echo(f"{shards}: {f'{len(problems)} problems' if problems else f'no problems ({scope})'}")
     if problems:
         raise SystemExit(1)

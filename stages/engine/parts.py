@@ -62,7 +62,7 @@ def plan_parts(ledger: Rows, params: PartParams) -> list[Part]:
     table = ledger.table.combine_chunks()  # so that ``take`` is fast
     ids = table["clip_id"].to_pylist()
     by_split: dict[str, list[int]] = {}
-    for index, row in enumerate(ledger.only("status", "split")):
+    for index, row in enumerate(ledger.select_columns("status", "split")):
         if row["status"] == OK:
             by_split.setdefault(row["split"], []).append(index)
     return [
@@ -183,4 +183,4 @@ def read_outcomes(folder: Path, parts: Iterable[Part]) -> Rows:
     """Outcomes of the clips of some parts, as far as the stage of this folder has processed them."""
     paths = [folder / f"{part.name}.parquet" for part in parts]
     outcomes = (read_part(path, OUTCOME_SCHEMA.names).values() for path in paths if path.is_file())
-    return Rows.of(chain.from_iterable(outcomes), OUTCOME_SCHEMA)
+    return Rows.from_rows(chain.from_iterable(outcomes), OUTCOME_SCHEMA)

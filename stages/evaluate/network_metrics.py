@@ -20,7 +20,7 @@ from stages.evaluate.metrics.lse import Skipped, compute_lse
 from stages.evaluate.metrics.pixels import Boxes, Frames, crop_boxes
 from stages.evaluate.metrics.published import load_published
 from stages.evaluate.metrics.syncnet import SyncNet
-from stages.media.weights import NETWORKS, WeightsNotFound, find_here
+from stages.media.weights import NETWORKS, WeightsNotFound, find_local
 
 LSE = ("lse_c", "lse_d", "lse_offset", "lse_d_at_zero")
 LSE_REAL = tuple(f"{column}_real" for column in LSE)  # the same, by the protocol "real videos"
@@ -50,7 +50,7 @@ def load_networks(folder: Path | None, *, with_sound: bool, device: str = "cpu")
 
     def find_paths(columns: Sequence[str], *names: str) -> list[Path]:
         try:
-            return [find_here(NETWORKS[name], folder) for name in names]
+            return [find_local(NETWORKS[name], folder) for name in names]
         except WeightsNotFound as err:
             not_computed.update(dict.fromkeys(columns, str(err)))
             return []

@@ -241,7 +241,7 @@ def _group_items_by_row(entries: Sequence[TableEntry], rows: Sequence[Row]) -> d
 
 def _describe_clips(dataset: Dataset, clip_ids: Set[str]) -> dict[str, Row]:
     """Split, speaker, emotion and level of some clips."""
-    rows = dataset.ledger().only("clip_id", "emotion", "level")
+    rows = dataset.ledger().select_columns("clip_id", "emotion", "level")
     ledger = {row["clip_id"]: row for row in rows if row["clip_id"] in clip_ids}
     return {
         clip_id: {

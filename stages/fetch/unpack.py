@@ -1,4 +1,4 @@
-"""A stranger's zip: nothing leaves the folder, nothing is a link, nothing is larger than it said."""
+"""Unpack zip archives that are not trusted: no file outside the folder, no links, no sizes that grow."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from shards.atomic import write_atomically
 from shards.checksum import CHUNK_BYTES, file_sha256
 
 MAX_MEMBERS = 100_000
-MAX_RATIO = 20  # unpacked bytes to the archive's: video hardly shrinks, word lists by ten
-SPARE_BYTES = 2**28  # that a disk keeps free
+MAX_RATIO = 20  # unpacked bytes to the archive's: video hardly compresses, word lists by a factor of ten
+SPARE_BYTES = 2**28  # kept free on the disk
 NAME = r"[^\\:/\x00-\x1f\x7f]+"
 PATH = re.compile(rf"{NAME}(/{NAME})*")
 
 
 class UnpackError(Exception):
-    """An archive that is not unpacked. ``code`` is one word to count by."""
+    """An archive that cannot be unpacked. ``code`` is one word to count by."""
 
     def __init__(self, code: str, reason: str) -> None:
         super().__init__(reason)
@@ -29,22 +29,22 @@ class UnpackError(Exception):
 
     @property
     def is_final(self) -> bool:
-        """Whether it is the archive's fault, and no room or other order on the disk helps."""
+        """Whether the archive itself is bad, so that unpacking it again cannot succeed."""
         return self.code in ("unsafe", "bad_archive")
 
 
 def unpack(archive: Path, name: str, to: Path, suffixes: frozenset[str]) -> dict[str, str]:
-    """Bring the files with these suffixes to the folder ``name`` below ``to``; their sha256 by path.
+    """Extract the files with these suffixes to the folder ``name`` below ``to``; their sha256 by path.
 
-    All members are looked at before the first is written. Each appears whole, and never in the place of a
-    file with other contents. Raises UnpackError.
+    All members are checked before the first is written. Files appear complete, and never replace a file with
+    other contents. Raises UnpackError.
     """
     try:
-        with zipfile.ZipFile(archive) as opened:
-            members = _looked_at(opened, name, archive.stat().st_size)
-            _room_for(sum(member.file_size for member in members.values()), to)
+        with zipfile.ZipFile(archive) as zip_file:
+            members = _check_members(zip_file, name, archive.stat().st_size)
+            _check_free_space(sum(member.file_size for member in members.values()), to)
             return {
-                path: _write(opened, member, to / path)
+                path: _extract(zip_file, member, to / path)
                 for path, member in sorted(members.items())
                 if PurePosixPath(path).suffix.lower() in suffixes
             }
@@ -54,16 +54,16 @@ def unpack(archive: Path, name: str, to: Path, suffixes: frozenset[str]) -> dict
         raise UnpackError("bad_archive", f"{name}: {err}") from err
 
 
-def _looked_at(opened: zipfile.ZipFile, name: str, n_bytes: int) -> dict[str, zipfile.ZipInfo]:
-    """The files of an archive by the path they will have. Raises UnpackError when one is not harmless."""
-    files = [member for member in opened.infolist() if not member.is_dir()]
+def _check_members(zip_file: zipfile.ZipFile, name: str, n_bytes: int) -> dict[str, zipfile.ZipInfo]:
+    """The files of an archive by the path they will get. Raises UnpackError when one is not safe."""
+    files = [member for member in zip_file.infolist() if not member.is_dir()]
     if len(files) > MAX_MEMBERS:
         raise UnpackError("unsafe", f"{name}: {len(files)} members, more than {MAX_MEMBERS}")
-    unpacked = sum(member.file_size for member in files)
-    if unpacked > MAX_RATIO * n_bytes:
-        raise UnpackError("unsafe", f"{name}: would be {unpacked} bytes, more than {MAX_RATIO} times its own")
+    total = sum(member.file_size for member in files)
+    if total > MAX_RATIO * n_bytes:
+        raise UnpackError("unsafe", f"{name}: would be {total} bytes, more than {MAX_RATIO} times its own")
     members: dict[str, zipfile.ZipInfo] = {}
-    seen: set[str] = set()
+    lower_paths: set[str] = set()
     for member in files:
         path = member.filename
         kind = stat.S_IFMT(member.external_attr >> 16)
@@ -74,26 +74,26 @@ def _looked_at(opened: zipfile.ZipFile, name: str, n_bytes: int) -> dict[str, zi
         if not PATH.fullmatch(path) or not {".", ".."}.isdisjoint(path.split("/")):
             raise UnpackError("unsafe", f"{name}: {path!r} is no plain path below a folder")
         if not path.startswith(f"{name}/"):
-            path = f"{name}/{path}"  # so that no two archives meet
-        if path.lower() in seen:
+            path = f"{name}/{path}"  # so that archives do not share files
+        if path.lower() in lower_paths:
             raise UnpackError("unsafe", f"{name}: {path!r} occurs twice")
-        seen.add(path.lower())
+        lower_paths.add(path.lower())
         members[path] = member
     return members
 
 
-def _room_for(n_bytes: int, to: Path) -> None:
+def _check_free_space(n_bytes: int, to: Path) -> None:
     free = shutil.disk_usage(to).free
     if n_bytes + SPARE_BYTES > free:
         raise UnpackError("no_space", f"{to}: {n_bytes} bytes to unpack, {free} free")
 
 
-def _write(opened: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> str:
-    """Write one member, or see that it is there already; its sha256."""
+def _extract(zip_file: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> str:
+    """Extract one member, unless the same file is there already. Returns its sha256."""
     sha256 = hashlib.sha256()
-    with opened.open(member) as packed, write_atomically(path) as partial:
+    with zip_file.open(member) as stream, write_atomically(path) as partial:
         with partial.open("wb") as out:
-            while chunk := packed.read(CHUNK_BYTES):
+            while chunk := stream.read(CHUNK_BYTES):
                 sha256.update(chunk)
                 out.write(chunk)
         if path.exists() and file_sha256(path) != sha256.hexdigest():

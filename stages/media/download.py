@@ -37,7 +37,7 @@ class RemoteFile:
     """A file as its publisher lists it."""
 
     path: str
-    bytes: int | None  # None where the publisher does not say it
+    bytes: int
     digest: str  # "sha256:..." or "md5:..."
 
     def __post_init__(self) -> None:
@@ -77,12 +77,13 @@ class Download:
     """The download of one file to ``partial``, by one thread."""
 
     source: HttpTransport
-    file: RemoteFile
     partial: Path  # kept when a transfer breaks off, for the next run too; its ETag is in a file beside it
+    digest: str  # "sha256:..." or "md5:..."
     policy: RetryPolicy
-    on_bytes: Callable[[int], object] = lambda n_bytes: None  # new bytes; negative when they are discarded
+    size: int | None = None  # bytes, where they are known
+    on_bytes: Callable[[int], object] = lambda n_bytes: None  # bytes received, or minus those discarded
     stop: threading.Event = field(default_factory=threading.Event)
-    max_bytes: int = 2**63  # of a file whose size is not known
+    max_bytes: int = 2**63  # where the size is not known
 
     def run(self) -> None:
         """Download the file until its digest is right.
@@ -95,18 +96,18 @@ class Download:
             with _convert_errors(self.source):
                 self._receive_file()
             digest = self._compute_digest()
-            if digest == self.file.digest_hex:
+            if digest == self.digest:
                 self._etag.unlink(missing_ok=True)
                 return
             self.discard()
         raise DownloadError(
             "wrong",
-            f"{self.source.address} has {self.file.digest_name} {digest}, expected {self.file.digest_hex}",
+            f"{self.source.address} has {digest.replace(':', ' ')}, expected {self.digest.partition(':')[2]}",
         )
 
     def discard(self) -> None:
         """Remove what was received."""
-        self.on_bytes(-self._size())
+        self.on_bytes(-self._count_bytes())
         self.partial.unlink(missing_ok=True)
         self._etag.unlink(missing_ok=True)
 
@@ -124,33 +125,33 @@ class Download:
 
     def _receive(self, retries: Retries) -> bool:
         """Request the missing bytes and append them; whether the file is complete."""
-        start = self._size()
+        start = self._count_bytes()
         etag = self._etag.read_text() if start and self._etag.is_file() else ""
         try:
             # A file that has another ETag by now is sent from its first byte.
             with self.source.open("", start, None, version=etag) as response:
-                if self.file.bytes is not None and response.size not in (None, self.file.bytes):
+                if self.size is not None and response.size not in (None, self.size):
                     raise DownloadError(
                         "wrong",
-                        f"{self.source.address} has {response.size} bytes, expected {self.file.bytes}",
+                        f"{self.source.address} has {response.size} bytes, expected {self.size}",
                     )
                 if response.start != start:
                     self.discard()
                 if response.start not in (0, start):
-                    raise TransientError(f"sends bytes from {response.start} when asked from {start}")
+                    raise TransientError(f"sends bytes from {response.start} instead of {start}")
                 if response.version.startswith('"'):  # a weak ETag does not identify the bytes
                     self._etag.write_text(response.version)
                 self._append(retries.read_blocks(response.body))
         except RangeError as err:
             self.discard()
             raise TransientError(f"has no byte {start}") from err
-        size = self.file.bytes if self.file.bytes is not None else response.size
-        if size is not None and self._size() < size and not self.stop.is_set():
-            raise TransientError(f"broke off at byte {self._size()} of {size}")
+        size = response.size if self.size is None else self.size
+        if size is not None and self._count_bytes() < size and not self.stop.is_set():
+            raise TransientError(f"broke off at byte {self._count_bytes()} of {size}")
         return not self.stop.is_set()
 
     def _append(self, blocks: Iterator[bytes]) -> None:
-        limit = self.max_bytes if self.file.bytes is None else self.file.bytes
+        limit = self.max_bytes if self.size is None else self.size
         with self.partial.open("ab") as out:
             for block in blocks:
                 if out.tell() + len(block) > limit:
@@ -165,18 +166,19 @@ class Download:
         """Whether a run before this one received all bytes."""
         if not self.partial.is_file():
             return False
-        if self.file.bytes is None:
-            return self._compute_digest() == self.file.digest_hex
-        return self._size() == self.file.bytes
+        if self.size is None:
+            return self._compute_digest() == self.digest
+        return self._count_bytes() == self.size
 
     def _compute_digest(self) -> str:
-        return file_digest(self.partial, self.file.digest_name)
+        algorithm = self.digest.partition(":")[0]
+        return f"{algorithm}:{file_digest(self.partial, algorithm)}"
 
     @property
     def _etag(self) -> Path:
         return self.partial.with_suffix(".etag")
 
-    def _size(self) -> int:
+    def _count_bytes(self) -> int:
         return self.partial.stat().st_size if self.partial.is_file() else 0
 
 
@@ -187,7 +189,9 @@ def _convert_errors(source: HttpTransport) -> Iterator[None]:
         yield
     except RetryError as err:
         if isinstance(err.__cause__, UnreachableError):
-            raise DownloadError("unreachable", f"{source.address} cannot be reached ({err.__cause__})") from err
+            raise DownloadError(
+                "unreachable", f"{source.address} cannot be reached ({err.__cause__})"
+            ) from err
         raise DownloadError("cut", str(err)) from err
     except TlsError as err:
         raise DownloadError("unreachable", str(err)) from err

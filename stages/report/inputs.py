@@ -1,4 +1,4 @@
-"""What the page reads of what others left: their JSON, and of many things a few."""
+"""Helpers that read JSON files and pick a few of many items."""
 
 from __future__ import annotations
 
@@ -12,21 +12,24 @@ from stages.engine.outcome import StageError
 Item = TypeVar("Item")
 
 
-def read_object(path: Path, writer: str) -> dict[str, Any]:
-    """The object in a file that ``writer``, a command, writes. Raises StageError."""
+def read_json_object(path: Path, writer: str) -> dict[str, Any]:
+    """Read a JSON file whose top level is an object. ``writer`` names the command that writes it.
+
+    Raises StageError.
+    """
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as err:
         raise StageError(f"{path.parent}: no {path.name} here; `{writer}` writes it") from err
     except (OSError, ValueError, RecursionError) as err:
         raise StageError(f"{path}: not JSON ({err})") from err
-    if not isinstance(told, dict):
-        raise StageError(f"{path}: JSON holds {type(told).__name__}, expected an object")
-    return told
+    if not isinstance(content, dict):
+        raise StageError(f"{path}: JSON holds {type(content).__name__}, expected an object")
+    return content
 
 
-def evenly(items: Sequence[Item], n: int) -> list[Item]:
-    """All of them, or ``n`` that are evenly spread, the first and the last among them."""
+def pick_evenly(items: Sequence[Item], n: int) -> list[Item]:
+    """All items, or ``n`` of them evenly spaced, including the first and the last."""
     if len(items) <= n:
         return list(items)
     return [items[i * (len(items) - 1) // (n - 1)] for i in range(n)]

@@ -1,24 +1,24 @@
-// The page reads without this script; it sorts tables, enlarges pictures and unfolds for print.
+// The page works without this script, which sorts tables, enlarges images and unfolds details for print.
 "use strict";
 
-// --- tables sort by a click on a heading, or Enter on it ---
+// --- a click or Enter on a heading sorts its table ---
 
-function valueOf(row, column) {
+function readValue(row, column) {
   const cell = row.cells[column];
   return "value" in cell.dataset ? Number(cell.dataset.value.replace("inf", "Infinity") || NaN) : cell.textContent.trim();
 }
 
-function compared(a, b) {
+function compareValues(a, b) {
   return typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b), "en", { numeric: true });
 }
 
-function sort(table, column, descending) {
+function sortTable(table, column, descending) {
   const body = table.tBodies[0];
-  const known = (row) => !Number.isNaN(valueOf(row, column));
+  const hasValue = (row) => !Number.isNaN(readValue(row, column));
   const rows = [...body.rows];
-  const sorted = rows.filter(known).sort((a, b) => compared(valueOf(a, column), valueOf(b, column)));
+  const sorted = rows.filter(hasValue).sort((a, b) => compareValues(readValue(a, column), readValue(b, column)));
   if (descending) sorted.reverse();
-  body.append(...sorted, ...rows.filter((row) => !known(row))); // what is not known stays last
+  body.append(...sorted, ...rows.filter((row) => !hasValue(row))); // rows without a value stay last
 }
 
 for (const table of document.querySelectorAll("table.sortable")) {
@@ -29,25 +29,25 @@ for (const table of document.querySelectorAll("table.sortable")) {
     button.append(...heading.childNodes);
     heading.append(button);
     button.addEventListener("click", () => {
-      const number = [...table.tBodies[0].rows].some((row) => "value" in row.cells[column].dataset);
-      const before = heading.getAttribute("aria-sort");
-      const descending = before ? before === "ascending" : Boolean(number); // numbers: the largest first
+      const isNumeric = [...table.tBodies[0].rows].some((row) => "value" in row.cells[column].dataset);
+      const previous = heading.getAttribute("aria-sort");
+      const descending = previous ? previous === "ascending" : isNumeric; // numbers: largest first
       headings.forEach((other) => other.removeAttribute("aria-sort"));
       heading.setAttribute("aria-sort", descending ? "descending" : "ascending");
-      sort(table, column, descending);
+      sortTable(table, column, descending);
     });
   });
 }
 
-// --- pictures enlarge in a dialog; Escape closes it, and the focus goes back ---
+// --- a click on an image enlarges it in a dialog; Escape closes it and restores the focus ---
 
 const dialog = document.getElementById("large");
-const shown = document.getElementById("shown");
+const enlarged = document.getElementById("enlarged");
 const title = document.getElementById("title");
 
 for (const picture of document.querySelectorAll("button.picture")) {
   picture.addEventListener("click", () => {
-    shown.replaceChildren(...[...picture.childNodes].map((node) => node.cloneNode(true)));
+    enlarged.replaceChildren(...[...picture.childNodes].map((node) => node.cloneNode(true)));
     title.textContent = picture.getAttribute("aria-label").replace(/^Enlarge: /, "");
     dialog.showModal();
     dialog.scrollTo(0, 0);
@@ -55,10 +55,10 @@ for (const picture of document.querySelectorAll("button.picture")) {
 }
 document.getElementById("close").addEventListener("click", () => dialog.close());
 dialog.addEventListener("click", (event) => {
-  if (event.target === dialog) dialog.close(); // the backdrop
+  if (event.target === dialog) dialog.close(); // a click on the backdrop
 });
 
-// --- print shows what is folded ---
+// --- printing unfolds all details ---
 
 let folded = [];
 addEventListener("beforeprint", () => {

@@ -1,7 +1,7 @@
-"""The page itself: template, style and script in one file that asks nothing of the network.
+"""The page: template, style and script in one self-contained HTML file.
 
-Names of clips, speakers and reasons come from strangers: the template escapes all that it is given, and the
-policy in the page's head lets no script run but ours and fetches nothing.
+Names of clips and speakers and drop reasons may be hostile. The template escapes all values, and the page's
+Content-Security-Policy allows no script but its own and no requests.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from model.recipe import iterate_values
 from shards.reader import Dataset
 from shards.schema import VIDEO_FPS
 from stages.corpora.corpus import TRAIN
-from stages.report.card import Card
-from stages.report.codecs import CodecRow
-from stages.report.figures import Figure
-from stages.report.motion import Measured
-from stages.report.results import Evaluation, Table
-from stages.report.strips import Picture, Samples
-from stages.report.training import Training
+from stages.report.card import DatasetCard
+from stages.report.codecs import CodecCost
+from stages.report.figures import CaptionedPlot
+from stages.report.motion import MotionStats
+from stages.report.results import EvaluationResults, ResultTable
+from stages.report.strips import EmbeddedImage, GeneratedClips
+from stages.report.training import TrainingRun
 
 HERE = Path(__file__).parent
 TEMPLATE, STYLE, SCRIPT = "page.html.jinja", "style.css", "page.js"
@@ -37,51 +37,51 @@ Params = tuple[tuple[str, Any], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Data:
-    """The section on the dataset."""
+class DataSection:
+    """The sections "Data" and "Clips"."""
 
-    card: Card
-    measured: Measured
-    figures: list[Figure]
+    card: DatasetCard
+    motion: MotionStats
+    figures: list[CaptionedPlot]
     codec: str
-    codecs: tuple[CodecRow, ...]
-    sheet: list[Picture]
+    codecs: tuple[CodecCost, ...]
+    clips: list[EmbeddedImage]
 
 
 @dataclass(frozen=True, slots=True)
-class Results:
-    """The section on an evaluation."""
+class TrainingSection:
+    """The section "Training"."""
 
-    evaluation: Evaluation
-    tables: list[Table]
-    groups: list[Table]
-    baselines: tuple[str, ...]  # rows that nobody drew
-    meanings: list[tuple[str, str]]  # of the columns
-    drift: list[Figure]
-    openings: list[Figure]
+    run: TrainingRun
+    figures: list[CaptionedPlot]
 
 
 @dataclass(frozen=True, slots=True)
-class Trained:
-    """The section on a run."""
+class ResultsSection:
+    """The section "Results"."""
 
-    run: Training
-    figures: list[Figure]
+    evaluation: EvaluationResults
+    tables: list[ResultTable]
+    group_tables: list[ResultTable]
+    baselines: tuple[str, ...]  # rows that no network generated
+    column_notes: list[tuple[str, str]]
+    drift: list[CaptionedPlot]
+    openings: list[CaptionedPlot]
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """All sections; what was not given is None, or empty."""
+    """All sections. A section without input is None or empty."""
 
     dataset: Dataset
-    data: Data
-    trained: Trained | None
-    drawn: tuple[Samples, ...]
-    results: Results | None
+    data: DataSection
+    training: TrainingSection | None
+    generated: tuple[GeneratedClips, ...]
+    results: ResultsSection | None
 
 
-def render(page: Page) -> str:
-    """The page as HTML. Same inputs, same text."""
+def render_page(page: Page) -> str:
+    """Render the page as HTML. The same inputs give the same text."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),
         autoescape=True,
@@ -89,27 +89,33 @@ def render(page: Page) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "percent": percent, "duration": duration, "linked": linked}
+    environment.filters |= {
+        "number": format_number,
+        "percent": format_percent,
+        "duration": format_duration,
+        "bytes": format_bytes,
+        "citation": format_citation,
+    }
     style, script = ((HERE / name).read_text(encoding="utf-8") for name in (STYLE, SCRIPT))
     results = page.results
     return environment.get_template(TEMPLATE).render(
-        policy=policy(script),
+        policy=make_policy(script),
         style=Markup(style),
         script=Markup(script),
         fps=VIDEO_FPS,
         digest=page.dataset.manifest.get("digest"),
         data=page.data,
-        trained=page.trained,
-        drawn=page.drawn,
+        training=page.training,
+        generated=page.generated,
         results=results,
-        whys=reasons([*results.tables, *results.groups]) if results else {},
-        warnings=warnings(page),
-        origins=origins(page),
+        reason_numbers=number_reasons([*results.tables, *results.group_tables]) if results else {},
+        warnings=collect_warnings(page),
+        param_tables=collect_params(page),
     )
 
 
-def policy(script: str) -> str:
-    """What the browser lets the page do: show what it carries, and run this very script."""
+def make_policy(script: str) -> str:
+    """A Content-Security-Policy that allows embedded images, media and styles, and only this script."""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (
         f"default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; "
@@ -117,77 +123,83 @@ def policy(script: str) -> str:
     )
 
 
-def reasons(tables: Iterable[Table]) -> dict[str, int]:
-    """Why cells are empty, each reason once, numbered from 1."""
-    found = dict.fromkeys(
-        cell.why for table in tables for _, cells in table.rows for cell in cells if cell.value is None
+def number_reasons(tables: Iterable[ResultTable]) -> dict[str, int]:
+    """Number the distinct reasons of empty cells, from 1."""
+    reasons = dict.fromkeys(
+        cell.reason for table in tables for _, cells in table.rows for cell in cells if cell.value is None
     )
-    return {why: number for number, why in enumerate(found, 1)}
+    return {reason: number for number, reason in enumerate(reasons, 1)}
 
 
-def stories(page: Page) -> list[tuple[str, Mapping[str, Any]]]:
-    """What each input but the dataset tells of itself."""
-    found: list[tuple[str, Mapping[str, Any]]] = []
-    if page.trained:
-        found.append((f"Run {page.trained.run.name}", page.trained.run.story))
-    found += [(f"Samples {samples.name}", samples.story) for samples in page.drawn]
+def collect_infos(page: Page) -> list[tuple[str, Mapping[str, Any]]]:
+    """Title and JSON info of each input except the dataset."""
+    infos: list[tuple[str, Mapping[str, Any]]] = []
+    if page.training:
+        infos.append((f"Run {page.training.run.name}", page.training.run.info))
+    infos += [(f"Samples {clips.name}", clips.info) for clips in page.generated]
     if page.results:
-        found.append(("Evaluation", page.results.evaluation.story))
-    return found
+        infos.append(("Evaluation", page.results.evaluation.info))
+    return infos
 
 
-def warnings(page: Page) -> list[str]:
-    """What a reader must know before the figures: what is of another dataset, and what was trained on."""
-    ours = page.dataset.manifest.get("digest")
-    digests = [(title, story.get("dataset", story.get("digest"))) for title, story in stories(page)]
-    told = [
-        f"{title}: made from the dataset {digest}, not from this one."
-        for title, digest in digests
-        if digest != ours
+def collect_warnings(page: Page) -> list[str]:
+    """Warn about inputs made from another dataset, and about scores of training clips."""
+    digest = page.dataset.manifest.get("digest")
+    digests = [(title, info.get("dataset", info.get("digest"))) for title, info in collect_infos(page)]
+    warnings = [
+        f"{title}: made from dataset {other}, not from this one." for title, other in digests if other != digest
     ]
     if page.results and any(row["split"] == TRAIN for row in page.results.evaluation.clips):
-        told.append(
-            f"Evaluation: scores clips of the split {TRAIN}, on which networks are trained; its figures do "
-            f"not tell how well new clips are drawn."
+        warnings.append(
+            f"Evaluation: scores clips of the split {TRAIN}, which networks are trained on; its metrics do "
+            f"not show how well a network does on new clips."
         )
-    return told
+    return warnings
 
 
-def origins(page: Page) -> list[tuple[str, Params]]:
-    """All params and versions, by what they belong to, without what the page shows elsewhere."""
-    shown = ("metrics", "not_computed", "protocols", "without_lse")
+def collect_params(page: Page) -> list[tuple[str, Params]]:
+    """Params and versions of each input, without what the page shows elsewhere."""
+    skipped = ("metrics", "not_computed", "protocols", "without_lse")
     dataset = {key: value for key, value in page.dataset.manifest.items() if key != "shards"}
-    ours = {name: version(name) for name in ("redub", "numpy", "pillow", "matplotlib", "jinja2")}
+    versions = {name: version(name) for name in ("redub", "numpy", "pillow", "matplotlib", "jinja2")}
     return [
-        (title, tuple(iterate_values({key: value for key, value in story.items() if key not in shown})))
-        for title, story in [("Dataset", dataset), *stories(page), ("This page", ours)]
+        (title, tuple(iterate_values({key: value for key, value in info.items() if key not in skipped})))
+        for title, info in [("Dataset", dataset), *collect_infos(page), ("This page", versions)]
     ]
 
 
-# --- how values are worded --------------------------------------------------------------------
+# --- formatting of values ---------------------------------------------------------------------
 
 
-def number(value: float) -> str:
-    """Three figures or so: 1234, 28.3, 4.56, 0.123; with a minus sign, which a hyphen is not."""
+def format_number(value: float) -> str:
+    """About three digits: 1234, 28.3, 4.56, 0.123. Uses a minus sign, not a hyphen."""
     if np.isinf(value):
         return "∞, exact"
     digits = 0 if abs(value) >= 1000 else 1 if abs(value) >= 10 else 2 if abs(value) >= 1 else 3
     return f"{value:,.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
-def percent(share: float) -> str:
+def format_percent(share: float) -> str:
     return f"{100 * share:.3g} %"
 
 
-def duration(seconds: float) -> str:
-    """In the unit in which it is a few: 12.8 s, 10.4 min, 5.3 h."""
+def format_duration(seconds: float) -> str:
+    """In seconds, minutes or hours: 12.8 s, 10.4 min, 5.3 h."""
     if seconds >= 2 * 3600:
         return f"{seconds / 3600:.1f} h"
     return f"{seconds / 60:.1f} min" if seconds >= 120 else f"{seconds:.1f} s"
 
 
-def linked(line: str) -> Markup:
-    """A line of ours that ends in an address."""
-    words, separator, address = line.rpartition(": https://")
+def format_bytes(n_bytes: int) -> str:
+    """In GB, MB or KB, with one decimal."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if n_bytes >= size:
+            return f"{n_bytes / size:.1f} {unit}"
+    return f"{n_bytes / 1e3:.1f} KB"
+
+
+def format_citation(line: str) -> Markup:
+    """Turn an address at the end of a citation into a link."""
+    text, separator, address = line.rpartition(": https://")
     link = Markup('{}: <a href="https://{}" rel="noreferrer">{}</a>')
-    return link.format(words, address, address) if separator else Markup("{}").format(line)
+    return link.format(text, address, address) if separator else Markup("{}").format(line)

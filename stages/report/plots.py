@@ -1,6 +1,6 @@
-"""Plots as inline SVG: text stays text, and colours are the page's own, so that they follow its scheme.
+"""Plots as inline SVG. Text stays text, and colours are CSS variables, so plots follow the light or dark scheme.
 
-Only words of ours are drawn here. What a stranger may have named stands in the page, where it is escaped.
+Plots contain only text from this package. Names from a dataset appear in the HTML page, which escapes them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from numpy.typing import ArrayLike
 
 INK, SOFT, LINE = "#010101", "#020202", "#030303"
-# Stand-ins that become var(--series-1) and so on; style.css has their colours, light and dark.
+# Placeholders that become var(--series-1) and so on; style.css defines the light and dark colours.
 SERIES = tuple(f"#0{number}0{number}0{number}" for number in (4, 5, 6, 7, 8, 9))
 VARIABLES = {
     INK: "--ink",
@@ -27,16 +27,16 @@ VARIABLES = {
     LINE: "--line",
     **{color: f"--series-{number}" for number, color in enumerate(SERIES, 1)},
 }
-# Of lines; five against six colours, so that thirty lines can be told apart.
+# Dash patterns: 5 of them with 6 colours make 30 distinguishable lines.
 DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1, 1.5), (6, 2, 1, 2), (8, 3))
 LINE_WIDTH = 1.6
 NARROW, WIDE = (4.4, 2.3), (6.4, 3.0)  # width and height in inches; the page scales them
-BINS, LEAST_BINS = 24, 12
+MAX_BINS, MIN_BINS = 24, 12
 
 STYLE = {
     "svg.fonttype": "none",
     "text.parse_math": False,
-    "font.family": "DejaVu Sans",  # comes with matplotlib, so places hang on no machine's fonts
+    "font.family": "DejaVu Sans",  # shipped with matplotlib, so the layout does not depend on installed fonts
     "font.size": 8.5,
     "text.color": INK,
     "axes.labelcolor": SOFT,
@@ -62,10 +62,10 @@ STYLE = {
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A curve, and its interval where it has one."""
+    """A curve with an optional interval."""
 
     label: str
-    series: int  # which colour and dashes; the same thing has the same ones in all plots
+    series: int  # selects colour and dashes; one row of an evaluation uses the same index in all plots
     x: ArrayLike
     y: ArrayLike
     low: ArrayLike | None = None
@@ -73,8 +73,8 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Key:
-    """How a line looks, for the legend that the page writes."""
+class LegendEntry:
+    """Style of one line, for the legend in the HTML page."""
 
     label: str
     color: str
@@ -83,25 +83,28 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """A drawing and its legend."""
+    """An SVG image and its legend."""
 
     svg: Markup
-    legend: tuple[Key, ...] = ()
+    legend: tuple[LegendEntry, ...] = ()
 
 
-def lines(
+def plot_lines(
     name: str,
-    drawn: Sequence[Line],
+    curves: Sequence[Line],
     *,
     x: str,
     y: str,
     log: bool = False,
     wide: bool = False,
 ) -> Plot:
-    """Curves over one another. ``name`` is the plot's own: what it defines is called by it."""
+    """Plot curves on shared axes. ``x`` and ``y`` are axis labels.
+
+    ``name`` must be unique in the page: SVG ids are derived from it.
+    """
     with style.context(["default", STYLE | {"svg.hashsalt": name}]):
-        figure, axes = _axes(WIDE if wide else NARROW, x=x, y=y)
-        for line in drawn:
+        figure, axes = _make_axes(WIDE if wide else NARROW, x=x, y=y)
+        for line in curves:
             color, dashes = SERIES[line.series % len(SERIES)], DASHES[line.series % len(DASHES)]
             if line.low is not None and line.high is not None:
                 axes.fill_between(line.x, line.low, line.high, color=color, alpha=0.16, linewidth=0)
@@ -112,34 +115,37 @@ def lines(
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.yaxis.set_minor_locator(NullLocator())
         axes.margins(x=0.01)
-        keys = tuple(map(_key, drawn))
-        return Plot(_svg(figure, f"{y} over {x}"), keys if len(keys) > 1 else ())
+        legend = tuple(map(_make_legend_entry, curves))
+        return Plot(_render_svg(figure, f"{y} over {x}"), legend if len(legend) > 1 else ())
 
 
-def _key(line: Line) -> Key:
+def _make_legend_entry(line: Line) -> LegendEntry:
     color = f"var({VARIABLES[SERIES[line.series % len(SERIES)]]})"
     dashes = " ".join(f"{LINE_WIDTH * length:g}" for length in DASHES[line.series % len(DASHES)])
-    return Key(line.label, color, dashes or "none")
+    return LegendEntry(line.label, color, dashes or "none")
 
 
-def histogram(name: str, values: ArrayLike, *, x: str, step: float) -> Plot:
-    """How many clips have each value. Bars are centred on multiples of ``step``, or of more of it at once."""
-    found = np.asarray(values, np.float64)
-    low, high = float(found.min()), float(found.max())
-    width = step * max(1, np.ceil((high - low) / step / BINS))
+def plot_histogram(name: str, values: ArrayLike, *, x: str, step: float) -> Plot:
+    """Plot the number of clips per value. Bars are centred on multiples of ``step``.
+
+    Bars are several steps wide if there would be more than MAX_BINS of them.
+    """
+    data = np.asarray(values, np.float64)
+    low, high = float(data.min()), float(data.max())
+    width = step * max(1, np.ceil((high - low) / step / MAX_BINS))
     first, last = np.round(low / width), np.round(high / width)
-    beside = max(1, (LEAST_BINS - (last - first)) // 2)  # one value alone is a thin bar, not a wall
-    edges = (np.arange(first - beside, last + beside + 2) - 0.5) * width
+    padding = max(1, (MIN_BINS - (last - first)) // 2)  # so that a single value is not one wide bar
+    edges = (np.arange(first - padding, last + padding + 2) - 0.5) * width
     with style.context(["default", STYLE | {"svg.hashsalt": name}]):
-        figure, axes = _axes(NARROW, x=x, y="clips")
-        counts, _ = np.histogram(found, edges)
+        figure, axes = _make_axes(NARROW, x=x, y="clips")
+        counts, _ = np.histogram(data, edges)
         axes.bar(edges[:-1], counts, np.diff(edges) * 0.9, align="edge", color=SERIES[0])
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
         axes.grid(visible=False, axis="x")
-        return Plot(_svg(figure, f"histogram of {x}"))
+        return Plot(_render_svg(figure, f"histogram of {x}"))
 
 
-def _axes(size: tuple[float, float], *, x: str, y: str) -> tuple[Figure, Axes]:
+def _make_axes(size: tuple[float, float], *, x: str, y: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
     axes.set_xlabel(x)
@@ -148,8 +154,8 @@ def _axes(size: tuple[float, float], *, x: str, y: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _svg(figure: Figure, title: str) -> Markup:
-    """The drawing without what a page must not hold twice: a prolog, ids of groups, a style for all of it."""
+def _render_svg(figure: Figure, title: str) -> Markup:
+    """Render without what must not occur twice in a page: the prolog, group ids and global styles."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     svg = buffer.getvalue()

@@ -1,4 +1,4 @@
-"""What an evaluation found, as the page shows it: tables with intervals, curves by frame, openings."""
+"""Results of an evaluation as the page shows them: tables with intervals and curves by frame index."""
 
 from __future__ import annotations
 
@@ -19,46 +19,49 @@ from stages.evaluate.metrics.obedience import Mean
 from stages.evaluate.run import CLIPS, FRAMES, METRICS, RUN_INFO
 from stages.evaluate.scores import CLIPS_SCHEMA, CURVES, FRAMES_SCHEMA, group_means
 from stages.evaluate.table import PREVIOUS, TRUTH
-from stages.report.inputs import read_object
+from stages.report.inputs import read_json_object
 
 Floats = NDArray[np.float64]
 
-# Rows that hold the truth's own mouth; they show what a figure can reach, and win nothing.
+# Rows that contain the ground-truth mouth. They show what a metric can reach and are never marked as best.
 REFERENCES = (TRUTH, PREVIOUS)
-RESAMPLES = 1000
-LOST_SHOWN = 50  # clips that could not be scored
+N_RESAMPLES = 1000
+MAX_FAILURES = 50  # clips listed that could not be scored
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
-    """A mean with its 95 % interval, which has no width where one figure is of the whole row; or why not."""
+class TableCell:
+    """A mean with its 95 % interval, or the reason why there is none.
+
+    The interval has zero width for a metric of the whole row, such as FID.
+    """
 
     value: float | None = None
     low: float = 0.0
     high: float = 0.0
-    n: int = 0  # clips, or frames where it is of the row as a whole
-    why: str = ""
-    best: bool = False
+    n: int = 0  # clips, or frames for a metric of the whole row
+    reason: str = ""
+    is_best: bool = False
 
     @property
-    def instead(self) -> str:
-        """In place of a number."""
-        return "infinite" if self.why.startswith("infinite") else "not computed"
+    def placeholder(self) -> str:
+        """Text in place of a number."""
+        return "infinite" if self.reason.startswith("infinite") else "not computed"
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
-    """Cells by row; ``keys`` name the leading columns of text."""
+class ResultTable:
+    """Cells by row. ``keys`` are the headings of the leading text columns."""
 
     title: str
     keys: tuple[str, ...]
     columns: tuple[Column, ...]
-    rows: tuple[tuple[tuple[str, ...], tuple[Cell, ...]], ...]
+    rows: tuple[tuple[tuple[str, ...], tuple[TableCell, ...]], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Track:
-    """What was measured at each frame of one clip of one row: (T,), NaN where unknown."""
+class ClipCurves:
+    """Values per frame of one clip in one row: (T,) each, NaN where unknown."""
 
     row: str
     name: str
@@ -66,85 +69,86 @@ class Track:
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluation:
+class EvaluationResults:
     """A folder that ``pipeline evaluate`` wrote."""
 
-    story: Mapping[str, Any]
-    means: Mapping[str, Mapping[str, Cell]]  # by row and column
+    info: Mapping[str, Any]  # evaluation.json
+    means: Mapping[str, Mapping[str, TableCell]]  # by row and column
     clips: tuple[Row, ...]
-    tracks: tuple[Track, ...]
+    curves: tuple[ClipCurves, ...]
 
     @property
     def without_lse(self) -> Mapping[str, Any]:
-        """Clips that SyncNet could not score, by reason."""
-        told = self.story.get("without_lse")
-        return told if isinstance(told, Mapping) else {}
+        """Number of clips that SyncNet could not score, by reason."""
+        counts = self.info.get("without_lse")
+        return counts if isinstance(counts, Mapping) else {}
 
     @property
-    def lost(self) -> list[Row]:
-        """Clips that could not be scored."""
-        return [row for row in self.clips if row["status"] != OK][:LOST_SHOWN]
+    def failures(self) -> list[Row]:
+        """Clips that could not be scored, MAX_FAILURES at most."""
+        return [row for row in self.clips if row["status"] != OK][:MAX_FAILURES]
 
 
-def read_evaluation(folder: Path) -> Evaluation:
-    """Raises StageError or ShardError when the folder is not what ``pipeline evaluate`` writes."""
-    story, metrics = (read_object(folder / name, "pipeline evaluate") for name in (RUN_INFO, METRICS))
+def read_evaluation(folder: Path) -> EvaluationResults:
+    """Raises StageError or ShardError if the folder was not written by ``pipeline evaluate``."""
+    info, metrics = (read_json_object(folder / name, "pipeline evaluate") for name in (RUN_INFO, METRICS))
     try:
-        means = {row: {name: _cell(told) for name, told in cells.items()} for row, cells in metrics.items()}
+        means = {
+            row: {name: _parse_cell(entry) for name, entry in cells.items()} for row, cells in metrics.items()
+        }
     except (KeyError, TypeError, AttributeError, ValueError) as err:
         raise StageError(f"{folder / METRICS}: not the table of an evaluation ({err!r})") from err
     clips = list(read_rows(folder / CLIPS, CLIPS_SCHEMA, "table of scored clips"))
     frames = list(read_rows(folder / FRAMES, FRAMES_SCHEMA, "table of scored frames"))
-    return Evaluation(story, means, tuple(clips), tuple(_tracks(frames)))
+    return EvaluationResults(info, means, tuple(clips), tuple(_group_curves(frames)))
 
 
-def _cell(told: Any) -> Cell:
-    if isinstance(told, str):
-        return Cell(why=told.removeprefix("not computed:").strip())
-    return Cell(float(told["mean"]), float(told["low"]), float(told["high"]), int(told["n"]))
+def _parse_cell(entry: Any) -> TableCell:
+    if isinstance(entry, str):
+        return TableCell(reason=entry.removeprefix("not computed:").strip())
+    return TableCell(float(entry["mean"]), float(entry["low"]), float(entry["high"]), int(entry["n"]))
 
 
-def _tracks(frames: Sequence[Row]) -> list[Track]:
+def _group_curves(frames: Sequence[Row]) -> list[ClipCurves]:
     by_clip: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for frame in frames:
         by_clip[frame["row"], frame["name"]].append(frame)
-    tracks = []
+    curves = []
     for (row, name), members in by_clip.items():
         members.sort(key=lambda frame: int(frame["frame"]))
-        tracks.append(
-            Track(row, name, {curve: _floats(frame[curve] for frame in members) for curve in CURVES})
-        )
-    return tracks
+        values = {curve: _to_floats(frame[curve] for frame in members) for curve in CURVES}
+        curves.append(ClipCurves(row, name, values))
+    return curves
 
 
-def _floats(values: Iterable[float | None]) -> Floats:
+def _to_floats(values: Iterable[float | None]) -> Floats:
     return np.array([np.nan if value is None else value for value in values], np.float64)
 
 
 # --- tables -----------------------------------------------------------------------------------
 
 
-def tables(evaluation: Evaluation) -> list[Table]:
-    """Every row in each, a part of the metrics; the best is marked where better is defined."""
+def build_tables(evaluation: EvaluationResults) -> list[ResultTable]:
+    """Split the metrics into tables that all have every row, and mark the best means."""
     parts: dict[str, dict[str, Column]] = defaultdict(dict)
     for name, column in COLUMNS.items():
-        parts[_part(name, column)][name] = column
-    found = []
+        parts[_choose_table(name, column)][name] = column
+    tables = []
     for title, columns in parts.items():
         cells = {
-            row: [means.get(name, Cell(why="the evaluation does not name it")) for name in columns]
+            row: [means.get(name, TableCell(reason="missing in the evaluation")) for name in columns]
             for row, means in evaluation.means.items()
         }
         for i, column in enumerate(columns.values()):
-            for row in _best({row: of_row[i] for row, of_row in cells.items()}, column):
-                cells[row][i] = replace(cells[row][i], best=True)
-        rows = tuple(((row,), tuple(of_row)) for row, of_row in cells.items())
-        found.append(Table(title, ("row",), tuple(columns.values()), rows))
-    return found
+            for row in _find_best_rows({row: row_cells[i] for row, row_cells in cells.items()}, column):
+                cells[row][i] = replace(cells[row][i], is_best=True)
+        rows = tuple(((row,), tuple(row_cells)) for row, row_cells in cells.items())
+        tables.append(ResultTable(title, ("row",), tuple(columns.values()), rows))
+    return tables
 
 
-def _part(name: str, column: Column) -> str:
-    """A table of all columns would be wider than any page."""
+def _choose_table(name: str, column: Column) -> str:
+    """The title of the column's table: one table with all columns would not fit on a page."""
     if not column.region:
         if name.startswith("lse_"):
             return f"Speech, by SyncNet: {'real videos' if name.endswith('_real') else 'crops'}"
@@ -154,8 +158,8 @@ def _part(name: str, column: Column) -> str:
     return {"box": "In the masked box", "frame": "On the full frame"}[column.region]
 
 
-def _best(cells: Mapping[str, Cell], column: Column) -> list[str]:
-    """Rows with the best mean of a column; none where nothing is better, or where one stands alone."""
+def _find_best_rows(cells: Mapping[str, TableCell], column: Column) -> list[str]:
+    """Rows with the best mean of a column; none if no direction is better or fewer than two rows compete."""
     sign = {"higher": 1, "lower": -1, "": 0}[column.better]
     means = {
         row: sign * cell.value
@@ -167,39 +171,39 @@ def _best(cells: Mapping[str, Cell], column: Column) -> list[str]:
     return [row for row, mean in means.items() if mean == max(means.values())]
 
 
-def tables_by_group(evaluation: Evaluation) -> list[Table]:
-    """Per emotion, level and speaker, where the scored clips have more than one of them."""
-    told = [group for group in GROUPS if len({row[group] for row in evaluation.clips if row[group]}) > 1]
-    return [_table_by(evaluation, group) for group in told]
+def build_group_tables(evaluation: EvaluationResults) -> list[ResultTable]:
+    """Tables per emotion, level and speaker, for those with more than one value in the scored clips."""
+    groups = [group for group in GROUPS if len({row[group] for row in evaluation.clips if row[group]}) > 1]
+    return [_build_group_table(evaluation, group) for group in groups]
 
 
-def _table_by(evaluation: Evaluation, group: str) -> Table:
+def _build_group_table(evaluation: EvaluationResults, group: str) -> ResultTable:
     by = ("row", group)
-    means = {name: group_means(evaluation.clips, name, by) for name in COLUMNS}
-    told = {name: of_name for name, of_name in means.items() if of_name}
-    keys = sorted({key for of_name in told.values() for key in of_name})
+    all_means = {name: group_means(evaluation.clips, name, by) for name in COLUMNS}
+    means = {name: column_means for name, column_means in all_means.items() if column_means}
+    keys = sorted({key for column_means in means.values() for key in column_means})
 
-    def cell(mean: Mean | None) -> Cell:
+    def make_cell(mean: Mean | None) -> TableCell:
         if mean is None:
-            return Cell(why=f"no clip of this {group} has it in this row")
-        return Cell(mean.value, mean.low, mean.high, mean.n)
+            return TableCell(reason=f"no clip of this {group} has it in this row")
+        return TableCell(mean.value, mean.low, mean.high, mean.n)
 
     rows = tuple(
-        (key, tuple(cell(of_name.get(key)) for of_name in told.values()))
+        (key, tuple(make_cell(column_means.get(key)) for column_means in means.values()))
         for row in evaluation.means
         for key in keys
         if key[0] == row
     )
-    return Table(f"By {group}", by, tuple(COLUMNS[name] for name in told), rows)
+    return ResultTable(f"By {group}", by, tuple(COLUMNS[name] for name in means), rows)
 
 
-def meanings(evaluation: Evaluation) -> list[tuple[str, str]]:
-    """What each column is, and by which protocol it was taken where there are several in the field."""
-    told = evaluation.story.get("protocols")
-    protocols = told if isinstance(told, Mapping) else {}
-    where = {"box": " in the box", "frame": " on the full frame", "": ""}
+def explain_columns(evaluation: EvaluationResults) -> list[tuple[str, str]]:
+    """Label and meaning of each column, with the protocol where the literature has several."""
+    info = evaluation.info.get("protocols")
+    protocols = info if isinstance(info, Mapping) else {}
+    regions = {"box": " in the box", "frame": " on the full frame", "": ""}
     return [
-        (column.label + where[column.region], "; ".join([column.about, *filter(None, [protocols.get(name)])]))
+        (column.label + regions[column.region], "; ".join([column.about, *filter(None, [protocols.get(name)])]))
         for name, column in COLUMNS.items()
     ]
 
@@ -208,7 +212,7 @@ def meanings(evaluation: Evaluation) -> list[tuple[str, str]]:
 
 
 @dataclass(frozen=True, slots=True)
-class Curve:
+class MeanCurve:
     """A mean over clips at each frame index, with its bootstrap 95 % interval: (T,) each."""
 
     row: str
@@ -217,47 +221,47 @@ class Curve:
     high: Floats
 
 
-def drift(evaluation: Evaluation, name: str) -> list[Curve]:
-    """By frame index, for each row that has any value."""
-    curves = []
+def average_rows(evaluation: EvaluationResults, name: str) -> list[MeanCurve]:
+    """Average a per-frame value over the clips of each row. Rows without any value are skipped."""
+    means = []
     for row in evaluation.means:
-        tracks = [track.values[name] for track in evaluation.tracks if track.row == row]
-        if any(np.isfinite(track).any() for track in tracks):
-            curves.append(curve(row, tracks))
-    return curves
+        curves = [clip.values[name] for clip in evaluation.curves if clip.row == row]
+        if any(np.isfinite(curve).any() for curve in curves):
+            means.append(average_curves(row, curves))
+    return means
 
 
-def curve(row: str, tracks: Sequence[Floats]) -> Curve:
-    """Whole clips are drawn again for the interval, since frames of one clip tell much the same."""
-    values = np.full((len(tracks), max(map(len, tracks))), np.nan)
-    for i, track in enumerate(tracks):
-        values[i, : len(track)] = track
-    there = np.isfinite(values)
-    filled = np.where(there, values, 0)
+def average_curves(row: str, curves: Sequence[Floats]) -> MeanCurve:
+    """Average curves (T_i,) of clips. The bootstrap resamples whole clips: frames of a clip are correlated."""
+    values = np.full((len(curves), max(map(len, curves))), np.nan)
+    for i, curve in enumerate(curves):
+        values[i, : len(curve)] = curve
+    is_finite = np.isfinite(values)
+    filled = np.where(is_finite, values, 0)
     rng = np.random.default_rng(0)
-    draws = rng.multinomial(len(tracks), np.full(len(tracks), 1 / len(tracks)), RESAMPLES)
-    with np.errstate(invalid="ignore"):  # 0 / 0: a frame that no drawn clip has
-        mean = filled.sum(axis=0) / there.sum(axis=0)
-        drawn = (draws @ filled) / (draws @ there)
-    low, high = np.quantile(np.where(np.isnan(drawn), mean, drawn), (0.025, 0.975), axis=0)
-    return Curve(row, mean, low, high)
+    counts = rng.multinomial(len(curves), np.full(len(curves), 1 / len(curves)), N_RESAMPLES)
+    with np.errstate(invalid="ignore"):  # 0 / 0: no resampled clip has the frame
+        mean = filled.sum(axis=0) / is_finite.sum(axis=0)
+        resampled = (counts @ filled) / (counts @ is_finite)
+    low, high = np.quantile(np.where(np.isnan(resampled), mean, resampled), (0.025, 0.975), axis=0)
+    return MeanCurve(row, mean, low, high)
 
 
-def true_openings(evaluation: Evaluation) -> dict[str, Floats]:
-    """How open each clip's true mouth is, by clip id, where it was looked at."""
+def select_true_openings(evaluation: EvaluationResults) -> dict[str, Floats]:
+    """Mouth opening (T,) of each ground-truth clip that was measured, by clip id."""
     own = {row["name"]: row["clip_id"] for row in evaluation.clips if row["clip_id"] == row["audio_clip_id"]}
     return {
-        own[track.name]: track.values["opening"]
-        for track in evaluation.tracks
-        if track.row == TRUTH and track.name in own and np.isfinite(track.values["opening"]).any()
+        own[clip.name]: clip.values["opening"]
+        for clip in evaluation.curves
+        if clip.row == TRUTH and clip.name in own and np.isfinite(clip.values["opening"]).any()
     }
 
 
-def spoken(evaluation: Evaluation, row: str) -> list[Track]:
-    """The row's clips of which is known both what the mouth did and what the speech's own mouth did."""
+def select_opening_curves(evaluation: EvaluationResults, row: str) -> list[ClipCurves]:
+    """Clips of a row for which both the generated opening and that of the audio clip are known."""
     return [
-        track
-        for track in evaluation.tracks
-        if track.row == row
-        and all(np.isfinite(track.values[name]).any() for name in ("opening", "opening_speech"))
+        clip
+        for clip in evaluation.curves
+        if clip.row == row
+        and all(np.isfinite(clip.values[name]).any() for name in ("opening", "opening_speech"))
     ]

@@ -1,7 +1,7 @@
-"""Stage 9: one page that shows the data, the training and the results. It asks nothing of the network.
+"""Stage 9: one self-contained HTML page that shows the data, the training and the results.
 
-``card``, ``motion`` and ``codecs`` look at the dataset, ``training`` and ``results`` at what runs and
-evaluations left; ``figures``, ``plots`` and ``strips`` draw; ``page`` puts it together.
+``card``, ``motion`` and ``codecs`` measure the dataset, ``training`` and ``results`` read runs and
+evaluations, ``figures``, ``plots`` and ``strips`` draw, and ``page`` renders the HTML.
 """
 
 from __future__ import annotations
@@ -13,68 +13,79 @@ from shards.atomic import write_atomically
 from shards.publish import locate_dataset
 from shards.reader import Dataset, open_dataset
 from stages.evaluate.table import BASELINES
-from stages.report import figures, strips
-from stages.report.card import card_of
-from stages.report.codecs import codec_rows
-from stages.report.motion import measured
-from stages.report.page import Data, Page, Results, Trained, render
-from stages.report.results import Evaluation, meanings, read_evaluation, tables, tables_by_group
+from stages.report.card import build_card
+from stages.report.codecs import measure_codecs
+from stages.report.figures import plot_dataset, plot_drift, plot_openings, plot_training
+from stages.report.motion import measure_motion
+from stages.report.page import DataSection, Page, ResultsSection, TrainingSection, render_page
+from stages.report.results import (
+    EvaluationResults,
+    build_group_tables,
+    build_tables,
+    explain_columns,
+    read_evaluation,
+)
+from stages.report.strips import draw_clips, read_example_clips, read_generated_clips
 from stages.report.training import read_run
 
 
 @dataclass(frozen=True, slots=True)
 class ReportRequest:
-    """What the page is made from; only the dataset is needed."""
+    """Inputs and output of a page. Only the dataset is required."""
 
-    shards: str  # a folder, or an address
+    shards: str  # a folder or an address
     out: Path
     run: Path | None = None
     evaluation: Path | None = None
     generated: tuple[Path, ...] = ()
 
 
-def write(request: ReportRequest) -> int:
-    """Write the page; returns its size in bytes. Same inputs, same bytes.
+def write_report(request: ReportRequest) -> int:
+    """Write the page and return its size in bytes. The same inputs give the same bytes.
 
-    Raises StageError or ShardError, each in one line.
+    Raises StageError or ShardError with a message of one line.
     """
     dataset = open_dataset(locate_dataset(request.shards))
     evaluation = read_evaluation(request.evaluation) if request.evaluation else None
-    trained = _trained(request.run) if request.run else None
-    drawn = tuple(strips.samples(folder, dataset) for folder in request.generated)
-    results = _results(evaluation) if evaluation else None
-    html = render(Page(dataset, _data(dataset, evaluation), trained, drawn, results)).encode()
+    page = Page(
+        dataset,
+        training=_make_training_section(request.run) if request.run else None,
+        generated=tuple(read_generated_clips(folder, dataset) for folder in request.generated),
+        results=_make_results_section(evaluation) if evaluation else None,
+        data=_make_data_section(dataset, evaluation),
+    )
+    html = render_page(page).encode()
     with write_atomically(request.out) as partial:
         partial.write_bytes(html)
     return len(html)
 
 
-def _data(dataset: Dataset, evaluation: Evaluation | None) -> Data:
-    card, told = card_of(dataset), measured(dataset)
-    shown = strips.clips_shown(dataset)
-    codec = str(dataset.manifest.get("codec", shown[0].info["codec"]))
-    return Data(
+def _make_data_section(dataset: Dataset, evaluation: EvaluationResults | None) -> DataSection:
+    card, motion = build_card(dataset), measure_motion(dataset)
+    clips = read_example_clips(dataset)
+    codec = str(dataset.manifest.get("codec", clips[0].info["codec"]))
+    return DataSection(
         card,
-        told,
-        figures.of_data(dataset, card, told, evaluation),
+        motion,
+        plot_dataset(dataset, card, motion, evaluation),
         codec,
-        codec_rows(codec, shown),
-        strips.sheet(shown),
+        measure_codecs(codec, clips),
+        draw_clips(clips),
     )
 
 
-def _trained(folder: Path) -> Trained:
+def _make_training_section(folder: Path) -> TrainingSection:
     run = read_run(folder)
-    return Trained(run, figures.of_training(run.records))
+    return TrainingSection(run, plot_training(run.records))
 
 
-def _results(evaluation: Evaluation) -> Results:
-    return Results(
+def _make_results_section(evaluation: EvaluationResults) -> ResultsSection:
+    return ResultsSection(
         evaluation,
-        tables(evaluation),
-        tables_by_group(evaluation),
+        build_tables(evaluation),
+        build_group_tables(evaluation),
         tuple(BASELINES),
-        meanings(evaluation),
-        figures.of_drift(evaluation),
-        figures.of_openings(evaluation),
+        explain_columns(evaluation),
+        plot_drift(evaluation),
+        plot_openings(evaluation),
     )

@@ -1,6 +1,6 @@
-"""Pictures of the page: clips of the dataset, sample strips with truth and difference, a run's pictures.
+"""Images of the page: clips of the dataset, strips of generated clips, images of a training run.
 
-Each picture is small and their number is bounded, so the page stays one that can be mailed.
+Images are small and their number is limited, so that the page can be sent by mail.
 """
 
 from __future__ import annotations
@@ -22,159 +22,161 @@ from shards.schema import VIDEO_FPS, ClipSample, ShardError
 from stages.preview.choice import clips_spread
 from stages.preview.drawing import boxed
 from stages.preview.sheet import draw_cell, look_for
-from stages.report.inputs import evenly, read_object
+from stages.report.inputs import pick_evenly, read_json_object
 from stages.sample.pairs import CROPS, STORY, VIDEOS, Pair, read_crops, read_pair, read_samples
 
 Frames = NDArray[np.uint8]
 
-CLIPS_SHOWN = 12  # of the dataset
-STRIPS_SHOWN = 4  # of each folder of samples
-VIDEOS_SHOWN = 2  # of each folder of samples
-RUN_PICTURES = 3  # of a run, spread over its steps
-FRAMES_SHOWN = 8
+N_CLIPS = 12  # of the dataset
+N_STRIPS = 4  # per folder of generated clips
+N_VIDEOS = 2  # per folder of generated clips
+N_RUN_IMAGES = 3  # of a training run, evenly spaced over its steps
+N_FRAMES = 8  # per strip
 FRAME_PX, GAP_PX = 160, 3
 DIFFERENCE_GAIN = 4
-QUALITY = 86  # of WebP
-MAX_PICTURE_PX = 4096  # a side; what a folder holds may be a stranger's
+WEBP_QUALITY = 86
+MAX_IMAGE_PX = 4096  # per side: the folder may come from someone else
 MAX_VIDEO_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """An image as a data: address, with its size in px and what it shows."""
+class EmbeddedImage:
+    """An image as a data URL, with its size in px and its description."""
 
-    address: str
+    url: str
     width: int
     height: int
-    shows: str
+    description: str
 
 
 @dataclass(frozen=True, slots=True)
-class Strip:
-    """Frames of one drawn clip, in rows that lie over one another."""
+class SampleStrip:
+    """Frames of one generated clip, in rows that show the same frames."""
 
     name: str
-    told: str
+    description: str
     frames: tuple[int, ...]
-    rows: tuple[tuple[str, Picture], ...]  # label, and all frames of the row side by side
-    video: str  # a data: address, or ""
-    poster: Picture  # what a video shows before it plays: source and drawn, in the middle
+    rows: tuple[tuple[str, EmbeddedImage], ...]  # label, and all frames of the row side by side
+    video: str  # a data URL, or ""
+    poster: EmbeddedImage  # shown before the video plays: source and generated middle frame
 
 
 @dataclass(frozen=True, slots=True)
-class Samples:
+class GeneratedClips:
     """What the page shows of a folder that ``pipeline sample`` wrote."""
 
     name: str
-    story: dict[str, Any]
-    clips: int
-    strips: tuple[Strip, ...]
+    info: dict[str, Any]  # samples.json
+    n_clips: int
+    strips: tuple[SampleStrip, ...]
 
 
-def picture(image: Image.Image, shows: str) -> Picture:
-    """Same pixels, same address."""
+def embed_image(image: Image.Image, description: str) -> EmbeddedImage:
+    """Encode as WebP. Equal pixels give equal URLs."""
     buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, "WEBP", quality=QUALITY, method=4)
-    return Picture(_address("image/webp", buffer.getvalue()), *image.size, shows)
+    image.convert("RGB").save(buffer, "WEBP", quality=WEBP_QUALITY, method=4)
+    return EmbeddedImage(_make_data_url("image/webp", buffer.getvalue()), *image.size, description)
 
 
-def _address(kind: str, data: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+def _make_data_url(media_type: str, data: bytes) -> str:
+    return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
 
 
-def clips_shown(dataset: Dataset) -> list[ClipSample]:
-    """From every split and as many speakers as there are."""
-    return [read_clip(dataset, clip_id) for clip_id in clips_spread(dataset, CLIPS_SHOWN, seed=0)]
+def read_example_clips(dataset: Dataset) -> list[ClipSample]:
+    """Read N_CLIPS clips, from every split and as many speakers as possible."""
+    return [read_clip(dataset, clip_id) for clip_id in clips_spread(dataset, N_CLIPS, seed=0)]
 
 
-def sheet(clips: Sequence[ClipSample]) -> list[Picture]:
-    """A cell of the contact sheet for each clip."""
-    look = look_for(CLIPS_SHOWN)
+def draw_clips(clips: Sequence[ClipSample]) -> list[EmbeddedImage]:
+    """Draw each clip as a cell of the contact sheet."""
+    look = look_for(N_CLIPS)
     return [
-        picture(draw_cell(clip, look), f"{clip.key}: frames with mask boxes, mels below") for clip in clips
+        embed_image(draw_cell(clip, look), f"{clip.key}: frames with mask boxes, mels below")
+        for clip in clips
     ]
 
 
-def pictures_of_run(run: Path) -> list[Picture]:
-    """The first, the last and some between, by their names, which tell the steps."""
-    paths = sorted((run / PICTURES).glob("*.png"))
-    found = []
-    for path in evenly(paths, RUN_PICTURES):
+def read_run_images(run: Path) -> list[EmbeddedImage]:
+    """Read N_RUN_IMAGES images of a training run, in order of their names, which contain the step."""
+    images = []
+    for path in pick_evenly(sorted((run / PICTURES).glob("*.png")), N_RUN_IMAGES):
         try:
             with Image.open(path) as image:
-                if max(image.size) > MAX_PICTURE_PX:
+                if max(image.size) > MAX_IMAGE_PX:
                     raise ShardError(f"{path}: {image.width}x{image.height} px, expected at most "
-                                     f"{MAX_PICTURE_PX} a side")  # fmt: skip
+                                     f"{MAX_IMAGE_PX} per side")  # fmt: skip
                 name, _, step = path.stem.rpartition("-")
-                found.append(picture(image, f"{name}, step {int(step):,}" if step.isdecimal() else path.stem))
+                description = f"{name}, step {int(step):,}" if step.isdecimal() else path.stem
+                images.append(embed_image(image, description))
         except (OSError, Image.DecompressionBombError) as err:
-            raise ShardError(f"{path}: not a picture ({err})") from err
-    return found
+            raise ShardError(f"{path}: not an image ({err})") from err
+    return images
 
 
-def samples(folder: Path, dataset: Dataset) -> Samples:
-    """Strips of some clips, evenly spread over their names. Raises StageError or ShardError."""
+def read_generated_clips(folder: Path, dataset: Dataset) -> GeneratedClips:
+    """Make strips of N_STRIPS clips, evenly spaced over the sorted names. Raises StageError or ShardError."""
     rows = read_samples(folder)
-    known = [row for row in rows if {row["clip_id"], row["audio_clip_id"]} <= set(dataset.clips)]
-    if not known:
+    matches = [row for row in rows if {row["clip_id"], row["audio_clip_id"]} <= set(dataset.clips)]
+    if not matches:
         raise ShardError(f"{folder}: none of its {len(rows)} clips is in {dataset.storage.address}")
-    shown = evenly(sorted(known, key=lambda row: str(row["name"])), STRIPS_SHOWN)
-    strips = [_strip(folder, dataset, row, with_video=i < VIDEOS_SHOWN) for i, row in enumerate(shown)]
-    return Samples(folder.name, read_object(folder / STORY, "pipeline sample"), len(rows), tuple(strips))
+    selected = pick_evenly(sorted(matches, key=lambda row: str(row["name"])), N_STRIPS)
+    strips = [_make_strip(folder, dataset, row, with_video=i < N_VIDEOS) for i, row in enumerate(selected)]
+    info = read_json_object(folder / STORY, "pipeline sample")
+    return GeneratedClips(folder.name, info, len(rows), tuple(strips))
 
 
-def _strip(folder: Path, dataset: Dataset, row: dict[str, Any], *, with_video: bool) -> Strip:
+def _make_strip(folder: Path, dataset: Dataset, row: dict[str, Any], *, with_video: bool) -> SampleStrip:
     name = str(row["name"])
     if Path(name).name != name:
         raise ShardError(f"{folder}: {name!r} is not a plain file name")
     source, speech = read_pair(dataset, Pair(row["clip_id"], row["audio_clip_id"]))
-    drawn = read_crops(folder / CROPS / f"{name}.tar", source.frames.shape[1])
-    n_frames = min(len(drawn), len(source.frames), len(speech.frames))
-    shown = evenly(range(n_frames), FRAMES_SHOWN)
-    told = "its own speech" if speech is source else f"speech of {speech.key}"
-    middle = np.concatenate([source.frames[n_frames // 2], drawn[n_frames // 2]], axis=1)
-    return Strip(
+    generated = read_crops(folder / CROPS / f"{name}.tar", source.frames.shape[1])
+    n_frames = min(len(generated), len(source.frames), len(speech.frames))
+    indices = pick_evenly(range(n_frames), N_FRAMES)
+    audio = "its own speech" if speech is source else f"speech of {speech.key}"
+    middle = np.concatenate([source.frames[n_frames // 2], generated[n_frames // 2]], axis=1)
+    return SampleStrip(
         name=source.key,
-        told=f"{told}; {row['split']}; {n_frames} frames, {n_frames / VIDEO_FPS:.2f} s",
-        frames=tuple(shown),
+        description=f"{audio}; {row['split']}; {n_frames} frames, {n_frames / VIDEO_FPS:.2f} s",
+        frames=tuple(indices),
         rows=tuple(
-            (label, _side_by_side(images, f"{name}: {label}"))
-            for label, images in _rows(source, speech, drawn, shown).items()
+            (label, _join_images(images, f"{name}: {label}"))
+            for label, images in _draw_rows(source, speech, generated, indices).items()
         ),
-        video=_video(folder / VIDEOS / f"{name}.mp4") if with_video else "",
-        poster=picture(Image.fromarray(middle), f"{name}: source and drawn"),
+        video=_embed_video(folder / VIDEOS / f"{name}.mp4") if with_video else "",
+        poster=embed_image(Image.fromarray(middle), f"{name}: source and generated"),
     )
 
 
-def _rows(
-    source: ClipSample, speech: ClipSample, drawn: Frames, shown: Sequence[int]
+def _draw_rows(
+    source: ClipSample, speech: ClipSample, generated: Frames, indices: Sequence[int]
 ) -> dict[str, list[Frames]]:
-    """Large frames by what they are. To its own speech, a clip's source is the truth."""
+    """Enlarged frames by label. With a clip's own speech, the source is the ground truth."""
     own = speech.key == source.key
-    differ = [np.abs(drawn[k].astype(np.int16) - source.frames[k]) * DIFFERENCE_GAIN for k in shown]
-    truth = "source: the truth, with the mask's box" if own else "source, with the mask's box"
-    rows = {truth: [boxed(source.frames[k], source.boxes[k], FRAME_PX) for k in shown]}
+    differences = [np.abs(generated[k].astype(np.int16) - source.frames[k]) * DIFFERENCE_GAIN for k in indices]
+    source_label = "source (ground truth), with mask box" if own else "source, with mask box"
+    rows = {source_label: [boxed(source.frames[k], source.boxes[k], FRAME_PX) for k in indices]}
     if not own:
-        rows[f"who says it: {speech.key}"] = [_enlarged(speech.frames[k]) for k in shown]
-    rows["drawn"] = [_enlarged(drawn[k]) for k in shown]
-    rows[f"|drawn - source| x {DIFFERENCE_GAIN}"] = [
-        _enlarged(difference.clip(0, 255).astype(np.uint8)) for difference in differ
+        rows[f"audio clip: {speech.key}"] = [_enlarge(speech.frames[k]) for k in indices]
+    rows["generated"] = [_enlarge(generated[k]) for k in indices]
+    rows[f"|generated - source| x {DIFFERENCE_GAIN}"] = [
+        _enlarge(difference.clip(0, 255).astype(np.uint8)) for difference in differences
     ]
     return rows
 
 
-def _enlarged(frame: Frames) -> Frames:
+def _enlarge(frame: Frames) -> Frames:
     return np.array(Image.fromarray(frame).resize((FRAME_PX, FRAME_PX), Image.Resampling.BICUBIC))
 
 
-def _side_by_side(images: Sequence[Frames], shows: str) -> Picture:
+def _join_images(images: Sequence[Frames], description: str) -> EmbeddedImage:
     gap = ((0, 0), (0, GAP_PX), (0, 0))
-    apart = [np.pad(image, gap, constant_values=255) for image in images[:-1]]
-    return picture(Image.fromarray(np.concatenate([*apart, images[-1]], axis=1)), shows)
+    padded = [np.pad(image, gap, constant_values=255) for image in images[:-1]]
+    return embed_image(Image.fromarray(np.concatenate([*padded, images[-1]], axis=1)), description)
 
 
-def _video(path: Path) -> str:
-    """The mp4 that ``pipeline sample`` laid beside the crops, unless it is not there or too large."""
+def _embed_video(path: Path) -> str:
+    """The mp4 that ``pipeline sample`` wrote; "" if it is missing or larger than MAX_VIDEO_BYTES."""
     if not path.is_file() or path.stat().st_size > MAX_VIDEO_BYTES:
         return ""
-    return _address("video/mp4", path.read_bytes())
+    return _make_data_url("video/mp4", path.read_bytes())

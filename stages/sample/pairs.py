@@ -69,7 +69,7 @@ def make_pairs(dataset: Dataset, split: str, audio: Literal["own", "swapped"], *
         return [Pair(clip_id, clip_id) for clip_id in ids]
     if len(ids) < 2:
         raise StageError(f"{where}: the split {split!r} has one clip, so no other speech to swap in")
-    ledger = dataset.ledger().only("clip_id", "sentence")
+    ledger = dataset.ledger().select_columns("clip_id", "sentence")
     said = {row["clip_id"]: row["sentence"] for row in ledger if row["sentence"]}
     ring = sorted(ids, key=lambda clip_id: derive_key(seed, *clip_id.encode()))
 

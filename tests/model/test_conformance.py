@@ -1,4 +1,4 @@
-"""The network and the diffusion are the paper's, by numbers known without our code."""
+"""The network and the diffusion match the paper, by numbers known without our code."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.audio import AudioParams
-from model.blocks import Dropout, ResidualBlock, sinusoid
+from model.blocks import Dropout, ResidualBlock, embed_sinusoidal
 from model.denoiser import (
     NoiseParams,
     add_noise,
     betas,
-    draw_gamma,
-    embedded,
-    epsilon_of,
+    embed_noise_level,
     estimate_y_0,
     gammas,
+    interpolate_gamma,
     log_snr,
     masked_loss,
     snr_weight,
@@ -60,17 +59,17 @@ def test_one_forward_costs_68_6_gflop() -> None:
     assert counter.get_total_flops() == pytest.approx(68.6e9, rel=0.01)
 
 
-def test_an_untrained_network_says_zero_and_its_blocks_pass_their_input_on() -> None:
+def test_an_untrained_network_predicts_zero_and_its_blocks_return_their_input() -> None:
     torch.manual_seed(0)
     network = UNet(TINY).eval()
-    said = network(torch.randn(2, 9, 16, 16), torch.rand(2), torch.randn(2, 5, 4))
-    assert torch.equal(said, torch.zeros_like(said))
+    prediction = network(torch.randn(2, 9, 16, 16), torch.rand(2), torch.randn(2, 5, 4))
+    assert torch.equal(prediction, torch.zeros_like(prediction))
     block = ResidualBlock(32, 32, 16, dropout=Dropout(0.5, layer=0))
     x = torch.randn(2, 32, 4, 4)
     assert torch.equal(block(x, torch.randn(2, 64), torch.randn(2, 64)), x)
 
 
-def test_film_is_noise_first_then_audio_both_with_one_plus_scale() -> None:
+def test_film_applies_the_noise_level_first_and_the_audio_second_both_with_one_plus_scale() -> None:
     torch.manual_seed(0)
     block = ResidualBlock(32, 32, 8, dropout=Dropout(0.5, layer=0)).eval()
     torch.nn.init.normal_(block.conv_out.weight)
@@ -84,7 +83,7 @@ def test_film_is_noise_first_then_audio_both_with_one_plus_scale() -> None:
     torch.testing.assert_close(block(x, noise, audio), expected)
 
 
-def test_the_linear_schedule_is_its_closed_form() -> None:
+def test_the_linear_schedule_matches_its_closed_form() -> None:
     table = gammas(LINEAR)
     i = np.arange(2000)
     assert np.allclose(betas(LINEAR), 1e-6 + (0.01 - 1e-6) * i / 1999, rtol=1e-12)
@@ -92,7 +91,7 @@ def test_the_linear_schedule_is_its_closed_form() -> None:
     assert np.allclose(np.log(table), np.cumsum(np.log1p(-betas(LINEAR))), rtol=1e-12)
 
 
-def test_the_cosine_schedule_is_its_closed_form() -> None:
+def test_the_cosine_schedule_matches_its_closed_form() -> None:
     table = gammas(COSINE)
     x = np.arange(1, 1001) / 1000
     closed = np.cos((x + 0.008) / 1.008 * np.pi / 2) ** 2 / np.cos(0.008 / 1.008 * np.pi / 2) ** 2
@@ -102,30 +101,32 @@ def test_the_cosine_schedule_is_its_closed_form() -> None:
     assert (betas(COSINE) == 0.999).sum() == 1
 
 
-def test_noise_levels_are_drawn_evenly_between_the_steps() -> None:
+def test_training_noise_levels_are_uniform_over_the_steps() -> None:
     table = torch.from_numpy(gammas(COSINE))
     places = torch.rand(200_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    drawn = draw_gamma(table, places)
-    assert drawn.min() > table[-1]
-    assert drawn.max() < table[0]
-    # Every step is as likely as any other: the place in the table is uniform.
-    place = np.interp(drawn.numpy(), table.numpy()[::-1], np.arange(1000)[::-1])
+    gamma = interpolate_gamma(table, places)
+    assert gamma.min() > table[-1]
+    assert gamma.max() < table[0]
+    # Every step is equally likely: the place in the table is uniform.
+    place = np.interp(gamma.numpy(), table.numpy()[::-1], np.arange(1000)[::-1])
     counts, _ = np.histogram(place, bins=50, range=(0, 999))
     assert np.abs(counts / counts.mean() - 1).max() < 0.08
 
 
 @pytest.mark.parametrize("target", ["epsilon", "v"])
-def test_the_true_answer_gives_back_image_and_noise(target: str) -> None:
+def test_image_and_noise_are_recovered_from_the_true_target(target: str) -> None:
     torch.manual_seed(0)
     y_0, epsilon = torch.randn(2, 4, 3, 8, 8, dtype=torch.float64)
     gamma = torch.tensor([0.999, 0.5, 0.1, 1e-4], dtype=torch.float64)
     y = add_noise(y_0, epsilon, gamma)
-    said = training_target(y_0, epsilon, gamma, target)  # type: ignore[arg-type]
-    torch.testing.assert_close(estimate_y_0(y, said, gamma, target), y_0)  # type: ignore[arg-type]
-    torch.testing.assert_close(epsilon_of(y, said, gamma, target), epsilon)  # type: ignore[arg-type]
+    prediction = training_target(y_0, epsilon, gamma, target)  # type: ignore[arg-type]
+    estimate = estimate_y_0(y, prediction, gamma, target)  # type: ignore[arg-type]
+    torch.testing.assert_close(estimate, y_0)
+    signal, noise = gamma[:, None, None, None].sqrt(), (1 - gamma)[:, None, None, None].sqrt()
+    torch.testing.assert_close((y - signal * estimate) / noise, epsilon)
 
 
-def test_noise_keeps_the_variance_of_unit_images() -> None:
+def test_adding_noise_preserves_the_variance_of_unit_images() -> None:
     torch.manual_seed(0)
     y_0, epsilon = torch.randn(2, 5, 3, 64, 64)
     for gamma in (0.01, 0.3, 0.99):
@@ -133,50 +134,51 @@ def test_noise_keeps_the_variance_of_unit_images() -> None:
         assert y.std() == pytest.approx(1.0, abs=0.02)
 
 
-def test_the_loss_does_not_hang_on_the_masks_area() -> None:
-    said, wanted = torch.full((1, 3, 16, 16), 0.5), torch.zeros(1, 3, 16, 16)
+def test_the_loss_does_not_depend_on_the_area_of_the_mask() -> None:
+    prediction, target = torch.full((1, 3, 16, 16), 0.5), torch.zeros(1, 3, 16, 16)
     losses = []
     for side in (2, 8, 16):
         mask = torch.zeros(1, 1, 16, 16)
         mask[..., :side, :side] = 1
-        losses.append(masked_loss(said, wanted, mask).item())
+        losses.append(masked_loss(prediction, target, mask).item())
     assert losses == pytest.approx([0.25, 0.25, 0.25])
 
 
 def test_no_gradient_comes_from_outside_the_mask() -> None:
-    said = torch.randn(2, 3, 8, 8, requires_grad=True)
+    prediction = torch.randn(2, 3, 8, 8, requires_grad=True)
     mask = torch.zeros(2, 1, 8, 8)
     mask[..., 4:, 2:6] = 1
-    masked_loss(said, torch.randn(2, 3, 8, 8), mask).sum().backward()
-    assert said.grad is not None
-    outside = (mask == 0).expand_as(said)
-    assert torch.equal(said.grad[outside], torch.zeros_like(said.grad[outside]))
-    assert (said.grad[~outside] != 0).all()
+    masked_loss(prediction, torch.randn(2, 3, 8, 8), mask).sum().backward()
+    gradient = prediction.grad
+    assert gradient is not None
+    outside = (mask == 0).expand_as(prediction)
+    assert torch.equal(gradient[outside], torch.zeros_like(gradient[outside]))
+    assert (gradient[~outside] != 0).all()
 
 
-def test_log_snr_tells_the_ends_of_the_schedule_apart_where_gamma_does_not() -> None:
+def test_log_snr_distinguishes_levels_at_the_ends_of_the_schedule_and_gamma_does_not() -> None:
     table = torch.from_numpy(gammas(COSINE))
     low, high = table[[-2, -50]], table[[1, 50]]
     for pair in (low, high):
-        apart = {
-            how: (sinusoid(embedded(pair, how), 64)[0] - sinusoid(embedded(pair, how), 64)[1]).norm().item()
-            for how in ("gamma", "log_snr")
-        }
-        assert apart["log_snr"] > 1.0
-        assert apart["gamma"] < 0.1
+        distances = {}
+        for embedding in ("gamma", "log_snr"):
+            one, other = embed_sinusoidal(embed_noise_level(pair, embedding), 64)  # type: ignore[arg-type]
+            distances[embedding] = (one - other).norm().item()
+        assert distances["log_snr"] > 1.0
+        assert distances["gamma"] < 0.1
     assert log_snr(torch.tensor([0.5])).item() == pytest.approx(0.0, abs=1e-6)
 
 
 @pytest.mark.parametrize("target", ["epsilon", "v"])
-def test_min_snr_weights_the_error_of_the_clean_image_by_at_most_its_limit(target: str) -> None:
+def test_min_snr_limits_the_weight_of_the_error_in_the_clean_image(target: str) -> None:
     """Whatever the target, weight times loss is min(SNR, limit) times the error in y_0 (Hang et al.)."""
     params = NoiseParams(target=target, min_snr=5.0)  # type: ignore[arg-type]
     gamma = torch.tensor([0.01, 0.5, 0.9, 0.999], dtype=torch.float64)
     torch.manual_seed(0)
     y_0, epsilon, error = torch.randn(3, 4, 3, 4, 4, dtype=torch.float64)
-    said = training_target(y_0, epsilon, gamma, params.target) + 0.01 * error
+    prediction = training_target(y_0, epsilon, gamma, params.target) + 0.01 * error
     y = add_noise(y_0, epsilon, gamma)
-    wrong = (estimate_y_0(y, said, gamma, params.target) - y_0).square().mean(dim=(1, 2, 3))
+    y_0_error = (estimate_y_0(y, prediction, gamma, params.target) - y_0).square().mean(dim=(1, 2, 3))
     loss = (0.01 * error).square().mean(dim=(1, 2, 3))
     snr = gamma / (1 - gamma)
-    torch.testing.assert_close(snr_weight(gamma, params) * loss, snr.clamp(max=5.0) * wrong)
+    torch.testing.assert_close(snr_weight(gamma, params) * loss, snr.clamp(max=5.0) * y_0_error)

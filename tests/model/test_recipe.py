@@ -1,4 +1,4 @@
-"""A recipe: the paper's numbers and ours, changes to them, and words for what cannot be."""
+"""Recipes: the paper's numbers and ours, changes to them, and the messages for invalid ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from model.recipe import (
     ModelError,
     Recipe,
     build_recipe,
-    differences,
+    compare_recipes,
     nest_changes,
     recipe_from_dict,
 )
@@ -34,7 +34,7 @@ def test_the_papers_networks_have_the_papers_number_of_parameters(preset: str, c
 
 
 @pytest.mark.parametrize("preset", PAPER)
-def test_every_repair_of_ours_is_off_in_the_papers_recipes(preset: str) -> None:
+def test_none_of_our_changes_is_in_the_papers_recipes(preset: str) -> None:
     recipe = build_recipe(preset)
     network, frames, optim = recipe.network, recipe.frames, recipe.optim
     assert network.in_channels == 9, "noisy, previous and identity frame, and no mask"
@@ -51,7 +51,7 @@ def test_every_repair_of_ours_is_off_in_the_papers_recipes(preset: str) -> None:
     assert optim.learning_rate == 5e-5 and optim.warmup_steps == 0 and optim.after_warmup == "constant"
     assert optim.max_grad_norm == 0 and optim.weight_decay == 0
     assert optim.ema_decay == 0.9999 and not optim.ema_warmup
-    assert recipe.max_loss == 0, "the paper's run is never stopped"
+    assert recipe.max_loss == 0, "the paper never stops a run"
 
 
 def test_the_papers_two_recipes_have_the_batches_schedules_and_epochs_of_the_paper() -> None:
@@ -65,7 +65,7 @@ def test_the_papers_two_recipes_have_the_batches_schedules_and_epochs_of_the_pap
 
 
 @pytest.mark.parametrize("preset", OURS)
-def test_every_repair_is_on_in_ours(preset: str) -> None:
+def test_our_changes_are_in_our_recipes(preset: str) -> None:
     recipe = build_recipe(preset)
     assert recipe.network.in_channels == 10 and recipe.network.zero_init
     assert recipe.network.audio.normalised and recipe.network.audio.null
@@ -76,37 +76,37 @@ def test_every_repair_is_on_in_ours(preset: str) -> None:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_recipe_written_as_json_is_read_back(preset: str) -> None:
+def test_a_recipe_survives_a_round_trip_through_json(preset: str) -> None:
     recipe = build_recipe(preset)
     assert recipe_from_dict(json.loads(json.dumps(asdict(recipe)))) == recipe
 
 
-def test_changes_are_merged_into_the_preset_and_the_last_one_wins() -> None:
+def test_changes_are_merged_into_the_preset_and_later_ones_override_earlier_ones() -> None:
     recipe = build_recipe(
         "multi-speaker",
-        {"batch": 4, "network": {"multiples": [1, 2], "audio": {"n_mels": 80}}},
+        {"batch": 4, "network": {"multiples": [1, 2, 4], "audio": {"n_mels": 80}}},
         {"network": {"dropout": 0.3, "audio": {"n_mels": 40}}},
     )
     base = PRESETS["multi-speaker"]
     audio = replace(base.network.audio, n_mels=40)
-    network = replace(base.network, multiples=(1, 2), dropout=0.3, audio=audio)
+    network = replace(base.network, multiples=(1, 2, 4), dropout=0.3, audio=audio)
     assert recipe == replace(base, batch=4, network=network)
-    assert build_recipe("multi-speaker") == base, "the preset is left as it is"
+    assert build_recipe("multi-speaker") == base, "the preset is not modified"
 
 
-def test_settings_with_dots_are_nested_changes() -> None:
+def test_settings_with_dots_become_nested_changes() -> None:
     assert nest_changes({"batch": 8, "optim.betas": [0.9, 0.95], "network.audio.n_mels": 80}) == {
         "batch": 8,
         "optim": {"betas": [0.9, 0.95]},
         "network": {"audio": {"n_mels": 80}},
     }
     assert build_recipe("demo", nest_changes({"optim.learning_rate": "1e-4"})).optim.learning_rate == 1e-4, (
-        "YAML takes 1e-4 for a word"
+        "YAML reads 1e-4 as a string"
     )
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"bacth": 8}, "bacth is not known; known are network, noise, frames, loss, optim, watch, batch"),
         ({"optim.lr": 1}, "optim.lr is not known; known are learning_rate, warmup_steps"),
@@ -121,6 +121,11 @@ def test_settings_with_dots_are_nested_changes() -> None:
         ({"network.channels": 48}, "network.channels is 48"),
         ({"optim.betas": [1, 0.9]}, "optim.betas.0 is 1: Input should be less than 1"),
         ({"network.size": 130}, "network: size 130 is no multiple of 4"),
+        (
+            {"network.attention_sizes": [32, 24]},
+            "network: attention_sizes 24 matches no feature map; with size 128 and patch 1 they are "
+            "128, 64, 32 px wide",
+        ),
         ({"network.head_channels": 48}, "network: head_channels 48 do not divide 64 channels"),
         ({"network.multiples": []}, "network.multiples"),
         ({"network.multiples": [1, 0]}, "network.multiples.1 is 0"),
@@ -130,26 +135,24 @@ def test_settings_with_dots_are_nested_changes() -> None:
         ({"network.audio.null": False}, "frames.audio_dropped needs network.audio.null"),
     ],
 )
-def test_what_cannot_be_is_one_line_that_names_it(settings: dict[str, Any], told: str) -> None:
+def test_an_invalid_value_raises_one_line_that_names_it(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelError) as caught:
         build_recipe("multi-speaker", nest_changes(settings))
-    assert str(caught.value).startswith(told)
+    assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
 
 
-def test_an_unknown_preset_is_one_line_that_lists_them() -> None:
+def test_an_unknown_preset_raises_one_line_that_lists_the_presets() -> None:
     with pytest.raises(ModelError, match="preset 'big' is not known; known are multi-speaker, single-"):
         build_recipe("big")
 
 
-def test_differences_are_named_with_both_values() -> None:
-    ours, theirs = (
-        PRESETS["multi-speaker"],
-        build_recipe("multi-speaker", {"seed": 3, "optim": {"betas": [0, 0.5]}}),
-    )
-    assert differences(ours, ours) == []
-    assert differences(ours, theirs) == [("optim.betas", (0.9, 0.99), (0.0, 0.5)), ("seed", 0, 3)]
-    names = [name for name, _, _ in differences(*map(build_recipe, PAPER))]
+def test_compare_recipes_names_each_difference_with_both_values() -> None:
+    new = PRESETS["multi-speaker"]
+    old = build_recipe("multi-speaker", {"seed": 3, "optim": {"betas": [0, 0.5]}})
+    assert compare_recipes(new, new) == []
+    assert compare_recipes(new, old) == [("optim.betas", (0.9, 0.99), (0.0, 0.5)), ("seed", 0, 3)]
+    names = [name for name, _, _ in compare_recipes(*map(build_recipe, PAPER))]
     assert names == [
         "network.multiples",
         "network.attention_sizes",
@@ -160,11 +163,48 @@ def test_differences_are_named_with_both_values() -> None:
     ]
 
 
-def test_a_run_may_be_watched_otherwise_and_go_on_longer_while_its_rate_stays_constant() -> None:
-    def changed(after_warmup: str, **change: Any) -> Recipe:
+def test_a_resumed_run_may_change_its_logging_and_be_extended_while_its_learning_rate_is_constant() -> None:
+    def build(after_warmup: str, **change: Any) -> Recipe:
         return build_recipe("demo", {"optim": {"after_warmup": after_warmup}}, change)
 
-    assert not differences(changed("constant", watch={"log_every": 7, "keep_last": 9}), changed("constant"))
-    assert not differences(changed("constant", steps=9), changed("constant", steps=8))
-    longer = differences(changed("cosine", steps=9), changed("cosine", steps=8))
+    assert not compare_recipes(build("constant", watch={"log_every": 7, "keep_last": 9}), build("constant"))
+    assert not compare_recipes(build("constant", steps=9), build("constant", steps=8))
+    longer = compare_recipes(build("cosine", steps=9), build("cosine", steps=8))
     assert longer == [("steps", 9, 8)], "a cosine ends at its last step"
+
+
+def test_attention_at_a_size_that_no_feature_map_has_is_refused_instead_of_left_out() -> None:
+    """With 256 px crops the feature maps are 256, 128 and 64 px wide; the preset has attention at 32 px."""
+    message = r"attention_sizes 32 matches no feature map; .* 256, 128, 64 px wide"
+    with pytest.raises(ModelError, match=message):
+        build_recipe("multi-speaker", {"network": {"size": 256}})
+    recipe = build_recipe("multi-speaker", {"network": {"size": 256, "attention_sizes": [64]}})
+    with torch.device("meta"):
+        layers = UNet(recipe.network).layers()
+    n_attentions = sum(layer.attention is not None for layer in layers)
+    assert n_attentions == 2 + 1 + 3, "the two blocks down, the middle, the three blocks up"
+
+
+@pytest.mark.parametrize(
+    ("preset", "sizes"),
+    [
+        ("multi-speaker", (128, 64, 32)),
+        ("single-speaker", (128, 64, 32, 16)),
+        ("paper-multi-speaker", (128, 64, 32)),
+        ("paper-single-speaker", (128, 64, 32, 16)),
+        ("demo", (64, 32, 16)),
+    ],
+)
+def test_feature_sizes_are_the_widths_of_the_feature_maps(preset: str, sizes: tuple[int, ...]) -> None:
+    network_params = PRESETS[preset].network
+    assert network_params.feature_sizes == sizes
+    with torch.device("meta"):
+        network = UNet(network_params)
+    widths: list[int] = []
+    for layer in network.layers():
+        layer.register_forward_hook(lambda _layer, _args, result: widths.append(result.shape[-1]))
+    params = network_params.audio
+    with torch.device("meta"), torch.no_grad():
+        x = torch.empty(1, network_params.in_channels, network_params.size, network_params.size)
+        network(x, torch.empty(1), torch.empty(1, params.rows, params.n_mels))
+    assert tuple(dict.fromkeys(widths)) == sizes

@@ -121,11 +121,21 @@ def make_command(
 ) -> list[str]:
     """The command line that trains with this recipe, on one process or more."""
     params = folder.parent / f"{folder.name}.yaml"
-    params.write_text(json.dumps({"train": {"preset": "multi-speaker", "changes": recipe_to_changes(recipe)}}))
+    params.write_text(
+        json.dumps({"train": {"preset": "multi-speaker", "changes": recipe_to_changes(recipe)}})
+    )
     # without the -- torchrun reads --run as an option of its own
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m", "--"]
     arguments = ["--shards", str(shards), "--run", str(folder), "--params", str(params), "--device", "cpu"]
-    return [sys.executable, "-m", *(torchrun if ranks > 1 else []), "pipeline.main", "train", *arguments, *options]
+    return [
+        sys.executable,
+        "-m",
+        *(torchrun if ranks > 1 else []),
+        "pipeline.main",
+        "train",
+        *arguments,
+        *options,
+    ]
 
 
 def run_command(command: list[str], code: int = 0, **env: str) -> subprocess.CompletedProcess[str]:

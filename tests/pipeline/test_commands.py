@@ -86,7 +86,11 @@ def test_a_wrong_param_is_one_line_that_names_it(text: str, told: str, tmp_path:
         (["landmarks", "--dataset", "grid", "--work", "w"], 1, "run `pipeline clips --dataset grid` first"),
         (["shard", "--dataset", "grid", "--out", "gs://b/p"], 2, "expected a folder or s3://"),
         (["shard", "--dataset", "grid", "--raw", "s3://b/p"], 2, "are built into shards in a bucket"),
-        (["mels", "--dataset", "grid", "--raw", "s3://b/p", "--out", "s3://b/q"], 1, "are built by `pipeline shard`"),
+        (
+            ["mels", "--dataset", "grid", "--raw", "s3://b/p", "--out", "s3://b/q"],
+            1,
+            "are built by `pipeline shard`",
+        ),
         (["shard", "--dataset", "grid", "--raw", ".", "--work", "w"], 1, "which is never written to"),
         (["shard", "--dataset", "grid", "--params", "none.yaml"], 1, "none.yaml: cannot be read"),
         (["clips", "--dataset", "grid", "--workers", "0"], 2, "0 is not in the range"),

@@ -23,14 +23,14 @@ from stages.evaluate.run import EvaluateRequest
 from stages.evaluate.table import BASELINES
 from stages.sample.pairs import Pair
 from tests import evaluation
-from tests.build import dvc, hashes
+from tests.build import dvc, hash_files
 
 pytestmark = pytest.mark.usefixtures("no_networks")
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return evaluation.write_dataset(
+    return evaluation.write_manifest(
         tmp_path_factory.mktemp("made") / "shards", {"s1_a": 4, "s1_b": 5}, n_train_frames=6
     )
 
@@ -70,7 +70,9 @@ def test_the_table_lists_what_was_scored_and_why_the_rest_was_not(shards: Path, 
         str(shards), tmp_path / "alone", tmp_path / "cache", (("mine", samples),), landmarks=False
     )
     evaluate.run(alone, LimitParams(), run_one_by_one)
-    assert hashes(tmp_path / "out") == hashes(tmp_path / "alone"), "one process or two, the same bytes"
+    assert hash_files(tmp_path / "out") == hash_files(tmp_path / "alone"), (
+        "one process or two, the same bytes"
+    )
 
 
 def test_json_output_is_the_table_and_errors_are_one_line(shards: Path, tmp_path: Path) -> None:

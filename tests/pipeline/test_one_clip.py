@@ -13,7 +13,7 @@ from pipeline.params import Params
 from shards.codec import encode_frame, write_frames
 from shards.reader import Dataset, open_dataset, read_clip
 from shards.schema import ClipSample
-from shards.writer import PackedClip, members_digest
+from shards.writer import PackedClip, compute_members_digest
 from stages.engine.outcome import Drop
 from stages.synth import ClipSpec, make_clip
 from tests.build import build
@@ -27,7 +27,7 @@ def hash_members(sample: ClipSample) -> str:
     offsets = write_frames(blob, (encode_frame(frame, sample.info["codec"]) for frame in sample.frames))
     info = {**sample.info, "frame_offsets": offsets}
     packed = PackedClip(sample.key, blob.getvalue(), sample.boxes, sample.mels, sample.affine, info)
-    return members_digest(packed.members().values())
+    return compute_members_digest(packed.members().values())
 
 
 def check_equal(sample: ClipSample, dataset: Dataset) -> None:

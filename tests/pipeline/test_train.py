@@ -1,4 +1,4 @@
-"""`pipeline train` as a user meets it: plans, params, and one line for what cannot be."""
+"""The command `pipeline train`: dry runs, params, and error messages of one line."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ COUNTS = {"paper-multi-speaker": "13,698,691", "paper-single-speaker": "66,655,6
 
 
 @pytest.fixture(autouse=True)
-def _quiet_again() -> Iterator[None]:
-    """The command makes our loggers talk."""
+def _restore_log_levels() -> Iterator[None]:
+    """The command sets the levels of our loggers."""
     loggers = [logging.getLogger(name) for name in ("model", "stages")]
     before = [logger.level for logger in loggers]
     yield
@@ -31,18 +31,18 @@ def _quiet_again() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _change_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def train(*words: str | Path, code: int = 0) -> Result:
-    result = CliRunner().invoke(cli, ["train", *map(str, words)])
+def train(*options: str | Path, code: int = 0) -> Result:
+    result = CliRunner().invoke(cli, ["train", *map(str, options)])
     assert result.exit_code == code, result.output
     return result
 
 
-def plan_of(*words: str | Path) -> dict[str, object]:
-    plan: dict[str, object] = yaml.safe_load(train("--dry-run", *words).stdout)
+def read_plan(*options: str | Path) -> dict[str, object]:
+    plan: dict[str, object] = yaml.safe_load(train("--dry-run", *options).stdout)
     return plan
 
 
@@ -51,7 +51,7 @@ def plan_of(*words: str | Path) -> dict[str, object]:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_dry_run_prints_the_recipe_and_the_parameter_count(preset: str, tmp_path: Path) -> None:
-    plan = plan_of("--preset", preset)
+    plan = read_plan("--preset", preset)
     assert plan.pop("preset") == preset
     count = plan.pop("parameters")
     assert recipe_from_dict(plan) == PRESETS[preset]
@@ -59,42 +59,42 @@ def test_a_dry_run_prints_the_recipe_and_the_parameter_count(preset: str, tmp_pa
     assert list(tmp_path.iterdir()) == [], "and writes nothing"
 
 
-def test_settings_change_the_recipe_and_the_last_one_counts() -> None:
-    plan = plan_of("--preset", "paper-multi-speaker", "--set", "network.channels=128",
+def test_settings_change_the_recipe_and_the_last_one_wins() -> None:
+    plan = read_plan("--preset", "paper-multi-speaker", "--set", "network.channels=128",
                    "-s", "optim.learning_rate=1e-4", "-s", "optim.betas=[0.8, 0.9]",
                    "-s", "batch=4", "-s", "batch=6")  # fmt: skip
     assert plan["parameters"] == "54,177,027"
     assert plan["batch"] == 6
-    described = recipe_from_dict(
+    recipe = recipe_from_dict(
         {key: value for key, value in plan.items() if key not in ("preset", "parameters")}
     )
-    assert described.optim.learning_rate == 1e-4
-    assert described.optim.betas == (0.8, 0.9)
+    assert recipe.optim.learning_rate == 1e-4
+    assert recipe.optim.betas == (0.8, 0.9)
 
 
-def test_windows_are_written_into_the_recipe() -> None:
-    assert plan_of("--hold", "windowed", "--window", "5")["window"] == 5
-    assert plan_of("--hold", "windowed")["window"] == 32
-    assert plan_of("--hold", "cached", "--window", "5")["window"] == 0
+def test_the_window_is_written_into_the_recipe() -> None:
+    assert read_plan("--hold", "windowed", "--window", "5")["window"] == 5
+    assert read_plan("--hold", "windowed")["window"] == 32
+    assert read_plan("--hold", "cached", "--window", "5")["window"] == 0
 
 
-def test_the_params_file_chooses_and_changes_and_options_have_the_last_word(tmp_path: Path) -> None:
+def test_the_params_file_sets_preset_and_changes_and_options_override_it(tmp_path: Path) -> None:
     section = {"preset": "demo", "changes": {"batch": 4, "optim": {"warmup_steps": 7}}}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump({"train": section}))
-    plan = plan_of("--set", "batch=5")
+    plan = read_plan("--set", "batch=5")
     assert plan["preset"] == "demo"
     assert plan["batch"] == 5
     assert plan["optim"]["warmup_steps"] == 7  # type: ignore[index]
-    assert plan_of("--preset", "single-speaker")["batch"] == 4, "changes hold for another preset too"
+    assert read_plan("--preset", "single-speaker")["batch"] == 4, "the changes apply to another preset too"
     (tmp_path / "other.yaml").write_text("train: {preset: paper-single-speaker}")
-    assert plan_of("--params", "other.yaml")["batch"] == 40
+    assert read_plan("--params", "other.yaml")["batch"] == 40
 
 
-# --- one line -------------------------------------------------------------------------------------
+# --- errors of one line ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "told"),
+    ("options", "code", "message"),
     [
         (["--preset", "big"], 1, "preset 'big' is not known; known are multi-speaker"),
         (["--set", "bacth=8"], 1, "bacth is not known; known are network"),
@@ -107,20 +107,20 @@ def test_the_params_file_chooses_and_changes_and_options_have_the_last_word(tmp_
         (["--params", "none.yaml"], 1, "none.yaml: cannot be read"),
         (["--micro-batch", "0"], 2, "0 is not in the range"),
         (["--precision", "fp8"], 2, "'fp8' is not one of"),
-        ([], 2, "--shards is needed: the folder of a finished dataset"),
+        ([], 2, "--shards is required: the folder or address of a dataset"),
         (["--shards", "nowhere"], 1, "nowhere: no dataset.json here, so this is no whole dataset"),
     ],
 )
-def test_what_a_user_got_wrong_is_said_in_one_line(words: list[str], code: int, told: str) -> None:
-    result = train(*words, code=code)
+def test_a_users_mistake_is_reported_in_one_line(options: list[str], code: int, message: str) -> None:
+    result = train(*options, code=code)
     [error] = [line for line in result.output.splitlines() if line.startswith("Error: ")]
-    assert told in error
+    assert message in error
     assert result.output.endswith(f"{error}\n")
     assert "Traceback" not in result.output
 
 
 @pytest.mark.parametrize(
-    ("section", "told"),
+    ("section", "message"),
     [
         ("{presett: demo}", "train.presett is not known; known are preset, changes"),
         ("{changes: {bacth: 1}}", "bacth is not known"),
@@ -128,19 +128,19 @@ def test_what_a_user_got_wrong_is_said_in_one_line(words: list[str], code: int, 
         ("{changes: 5}", "train.changes is 5"),
     ],
 )
-def test_a_wrong_train_section_is_one_line(section: str, told: str, tmp_path: Path) -> None:
+def test_an_invalid_train_section_is_reported_in_one_line(section: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text(f"train: {section}")
-    assert told in train("--dry-run", code=1).output
+    assert message in train("--dry-run", code=1).output
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_a_gpu_that_is_not_there_is_one_line() -> None:
-    told = train("--shards", "nowhere", "--device", "cuda", code=1).output
-    assert told.startswith("Error: device cuda: PyTorch sees no GPU here; use cpu, or mend the driver")
-    assert len(told.splitlines()) == 1
+def test_a_missing_gpu_is_reported_in_one_line() -> None:
+    output = train("--shards", "nowhere", "--device", "cuda", code=1).output
+    assert output.startswith("Error: device cuda: PyTorch finds no GPU here; use cpu, or fix the driver")
+    assert len(output.splitlines()) == 1
 
 
-def test_a_folder_that_is_no_dataset_is_left_as_it_was(tmp_path: Path) -> None:
+def test_a_folder_that_is_no_dataset_is_not_modified(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     train("--shards", "empty", "--run", "run", code=1)
     assert list((tmp_path / "empty").iterdir()) == []
@@ -149,19 +149,23 @@ def test_a_folder_that_is_no_dataset_is_left_as_it_was(tmp_path: Path) -> None:
 # --- a run ----------------------------------------------------------------------------------------
 
 
-def test_a_run_writes_what_is_needed_to_start_it_again(tmp_path: Path) -> None:
-    shards = worlds.dataset(tmp_path / "shards", [9, 8])
-    changes = {"preset": "multi-speaker", "changes": worlds.described(TINY)}
+def test_a_run_writes_everything_that_is_needed_to_start_it_again(tmp_path: Path) -> None:
+    shards = worlds.make_dataset(tmp_path / "shards", [9, 8])
+    changes = {"preset": "multi-speaker", "changes": worlds.recipe_to_changes(TINY)}
     (tmp_path / "params.yaml").write_text(json.dumps({"train": changes}))
-    words = ["--shards", str(shards), "--set", "steps=2", "--device", "cpu"]
-    assert train(*words).stdout == "runs/multi-speaker: done\n"
+    options = ["--shards", str(shards), "--set", "steps=2", "--device", "cpu"]
+    assert train(*options).stdout == "runs/multi-speaker: done\n"
     run = tmp_path / "runs" / "multi-speaker"
-    story = json.loads((run / "run.json").read_text())
-    assert story["shards"] == str(shards) and story["preset"] == "multi-speaker"
-    assert recipe_from_dict(story["recipe"]).steps == 2
-    assert set(story["versions"]) == {"redub", "torch", "numpy"}
+    content = json.loads((run / "run.json").read_text())
+    assert content["shards"] == str(shards) and content["preset"] == "multi-speaker"
+    assert recipe_from_dict(content["recipe"]).steps == 2
+    assert set(content["versions"]) == {"redub", "torch", "numpy"}
     names = {path.name for path in run.iterdir()}
     assert names == {".lock", "run.json", "metrics.jsonl", "tensorboard", "pictures", "checkpoints"}
-    assert train(*words).stdout == "runs/multi-speaker: done\n", "once more changes nothing"
-    assert train(*words, "--hold", "cached").stdout == "runs/multi-speaker: done\n", "held in another way too"
-    assert len((run / "metrics.jsonl").read_text().splitlines()) == 2, "a line and a held-out loss"
+    assert train(*options).stdout == "runs/multi-speaker: done\n", "running it again changes nothing"
+    assert train(*options, "--hold", "cached").stdout == "runs/multi-speaker: done\n", (
+        "nor does another --hold"
+    )
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 2, (
+        "one line of metrics and one of the held-out loss"
+    )

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from shards.codec import CODECS, Codec, decode_frame
 from shards.diff import diff
-from shards.index import DATASET_NAME, LEDGER_NAME, Clips, read_dataset
+from shards.index import DATASET_NAME, LEDGER_NAME, Clips, read_manifest
 from shards.ledger import write_ledger
 from shards.reader import decode_members, open_dataset, read_clip, read_members
 from shards.schema import ShardError, array_to_npy, npy_to_array
@@ -113,7 +113,7 @@ def test_verify_names_what_is_wrong(dataset: Path, full: bool) -> None:
     assert "No such file" in next(verify(dataset, full=full))
     shard.write_bytes(whole)
 
-    manifest = read_dataset(dataset)
+    manifest = read_manifest(dataset)
     (dataset / DATASET_NAME).write_text(json.dumps(manifest | {"files_found": 3}))
     assert any("3 files found, the ledger has 2 rows" in told for told in verify(dataset, full=full))
     (dataset / DATASET_NAME).unlink()
@@ -125,7 +125,7 @@ def test_verify_makes_a_row_of_the_index_no_oftener_for_more_shards(
 ) -> None:
     """A scan of the index for each shard would take days of a million clips."""
     made: list[int] = []
-    rows, at = Clips.rows, Clips.at
+    rows, take_rows = Clips.rows, Clips.take_rows
 
     def scanned(clips: Clips) -> Iterator[Row]:
         made.append(len(clips))
@@ -133,10 +133,10 @@ def test_verify_makes_a_row_of_the_index_no_oftener_for_more_shards(
 
     def taken(clips: Clips, places: NDArray[np.int64]) -> list[Row]:
         made.append(len(places))
-        return at(clips, places)
+        return take_rows(clips, places)
 
     monkeypatch.setattr(Clips, "rows", scanned)
-    monkeypatch.setattr(Clips, "at", taken)
+    monkeypatch.setattr(Clips, "take_rows", taken)
     for per_shard in (1, 6):
         folder = tmp_path / f"{per_shard} a shard"
         datasets.write(folder, [a_clip(f"s1_{n}", "raw") for n in range(6)], per_shard=per_shard)
@@ -158,7 +158,7 @@ def test_a_flipped_bit_is_found_on_reading_without_verify(dataset: Path) -> None
 
 
 def test_a_manifest_cannot_name_a_file_outside_its_folder(dataset: Path) -> None:
-    manifest = read_dataset(dataset)
+    manifest = read_manifest(dataset)
     manifest["shards"][0]["name"] = "../../etc/passwd"
     (dataset / DATASET_NAME).write_text(json.dumps(manifest))
     with pytest.raises(ShardError, match="not a plain file name"):
@@ -166,7 +166,7 @@ def test_a_manifest_cannot_name_a_file_outside_its_folder(dataset: Path) -> None
 
 
 def test_a_manifest_cannot_name_a_table_outside_its_folder(dataset: Path) -> None:
-    manifest = read_dataset(dataset)
+    manifest = read_manifest(dataset)
     for tables in ({"index.parquet": "/../../../etc/passwd"}, ["index.parquet"], {"index.parquet": None}):
         (dataset / DATASET_NAME).write_text(json.dumps(manifest | {"tables": tables}))
         with pytest.raises(ShardError, match="expected a sha256 by name"):

@@ -19,7 +19,7 @@ from shards.index import (
     MEMBERS,
     Clips,
     read_index,
-    rows_of_shard,
+    make_shard_rows,
     write_index,
 )
 from shards.schema import ShardError
@@ -50,7 +50,7 @@ def test_columns_are_the_mapping_that_the_rows_are(ids: list[str]) -> None:
     assert list(clips) == ids and list(clips.values()) == list(rows.values()) and len(clips) == len(ids)
     assert "none such" not in clips and clips.get("none such") is None
     assert clips.ids_in_split("train") == [clip_id for clip_id in ids if rows[clip_id]["split"] == "train"]
-    assert {shard: clips.at(places) for shard, places in clips.by_shard().items()} == {
+    assert {shard: clips.take_rows(places) for shard, places in clips.group_by_shard().items()} == {
         shard: [row for row in rows.values() if row["shard"] == shard]
         for shard in {row["shard"] for row in rows.values()}
     }
@@ -68,9 +68,9 @@ def test_shards_however_they_are_held_are_one_index_and_the_same_rows_are_the_sa
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = [row_of(f"clip{number}", number) for number in range(20)]
-    shards = [rows_of_shard(f"{number}.tar", rows[number::4]) for number in range(4)]
+    shards = [make_shard_rows(f"{number}.tar", rows[number::4]) for number in range(4)]
     write_index(tmp_path / INDEX_NAME, iter(shards))
-    write_index(tmp_path / "again", [Rows.joined(shards, INDEX_SCHEMA)])
+    write_index(tmp_path / "again", [Rows.concatenate(shards, INDEX_SCHEMA)])
     assert (tmp_path / INDEX_NAME).read_bytes() == (tmp_path / "again").read_bytes()
     listed = sorted(rows, key=lambda row: (row["shard"], row["frames_offset"]))
     assert list(read_index(tmp_path, {}).values()) == listed

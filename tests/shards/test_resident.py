@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from shards import resident as loader
 from shards.frames import BatchIndex, NetworkInput
-from shards.index import DATASET_NAME, INDEX_NAME, INDEX_SCHEMA, LEDGER_NAME, write_dataset, write_index
+from shards.index import DATASET_NAME, INDEX_NAME, INDEX_SCHEMA, LEDGER_NAME, write_manifest, write_index
 from shards.ledger import write_ledger
 from shards.reader import open_dataset, read_clip
 from shards.resident import Resident, load_resident, split_held_out
@@ -76,7 +76,7 @@ def test_memory_holds_what_reading_the_clips_gives(folder: Path) -> None:
 def test_a_frame_hears_its_own_clip_and_silence_beyond_its_ends(folder: Path) -> None:
     data, opened = load(folder), open_dataset(folder)
     every = np.arange(len(data))
-    windows = data.seen(BatchIndex(every, every, every, every, (4, 3))).mels
+    windows = data.read_batch(BatchIndex(every, every, every, every, (4, 3))).mels
     assert windows.shape == (9, 8, N_MELS)
     frame = 0
     for clip_id in data.clips.ids:
@@ -90,7 +90,7 @@ def test_a_frame_hears_its_own_clip_and_silence_beyond_its_ends(folder: Path) ->
 def test_what_is_seen_are_the_frames_asked_for_each_in_its_place(folder: Path) -> None:
     data = load(folder)
     target, before, identity = np.array([8, 0, 4, 4]), np.array([8, 0, 3, 3]), np.array([8, 2, 7, 5])
-    seen = data.seen(BatchIndex(np.arange(4), target, before, identity, (1, 2)))
+    seen = data.read_batch(BatchIndex(np.arange(4), target, before, identity, (1, 2)))
     assert seen.pixels.dtype == torch.uint8
     for pixels, index in zip(seen.pixels, (target, before, identity), strict=True):
         assert torch.equal(pixels, data.frames[index])
@@ -107,9 +107,9 @@ def test_frames_have_the_same_numbers_however_the_clips_were_sharded(folder: Pat
     entries = [entry for part in opened for entry in part.shards.values()]
     for part, entry in zip(parts, entries, strict=True):
         (part / entry.name).rename(spread / entry.name)
-    write_index(spread / INDEX_NAME, [Rows.of(part.clips.values(), INDEX_SCHEMA) for part in opened])
+    write_index(spread / INDEX_NAME, [Rows.from_rows(part.clips.values(), INDEX_SCHEMA) for part in opened])
     write_ledger(spread / LEDGER_NAME, [row for part in opened for row in part.ledger()])
-    write_dataset(spread / DATASET_NAME, entries)
+    write_manifest(spread / DATASET_NAME, entries)
     assert len(open_dataset(spread).shards) == 3
     one = load(folder)
     for other in (load(turned), load(spread)):

@@ -57,21 +57,23 @@ def resident(folder: Path) -> Resident:
 
 def cached(folder: Path, workers: int = 0, fit: NetworkInput = NETWORK_INPUT) -> Cached:
     opened = open_dataset(folder)
-    return Cached(Decoder(opened, build_clip_table(opened, opened.clips), LocalShards(folder), fit), CPU, workers)
+    return Cached(
+        Decoder(opened, build_clip_table(opened, opened.clips), LocalShards(folder), fit), CPU, workers
+    )
 
 
 def batches(data: FrameSource, n: int = 6, size: int = 5) -> Iterator[BatchIndex]:
     """Batches of frames in the data's order, with any frames of the same clip beside them."""
     for k in range(0, n * size, size):
         positions = np.arange(k, k + size)
-        target = data.order(positions, seed=3)
-        clip = data.clips.clip_of(target)
+        target = data.epoch_order(positions, seed=3)
+        clip = data.clips.find_clips(target)
         first, last = data.clips.starts[clip], data.clips.starts[clip + 1] - 1
         yield BatchIndex(positions, target, np.maximum(target - 1, first), last, (6, 5))
 
 
 def same(one: RawBatch, other: RawBatch) -> bool:
-    return all(np.array_equal(a, b) for a, b in zip(one.wanted, other.wanted, strict=True)) and all(
+    return all(np.array_equal(a, b) for a, b in zip(one.indices, other.indices, strict=True)) and all(
         torch.equal(a, b) for a, b in zip(one[1:], other[1:], strict=True)
     )
 
@@ -81,17 +83,17 @@ def test_a_batch_decoded_from_disk_is_the_one_from_memory(codec: Codec, tmp_path
     folder = dataset(tmp_path / "shards", codec)
     memory, disk = resident(folder), cached(folder)
     for wanted in batches(memory):
-        assert same(disk.seen(wanted), memory.seen(wanted))
+        assert same(disk.read_batch(wanted), memory.read_batch(wanted))
 
 
 def test_batches_come_in_order_however_many_processes_decode_and_wherever_one_begins(tmp_path: Path) -> None:
     folder = dataset(tmp_path / "shards")
     memory = resident(folder)
-    plain = list(memory.ahead(batches(memory), seed=3))
+    plain = list(memory.prefetch(batches(memory), seed=3))
     for workers in (0, 1, 2):
-        ahead = list(cached(folder, workers).ahead(batches(memory), seed=3))
+        ahead = list(cached(folder, workers).prefetch(batches(memory), seed=3))
         assert len(ahead) == len(plain) and all(map(same, ahead, plain))
-    later = list(cached(folder, 2).ahead(islice(batches(memory), 4, None), seed=3))
+    later = list(cached(folder, 2).prefetch(islice(batches(memory), 4, None), seed=3))
     assert all(map(same, later, plain[4:]))
 
 
@@ -106,7 +108,7 @@ def test_a_process_whose_opencv_has_threads_of_its_own_may_start_those_that_deco
     before = signal.signal(signal.SIGALRM, too_long)
     signal.alarm(60)
     try:
-        assert len(list(data.ahead(batches(data), seed=0))) == 6
+        assert len(list(data.prefetch(batches(data), seed=0))) == 6
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
@@ -122,7 +124,7 @@ def test_only_what_is_close_by_is_decoded_ahead_of_a_stream_without_end(tmp_path
                 asked += 1
                 yield wanted
 
-    stream = data.ahead(endless(), seed=3)
+    stream = data.prefetch(endless(), seed=3)
     for _ in range(20):
         next(stream)
     assert asked <= 24
@@ -133,18 +135,18 @@ def test_only_what_is_close_by_is_decoded_ahead_of_a_stream_without_end(tmp_path
 def test_windows_of_shards_that_lie_here_give_each_frame_once(tmp_path: Path) -> None:
     folder = dataset(tmp_path / "shards")
     opened = open_dataset(folder)
-    shelf = LocalShards(folder)
+    store = LocalShards(folder)
     data = Windowed(
-        Decoder(opened, build_clip_table(opened, opened.clips), shelf, NETWORK_INPUT),
+        Decoder(opened, build_clip_table(opened, opened.clips), store, NETWORK_INPUT),
         CPU,
         1,
-        shelf=shelf,
+        store=store,
         window=2,
     )
     memory = resident(folder)
     n = 0
-    for seen in data.ahead(batches(data, n=16, size=1), seed=3):
-        assert same(seen, memory.seen(seen.wanted))
+    for seen in data.prefetch(batches(data, n=16, size=1), seed=3):
+        assert same(seen, memory.read_batch(seen.indices))
         n += 1
     assert n == 16
 
@@ -157,11 +159,11 @@ def test_a_batch_by_itself_brings_the_shards_it_needs(tmp_path: Path) -> None:
         shutil.copyfile(folder / entry.name, path)
 
     two = 2 * max(entry.bytes for entry in opened.shards.values())
-    with contextlib.closing(ShardCache(tmp_path / "cache", two, bring)) as shelf:
-        decoder = Decoder(opened, build_clip_table(opened, opened.clips), shelf, NETWORK_INPUT)
-        data = Windowed(decoder, CPU, 0, shelf=shelf, window=1)
+    with contextlib.closing(ShardCache(tmp_path / "cache", two, bring)) as store:
+        decoder = Decoder(opened, build_clip_table(opened, opened.clips), store, NETWORK_INPUT)
+        data = Windowed(decoder, CPU, 0, store=store, window=1)
         for wanted in batches(data, n=16, size=1):
-            assert same(data.seen(wanted), memory.seen(wanted))
+            assert same(data.read_batch(wanted), memory.read_batch(wanted))
 
 
 # --- what is wrong --------------------------------------------------------------------------------
@@ -169,7 +171,7 @@ def test_a_batch_by_itself_brings_the_shards_it_needs(tmp_path: Path) -> None:
 
 def refusal(data: Cached) -> str:
     with pytest.raises(ShardError) as caught:
-        list(data.ahead(batches(data), seed=3))
+        list(data.prefetch(batches(data), seed=3))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -210,10 +212,10 @@ def test_clips_that_do_not_fit_the_network_are_named(tmp_path: Path) -> None:
 class Killed(Decoder):
     """Loses its process in the middle of the work, as when memory runs out."""
 
-    def seen(self, wanted: BatchIndex) -> RawBatch:
+    def read_batch(self, wanted: BatchIndex) -> RawBatch:
         if get_worker_info() is not None and wanted.positions[0] >= 10:
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().seen(wanted)
+        return super().read_batch(wanted)
 
 
 # torch tells of a death from a signal handler, wherever Python is; in a finaliser nobody can hear it
@@ -224,4 +226,4 @@ def test_a_process_that_is_killed_ends_the_epoch_with_an_error_and_no_wait(tmp_p
     data = Cached(
         Killed(opened, build_clip_table(opened, opened.clips), LocalShards(folder), NETWORK_INPUT), CPU, 1
     )
-    assert "a process that decodes is gone" in refusal(data)
+    assert "a decoding process died" in refusal(data)

@@ -31,16 +31,16 @@ def test_rows_in_columns_are_the_rows(rows: list[dict[str, Any]], cut: int, at_o
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(table, "ROWS_AT_ONCE", at_once)
         patch.setattr(table, "PARTS_AT_ONCE", at_once)
-        held = Rows.of(rows, SCHEMA)
-        joined = Rows.joined((PackedRows.of([row], SCHEMA) for row in rows), SCHEMA)
-        sent = pickle.loads(pickle.dumps(PackedRows.of(rows, SCHEMA)))
+        held = Rows.from_rows(rows, SCHEMA)
+        joined = Rows.concatenate((PackedRows.from_rows([row], SCHEMA) for row in rows), SCHEMA)
+        sent = pickle.loads(pickle.dumps(PackedRows.from_rows(rows, SCHEMA)))
         for kept in (held, joined, sent):
             assert list(kept) == rows and len(kept) == len(rows)
             assert list(kept[cut:]) == rows[cut:] and list(kept[:cut]) == rows[:cut]
             assert [kept[place] for place in range(len(rows))] == rows
-            assert list(kept.only("number")) == [{"number": row["number"]} for row in rows]
+            assert list(kept.select_columns("number")) == [{"number": row["number"]} for row in rows]
 
 
 def test_a_part_of_many_rows_is_sent_without_the_others() -> None:
-    rows = Rows.of(({"name": "x" * 100, "number": number} for number in range(10_000)), SCHEMA)
+    rows = Rows.from_rows(({"name": "x" * 100, "number": number} for number in range(10_000)), SCHEMA)
     assert len(pickle.dumps(PackedRows(rows[:10].table))) < 5_000

@@ -18,7 +18,7 @@ def worlds(draw: st.DrawFn) -> tuple[Windows, list[int], list[int]]:
     lengths = draw(st.lists(st.integers(1, 40), min_size=1, max_size=30))
     placed = draw(st.lists(st.integers(0, 7), min_size=len(lengths), max_size=len(lengths)))
     shard_of = [sorted(set(placed)).index(shard) for shard in placed]  # no shard is empty
-    table = ClipTable.of([f"clip{i:02d}" for i in range(len(lengths))], lengths)
+    table = ClipTable.from_lengths([f"clip{i:02d}" for i in range(len(lengths))], lengths)
     return Windows(table, shard_of, draw(st.integers(1, 9))), lengths, shard_of
 
 
@@ -29,7 +29,7 @@ def test_an_epoch_holds_each_frame_once_and_a_window_those_of_its_k_shards(
     windows, lengths, shard_of = world
     n = sum(lengths)
     positions = epoch * n + np.arange(n)
-    frames = windows.drawn(positions, seed=seed)
+    frames = windows.epoch_order(positions, seed=seed)
     assert np.array_equal(np.sort(frames), np.arange(n))
 
     shard_of_frame = np.repeat(shard_of, lengths)
@@ -40,8 +40,8 @@ def test_an_epoch_holds_each_frame_once_and_a_window_those_of_its_k_shards(
         length = int(np.isin(shard_of_frame, shards).sum())
         here = slice(place, place + length)
         assert set(shard_of_frame[frames[here]]) == set(shards)
-        assert windows.windows_at(positions[here], seed=seed) == [window]
-        window, place = windows.after(window, seed=seed), place + length
+        assert windows.find_windows(positions[here], seed=seed) == [window]
+        window, place = windows.next_window(window, seed=seed), place + length
     assert (window, place) == (Window(epoch + 1, 0), n)
 
 
@@ -50,17 +50,17 @@ def test_a_position_says_the_same_alone_and_among_others(
     world: tuple[Windows, list[int], list[int]], seed: int, data: st.DataObject
 ) -> None:
     windows, lengths, _ = world
-    stream = windows.drawn(np.arange(3 * sum(lengths)), seed=seed)
+    stream = windows.epoch_order(np.arange(3 * sum(lengths)), seed=seed)
     places = data.draw(st.lists(st.integers(0, len(stream) - 1), max_size=20))
-    assert np.array_equal(windows.drawn(np.array(places, int), seed=seed), stream[places])
+    assert np.array_equal(windows.epoch_order(np.array(places, int), seed=seed), stream[places])
 
 
 def test_the_order_hangs_on_seed_epoch_k_and_the_shards() -> None:
-    table = ClipTable.of([f"clip{i:02d}" for i in range(60)], [25] * 60)
+    table = ClipTable.from_lengths([f"clip{i:02d}" for i in range(60)], [25] * 60)
     n, shard_of = len(table), np.arange(60) % 12
 
     def order(k: int = 4, seed: int = 0, epoch: int = 0, shards: np.ndarray = shard_of) -> np.ndarray:
-        return Windows(table, shards, k).drawn(epoch * n + np.arange(n), seed=seed)
+        return Windows(table, shards, k).epoch_order(epoch * n + np.arange(n), seed=seed)
 
     assert np.array_equal(order(), order())
     for other in (order(seed=1), order(epoch=1)):
@@ -71,9 +71,9 @@ def test_the_order_hangs_on_seed_epoch_k_and_the_shards() -> None:
 
 def test_a_batch_of_a_window_is_as_mixed_as_its_shards_let_it_be() -> None:
     """Of 64 frames out of 8 shards of 64 clips, as many are of distinct clips as chance would have it."""
-    table = ClipTable.of([f"clip{i:04d}" for i in range(2048)], [75] * 2048)
+    table = ClipTable.from_lengths([f"clip{i:04d}" for i in range(2048)], [75] * 2048)
     windows = Windows(table, np.arange(2048) // 64, 8)
-    batches = windows.drawn(np.arange(64 * 200), seed=0).reshape(200, 64) // 75
+    batches = windows.epoch_order(np.arange(64 * 200), seed=0).reshape(200, 64) // 75
     found = np.mean([len(set(batch)) for batch in batches.tolist()])
     expected = 512 * (1 - (1 - 1 / 512) ** 64)
     assert abs(found - expected) < 0.5

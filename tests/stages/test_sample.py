@@ -27,7 +27,7 @@ from stages.engine.outcome import StageError
 from stages.sample import run as sample
 from stages.sample.pairs import CROPS, VIDEOS, Pair, make_pairs, read_crops, read_samples, write_crops
 from stages.sample.run import SampleRequest
-from tests.build import hashes
+from tests.build import hash_files
 from tests.model import worlds
 from tests.model.worlds import CPU, SIZE, TINY
 from tests.shards.test_publish import served
@@ -40,7 +40,7 @@ OPTIONS = ["--sampler", "ancestral", "--steps", "2", "--device", "cpu"]
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three clips to draw and one to train on."""
-    return worlds.dataset(tmp_path_factory.mktemp("shards") / "shards", (4, 6, 3, 5), test=TEST)
+    return worlds.make_dataset(tmp_path_factory.mktemp("shards") / "shards", (4, 6, 3, 5), test=TEST)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def asked(shards: Path, run: Path, out: Path, **more: Any) -> SampleRequest:
 
 
 def crops(out: Path) -> dict[str, str]:
-    return {name: digest for name, digest in hashes(out).items() if name.startswith((CROPS, VIDEOS))}
+    return {name: digest for name, digest in hash_files(out).items() if name.startswith((CROPS, VIDEOS))}
 
 
 def test_every_clip_of_the_split_is_drawn_and_only_inside_its_mask(
@@ -97,12 +97,12 @@ def test_clips_are_drawn_from_a_dataset_elsewhere_without_a_copy_of_it(
 
 def test_what_was_lost_is_drawn_again_to_the_same_bytes(shards: Path, trained: Path, tmp_path: Path) -> None:
     sample.run(asked(shards, trained, tmp_path), QUICK)
-    before = hashes(tmp_path)
+    before = hash_files(tmp_path)
     lost = tmp_path / CROPS / "s1_clip1.tar"
     lost.unlink()
     kept = (tmp_path / CROPS / "s1_clip0.tar").stat().st_mtime_ns
     sample.run(asked(shards, trained, tmp_path, slots=2), QUICK)
-    assert hashes(tmp_path) == before
+    assert hash_files(tmp_path) == before
     assert (tmp_path / CROPS / "s1_clip0.tar").stat().st_mtime_ns == kept
 
 
@@ -133,7 +133,7 @@ def test_swapped_speech_is_anothers_and_everyones_once(shards: Path) -> None:
 
 def test_swapped_clips_do_not_say_the_same_where_that_can_be_helped(tmp_path: Path) -> None:
     ids = [f"s1_clip{number}" for number in range(4)]
-    folder = worlds.dataset(tmp_path / "shards", (3,) * 4, test=ids)
+    folder = worlds.make_dataset(tmp_path / "shards", (3,) * 4, test=ids)
     said = dict(zip(ids, ("IEO", "IEO", "TIE", "TIE"), strict=True))
     ledger = folder / "ledger.parquet"
     write_ledger(ledger, [row | {"sentence": said[row["clip_id"]]} for row in read_ledger(ledger)])

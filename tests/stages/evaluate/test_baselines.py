@@ -25,7 +25,7 @@ from tests.model import worlds
 @pytest.fixture
 def clip(tmp_path: Path) -> ClipSample:
     """Noise, with a box that moves."""
-    sample = read_clip(open_dataset(worlds.dataset(tmp_path / "shards", (6,))), "s1_clip0")
+    sample = read_clip(open_dataset(worlds.make_dataset(tmp_path / "shards", (6,))), "s1_clip0")
     boxes = np.array([[4 + k % 2, 8, 12 + k % 2, 15] for k in range(6)], np.int16)
     return replace(sample, boxes=boxes)
 
@@ -65,6 +65,6 @@ def test_a_window_is_five_rows_around_the_frames_own() -> None:
 
 
 def test_the_bank_has_training_clips_that_are_not_scored(tmp_path: Path) -> None:
-    dataset = open_dataset(worlds.dataset(tmp_path / "shards", (4, 6, 3, 5), test=["s1_clip1"]))
+    dataset = open_dataset(worlds.make_dataset(tmp_path / "shards", (4, 6, 3, 5), test=["s1_clip1"]))
     assert sorted(choose_bank_clips(dataset, excluded=set())) == ["s1_clip0", "s1_clip2", "s1_clip3"]
     assert sorted(choose_bank_clips(dataset, excluded={"s1_clip0", "s1_clip3"})) == ["s1_clip2"]

@@ -32,7 +32,7 @@ from stages.evaluate.scores import CLIPS_SCHEMA, FRAMES_SCHEMA
 from stages.evaluate.table import BASELINES, FROZEN, PREVIOUS, STAGE, TRUTH, make_item
 from stages.sample.pairs import CROPS, Pair, make_pairs
 from tests import evaluation
-from tests.build import hashes
+from tests.build import hash_files
 from tests.evaluation import replace_boxes
 from tests.shards.test_publish import served
 
@@ -47,7 +47,7 @@ OWN = {clip_id: Pair(clip_id, clip_id) for clip_id in LENGTHS}
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """Four clips to score and one training clip for the bank of mouths."""
     return open_dataset(
-        evaluation.write_dataset(tmp_path_factory.mktemp("made") / "shards", LENGTHS, n_train_frames=30)
+        evaluation.write_manifest(tmp_path_factory.mktemp("made") / "shards", LENGTHS, n_train_frames=30)
     )
 
 
@@ -183,7 +183,7 @@ def test_a_second_run_measures_nothing_and_writes_the_same_bytes(dataset: Datase
         tmp_path / "s", dataset, {OWN["s1_a"]: add_noise(dataset, "s1_a")}, audio="own"
     )
     first = run(dataset, tmp_path / "cache", tmp_path / "out", ("", folder), clips=1)
-    before = hashes(tmp_path / "out")
+    before = hash_files(tmp_path / "out")
     assert first.n_measured == 1 + len(BASELINES)
     assert run(dataset, tmp_path / "cache", tmp_path / "out", ("", folder), clips=1).n_measured == 0
     entry = sorted((tmp_path / "cache" / STAGE).rglob("*.npz"))[0]
@@ -191,7 +191,7 @@ def test_a_second_run_measures_nothing_and_writes_the_same_bytes(dataset: Datase
     damaged = run(dataset, tmp_path / "cache", tmp_path / "out", ("", folder), clips=1)
     assert sum(clip["code"] == "gone" for clip in damaged.rows) == 1, "reported, not ignored"
     assert run(dataset, tmp_path / "cache", tmp_path / "out", ("", folder), clips=1).n_measured == 1
-    assert hashes(tmp_path / "out") == before
+    assert hash_files(tmp_path / "out") == before
 
 
 def test_full_frames_of_another_system_score_like_its_crops(
@@ -331,7 +331,7 @@ def test_lse_is_computed_by_both_protocols_for_every_row(
     networks = Networks(Brightness(), None, None, {})  # type: ignore[arg-type]
     monkeypatch.setattr(evaluate, "load_networks", lambda folder, **options: networks)
     raw = tmp_path / "raw"
-    dataset = open_dataset(evaluation.write_dataset(tmp_path / "shards", {"s1_a": 24}, raw=raw))
+    dataset = open_dataset(evaluation.write_manifest(tmp_path / "shards", {"s1_a": 24}, raw=raw))
     truth = read_clip(dataset, "s1_a").frames
     ours = evaluation.write_samples(tmp_path / "ours", dataset, {OWN["s1_a"]: truth}, audio="own")
     full, small = tmp_path / "full" / "s1_a.mp4", tmp_path / "small" / "s1_a.mp4"

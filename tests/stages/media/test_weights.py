@@ -1,4 +1,4 @@
-"""Networks of an evaluation: looked for here, brought when asked for, by a real server on loopback."""
+"""Networks of an evaluation: found on this machine, or downloaded from a real server on loopback."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Silent(SimpleHTTPRequestHandler):
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> Iterator[tuple[Path, str]]:
-    """A folder and the address at which its files can be had."""
+def server(tmp_path: Path) -> Iterator[tuple[Path, str]]:
+    """A folder and the address of its files."""
     folder = tmp_path / "served"
     folder.mkdir()
     with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Silent, directory=str(folder))) as http:
@@ -46,73 +46,73 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def model(served: tuple[Path, str], cache: Path) -> Weights:
-    folder, address = served
+def model(server: tuple[Path, str], cache: Path) -> Weights:
+    folder, address = server
     (folder / "eye.pth").write_bytes(DATA)
     return Weights("eye.pth", SHA256, address + "eye.pth", title="Eye weights")
 
 
-def test_what_is_brought_is_found_here_and_not_before(model: Weights, cache: Path) -> None:
+def test_a_network_is_found_after_it_was_fetched_and_not_before(model: Weights, cache: Path) -> None:
     with pytest.raises(WeightsNotFound):
-        weights.find_here(model)
-    assert not cache.exists(), "looking fetches nothing"
-    assert weights.bring(model) == weights.find_here(model) == cache / "eye.pth"
+        weights.find_local(model)
+    assert not cache.exists(), "find_local downloads nothing"
+    assert weights.fetch(model) == weights.find_local(model) == cache / "eye.pth"
     assert (cache / "eye.pth").read_bytes() == DATA
 
 
-def test_what_is_not_here_tells_where_it_was_sought_and_where_it_can_be_had(
+def test_a_missing_network_is_reported_with_the_paths_and_its_address(
     model: Weights, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REDUB_WEIGHTS", "mine")
     with pytest.raises(WeightsNotFound) as caught:
-        weights.find_here(model, tmp_path)
+        weights.find_local(model, tmp_path)
     assert str(caught.value) == (
         f"Eye weights not found at {tmp_path}/eye.pth, mine/eye.pth, {cache}/eye.pth; "
         f"get them from {model.url} (sha256 {SHA256})"
     )
 
 
-def test_the_named_folder_comes_before_the_environments_before_the_cache(
+def test_the_named_folder_precedes_the_environments_which_precedes_the_cache(
     model: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = [weights.bring(model)]
+    paths = [weights.fetch(model)]
     for name in ("environment", "option"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "eye.pth").write_bytes(DATA)
     monkeypatch.setenv("REDUB_WEIGHTS", str(tmp_path / "environment"))
-    found += [weights.find_here(model), weights.find_here(model, tmp_path / "option")]
-    assert [path.parent.name for path in found] == ["redub", "environment", "option"]
+    paths += [weights.find_local(model), weights.find_local(model, tmp_path / "option")]
+    assert [path.parent.name for path in paths] == ["redub", "environment", "option"]
 
 
-def test_other_contents_are_refused_in_one_line(model: Weights, tmp_path: Path) -> None:
+def test_other_contents_are_an_error_of_one_line(model: Weights, tmp_path: Path) -> None:
     for content in (b"", DATA[:-1], b"<html>404</html>"):
         (tmp_path / "eye.pth").write_bytes(content)
         with pytest.raises(
             StageError, match=r"^Eye weights: .*eye\.pth has sha256 [0-9a-f]{64}, .*$"
         ) as caught:
-            weights.find_here(model, tmp_path)
-        assert not isinstance(caught.value, WeightsNotFound), "a wrong file is not an absent one"
+            weights.find_local(model, tmp_path)
+        assert not isinstance(caught.value, WeightsNotFound), "a wrong file is not a missing one"
 
 
-def test_a_server_that_has_another_file_leaves_none_here(
-    model: Weights, served: tuple[Path, str], cache: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_wrong_file_of_the_server_is_not_kept(
+    model: Weights, server: tuple[Path, str], cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (served[0] / "eye.pth").write_bytes(DATA[:1000])
+    (server[0] / "eye.pth").write_bytes(DATA[:1000])
     with pytest.raises(StageError, match=r"download: .* has sha256"):
-        weights.bring(model)
+        weights.fetch(model)
     monkeypatch.setattr(weights, "MAX_BYTES", 1000)
-    (served[0] / "eye.pth").write_bytes(DATA)
+    (server[0] / "eye.pth").write_bytes(DATA)
     with pytest.raises(StageError, match="sends more than 1000 bytes"):
-        weights.bring(model)
+        weights.fetch(model)
     with pytest.raises(StageError, match=f"{SHA256}\\) and say where by --weights or REDUB_WEIGHTS"):
-        weights.bring(replace(model, url="http://127.0.0.1:9/eye.pth"))
+        weights.fetch(replace(model, url="http://127.0.0.1:9/eye.pth"))
     assert list(cache.iterdir()) == []
 
 
-def test_every_network_of_an_evaluation_can_be_asked_for() -> None:
+def test_every_network_of_an_evaluation_has_a_hash_and_an_address() -> None:
     assert list(NETWORKS) == ["syncnet", "inception", "alexnet", "lpips"]
     for network in NETWORKS.values():
         assert network.url.startswith("https://") and network.url.endswith(network.name)
         assert len(network.sha256) == 64 and network.title.endswith(" weights")
-        # torchvision and pytorch-fid put the digest's beginning into the name.
+        # torchvision and pytorch-fid put the first letters of the digest into the name.
         assert network.name[-12:-4] == network.sha256[:8] or network.name in ("syncnet_v2.model", "alex.pth")

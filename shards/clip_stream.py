@@ -1,0 +1,202 @@
+"""Frames for training from a stock webdataset pipeline: no cache, little memory, and no exact epochs.
+
+DataLoader workers read shards from first to last and decode whole clips. Each batch is drawn at random from a
+buffer of decoded clips.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from shards.frames import BatchIndex, NetworkInput, Numbers, RawBatch
+from shards.reader import Dataset
+from shards.resident import build_clip_table
+from shards.rng import derive_key
+from shards.schema import MELS_PER_FRAME, ClipSample, ShardError
+from shards.stock import from_dataset
+from shards.streaming import ignore_stop_signals, return_unchanged
+
+BUFFER_CLIPS = 128  # decoded, of each rank; 128 clips of 75 frames of 128 px are 0.5 GB
+ENCODED_CLIPS = 32  # in the shuffle buffer of each worker
+CLIPS_AHEAD = 2  # decoded by each worker before they are needed
+
+
+class DecodedClip(NamedTuple):
+    """A clip as it crosses processes."""
+
+    clip_id: str
+    frames: Tensor  # (T, H, W, 3) uint8
+    boxes: Tensor  # (T, 4) int16
+    mels: Tensor  # (2T, M) float32, dB
+
+
+class ClipStream:
+    """A ``FrameSource`` that chooses the frames of a batch itself, among those in its buffer.
+
+    A pass over the shards uses every frame as a target once, but ranks and workers may be in different passes.
+    The order depends on ``seed``, ``start_step`` and the number of ranks and workers: a run that is resumed
+    at another step gets a new order.
+    """
+
+    has_exact_epochs = False
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        clip_ids: Sequence[str],
+        network_input: NetworkInput,
+        device: torch.device,
+        *,
+        workers: int,
+        seed: int,
+        start_step: int,
+        rank: int = 0,
+        world: int = 1,
+        buffer_clips: int = BUFFER_CLIPS,
+    ) -> None:
+        """Start up to ``workers`` processes, at most one per shard of this rank; 0 decodes in this process.
+
+        Raises ShardError when there are fewer shards than ranks.
+        """
+        self.clips = build_clip_table(dataset, clip_ids)
+        self.device = device
+        self.network_input = network_input
+        shard_names, _ = dataset.clips.locate_shards(self.clips.ids)
+        if len(shard_names) < world:
+            raise ShardError(
+                f"{dataset.storage.address}: {len(shard_names)} shards cannot be divided among {world} "
+                "ranks; use --hold cached or windowed"
+            )
+        self._numbers = {clip_id: number for number, clip_id in enumerate(self.clips.ids)}
+        self._buffer_clips = buffer_clips
+        self._buffer: list[tuple[DecodedClip, list[int]]] = []  # clips, and their frames not yet drawn
+        self._batch_clips: dict[int, DecodedClip] = {}
+        self._rng = np.random.default_rng(derive_key(seed, start_step, rank))
+        workers = min(workers, len(shard_names) // world)
+        cv2.setNumThreads(1)  # before processes are started: a fork of OpenCV's threads hangs
+        self._decoded: Iterator[DecodedClip | ShardError] = iter(
+            DataLoader(
+                _DecodedClips(
+                    dataset,
+                    self.clips.ids,
+                    network_input,
+                    derive_key(seed, start_step),
+                    rank=rank,
+                    world=world,
+                ),
+                batch_size=None,
+                num_workers=workers,
+                prefetch_factor=CLIPS_AHEAD if workers else None,
+                collate_fn=return_unchanged,
+                worker_init_fn=ignore_stop_signals,
+            )
+        )
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def close(self) -> None:
+        """End the processes."""
+        self._decoded = iter(())
+
+    def epoch_order(self, positions: ArrayLike, *, seed: int) -> Numbers:
+        """Draw the frames of the next batch. Only the number of ``positions`` counts; ``seed`` is ignored."""
+        self._batch_clips = {}
+        return np.array([self._draw_frame() for _ in range(len(np.asarray(positions)))], np.int64)
+
+    def read_batch(self, indices: BatchIndex) -> RawBatch:
+        """Pixels of a batch whose targets ``epoch_order`` has just drawn."""
+        size, n = self.network_input.size, len(indices.target)
+        before, after = indices.mel_rows
+        pixels = torch.empty(3, n, size, size, 3, dtype=torch.uint8)
+        boxes = torch.empty(2, n, 4, dtype=torch.int16)
+        mels = torch.full((n, before + 1 + after, self.network_input.n_mels), self.network_input.silence_db)
+        numbers = self.clips.find_clips(indices.target)
+        frames = np.stack([indices.target, indices.previous, indices.identity]) - self.clips.starts[numbers]
+        for row, (number, clip_frames) in enumerate(zip(numbers.tolist(), frames.T.tolist(), strict=True)):
+            clip = self._batch_clips[number]
+            pixels[:, row] = clip.frames[clip_frames]
+            boxes[:, row] = clip.boxes[clip_frames[:2]]
+            first = MELS_PER_FRAME * clip_frames[0] - before
+            start, stop = max(0, first), min(len(clip.mels), first + mels.shape[1])
+            mels[row, start - first : stop - first] = clip.mels[start:stop]
+        return RawBatch(indices, pixels, boxes, mels).to(self.device)
+
+    def prefetch(self, indices: Iterator[BatchIndex], *, seed: int) -> Iterator[RawBatch]:
+        """Read batches one by one: the processes are ahead already."""
+        return map(self.read_batch, indices)
+
+    def _draw_frame(self) -> int:
+        while len(self._buffer) < min(self._buffer_clips, len(self.clips.ids)):
+            self._buffer.append(self._load_clip())
+        place = int(self._rng.integers(len(self._buffer)))
+        clip, remaining = self._buffer[place]
+        number, frame = self._numbers[clip.clip_id], remaining.pop()
+        if not remaining:
+            self._buffer[place] = self._buffer[-1]
+            self._buffer.pop()
+        self._batch_clips[number] = clip
+        return int(self.clips.starts[number]) + frame
+
+    def _load_clip(self) -> tuple[DecodedClip, list[int]]:
+        clip = next(self._decoded)
+        if isinstance(clip, ShardError):
+            raise clip
+        # out of shared memory, of which a container may have little
+        clip = DecodedClip(clip.clip_id, *(part.clone() for part in clip[1:]))
+        return clip, self._rng.permutation(len(clip.frames)).tolist()
+
+
+class _DecodedClips(IterableDataset[DecodedClip | ShardError]):
+    """The clips of one worker, pass after pass, without end. An error is the last item."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        clip_ids: Sequence[str],
+        network_input: NetworkInput,
+        seed: int,
+        *,
+        rank: int,
+        world: int,
+    ) -> None:
+        self._dataset = dataset
+        self._clip_ids = clip_ids
+        self._network_input = network_input
+        self._seed = seed
+        self._nodesplitter = functools.partial(_take_every, start=rank, step=world)
+
+    def __iter__(self) -> Iterator[DecodedClip | ShardError]:
+        try:
+            for epoch in itertools.count():
+                for clip in from_dataset(
+                    self._dataset,
+                    clip_ids=self._clip_ids,
+                    shuffle=ENCODED_CLIPS,
+                    seed=self._seed,
+                    epoch=epoch,
+                    nodesplitter=self._nodesplitter,
+                ):
+                    yield self._convert(clip)
+        except ShardError as err:  # errors that cross processes lose their type
+            yield err
+
+    def _convert(self, clip: ClipSample) -> DecodedClip:
+        name = f"{self._dataset.storage.address}: {clip.key}"
+        n_frames = self._dataset.clips[clip.key]["frames"]
+        self._network_input.check_clip(name, n_frames, clip.frames.shape, clip.boxes, clip.mels)
+        return DecodedClip(clip.key, *map(torch.from_numpy, (clip.frames, clip.boxes, clip.mels)))
+
+
+def _take_every(shards: Iterator[dict[str, Any]], start: int, step: int) -> Iterator[dict[str, Any]]:
+    return itertools.islice(shards, start, None, step)
