@@ -1,12 +1,12 @@
-"""Which repairs buy obedience to the sound, and which hold the drift: equal minutes each, one table.
+"""Which of our changes to the paper's recipe improve audio obedience and drift, after equal minutes each.
 
     python benchmarks/ablation.py --shards data/grid/shards --minutes 10 --to runs/ablation
     python benchmarks/ablation.py --shards data/made/shards --minutes 1 --to runs/a --preset demo --only ours
 
-Every row is a `pipeline train` of its own, stopped by SIGTERM after the same minutes, so a slower network
-sees fewer frames. Then the clips of the test split are drawn free-running: to their own speech, for drift
-(masked PSNR at the first frames and at the last), and to each other's, for audio obedience. A run that is
-there goes on from where it is: more minutes may be added later.
+Every row is a `pipeline train` of its own, stopped by SIGTERM after the same minutes, so a slower network is
+trained on fewer frames. Then the clips of the test split are generated autoregressively: with their own
+speech, for drift (masked PSNR of the first frames and of the last), and with each other's, for audio
+obedience. An existing run is resumed, so minutes can be added later.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from stages.sample.pairs import make_pairs
 from stages.sample.run import drawn
 from stages.train import RUN_FILE
 
-# name -> what is set back to the paper's way in our preset
+# name -> what is changed in our preset, mostly back to the paper's choice
 ROWS: dict[str, dict[str, Any]] = {
     "ours": {},
     "gamma embedding": {"noise.embedding": "gamma"},
@@ -58,18 +58,18 @@ ROWS: dict[str, dict[str, Any]] = {
     "previous clean": {"frames.previous_noise": 0, "frames.previous_warp": 0, "frames.previous_blur": 0},
     "audio never dropped": {"frames.audio_dropped": 0},
 }  # fmt: skip
-PAPER = "paper"  # its own preset
-EDGE = 10  # frames at either end that drift is told from
+PAPER = "paper"  # a row with the paper's preset
+EDGE_FRAMES = 10  # at either end of a clip, between which drift is measured
 
 
 def train(shards: str, run: Path, preset: str, changes: dict[str, Any], minutes: float, device: str) -> None:
-    """Train for so long, or go on for so long."""
+    """Train a new or an existing run for ``minutes``."""
     settings = {"steps": 10**8, "optim.after_warmup": "constant", **changes}
-    words = [word for name, value in settings.items() for word in ("--set", f"{name}={json.dumps(value)}")]
+    options = [arg for name, value in settings.items() for arg in ("--set", f"{name}={json.dumps(value)}")]
     command = ["-m", "pipeline.main", "train", "--shards", shards, "--run", str(run), "--preset", preset]
-    begun = stamp_of(run)
-    process = subprocess.Popen([sys.executable, *command, "--device", device, *words])
-    while process.poll() is None and stamp_of(run) == begun:
+    start = get_start_time(run)
+    process = subprocess.Popen([sys.executable, *command, "--device", device, *options])
+    while process.poll() is None and get_start_time(run) == start:
         time.sleep(0.1)  # imports and decoding are not training
     try:
         process.wait(60 * minutes)
@@ -79,16 +79,16 @@ def train(shards: str, run: Path, preset: str, changes: dict[str, Any], minutes:
         raise SystemExit(f"{run}: training ended with status {process.returncode}")
 
 
-def stamp_of(run: Path) -> int:
-    """When the run last began to train, in ns."""
+def get_start_time(run: Path) -> int:
+    """When the run last started to train, in ns; 0 if never."""
     path = run / RUN_FILE
     return path.stat().st_mtime_ns if path.is_file() else 0
 
 
-def measured(
+def measure_run(
     run: Path, dataset: Dataset, split: str, params: SampleParams, device: str, clips: int | None
 ) -> dict[str, Any]:
-    """Drift and obedience of a run on clips of a split."""
+    """Drift and audio obedience of a run on clips of a split."""
     network, saved = load_network(run, which="newest")
     generator = FrameGenerator(network, saved.recipe, params, select_device(device), Execution())
     own = make_pairs(dataset, split, "own", seed=params.seed)[:clips]
@@ -96,13 +96,15 @@ def measured(
     for pair, frames in drawn(generator, dataset, own, slots=len(own), told=lambda _: None):
         clip = read_clip(dataset, pair.clip_id)
         errors = squared_errors(frames, clip.frames, clip.boxes)
-        start.append(compute_psnr(errors[:EDGE]))
-        end.append(compute_psnr(errors[-EDGE:]))
+        start.append(compute_psnr(errors[:EDGE_FRAMES]))
+        end.append(compute_psnr(errors[-EDGE_FRAMES:]))
     swapped = make_pairs(dataset, split, "swapped", seed=params.seed)[:clips]
     scores = []
     with faces.FaceFinder(weights.find(weights.LANDMARKER), max_faces=1) as find:
-        wanted = {clip_id for pair in swapped for clip_id in (pair.clip_id, pair.audio_clip_id)}
-        truth = {clip_id: find_mouths(read_clip(dataset, clip_id).frames, find) for clip_id in sorted(wanted)}
+        clip_ids = {clip_id for pair in swapped for clip_id in (pair.clip_id, pair.audio_clip_id)}
+        truth = {
+            clip_id: find_mouths(read_clip(dataset, clip_id).frames, find) for clip_id in sorted(clip_ids)
+        }
         for pair, frames in drawn(generator, dataset, swapped, slots=len(swapped), told=lambda _: None):
             mouths = find_mouths(frames, find)
             scores.append(score_obedience(mouths, truth[pair.audio_clip_id], truth[pair.clip_id]))
@@ -120,33 +122,33 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--shards", required=True)
-    parser.add_argument("--to", type=Path, required=True, help="folder of the runs and of ablation.json")
+    parser.add_argument("--to", type=Path, required=True, help="folder for the runs and ablation.json")
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--preset", default="multi-speaker")
-    parser.add_argument("--only", help="rows, with commas between them")
+    parser.add_argument("--only", help="rows, separated by commas")
     parser.add_argument("--split", default="test")
-    parser.add_argument("--clips", type=int, help="of the split; all without")
+    parser.add_argument("--clips", type=int, help="number of clips of the split; default: all")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=1.0)
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="in all rows")
-    asked = parser.parse_args()
-    in_all = {name: json.loads(value) for name, _, value in (pair.partition("=") for pair in asked.set)}
-    names = asked.only.split(",") if asked.only else [*ROWS, PAPER]
-    dataset = open_dataset(Path(asked.shards))
-    params = SampleParams(steps=asked.steps, guidance=asked.guidance)
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="for all rows")
+    args = parser.parse_args()
+    common = {name: json.loads(value) for name, _, value in (pair.partition("=") for pair in args.set)}
+    names = args.only.split(",") if args.only else [*ROWS, PAPER]
+    dataset = open_dataset(Path(args.shards))
+    params = SampleParams(steps=args.steps, guidance=args.guidance)
     table: dict[str, Any] = {}
     for name in names:
-        run = asked.to / name.replace(" ", "-").replace(",", "")
-        preset = "paper-multi-speaker" if name == PAPER else asked.preset
+        run = args.to / name.replace(" ", "-").replace(",", "")
+        preset = "paper-multi-speaker" if name == PAPER else args.preset
         changes = {} if name == PAPER else ROWS[name]
-        train(asked.shards, run, preset, in_all | changes, asked.minutes, asked.device)
-        table[name] = measured(run, dataset, asked.split, params, asked.device, asked.clips)
+        train(args.shards, run, preset, common | changes, args.minutes, args.device)
+        table[name] = measure_run(run, dataset, args.split, params, args.device, args.clips)
         row = table[name]
         drift = f"{row['psnr_start']:5.1f} -> {row['psnr_end']:5.1f} dB"
-        told = f"masked PSNR {drift}  obedience {row['obedience_told']}"
-        print(f"{name:<22} step {row['step']:>8}  {told}", flush=True)
-        (asked.to / "ablation.json").write_text(json.dumps(table, indent=1) + "\n")
+        text = f"masked PSNR {drift}  obedience {row['obedience_told']}"
+        print(f"{name:<22} step {row['step']:>8}  {text}", flush=True)
+        (args.to / "ablation.json").write_text(json.dumps(table, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from processes import pipeline
+from processes import run_pipeline
 from skimage.metrics import structural_similarity
 
 from sampler.rollout import SampleParams
@@ -186,8 +186,8 @@ def main() -> None:
             write_samples(folder / audio, folder / "shards", audio, n_frames)
         generated = ["--generated", str(folder / "own"), "--generated", str(folder / "swapped")]
         arguments = ["--shards", str(folder / "shards"), "-o", str(folder / "out"), "--no-landmarks"]
-        first = pipeline("evaluate", *arguments, *generated, "--workers", str(args.workers))
-        again = pipeline("evaluate", *arguments, *generated, "--workers", str(args.workers))
+        first = run_pipeline("evaluate", *arguments, *generated, "--workers", str(args.workers))
+        again = run_pipeline("evaluate", *arguments, *generated, "--workers", str(args.workers))
     ssim = compare_ssim_with_scikit_image()
     results = {
         "clips": n_clips,
@@ -197,9 +197,9 @@ def main() -> None:
         "wall_seconds_again": again.wall_seconds,
         "ssim": ssim,
     }
-    rows = len(first.answer["metrics"])
+    rows = len(first.summary["metrics"])
     print(f"{n_clips} clips, {n_clips * n_frames} frames, {rows} rows, {args.workers} workers: "
-          f"{first.wall_seconds:.1f} s, {first.cpu_seconds:.1f} CPU s; {first.peaks()}")  # fmt: skip
+          f"{first.wall_seconds:.1f} s, {first.cpu_seconds:.1f} CPU s; {first.format_peaks()}")  # fmt: skip
     print(f"again, with nothing to measure: {again.wall_seconds:.1f} s")
     print(
         f"SSIM of a frame and its box: {ssim['ours_ms']:.2f} ms, "

@@ -1,9 +1,9 @@
-"""IMAGE against VIDEO mode of the face landmarker: time, jitter, and whether company changes the result.
+"""Compares IMAGE and VIDEO mode of the face landmarker: CPU time, jitter, and dependence on earlier clips.
 
     python benchmarks/landmarks.py data/grid/raw/s1/*.mpg
 
-Jitter is the mean second difference of the points in px, after alignment's 7-frame mean too. "Order" is
-how far the points of one clip move when the same landmarker has seen another clip first.
+Jitter is the mean second difference of the points in px, also after the 7-frame mean of the alignment.
+"Order" is the largest shift of a clip's points if the same landmarker has processed another clip before.
 """
 
 from __future__ import annotations
@@ -26,22 +26,25 @@ from stages.media import weights
 from stages.media.faces import FaceFinder
 from stages.media.video import count_frames_at_25fps, read_frames_at_25fps, read_video_span
 
-Frames = list[np.ndarray[Any, Any]]
+Array = np.ndarray[Any, Any]
+Frames = list[Array]
 
 
-def load(path: Path) -> Frames:
+def read_frames(path: Path) -> Frames:
     span = read_video_span(path)
-    return [frame.image for frame in read_frames_at_25fps(path, float(span.start), count_frames_at_25fps(span))]
+    n_frames = count_frames_at_25fps(span)
+    return [frame.image for frame in read_frames_at_25fps(path, float(span.start), n_frames)]
 
 
-def video_mode(model: Path) -> vision.FaceLandmarker:
+def open_video_landmarker(model: Path) -> vision.FaceLandmarker:
     options = vision.FaceLandmarkerOptions(
         base_options=BaseOptions(model_asset_path=os.fspath(model)), running_mode=vision.RunningMode.VIDEO
     )
     return vision.FaceLandmarker.create_from_options(options)
 
 
-def by_video(landmarker: vision.FaceLandmarker, frames: Frames, first: int = 0) -> np.ndarray[Any, Any]:
+def detect_in_video_mode(landmarker: vision.FaceLandmarker, frames: Frames, first: int = 0) -> Array:
+    """Points in px, (T, 478, 2). ``first`` is the number of the first frame, for its time stamp."""
     height, width = frames[0].shape[:2]
     points = []
     for k, frame in enumerate(frames, start=first):
@@ -51,50 +54,58 @@ def by_video(landmarker: vision.FaceLandmarker, frames: Frames, first: int = 0) 
     return np.array(points)
 
 
-def jitter(points: np.ndarray[Any, Any]) -> float:
+def compute_jitter(points: Array) -> float:
     return float(np.linalg.norm(np.diff(points, n=2, axis=0), axis=-1).mean())
 
 
-def timed(work: Callable[[], np.ndarray[Any, Any]], n_frames: int) -> tuple[np.ndarray[Any, Any], float]:
-    started = time.process_time()
-    result = work()
-    return result, 1000 * (time.process_time() - started) / n_frames
+def measure_cpu_ms(detect: Callable[[], Array], n_frames: int) -> tuple[Array, float]:
+    """The result of ``detect``, and its CPU ms per frame."""
+    start = time.process_time()
+    result = detect()
+    return result, 1000 * (time.process_time() - start) / n_frames
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("clips", type=Path, nargs="+")
-    parser.add_argument("--landmarker", default="")
-    asked = parser.parse_args()
-    model = weights.find(weights.LANDMARKER, asked.landmarker)
-    clips = [load(path) for path in asked.clips]
+    parser.add_argument("clips", type=Path, nargs="+", help="video files")
+    parser.add_argument("--landmarker", default="", help="MediaPipe's face_landmarker.task")
+    args = parser.parse_args()
+    model = weights.find(weights.LANDMARKER, args.landmarker)
+    clips = [read_frames(path) for path in args.clips]
     rows: dict[str, list[tuple[float, float, float, float]]] = {"IMAGE": [], "VIDEO": []}
     for i, frames in enumerate(clips):
         other = clips[i - 1]
         with FaceFinder(model, max_faces=1) as find:
             find(frames[0])
-            alone, cost = timed(lambda f=frames: np.array([find(frame)[0] for frame in f]), len(frames))
+            points, cost = measure_cpu_ms(
+                lambda f=frames: np.array([find(frame)[0] for frame in f]), len(frames)
+            )
             find(other[0])
-            after = np.array([find(frame)[0] for frame in frames])
-        smooth = centred_mean(alone.astype(np.float64), 7)
-        rows["IMAGE"].append((cost, jitter(alone), jitter(smooth), float(np.abs(after - alone).max())))
-        with video_mode(model) as landmarker:
-            alone, cost = timed(lambda f=frames: by_video(landmarker, f), len(frames))
-        with video_mode(model) as landmarker:
-            by_video(landmarker, other)
-            after = by_video(landmarker, frames, first=len(other))
-        smooth = centred_mean(alone, 7)
-        rows["VIDEO"].append((cost, jitter(alone), jitter(smooth), float(np.abs(after - alone).max())))
+            points_after_other = np.array([find(frame)[0] for frame in frames])
+        rows["IMAGE"].append(make_row(points, points_after_other, cost))
+        with open_video_landmarker(model) as landmarker:
+            points, cost = measure_cpu_ms(lambda f=frames: detect_in_video_mode(landmarker, f), len(frames))
+        with open_video_landmarker(model) as landmarker:
+            detect_in_video_mode(landmarker, other)
+            points_after_other = detect_in_video_mode(landmarker, frames, first=len(other))
+        rows["VIDEO"].append(make_row(points, points_after_other, cost))
     print(f"{len(clips)} clips, {sum(map(len, clips))} frames")
     print(f"{'mode':<8}{'CPU ms/frame':>14}{'jitter px':>12}{'after mean':>12}{'order, max px':>15}")
     for mode, values in rows.items():
-        cost, raw, smooth_jitter, order = np.array(values).T
+        cost, jitter, smooth_jitter, order = np.array(values).T
         print(
-            f"{mode:<8}{np.median(cost):>14.1f}{raw.mean():>12.3f}{smooth_jitter.mean():>12.3f}"
+            f"{mode:<8}{np.median(cost):>14.1f}{jitter.mean():>12.3f}{smooth_jitter.mean():>12.3f}"
             f"{order.max():>15.2f}"
         )
+
+
+def make_row(points: Array, points_after_other: Array, cost: float) -> tuple[float, float, float, float]:
+    """Cost, jitter, jitter after the 7-frame mean, and the largest shift by another clip."""
+    smooth = centred_mean(points.astype(np.float64), 7)
+    order = float(np.abs(points_after_other - points).max())
+    return cost, compute_jitter(points), compute_jitter(smooth), order
 
 
 if __name__ == "__main__":

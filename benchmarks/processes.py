@@ -1,4 +1,4 @@
-"""Watching a command and all that it starts: CPU seconds and memory, orphans too."""
+"""Measures CPU seconds and memory of a command and its child processes, for other benchmarks."""
 
 from __future__ import annotations
 
@@ -18,68 +18,70 @@ import psutil
 
 PR_SET_CHILD_SUBREAPER = 36
 SAMPLE_SECONDS = 0.5
-# What a process is, by a word of its command line.
+# Part of the command line -> kind of process.
 KINDS = {"stages.engine.sandbox": "sandbox", "spawn_main": "worker"}
 
 
 @dataclass
 class Usage:
-    """What a command took, with every process that it started."""
+    """Resources that a command used, including every process that it started."""
 
-    answer: dict[str, Any]  # its --json
+    summary: dict[str, Any]  # output of its --json
     cpu_seconds: float
     wall_seconds: float
     memory_mb: dict[str, list[tuple[float, float]]] = field(default_factory=dict)  # kind -> (wall s, RSS)
-    cpu_by_kind: dict[str, float] = field(default_factory=dict)  # sampled, so a little less than all
+    cpu_by_kind: dict[str, float] = field(default_factory=dict)  # sampled, so slightly less than the total
 
-    def peaks(self) -> str:
+    def format_peaks(self) -> str:
         return ", ".join(
             f"{kind} {max(size for _, size in series):.0f} MB" for kind, series in self.memory_mb.items()
         )
 
 
-def pipeline(*words: str, one_core: bool = False) -> Usage:
-    """Run ``pipeline`` with ``--json`` to its end. The watching is done on the other cores."""
-    # Orphans come to this process, so their CPU time is counted.
+def run_pipeline(*args: str, one_core: bool = False) -> Usage:
+    """Run ``pipeline`` with ``--json``. With ``one_core``, this process samples from the other cores."""
+    # Orphans are re-parented to this process, so that their CPU time is counted.
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    started = time.monotonic()
-    command = [sys.executable, "-m", "pipeline.main", *words, "--json"]
+    start = time.monotonic()
+    command = [sys.executable, "-m", "pipeline.main", *args, "--json"]
     pin = pin_to_one_core if one_core else None
     process = subprocess.Popen(command, stdout=subprocess.PIPE, preexec_fn=pin)
     memory: dict[str, list[tuple[float, float]]] = {}
-    cpu_of: dict[tuple[str, int], float] = {}
-    threading.Thread(target=_watch, args=(process.pid, started, memory, cpu_of), daemon=True).start()
-    answer, _ = process.communicate()
-    wall = time.monotonic() - started
+    cpu_by_process: dict[tuple[str, int], float] = {}
+    threading.Thread(
+        target=_sample_processes, args=(process.pid, start, memory, cpu_by_process), daemon=True
+    ).start()
+    output, _ = process.communicate()
+    wall = time.monotonic() - start
     if process.returncode:
-        raise SystemExit(f"pipeline {' '.join(words)} failed: {answer.decode()}")
+        raise SystemExit(f"pipeline {' '.join(args)} failed: {output.decode()}")
     for orphan in psutil.Process().children():
         if orphan.status() == psutil.STATUS_ZOMBIE or "stages.engine.sandbox" in " ".join(orphan.cmdline()):
-            os.waitpid(orphan.pid, 0)  # it ends when it notices that its worker is gone
+            os.waitpid(orphan.pid, 0)  # it exits when it notices that its worker is gone
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime)
     by_kind: dict[str, float] = {}
-    for (kind, _), seconds in cpu_of.items():
+    for (kind, _), seconds in cpu_by_process.items():
         by_kind[kind] = by_kind.get(kind, 0.0) + seconds
-    return Usage(json.loads(answer), cpu, wall, memory, by_kind)
+    return Usage(json.loads(output), cpu, wall, memory, by_kind)
 
 
-def _watch(
+def _sample_processes(
     pid: int,
-    started: float,
+    start: float,
     memory: dict[str, list[tuple[float, float]]],
-    cpu_of: dict[tuple[str, int], float],
+    cpu_by_process: dict[tuple[str, int], float],
 ) -> None:
-    """Sample the largest process of each kind, and the CPU time of every one, until the command ends."""
+    """Sample the RSS of the largest process per kind and the CPU time of each, until the command ends."""
     root = psutil.Process(pid)
     while True:
         try:
-            family = [root, *root.children(recursive=True)]
+            processes = [root, *root.children(recursive=True)]
         except psutil.NoSuchProcess:
             return
         largest: dict[str, float] = {}
-        for process in family:
+        for process in processes:
             try:
                 line = " ".join(process.cmdline())
                 size = process.memory_info().rss / 2**20
@@ -87,20 +89,20 @@ def _watch(
             except psutil.Error:
                 continue
             kind = next((kind for word, kind in KINDS.items() if word in line), "command")
-            cpu_of[kind, process.pid] = times.user + times.system
+            cpu_by_process[kind, process.pid] = times.user + times.system
             largest[kind] = max(largest.get(kind, 0.0), size)
         for kind, size in largest.items():
-            memory.setdefault(kind, []).append((time.monotonic() - started, size))
+            memory.setdefault(kind, []).append((time.monotonic() - start, size))
         time.sleep(SAMPLE_SECONDS)
 
 
 def pin_to_one_core() -> None:
-    """This process and its children run on the last core from now on, where the system can do that."""
+    """Pin this process and its children to the last core, where the operating system supports it."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 
-def video_files(raw: Path, n_clips: int) -> list[Path]:
-    """The first clips below a folder, by name."""
+def list_videos(raw: Path, n_clips: int) -> list[Path]:
+    """The first videos in a folder and its subfolders, by path."""
     suffixes = (".mpg", ".flv", ".mp4", ".mkv")
     return [path for path in sorted(raw.rglob("*")) if path.suffix in suffixes][:n_clips]

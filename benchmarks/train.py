@@ -12,7 +12,7 @@ frames/s is the median of 8 windows, after one that is not counted; neither is c
 share of the host's time spent in the data code, which on a GPU includes waiting for the previous step;
 "data ms" is the time to make a batch (the paper's: to copy it) with nothing else running. Memory is the peak
 of the GPU, on a CPU that of the process; TF32 has no effect on a CPU. A training step counts as three forward
-passes. The variants run one after another: if others use the machine too, a ratio is only as good as min..max.
+passes. The variants run one after another: if others use the machine, a ratio is only as good as min..max.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Speed:
 
     batch: int
     windows: list[float]  # frames/s
-    waiting: float  # share of the time
+    wait_share: float  # of the time
     data_ms: float
     memory_gb: float
 
@@ -141,7 +141,7 @@ def set_float32_precision(*, tf32: bool) -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = True
 
 
-# --- network and data -----------------------------------------------------------------
+# --- network and data -----------------------------------------------------------------------------
 
 
 def make_data(params: UNetParams, n_clips: int, device: torch.device) -> Resident:
@@ -192,7 +192,7 @@ def measure_ms(work: Callable[[], object], device: torch.device, repeats: int = 
     return 1000 * (time.perf_counter() - start) / repeats
 
 
-# --- our loop --------------------------------------------------------------------------------------
+# --- our loop -------------------------------------------------------------------------------------
 
 Change = Callable[[TrainState], contextlib.AbstractContextManager[object]]
 
@@ -238,7 +238,7 @@ def measure_our_loop(
     )
 
 
-# --- the paper's loop ------------------------------------------------------------------------------
+# --- the paper's loop -----------------------------------------------------------------------------
 
 
 class PlainDropout(nn.Module):
@@ -344,7 +344,7 @@ def measure_papers_loop(
         )
 
 
-# --- our loop with one thing switched off -------------------------------------------------------------
+# --- our loop with one thing switched off ---------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -394,9 +394,8 @@ def list_ablations(execution: Execution, device: torch.device) -> dict[str, tupl
     if is_compiled(execution, device):
         variants = {"compile": (replace(execution, compile=False), no_change)} | variants
     if device.type == "cuda":
-        variants = {
-            "bf16": (replace(execution, precision="fp32"), no_change)
-        } | variants  # TF32 then, which the loop enables
+        # in fp32 the loop uses TF32
+        variants = {"bf16": (replace(execution, precision="fp32"), no_change)} | variants
     return variants
 
 
@@ -404,7 +403,7 @@ def is_compiled(execution: Execution, device: torch.device) -> bool:
     return device.type == "cuda" if execution.compile is None else execution.compile
 
 
-# --- profile --------------------------------------------------------------------------
+# --- profile --------------------------------------------------------------------------------------
 
 PROFILED_STEPS = 5
 MAX_KERNELS = 25  # in the table
@@ -526,7 +525,7 @@ def format_row(name: str, speed: Speed | str, gflop: float, peak: float | None) 
     share = f"{tflops / peak:.1%}" if peak else "-"
     return (
         f"{name:<20}{speed.batch:>6}{speed.frames_per_second:>10.1f}{span:>18}{speed.ms_per_step:>10.1f}"
-        f"{speed.memory_gb:>11.2f}{speed.waiting:>9.1%}{speed.data_ms:>9.2f}{tflops:>9.2f}{share:>9}"
+        f"{speed.memory_gb:>11.2f}{speed.wait_share:>9.1%}{speed.data_ms:>9.2f}{tflops:>9.2f}{share:>9}"
     )
 
 
@@ -540,7 +539,7 @@ def to_json(speed: Speed | str, gflop: float, peak: float | None) -> dict[str, A
         "windows": speed.windows,
         "ms_per_step": speed.ms_per_step,
         "memory_gb": speed.memory_gb,
-        "waiting_for_data": speed.waiting,
+        "waiting_for_data": speed.wait_share,
         "data_ms": speed.data_ms,
         "tflops": tflops,
         "share_of_peak": tflops / peak if peak else None,

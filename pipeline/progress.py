@@ -52,6 +52,8 @@ class ProgressBars:
                                  dynamic_ncols=True)  # fmt: skip
         if self._bar is not None:
             self._bar.update(done - self._bar.n)
+            if done >= total:
+                self.__exit__()  # what is printed next comes below the finished bar
         elif now - self._last_line >= LINE_SECONDS or done == total:
             self._last_line = now
             seconds = max(now - self._pass_start, 1e-9)

@@ -1,1 +1,1 @@
-"""What a sample is, how it is written, found again and checked. Imports nothing of ours."""
+"""Shards: what a sample is, and how samples are written, stored, indexed, read and verified."""

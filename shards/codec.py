@@ -1,7 +1,7 @@
 """Frames as bytes: a clip is one blob of independently decodable images, found by offsets.
 
-A blob is 8 times faster to read than a tar member per frame, and 7 to 10 times faster to sample at
-random than video (docs/decisions.md, 2026-11-23).
+A blob is 8 times faster to read than one tar member per frame, and 7 to 10 times faster to sample at random
+than video (docs/decisions.md, 2026-11-23).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import BinaryIO, Literal, get_args
 
-# Read by OpenCV when it loads: a few header bytes may not ask for gigabytes.
+# OpenCV reads this when it is imported. A forged image header must not allocate gigabytes.
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(4096 * 4096))
 
 import cv2
@@ -30,11 +30,11 @@ PNG_LEVEL = 1
 
 
 def encode_frame(frame: Frame, codec: Codec) -> bytes:
-    """One RGB frame (H, W, 3) as bytes. ``webp`` (lossless, fast mode), ``png`` and ``raw`` are exact."""
+    """Encode one RGB frame, (H, W, 3) uint8. ``webp`` (lossless, fast mode), ``png`` and ``raw`` are exact."""
     if codec == "raw":
         return frame.tobytes()
     if codec == "webp":
-        # Pillow, because OpenCV cannot choose libwebp's method: its lossless mode is 20 times slower.
+        # Pillow, because OpenCV cannot select libwebp's method: its lossless mode is 20 times slower.
         buffer = io.BytesIO()
         Image.fromarray(frame).save(buffer, "WEBP", lossless=True, method=0, quality=0, exact=True)
         return buffer.getvalue()
@@ -44,16 +44,16 @@ def encode_frame(frame: Frame, codec: Codec) -> bytes:
         flags = [
             cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, full_chroma,
         ]  # fmt: skip
-        done, data = cv2.imencode(".jpg", bgr, flags)
+        is_encoded, data = cv2.imencode(".jpg", bgr, flags)
     else:
-        done, data = cv2.imencode(".png", bgr, [cv2.IMWRITE_PNG_COMPRESSION, PNG_LEVEL])
-    if not done:
-        raise ShardError(f"OpenCV could not write a frame of shape {frame.shape} as {codec}")
+        is_encoded, data = cv2.imencode(".png", bgr, [cv2.IMWRITE_PNG_COMPRESSION, PNG_LEVEL])
+    if not is_encoded:
+        raise ShardError(f"OpenCV could not encode a frame of shape {frame.shape} as {codec}")
     return data.tobytes()
 
 
 def decode_frame(data: bytes | memoryview, codec: Codec, size: tuple[int, int]) -> Frame:
-    """One RGB frame of ``size`` (H, W). Raises ShardError when the bytes are not that."""
+    """Decode one RGB frame of ``size`` (H, W). Raises ShardError if the bytes are anything else."""
     height, width = size
     if codec == "raw":
         if len(data) != height * width * 3:
@@ -71,7 +71,7 @@ def decode_frame(data: bytes | memoryview, codec: Codec, size: tuple[int, int]) 
 
 
 def write_frames(file: BinaryIO, encoded: Iterable[bytes]) -> list[int]:
-    """Write frames one after another; T + 1 offsets: frame k is ``blob[offsets[k]:offsets[k + 1]]``."""
+    """Write frames one after another; return T + 1 offsets: frame k is ``blob[offsets[k]:offsets[k + 1]]``."""
     offsets = [0]
     for data in encoded:
         file.write(data)
@@ -80,14 +80,14 @@ def write_frames(file: BinaryIO, encoded: Iterable[bytes]) -> list[int]:
 
 
 def check_offsets(offsets: Sequence[int], n_frames: int, n_bytes: int, name: str) -> None:
-    """Raise ShardError unless the offsets cut ``n_bytes`` into ``n_frames`` pieces, none empty."""
-    whole = all(isinstance(offset, int) for offset in offsets)
+    """Raise ShardError unless the offsets cut ``n_bytes`` into ``n_frames`` pieces, none of them empty."""
+    are_integers = all(isinstance(offset, int) for offset in offsets)
     if (
         len(offsets) != n_frames + 1
-        or not whole
+        or not are_integers
         or offsets[0] != 0
         or offsets[-1] != n_bytes
-        or any(left >= right for left, right in pairwise(offsets))
+        or any(start >= stop for start, stop in pairwise(offsets))
     ):
         raise ShardError(
             f"{name}: frame offsets do not cut {n_bytes} bytes into {n_frames} frames "

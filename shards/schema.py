@@ -1,9 +1,10 @@
-"""What a sample is, said once: shapes, units, names of the members, checks."""
+"""The contract of a sample: shapes, units, names of its members in the tar, and checks."""
 
 from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,15 +23,14 @@ MELS_MEMBER = "mels.npy"
 AFFINE_MEMBER = "affine.npy"
 JSON_MEMBER = "json"
 
-# A member's array may be no larger than this; a header from a stranger's file that says more is refused.
-MAX_ARRAY_BYTES = 2**31
+MAX_NPY_HEADER_BYTES = 10_000
 
 
 class ShardError(Exception):
-    """A sample, shard or dataset is not what the schema says."""
+    """A sample, shard or dataset does not follow the schema, or cannot be read."""
 
 
-def frames_member(codec: str) -> str:
+def get_frames_member(codec: str) -> str:
     """Name of the member that holds the frames, e.g. ``frames.webp``."""
     return f"frames.{codec}"
 
@@ -39,14 +39,14 @@ def frames_member(codec: str) -> str:
 class ClipSample:
     """One talking clip of T frames, cropped and aligned.
 
-    Points and boxes are in pixels of the crop, with pixel centres at whole numbers (OpenCV's
-    convention), so ``cv2.warpAffine(source, affine[k], (W, H))`` is where frame k came from.
+    Points and boxes are in pixels of the crop, with pixel centres at integers (OpenCV's convention), so
+    ``cv2.warpAffine(source, affine[k], (W, H))`` gives frame k.
     """
 
     key: str  # "<speaker>_<clip>"; no dots, a dot would split the key in the tar
     frames: NDArray[np.uint8]  # (T, H, W, 3), RGB
     boxes: NDArray[np.int16]  # (T, 4), x0 y0 x1 y1 of the masked region, x1 and y1 exclusive
-    mels: NDArray[np.float32]  # (2T, M), dB below the clip's loudest cell; row j is centred on j/50 s
+    mels: NDArray[np.float32]  # (2T, M), dB below the clip's maximum; row j is centred on j/50 s
     affine: NDArray[np.float32]  # (T, 2, 3), source px -> crop px
     info: Mapping[str, Any]  # the json member: see docs/shards.md
 
@@ -67,7 +67,7 @@ def check_arrays(
     mels: NDArray[Any],
     affine: NDArray[Any],
 ) -> None:
-    """Raise ShardError unless the arrays fit ``n_frames`` crops of ``size`` (H, W)."""
+    """Raise ShardError unless the arrays belong to ``n_frames`` crops of ``size`` (H, W)."""
     if boxes.dtype != np.int16 or boxes.shape != (n_frames, 4):
         raise ShardError(f"{key}: boxes are {boxes.dtype} {boxes.shape}, expected int16 ({n_frames}, 4)")
     if mels.dtype != np.float32 or mels.ndim != 2 or len(mels) != n_frames * MELS_PER_FRAME:
@@ -93,27 +93,35 @@ def check_arrays(
 
 
 def array_to_npy(array: NDArray[Any]) -> bytes:
-    """The array as a .npy file: same array, same bytes."""
+    """The array as a .npy file. Equal arrays give equal bytes."""
     buffer = io.BytesIO()
     np.lib.format.write_array(buffer, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
     return buffer.getvalue()
 
 
 def npy_to_array(data: bytes, name: str) -> NDArray[Any]:
-    """Read a .npy file that may come from a stranger. Raises ShardError on anything but plain data."""
+    """Read an untrusted .npy file. Raises ShardError for anything but a plain array of exactly these bytes."""
+    file = io.BytesIO(data)
     try:
-        return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False, max_header_size=10_000)
+        if (version := np.lib.format.read_magic(file)) != (1, 0):
+            raise ValueError(f"format version {version}, expected (1, 0)")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file, max_header_size=MAX_NPY_HEADER_BYTES)
+        n_bytes, n_present = math.prod(shape) * dtype.itemsize, len(data) - file.tell()
+        if n_bytes != n_present:  # checked before numpy allocates what the header says
+            raise ValueError(f"its header declares {n_bytes} bytes, {n_present} follow")
+        file.seek(0)
+        return np.lib.format.read_array(file, allow_pickle=False, max_header_size=MAX_NPY_HEADER_BYTES)
     except (ValueError, EOFError, OSError, MemoryError, TypeError, SyntaxError) as err:
         raise ShardError(f"{name}: not a plain .npy array ({err})") from err
 
 
 def info_to_json(info: Mapping[str, Any]) -> bytes:
-    """The json member: same values, same bytes."""
+    """The json member. Equal values give equal bytes."""
     return json.dumps(info, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
 def json_to_info(data: bytes, name: str) -> dict[str, Any]:
-    """Read the json member. Raises ShardError when it is no JSON object."""
+    """Read an untrusted json member. Raises ShardError unless it is an object of this schema version."""
     try:
         info = json.loads(data)
     except (ValueError, RecursionError) as err:

@@ -1,4 +1,4 @@
-"""Rows in columns, and the Parquet files of them: the index and the ledger."""
+"""Rows stored in columns, and Parquet files of them: the index and the ledger."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from shards.atomic import write_atomically
 from shards.schema import ShardError
 
 Row = dict[str, Any]
-PARTS_AT_ONCE = 2**10  # as tables of their own
-ROWS_AT_ONCE = 2**14  # as Python's objects; a million of them would take gigabytes
+PARTS_AT_ONCE = 2**10  # tables that are concatenated at once
+ROWS_AT_ONCE = 2**14  # rows that are Python objects at the same time; a million would take gigabytes
 
 
 class Rows(Sequence[Row]):
-    """Rows kept in columns: each is made when it is asked for."""
+    """Rows stored in columns. A row becomes a dict when it is read."""
 
     def __init__(self, table: pa.Table) -> None:
         self._table = table
@@ -30,11 +30,11 @@ class Rows(Sequence[Row]):
 
     @classmethod
     def from_rows(cls, rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> Rows:
-        """Rows taken up one by one; what a row does not name is null."""
-        todo, tables = iter(rows), [schema.empty_table()]
-        while part := list(islice(todo, ROWS_AT_ONCE)):
-            made = pa.Table.from_pylist(part, schema)  # with room for up to twice as many
-            tables.append(PackedRows(made).table)
+        """Convert rows one by one. A column that a row lacks is null."""
+        remaining, tables = iter(rows), [schema.empty_table()]
+        while chunk := list(islice(remaining, ROWS_AT_ONCE)):
+            # from_pylist allocates up to twice the memory that is needed; PackedRows copies what is
+            tables.append(PackedRows(pa.Table.from_pylist(chunk, schema)).table)
         return cls(pa.concat_tables(tables))
 
     def __len__(self) -> int:
@@ -45,26 +45,26 @@ class Rows(Sequence[Row]):
             yield from batch.to_pylist()
 
     @overload
-    def __getitem__(self, place: int) -> Row: ...
+    def __getitem__(self, index: int) -> Row: ...
     @overload
-    def __getitem__(self, place: slice) -> Rows: ...
-    def __getitem__(self, place: int | slice) -> Row | Rows:
-        if isinstance(place, slice):
-            return Rows(self.table[place])
-        return {name: self.table[name][place].as_py() for name in self.table.column_names}
+    def __getitem__(self, index: slice) -> Rows: ...
+    def __getitem__(self, index: int | slice) -> Row | Rows:
+        if isinstance(index, slice):
+            return Rows(self.table[index])
+        return {name: self.table[name][index].as_py() for name in self.table.column_names}
 
     @classmethod
     def concatenate(cls, parts: Iterable[Rows], schema: pa.Schema) -> Rows:
-        """One after the other."""
+        """The rows of all parts, one part after the other."""
         return cls(pa.concat_tables([schema.empty_table(), *group_tables(parts)]))
 
     def select_columns(self, *names: str) -> Rows:
-        """The same rows with some of their columns: faster to look through."""
+        """The same rows with some of their columns: faster to iterate over."""
         return Rows(self.table.select(names))
 
 
 class PackedRows(Rows):
-    """A few rows in one piece of memory. A table lies in hundreds; where there are thousands, that tells."""
+    """A few rows in one block of memory. A table has hundreds of blocks, too many for thousands of tables."""
 
     def __init__(self, table: pa.Table) -> None:
         sink = pa.BufferOutputStream()
@@ -78,26 +78,26 @@ class PackedRows(Rows):
 
 
 def group_tables(parts: Iterable[Rows]) -> Iterator[pa.Table]:
-    """The same rows in tables of a thousand parts each."""
-    todo = iter(parts)
-    while some := [part.table for part in islice(todo, PARTS_AT_ONCE)]:
-        yield pa.concat_tables(some).combine_chunks()
+    """Concatenate parts to tables of ``PARTS_AT_ONCE`` parts each."""
+    remaining = iter(parts)
+    while tables := [part.table for part in islice(remaining, PARTS_AT_ONCE)]:
+        yield pa.concat_tables(tables).combine_chunks()
 
 
 def write_tables(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
-    """Write tables one after the other, each a row group. Same rows, same bytes, however a table was made."""
+    """Write each table as a row group. Equal rows give equal bytes, however their tables are chunked."""
     with write_atomically(path) as partial, pq.ParquetWriter(partial, schema, compression="zstd") as writer:
         for table in tables:
             writer.write_table(table.combine_chunks())
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> None:
-    """Write rows; what a row does not name is null."""
+    """Write rows. A column that a row lacks is null."""
     write_tables(path, [Rows.from_rows(rows, schema).table], schema)
 
 
 def read_rows(path: Path, schema: pa.Schema, what: str) -> Rows:
-    """Raises ShardError when the file is not ``what``: no table, or one that lacks columns."""
+    """Read a Parquet file. Raises ShardError if it is not ``what``: no Parquet file, or columns are missing."""
     try:
         data = path.read_bytes()
     except FileNotFoundError as err:
@@ -108,21 +108,21 @@ def read_rows(path: Path, schema: pa.Schema, what: str) -> Rows:
 
 
 def parse_rows(data: bytes, schema: pa.Schema, path: str, what: str) -> Rows:
-    """As ``read_rows``, of a file that is in memory; ``path`` is its name in messages."""
+    """As ``read_rows``, for a file in memory; ``path`` is its name in messages."""
     return Rows(parse_table(data, schema, path, what))
 
 
 def parse_table(
     data: bytes, schema: pa.Schema, path: str, what: str, *, repetitive: Sequence[str] = ()
 ) -> pa.Table:
-    """The same in columns; ``repetitive`` ones take the memory of their distinct values."""
+    """As ``parse_rows``, as a table. ``repetitive`` columns take the memory of their distinct values."""
     try:
         file = pq.ParquetFile(pa.BufferReader(data), read_dictionary=list(repetitive))
         missing = set(schema.names) - set(file.schema_arrow.names)
         if missing:
             raise ShardError(f"{path}: {what} lacks the columns {sorted(missing)}")
-        # One after the other: all at once would take twice the memory, and keep it. From the last, since wide
-        # columns stand there, and reading one takes its size again.
+        # One column after the other: reading all at once takes twice the memory. The last column first, since
+        # the wide columns are last, and reading a column takes its size once more.
         names = schema.names[::-1]
         columns = [file.read(columns=[name], use_threads=False).column(0) for name in names]
     except (pa.ArrowInvalid, OSError) as err:

@@ -1,4 +1,4 @@
-"""Write one shard: a plain WebDataset tar whose bytes depend on its samples alone."""
+"""Write a shard: a plain WebDataset tar whose bytes depend on its clips alone."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from shards.schema import (
     ShardError,
     array_to_npy,
     check_arrays,
-    frames_member,
+    get_frames_member,
     info_to_json,
 )
 
 
 @dataclass(frozen=True, slots=True)
 class PackedClip:
-    """One clip ready for the tar: frames already encoded, everything else as in ClipSample."""
+    """A clip ready for the tar: its frames are encoded, everything else is as in ClipSample."""
 
     key: str
     blob: bytes  # T encoded frames, cut by info["frame_offsets"]
@@ -46,9 +46,9 @@ class PackedClip:
         check_arrays(self.key, self.info["frames"], size, self.boxes, self.mels, self.affine)
 
     def members(self) -> dict[str, bytes]:
-        """Bytes by name of the member, in the order of the tar."""
+        """The bytes of each member by name, e.g. ``frames.webp``."""
         return {
-            frames_member(self.info["codec"]): self.blob,
+            get_frames_member(self.info["codec"]): self.blob,
             BOXES_MEMBER: array_to_npy(self.boxes),
             MELS_MEMBER: array_to_npy(self.mels),
             AFFINE_MEMBER: array_to_npy(self.affine),
@@ -57,12 +57,12 @@ class PackedClip:
 
 
 def make_shard_name(split: str, number: int, sha256: str) -> str:
-    """A shard is named for its contents, so a rebuilt one never overwrites one that is being read."""
+    """The file name of a shard. It depends on the contents: a rebuilt shard never overwrites one in use."""
     return f"{split}-{number:05d}-{sha256[:HASH_LETTERS]}.tar"
 
 
 def write_tar(path: Path, clips: Iterable[PackedClip]) -> list[dict[str, Any]]:
-    """Write the clips in the order given; returns their index rows, which lack the shard's name."""
+    """Write clips in order; return their index rows, without the shard's name."""
     rows: list[dict[str, Any]] = []
     with tarfile.open(path, "w:", format=tarfile.USTAR_FORMAT) as tar:
         for clip in clips:
@@ -75,8 +75,8 @@ def write_tar(path: Path, clips: Iterable[PackedClip]) -> list[dict[str, Any]]:
                 "sha256": compute_members_digest(members.values()),
                 "source_sha256": clip.info["source_sha256"],
             }
-            for name, full in named(members):
-                header = tarfile.TarInfo(f"{clip.key}.{full}")  # time 0, owner 0: same clips, same bytes
+            for name, full in _name_members(members):
+                header = tarfile.TarInfo(f"{clip.key}.{full}")  # time 0, owner 0: equal clips give equal bytes
                 header.size = len(members[full])
                 row[f"{name}_offset"] = tar.offset + tarfile.BLOCKSIZE
                 row[f"{name}_size"] = header.size
@@ -86,13 +86,13 @@ def write_tar(path: Path, clips: Iterable[PackedClip]) -> list[dict[str, Any]]:
     return rows
 
 
-def named(members: Iterable[str]) -> list[tuple[str, str]]:
-    """Pairs (column prefix of the index, full member name): ("frames", "frames.webp"), ..."""
+def _name_members(members: Iterable[str]) -> list[tuple[str, str]]:
+    """Pairs (column prefix in the index, member name): ("frames", "frames.webp"), ..., in the tar's order."""
     return [(full.split(".")[0], full) for full in sorted(members)]
 
 
 def compute_members_digest(members: Iterable[bytes]) -> str:
-    """sha256 over a clip's members, in the order of ``PackedClip.members``."""
+    """sha256 of a clip's members, in the order of ``PackedClip.members``."""
     digest = hashlib.sha256()
     for data in members:
         digest.update(data)

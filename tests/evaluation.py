@@ -20,7 +20,8 @@ from shards.table import write_rows
 from stages.media.crops import compute_supersample, warp
 from stages.media.encode import AudioTrack, write_mp4
 from stages.sample.pairs import CROPS, SCHEMA, STORY, TABLE, Pair, write_crops
-from stages.synth import Mouth, draw_look, draw_portrait
+from stages.synth.appearance import sample_appearance
+from stages.synth.face import Mouth, draw_portrait
 from tests import datasets
 
 Frames = NDArray[np.uint8]
@@ -41,9 +42,9 @@ def make_openings(seed: int, n_frames: int) -> NDArray[np.float64]:
 
 def draw_source_frames(openings: NDArray[np.float64]) -> Frames:
     """One person's full frames (T, HEIGHT, WIDTH, 3), with these mouth openings."""
-    look = draw_look(speaker=1, seed=0)
-    portrait = draw_portrait(look)
-    mouth = Mouth(portrait, mirrored=look.mirrored)
+    appearance = sample_appearance(speaker=1, seed=0)
+    portrait = draw_portrait(appearance)
+    mouth = Mouth(portrait, mirrored=appearance.mirrored)
     x0, y0, x1, y1 = FACE
     frames = []
     for opening in openings:

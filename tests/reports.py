@@ -1,6 +1,6 @@
-"""What a report is made from, in small: clips, samples, a run and an evaluation of seeded numbers.
+"""Small inputs of a report: clips, samples, a run and an evaluation with seeded random numbers.
 
-One clip, speaker, reason, row and param is named by somebody who wants a page to run his script.
+One clip, speaker, reason, row and param has a name that tries to inject a script into the page.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from stages.evaluate.metrics.obedience import Mean
 from stages.evaluate.run import CLIPS, FRAMES, METRICS, RUN_INFO
 from stages.evaluate.scores import CLIPS_SCHEMA, FRAMES_SCHEMA, build_metrics
 from stages.evaluate.table import FROZEN, TRUTH
-from stages.report.run import ReportRequest, write
+from stages.report.run import ReportRequest, write_report
 from stages.sample.pairs import CROPS, SCHEMA, TABLE, write_crops
 from stages.sample.pairs import STORY as SAMPLES_STORY
 from tests import datasets
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 SIZE, N_FRAMES, BOX = 32, 12, (8, 16, 24, 30)
-LOST = {"no_face": 2, "silent": 1}  # files that are not in the dataset, by code
+DROPPED = {"no_face": 2, "silent": 1}  # files that are not in the dataset, by code
 OWN, SWAPPED = "ours (own audio)", "ours (swapped audio)"
 NOT_COMPUTED = {"lse_c": f"SyncNet weights not found at {HOSTILE}; get them from their official address"}
 TYPICAL = {"psnr_box_db": 24.0, "ssim_box": 0.8, "smoothness_box": 1.1, "mouth_distance_px": 1.4}
 
 
-def dataset(folder: Path) -> Dataset:
-    """Five clips of noise by three speakers, one of them in both splits; three files more in the ledger."""
+def write_dataset(folder: Path) -> Dataset:
+    """Five clips of noise by three speakers, one of them in both splits, and three dropped files."""
     rng = np.random.default_rng(0)
     clips = [
         datasets.pack(
@@ -53,52 +53,54 @@ def dataset(folder: Path) -> Dataset:
             ("s3_a", HOSTILE, "test"), (HOSTILE, HOSTILE, "test"),
         )
     ]  # fmt: skip
-    lost = [
+    dropped = [
         {"path": f"{code}{number}.mpg", "status": "dropped", "stage": "mels", "code": code, "reason": HOSTILE}
-        for code, count in LOST.items()
+        for code, count in DROPPED.items()
         for number in range(count)
     ]
     params = {"align": {HOSTILE: HOSTILE}}
-    return open_dataset(datasets.write(folder, clips, lost=lost, dataset="grid", codec="webp", params=params))
+    return open_dataset(
+        datasets.write(folder, clips, lost=dropped, dataset="grid", codec="webp", params=params)
+    )
 
 
-def page(folder: Path) -> Path:
-    """A report of everything."""
-    made = dataset(folder / "shards")
-    test = [clip_id for clip_id, row in made.clips.items() if row["split"] == "test"]
+def write_page(folder: Path) -> Path:
+    """A report with all inputs."""
+    dataset = write_dataset(folder / "shards")
+    test = [clip_id for clip_id, row in dataset.clips.items() if row["split"] == "test"]
     request = ReportRequest(
-        shards=str(made.folder),
+        shards=str(dataset.folder),
         out=folder / "report.html",
-        run=run(folder / "run", made),
-        evaluation=evaluation(folder / "evaluation", made, test),
+        run=write_run(folder / "run", dataset),
+        evaluation=write_evaluation(folder / "evaluation", dataset, test),
         generated=(
-            samples(folder / "own", made, [(clip_id, clip_id) for clip_id in test]),
-            samples(folder / "swapped", made, list(zip(test, test[1:] + test[:1], strict=True))),
+            write_samples(folder / "own", dataset, [(clip_id, clip_id) for clip_id in test]),
+            write_samples(folder / "swapped", dataset, list(zip(test, test[1:] + test[:1], strict=True))),
         ),
     )
-    write(request)
+    write_report(request)
     return request.out
 
 
-def evaluation(folder: Path, dataset: Dataset, clip_ids: Sequence[str], *, seed: int = 0) -> Path:
-    """Scores of these clips in five rows; only the swapped one has any obedience, and LSE-C has nothing."""
+def write_evaluation(folder: Path, dataset: Dataset, clip_ids: Sequence[str], *, seed: int = 0) -> Path:
+    """Scores of these clips in five rows. Only the swapped row has audio obedience; no row has LSE-C."""
     rng = np.random.default_rng(seed)
     clips: list[dict[str, Any]] = []
     frames: list[dict[str, Any]] = []
     for row in (OWN, SWAPPED, TRUTH, FROZEN, HOSTILE):
         typical = {"audio_obedience": 0.2} if row == SWAPPED else TYPICAL
         for number, clip_id in enumerate(clip_ids):
-            facts = dataset.clips[clip_id]
-            known = {"name": clip_id, "clip_id": clip_id, "audio_clip_id": clip_id, "frames": facts["frames"]}
-            about = {
-                "split": facts["split"],
-                "speaker": facts["speaker"],
+            entry = dataset.clips[clip_id]
+            ids = {"name": clip_id, "clip_id": clip_id, "audio_clip_id": clip_id, "frames": entry["frames"]}
+            labels = {
+                "split": entry["split"],
+                "speaker": entry["speaker"],
                 "emotion": ("ANG", HOSTILE)[number % 2],
             }
             scores = {name: mean * rng.uniform(0.8, 1.2) for name, mean in typical.items()}
-            clips.append({"row": row, "status": "ok", **known, **about, **dict.fromkeys(COLUMNS), **scores})
-            said = np.convolve(rng.uniform(0, 0.4, facts["frames"]), np.ones(5) / 5, "same")
-            for k, opening in enumerate(said):
+            clips.append({"row": row, "status": "ok", **ids, **labels, **dict.fromkeys(COLUMNS), **scores})
+            openings = np.convolve(rng.uniform(0, 0.4, entry["frames"]), np.ones(5) / 5, "same")
+            for k, opening in enumerate(openings):
                 frames.append(
                     {
                         "row": row,
@@ -121,20 +123,20 @@ def evaluation(folder: Path, dataset: Dataset, clip_ids: Sequence[str], *, seed:
     return folder
 
 
-def samples(folder: Path, dataset: Dataset, pairs: Sequence[tuple[str, str]], *, seed: int = 0) -> Path:
-    """Clips whose boxes were drawn by noise, as ``pipeline sample`` leaves them."""
+def write_samples(folder: Path, dataset: Dataset, pairs: Sequence[tuple[str, str]], *, seed: int = 0) -> Path:
+    """Clips with noise added in their boxes, in the files of ``pipeline sample``."""
     rng = np.random.default_rng(seed)
     rows = []
     for clip_id, audio_clip_id in pairs:
         clip = read_clip(dataset, clip_id)
-        drawn = clip.frames.copy()
+        frames = clip.frames.copy()
         for k, (x0, y0, x1, y1) in enumerate(clip.boxes):
             noise = rng.integers(-30, 30, (y1 - y0, x1 - x0, 3))
-            drawn[k, y0:y1, x0:x1] = (drawn[k, y0:y1, x0:x1] + noise).clip(0, 255)
+            frames[k, y0:y1, x0:x1] = (frames[k, y0:y1, x0:x1] + noise).clip(0, 255)
         name = clip_id if clip_id == audio_clip_id else f"{clip_id}~{audio_clip_id}"
-        write_crops(folder / CROPS / f"{name}.tar", drawn)
-        known = {"name": name, "clip_id": clip_id, "audio_clip_id": audio_clip_id, "frames": len(drawn)}
-        rows.append(known | {"split": dataset.clips[clip_id]["split"]})
+        write_crops(folder / CROPS / f"{name}.tar", frames)
+        ids = {"name": name, "clip_id": clip_id, "audio_clip_id": audio_clip_id, "frames": len(frames)}
+        rows.append(ids | {"split": dataset.clips[clip_id]["split"]})
     write_rows(folder / TABLE, rows, SCHEMA)
     (folder / SAMPLES_STORY).write_text(
         json.dumps({"dataset": dataset.manifest["digest"], "params": {"steps": 10}})
@@ -142,15 +144,15 @@ def samples(folder: Path, dataset: Dataset, pairs: Sequence[tuple[str, str]], *,
     return folder
 
 
-def run(folder: Path, dataset: Dataset) -> Path:
-    """A recipe, lines and a picture, as ``pipeline train`` leaves them."""
+def write_run(folder: Path, dataset: Dataset) -> Path:
+    """A recipe, metrics and an image, in the files of ``pipeline train``."""
     (folder / "pictures").mkdir(parents=True)
     Image.new("RGB", (64, 32), (90, 60, 50)).save(folder / "pictures" / "held-out-00000020.png")
     recipe = {"optim": {"learning_rate": 1e-3}}
-    story = {"preset": "demo", "digest": dataset.manifest["digest"], "recipe": recipe}
-    (folder / "run.json").write_text(json.dumps(story))
-    told = {"learning_rate": 1e-3, "grad_norm": 0.5, "frames_per_second": 40.0}
-    lines = [{"step": step, "loss": 1 / step, **told} for step in range(1, 21)]
+    info = {"preset": "demo", "digest": dataset.manifest["digest"], "recipe": recipe}
+    (folder / "run.json").write_text(json.dumps(info))
+    constants = {"learning_rate": 1e-3, "grad_norm": 0.5, "frames_per_second": 40.0}
+    lines = [{"step": step, "loss": 1 / step, **constants} for step in range(1, 21)]
     lines.append({"step": 20, "held_out_loss": 0.06, "held_out_log_snr/below_-4": 0.02})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder

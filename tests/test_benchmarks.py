@@ -1,4 +1,4 @@
-"""The benchmarks run, on a CPU and without data; how fast is not asked."""
+"""The benchmarks run on a CPU and without data. Their speed is not tested."""
 
 from __future__ import annotations
 
@@ -8,97 +8,67 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from tests.conftest import ROOT
 
 FIGURES = ("frames_per_second", "ms_per_step", "memory_gb", "tflops", "data_ms")
 
 
-def test_the_training_benchmark_measures_every_way_and_says_where_the_time_goes(tmp_path: Path) -> None:
-    figures, kernels = tmp_path / "train.json", tmp_path / "kernels.txt"
-    options = ["--small", "--device", "cpu", "--seconds", "0.2", "--ablate"]
-    done = subprocess.run(
-        [sys.executable, "benchmarks/train.py", *options, "--json", figures, "--profile", kernels],
+def run_benchmark(name: str, results: Path, *options: str | Path) -> tuple[Any, str]:
+    """Run a benchmark with ``--small``; returns its JSON results and its output."""
+    process = subprocess.run(
+        [sys.executable, f"benchmarks/{name}.py", "--small", *options, "--json", results],
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},  # on a busy core more of them wait for each other
+        env=os.environ | {"OMP_NUM_THREADS": "1"},  # on a busy core several threads wait for each other
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
+    return json.loads(results.read_text()), process.stdout
 
-    told = json.loads(figures.read_text())
-    off = {"no channels_last", "no fused AdamW", "no foreach EMA"}  # nothing else is on, on a CPU
-    assert told["ways"].keys() == {"ours", "paper, fp32", "paper, TF32"} | off
-    for way, speed in told["ways"].items():
+
+def test_the_training_benchmark_measures_every_variant_and_profiles_its_kernels(tmp_path: Path) -> None:
+    kernels = tmp_path / "kernels.txt"
+    options = ["--device", "cpu", "--seconds", "0.2", "--ablate", "--profile", kernels]
+    results, output = run_benchmark("train", tmp_path / "train.json", *options)
+    ablations = {"no channels_last", "no fused AdamW", "no foreach EMA"}  # the others need a GPU
+    assert results["ways"].keys() == {"ours", "paper, fp32", "paper, TF32"} | ablations
+    for way, speed in results["ways"].items():
         assert all(math.isfinite(speed[name]) and speed[name] > 0 for name in FIGURES), way
         assert 0 <= speed["waiting_for_data"] <= 1, way
         assert min(speed["windows"]) <= speed["frames_per_second"] <= max(speed["windows"]), way
-        assert way in done.stdout
-    assert all(ratio > 0 for ratio in told["ours_over"].values())
-    assert told["forward_gflop"] > 0 and told["peak_tflops"] is None
+        assert way in output
+    assert all(ratio > 0 for ratio in results["ours_over"].values())
+    assert results["forward_gflop"] > 0 and results["peak_tflops"] is None
 
-    assert math.isclose(sum(told["profile"].values()), 1)
-    assert "convolution" in told["profile"] and "convolution" in kernels.read_text()
+    assert math.isclose(sum(results["profile"].values()), 1)
+    assert "convolution" in results["profile"] and "convolution" in kernels.read_text()
 
 
-def test_the_sampling_benchmark_measures_slots_steps_uneven_clips_and_the_papers_way(tmp_path: Path) -> None:
-    figures = tmp_path / "sample.json"
-    done = subprocess.run(
-        [
-            sys.executable,
-            "benchmarks/sample.py",
-            "--small",
-            "--device",
-            "cpu",
-            "--repeats",
-            "1",
-            "--json",
-            figures,
-        ],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    told = json.loads(figures.read_text())
-    assert [row["slots"] for row in told["by_slots"]] == [1, 4]
-    assert {(row["slots"], row["steps"]) for row in told["by_steps"]} == {(1, 2), (1, 4), (4, 2), (4, 4)}
-    for row in [*told["by_slots"], *told["by_steps"], told["uneven"], told["paper"]]:
+def test_the_sampling_benchmark_measures_slots_steps_uneven_clips_and_the_papers_sampler(
+    tmp_path: Path,
+) -> None:
+    results, _ = run_benchmark("sample", tmp_path / "sample.json", "--device", "cpu", "--repeats", "1")
+    assert [row["slots"] for row in results["by_slots"]] == [1, 4]
+    assert {(row["slots"], row["steps"]) for row in results["by_steps"]} == {(1, 2), (1, 4), (4, 2), (4, 4)}
+    for row in [*results["by_slots"], *results["by_steps"], results["uneven"], results["paper"]]:
         assert all(math.isfinite(value) and value > 0 for value in row.values()), row
 
 
-def test_the_evaluation_benchmark_scores_made_clips_and_agrees_with_scikit_image(tmp_path: Path) -> None:
-    figures = tmp_path / "evaluate.json"
-    done = subprocess.run(
-        [sys.executable, "benchmarks/evaluate.py", "--small", "--json", figures],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    told = json.loads(figures.read_text())
-    assert told["frames"] == 32 and told["wall_seconds"] > 0
-    assert told["ssim"]["greatest_difference"] < 1e-6
-    assert "6 rows" in done.stdout
+def test_the_evaluation_benchmark_scores_synthetic_clips_and_agrees_with_scikit_image(tmp_path: Path) -> None:
+    results, output = run_benchmark("evaluate", tmp_path / "evaluate.json")
+    assert results["frames"] == 32 and results["wall_seconds"] > 0
+    assert results["ssim"]["greatest_difference"] < 1e-6
+    assert "6 rows" in output
 
 
-def test_the_reading_benchmark_measures_each_way_and_names_the_peers_that_are_not_there(
-    tmp_path: Path,
-) -> None:
-    figures = tmp_path / "read.json"
-    done = subprocess.run(
-        [sys.executable, "benchmarks/read.py", "--small", "--json", figures],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    told = {row["way"]: row for row in json.loads(figures.read_text())}
-    assert told.keys() >= {"bare decoder", "ours, resident", "ours, cached", "ours, windowed, 2 shards"}
-    assert {"webdataset, buffer 50", "webdataset, buffer 50, clips decoded"} <= told.keys()
-    assert all(row["samples_per_second"] > 0 for row in told.values())
-    assert 1 < told["ours, windowed, 2 shards"]["clips"] < told["ours, cached"]["clips"]
-    for peer, way in (("streaming", "MosaicML streaming"), ("litdata", "litData")):
-        assert way in told or f"{peer}: not installed (pip install" in done.stdout
+def test_the_reading_benchmark_measures_each_reader_and_names_missing_packages(tmp_path: Path) -> None:
+    results, output = run_benchmark("read", tmp_path / "read.json")
+    rows = {row["way"]: row for row in results}
+    assert rows.keys() >= {"bare decoder", "ours, resident", "ours, cached", "ours, windowed, 2 shards"}
+    assert {"webdataset, buffer 50", "webdataset, buffer 50, clips decoded"} <= rows.keys()
+    assert all(row["samples_per_second"] > 0 for row in rows.values())
+    assert 1 < rows["ours, windowed, 2 shards"]["clips"] < rows["ours, cached"]["clips"]
+    for package, way in (("streaming", "MosaicML streaming"), ("litdata", "litData")):
+        assert way in rows or f"{package}: not installed (pip install" in output

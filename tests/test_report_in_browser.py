@@ -1,4 +1,4 @@
-"""The report as its readers meet it: in a browser, on a phone, by keyboard, in the dark and on paper."""
+"""The report in a browser: by mouse and keyboard, on a phone, in the dark scheme and in print."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from playwright.sync_api import Browser, Locator, Page, expect
 from tests import reports
 from tests.browser import launch_browser
 
-PATIENCE_MS = 60_000
-SECTIONS = ("data", "clips", "training", "samples", "results", "numbers")
-LIGHT_TEXT, LIGHT_LINE = 4.5, 3.0  # WCAG 2's least contrast, of text and of what is drawn
+TIMEOUT_MS = 60_000
+SECTIONS = ("data", "clips", "training", "samples", "results", "parameters")
+MIN_TEXT_CONTRAST, MIN_LINE_CONTRAST = 4.5, 3.0  # by WCAG 2
 
 
 @pytest.fixture(scope="module")
@@ -26,65 +26,65 @@ def chromium() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def report(chromium: Browser, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A page of everything, with names that want to run a script."""
-    return reports.page(tmp_path_factory.mktemp("report"))
+    """A page with all inputs, and names that try to inject a script."""
+    return reports.write_page(tmp_path_factory.mktemp("report"))
 
 
 @contextlib.contextmanager
-def opened(chromium: Browser, report: Path, **like: Any) -> Iterator[Page]:
-    """The page in a browser of its own, which may neither complain nor ask for anything but the file."""
-    context = chromium.new_context(**like)
-    context.set_default_timeout(PATIENCE_MS)
-    complaints: list[str] = []
-    asked: list[str] = []
-    context.on("console", lambda said: complaints.append(said.text))
-    context.on("weberror", lambda found: complaints.append(str(found.error)))
-    context.on("request", lambda request: request.url.startswith("data:") or asked.append(request.url))
+def open_page(chromium: Browser, report: Path, **options: Any) -> Iterator[Page]:
+    """Open the page in a new browser context. Fails on console messages, errors and other requests."""
+    context = chromium.new_context(**options)
+    context.set_default_timeout(TIMEOUT_MS)
+    messages: list[str] = []
+    requests: list[str] = []
+    context.on("console", lambda message: messages.append(message.text))
+    context.on("weberror", lambda error: messages.append(str(error.error)))
+    context.on("request", lambda request: request.url.startswith("data:") or requests.append(request.url))
     page = context.new_page()
     page.goto(report.as_uri())
     yield page
     context.close()
-    assert complaints == [] and asked == [report.as_uri()]
+    assert messages == [] and requests == [report.as_uri()]
 
 
 @pytest.fixture
 def page(chromium: Browser, report: Path) -> Iterator[Page]:
-    with opened(chromium, report, viewport={"width": 1280, "height": 900}) as page:
+    with open_page(chromium, report, viewport={"width": 1280, "height": 900}) as page:
         yield page
 
 
-def order(table: Locator) -> list[str]:
+def read_row_names(table: Locator) -> list[str]:
     return table.locator("tbody tr th:first-child").all_inner_texts()
 
 
-def test_a_table_sorts_by_mouse_and_by_keyboard_and_says_how(page: Page) -> None:
+def test_a_table_sorts_by_mouse_and_keyboard_and_sets_aria_sort(page: Page) -> None:
     table = page.get_by_role("region", name="In the masked box", exact=True).locator("table")
     heading = table.locator("th", has_text="PSNR")
-    before = order(table)
+    before = read_row_names(table)
 
-    def values() -> list[float]:
-        told = table.locator("tbody tr td:nth-child(2)")
+    def read_values() -> list[float]:
+        cells = table.locator("tbody tr td:nth-child(2)")
         return [
-            float(value) for value in told.evaluate_all("cells => cells.map(c => c.dataset.value)") if value
+            float(value) for value in cells.evaluate_all("cells => cells.map(c => c.dataset.value)") if value
         ]
 
     heading.get_by_role("button").click()
     assert heading.get_attribute("aria-sort") == "descending"
-    assert values() == sorted(values(), reverse=True) and len(values()) == 4
-    assert order(table)[-1] == reports.SWAPPED, "what is not computed stays last"
+    assert read_values() == sorted(read_values(), reverse=True) and len(read_values()) == 4
+    assert read_row_names(table)[-1] == reports.SWAPPED, "rows without a value stay last"
     page.keyboard.press("Enter")
     assert heading.get_attribute("aria-sort") == "ascending"
-    assert values() == sorted(values()) and order(table)[-1] == reports.SWAPPED
+    assert read_values() == sorted(read_values()) and read_row_names(table)[-1] == reports.SWAPPED
     page.keyboard.press("Shift+Tab")
     page.keyboard.press("Space")
     assert heading.get_attribute("aria-sort") is None
-    assert order(table) == sorted(before, key=str.casefold) != before
+    assert read_row_names(table) == sorted(before, key=str.casefold) != before
 
 
-def test_a_picture_enlarges_and_escape_closes_it(page: Page) -> None:
+def test_a_click_enlarges_an_image_and_escape_closes_it(page: Page) -> None:
     dialog = page.get_by_role("dialog")
-    for place in ("#data .figures", "#clips", "#samples", "#results"):
-        picture = page.locator(f"{place} .picture").first
+    for section in ("#data .figures", "#clips", "#samples", "#results"):
+        picture = page.locator(f"{section} .picture").first
         small = picture.locator("img, svg[role=img]").last.bounding_box()
         picture.click()
         large = dialog.locator("img, svg[role=img]").last.bounding_box()
@@ -98,28 +98,28 @@ def test_a_picture_enlarges_and_escape_closes_it(page: Page) -> None:
     expect(dialog).to_be_hidden()
 
 
-def test_names_of_strangers_run_nothing(page: Page) -> None:
+def test_hostile_names_run_no_script(page: Page) -> None:
     assert page.locator("[onerror]").count() == 0
     expect(page.locator("#data").get_by_text(reports.HOSTILE, exact=True).first).to_be_visible()
 
 
-def test_every_picture_is_drawn(page: Page) -> None:
+def test_every_image_is_decoded(page: Page) -> None:
     widths = page.locator("main img").evaluate_all("images => images.map(image => image.naturalWidth)")
     assert len(widths) > 20 and min(widths) > 0
 
 
-def test_a_phone_has_nothing_to_scroll_sideways(chromium: Browser, report: Path) -> None:
+def test_a_phone_needs_no_horizontal_scrolling(chromium: Browser, report: Path) -> None:
     phone = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
-    with opened(chromium, report, **phone) as page:
-        page.locator("details").evaluate_all("all => all.forEach(one => { one.open = true; })")
+    with open_page(chromium, report, **phone) as page:
+        page.locator("details").evaluate_all("all => all.forEach(details => { details.open = true; })")
         assert page.evaluate("document.documentElement.scrollWidth") == 390
         page.locator("#results .picture").first.tap()
         expect(page.get_by_role("dialog")).to_be_visible()
         assert page.evaluate("document.documentElement.scrollWidth") == 390
 
 
-def test_paper_has_all_sections_unfolded_and_light(chromium: Browser, report: Path) -> None:
-    with opened(chromium, report, color_scheme="dark") as page:
+def test_print_shows_all_sections_unfolded_and_in_light_colours(chromium: Browser, report: Path) -> None:
+    with open_page(chromium, report, color_scheme="dark") as page:
         page.emulate_media(media="print", color_scheme="dark")
         page.evaluate("dispatchEvent(new Event('beforeprint'))")
         for section in SECTIONS:
@@ -136,10 +136,10 @@ def test_paper_has_all_sections_unfolded_and_light(chromium: Browser, report: Pa
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_words_and_lines_stand_out_in_the_light_and_in_the_dark(
+def test_text_and_lines_have_enough_contrast_in_both_schemes(
     chromium: Browser, report: Path, scheme: str
 ) -> None:
-    with opened(chromium, report, color_scheme=scheme) as page:
+    with open_page(chromium, report, color_scheme=scheme) as page:
         style = "name => getComputedStyle(document.documentElement).getPropertyValue(name)"
 
         def luminance(name: str) -> float:
@@ -153,7 +153,9 @@ def test_words_and_lines_stand_out_in_the_light_and_in_the_dark(
             return (light + 0.05) / (dark + 0.05)
 
         for ground in ("--paper", "--ground"):
-            assert min(contrast(name, ground) for name in ("--ink", "--soft", "--accent")) >= LIGHT_TEXT
-        assert contrast("--good", "--good-ground") >= LIGHT_TEXT
-        assert contrast("--warn", "--warn-ground") >= LIGHT_TEXT
-        assert min(contrast(f"--series-{i}", "--paper") for i in range(1, 7)) >= LIGHT_LINE
+            assert (
+                min(contrast(name, ground) for name in ("--ink", "--soft", "--accent")) >= MIN_TEXT_CONTRAST
+            )
+        assert contrast("--good", "--good-ground") >= MIN_TEXT_CONTRAST
+        assert contrast("--warn", "--warn-ground") >= MIN_TEXT_CONTRAST
+        assert min(contrast(f"--series-{i}", "--paper") for i in range(1, 7)) >= MIN_LINE_CONTRAST

@@ -1,4 +1,4 @@
-"""From raw clips with a planted offset to shards: mouth and sound are still that far apart."""
+"""From raw clips with a planted audio offset to shards: the offset is preserved."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def dataset(raw: Path, landmarker: Path, tmp_path_factory: pytest.TempPathFactor
     return open_dataset(work / "shards")
 
 
-def mouth_opening(sample: ClipSample, find: FaceFinder) -> np.ndarray:
-    """Gap between the inner lips in pupil distances, from the crops' own pixels: (T,)."""
+def measure_openings(sample: ClipSample, find: FaceFinder) -> np.ndarray:
+    """Gap between the inner lips over the distance of the pupils, measured in the crops: (T,)."""
     openings = []
     for frame in sample.frames:
         (points,) = find(frame)
@@ -46,7 +46,7 @@ def mouth_opening(sample: ClipSample, find: FaceFinder) -> np.ndarray:
     return np.array(openings)
 
 
-def source_of(sample: ClipSample, raw: Path) -> Truth:
+def load_truth(sample: ClipSample, raw: Path) -> Truth:
     return Truth.load(raw / sample.info["source"])
 
 
@@ -54,42 +54,42 @@ def test_the_offset_measured_from_the_shards_is_the_planted_one(
     dataset: Dataset, raw: Path, landmarker: Path
 ) -> None:
     assert len(dataset.clips) == len(RATES) * len(OFFSETS_MS)
-    by_source_time, by_clock, held = {}, {}, {}
+    by_source_time, by_clock, hold_seconds = {}, {}, {}
     with FaceFinder(landmarker, max_faces=1) as find:
         for clip_id in dataset.clips:
             sample = read_clip(dataset, clip_id)
-            planted = source_of(sample, raw).av_offset_ms / 1000
-            opening, loudness = mouth_opening(sample, find), sample.mels.mean(axis=1)
+            planted = load_truth(sample, raw).av_offset_ms / 1000
+            opening, loudness = measure_openings(sample, find), sample.mels.mean(axis=1)
             rows = np.arange(len(sample.mels)) / MEL_FPS
             clock = np.arange(len(sample.frames)) / VIDEO_FPS
             source = np.array(sample.info["source_seconds"])
-            times, first = np.unique(source, return_index=True)  # a frame that is held counts once
+            times, first = np.unique(source, return_index=True)  # a repeated frame counts once
             by_source_time[clip_id] = measure_lag_seconds(opening[first], times, loudness, rows) - planted
             by_clock[clip_id] = measure_lag_seconds(opening, clock, loudness, rows) - planted
-            held[clip_id] = float(np.mean(clock - source))
+            hold_seconds[clip_id] = float(np.mean(clock - source))
     assert max(map(abs, by_source_time.values())) <= TOLERANCE_SECONDS, by_source_time
-    # A frame shown at k/25 may have come up to a source frame earlier. That hold, 17 ms on average at
-    # 29.97 fps and nothing at 25, is all that is left of an error when k/25 is taken for its time.
-    for clip_id, hold in held.items():
+    # The frame on screen at k/25 may have started up to one source frame earlier. That hold, 17 ms on
+    # average at 29.97 fps and 0 at 25, is the only error when k/25 is taken as the time of the frame.
+    for clip_id, hold in hold_seconds.items():
         assert by_clock[clip_id] == pytest.approx(-hold, abs=0.008), clip_id
 
 
-def test_frame_k_shows_the_source_frame_of_time_k_over_25(dataset: Dataset, raw: Path) -> None:
+def test_frame_k_is_the_source_frame_at_time_k_over_25(dataset: Dataset, raw: Path) -> None:
     for clip_id in dataset.clips:
         sample = read_clip(dataset, clip_id)
-        truth = source_of(sample, raw)
+        truth = load_truth(sample, raw)
         starts = truth.times_s - truth.times_s[0]
-        # Half of the millisecond that FLV stamps in: the same time is the same time in floats too.
+        # Half a millisecond, the resolution of FLV time stamps, absorbs rounding of equal times.
         instants = np.arange(len(sample.frames)) / VIDEO_FPS + 0.0005
-        shown = np.searchsorted(starts, instants, side="right") - 1
+        indices = np.searchsorted(starts, instants, side="right") - 1
         for k, frame in enumerate(sample.frames):
-            source = truth.frames[shown[k]]
+            source = truth.frames[indices[k]]
             corners = project(sample.affine[k : k + 1], np.asarray(source.corners_px)[None])[0]
             assert read_counter(frame, corners) == source.counter, f"{clip_id}, frame {k}"
-            assert sample.info["source_seconds"][k] == pytest.approx(starts[shown[k]], abs=0.0015)
+            assert sample.info["source_seconds"][k] == pytest.approx(starts[indices[k]], abs=0.0015)
 
 
-def test_as_many_frames_as_the_video_lasts(dataset: Dataset, raw: Path) -> None:
+def test_the_number_of_frames_matches_the_duration(dataset: Dataset, raw: Path) -> None:
     for clip_id in dataset.clips:
         sample = read_clip(dataset, clip_id)
         assert len(sample.frames) == pytest.approx(2.4 * VIDEO_FPS, abs=1)

@@ -1,4 +1,4 @@
-"""`pipeline synth`: make a small corpus whose truth is known."""
+"""`pipeline synth`: write a small synthetic corpus with known ground truth."""
 
 import json
 from pathlib import Path
@@ -15,22 +15,30 @@ import click
     type=click.Choice(["grid", "crema-d", "folder"]),
     default="grid",
     show_default=True,
-    help="Whose names, layout and formats to follow.",
+    help="Corpus whose names, folders and formats are used.",
 )
-@click.option("--speakers", type=int, default=2, show_default=True)
-@click.option("--first-speaker", type=int, default=1, show_default=True, help="15: actor 1015.")
+@click.option("--speakers", type=int, default=2, show_default=True, help="Number of speakers.")
+@click.option(
+    "--first-speaker",
+    type=int,
+    default=1,
+    show_default=True,
+    help="First speaker; with crema-d, 15 is actor 1015.",
+)
 @click.option("--clips", type=int, default=3, show_default=True, help="Clips per speaker.")
 @click.option("--seconds", type=float, default=2.4, show_default=True, help="Length of a clip.")
-@click.option("--fps", help="25, 29.97, 30000/1001, ... or variable.  [default: the style's]")
+@click.option(
+    "--fps", help="Frame rate: 25, 29.97, 30000/1001, ... or variable.  [default: that of the style]"
+)
 @click.option(
     "--container",
     type=click.Choice(["mpg", "flv", "mp4", "mkv"]),
-    help="[default: the style's]",
+    help="[default: that of the style]",
 )
-@click.option("--offset-ms", type=float, default=0.0, show_default=True, help="How late the sound comes.")
-@click.option("--antiphase", is_flag=True, help="Stereo whose right channel is minus the left.")
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="Print a summary for machines.")
+@click.option("--offset-ms", type=float, default=0.0, show_default=True, help="Delay of the audio in ms.")
+@click.option("--antiphase", is_flag=True, help="Stereo with an inverted right channel.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Random seed.")
+@click.option("--json", "as_json", is_flag=True, help="Print a summary as JSON.")
 def command(
     to: Path,
     style: str,
@@ -45,18 +53,17 @@ def command(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Make talking-head clips whose truth is known.
+    """Write synthetic talking-head clips with known ground truth.
 
-    A public-domain photograph talks, in step with made speech. Beside each clip lies
-    <clip>.truth.json: how open the mouth is in each frame, each frame's time stamp, how late the
-    sound comes. Needs no network. The same options give the same bytes; run again, it keeps what
-    is there.
+    A public-domain photograph talks in sync with synthetic speech. Each clip comes with
+    <clip>.truth.json: the mouth opening and the time stamp of each frame, and the audio offset. Needs no
+    network. The same options give the same bytes. Intact clips are not written again.
     """
     from pydantic import TypeAdapter, ValidationError
 
     from stages import synth
 
-    asked = {
+    options = {
         "style": style,
         "speakers": speakers,
         "first_speaker": first_speaker,
@@ -69,27 +76,28 @@ def command(
         "seed": seed,
     }
     try:
-        params = TypeAdapter(synth.SynthParams).validate_python(asked)
-        made = synth.make_corpus(to, params)
+        params = TypeAdapter(synth.SynthParams).validate_python(options)
+        synth_clips = synth.make_corpus(to, params)
     except ValidationError as err:
-        wrong = (f"{'.'.join(map(str, e['loc']))} = {e['input']!r}: {e['msg']}" for e in err.errors())
-        raise click.ClickException("; ".join(wrong)) from err
+        messages = (f"{'.'.join(map(str, e['loc']))} = {e['input']!r}: {e['msg']}" for e in err.errors())
+        raise click.ClickException("; ".join(messages)) from err
     except (synth.SynthError, OSError) as err:
         raise click.ClickException(str(err)) from err
 
-    n_new = sum(clip.is_new for clip in made)
+    n_new = sum(clip.is_new for clip in synth_clips)
     if as_json:
         summary = {
             "to": str(to),
             "style": style,
-            "clips": len(made),
+            "clips": len(synth_clips),
             "new": n_new,
-            "frames": sum(len(clip.truth.frames) for clip in made),
+            "frames": sum(len(clip.truth.frames) for clip in synth_clips),
             "av_offset_ms": offset_ms,
-            "paths": [clip.path.relative_to(to).as_posix() for clip in made],
+            "paths": [clip.path.relative_to(to).as_posix() for clip in synth_clips],
         }
         click.echo(json.dumps(summary))
         return
-    click.echo(f"{len(made)} clips of {speakers} speakers in {to}, {n_new} new, {len(made) - n_new} kept")
-    for clip in made:
+    n_clips = len(synth_clips)
+    click.echo(f"{n_clips} clips of {speakers} speakers in {to}, {n_new} new, {n_clips - n_new} unchanged")
+    for clip in synth_clips:
         click.echo(f"  {clip.path.relative_to(to)}  {len(clip.truth.frames)} frames")

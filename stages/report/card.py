@@ -181,7 +181,9 @@ def describe_overlaps(
     ``sentences`` is by clip id.
     """
     train = [row for row in clips if row["split"] == TRAIN]
-    train_speakers, train_sources = ({row[column] for row in train} for column in ("speaker", "source_sha256"))
+    train_speakers, train_sources = (
+        {row[column] for row in train} for column in ("speaker", "source_sha256")
+    )
     train_sentences = {sentences.get(row["clip_id"]) for row in train} - {None}
     lines = []
     for split in sorted({row["split"] for row in clips} - {TRAIN}) if train else []:
@@ -196,7 +198,9 @@ def describe_overlaps(
             else f"No speaker of {split} is in {TRAIN}: metrics on {split} are for unseen speakers."
         )
         if train_sentences:
-            lines.append(f"{same_sentence} of {len(rows)} {split} clips use a sentence that is also in {TRAIN}.")
+            lines.append(
+                f"{same_sentence} of {len(rows)} {split} clips use a sentence that is also in {TRAIN}."
+            )
         if same_file:
             lines.append(f"{same_file} {split} clips have the same source bytes as a file in {TRAIN}.")
     return tuple(lines)

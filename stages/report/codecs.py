@@ -37,7 +37,9 @@ def measure_codecs(current: str, clips: Sequence[ClipSample]) -> tuple[CodecCost
         return ()
     frames = []
     for clip in clips:
-        frames += [(clip.frames[k], clip.boxes[k]) for k in pick_evenly(range(len(clip.frames)), FRAMES_PER_CLIP)]
+        frames += [
+            (clip.frames[k], clip.boxes[k]) for k in pick_evenly(range(len(clip.frames)), FRAMES_PER_CLIP)
+        ]
     return tuple(_measure_codec(codec, codec == current, frames) for codec in (*LOSSLESS, LOSSY))
 
 

@@ -147,7 +147,9 @@ def collect_warnings(page: Page) -> list[str]:
     digest = page.dataset.manifest.get("digest")
     digests = [(title, info.get("dataset", info.get("digest"))) for title, info in collect_infos(page)]
     warnings = [
-        f"{title}: made from dataset {other}, not from this one." for title, other in digests if other != digest
+        f"{title}: made from dataset {other}, not from this one."
+        for title, other in digests
+        if other != digest
     ]
     if page.results and any(row["split"] == TRAIN for row in page.results.evaluation.clips):
         warnings.append(

@@ -1,4 +1,4 @@
-"""Plots as inline SVG. Text stays text, and colours are CSS variables, so plots follow the light or dark scheme.
+"""Plots as inline SVG, with text as text and colours as CSS variables, which follow the light or dark scheme.
 
 Plots contain only text from this package. Names from a dataset appear in the HTML page, which escapes them.
 """

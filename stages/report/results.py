@@ -203,7 +203,10 @@ def explain_columns(evaluation: EvaluationResults) -> list[tuple[str, str]]:
     protocols = info if isinstance(info, Mapping) else {}
     regions = {"box": " in the box", "frame": " on the full frame", "": ""}
     return [
-        (column.label + regions[column.region], "; ".join([column.about, *filter(None, [protocols.get(name)])]))
+        (
+            column.label + regions[column.region],
+            "; ".join([column.about, *filter(None, [protocols.get(name)])]),
+        )
         for name, column in COLUMNS.items()
     ]
 
@@ -232,7 +235,7 @@ def average_rows(evaluation: EvaluationResults, name: str) -> list[MeanCurve]:
 
 
 def average_curves(row: str, curves: Sequence[Floats]) -> MeanCurve:
-    """Average curves (T_i,) of clips. The bootstrap resamples whole clips: frames of a clip are correlated."""
+    """Average curves (T_i,) of clips. The bootstrap resamples clips: frames within one are correlated."""
     values = np.full((len(curves), max(map(len, curves))), np.nan)
     for i, curve in enumerate(curves):
         values[i, : len(curve)] = curve

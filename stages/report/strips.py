@@ -153,7 +153,9 @@ def _draw_rows(
 ) -> dict[str, list[Frames]]:
     """Enlarged frames by label. With a clip's own speech, the source is the ground truth."""
     own = speech.key == source.key
-    differences = [np.abs(generated[k].astype(np.int16) - source.frames[k]) * DIFFERENCE_GAIN for k in indices]
+    differences = [
+        np.abs(generated[k].astype(np.int16) - source.frames[k]) * DIFFERENCE_GAIN for k in indices
+    ]
     source_label = "source (ground truth), with mask box" if own else "source, with mask box"
     rows = {source_label: [boxed(source.frames[k], source.boxes[k], FRAME_PX) for k in indices]}
     if not own:

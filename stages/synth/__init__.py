@@ -1,30 +1,24 @@
-"""A made corpus whose truth is known: a photographed face that talks, in step with made speech.
+"""A synthetic corpus with known ground truth: a photographed face that talks in sync with synthetic speech.
 
-The face is NASA's portrait of Eileen Collins (public domain), which scikit-image carries in its
-wheel. Nothing is fetched and no model file is needed: where the mouth lies in that photograph is
-written down here.
+The face is NASA's portrait of Eileen Collins (public domain), which is part of the scikit-image wheel.
+Nothing is downloaded and no model file is needed: the position of the mouth in the photograph is hard-coded.
 
-Each clip comes with `<clip>.truth.json`: how open the mouth is in each frame, when the frame is
-shown, how late the sound was planted, and where in the frame a small barcode with the frame's
-number lies.
+Each clip comes with ``<clip>.truth.json``: the mouth opening, the time stamp and the barcode position of
+each frame, and the audio offset. The barcode encodes the frame number.
 
-Three spaces, all with pixel centres at integers:
-  photo     the 512 x 512 photograph; the constants below are in it
-  portrait  the same, `PORTRAIT_SCALE` times larger; mouth and barcode are drawn in it
-  source    the clip's own frames
+Three coordinate systems are used, all with pixel centres at integers:
+  photo     the 512 x 512 photograph; the constants below are in photo px
+  portrait  the photograph enlarged ``PORTRAIT_SCALE`` times; mouth and barcode are drawn in it
+  source    the frames of the clip
 """
 
 from stages.synth.barcode import read_counter
 from stages.synth.clip import make_clip
-from stages.synth.corpus import MadeClip, clip_place, make_corpus
-from stages.synth.curves import speech_opening
-from stages.synth.face import Mouth, draw_portrait
+from stages.synth.corpus import make_corpus
 from stages.synth.lag import measure_lag_seconds
-from stages.synth.looks import draw_look
-from stages.synth.spec import SAMPLE_RATE, ClipSpec, SynthError, SynthParams, Truth
+from stages.synth.spec import ClipSpec, SynthError, SynthParams, Truth
 
 __all__ = [
-    "SAMPLE_RATE", "ClipSpec", "MadeClip", "Mouth", "SynthError", "SynthParams", "Truth", "clip_place",
-    "draw_look", "draw_portrait", "make_clip", "make_corpus", "measure_lag_seconds", "read_counter",
-    "speech_opening",
+    "ClipSpec", "SynthError", "SynthParams", "Truth", "make_clip", "make_corpus", "measure_lag_seconds",
+    "read_counter",
 ]  # fmt: skip

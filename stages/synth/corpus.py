@@ -1,4 +1,4 @@
-"""Clips named and laid out as those of a real corpus."""
+"""Writes clips with the file names and folders of a real layout."""
 
 from __future__ import annotations
 
@@ -10,19 +10,23 @@ import numpy as np
 from pydantic import ValidationError
 
 from stages.synth.clip import check_rate, make_clip
-from stages.synth.curves import generator
+from stages.synth.curves import make_rng
 from stages.synth.spec import SYNTH_VERSION, ClipSpec, Container, Style, SynthError, SynthParams, Truth
 
 
 @dataclass(frozen=True, slots=True)
-class MadeClip:
+class SynthClip:
+    """One clip of a synthetic layout."""
+
     path: Path
     truth: Truth
-    is_new: bool  # False: it was there already
+    is_new: bool  # False: it existed already
 
 
 @dataclass(frozen=True, slots=True)
-class Corpus:
+class CorpusLayout:
+    """Formats and limits of a real layout."""
+
     container: Container
     fps: str
     size: tuple[int, int]
@@ -30,77 +34,77 @@ class Corpus:
     max_clips: int
 
 
-CORPORA: dict[Style, Corpus] = {
-    "grid": Corpus("mpg", "25", (360, 288), 34, 1000),
-    "crema-d": Corpus("flv", "29.97", (480, 360), 91, 72),
-    "folder": Corpus("mp4", "25", (480, 360), 1000, 1000),
+LAYOUTS: dict[Style, CorpusLayout] = {
+    "grid": CorpusLayout("mpg", "25", (360, 288), 34, 1000),
+    "crema-d": CorpusLayout("flv", "29.97", (480, 360), 91, 72),
+    "folder": CorpusLayout("mp4", "25", (480, 360), 1000, 1000),
 }
-# command, colour, preposition, letter, digit, adverb: "bbaf2n" is "bin blue at f two now"
-GRID_WORDS = ["blps", "bgrw", "abiw", "abcdefghijklmnopqrstuvxyz", "z123456789", "anps"]
+# First letters of command, colour, preposition, letter, digit, adverb: "bbaf2n" is "bin blue at f two now".
+GRID_LETTERS = ["blps", "bgrw", "abiw", "abcdefghijklmnopqrstuvxyz", "z123456789", "anps"]
 CREMA_D_SENTENCES = [
     "IEO", "TIE", "IOM", "IWW", "TAI", "MTI", "IWL", "ITH", "DFA", "ITS", "TSI", "WSI",
 ]  # fmt: skip
 CREMA_D_EMOTIONS = ["ANG", "DIS", "FEA", "HAP", "NEU", "SAD"]
 
 
-def clip_place(style: Style, *, speaker: int, clip: int, seed: int) -> tuple[str, Path]:
-    """The speaker's name, and where the clip lies, without suffix, as in the real corpus."""
+def choose_clip_path(style: Style, *, speaker: int, clip: int, seed: int) -> tuple[str, Path]:
+    """The speaker's name, and the clip's path without suffix, as in the real layout."""
     if style == "grid":
-        n_names = int(np.prod([len(words) for words in GRID_WORDS]))
-        # One shuffled deck for all speakers: in GRID no two of them say the same sentence.
-        place = (clip - 1) * CORPORA["grid"].max_speaker + speaker - 1
-        number = generator(seed, 3).permutation(n_names)[place]
-        letters = np.unravel_index(number, [len(words) for words in GRID_WORDS])
-        name = "".join(words[i] for words, i in zip(GRID_WORDS, letters, strict=True))
+        n_names = int(np.prod([len(letters) for letters in GRID_LETTERS]))
+        # One permutation for all speakers: in GRID no two speakers say the same sentence.
+        index = (clip - 1) * LAYOUTS["grid"].max_speaker + speaker - 1
+        number = make_rng(seed, 3).permutation(n_names)[index]
+        indices = np.unravel_index(number, [len(letters) for letters in GRID_LETTERS])
+        name = "".join(letters[i] for letters, i in zip(GRID_LETTERS, indices, strict=True))
         return f"s{speaker}", Path(f"s{speaker}", name)
     if style == "crema-d":
-        deck = [f"{s}_{e}" for s in CREMA_D_SENTENCES for e in CREMA_D_EMOTIONS]
-        name = deck[generator(seed, 4, speaker).permutation(len(deck))[clip - 1]]
+        names = [f"{s}_{e}" for s in CREMA_D_SENTENCES for e in CREMA_D_EMOTIONS]
+        name = names[make_rng(seed, 4, speaker).permutation(len(names))[clip - 1]]
         return f"{1000 + speaker}", Path("VideoFlash", f"{1000 + speaker}_{name}_XX")
     return f"speaker-{speaker}", Path(f"speaker-{speaker}", f"clip-{clip:03d}")
 
 
-def _standing(path: Path, spec: ClipSpec) -> Truth | None:
-    """The truth of the clip that is there already, if it is whole and what would be made."""
+def _find_existing(path: Path, spec: ClipSpec) -> Truth | None:
+    """The ground truth of an existing clip, if the clip is intact and has the same spec."""
     try:
         truth = Truth.load(path)
         data = path.read_bytes()
     except (FileNotFoundError, ValidationError):
         return None
-    same = truth.version == SYNTH_VERSION and truth.spec == spec
-    return truth if same and truth.sha256 == hashlib.sha256(data).hexdigest() else None
+    is_same = truth.version == SYNTH_VERSION and truth.spec == spec
+    return truth if is_same and truth.sha256 == hashlib.sha256(data).hexdigest() else None
 
 
-def make_corpus(to: Path, params: SynthParams) -> list[MadeClip]:
-    """Write `speakers * clips` clips under `to`, named and laid out as the corpus of that style.
+def make_corpus(to: Path, params: SynthParams) -> list[SynthClip]:
+    """Write ``speakers * clips`` clips to the folder ``to``, with the names of the corpus of that style.
 
-    A clip that is there and is the one that would be made is kept.
+    Intact clips with the same spec are not written again. Raises SynthError.
     """
-    corpus = CORPORA[params.style]
-    container, fps = params.container or corpus.container, params.fps or corpus.fps
+    layout = LAYOUTS[params.style]
+    container, fps = params.container or layout.container, params.fps or layout.fps
     check_rate(container, fps)
     last_speaker = params.first_speaker + params.speakers - 1
-    if last_speaker > corpus.max_speaker:
-        raise SynthError(f"speaker {last_speaker} asked for, {params.style} has {corpus.max_speaker}")
-    if params.clips > corpus.max_clips:
-        raise SynthError(f"{params.clips} clips per speaker asked for, {params.style} has {corpus.max_clips}")
+    if last_speaker > layout.max_speaker:
+        raise SynthError(f"speaker {last_speaker} requested, {params.style} has {layout.max_speaker}")
+    if params.clips > layout.max_clips:
+        raise SynthError(f"{params.clips} clips per speaker requested, {params.style} has {layout.max_clips}")
 
-    made = []
+    synth_clips = []
     for speaker in range(params.first_speaker, last_speaker + 1):
         for clip in range(1, params.clips + 1):
-            name, place = clip_place(params.style, speaker=speaker, clip=clip, seed=params.seed)
-            path = to / place.with_suffix(f".{container}")
+            name, stem = choose_clip_path(params.style, speaker=speaker, clip=clip, seed=params.seed)
+            path = to / stem.with_suffix(f".{container}")
             spec = ClipSpec(
                 speaker=speaker,
                 clip=clip,
                 seconds=params.seconds,
                 fps=fps,
-                size=params.size or corpus.size,
+                size=params.size or layout.size,
                 av_offset_ms=params.av_offset_ms,
                 antiphase=params.antiphase,
                 seed=params.seed,
             )
-            standing = _standing(path, spec)
-            truth = standing or make_clip(path, spec, speaker=name)
-            made.append(MadeClip(path, truth, is_new=standing is None))
-    return made
+            existing = _find_existing(path, spec)
+            truth = existing or make_clip(path, spec, speaker=name)
+            synth_clips.append(SynthClip(path, truth, is_new=existing is None))
+    return synth_clips

@@ -1,4 +1,4 @@
-"""What can be asked for, and what is known of a clip that was made."""
+"""Parameters of synthetic clips, and their ground truth."""
 
 import json
 from fractions import Fraction
@@ -12,37 +12,37 @@ from pydantic.dataclasses import dataclass
 
 Image = NDArray[np.uint8]  # (H, W, 3), RGB
 Floats = NDArray[np.float64]
-Weights = NDArray[np.float32]
+Floats32 = NDArray[np.float32]
 Container = Literal["mpg", "flv", "mp4", "mkv"]
 Style = Literal["grid", "crema-d", "folder"]
 
-SYNTH_VERSION = 1  # part of every truth; raise it when the same spec gives other clips
+SYNTH_VERSION = 1  # stored in every ground truth; raise it if the same spec gives different clips
 SAMPLE_RATE = 44_100
 MAX_OFFSET_MS = 500.0
 
 
 class SynthError(Exception):
-    """What was asked for cannot be made, or a signal cannot be measured."""
+    """The requested clip cannot be made, or a signal cannot be measured."""
 
 
-def frame_rate(fps: str) -> Fraction:
-    """Frames a second of "25", "29.97", "30000/1001"; of "variable" before any frame is dropped."""
+def parse_frame_rate(fps: str) -> Fraction:
+    """Frames per second of "25", "29.97" or "30000/1001"; for "variable", before frames are dropped."""
     if fps == "variable":
         return Fraction(30)
     rate = Fraction(fps)
-    # 29.97 is how people write 30000/1001
+    # 29.97 means 30000/1001
     return next((exact for exact in NTSC_RATES if abs(rate - exact) < 0.005), rate)
 
 
 NTSC_RATES = [Fraction(24_000, 1001), Fraction(30_000, 1001), Fraction(60_000, 1001)]
-# All that the header of an MPEG-1 sequence can say.
+# The frame rates that an MPEG-1 sequence header supports.
 MPEG1_RATES = [*NTSC_RATES, *map(Fraction, (24, 25, 30, 50, 60))]
 
 
 def _check_fps(fps: str) -> str:
     expected = f"fps is {fps!r}, expected variable or a rate in [5, 120] such as 25 or 30000/1001"
     try:
-        rate = frame_rate(fps)
+        rate = parse_frame_rate(fps)
     except (ValueError, ZeroDivisionError) as err:
         raise ValueError(expected) from err
     if not 5 <= rate <= 120:
@@ -58,7 +58,7 @@ Strict = ConfigDict(extra="forbid")
 
 @dataclass(frozen=True, config=Strict)
 class SynthParams:
-    """What `make_corpus` makes. None means: as in the corpus of that style."""
+    """Parameters of ``make_corpus``. None means the value of the corpus of that style."""
 
     speakers: Annotated[int, Field(ge=1, le=1000)] = 2
     clips: Annotated[int, Field(ge=1, le=1000)] = 3  # per speaker
@@ -67,9 +67,9 @@ class SynthParams:
     fps: str | None = None  # "25", "29.97", "30000/1001", ... or "variable"
     container: Container | None = None
     size: tuple[Side, Side] | None = None  # width, height, px
-    av_offset_ms: OffsetMs = 0.0  # positive: the sound comes late
+    av_offset_ms: OffsetMs = 0.0  # positive: the audio is late
     antiphase: bool = False  # stereo whose right channel is minus the left
-    first_speaker: Annotated[int, Field(ge=1, le=1000)] = 1  # crema-d: 15 begins at actor 1015
+    first_speaker: Annotated[int, Field(ge=1, le=1000)] = 1  # crema-d: 15 is actor 1015
     seed: Annotated[int, Field(ge=0)] = 0
 
     @field_validator("fps")
@@ -80,10 +80,10 @@ class SynthParams:
 
 @dataclass(frozen=True, config=Strict)
 class ClipSpec:
-    """All that decides what is in one clip; the container is said by the file's suffix."""
+    """Everything that determines a clip, except the container, which the file suffix selects."""
 
-    speaker: Annotated[int, Field(ge=1)] = 1  # looks and voice
-    clip: Annotated[int, Field(ge=1)] = 1  # what is said, and how the head moves
+    speaker: Annotated[int, Field(ge=1)] = 1  # selects appearance and voice
+    clip: Annotated[int, Field(ge=1)] = 1  # selects speech and head motion
     seconds: Seconds = 2.4
     fps: str = "25"
     size: tuple[Side, Side] = (360, 288)
@@ -99,15 +99,17 @@ class ClipSpec:
 
 @dataclass(frozen=True, config=Strict)
 class FrameTruth:
-    seconds: float  # the frame's time stamp in the file, on the clock that the sound shares
-    opening: float  # of the mouth, 0 shut to 1 wide
-    counter: int  # what `read_counter` reads
-    corners_px: list[tuple[float, float]]  # (4, 2), x y of the barcode in source px, see `read_counter`
+    """Ground truth of one frame."""
+
+    seconds: float  # the frame's time stamp in the file, on the same clock as the audio
+    opening: float  # of the mouth, 0 closed to 1 wide open
+    counter: int  # result of ``read_counter``
+    corners_px: list[tuple[float, float]]  # (4, 2), x y of the barcode in source px, see ``read_counter``
 
 
 @dataclass(frozen=True, config=Strict)
 class Truth:
-    """What is known of one clip, stored beside it as `<clip>.truth.json`."""
+    """Ground truth of one clip, stored as ``<clip>.truth.json``."""
 
     version: int
     speaker: str
@@ -135,7 +137,7 @@ class Truth:
 
     @classmethod
     def load(cls, clip: Path) -> "Truth":
-        """The truth beside `clip`."""
+        """Read the ground truth of a clip. Raises FileNotFoundError or ValidationError."""
         return TypeAdapter(cls).validate_json(cls.path_for(clip).read_bytes())
 
     def to_json(self) -> str:

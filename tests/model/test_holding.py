@@ -23,7 +23,7 @@ from stages.train import TrainRequest
 from tests import s3
 from tests.model import worlds
 from tests.model.worlds import TINY
-from tests.shards.test_publish import served
+from tests.shards.test_publish import serve
 
 # 39 frames, of which 30 or so are trained on: more than three epochs.
 RECIPE = replace(TINY, steps=14, watch=replace(TINY.watch, save_every=5))
@@ -136,7 +136,7 @@ def test_two_processes_of_torchrun_download_each_shard_once_and_use_each_frame_o
     """They share a cache, and have the losses of one process that reads the folder."""
     recipe = replace(recipe, watch=replace(recipe.watch, log_every=1))
     two, one = tmp_path / "two", tmp_path / "one"
-    with served(shards) as (address, sent):
+    with serve(shards) as (address, sent):
         options = ["--hold", hold, "--window", str(recipe.window or 1), "--cache", str(tmp_path / "cache")]
         result = worlds.run_command(worlds.make_command(address, two, recipe, *options, ranks=2))
     dataset = open_dataset(shards)

@@ -197,6 +197,17 @@ def test_nothing_is_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert not (tmp_path / "exploded").exists()
 
 
+@pytest.mark.parametrize("shape", ["(99999999999,)", "(3, 1)", "(2**9,)", "(-4,)", "(0,)"])
+def test_an_array_whose_header_declares_other_bytes_than_follow_is_refused_before_it_is_allocated(
+    shape: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    data = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(16)
+    monkeypatch.setattr(np.lib.format, "read_array", None)
+    with pytest.raises(ShardError, match=r"x\.mels\.npy: not a plain \.npy array"):
+        npy_to_array(data, "x.mels.npy")
+
+
 @pytest.mark.parametrize(
     ("member", "forged", "told"),
     [

@@ -30,7 +30,7 @@ from stages.sample.run import SampleRequest
 from tests.build import hash_files
 from tests.model import worlds
 from tests.model.worlds import CPU, SIZE, TINY
-from tests.shards.test_publish import served
+from tests.shards.test_publish import serve
 
 QUICK = SampleParams(sampler="ancestral", steps=2)
 TEST = tuple(f"s1_clip{number}" for number in range(3))
@@ -88,7 +88,7 @@ def test_every_clip_of_the_split_is_drawn_and_only_inside_its_mask(
 def test_clips_are_drawn_from_a_dataset_elsewhere_without_a_copy_of_it(
     shards: Path, trained: Path, tmp_path: Path
 ) -> None:
-    with served(shards) as (address, _):
+    with serve(shards) as (address, _):
         sample.run(replace(asked(shards, trained, tmp_path / "far"), shards=address), QUICK)
         assert not isinstance(locate_dataset(address), Path)
     sample.run(asked(shards, trained, tmp_path / "near"), QUICK)

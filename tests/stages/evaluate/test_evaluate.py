@@ -34,7 +34,7 @@ from stages.sample.pairs import CROPS, Pair, make_pairs
 from tests import evaluation
 from tests.build import hash_files
 from tests.evaluation import replace_boxes
-from tests.shards.test_publish import served
+from tests.shards.test_publish import serve
 
 pytestmark = pytest.mark.usefixtures("no_networks")
 
@@ -126,7 +126,7 @@ def test_a_dataset_at_a_web_address_is_scored_without_downloading_it(
     videos = tmp_path / "theirs"
     evaluation.write_video(videos / "s1_a.mp4", evaluation.draw_source_frames(np.zeros(LENGTHS["s1_a"])))
     local = run(dataset, cache, tmp_path / "local", ("", videos))
-    with served(dataset.folder) as (address, _):
+    with serve(dataset.folder) as (address, _):
         request = EvaluateRequest(
             address, tmp_path / "remote", tmp_path / "empty", (("", videos),), landmarks=False
         )
