@@ -34,7 +34,7 @@ from stages.evaluate.mouths import find_mouths
 from stages.evaluate.scores import score_obedience
 from stages.media import faces, weights
 from stages.sample.pairs import make_pairs
-from stages.sample.run import drawn
+from stages.sample.run import generate_clips
 from stages.train import RUN_FILE
 
 # name -> what is changed in our preset, mostly back to the paper's choice
@@ -93,7 +93,7 @@ def measure_run(
     generator = FrameGenerator(network, saved.recipe, params, select_device(device), Execution())
     own = make_pairs(dataset, split, "own", seed=params.seed)[:clips]
     start, end = [], []
-    for pair, frames in drawn(generator, dataset, own, slots=len(own), told=lambda _: None):
+    for pair, frames in generate_clips(generator, dataset, own, slots=len(own)):
         clip = read_clip(dataset, pair.clip_id)
         errors = squared_errors(frames, clip.frames, clip.boxes)
         start.append(compute_psnr(errors[:EDGE_FRAMES]))
@@ -105,7 +105,7 @@ def measure_run(
         truth = {
             clip_id: find_mouths(read_clip(dataset, clip_id).frames, find) for clip_id in sorted(clip_ids)
         }
-        for pair, frames in drawn(generator, dataset, swapped, slots=len(swapped), told=lambda _: None):
+        for pair, frames in generate_clips(generator, dataset, swapped, slots=len(swapped)):
             mouths = find_mouths(frames, find)
             scores.append(score_obedience(mouths, truth[pair.audio_clip_id], truth[pair.clip_id]))
     return {

@@ -36,19 +36,17 @@ from shards.index import (
     LEDGER_NAME,
     ShardEntry,
     make_shard_rows,
-    write_manifest,
     write_index,
+    write_manifest,
 )
 from shards.ledger import write_ledger
 from shards.reader import open_dataset
-from shards.schema import SCHEMA_VERSION
+from shards.schema import SCHEMA_VERSION, Frames
 from shards.table import write_rows
 from shards.writer import PackedClip, make_shard_name, write_tar
 from stages.engine.cache import link_or_copy
 from stages.evaluate.metrics.pixels import ssim_by_frame
-from stages.sample.pairs import CROPS, SCHEMA, STORY, TABLE, make_pairs, write_crops
-
-Frames = NDArray[np.uint8]
+from stages.sample.pairs import CROPS, RUN_INFO, SCHEMA, TABLE, make_pairs, write_crops
 
 SIZE, N_MELS = 128, 256
 BOX = (25, 80, 99, 122)  # of a GRID clip
@@ -127,7 +125,7 @@ def write_samples(folder: Path, shards: Path, audio: Any, n_frames: int) -> None
         })  # fmt: skip
     write_rows(folder / TABLE, rows, SCHEMA)
     description = {"dataset": dataset.manifest["digest"], "audio": audio, "params": asdict(SampleParams())}
-    (folder / STORY).write_text(json.dumps(description))
+    (folder / RUN_INFO).write_text(json.dumps(description))
 
 
 def measure_ms_per_frame(score: Callable[[], object], n_frames: int, repeats: int = 5) -> float:

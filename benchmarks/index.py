@@ -1,10 +1,10 @@
-"""An index of a million clips: written, opened as training does, split and ordered; seconds and memory.
+"""Time and memory to write, open, split and order an index of a million clips.
 
     python benchmarks/index.py --clips 1000000
 
-Clips of 40 to 400 frames in shards of 64: about VoxCeleb2. Each step runs in this one process; memory is what
-the process held at most, Python and its libraries included. The order of an epoch takes no memory and no time
-to begin with: a batch is looked up anywhere in it.
+Clips of 40 to 400 frames in shards of 64, about the size of VoxCeleb2. All steps run in this process; memory
+is the peak of the process so far, with Python and its libraries. The order of an epoch takes no memory and no
+time to prepare: any batch of it is computed when it is needed.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from shards.index import (
     LEDGER_NAME,
     MEMBERS,
     ShardEntry,
-    write_manifest,
     write_index,
+    write_manifest,
 )
 from shards.ledger import write_ledger
 from shards.reader import open_dataset
@@ -45,8 +45,8 @@ BATCH, WINDOW = 1024, 32
 BYTES = {"affine": 7328, "boxes": 1328, "frames": 1_500_000, "json": 1500, "mels": 307_328}
 
 
-def locate_shards(n_clips: int) -> Iterator[Rows]:
-    """Each shard's rows, as a build has them; some thousand clips are made up at once."""
+def make_shards(n_clips: int) -> Iterator[Rows]:
+    """Yield the random rows of each shard, as a build has them; thousands of clips are generated at once."""
     rng = np.random.default_rng(0)
     for first in range(0, n_clips, ROWS_AT_ONCE):
         numbers = range(first, min(n_clips, first + ROWS_AT_ONCE))
@@ -56,7 +56,7 @@ def locate_shards(n_clips: int) -> Iterator[Rows]:
             "split": ["train"] * n,
             "speaker": [f"id{number % 6112:05d}" for number in numbers],
             "frames": rng.integers(40, 400, n),
-            "shard": [shard_of(number // PER_SHARD) for number in numbers],
+            "shard": [make_name(number // PER_SHARD) for number in numbers],
         }
         offset = (np.array(numbers) % PER_SHARD) * CLIP_BYTES
         for name in MEMBERS:
@@ -70,18 +70,16 @@ def locate_shards(n_clips: int) -> Iterator[Rows]:
         yield from (PackedRows(rows.table[at : at + PER_SHARD]) for at in range(0, n, PER_SHARD))
 
 
-def shard_of(number: int) -> str:
+def make_name(number: int) -> str:
     return f"train-{number:05d}-0123456789ab.tar"
 
 
-def timed(what: str, work: Callable[[], T]) -> T:
+def measure(step: str, work: Callable[[], T]) -> T:
     started, cpu = time.perf_counter(), time.process_time()
     result = work()
     seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
-    print(
-        f"{what:<44}{seconds:>8.2f} s{cpu_seconds:>8.2f} s of CPU{peak:>8.0f} MB at most so far", flush=True
-    )
+    print(f"{step:<44}{seconds:>8.2f} s{cpu_seconds:>8.2f} s of CPU{peak:>8.0f} MB peak so far", flush=True)
     return result
 
 
@@ -90,42 +88,43 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--clips", type=int, default=1_000_000)
-    parser.add_argument("--at", type=Path, help="keep the dataset here, and only open it if it is there")
+    parser.add_argument("--at", type=Path, help="write the dataset here; an existing one is only opened")
     n_clips = parser.parse_args().clips
-    timed("Python and its libraries", lambda: None)
+    measure("Python and its libraries", lambda: None)
     with tempfile.TemporaryDirectory() as name:
         folder = parser.parse_args().at or Path(name)
         if not (folder / DATASET_NAME).is_file():
             folder.mkdir(parents=True, exist_ok=True)
-            timed(f"rows of {n_clips:,} clips made up", lambda: sum(map(len, locate_shards(n_clips))))
-            timed(
+            measure(f"rows of {n_clips:,} clips generated", lambda: sum(map(len, make_shards(n_clips))))
+            measure(
                 "the same, and the index written",
-                lambda: write_index(folder / INDEX_NAME, locate_shards(n_clips)),
+                lambda: write_index(folder / INDEX_NAME, make_shards(n_clips)),
             )
             write_ledger(folder / LEDGER_NAME, [])
             n_shards = -(-n_clips // PER_SHARD)
             entries = (
-                ShardEntry(shard_of(k), "train", CLIP_BYTES * PER_SHARD, f"{k:064x}", PER_SHARD, 0)
+                ShardEntry(make_name(k), "train", CLIP_BYTES * PER_SHARD, f"{k:064x}", PER_SHARD, 0)
                 for k in range(n_shards)
             )
-            timed(
+            measure(
                 f"manifest of {n_shards:,} shards written",
                 lambda: write_manifest(folder / DATASET_NAME, entries),
             )
             print(f"index.parquet {(folder / INDEX_NAME).stat().st_size / 1e6:.0f} MB")
-        dataset = timed("dataset opened and checked", lambda: open_dataset(folder, hashes=False))
-        ids = timed("ids of the train split", lambda: dataset.clips.ids_in_split("train"))
-        trained, _ = timed("one in twenty held out", lambda: split_held_out(ids, 0.05, seed=0))
-        table = timed("frames numbered", lambda: build_clip_table(dataset, trained))
+        dataset = measure("dataset opened and checked", lambda: open_dataset(folder, hashes=False))
+        ids = measure("ids of the train split", lambda: dataset.clips.ids_in_split("train"))
+        trained, _ = measure("one in twenty held out", lambda: split_held_out(ids, 0.05, seed=0))
+        table = measure("frames numbered", lambda: build_clip_table(dataset, trained))
         n = len(table)
-        timed(
+        measure(
             f"a batch of {BATCH} out of {n:,} frames",
             lambda: table.find_clips(epoch_order(np.arange(n // 2, n // 2 + BATCH), n, seed=0)),
         )
-        _, which = timed("shard of each clip", lambda: dataset.clips.locate_shards(trained))
-        windows = timed(f"windows of {WINDOW} shards", lambda: Windows(table, which, WINDOW))
-        timed(
-            f"a batch of {BATCH} in windows", lambda: windows.epoch_order(np.arange(n // 2, n // 2 + BATCH), seed=0)
+        _, which = measure("shard of each clip", lambda: dataset.clips.locate_shards(trained))
+        windows = measure(f"windows of {WINDOW} shards", lambda: Windows(table, which, WINDOW))
+        measure(
+            f"a batch of {BATCH} in windows",
+            lambda: windows.epoch_order(np.arange(n // 2, n // 2 + BATCH), seed=0),
         )
 
 

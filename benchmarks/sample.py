@@ -46,7 +46,7 @@ from stages.evaluate.mouths import find_mouths
 from stages.media import weights
 from stages.media.faces import FaceFinder
 from stages.sample.pairs import make_pairs
-from stages.sample.run import drawn
+from stages.sample.run import generate_clips
 
 MOUTH = (0.20, 0.48, 0.80, 0.92)  # x0 y0 x1 y1 of the mask box, as shares of the crop
 SAMPLER = "dpm++2m"
@@ -151,7 +151,9 @@ def papers_way(network: UNet, recipe: Recipe, device: torch.device, *, steps: in
             beside.append(mask)
 
         def denoise(y: Tensor, gamma: Tensor) -> Tensor:
-            said = network(torch.cat([y, *beside], dim=1), embed_noise_level(gamma, recipe.noise.embedding), mels)
+            said = network(
+                torch.cat([y, *beside], dim=1), embed_noise_level(gamma, recipe.noise.embedding), mels
+            )
             return estimate_y_0(y, said, gamma, recipe.noise.target).clamp(-1, 1)
 
         image = sample(
@@ -203,7 +205,7 @@ def quality(
                 network, recipe, SampleParams(sampler=SAMPLER, steps=n), device, Execution()
             )
             psnr, keeping_time = [], []
-            for pair, frames in drawn(generator, dataset, pairs, slots=len(pairs), told=lambda _: None):
+            for pair, frames in generate_clips(generator, dataset, pairs, slots=len(pairs)):
                 truth = truths[pair.clip_id]
                 psnr.append(compute_psnr(squared_errors(frames, truth.frames, truth.boxes)))
                 keeping_time.append(correlation(openings(find_mouths(frames, find)), opened[pair.clip_id]))

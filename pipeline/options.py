@@ -101,7 +101,8 @@ def _split_address(value: str | None, option: str) -> tuple[str | None, str | No
 
 
 SAMPLER_OPTIONS = (
-    click.option("--sampler", type=click.Choice(["ancestral", "ddim", "dpm++2m"]), help="Sampling method."),
+    click.option("--sampler", type=click.Choice(["ancestral", "ddim", "dpm++2m", "heun"]),
+                 help="Sampling method."),
     click.option("--steps", type=click.IntRange(1, 2000), help="Sampling steps per frame."),
     click.option("--guidance", type=click.FloatRange(0),
                  help="Classifier-free guidance on the audio; above 1: follow it more closely."),
@@ -109,6 +110,7 @@ SAMPLER_OPTIONS = (
                  help="Hide the previous frame's mouth every N frames, against drift.  [0: never]"),
     click.option("--seed", type=click.IntRange(0), help="Random seed."),
 )  # fmt: skip
+SAMPLER_NAMES = ("sampler", "steps", "guidance", "reanchor_every", "seed")
 DEVICE_OPTIONS = (
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
     click.option("--precision", type=click.Choice(["auto", "bf16", "fp32"]), default="auto",
@@ -118,13 +120,16 @@ DEVICE_OPTIONS = (
 
 
 def sampler_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of the sampler. An option that is not set is None; SampleParams has the defaults."""
-    return _add_options(SAMPLER_OPTIONS, function)
+    """Add the options of the sampler; the command receives them as a dict, ``sampling``.
+
+    An option that is not set is None: SampleParams has the defaults.
+    """
+    return _add_options(SAMPLER_OPTIONS, _collect(function, "sampling", SAMPLER_NAMES))
 
 
 def device_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that say where and how a network runs."""
-    return _add_options(DEVICE_OPTIONS, function)
+    """Add ``--device``, and how a network runs there as a dict for ``Execution``, ``execution``."""
+    return _add_options(DEVICE_OPTIONS, _collect(function, "execution", ("precision", "compile")))
 
 
 def add_endpoint_option(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -137,6 +142,17 @@ def add_endpoint_option(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--endpoint-url", metavar="URL", expose_value=False, callback=set_endpoint,
                         help="An S3-compatible server.  [default: AWS_ENDPOINT_URL, the profile's, AWS]"
                         )(function)  # fmt: skip
+
+
+def _collect(function: Callable[..., Any], argument: str, names: Sequence[str]) -> Callable[..., Any]:
+    """Pass the options ``names`` to a command as one dict, ``argument``."""
+
+    @functools.wraps(function)
+    def command(**options: Any) -> Any:
+        collected = {name: options.pop(name) for name in names}
+        return function(**options, **{argument: collected})
+
+    return command
 
 
 def _add_options(options: Sequence[Callable[..., Any]], function: Callable[..., Any]) -> Callable[..., Any]:

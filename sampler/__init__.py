@@ -1,1 +1,1 @@
-"""From noise to frames, frame after frame, back into the picture; and figures of what was drawn."""
+"""Sampling: from noise to a frame, frame after frame, and the crop back into the full frame."""

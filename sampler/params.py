@@ -1,4 +1,4 @@
-"""How frames are drawn: the numbers alone, without torch, which takes long to import."""
+"""The sampler's parameters, without torch, which is slow to import."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from typing import Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-SamplerName = Literal["ancestral", "ddim", "dpm++2m"]
+SamplerName = Literal["ancestral", "ddim", "dpm++2m", "heun"]
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class SampleParams:
-    """How frames are drawn."""
+    """How frames are generated."""
 
     sampler: SamplerName = "dpm++2m"
-    # As good by figures as 20 and 50 (docs/performance.md, Sampling).
+    # Noise levels per frame. 10 score as well as 20 and 50 (docs/performance.md, Sampling). The network is
+    # evaluated once per level, by `heun` twice, except at the last.
     steps: int = Field(default=10, ge=1, le=2000)
-    # How far to go beyond what the audio says: 1 as trained, 0 deaf. Needs a network that was trained with
-    # audio dropout; costs a second pass.
+    # Classifier-free guidance on the audio: 1 as trained, 0 ignores the audio, above 1 exaggerates it. Other
+    # values than 1 need a network that was trained with audio dropout, and cost a second forward pass.
     guidance: float = Field(default=1.0, ge=0)
-    # Every so many frames the previous frame's mouth is hidden, as often happens in training, so that an
-    # error cannot be handed on for ever. 0: never.
+    # Every this many frames the mouth of the previous frame is hidden, as often happens in training, so that
+    # errors do not accumulate. 0: never.
     reanchor_every: int = Field(default=0, ge=0)
     seed: int = Field(default=0, ge=0)

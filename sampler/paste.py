@@ -13,7 +13,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Frame = NDArray[np.uint8]  # (H, W, 3), RGB
+from shards.schema import Frame
+
 Floats = NDArray[np.float32]
 
 FEATHER = 6 / 128  # of the crop's side: over so much the re-drawn fades in, from the box's border inward

@@ -1,9 +1,10 @@
-"""From noise to image, with any ``denoise(y, gamma) -> y_0``. Knows tensors; nothing of networks or frames.
+"""Samplers: from noise to images with any ``denoise(y, gamma) -> y_0``. No networks, no frames.
 
-Every sampler here moves from one noise level to the next by a weighted sum of the image y, its clean
-estimate y_0, the estimate of the step before and fresh noise z. So a sampler is a list of weights, a
-``Step`` each, worked out in float64 on the host before the first step, and one loop that applies them: it
-never waits for the device, and a CUDA graph may capture its body.
+After each evaluation of the denoiser, the next image is a weighted sum of the image y, its clean estimate
+y_0, both of the evaluation before, and fresh noise z. A sampler is therefore a list of weights, one ``Step``
+per evaluation; a method that evaluates the denoiser twice between two noise levels returns two. The weights
+are computed in float64 on the host in advance, and one loop applies them: it never waits for the device, and
+a CUDA graph may capture its body.
 
 ``gamma`` is the paper's alpha-bar; the prime in gamma' (``gamma_next``) marks the next, cleaner level.
 """
@@ -24,21 +25,24 @@ from torch import Tensor
 from model import denoiser
 from sampler.params import SamplerName
 
-Noise = Callable[[int], Tensor]  # step -> its fresh standard normal noise, (B, C, H, W)
+Noise = Callable[[int], Tensor]  # number of a step -> its fresh standard normal noise, (B, C, H, W)
 
 
 class Denoise(Protocol):
-    """Noisy images y (B, C, H, W) and their levels gamma (B,) float32 -> clean estimates, shaped as y.
+    """Noisy images y (B, C, H, W), all at the noise level gamma -> clean estimates, shaped as y.
 
-    Whether estimates are clamped to the images' range is decided here, not by the sampler.
+    ``gamma`` is exactly the ``gamma`` of one of the sampler's steps. It is a number on the host, so that a
+    denoiser can look up what it has computed for a level in advance. A sampler may evaluate a level several
+    times, or levels between the ones that it was given. Whether estimates are clamped to the images' range is
+    up to the denoiser.
     """
 
-    def __call__(self, y: Tensor, gamma: Tensor, /) -> Tensor: ...
+    def __call__(self, y: Tensor, gamma: float, /) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
 class KnownPixels:
-    """What need not be made: outside the mask the image is ``y_0`` at every level, clean, as in training."""
+    """Pixels that are not generated: outside the mask the image is the clean ``y_0`` at every noise level."""
 
     mask: Tensor  # (B, 1, H, W), bool or 0/1; 1 = to generate
     y_0: Tensor  # (B, C, H, W), of y's dtype
@@ -58,25 +62,27 @@ class KnownPixels:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """The move on from noise level ``gamma``; all other fields are weights of the sum that is the next y."""
+    """One evaluation of the denoiser at ``gamma``, and the weights of the sum that is the next y."""
 
     gamma: float
     y: float
     y_0: float
     sigma: float = 0.0  # of fresh noise z
-    y_0_before: float = 0.0  # of the estimate one step earlier
+    y_before: float = 0.0  # of y at the evaluation before
+    y_0_before: float = 0.0  # of y_0 at the evaluation before
 
 
-def levels(params: denoiser.NoiseParams, n: int) -> Tensor:
+def noise_levels(params: denoiser.NoiseParams, n: int) -> Tensor:
     """Noise levels for n steps, increasing from the noisiest trained to exactly 1 (clean): (n + 1,) float64.
 
-    They stand at evenly spaced times of the trained schedule, read between its steps where need be; the
-    network is trained there too. (Only more steps than the schedule has ask for levels cleaner than trained.)
-    The authors' code builds a new schedule of n steps instead. With the cosine that is nearly the same; with
-    the linear one it stops short of the trained noise: 100 steps end at gamma 0.6, more image than noise.
+    They are at evenly spaced times of the trained schedule, interpolated between its steps; the network is
+    trained there too. (Only with more steps than the schedule has are some levels cleaner than trained.)
+    The authors' code builds a new schedule of n steps instead. For the cosine schedule that is nearly the
+    same; the linear one then stops short of the trained noise: 100 steps end at gamma 0.6, more image than
+    noise.
     """
     if n < 1:
-        raise ValueError(f"levels: {n} steps, expected at least 1")
+        raise ValueError(f"noise_levels: {n} steps, expected at least 1")
     trained = np.concatenate([[1.0], denoiser.gammas(params)])  # at times 0 (clean), 1, ..., T
     times = np.linspace(params.steps, 0, n + 1)
     return torch.from_numpy(np.interp(times, np.arange(params.steps + 1), trained))
@@ -85,13 +91,14 @@ def levels(params: denoiser.NoiseParams, n: int) -> Tensor:
 def ddim_step(gamma: float, gamma_next: float, eta: float) -> Step:
     """Song et al. 2021, eq. 12 and 16: y' = sqrt(gamma') y_0 + sqrt(1 - gamma' - sigma^2) epsilon + sigma z.
 
-    eta = 1 is ancestral DDPM, eq. 6 of the paper with its misprint mended: the posterior of y' given y and
+    eta = 1 is ancestral DDPM, eq. 6 of the paper with its misprint corrected: the posterior of y' given y and
     the estimate y_0, with its own variance (beta-tilde) and alpha_t = gamma / gamma'.
     """
-    fresh = eta**2 * (1 - gamma / gamma_next) / (1 - gamma)  # share of the next level's noise; at most 1
-    sigma = math.sqrt((1 - gamma_next) * fresh)  # eq. 16
-    kept = math.sqrt((1 - gamma_next) * (1 - fresh))  # sqrt(1 - gamma' - sigma^2), safe where gamma' is 1
-    y = kept / math.sqrt(1 - gamma)  # epsilon = (y - sqrt(gamma) y_0) / sqrt(1 - gamma)
+    fresh_share = eta**2 * (1 - gamma / gamma_next) / (1 - gamma)  # of the next level's noise; at most 1
+    sigma = math.sqrt((1 - gamma_next) * fresh_share)  # eq. 16
+    # sqrt(1 - gamma' - sigma^2), in a form that is exactly 0 at gamma' = 1
+    epsilon = math.sqrt((1 - gamma_next) * (1 - fresh_share))
+    y = epsilon / math.sqrt(1 - gamma)  # epsilon = (y - sqrt(gamma) y_0) / sqrt(1 - gamma)
     return Step(gamma, y=y, y_0=math.sqrt(gamma_next) - math.sqrt(gamma) * y, sigma=sigma)
 
 
@@ -108,8 +115,8 @@ def half_log_snr(gamma: float) -> float:
 def dpm_solver_step(gamma_before: float | None, gamma: float, gamma_next: float) -> Step:
     """Lu et al. 2022, DPM-Solver++, algorithm 2: second order, from this estimate and the one before.
 
-    First order is DDIM, -sqrt(gamma') expm1(-h) being its weight of y_0. It is all there is for the first
-    step, and for the one to gamma' = 1, where lambda is infinite: that one returns the estimate itself.
+    First order is DDIM, where -sqrt(gamma') expm1(-h) is the weight of y_0. It is used for the first step,
+    and for the one to gamma' = 1, where lambda is infinite: that one returns the estimate itself.
     """
     first_order = ddim_step(gamma, gamma_next, eta=0.0)
     if gamma_before is None or gamma_next == 1:
@@ -128,31 +135,69 @@ def dpm_solver(gammas: Sequence[float]) -> list[Step]:
     return [dpm_solver_step(before, *pair) for before, pair in zip(befores, pairwise(gammas), strict=False)]
 
 
+def angle(gamma: float) -> float:
+    """t of y = cos(t) y_0 + sin(t) epsilon: from 0 (clean) to pi / 2 (pure noise)."""
+    return math.atan2(math.sqrt(1 - gamma), math.sqrt(gamma))
+
+
+def heun_steps(gamma: float, gamma_next: float) -> list[Step]:
+    """Karras et al. 2022, algorithm 1 without churn: an Euler step to gamma', then the trapezoidal rule.
+
+    Time is t = ``angle(gamma)``, with s(t) = cos t and sigma(t) = tan t. The derivative of the probability
+    flow (line 4) is then d = (cos(t) y - y_0) / sin(t): v of Salimans & Ho 2022, bounded at pure noise. The
+    step to gamma' = 1 is first order: DDIM, which returns the estimate itself.
+    """
+    if gamma_next == 1:
+        return [ddim_step(gamma, gamma_next, eta=0.0)]
+    t, t_next = angle(gamma), angle(gamma_next)
+    h = t_next - t
+    d_y, d_y_0 = 1 / math.tan(t), -1 / math.sin(t)  # d = d_y y + d_y_0 y_0
+    d_y_next, d_y_0_next = 1 / math.tan(t_next), -1 / math.sin(t_next)
+    return [
+        Step(gamma, y=1 + h * d_y, y_0=h * d_y_0),  # y + h d
+        Step(  # y_before + h / 2 (d_before + d)
+            gamma_next,
+            y=h / 2 * d_y_next,
+            y_0=h / 2 * d_y_0_next,
+            y_before=1 + h / 2 * d_y,
+            y_0_before=h / 2 * d_y_0,
+        ),
+    ]
+
+
+def heun(gammas: Sequence[float]) -> list[Step]:
+    """Heun's method: second order, 2 n - 1 evaluations for n steps."""
+    return [step for pair in pairwise(gammas) for step in heun_steps(*pair)]
+
+
 Sampler = Callable[[Sequence[float]], list[Step]]
 SAMPLERS: dict[SamplerName, Sampler] = {
     "ancestral": partial(ddim, eta=1.0),
     "ddim": partial(ddim, eta=0.0),
     "dpm++2m": dpm_solver,
+    "heun": heun,
 }
 
 
 @torch.no_grad()
-def walk(
+def run_steps(
     steps: Sequence[Step], denoise: Denoise, y: Tensor, *, noise: Noise, known: KnownPixels | None
 ) -> Tensor:
-    """Take the steps from y, (B, C, H, W). ``noise`` is asked, once, for each step that adds any."""
+    """Apply the steps to y, (B, C, H, W). ``noise`` is called once for each step that adds noise."""
     y = known.pin(y) if known else y
-    y_0_before = y  # no estimate, but the first step gives it no weight
+    y_before = y_0_before = y  # placeholders: the first step gives them no weight
     for i, step in enumerate(steps):
-        gamma = torch.full(y.shape[:1], step.gamma, dtype=torch.float32, device=y.device)
-        y_0 = denoise(y, gamma)
-        y = step.y * y + step.y_0 * y_0
+        y_0 = denoise(y, step.gamma)
+        y_next = step.y * y + step.y_0 * y_0
+        if step.y_before:
+            y_next = y_next + step.y_before * y_before
         if step.y_0_before:
-            y = y + step.y_0_before * y_0_before
+            y_next = y_next + step.y_0_before * y_0_before
         if step.sigma:
-            y = y + step.sigma * noise(i)
-        y = known.pin(y) if known else y
-        y_0_before = y_0.clone()  # a CUDA graph writes its next answer into the same memory
+            y_next = y_next + step.sigma * noise(i)
+        y_before = y
+        y_0_before = y_0.clone()  # a CUDA graph writes its next output into the same memory
+        y = known.pin(y_next) if known else y_next
     return y
 
 
@@ -165,5 +210,5 @@ def sample(
     noise: Noise,
     known: KnownPixels | None = None,
 ) -> Tensor:
-    """From start noise y at gammas[0], (B, C, H, W), to clean images; ``gammas`` as ``levels`` gives them."""
-    return walk(SAMPLERS[name](gammas.tolist()), denoise, y, noise=noise, known=known)
+    """From start noise y at gammas[0], (B, C, H, W), to clean images; ``gammas`` as from ``noise_levels``."""
+    return run_steps(SAMPLERS[name](gammas.tolist()), denoise, y, noise=noise, known=known)

@@ -43,7 +43,7 @@ class DecodedClip(NamedTuple):
 class ClipStream:
     """A ``FrameSource`` that chooses the frames of a batch itself, among those in its buffer.
 
-    A pass over the shards uses every frame as a target once, but ranks and workers may be in different passes.
+    A pass over the shards uses every frame as a target once. Ranks and workers can be in different passes.
     The order depends on ``seed``, ``start_step`` and the number of ranks and workers: a run that is resumed
     at another step gets a new order.
     """
@@ -121,15 +121,17 @@ class ClipStream:
         pixels = torch.empty(3, n, size, size, 3, dtype=torch.uint8)
         boxes = torch.empty(2, n, 4, dtype=torch.int16)
         mels = torch.full((n, before + 1 + after, self.network_input.n_mels), self.network_input.silence_db)
+        pixels_out, boxes_out, mels_out = pixels.numpy(), boxes.numpy(), mels.numpy()
         numbers = self.clips.find_clips(indices.target)
         frames = np.stack([indices.target, indices.previous, indices.identity]) - self.clips.starts[numbers]
         for row, (number, clip_frames) in enumerate(zip(numbers.tolist(), frames.T.tolist(), strict=True)):
             clip = self._batch_clips[number]
-            pixels[:, row] = clip.frames[clip_frames]
-            boxes[:, row] = clip.boxes[clip_frames[:2]]
+            for image, frame in zip(pixels_out[:, row], clip_frames, strict=True):
+                image[...] = clip.frames[frame].numpy()
+            boxes_out[:, row] = clip.boxes.numpy()[clip_frames[:2]]
             first = MELS_PER_FRAME * clip_frames[0] - before
             start, stop = max(0, first), min(len(clip.mels), first + mels.shape[1])
-            mels[row, start - first : stop - first] = clip.mels[start:stop]
+            mels_out[row, start - first : stop - first] = clip.mels[start:stop].numpy()
         return RawBatch(indices, pixels, boxes, mels).to(self.device)
 
     def prefetch(self, indices: Iterator[BatchIndex], *, seed: int) -> Iterator[RawBatch]:

@@ -20,9 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from shards.schema import ShardError
+from shards.schema import Frame, ShardError
 
-Frame = NDArray[np.uint8]
 Codec = Literal["webp", "jpeg", "png", "raw"]
 CODECS: tuple[str, ...] = get_args(Codec)
 JPEG_QUALITY = 95
@@ -30,7 +29,7 @@ PNG_LEVEL = 1
 
 
 def encode_frame(frame: Frame, codec: Codec) -> bytes:
-    """Encode one RGB frame, (H, W, 3) uint8. ``webp`` (lossless, fast mode), ``png`` and ``raw`` are exact."""
+    """Encode one RGB frame, (H, W, 3) uint8. ``webp`` (lossless, fast), ``png`` and ``raw`` are exact."""
     if codec == "raw":
         return frame.tobytes()
     if codec == "webp":
@@ -71,7 +70,7 @@ def decode_frame(data: bytes | memoryview, codec: Codec, size: tuple[int, int]) 
 
 
 def write_frames(file: BinaryIO, encoded: Iterable[bytes]) -> list[int]:
-    """Write frames one after another; return T + 1 offsets: frame k is ``blob[offsets[k]:offsets[k + 1]]``."""
+    """Write frames in order; return T + 1 offsets: frame k is ``blob[offsets[k]:offsets[k + 1]]``."""
     offsets = [0]
     for data in encoded:
         file.write(data)

@@ -55,7 +55,7 @@ class NetworkInput:
     top: int = 0  # the first pixel row that the network looks at
 
     def check_dataset(self, manifest: Mapping[str, Any], name: str) -> None:
-        """Raise ShardError if the params in a dataset's manifest show that it was built for another network."""
+        """Raise ShardError if a dataset's manifest says that it was built for another network."""
         params: Any = manifest.get("params") or {}
         for section, key, expected, what in (
             ("align", "size", self.size, "px crops"),
@@ -69,7 +69,7 @@ class NetworkInput:
     def check_clip(
         self, name: str, n_frames: int, shape: tuple[int, ...], boxes: NDArray[Any], mels: NDArray[Any]
     ) -> None:
-        """Raise ShardError unless a clip has ``n_frames`` frames of the network's size, and its mels and boxes.
+        """Raise ShardError unless a clip has ``n_frames`` frames, and its arrays fit the network.
 
         ``shape`` is the shape of its frames, (T, H, W, 3).
         """

@@ -1,4 +1,4 @@
-"""``index.parquet``: where each clip's members lie. ``dataset.json``: what the dataset is; written last."""
+"""``index.parquet`` (the byte ranges of each clip's members) and ``dataset.json`` (the manifest)."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from shards.table import ROWS_AT_ONCE, PackedRows, Row, Rows, group_tables, pars
 INDEX_NAME = "index.parquet"
 DATASET_NAME = "dataset.json"
 LEDGER_NAME = "ledger.parquet"
-MAX_ID_BYTES = 255  # what a tar's header holds of a name
+MAX_ID_BYTES = 255  # of a name in a tar header
 SHA256 = re.compile("[0-9a-f]{64}")
 
-# Columns of one member: where its bytes lie in the shard, and what they must sum to.
+# Each member has three columns: the offset and size of its bytes in the shard, and their CRC-32.
 MEMBERS = ("frames", "boxes", "mels", "affine", "json")
 HASHES = ("sha256", "source_sha256")
 INDEX_SCHEMA = pa.schema(
@@ -51,7 +51,7 @@ INDEX_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class ShardEntry:
-    """One tar of the dataset."""
+    """One tar of a dataset."""
 
     name: str
     split: str
@@ -62,23 +62,23 @@ class ShardEntry:
 
 
 def make_shard_rows(shard: str, rows: Iterable[Mapping[str, Any]]) -> Rows:
-    """A shard's rows of the index, from those that ``write_tar`` gives."""
+    """The index rows of a shard, from the rows that ``write_tar`` returns."""
     return PackedRows.from_rows(({**row, "shard": shard} for row in rows), INDEX_SCHEMA)
 
 
 def write_index(path: Path, shards: Iterable[Rows]) -> None:
-    """Write one row per clip. Shards come in the order of their names; a thousand are a row group."""
+    """Write one row per clip. ``shards`` are sorted by name; a thousand of them become a row group."""
     write_tables(path, group_tables(shards), INDEX_SCHEMA)
 
 
 class Clips(Mapping[str, Row]):
-    """The index by clip id, in the shards' order. Kept in columns: a row is made when it is asked for."""
+    """The index by clip id, in the shards' order. Stored in columns: a row becomes a dict when it is read."""
 
     def __init__(self, table: pa.Table) -> None:
         self.table = table.unify_dictionaries()
-        keys = _fixed_width(table["clip_id"])
-        self._rows = np.argsort(keys, kind="stable")
-        self._keys = keys[self._rows]
+        keys = _to_bytes_array(table["clip_id"])
+        self._row_numbers = np.argsort(keys, kind="stable")
+        self._sorted_keys = keys[self._row_numbers]
 
     def __len__(self) -> int:
         return len(self.table)
@@ -88,13 +88,13 @@ class Clips(Mapping[str, Row]):
             yield from batch.to_pylist()
 
     def __getitem__(self, clip_id: str) -> Row:
-        row = self._row_of(clip_id)
+        row = self._find_row(clip_id)
         if row is None:
             raise KeyError(clip_id)
         return Rows(self.table)[row]
 
     def __contains__(self, clip_id: object) -> bool:
-        return isinstance(clip_id, str) and self._row_of(clip_id) is not None
+        return isinstance(clip_id, str) and self._find_row(clip_id) is not None
 
     def items(self) -> ItemsView[str, Row]:
         return _Items(self)
@@ -103,34 +103,34 @@ class Clips(Mapping[str, Row]):
         return _Values(self)
 
     def rows(self) -> Iterator[Row]:
-        """All rows; the fast way to see many."""
+        """All rows; faster than reading them by clip id."""
         return iter(Rows(self.table))
 
     def column(self, name: str, clip_ids: Sequence[str]) -> list[Any]:
-        """One column's values for some clips. Raises KeyError for a clip that is not here."""
-        values: list[Any] = self.table[name].take(self._rows_of(clip_ids)).to_pylist()
+        """One column's values for some clips. Raises KeyError for an id that is not in the index."""
+        values: list[Any] = self.table[name].take(self._find_rows(clip_ids)).to_pylist()
         return values
 
     def locate_shards(self, clip_ids: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
-        """The shards that some clips lie in, by name, and which of them each clip lies in."""
-        names, place = self.shard_names()
-        used, which = np.unique(place[self._rows_of(clip_ids)], return_inverse=True)
-        listed = [names[shard] for shard in used]
-        order = np.argsort(listed)
-        return [listed[shard] for shard in order], np.argsort(order)[which]
+        """The names of the shards that contain some clips, sorted, and the number of each clip's shard."""
+        names, shard_of_row = self.number_shards()
+        used, shard_of = np.unique(shard_of_row[self._find_rows(clip_ids)], return_inverse=True)
+        used_names = [names[shard] for shard in used]
+        order = np.argsort(used_names)
+        return [used_names[shard] for shard in order], np.argsort(order)[shard_of]
 
-    def shard_names(self) -> tuple[list[str], NDArray[np.int64]]:
-        """All shards, and which of them each row names."""
+    def number_shards(self) -> tuple[list[str], NDArray[np.int64]]:
+        """The names of all shards, and the number of each row's shard."""
         chunks = self.table["shard"].chunks  # of one dictionary
         names = chunks[0].dictionary.to_pylist() if chunks else []
         codes = [chunk.indices.to_numpy() for chunk in chunks]
         return names, np.concatenate([*codes, []]).astype(np.int64)
 
     def group_by_shard(self) -> dict[str, NDArray[np.int64]]:
-        """Places in the table of each shard's clips, in order."""
-        names, shard = self.shard_names()
-        order = np.argsort(shard, kind="stable")
-        parts = np.split(order, np.searchsorted(shard[order], np.arange(1, len(names))))
+        """The numbers of each shard's rows, in order."""
+        names, shard_of_row = self.number_shards()
+        order = np.argsort(shard_of_row, kind="stable")
+        parts = np.split(order, np.searchsorted(shard_of_row[order], np.arange(1, len(names))))
         return dict(zip(names, parts[: len(names)], strict=True))
 
     def take_rows(self, row_numbers: NDArray[np.int64]) -> list[Row]:
@@ -144,28 +144,29 @@ class Clips(Mapping[str, Row]):
         return ids
 
     def find_duplicate(self) -> str | None:
-        """An id that stands in two rows, if there is one."""
-        twice = np.flatnonzero(self._keys[1:] == self._keys[:-1])
-        return self._keys[twice[0]].decode() if len(twice) else None
+        """An id that is in two rows, if there is one."""
+        repeated = np.flatnonzero(self._sorted_keys[1:] == self._sorted_keys[:-1])
+        return self._sorted_keys[repeated[0]].decode() if len(repeated) else None
 
-    def _rows_of(self, clip_ids: Sequence[str]) -> NDArray[np.int64]:
-        """Where some clips lie in the table, sought a few at a time."""
+    def _find_rows(self, clip_ids: Sequence[str]) -> NDArray[np.int64]:
+        """The row numbers of some clips, searched a chunk at a time to save memory."""
         firsts = range(0, len(clip_ids), ROWS_AT_ONCE)
-        found = [self._few_rows_of(clip_ids[first : first + ROWS_AT_ONCE]) for first in firsts]
-        return np.concatenate([np.zeros(0, np.int64), *found])
+        chunks = [self._find_chunk(clip_ids[first : first + ROWS_AT_ONCE]) for first in firsts]
+        return np.concatenate([np.zeros(0, np.int64), *chunks])
 
-    def _few_rows_of(self, clip_ids: Sequence[str]) -> NDArray[np.int64]:
-        keys = _fixed_width(pa.chunked_array([pa.array(clip_ids, pa.string())]))
-        places = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
-        if not np.array_equal(self._keys[places], keys):
-            raise KeyError(keys[self._keys[places] != keys][0].decode())
-        return np.asarray(self._rows[places], np.int64)
+    def _find_chunk(self, clip_ids: Sequence[str]) -> NDArray[np.int64]:
+        keys = _to_bytes_array(pa.chunked_array([pa.array(clip_ids, pa.string())]))
+        places = np.minimum(np.searchsorted(self._sorted_keys, keys), len(self._sorted_keys) - 1)
+        if not np.array_equal(self._sorted_keys[places], keys):
+            raise KeyError(keys[self._sorted_keys[places] != keys][0].decode())
+        return np.asarray(self._row_numbers[places], np.int64)
 
-    def _row_of(self, clip_id: str) -> int | None:
+    def _find_row(self, clip_id: str) -> int | None:
         key = clip_id.encode()
-        place = int(np.searchsorted(self._keys, key))
-        found = place < len(self._keys) and self._keys[place] == key
-        return int(self._rows[place]) if found else None
+        place = int(np.searchsorted(self._sorted_keys, key))
+        if place < len(self._sorted_keys) and self._sorted_keys[place] == key:
+            return int(self._row_numbers[place])
+        return None
 
 
 class _Items(ItemsView[str, Row]):
@@ -182,8 +183,8 @@ class _Values(ValuesView[Row]):
         return self._mapping.rows()
 
 
-def _fixed_width(strings: pa.ChunkedArray) -> NDArray[np.bytes_]:
-    """Strings as an array of bytes, which sorts and searches without Python's objects."""
+def _to_bytes_array(strings: pa.ChunkedArray) -> NDArray[np.bytes_]:
+    """Strings as a fixed-width array, which is sorted and searched without Python objects."""
     if not len(strings):
         return np.zeros(0, "S1")
     flat = strings.cast(pa.binary()).combine_chunks()
@@ -196,17 +197,17 @@ def _fixed_width(strings: pa.ChunkedArray) -> NDArray[np.bytes_]:
     return letters.view(f"S{width}")[:, 0]
 
 
-def read_index(where: Path | Storage, manifest: Mapping[str, Any], *, hashes: bool = True) -> Clips:
-    """The index of a dataset. Raises ShardError when the file is none, has gaps, or lists a clip twice.
+def read_index(location: Path | Storage, manifest: Mapping[str, Any], *, hashes: bool = True) -> Clips:
+    """Read a dataset's index. Raises ShardError if it is not an index, has nulls, or lists a clip twice.
 
-    Without ``hashes`` its rows have no sha256: of a million clips they are half the memory.
+    ``hashes=False`` leaves out the sha256 columns, half the memory of a large index.
     """
-    place = open_storage(where)
-    path = f"{place.address}/{INDEX_NAME}"
+    storage = open_storage(location)
+    path = f"{storage.address}/{INDEX_NAME}"
     schema = INDEX_SCHEMA if hashes else pa.schema([f for f in INDEX_SCHEMA if f.name not in HASHES])
-    data = read_table(place, manifest, INDEX_NAME)
+    data = read_table(storage, manifest, INDEX_NAME)
     table = parse_table(data, schema, path, "index", repetitive=("shard", "split", "speaker"))
-    del data  # of a million clips 100 MB
+    del data  # 100 MB for a million clips
     for name in table.column_names:
         if table[name].null_count:
             row = int(np.argmax(table[name].is_null()))
@@ -215,13 +216,13 @@ def read_index(where: Path | Storage, manifest: Mapping[str, Any], *, hashes: bo
     if longest > MAX_ID_BYTES:
         raise ShardError(f"{path}: a clip id of {longest} bytes, expected {MAX_ID_BYTES} at most")
     clips = Clips(table)
-    if (twice := clips.find_duplicate()) is not None:
-        raise ShardError(f"{path}: holds {twice} twice")
+    if (duplicate := clips.find_duplicate()) is not None:
+        raise ShardError(f"{path}: holds {duplicate} twice")
     return clips
 
 
 def read_table_hashes(manifest: Mapping[str, Any]) -> dict[str, str]:
-    """sha256 of the index and the ledger, by their names; older manifests tell none."""
+    """sha256 of the index and the ledger by name, as far as the manifest has them: older ones have none."""
     tables = manifest.get("tables", {})
     if not isinstance(tables, dict) or not all(SHA256.fullmatch(str(sha256)) for sha256 in tables.values()):
         raise ShardError(f"{DATASET_NAME}: tables {str(tables)[:80]!r}, expected a sha256 by name")
@@ -229,66 +230,68 @@ def read_table_hashes(manifest: Mapping[str, Any]) -> dict[str, str]:
 
 
 def get_published_name(name: str, sha256: str) -> str:
-    """What a table is called in a bucket: by its contents, as shards are, so that none is ever replaced."""
+    """The name of a table in a bucket. It depends on the contents, so no table is ever replaced."""
     stem, _, suffix = name.partition(".")
     return f"{stem}-{sha256[:HASH_LETTERS]}.{suffix}"
 
 
-def read_table(place: Storage, manifest: Mapping[str, Any], name: str) -> bytes:
-    """The index or the ledger that belongs to a manifest, also when the dataset was rebuilt since.
+def read_table(storage: Storage, manifest: Mapping[str, Any], name: str) -> bytes:
+    """Read the index or the ledger that belongs to a manifest, even if the dataset has been rebuilt since.
 
-    A published table has the name of its contents; in a folder, or a copy of one, it has its own. In a folder
-    of this machine its contents are left to ``verify``.
+    A table in a bucket has a hash in its name, in a folder or a copy of a folder it has none. In a local
+    folder the contents are not compared with the hash; ``verify`` does that.
     """
     sha256 = read_table_hashes(manifest).get(name)
     if sha256 is not None:
         with contextlib.suppress(MissingFileError):
-            return place.read_all(get_published_name(name, sha256), sha256=sha256)
+            return storage.read_all(get_published_name(name, sha256), sha256=sha256)
     try:
-        return place.read_all(name, sha256=None if isinstance(place, LocalStorage) else sha256)
+        return storage.read_all(name, sha256=None if isinstance(storage, LocalStorage) else sha256)
     except MissingFileError as err:
-        raise ShardError(f"{place.address}: no {name} here, so this is no whole dataset") from err
+        raise ShardError(f"{storage.address}: no {name} here, so this is not a complete dataset") from err
 
 
 def compute_digest(shards: Iterable[ShardEntry]) -> str:
-    """The dataset's name for itself: the same clips with the same bytes have the same digest."""
+    """The digest that names a dataset. Equal clips with equal bytes give equal digests."""
     lines = sorted(f"{shard.split} {shard.sha256}" for shard in shards)
     return hashlib.sha256("\n".join([f"redub {SCHEMA_VERSION}", *lines]).encode()).hexdigest()
 
 
-def write_manifest(path: Path, shards: Iterable[ShardEntry], **described: Any) -> None:
-    """Write the manifest. A folder without it is not a dataset, so it comes last, after its tables."""
-    listed = sorted(shards, key=lambda shard: shard.name)
+def write_manifest(path: Path, shards: Iterable[ShardEntry], **fields: Any) -> None:
+    """Write ``dataset.json``, last of all: a folder without it is not a dataset."""
+    entries = sorted(shards, key=lambda shard: shard.name)
     tables = [path.with_name(name) for name in (INDEX_NAME, LEDGER_NAME)]
     manifest = {
         "schema_version": SCHEMA_VERSION,
-        "digest": compute_digest(listed),
+        "digest": compute_digest(entries),
         "tables": {table.name: file_sha256(table) for table in tables if table.is_file()},
-        **described,
-        "shards": [asdict(shard) for shard in listed],
+        **fields,
+        "shards": [asdict(entry) for entry in entries],
     }
     with write_atomically(path) as partial:
         partial.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
 
 
-def read_manifest(where: Path | Storage) -> dict[str, Any]:
-    """The manifest of a dataset. Raises ShardError with what is wrong."""
-    place = open_storage(where)
-    path = f"{place.address}/{DATASET_NAME}"
+def read_manifest(location: Path | Storage) -> dict[str, Any]:
+    """Read ``dataset.json``. Raises ShardError if it is missing, not JSON, or of another schema version."""
+    storage = open_storage(location)
+    path = f"{storage.address}/{DATASET_NAME}"
     try:
-        manifest = json.loads(place.read_all(DATASET_NAME))
+        manifest = json.loads(storage.read_all(DATASET_NAME))
     except MissingFileError as err:
-        raise ShardError(f"{place.address}: no {DATASET_NAME} here, so this is no whole dataset") from err
+        raise ShardError(
+            f"{storage.address}: no {DATASET_NAME} here, so this is not a complete dataset"
+        ) from err
     except (ValueError, RecursionError) as err:
         raise ShardError(f"{path}: not JSON ({err})") from err
     if not isinstance(manifest, dict) or manifest.get("schema_version") != SCHEMA_VERSION:
-        found = manifest.get("schema_version") if isinstance(manifest, dict) else None
-        raise ShardError(f"{path}: schema version {found!r}, this redub reads {SCHEMA_VERSION}")
+        schema_version = manifest.get("schema_version") if isinstance(manifest, dict) else None
+        raise ShardError(f"{path}: schema version {schema_version!r}, this redub reads {SCHEMA_VERSION}")
     return manifest
 
 
 def parse_shard_entries(manifest: Mapping[str, Any], path: Path | str) -> list[ShardEntry]:
-    """The shards a manifest lists. A name that would leave the folder is refused."""
+    """The shards that a manifest lists. Raises ShardError for a name with a path in it."""
     try:
         entries = [ShardEntry(**entry) for entry in manifest["shards"]]
     except (KeyError, TypeError) as err:

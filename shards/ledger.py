@@ -1,4 +1,4 @@
-"""The ledger: exactly one row for every file found, with what became of it and why."""
+"""The ledger: one row for every file of the raw folder, with its status and the reason for it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from shards.table import Row, Rows, read_rows, write_tables
 
 Status = Literal["ok", "dropped", "failed"]
 OK: Status = "ok"
-DROPPED: Status = "dropped"  # a rule says that the input cannot be used
-FAILED: Status = "failed"  # the work on it crashed, hung or ate its memory, twice
+DROPPED: Status = "dropped"  # the input breaks a rule of a stage
+FAILED: Status = "failed"  # the work on it crashed, hung or ran out of memory, twice
 
 FIELDS: dict[str, pa.DataType] = {
     "clip_id": pa.string(),
@@ -41,26 +41,26 @@ FIELDS: dict[str, pa.DataType] = {
     "audio_channels": pa.int32(),
     "audio_start": pa.float64(),
     "audio_seconds": pa.float64(),
-    "expected": pa.string(),  # what the corpus itself says is wrong with this file
-    "notes": pa.list_(pa.string()),  # what was mended or noticed in a clip that is kept
-    "stage": pa.string(),  # the last stage that saw the clip
+    "expected": pa.string(),  # a defect that the corpus itself documents
+    "notes": pa.list_(pa.string()),  # repairs and observations in a clip that is not dropped
+    "stage": pa.string(),  # the last stage that processed the clip
     "status": pa.string(),
-    "code": pa.string(),  # the reason in a word, for counting
-    "reason": pa.string(),  # one sentence: the value found and what was expected
+    "code": pa.string(),  # the reason as one word, for counting
+    "reason": pa.string(),  # one sentence: the value and what was expected
 }
 SCHEMA = pa.schema([pa.field(name, kind) for name, kind in FIELDS.items()])
 
 
 def build_ledger(rows: Iterable[Mapping[str, Any]]) -> Rows:
-    """Rows in columns; unknown keys are a mistake of ours and raise."""
+    """Rows in the ledger's columns. An unknown key is a programming error and raises AssertionError."""
 
-    def checked() -> Iterator[Mapping[str, Any]]:
+    def check_rows() -> Iterator[Mapping[str, Any]]:
         for row in rows:
             unknown = set(row) - set(FIELDS)
             assert not unknown, f"{row['path']}: ledger has no column {sorted(unknown)}"
             yield row
 
-    return rows if isinstance(rows, Rows) else Rows.from_rows(checked(), SCHEMA)
+    return rows if isinstance(rows, Rows) else Rows.from_rows(check_rows(), SCHEMA)
 
 
 def write_ledger(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -69,24 +69,24 @@ def write_ledger(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read_ledger(path: Path) -> Rows:
-    """Raises ShardError when the file is not a ledger."""
+    """Read a ledger. Raises ShardError if the file is not one."""
     return read_rows(path, SCHEMA, "ledger")
 
 
 def select_unusable(ledger: Rows) -> Rows:
-    """The rows of files that are no clips any more."""
+    """The rows of files that were dropped or failed."""
     return Rows(ledger.table.filter(pc.not_equal(ledger.table["status"], OK)))
 
 
 def count_by_code(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    """How many rows ended with each code; ``ok`` first, then the most frequent."""
+    """Count rows by code; ``ok`` comes first, then the most frequent code."""
     rows = rows.select_columns("code", "status") if isinstance(rows, Rows) else rows
     counts = Counter(row["code"] or row["status"] for row in rows)
-    kept = counts.pop(OK, 0)
-    return {OK: kept, **dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))}
+    n_ok = counts.pop(OK, 0)
+    return {OK: n_ok, **dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))}
 
 
 def find_rows(rows: Sequence[Row], clip: str) -> list[Row]:
-    """Rows of a clip, named by its id, path or file name."""
+    """The rows of a clip, given its id, its path or its file name."""
     exact = [row for row in rows if clip in (row["clip_id"], row["path"])]
     return exact or [row for row in rows if Path(row["path"]).name == clip]

@@ -1,4 +1,7 @@
-"""Read single clips by the index: one read or range request, checked by CRCs. Files may be a stranger's."""
+"""Open a dataset and read single clips, each with one read or range request, checked by CRC.
+
+Files are untrusted: nothing is unpickled, and sizes and offsets are checked before they are used.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +24,10 @@ from shards.index import (
     MEMBERS,
     Clips,
     ShardEntry,
-    read_manifest,
-    read_index,
-    read_table,
     parse_shard_entries,
+    read_index,
+    read_manifest,
+    read_table,
 )
 from shards.ledger import SCHEMA as LEDGER_SCHEMA
 from shards.schema import (
@@ -40,9 +43,9 @@ from shards.schema import (
 from shards.storage import TRIES, Storage, open_storage
 from shards.table import ROWS_AT_ONCE, Rows, parse_rows
 
-MAX_SIZE = 1024  # px of a crop's side; a json from a stranger may ask for more memory than there is
+MAX_SIZE = 1024  # px of a crop's side; an untrusted json must not allocate all memory
 MAX_FRAMES = 1_000_000
-MAX_APART_BYTES = 2**16  # between a clip's members: tar headers and padding
+MAX_GAP_BYTES = 2**16  # between a clip's members: tar headers and padding
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,93 +59,97 @@ class Dataset:
 
     @property
     def folder(self) -> Path:
-        """Where it lies on this machine; of a dataset elsewhere no more than its name."""
+        """The folder of a local dataset. For a remote one this is only its address as a Path."""
         return Path(self.storage.address)
 
     def ledger(self) -> Rows:
-        """The ledger that belongs to it."""
+        """Read the ledger that belongs to the manifest."""
         data = read_table(self.storage, self.manifest, LEDGER_NAME)
         return parse_rows(data, LEDGER_SCHEMA, f"{self.storage.address}/{LEDGER_NAME}", "ledger")
 
 
-def open_dataset(where: Path | Storage, *, hashes: bool = True) -> Dataset:
-    """Read the manifest and the index. Raises ShardError when they do not fit together.
+def open_dataset(location: Path | Storage, *, hashes: bool = True) -> Dataset:
+    """Read the manifest and the index. Raises ShardError if they contradict each other.
 
-    ``hashes=False`` spares the memory of the clips' sha256s, where nobody asks for them.
+    ``hashes=False`` leaves out the sha256 of each clip, which takes half of the index's memory.
     """
-    place = open_storage(where)
-    manifest = read_manifest(place)
-    shards = {entry.name: entry for entry in parse_shard_entries(manifest, f"{place.address}/{DATASET_NAME}")}
-    clips = read_index(place, manifest, hashes=hashes)
-    _check_places(clips, shards, f"{place.address}/{INDEX_NAME}")
-    return Dataset(place, manifest, shards, clips)
+    storage = open_storage(location)
+    manifest = read_manifest(storage)
+    entries = parse_shard_entries(manifest, f"{storage.address}/{DATASET_NAME}")
+    shards = {entry.name: entry for entry in entries}
+    clips = read_index(storage, manifest, hashes=hashes)
+    _check_byte_ranges(clips, shards, f"{storage.address}/{INDEX_NAME}")
+    return Dataset(storage, manifest, shards, clips)
 
 
 @functools.lru_cache(maxsize=1)
 def open_cached_dataset(address: str, digest: str) -> Dataset:
-    """The dataset with this digest at an address; a process that asks again does not open it again.
+    """The dataset at an address; a process opens the same one only once.
 
-    Raises ShardError when it is another by now.
+    Raises ShardError if its digest is no longer ``digest``.
     """
     dataset = open_dataset(open_storage(address))
-    if (found := dataset.manifest.get("digest")) != digest:
-        raise ShardError(f"{dataset.storage.address}: became the dataset {str(found)[:12]}, was {digest[:12]}")
+    if (current := dataset.manifest.get("digest")) != digest:
+        raise ShardError(
+            f"{dataset.storage.address}: became the dataset {str(current)[:12]}, was {digest[:12]}"
+        )
     return dataset
 
 
-def _check_places(clips: Clips, shards: Mapping[str, ShardEntry], path: str) -> None:
-    """Raise ShardError unless each clip's bytes lie together in a shard of the manifest."""
-    names, place = clips.shard_names()
-    rooms = np.array([shards[name].bytes if name in shards else -1 for name in names], np.int64)
-    for first in range(0, len(place), ROWS_AT_ONCE):
-        some = slice(first, first + ROWS_AT_ONCE)
-        _check_some(clips.table[some], rooms[place[some]], path)
+def _check_byte_ranges(clips: Clips, shards: Mapping[str, ShardEntry], path: str) -> None:
+    """Raise ShardError unless the members of each clip are close together in a shard of the manifest."""
+    names, shard_of_row = clips.number_shards()
+    shard_bytes = np.array([shards[name].bytes if name in shards else -1 for name in names], np.int64)
+    for first in range(0, len(shard_of_row), ROWS_AT_ONCE):
+        chunk = slice(first, first + ROWS_AT_ONCE)
+        _check_chunk(clips.table[chunk], shard_bytes[shard_of_row[chunk]], path)
 
 
-def _check_some(table: pa.Table, room: NDArray[np.int64], path: str) -> None:
-    """The same for some clips, by the bytes of each one's shard: -1 where the manifest does not list it."""
+def _check_chunk(table: pa.Table, shard_bytes: NDArray[np.int64], path: str) -> None:
+    """Check some rows. ``shard_bytes``: the size of each row's shard, -1 if the manifest lacks it."""
 
-    def refuse(wrong: NDArray[np.bool_], told: str) -> None:
-        if wrong.any():
-            raise ShardError(f"{path}: {told.format(**Rows(table)[int(np.argmax(wrong))])}")
+    def refuse(is_wrong: NDArray[np.bool_], message: str) -> None:
+        if is_wrong.any():
+            raise ShardError(f"{path}: {message.format(**Rows(table)[int(np.argmax(is_wrong))])}")
 
-    refuse(room < 0, f"{{clip_id}} lies in {{shard!r}}, which {DATASET_NAME} does not list")
+    refuse(shard_bytes < 0, f"{{clip_id}} lies in {{shard!r}}, which {DATASET_NAME} does not list")
     outside = table["frames"].to_numpy() < 1
-    first, end, total = room, np.zeros_like(room), np.zeros_like(room)
+    first, end, total = shard_bytes, np.zeros_like(shard_bytes), np.zeros_like(shard_bytes)
     for name in MEMBERS:
         offset, size = (table[f"{name}_{column}"].to_numpy() for column in ("offset", "size"))
-        outside = outside | (offset < 0) | (size < 0) | (size > room) | (offset > room - size)
+        outside = outside | (offset < 0) | (size < 0) | (size > shard_bytes) | (offset > shard_bytes - size)
         first, end, total = np.minimum(first, offset), np.maximum(end, offset + size), total + size
     refuse(outside, "{clip_id}'s bytes do not lie in {shard}")
-    refuse(end - first > total + MAX_APART_BYTES, "{clip_id}'s members do not lie together in {shard}")
+    refuse(end - first > total + MAX_GAP_BYTES, "{clip_id}'s members do not lie together in {shard}")
 
 
 def read_members(dataset: Dataset, clip_id: str, names: Sequence[str] = MEMBERS) -> dict[str, bytes]:
-    """Some of a clip's members (frames, boxes, mels, affine, json), or all of them, checked by CRC."""
+    """Read all or some members of a clip (frames, boxes, mels, affine, json), checked by CRC."""
     row = dataset.clips.get(clip_id)
     if row is None:
-        where = dataset.storage.address
-        raise ShardError(f"{where}: holds no clip {clip_id!r}; `pipeline explain` may know why")
+        raise ShardError(
+            f"{dataset.storage.address}: holds no clip {clip_id!r}; `pipeline explain` may know why"
+        )
     starts = {name: row[f"{name}_offset"] for name in names}
     ends = {name: start + row[f"{name}_size"] for name, start in starts.items()}
     first = min(starts.values())
     for _ in range(TRIES):
-        data = dataset.storage.read(row["shard"], first, max(ends.values()))  # they lie together: one request
+        data = dataset.storage.read(row["shard"], first, max(ends.values()))  # close together: one request
         members = {name: data[start - first : ends[name] - first] for name, start in starts.items()}
-        wrong = find_altered_member(row, members)
-        if wrong is None:
+        altered_member = find_altered_member(row, members)
+        if altered_member is None:
             return members
     path = f"{dataset.storage.address}/{row['shard']}"
-    raise ShardError(f"{path}: {clip_id}'s {wrong} are not the bytes that the index names")
+    raise ShardError(f"{path}: {clip_id}'s {altered_member} are not the bytes that the index names")
 
 
 def find_altered_member(row: Mapping[str, Any], members: Mapping[str, bytes]) -> str | None:
-    """The name of a member that has not the CRC of its row, if there is one."""
+    """The name of a member whose CRC is not the one in its index row, if there is one."""
     return next((name for name, data in members.items() if zlib.crc32(data) != row[f"{name}_crc32"]), None)
 
 
 def read_frame_layout(name: str, info: Mapping[str, Any]) -> tuple[Codec, list[int]]:
-    """How a clip's frames are coded, and the offsets that cut them. Raises ShardError."""
+    """The codec and the offsets of a clip's frames, from its json. Raises ShardError."""
     codec, size, offsets = info.get("codec"), info.get("size"), info.get("frame_offsets")
     if codec not in CODECS:
         raise ShardError(f"{name}: codec {codec!r}, known are {', '.join(CODECS)}")
@@ -154,7 +161,7 @@ def read_frame_layout(name: str, info: Mapping[str, Any]) -> tuple[Codec, list[i
 
 
 def decode_members(clip_id: str, members: Mapping[str, bytes]) -> ClipSample:
-    """Members to arrays. Raises ShardError on what does not fit the schema."""
+    """Decode a clip's members. Raises ShardError for anything that does not follow the schema."""
     info = json_to_info(members["json"], f"{clip_id}.{JSON_MEMBER}")
     codec, offsets = read_frame_layout(clip_id, info)
     return ClipSample(
@@ -168,5 +175,5 @@ def decode_members(clip_id: str, members: Mapping[str, bytes]) -> ClipSample:
 
 
 def read_clip(dataset: Dataset, clip_id: str) -> ClipSample:
-    """One clip, decoded and checked."""
+    """Read, decode and check one clip."""
     return decode_members(clip_id, read_members(dataset, clip_id))

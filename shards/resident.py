@@ -83,8 +83,8 @@ def split_held_out(clip_ids: Iterable[str], share: float, *, seed: int) -> tuple
     """
     ids = sorted(clip_ids)
     numbers = (int.from_bytes(clip_id.encode(), "big") % (2**64 - 59) for clip_id in ids)
-    order = np.argsort(derive_keys(derive_key(seed), np.fromiter(numbers, np.uint64, len(ids))), kind="stable")
-    ranked = [ids[place] for place in order]
+    keys = derive_keys(derive_key(seed), np.fromiter(numbers, np.uint64, len(ids)))
+    ranked = [ids[place] for place in np.argsort(keys, kind="stable")]
     n_held_out = min(math.ceil(share * len(ranked)), len(ranked) - 1)
     return sorted(ranked[n_held_out:]), sorted(ranked[:n_held_out])
 

@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+Frame = NDArray[np.uint8]  # (H, W, 3), RGB
+Frames = NDArray[np.uint8]  # (T, H, W, 3), RGB
+
 SCHEMA_VERSION = 1
 
 VIDEO_FPS = 25
@@ -100,17 +103,22 @@ def array_to_npy(array: NDArray[Any]) -> bytes:
 
 
 def npy_to_array(data: bytes, name: str) -> NDArray[Any]:
-    """Read an untrusted .npy file. Raises ShardError for anything but a plain array of exactly these bytes."""
+    """Read an untrusted .npy file. Raises ShardError unless it is a plain array of exactly these bytes."""
     file = io.BytesIO(data)
     try:
         if (version := np.lib.format.read_magic(file)) != (1, 0):
             raise ValueError(f"format version {version}, expected (1, 0)")
-        shape, _, dtype = np.lib.format.read_array_header_1_0(file, max_header_size=MAX_NPY_HEADER_BYTES)
+        shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(
+            file, max_header_size=MAX_NPY_HEADER_BYTES
+        )
+        if dtype.hasobject:
+            raise ValueError("its values are pickled objects")
         n_bytes, n_present = math.prod(shape) * dtype.itemsize, len(data) - file.tell()
-        if n_bytes != n_present:  # checked before numpy allocates what the header says
+        if n_bytes != n_present:  # checked before memory is allocated for what the header declares
             raise ValueError(f"its header declares {n_bytes} bytes, {n_present} follow")
-        file.seek(0)
-        return np.lib.format.read_array(file, allow_pickle=False, max_header_size=MAX_NPY_HEADER_BYTES)
+        values = np.frombuffer(data, dtype, offset=file.tell())
+        array: NDArray[Any] = values.reshape(shape, order="F" if is_fortran else "C").copy()
+        return array
     except (ValueError, EOFError, OSError, MemoryError, TypeError, SyntaxError) as err:
         raise ShardError(f"{name}: not a plain .npy array ({err})") from err
 

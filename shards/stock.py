@@ -48,8 +48,8 @@ def from_webdataset(
 ) -> wds.DataPipeline:
     """One pass over shards, as a stock webdataset pipeline that yields ``ClipSample``.
 
-    ``urls`` are paths or ``file:``, ``http(s)://`` and ``s3://`` addresses; webdataset expands the braces of a
-    single string. ``shuffle`` is the number of encoded clips in the shuffle buffer: 0 keeps the order of
+    ``urls`` are paths or ``file:``, ``http(s)://`` and ``s3://`` addresses; braces in a single string are
+    expanded. ``shuffle`` is the number of encoded clips in the shuffle buffer: 0 keeps the order of
     ``urls`` and of the tars, any other number shuffles the shards too. ``nodesplitter`` chooses the shards of
     a rank; None gives all shards to every rank.
 
@@ -235,7 +235,7 @@ class _ShardStream:
         is_damaged = False  # tarfile also stops at a header that is none
         while data := self.read(BLOCK_BYTES):
             is_damaged |= bool(data.strip(b"\0"))
-        match = HASH_IN_NAME.search(self._name)
+        match = HASH_IN_NAME.search(self.path)
         expected = sha256 or (match[1] if match else "")
         if not self._digest.hexdigest().startswith(expected):
             raise ShardError(

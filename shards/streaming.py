@@ -132,11 +132,11 @@ class Decoder:
             mels, affine = (npy_to_array(members[part], f"{name}.{part}") for part in ("mels", "affine"))
             side = info["size"]
             check_arrays(name, row["frames"], (side, side), boxes, mels, affine)
-            self.network_input.check_clip(
-                name, row["frames"], (len(offsets) - 1, side, side, 3), boxes, mels
-            )
+            self.network_input.check_clip(name, row["frames"], (len(offsets) - 1, side, side, 3), boxes, mels)
             self._is_checked[clip] = True
-        mels_bytes = row["frames"] * MELS_PER_FRAME * self.network_input.n_mels * np.dtype(np.float32).itemsize
+        mels_bytes = (
+            row["frames"] * MELS_PER_FRAME * self.network_input.n_mels * np.dtype(np.float32).itemsize
+        )
         return _ClipLayout(
             path,
             codec,
@@ -203,8 +203,8 @@ class Cached:
 
     def prefetch(self, indices: Iterator[BatchIndex], *, seed: int) -> Iterator[RawBatch]:
         """Read batches in ``workers`` processes. Raises ShardError, also when a process is killed."""
-        # An error must not pass through the DataLoader: its traceback would keep the loader alive, which would
-        # end its processes at an unexpected time. So errors are raised when the loader is gone.
+        # An error must not pass through the DataLoader: its traceback would keep the loader alive, whose
+        # processes would then end at an unexpected time. So errors are raised when the loader is gone.
         errors: list[ShardError] = []
 
         def catch_errors() -> Iterator[BatchIndex]:
@@ -213,8 +213,8 @@ class Cached:
             except ShardError as err:
                 errors.append(err)
 
-        # Here and not in the new processes: a fork does not copy OpenCV's threads, and waits for them for ever
-        # as soon as it asks for fewer.
+        # Here and not in the new processes: a fork does not copy OpenCV's threads, and waits for them for
+        # ever as soon as it asks for fewer.
         cv2.setNumThreads(1)
         batches = iter(
             DataLoader(
@@ -246,7 +246,7 @@ class Cached:
 
 
 def is_worker_error(err: RuntimeError) -> bool:
-    """Whether torch reports that a DataLoader worker died, which it can do at any line of the main process."""
+    """Whether torch reports that a DataLoader worker died, as it can do at any line of the main process."""
     return "DataLoader worker" in str(err)
 
 
@@ -262,7 +262,7 @@ def ignore_stop_signals(_worker: int) -> None:
 
 
 class Windowed(Cached):
-    """A ``FrameSource`` of remote shards, of which one or two windows at a time are on this machine's disk."""
+    """A ``FrameSource`` of remote shards, one or two windows of which are on this machine's disk."""
 
     def __init__(
         self, decoder: Decoder, device: torch.device, workers: int, *, store: ShardStore, window: int

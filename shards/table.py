@@ -97,7 +97,7 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]], schema: pa.Schema)
 
 
 def read_rows(path: Path, schema: pa.Schema, what: str) -> Rows:
-    """Read a Parquet file. Raises ShardError if it is not ``what``: no Parquet file, or columns are missing."""
+    """Read ``what``, a Parquet file. Raises ShardError if it is not one or lacks columns."""
     try:
         data = path.read_bytes()
     except FileNotFoundError as err:

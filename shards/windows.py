@@ -1,9 +1,9 @@
 """The order of an epoch in windows of K shards, for datasets that are larger than the disk.
 
-The shards of an epoch are shuffled, then divided into windows of at most K. Within a window, every frame of its
-shards is equally likely at every position. So K shards are enough at any moment, and an epoch still contains
-each frame once. The order is a function of (seed, epoch, K) and of the shards, so a dataset that is sharded in
-another way has another order.
+The shards of an epoch are shuffled, then divided into windows of at most K. Within a window, every frame of
+its shards is equally likely at every position. So K shards are enough at any moment, and an epoch still
+contains each frame once. The order is a function of (seed, epoch, K) and of the shards: a dataset that is
+sharded in another way has another order.
 """
 
 from __future__ import annotations

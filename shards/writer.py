@@ -76,7 +76,7 @@ def write_tar(path: Path, clips: Iterable[PackedClip]) -> list[dict[str, Any]]:
                 "source_sha256": clip.info["source_sha256"],
             }
             for name, full in _name_members(members):
-                header = tarfile.TarInfo(f"{clip.key}.{full}")  # time 0, owner 0: equal clips give equal bytes
+                header = tarfile.TarInfo(f"{clip.key}.{full}")  # time 0, owner 0: bytes depend on clips alone
                 header.size = len(members[full])
                 row[f"{name}_offset"] = tar.offset + tarfile.BLOCKSIZE
                 row[f"{name}_size"] = header.size

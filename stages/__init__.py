@@ -1,1 +1,1 @@
-"""The stages of dvc.yaml; `edit`, `fetch`, `preview`, `synth`; and what they share: corpora, media, engine."""
+"""The stages of dvc.yaml; `edit`, `fetch`, `preview`, `synth`; and what they share: corpora, engine, media."""

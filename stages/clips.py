@@ -108,7 +108,8 @@ def write_clips(work: Work, rows: Rows, report: Report) -> None:
     write_ledger(work.stage_folder(STAGE) / LEDGER_NAME, ledger)
     write_ledger(work.ledger, ledger)
     report.count_rows(ledger)
-    report.frames = sum(row["frames"] for row in ledger.select_columns("frames", "status") if row["status"] == OK)
+    lengths = ledger.select_columns("frames", "status")
+    report.frames = sum(row["frames"] for row in lengths if row["status"] == OK)
 
 
 def read_clips(work: Work) -> Rows:

@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as params_dataclass
 
 from shards.checksum import file_sha256
+from shards.schema import Frame
 from shards.table import Row
 from stages.engine.cache import digest, save_entry, versions
 from stages.engine.outcome import Drop, Outcome
@@ -28,7 +29,7 @@ from stages.media.faces import (
     measure_face_width,
     track_largest_face,
 )
-from stages.media.video import ClockFrame, Frame, read_frames_at_25fps
+from stages.media.video import ClockFrame, read_frames_at_25fps
 
 STAGE = "landmarks"
 VERSION = 1

@@ -23,11 +23,11 @@ from shards.index import (
     INDEX_NAME,
     LEDGER_NAME,
     ShardEntry,
-    read_manifest,
     make_shard_rows,
     parse_shard_entries,
-    write_manifest,
+    read_manifest,
     write_index,
+    write_manifest,
 )
 from shards.ledger import OK, count_by_code, write_ledger
 from shards.schema import SCHEMA_VERSION, ShardError

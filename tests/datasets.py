@@ -1,4 +1,4 @@
-"""Small finished datasets for tests, written as the shard stage writes them."""
+"""Small complete datasets for tests, written as the shard stage writes them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from shards.index import (
     LEDGER_NAME,
     ShardEntry,
     make_shard_rows,
-    write_manifest,
     write_index,
+    write_manifest,
 )
 from shards.ledger import write_ledger
 from shards.schema import SCHEMA_VERSION
@@ -36,10 +36,10 @@ def pack(
     codec: Codec = "raw",
     **info: Any,
 ) -> PackedClip:
-    """A clip of frames (T, H, H, 3) with one box for all of them and no alignment."""
+    """A clip of frames (T, H, H, 3) with the same box in each of them and no alignment."""
     blob = io.BytesIO()
     offsets = write_frames(blob, (encode_frame(frame, codec) for frame in frames))
-    described = {
+    fields = {
         "schema_version": SCHEMA_VERSION,
         "clip_id": key,
         "speaker": "s1",
@@ -56,7 +56,7 @@ def pack(
         np.tile(np.array(box, np.int16), (len(frames), 1)),
         mels,
         np.tile(np.eye(2, 3, dtype=np.float32), (len(frames), 1, 1)),
-        described | info,
+        fields | info,
     )
 
 
@@ -65,12 +65,12 @@ def write(
     clips: Sequence[PackedClip],
     *,
     per_shard: int = 0,
-    lost: Sequence[dict[str, Any]] = (),
-    **described: Any,
+    dropped: Sequence[dict[str, Any]] = (),
+    **fields: Any,
 ) -> Path:
-    """A finished dataset of one shard, which holds every split, or of shards of ``per_shard`` clips.
+    """A complete dataset of one shard, which contains every split, or of shards of ``per_shard`` clips.
 
-    ``lost`` are rows of the ledger of files that are no clips.
+    ``dropped`` are ledger rows of files that became no clips.
     """
     folder.mkdir(parents=True, exist_ok=True)
     shards = []
@@ -84,18 +84,18 @@ def write(
         (folder / "new.tar").rename(folder / name)
         shards.append(make_shard_rows(name, packed))
     write_index(folder / INDEX_NAME, shards)
-    kept = [
+    clip_rows = [
         {"clip_id": clip.key, "path": f"{clip.key}.mpg", "emotion": clip.info.get("emotion")}
         | {"status": "ok", "notes": []}
         for clip in clips
     ]
-    corpus = described.get("dataset")
-    write_ledger(folder / LEDGER_NAME, [row | {"corpus": corpus} for row in [*kept, *lost]])
+    corpus = fields.get("dataset")
+    write_ledger(folder / LEDGER_NAME, [row | {"corpus": corpus} for row in [*clip_rows, *dropped]])
     splits: dict[str, dict[str, int]] = {}
     for row in chain.from_iterable(shards):
         counts = splits.setdefault(row["split"], {"shards": 1, "clips": 0, "frames": 0})
         counts["clips"] += 1
         counts["frames"] += row["frames"]
     defaults = {"dataset": "made", "params": {}, "files_found": len(clips), "dropped": {}, "splits": splits}
-    write_manifest(folder / DATASET_NAME, entries, **(defaults | described))
+    write_manifest(folder / DATASET_NAME, entries, **(defaults | fields))
     return folder

@@ -16,15 +16,14 @@ from numpy.typing import NDArray
 from shards.atomic import write_atomically
 from shards.checksum import file_sha256
 from shards.reader import Dataset
+from shards.schema import Frames
 from shards.table import write_rows
 from stages.media.crops import compute_supersample, warp
 from stages.media.encode import AudioTrack, write_mp4
-from stages.sample.pairs import CROPS, SCHEMA, STORY, TABLE, Pair, write_crops
+from stages.sample.pairs import CROPS, RUN_INFO, SCHEMA, TABLE, Pair, write_crops
 from stages.synth.appearance import sample_appearance
 from stages.synth.face import Mouth, draw_portrait
 from tests import datasets
-
-Frames = NDArray[np.uint8]
 
 SIZE, N_MELS = 64, 32
 WIDTH, HEIGHT = 180, 160  # of the source
@@ -125,7 +124,7 @@ def write_samples(
         "audio": audio,
         "params": {"seed": seed},
     }
-    with write_atomically(folder / STORY) as partial:
+    with write_atomically(folder / RUN_INFO) as partial:
         partial.write_text(json.dumps(description))
     return folder
 

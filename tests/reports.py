@@ -24,7 +24,7 @@ from stages.evaluate.scores import CLIPS_SCHEMA, FRAMES_SCHEMA, build_metrics
 from stages.evaluate.table import FROZEN, TRUTH
 from stages.report.run import ReportRequest, write_report
 from stages.sample.pairs import CROPS, SCHEMA, TABLE, write_crops
-from stages.sample.pairs import STORY as SAMPLES_STORY
+from stages.sample.pairs import RUN_INFO as SAMPLES_INFO
 from tests import datasets
 
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -60,7 +60,7 @@ def write_dataset(folder: Path) -> Dataset:
     ]
     params = {"align": {HOSTILE: HOSTILE}}
     return open_dataset(
-        datasets.write(folder, clips, lost=dropped, dataset="grid", codec="webp", params=params)
+        datasets.write(folder, clips, dropped=dropped, dataset="grid", codec="webp", params=params)
     )
 
 
@@ -138,7 +138,7 @@ def write_samples(folder: Path, dataset: Dataset, pairs: Sequence[tuple[str, str
         ids = {"name": name, "clip_id": clip_id, "audio_clip_id": audio_clip_id, "frames": len(frames)}
         rows.append(ids | {"split": dataset.clips[clip_id]["split"]})
     write_rows(folder / TABLE, rows, SCHEMA)
-    (folder / SAMPLES_STORY).write_text(
+    (folder / SAMPLES_INFO).write_text(
         json.dumps({"dataset": dataset.manifest["digest"], "params": {"steps": 10}})
     )
     return folder

@@ -122,7 +122,7 @@ def test_a_killed_upload_leaves_no_dataset_and_can_be_resumed(
         patch.setattr(remote, "RETRY_POLICY", replace(remote.RETRY_POLICY, deadline_seconds=0.5))
         with pytest.raises(ShardError, match=r"\.tar: given up"):
             publish(folder, open_storage(address))
-    with pytest.raises(ShardError, match="so this is no whole dataset"):
+    with pytest.raises(ShardError, match="so this is not a complete dataset"):
         open_dataset(open_storage(address))
     proxy.faults.remove(fault)
     before = set(open_storage(address).list_names())

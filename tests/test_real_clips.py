@@ -15,7 +15,7 @@ from shards.schema import VIDEO_FPS
 from shards.verify import verify
 from stages.clips import is_side_car
 from stages.media.crops import compute_supersample, warp
-from tests.build import build, pipeline, find_stage_summary, snapshot_files
+from tests.build import build, find_stage_summary, pipeline, snapshot_files
 
 
 def frames_by_ffmpeg(path: Path) -> tuple[np.ndarray, list[np.ndarray]]:

@@ -16,7 +16,7 @@ import pytest
 from shards.index import DATASET_NAME
 from shards.verify import verify
 from stages.synth import SynthParams, make_corpus
-from tests.build import PIPELINE, build, dvc, hash_files, pipeline, find_stage_summary
+from tests.build import PIPELINE, build, dvc, find_stage_summary, hash_files, pipeline
 
 ROOT = Path(__file__).parent.parent
 KILLS = 10

@@ -8,15 +8,13 @@ import os
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
 from pipeline import params as params_file
 from pipeline.options import FILE, FOLDER, device_options
 
-if TYPE_CHECKING:
-    from model.execution import Precision
 
 POLL_SECONDS = 0.2
 
@@ -57,8 +55,7 @@ def command(
     params: Path | None,
     landmarker: str,
     device: str,
-    precision: Precision,
-    compile: bool | None,
+    execution: dict[str, Any],
 ) -> None:  # fmt: skip
     """Serve a web page that edits videos: upload a video and speech, choose a run, watch and download.
 
@@ -86,9 +83,7 @@ def command(
         try:
             sections = params_file.load(params)
             service = Service(
-                models=ModelList(
-                    runs, extra_runs, select_device(device), Execution(precision=precision, compile=compile)
-                ),
+                models=ModelList(runs, extra_runs, select_device(device), Execution(**execution)),
                 sessions=sessions,
                 sections=sections,
                 landmarker=weights.find(weights.LANDMARKER, landmarker or sections.landmarks.model),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,8 +12,6 @@ from pipeline.options import FILE, FOLDER, device_options, sampler_options
 from pipeline.progress import ProgressBars
 
 if TYPE_CHECKING:
-    from model.execution import Precision
-    from sampler.params import SamplerName
     from stages.edit.face_track import FaceChoice
     from stages.edit.run import Preset
     from stages.edit.timing import Fit
@@ -100,14 +98,9 @@ def command(
     max_pixels: int,
     params: Path | None,
     landmarker: str,
-    sampler: SamplerName | None,
-    steps: int | None,
-    guidance: float | None,
-    reanchor_every: int | None,
-    seed: int | None,
+    sampling: dict[str, Any],
     device: str,
-    precision: Precision,
-    compile: bool | None,
+    execution: dict[str, Any],
 ) -> None:  # fmt: skip
     """Make the person in VIDEO say the speech in AUDIO.
 
@@ -127,16 +120,8 @@ def command(
             fit=fit, face=face, crf=crf, preset=preset, max_seconds=max_seconds, max_pixels=max_pixels
         )
         model = weights.find(weights.LANDMARKER, landmarker or sections.landmarks.model)
-        sample_params = override_params(
-            sections.sample,
-            sampler=sampler,
-            steps=steps,
-            guidance=guidance,
-            reanchor_every=reanchor_every,
-            seed=seed,
-        )
-        execution = Execution(precision=precision, compile=compile)
-        generator = load_generator(run, sample_params, select_device(device), execution)
+        sample_params = override_params(sections.sample, **sampling)
+        generator = load_generator(run, sample_params, select_device(device), Execution(**execution))
         with ProgressBars() as bars:
             result = edit(
                 video,

@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from pipeline.options import FILE, add_endpoint_option
 
-CLIPS_SHOWN = 12
+if TYPE_CHECKING:
+    from shards.reader import Dataset
+
+DEFAULT_CLIPS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class _PreviewRequest:
+    """The options of the command."""
+
+    shards: str
+    out: Path
+    video: str | None
+    clip_ids: Sequence[str]
+    n_clips: int | None
+    speaker: str | None
+    split: str | None
+    seed: int | None
 
 
 @click.command("preview")
@@ -20,11 +40,11 @@ CLIPS_SHOWN = 12
     "--clips",
     "n_clips",
     type=click.IntRange(1, 200),
-    help=f"How many clips to show, spread over speakers and splits.  [default: {CLIPS_SHOWN}]",
+    help=f"How many clips to show, spread over speakers and splits.  [default: {DEFAULT_CLIPS}]",
 )
 @click.option("--speaker", help="Only clips of this speaker.")
 @click.option("--split", help="Only clips of this split.")
-@click.option("--seed", type=int, help="Another one shows other clips.  [default: 0]")
+@click.option("--seed", type=int, help="Random seed of the selection of clips.  [default: 0]")
 @add_endpoint_option
 def command(
     shards: str,
@@ -36,51 +56,81 @@ def command(
     split: str | None,
     seed: int | None,
 ) -> None:  # fmt: skip
-    """See what a dataset holds. Of one at a URL only the clips that are shown are read.
+    """Show what a dataset holds. From a URL, only the clips that are shown are read.
 
-    Without --video: a contact sheet. For each clip some of its frames with their mask boxes, and its
-    mels below them, with lines where those frames lie in time.
+    Without --video: write a contact sheet. For each clip it has some of the frames with their mask boxes and,
+    below, the mels with lines at the times of these frames.
 
-    With --video: the clip's frames with their boxes, and a line that runs over its mels. The sound is
-    made from these mels alone (Griffin-Lim, so it is hollow): what is heard is what the shards hold,
-    and its sync is theirs.
+    With --video: write a video of the clip's frames with their mask boxes, and a line that moves over the
+    mels. The audio is made from the mels alone (by Griffin-Lim, so it sounds hollow): it is what the shards
+    hold, and so is its synchrony with the frames.
     """
-    draws = {"--clips": n_clips, "--speaker": speaker, "--split": split, "--seed": seed}
-    idle = [name for name, value in draws.items() if value is not None]
-    if video is not None and clip_ids:
-        raise click.UsageError("--video shows one clip, --clip is for sheets")
-    if idle and (video is not None or clip_ids):
-        raise click.UsageError(f"{', '.join(idle)}: the clips to show are named already")
-    suffix = ".png" if video is None else ".mp4"
-    if out.suffix.lower() != suffix:
-        kind = "a contact sheet is" if video is None else "a video is"
-        raise click.BadParameter(f"{out}: {kind} written as {suffix}", param_hint="--out")
-    if not out.parent.is_dir():
-        raise click.BadParameter(f"{out}: there is no folder {out.parent}", param_hint="--out")
+    request = _PreviewRequest(shards, out, video, clip_ids, n_clips, speaker, split, seed)
+    _check_selection(request)
+    _check_out(out, suffix=".png" if video is None else ".mp4")
 
     from shards.reader import open_dataset
-    from shards.schema import VIDEO_FPS, ShardError
+    from shards.schema import ShardError
     from shards.storage import open_storage
-    from stages import preview
     from stages.engine.outcome import StageError
 
     try:
         dataset = open_dataset(open_storage(shards))
-        if video is not None:
-            if video == "any" and video not in dataset.clips:
-                (video,) = preview.clips_spread(dataset, 1, seed=0)
-            n_frames = preview.write_video(dataset, video, out)
-            click.echo(f"{out}: {video}, {n_frames} frames, {n_frames / VIDEO_FPS:.2f} s")
-            return
-        if clip_ids:
-            shown = preview.clips_named(dataset, clip_ids)
-        else:
-            shown = preview.clips_spread(
-                dataset, n_clips or CLIPS_SHOWN, seed=seed or 0, speaker=speaker, split=split
-            )
-        width, height = preview.write_sheet(dataset, shown, out)
+        message = _write_sheet(dataset, request) if video is None else _write_video(dataset, video, out)
     except (ShardError, StageError) as err:
         raise click.ClickException(str(err)) from err
     except OSError as err:
         raise click.ClickException(f"{out}: cannot be written ({err.strerror or err})") from err
-    click.echo(f"{out}: {len(shown)} of {len(dataset.clips)} clips, {width}x{height} px")
+    click.echo(message)
+
+
+def _check_selection(request: _PreviewRequest) -> None:
+    """Raise UsageError if options select the clips in more than one way."""
+    if request.video is not None and request.clip_ids:
+        raise click.UsageError("--video shows one clip, --clip is for sheets")
+    filters: Mapping[str, object] = {
+        "--clips": request.n_clips,
+        "--speaker": request.speaker,
+        "--split": request.split,
+        "--seed": request.seed,
+    }
+    unused = [name for name, value in filters.items() if value is not None]
+    if unused and (request.video is not None or request.clip_ids):
+        raise click.UsageError(f"{', '.join(unused)}: the clips to show are named already")
+
+
+def _check_out(out: Path, *, suffix: str) -> None:
+    if out.suffix.lower() != suffix:
+        kind = "contact sheet" if suffix == ".png" else "video"
+        raise click.BadParameter(f"{out}: a {kind} is written as {suffix}", param_hint="--out")
+    if not out.parent.is_dir():
+        raise click.BadParameter(f"{out}: there is no folder {out.parent}", param_hint="--out")
+
+
+def _write_video(dataset: Dataset, clip_id: str, out: Path) -> str:
+    """Write the video of a clip; return the message to print."""
+    from shards.schema import VIDEO_FPS
+    from stages import preview
+
+    if clip_id == "any" and clip_id not in dataset.clips:
+        (clip_id,) = preview.spread_clips(dataset, 1, seed=0)
+    n_frames = preview.write_video(dataset, clip_id, out)
+    return f"{out}: {clip_id}, {n_frames} frames, {n_frames / VIDEO_FPS:.2f} s"
+
+
+def _write_sheet(dataset: Dataset, request: _PreviewRequest) -> str:
+    """Write a contact sheet; return the message to print."""
+    from stages import preview
+
+    if request.clip_ids:
+        clip_ids = preview.check_clip_ids(dataset, request.clip_ids)
+    else:
+        clip_ids = preview.spread_clips(
+            dataset,
+            request.n_clips or DEFAULT_CLIPS,
+            seed=request.seed or 0,
+            speaker=request.speaker,
+            split=request.split,
+        )
+    width, height = preview.write_sheet(dataset, clip_ids, request.out)
+    return f"{request.out}: {len(clip_ids)} of {len(dataset.clips)} clips, {width}x{height} px"

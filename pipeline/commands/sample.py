@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 import click
 
 from pipeline import params as params_file
 from pipeline.options import FILE, FOLDER, add_endpoint_option, device_options, print_once, sampler_options
-
-if TYPE_CHECKING:
-    from model.execution import Precision
-    from sampler.params import SamplerName
+from pipeline.progress import ProgressBars
 
 
 @click.command("sample")
 @click.option("--shards", required=True, metavar="DIR|URL", help="A finished dataset.")
 @click.option("--run", type=FOLDER, required=True, help="Folder of a run, or of one checkpoint.")
 @click.option("-o", "--out", type=FOLDER, required=True, help="Folder to write.")
-@click.option("--split", default="test", show_default=True, help="Which clips.")
+@click.option("--split", default="test", show_default=True, help="Split to generate.")
 @click.option(
     "--audio",
     type=click.Choice(["own", "swapped"]),
     default="own",
     show_default=True,
-    help="Whose speech: the clip's, or another clip's, paired by --seed.",
+    help="The clip's own speech, or another clip's, paired by --seed.",
 )
-@click.option("--clips", type=click.IntRange(1), help="Only the first so many, by name.")
-@click.option("--slots", type=click.IntRange(1), default=16, show_default=True, help="Clips at once.")
-@click.option("--videos/--no-videos", default=True, show_default=True, help="An mp4 beside the crops.")
+@click.option("--clips", type=click.IntRange(1), help="Only the first N clips, by name.")
+@click.option("--slots", type=click.IntRange(1), default=16, show_default=True, help="Clips at a time.")
+@click.option("--videos/--no-videos", default=True, show_default=True, help="Write an mp4 beside the crops.")
 @click.option(
     "--params",
     "params_path",
@@ -49,16 +46,11 @@ def command(
     slots: int,
     videos: bool,
     params_path: Path | None,
-    sampler: SamplerName | None,
-    steps: int | None,
-    guidance: float | None,
-    reanchor_every: int | None,
-    seed: int | None,
+    sampling: dict[str, Any],
     device: str,
-    precision: Precision,
-    compile: bool | None,
+    execution: dict[str, Any],
 ) -> None:  # fmt: skip
-    """Draw the clips of a split anew. Run again to go on where it stopped.
+    """Generate the clips of a split. Run again to continue where it stopped.
 
     On several GPUs: torchrun --nproc-per-node 8 -m -- pipeline.main sample ...
     """
@@ -70,14 +62,7 @@ def command(
     from stages.sample import run as sample
 
     try:
-        params = override_params(
-            params_file.load(params_path).sample,
-            sampler=sampler,
-            steps=steps,
-            guidance=guidance,
-            reanchor_every=reanchor_every,
-            seed=seed,
-        )
+        params = override_params(params_file.load(params_path).sample, **sampling)
         request = sample.SampleRequest(
             shards=shards,
             run=run,
@@ -88,9 +73,10 @@ def command(
             slots=slots,
             videos=videos,
             device=device,
-            machine=Execution(precision=precision, compile=compile),
+            execution=Execution(**execution),
         )
-        n_clips = sample.run(request, params)
+        with ProgressBars() as bars:
+            n_clips = sample.run(request, params, bars)
     except (StageError, ShardError, ModelError) as err:
         raise click.ClickException(str(err)) from err
-    print_once(f"{out}: {n_clips} clips of {split}, to {audio} speech")
+    print_once(f"{out}: {n_clips} clips of {split}, with {audio} speech")

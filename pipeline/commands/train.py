@@ -8,7 +8,7 @@ import os
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 import yaml
@@ -17,7 +17,6 @@ from pipeline import params as params_file
 from pipeline.options import FILE, FOLDER, add_endpoint_option, device_options, print_once
 
 if TYPE_CHECKING:
-    from model.execution import Precision
     from model.recipe import Recipe
     from stages.train import Hold
 
@@ -95,9 +94,8 @@ def command(
     settings: tuple[str, ...],
     params: Path | None,
     device: str,
-    precision: Precision,
     micro_batch: int | None,
-    compile: bool | None,
+    execution: dict[str, Any],
     frames_on: str,
     hold: Hold,
     cache: Path | None,
@@ -142,7 +140,7 @@ def command(
             hold=hold,
             cache=cache,
             cache_gb=cache_gb,
-            execution=Execution(micro_batch=micro_batch or 0, precision=precision, compile=compile),
+            execution=Execution(micro_batch=micro_batch or 0, **execution),
         )
         with ProgressBars() as bars:
             outcome = train.run(request, recipe, bars)

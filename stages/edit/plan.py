@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.schema import VIDEO_FPS
+from shards.schema import VIDEO_FPS, Frame
 from stages.edit.face_track import FacePath, FaceSegment
 from stages.edit.reader import VideoFacts
 from stages.edit.timing import Fit, FrameTiming, compute_median_step, schedule_frames
 from stages.media.crops import warp
-from stages.media.video import Frame, count_instants, sample_at_25fps
+from stages.media.video import count_instants, sample_at_25fps
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from pydantic.dataclasses import dataclass as params_dataclass
 from sampler.paste import paste
 from sampler.rollout import CropFrame
 from shards.atomic import write_atomically
-from shards.schema import MELS_PER_FRAME, VIDEO_FPS
+from shards.schema import MELS_PER_FRAME, VIDEO_FPS, Frame
 from stages.align import AlignParams
 from stages.edit.face_track import FaceChoice, choose_face_path, observe_faces
 from stages.edit.plan import EditPlan
@@ -46,7 +46,7 @@ from stages.engine.outcome import Drop, StageError
 from stages.engine.progress import Progress, no_progress
 from stages.engine.sandbox import ClipJob, LimitParams
 from stages.landmarks import LandmarksParams
-from stages.media.video import Frame, RgbConverter
+from stages.media.video import RgbConverter
 from stages.mels import MelsParams, compute_mels_of_file
 
 Preset = Literal[

@@ -11,9 +11,7 @@ from numpy.typing import NDArray
 
 from shards.reader import Dataset
 from shards.rng import derive_key
-from shards.schema import MELS_PER_FRAME, ClipSample
-
-Frames = NDArray[np.uint8]  # (T, S, S, 3)
+from shards.schema import MELS_PER_FRAME, ClipSample, Frames
 
 BANK_FRAMES = 10_000  # of the training split, at most: a larger bank has hardly any nearer frames
 BANK_WIDTH, BANK_HEIGHT = 80, 48  # px of a stored mouth; boxes of 128 px crops are about 75 x 42

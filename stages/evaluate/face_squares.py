@@ -13,11 +13,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import cv2
-import numpy as np
 from numpy.typing import NDArray
 
 from sampler.paste import paste
-from shards.schema import VIDEO_FPS, ClipSample
+from shards.schema import VIDEO_FPS, ClipSample, Frames
 from stages import landmarks
 from stages.engine import sandbox
 from stages.engine.cache import load_entry, save_entry
@@ -26,8 +25,6 @@ from stages.engine.sandbox import ClipJob, LimitParams
 from stages.evaluate.metrics.face_crops import crop_faces, face_boxes
 from stages.landmarks import LandmarksParams
 from stages.media.video import ClockFrame, read_frames_at_25fps, read_video_span
-
-Frames = NDArray[np.uint8]  # (T, H, W, 3), RGB
 
 
 def crop_squares(path: Path, n_frames: int, landmarker: Path, limits: LimitParams) -> Frames:

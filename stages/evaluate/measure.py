@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from shards.ledger import FAILED
 from shards.reader import Dataset, open_cached_dataset, read_clip
-from shards.schema import MELS_PER_FRAME, VIDEO_FPS, ClipSample, ShardError
+from shards.schema import MELS_PER_FRAME, VIDEO_FPS, ClipSample, Frames, ShardError
 from stages.engine import sandbox
 from stages.engine.cache import load_entry, save_entry
 from stages.engine.outcome import Drop, Outcome
@@ -28,7 +28,7 @@ from stages.evaluate.metrics.identity import identity_distances
 from stages.evaluate.metrics.motion import smoothness
 from stages.evaluate.metrics.pixels import squared_errors, ssim_by_frame
 from stages.evaluate.mouths import find_mouths_cached
-from stages.sample.pairs import Frames, read_crops
+from stages.sample.pairs import read_crops
 
 VERSION = 1
 MIN_SHARE = 0.9  # of a clip's frames that a file must have to be scored

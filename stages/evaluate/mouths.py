@@ -10,12 +10,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.schema import Frame
 from stages.engine.cache import digest, entry_path, load_entry, save_entry, versions
 from stages.engine.outcome import Outcome
 from stages.evaluate.metrics.mouth import Mouths
 from stages.landmarks import open_finder
 from stages.media import faces
-from stages.media.faces import Frame, Points
+from stages.media.faces import Points
 
 STAGE = "mouths"
 VERSION = 1

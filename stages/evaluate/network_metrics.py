@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.schema import Frames
 from stages.evaluate.metrics.frechet import Moments, frechet_distance
 from stages.evaluate.metrics.inception import Inception, extract_features
 from stages.evaluate.metrics.lpips import MIN_PX, AlexNet, Heads, Lpips
 from stages.evaluate.metrics.lse import Skipped, compute_lse
-from stages.evaluate.metrics.pixels import Boxes, Frames, crop_boxes
+from stages.evaluate.metrics.pixels import Boxes, crop_boxes
 from stages.evaluate.metrics.published import load_published
 from stages.evaluate.metrics.syncnet import SyncNet
 from stages.media.weights import NETWORKS, WeightsNotFound, find_local

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.reader import Dataset, read_clip
-from shards.schema import ClipSample, ShardError
+from shards.schema import ClipSample, Frames, ShardError
 from stages.engine.cache import digest, entry_path, load_entry, save_entry, versions
 from stages.engine.outcome import Drop, Outcome
 from stages.engine.progress import Progress, no_progress
@@ -24,7 +24,6 @@ from stages.evaluate.metrics.lse import CROPS, Skipped
 from stages.evaluate.metrics.obedience import Mean
 from stages.evaluate.network_metrics import LSE, LSE_REAL, Fid, Networks, score_clip_by_networks
 from stages.media.audio import SAMPLES_PER_FRAME
-from stages.sample.pairs import Frames
 
 STAGE = "networks"
 VERSION = 2

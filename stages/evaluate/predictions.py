@@ -19,7 +19,7 @@ import numpy as np
 from shards.checksum import file_sha256
 from shards.ledger import DROPPED, FAILED, OK
 from shards.reader import Dataset, open_cached_dataset, read_clip
-from shards.schema import VIDEO_FPS, ClipSample
+from shards.schema import VIDEO_FPS, ClipSample, Frame
 from stages.engine import sandbox
 from stages.engine.cache import digest, entry_path, load_entry, save_entry, versions
 from stages.engine.outcome import Drop, Outcome, StageError
@@ -27,7 +27,6 @@ from stages.engine.sandbox import ClipJob, LimitParams
 from stages.engine.stage import Mapper
 from stages.media.crops import MAX_SUPERSAMPLE, compute_supersample, warp
 from stages.media.video import (
-    Frame,
     count_frames_at_25fps,
     read_display_size,
     read_frames_at_25fps,
@@ -35,7 +34,7 @@ from stages.media.video import (
 )
 from stages.sample.pairs import (
     CROPS,
-    STORY,
+    RUN_INFO,
     TABLE,
     Pair,
     count_pair_frames,
@@ -81,7 +80,7 @@ def find_systems(
     Each has every clip to score, whether the folder has it or not. Raises StageError when the folder holds
     neither samples nor videos.
     """
-    if (folder / STORY).is_file() or (folder / TABLE).is_file():
+    if (folder / RUN_INFO).is_file() or (folder / TABLE).is_file():
         return [_read_sample_folder(name or "ours", folder, dataset, split, n_clips)]
     return _read_video_folder(name or folder.resolve().name, folder, dataset, split, n_clips)
 
@@ -91,12 +90,12 @@ def _read_sample_folder(
 ) -> GeneratedSystem:
     """The row of a folder that ``pipeline sample`` wrote."""
     try:
-        description = json.loads((folder / STORY).read_text())
+        description = json.loads((folder / RUN_INFO).read_text())
         json.dumps(description, allow_nan=False)  # it is copied to evaluation.json
         audio, seed = description["audio"], int(description["params"]["seed"])
         sampled_dataset = description["dataset"]
     except (OSError, ValueError, TypeError, KeyError) as err:
-        raise StageError(f"{folder / STORY}: cannot be read ({type(err).__name__}: {err})") from err
+        raise StageError(f"{folder / RUN_INFO}: cannot be read ({type(err).__name__}: {err})") from err
     if sampled_dataset != dataset.manifest["digest"]:
         raise StageError(
             f"{folder} was generated from the dataset {str(sampled_dataset)[:12]}, "

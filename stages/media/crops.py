@@ -9,7 +9,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.media.video import ClockFrame, Frame
+from shards.schema import Frame
+from stages.media.video import ClockFrame
 
 Matrices = NDArray[np.float32]  # (T, 2, 3), source px -> crop px
 

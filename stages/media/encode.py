@@ -22,9 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.atomic import write_atomically
+from shards.schema import Frame
 from stages.engine.outcome import StageError
-
-Frame = NDArray[np.uint8]
 
 CRF = 18  # of x264: lower is better and larger; 18 looks like the original
 STALL_SECONDS = 120.0  # for ffmpeg to accept one frame, or to finish the file

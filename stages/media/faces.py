@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Frame = NDArray[np.uint8]
+from shards.schema import Frame
+
 Points = NDArray[np.float32]  # (478, 2), source px, pixel centres at whole numbers
 
 N_POINTS = 478

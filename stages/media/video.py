@@ -23,10 +23,9 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from shards.schema import VIDEO_FPS
+from shards.schema import VIDEO_FPS, Frame
 from stages.engine.outcome import Drop
 
-Frame = NDArray[np.uint8]
 Item = TypeVar("Item")
 
 # Demuxers that read one file and nothing else: no playlists, which could name other files.

@@ -1,7 +1,7 @@
-"""Look into a dataset: a contact sheet of its clips, or one clip as video with the sound of its mels."""
+"""Preview a dataset: a contact sheet of its clips, or one clip as a video with audio made from its mels."""
 
-from stages.preview.choice import clips_named, clips_spread
+from stages.preview.selection import check_clip_ids, spread_clips
 from stages.preview.sheet import write_sheet
 from stages.preview.video import write_video
 
-__all__ = ["clips_named", "clips_spread", "write_sheet", "write_video"]
+__all__ = ["check_clip_ids", "spread_clips", "write_sheet", "write_video"]

@@ -1,4 +1,4 @@
-"""A contact sheet: a cell for each clip, with frames, boxes and mels."""
+"""Contact sheets: one cell per clip, with frames, mask boxes and mels."""
 
 from __future__ import annotations
 
@@ -14,123 +14,125 @@ from shards.schema import VIDEO_FPS, ClipSample
 from stages.preview.drawing import (
     BACKGROUND,
     BOX,
-    BRIDGED,
     DIM,
     GAP_PX,
+    INTERPOLATED,
     MARK,
     TEXT,
     Color,
-    boxed,
-    bridged_frames,
     draw_centred,
+    draw_mask_box,
+    draw_mels,
     draw_seconds,
     draw_text,
-    mel_picture,
+    find_interpolated_frames,
 )
 
-FRAMES_SHOWN = 6
+FRAMES_PER_CELL = 6
 MARGIN_PX = 28
 DIGEST_LETTERS = 12
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """How large a sheet's things are, in px."""
+class SheetStyle:
+    """Layout and sizes of a contact sheet, in px."""
 
     columns: int
-    crop: int  # side of a shown frame
+    crop: int  # side of a frame
     text: int
 
     @property
     def cell(self) -> int:
-        """Width of one clip's cell."""
-        return FRAMES_SHOWN * self.crop + (FRAMES_SHOWN - 1) * GAP_PX
+        """Width of a cell."""
+        return FRAMES_PER_CELL * self.crop + (FRAMES_PER_CELL - 1) * GAP_PX
 
     @property
     def width(self) -> int:
+        """Width of the sheet."""
         return self.columns * (self.cell + MARGIN_PX) + MARGIN_PX
 
 
-def look_for(n_clips: int) -> Look:
-    """Few clips are drawn large, many beside each other; a sheet is 1600 to 2500 px wide."""
+def choose_style(n_clips: int) -> SheetStyle:
+    """Large cells for few clips, several columns for many; a sheet is 1600 to 2500 px wide."""
     if n_clips <= 3:
-        return Look(columns=1, crop=256, text=22)
+        return SheetStyle(columns=1, crop=256, text=22)
     if n_clips <= 16:
-        return Look(columns=2, crop=192, text=19)
-    return Look(columns=3, crop=128, text=15)
+        return SheetStyle(columns=2, crop=192, text=19)
+    return SheetStyle(columns=3, crop=128, text=15)
 
 
-def draw_cell(sample: ClipSample, look: Look) -> Image.Image:
-    """One clip: caption, frames with boxes, and its mel picture with marks where those frames are."""
+def draw_cell(sample: ClipSample, style: SheetStyle) -> Image.Image:
+    """Draw a clip: caption, frames with mask boxes, and mels with marks at the times of these frames."""
     n_frames = len(sample.frames)
     seconds = n_frames / VIDEO_FPS
-    bridged = bridged_frames(sample)
-    notes = _notes(sample, bridged)
-    line, small = round(1.5 * look.text), look.text - 3
+    interpolated = find_interpolated_frames(sample)
+    notes = _format_notes(sample, interpolated)
+    line, small = round(1.5 * style.text), style.text - 3
     crops_top = line + (line if notes else 0)
-    labels_top = crops_top + look.crop
-    mel_top, mel_height = labels_top + line, round(0.75 * look.crop)
-    cell = Image.new("RGB", (look.cell, mel_top + mel_height + 8 + look.text), BACKGROUND)
+    labels_top = crops_top + style.crop
+    mel_top, mel_height = labels_top + line, round(0.75 * style.crop)
+    cell = Image.new("RGB", (style.cell, mel_top + mel_height + 8 + style.text), BACKGROUND)
     draw = ImageDraw.Draw(cell)
-    _draw_caption(draw, sample, look)
+    _draw_caption(draw, sample, style)
     if notes:
-        draw_text(draw, (0, line + look.text), notes, small, BRIDGED, width=look.cell)
+        draw_text(draw, (0, line + style.text), notes, small, INTERPOLATED, width=style.cell)
 
-    mel = mel_picture(sample.mels, start=0, seconds=seconds, width=look.cell, height=mel_height)
+    mel = draw_mels(sample.mels, start=0, seconds=seconds, width=style.cell, height=mel_height)
     cell.paste(Image.fromarray(mel), (0, mel_top))
-    for k in bridged:
-        left, right = k / n_frames * look.cell, (k + 1) / n_frames * look.cell
-        draw.rectangle((left, mel_top, right, mel_top + look.crop // 32), BRIDGED)
+    for k in interpolated:
+        x0, x1 = k / n_frames * style.cell, (k + 1) / n_frames * style.cell
+        draw.rectangle((x0, mel_top, x1, mel_top + style.crop // 32), INTERPOLATED)
 
-    n_shown = min(FRAMES_SHOWN, n_frames)
-    for i in range(n_shown):
-        k = (2 * i + 1) * n_frames // (2 * n_shown)
-        left = i * (look.crop + GAP_PX)
-        cell.paste(Image.fromarray(boxed(sample.frames[k], sample.boxes[k], look.crop)), (left, crops_top))
-        color = BRIDGED if k in bridged else TEXT
-        if k in bridged:
-            edges = (left, crops_top, left + look.crop - 1, crops_top + look.crop - 1)
-            draw.rectangle(edges, outline=BRIDGED, width=3)
-        at = k / n_frames * look.cell
+    n_crops = min(FRAMES_PER_CELL, n_frames)
+    for i in range(n_crops):
+        k = (2 * i + 1) * n_frames // (2 * n_crops)
+        x0 = i * (style.crop + GAP_PX)
+        cell.paste(
+            Image.fromarray(draw_mask_box(sample.frames[k], sample.boxes[k], style.crop)), (left, crops_top)
+        )
+        color = INTERPOLATED if k in interpolated else TEXT
+        if k in interpolated:
+            edges = (x0, crops_top, x0 + style.crop - 1, crops_top + style.crop - 1)
+            draw.rectangle(edges, outline=INTERPOLATED, width=3)
+        x = k / n_frames * style.cell
         label = f"{k} · {k / VIDEO_FPS:.2f} s"
-        draw_centred(draw, (at, labels_top + small + 2), label, small, color, between=(0, look.cell))
-        draw.line((at, mel_top - 5, at, mel_top - 1), color)
-        _draw_over(cell, round(at), mel_top, mel_height, color)
-    draw_seconds(draw, 0, mel_top + mel_height, look.cell, 0, seconds, small)
+        draw_centred(draw, (x, labels_top + small + 2), label, small, color, between=(0, style.cell))
+        draw.line((x, mel_top - 5, x, mel_top - 1), color)
+        _draw_translucent_line(cell, round(x), mel_top, mel_height, color)
+    draw_seconds(draw, 0, mel_top + mel_height, style.cell, 0, seconds, small)
     return cell
 
 
-def _draw_over(cell: Image.Image, x: int, top: int, height: int, color: Color) -> None:
-    """A half transparent line, so that the mels under it can still be read."""
-    place = (x, top, x + 1, top + height)
-    below = cell.crop(place)
-    cell.paste(Image.blend(below, Image.new("RGB", below.size, color), 0.45), place)
+def _draw_translucent_line(cell: Image.Image, x: int, top: int, height: int, color: Color) -> None:
+    """A vertical line through which the mels are visible."""
+    region = (x, top, x + 1, top + height)
+    background = cell.crop(region)
+    cell.paste(Image.blend(background, Image.new("RGB", background.size, color), 0.45), region)
 
 
-def _draw_caption(draw: ImageDraw.ImageDraw, sample: ClipSample, look: Look) -> None:
+def _draw_caption(draw: ImageDraw.ImageDraw, sample: ClipSample, style: SheetStyle) -> None:
     info = sample.info
-    told = [
+    details = [
         str(info.get("split") or "no split"),
         f"speaker {info['speaker']}" if info.get("speaker") else "",
         " ".join(str(info[name]) for name in ("emotion", "level") if info.get(name)),
         f"{len(sample.frames)} frames, {len(sample.frames) / VIDEO_FPS:.2f} s",
     ]
-    used = draw_text(draw, (0, look.text), sample.key, look.text, TEXT, width=0.6 * look.cell)
-    left = used + look.text
-    details = " · ".join(word for word in told if word)
-    draw_text(draw, (left, look.text), details, look.text - 3, DIM, width=look.cell - left)
+    x0 = style.text + draw_text(draw, (0, style.text), sample.key, style.text, TEXT, width=0.6 * style.cell)
+    line = " · ".join(detail for detail in details if detail)
+    draw_text(draw, (x0, style.text), line, style.text - 3, DIM, width=style.cell - x0)
 
 
-def _notes(sample: ClipSample, bridged: Sequence[int]) -> str:
-    told = sample.info.get("notes", [])
-    notes = [str(note) for note in told] if isinstance(told, list) else []
-    if bridged:
-        notes.insert(0, f"{len(bridged)} frames interpolated: {_runs(bridged)}")
+def _format_notes(sample: ClipSample, interpolated: Sequence[int]) -> str:
+    entries = sample.info.get("notes", [])
+    notes = [str(note) for note in entries] if isinstance(entries, list) else []
+    if interpolated:
+        notes.insert(0, f"{len(interpolated)} frames interpolated: {_format_ranges(interpolated)}")
     return "; ".join(notes)
 
 
-def _runs(numbers: Sequence[int]) -> str:
-    """[3, 4, 5, 9] as "3-5, 9"."""
+def _format_ranges(numbers: Sequence[int]) -> str:
+    """[3, 4, 5, 9] -> "3-5, 9"."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][1] + 1:
@@ -141,23 +143,23 @@ def _runs(numbers: Sequence[int]) -> str:
 
 
 def draw_sheet(dataset: Dataset, clip_ids: Sequence[str]) -> Image.Image:
-    """A cell for each clip, in the order given, below a line that says what dataset it is."""
-    look = look_for(len(clip_ids))
-    cells = [draw_cell(read_clip(dataset, clip_id), look) for clip_id in clip_ids]
-    rows = [cells[i : i + look.columns] for i in range(0, len(cells), look.columns)]
+    """Draw one cell per clip, in this order, below a header that describes the dataset."""
+    style = choose_style(len(clip_ids))
+    cells = [draw_cell(read_clip(dataset, clip_id), style) for clip_id in clip_ids]
+    rows = [cells[i : i + style.columns] for i in range(0, len(cells), style.columns)]
     heights = [max(cell.height for cell in row) for row in rows]
-    header = MARGIN_PX + 4 * look.text
-    sheet = Image.new("RGB", (look.width, header + sum(heights) + MARGIN_PX * len(rows)), BACKGROUND)
-    _draw_header(ImageDraw.Draw(sheet), dataset, len(clip_ids), look)
+    header = MARGIN_PX + 4 * style.text
+    sheet = Image.new("RGB", (style.width, header + sum(heights) + MARGIN_PX * len(rows)), BACKGROUND)
+    _draw_header(ImageDraw.Draw(sheet), dataset, len(clip_ids), style)
     top = header
     for row, height in zip(rows, heights, strict=True):
         for column, cell in enumerate(row):
-            sheet.paste(cell, (MARGIN_PX + column * (look.cell + MARGIN_PX), top))
+            sheet.paste(cell, (MARGIN_PX + column * (style.cell + MARGIN_PX), top))
         top += height + MARGIN_PX
     return sheet
 
 
-def _draw_header(draw: ImageDraw.ImageDraw, dataset: Dataset, n_shown: int, look: Look) -> None:
+def _draw_header(draw: ImageDraw.ImageDraw, dataset: Dataset, n_clips: int, style: SheetStyle) -> None:
     manifest = dataset.manifest
     per_split: dict[str, int] = {}
     for row in dataset.clips.values():
@@ -165,26 +167,26 @@ def _draw_header(draw: ImageDraw.ImageDraw, dataset: Dataset, n_shown: int, look
     splits = ", ".join(f"{count} {split}" for split, count in sorted(per_split.items()))
     n_frames = sum(row["frames"] for row in dataset.clips.values())
     digest = str(manifest.get("digest", ""))[:DIGEST_LETTERS]
-    width = look.width - 2 * MARGIN_PX
+    width = style.width - 2 * MARGIN_PX
     name = str(manifest.get("dataset", Path(dataset.storage.address).name))
-    left, base = MARGIN_PX, MARGIN_PX + look.text
-    used = draw_text(draw, (left, base), name, look.text + 8, TEXT, width=width / 3)
-    line = f"digest {digest} · {n_shown} of {len(dataset.clips)} clips ({splits}; {n_frames} frames in all)"
-    draw_text(draw, (left + used + look.text, base), line, look.text, DIM, width=width - used - look.text)
-    base += round(1.6 * look.text)
-    for color, words in (
+    x0, base = MARGIN_PX, MARGIN_PX + style.text
+    name_width = style.text + draw_text(draw, (x0, base), name, style.text + 8, TEXT, width=width / 3)
+    line = f"digest {digest} · {n_clips} of {len(dataset.clips)} clips ({splits}; {n_frames} frames in all)"
+    draw_text(draw, (x0 + name_width, base), line, style.text, DIM, width=width - name_width)
+    base += round(1.6 * style.text)
+    for color, label in (
         (BOX, "mask box"),
         (MARK, "frames shown, with number and time"),
-        (BRIDGED, "interpolated frames, notes"),
+        (INTERPOLATED, "interpolated frames, notes"),
     ):
-        swatch = (left, base - look.text // 2 - 2, left + look.text, base - look.text // 2 + 1)
+        swatch = (x0, base - style.text // 2 - 2, x0 + style.text, base - style.text // 2 + 1)
         draw.rectangle(swatch, color)
-        left += round(1.5 * look.text)
-        left += round(draw_text(draw, (left, base), words, look.text - 3, DIM, width=width / 3)) + look.text
+        x0 += round(1.5 * style.text)
+        x0 += round(draw_text(draw, (x0, base), label, style.text - 3, DIM, width=width / 3)) + style.text
 
 
 def write_sheet(dataset: Dataset, clip_ids: Sequence[str], out: Path) -> tuple[int, int]:
-    """Write the contact sheet as PNG; returns its width and height in px."""
+    """Write a contact sheet as PNG; return its width and height in px."""
     sheet = draw_sheet(dataset, clip_ids)
     with write_atomically(out) as partial:
         sheet.save(partial, "PNG")

@@ -1,4 +1,4 @@
-"""What mels sound like, without a network."""
+"""Audio from mels by Griffin-Lim, without a network."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ if TYPE_CHECKING:
     from stages.mels import MelsParams
 
 GRIFFIN_LIM_STEPS = 64
-PEAK = 0.7  # of full scale: the mels know loudness only against the clip's loudest cell
+PEAK = 0.7  # of full scale: mels are relative to the clip's loudest cell, so the absolute level is lost
 
 
-def sound_of(mels: NDArray[np.float32], params: MelsParams) -> NDArray[np.float32]:
-    """What mels (2T, M) sound like: (640 T,) at 16 kHz, peak at PEAK, by Griffin and Lim 1984.
+def synthesise_audio(mels: NDArray[np.float32], params: MelsParams) -> NDArray[np.float32]:
+    """Audio of mels (2T, M): (640 T,) samples at 16 kHz, peak at PEAK, by Griffin and Lim 1984.
 
-    Sample 0 is the centre of row 0, as in librosa's padded frames that made the rows. Phases are guessed,
-    so it sounds hollow; times are kept.
+    Sample 0 is at the centre of row 0, as in librosa's padded frames that the rows are computed from. Phases
+    are estimated, so it sounds hollow; its timing is exact.
     """
-    import librosa  # takes two seconds, and a sheet needs no sound
+    import librosa  # its import takes two seconds, and a contact sheet needs no audio
 
     from stages.media.audio import SAMPLE_RATE
     from stages.mels import HOP_SAMPLES
 
-    # Silence behind the end, so that a short clip fills a whole window.
+    # Silence after the end, so that a short clip fills a whole window.
     silent_rows = -(-params.n_fft // HOP_SAMPLES)
     padded = np.pad(mels, ((0, silent_rows), (0, 0)), constant_values=min(FLOOR_DB, float(mels.min())))
     magnitudes = librosa.feature.inverse.mel_to_stft(
         librosa.db_to_power(padded.T), sr=SAMPLE_RATE, n_fft=params.n_fft, fmax=params.fmax
     )
-    sound = librosa.griffinlim(
+    samples = librosa.griffinlim(
         magnitudes,
         n_iter=GRIFFIN_LIM_STEPS,
         hop_length=HOP_SAMPLES,
@@ -46,20 +46,20 @@ def sound_of(mels: NDArray[np.float32], params: MelsParams) -> NDArray[np.float3
         n_fft=params.n_fft,
         random_state=0,
     )[: len(mels) * HOP_SAMPLES]
-    return np.asarray(PEAK * sound / max(float(np.abs(sound).max()), 1e-9), np.float32)
+    return np.asarray(PEAK * samples / max(float(np.abs(samples).max()), 1e-9), np.float32)
 
 
-def mels_params(dataset: Dataset) -> MelsParams:
-    """The params that made the mels, by the manifest; without them no sound can be made."""
+def read_mels_params(dataset: Dataset) -> MelsParams:
+    """The params of the dataset's mels, from its manifest. Raises ShardError if it has none."""
     from stages.mels import MelsParams
 
     path = f"{dataset.storage.address}/{DATASET_NAME}"
     params = dataset.manifest.get("params")
-    told = params.get("mels") if isinstance(params, Mapping) else None
-    if not isinstance(told, Mapping):
-        raise ShardError(f"{path}: names no params.mels, without which mels cannot be made to sound")
+    section = params.get("mels") if isinstance(params, Mapping) else None
+    if not isinstance(section, Mapping):
+        raise ShardError(f"{path}: has no params.mels, which are needed to make audio from mels")
     try:
-        return MelsParams(**told)
+        return MelsParams(**section)
     except ValidationError as err:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in err.errors())
-        raise ShardError(f"{path}: params.mels are not those of this redub ({wrong})") from err
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in err.errors())
+        raise ShardError(f"{path}: params.mels are not those of this version of redub ({problems})") from err

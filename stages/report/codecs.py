@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.codec import JPEG_QUALITY, Codec, Frame, decode_frame, encode_frame
-from shards.schema import ClipSample
+from shards.codec import JPEG_QUALITY, Codec, decode_frame, encode_frame
+from shards.schema import ClipSample, Frame
 from stages.evaluate.metrics.pixels import compute_psnr, squared_error
 from stages.report.inputs import pick_evenly
 

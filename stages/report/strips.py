@@ -13,19 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from model.run_log import PICTURES
 from shards.reader import Dataset, read_clip
-from shards.schema import VIDEO_FPS, ClipSample, ShardError
-from stages.preview.choice import clips_spread
-from stages.preview.drawing import boxed
-from stages.preview.sheet import draw_cell, look_for
+from shards.schema import VIDEO_FPS, ClipSample, Frames, ShardError
+from stages.preview.drawing import draw_mask_box
+from stages.preview.selection import spread_clips
+from stages.preview.sheet import choose_style, draw_cell
 from stages.report.inputs import pick_evenly, read_json_object
-from stages.sample.pairs import CROPS, STORY, VIDEOS, Pair, read_crops, read_pair, read_samples
-
-Frames = NDArray[np.uint8]
+from stages.sample.pairs import CROPS, RUN_INFO, VIDEOS, Pair, read_crops, read_pair, read_samples
 
 N_CLIPS = 12  # of the dataset
 N_STRIPS = 4  # per folder of generated clips
@@ -84,14 +81,14 @@ def _make_data_url(media_type: str, data: bytes) -> str:
 
 def read_example_clips(dataset: Dataset) -> list[ClipSample]:
     """Read N_CLIPS clips, from every split and as many speakers as possible."""
-    return [read_clip(dataset, clip_id) for clip_id in clips_spread(dataset, N_CLIPS, seed=0)]
+    return [read_clip(dataset, clip_id) for clip_id in spread_clips(dataset, N_CLIPS, seed=0)]
 
 
 def draw_clips(clips: Sequence[ClipSample]) -> list[EmbeddedImage]:
     """Draw each clip as a cell of the contact sheet."""
-    look = look_for(N_CLIPS)
+    style = choose_style(N_CLIPS)
     return [
-        embed_image(draw_cell(clip, look), f"{clip.key}: frames with mask boxes, mels below")
+        embed_image(draw_cell(clip, style), f"{clip.key}: frames with mask boxes, mels below")
         for clip in clips
     ]
 
@@ -121,7 +118,7 @@ def read_generated_clips(folder: Path, dataset: Dataset) -> GeneratedClips:
         raise ShardError(f"{folder}: none of its {len(rows)} clips is in {dataset.storage.address}")
     selected = pick_evenly(sorted(matches, key=lambda row: str(row["name"])), N_STRIPS)
     strips = [_make_strip(folder, dataset, row, with_video=i < N_VIDEOS) for i, row in enumerate(selected)]
-    info = read_json_object(folder / STORY, "pipeline sample")
+    info = read_json_object(folder / RUN_INFO, "pipeline sample")
     return GeneratedClips(folder.name, info, len(rows), tuple(strips))
 
 
@@ -157,7 +154,7 @@ def _draw_rows(
         np.abs(generated[k].astype(np.int16) - source.frames[k]) * DIFFERENCE_GAIN for k in indices
     ]
     source_label = "source (ground truth), with mask box" if own else "source, with mask box"
-    rows = {source_label: [boxed(source.frames[k], source.boxes[k], FRAME_PX) for k in indices]}
+    rows = {source_label: [draw_mask_box(source.frames[k], source.boxes[k], FRAME_PX) for k in indices]}
     if not own:
         rows[f"audio clip: {speech.key}"] = [_enlarge(speech.frames[k]) for k in indices]
     rows["generated"] = [_enlarge(generated[k]) for k in indices]

@@ -1,9 +1,9 @@
-"""Stage 7: a split's clips, drawn anew to their own speech or to another clip's.
+"""Stage 7: generate the clips of a split, with their own speech or with another clip's.
 
-OUT/crops/<name>.tar     frames 00000.webp, ...: lossless, the source's own outside the mask
-OUT/videos/<name>.mp4    source and result side by side, with the sound of the mels
-OUT/samples.parquet      a row per clip, written last
-OUT/samples.json         what drew them: run, step, params, dataset
+OUT/crops/<name>.tar     frames 00000.webp, ...: lossless, the source's own pixels outside the mask
+OUT/videos/<name>.mp4    source and result side by side, with audio synthesised from the mels
+OUT/samples.parquet      one row per clip, written last
+OUT/samples.json         what generated them: run, step, params, dataset
 """
 
 from __future__ import annotations
@@ -11,16 +11,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
-from tqdm import tqdm
 
 from model.batch import build_network_input
 from model.checkpoint import load_network
@@ -31,17 +28,18 @@ from shards.atomic import write_atomically
 from shards.checksum import file_sha256
 from shards.publish import locate_dataset
 from shards.reader import Dataset, open_dataset
-from shards.schema import MELS_PER_FRAME, VIDEO_FPS, ClipSample
+from shards.schema import MELS_PER_FRAME, VIDEO_FPS, ClipSample, Frames
 from shards.table import write_rows
 from stages.engine.lock import lock_folder
 from stages.engine.outcome import StageError
+from stages.engine.progress import Progress, no_progress
 from stages.media.audio import SAMPLE_RATE
 from stages.media.encode import AudioTrack, write_mp4
-from stages.preview.sound import mels_params, sound_of
+from stages.preview.sound import read_mels_params, synthesise_audio
 from stages.sample.pairs import (
     CROPS,
+    RUN_INFO,
     SCHEMA,
-    STORY,
     TABLE,
     VIDEOS,
     Pair,
@@ -51,28 +49,27 @@ from stages.sample.pairs import (
     write_crops,
 )
 
-ENLARGED = 2  # how much, in the videos
-Frames = NDArray[np.uint8]
+VIDEO_SCALE = 2  # of crops in the videos
 
 
 @dataclass(frozen=True, slots=True)
 class SampleRequest:
-    """What the user asked for."""
+    """The options of `pipeline sample` besides the sampler's."""
 
-    shards: str  # a folder, or an address
+    shards: str  # a folder or an address
     run: Path
     out: Path
     split: str
     audio: Literal["own", "swapped"] = "own"
-    clips: int | None = None  # the first so many, by name; all without
-    slots: int = 16  # clips at once
+    clips: int | None = None  # only the first so many, by name
+    slots: int = 16  # clips generated at once
     videos: bool = True
     device: str = "auto"
-    machine: Execution = field(default_factory=Execution)
+    execution: Execution = field(default_factory=Execution)
 
 
-def run(request: SampleRequest, params: SampleParams) -> int:
-    """Draw all clips that are not drawn yet; returns how many there are in all.
+def run(request: SampleRequest, params: SampleParams, progress: Progress = no_progress) -> int:
+    """Generate all clips that are not generated yet; return how many the folder holds in all.
 
     Raises StageError, ShardError or ModelError, each in one line.
     """
@@ -81,92 +78,105 @@ def run(request: SampleRequest, params: SampleParams) -> int:
         join_ranks(request.device) as ranks,
         lock_folder(request.out, busy=busy) if ranks.is_first else contextlib.nullcontext(),
     ):
-        return _sample(request, params, ranks)
+        return _sample(request, params, ranks, progress if ranks.is_first else no_progress)
 
 
-def _sample(request: SampleRequest, params: SampleParams, ranks: Ranks) -> int:
+def _sample(request: SampleRequest, params: SampleParams, ranks: Ranks, progress: Progress) -> int:
     dataset = open_dataset(locate_dataset(request.shards))
-    network, saved = load_network(request.run)
-    recipe = saved.recipe
+    network, checkpoint = load_network(request.run)
+    recipe = checkpoint.recipe
     build_network_input(recipe.network).check_dataset(dataset.manifest, dataset.storage.address)
     pairs = make_pairs(dataset, request.split, request.audio, seed=params.seed)[: request.clips]
-    story = {
+    run_info = {
         "run": os.fspath(request.run),
-        "step": saved.step,
-        "run_digest": saved.digest,
+        "step": checkpoint.step,
+        "run_digest": checkpoint.digest,
         "dataset": dataset.manifest["digest"],
         "split": request.split,
         "audio": request.audio,
         "params": asdict(params),
     }
     if ranks.is_first:
-        _check_same(request.out, story)
+        _write_run_info(request.out, run_info)
     ranks.barrier()
-    # The longest first: then hardly a slot stands idle while the last clips end.
+    # The longest first: then hardly a slot is empty while the last clips end.
     missing = sorted(
-        (pair for pair in ranks.split(pairs) if not _is_drawn(request, pair)),
+        (pair for pair in ranks.split(pairs) if not _crops_path(request.out, pair).is_file()),
         key=lambda pair: count_pair_frames(dataset, pair),
         reverse=True,
     )
-    generator = FrameGenerator(network, recipe, params, ranks.device, request.machine)
-    total = sum(count_pair_frames(dataset, pair) for pair in missing)
-    with tqdm(total=total, desc="sampling", unit=" frames",
-              disable=not (ranks.is_first and sys.stderr.isatty())) as bar:  # fmt: skip
-        for pair, frames in drawn(generator, dataset, missing, slots=request.slots, told=bar.update):
-            _write(request, dataset, pair, frames)
+    generator = FrameGenerator(network, recipe, params, ranks.device, request.execution)
+    n_done, total = 0, sum(count_pair_frames(dataset, pair) for pair in missing)
+
+    def count_frame() -> None:
+        nonlocal n_done
+        n_done += 1
+        progress("sampling", n_done, total)
+
+    clips = generate_clips(generator, dataset, missing, slots=request.slots, on_frame=count_frame)
+    for pair, frames in clips:
+        _write_clip(request, dataset, pair, frames)
     ranks.barrier()
     if ranks.is_first:
-        write_rows(request.out / TABLE, [_row(request.out, dataset, pair) for pair in pairs], SCHEMA)
+        write_rows(request.out / TABLE, [_make_row(request.out, dataset, pair) for pair in pairs], SCHEMA)
     return len(pairs)
 
 
-def drawn(
-    generator: FrameGenerator, dataset: Dataset, pairs: list[Pair], *, slots: int, told: Any
+def generate_clips(
+    generator: FrameGenerator,
+    dataset: Dataset,
+    pairs: list[Pair],
+    *,
+    slots: int,
+    on_frame: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[Pair, Frames]]:
-    """Each pair's frames (T, S, S, 3), as soon as its last one is there; ``told`` hears of each frame."""
+    """Yield each pair with its frames (T, S, S, 3) as soon as the last one is generated.
+
+    ``on_frame`` is called after each frame.
+    """
     by_name = {pair.name: pair for pair in pairs}
-    under_way: dict[str, list[Frames]] = {}
-    for frame in generator.rollout((_take(dataset, pair) for pair in pairs), slots=slots):
-        told(1)
-        frames = under_way.setdefault(frame.key, [])
+    unfinished: dict[str, list[Frames]] = {}
+    for frame in generator.rollout((_make_request(dataset, pair) for pair in pairs), slots=slots):
+        on_frame()
+        frames = unfinished.setdefault(frame.key, [])
         frames.append(frame.pixels)
         if len(frames) == count_pair_frames(dataset, by_name[frame.key]):
-            yield by_name[frame.key], np.stack(under_way.pop(frame.key))
+            yield by_name[frame.key], np.stack(unfinished.pop(frame.key))
 
 
-def _take(dataset: Dataset, pair: Pair) -> ClipRequest:
+def _make_request(dataset: Dataset, pair: Pair) -> ClipRequest:
     clip, speech = read_pair(dataset, pair)
     n_frames = count_pair_frames(dataset, pair)
     frames = (CropFrame(clip.frames[k], clip.boxes[k]) for k in range(n_frames))
     return ClipRequest(pair.name, frames, speech.mels[: MELS_PER_FRAME * n_frames])
 
 
-def _write(request: SampleRequest, dataset: Dataset, pair: Pair, frames: Frames) -> None:
-    """The video first: a clip counts as drawn once its crops are there."""
+def _write_clip(request: SampleRequest, dataset: Dataset, pair: Pair, frames: Frames) -> None:
+    """Write the video first: a clip counts as generated once its crops exist."""
     if request.videos:
         clip, speech = read_pair(dataset, pair)
-        sound = sound_of(speech.mels[: MELS_PER_FRAME * len(frames)], mels_params(dataset))
+        sound = synthesise_audio(speech.mels[: MELS_PER_FRAME * len(frames)], read_mels_params(dataset))
         write_mp4(
             request.out / VIDEOS / f"{pair.name}.mp4",
-            side_by_side(clip, frames),
+            place_side_by_side(clip, frames),
             fps=Fraction(VIDEO_FPS),
             audio=AudioTrack([sound[:, None]], rate=SAMPLE_RATE, channels=1),
         )
-    write_crops(request.out / CROPS / f"{pair.name}.tar", frames)
+    write_crops(_crops_path(request.out, pair), frames)
 
 
-def side_by_side(clip: ClipSample, frames: Frames) -> Iterator[Frames]:
+def place_side_by_side(clip: ClipSample, frames: Frames) -> Iterator[Frames]:
     """Source and result, enlarged."""
     for source, result in zip(clip.frames, frames, strict=False):
         both = np.concatenate([source, result], axis=1)
-        yield both.repeat(ENLARGED, axis=0).repeat(ENLARGED, axis=1)
+        yield both.repeat(VIDEO_SCALE, axis=0).repeat(VIDEO_SCALE, axis=1)
 
 
-def _is_drawn(request: SampleRequest, pair: Pair) -> bool:
-    return (request.out / CROPS / f"{pair.name}.tar").is_file()
+def _crops_path(out: Path, pair: Pair) -> Path:
+    return out / CROPS / f"{pair.name}.tar"
 
 
-def _row(out: Path, dataset: Dataset, pair: Pair) -> dict[str, Any]:
+def _make_row(out: Path, dataset: Dataset, pair: Pair) -> dict[str, Any]:
     row = dataset.clips[pair.clip_id]
     return {
         "name": pair.name,
@@ -175,24 +185,24 @@ def _row(out: Path, dataset: Dataset, pair: Pair) -> dict[str, Any]:
         "split": row["split"],
         "speaker": row["speaker"],
         "frames": count_pair_frames(dataset, pair),
-        "crops_sha256": file_sha256(out / CROPS / f"{pair.name}.tar"),
+        "crops_sha256": file_sha256(_crops_path(out, pair)),
     }
 
 
-def _check_same(out: Path, story: dict[str, Any]) -> None:
-    """Raise StageError when the folder holds clips that something else drew; else write down what draws."""
-    path = out / STORY
+def _write_run_info(out: Path, run_info: dict[str, Any]) -> None:
+    """Write ``samples.json``. Raises StageError when the folder's clips were generated by something else."""
+    path = out / RUN_INFO
     if path.is_file():
         try:
-            before: dict[str, Any] = json.loads(path.read_text())
+            previous: dict[str, Any] = json.loads(path.read_text())
         except ValueError as err:
             raise StageError(f"{path}: not JSON ({err})") from err
-        for name in story:
-            if before.get(name) != story[name]:
+        for name in run_info:
+            if previous.get(name) != run_info[name]:
                 raise StageError(
-                    f"{out} was sampled with {name} {before.get(name)!r}, not {story[name]!r}; "
-                    f"give this one another --out"
+                    f"{out} was sampled with {name} {previous.get(name)!r}, not {run_info[name]!r}; "
+                    f"use another --out"
                 )
         return
     with write_atomically(path) as partial:
-        partial.write_text(json.dumps(story, indent=1) + "\n")
+        partial.write_text(json.dumps(run_info, indent=1) + "\n")

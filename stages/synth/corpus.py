@@ -1,4 +1,4 @@
-"""Writes clips with the file names and folders of a real layout."""
+"""Writes clips with the file names and folders of a real corpus."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from stages.synth.spec import SYNTH_VERSION, ClipSpec, Container, Style, SynthEr
 
 @dataclass(frozen=True, slots=True)
 class SynthClip:
-    """One clip of a synthetic layout."""
+    """One clip of a synthetic corpus."""
 
     path: Path
     truth: Truth
@@ -25,7 +25,7 @@ class SynthClip:
 
 @dataclass(frozen=True, slots=True)
 class CorpusLayout:
-    """Formats and limits of a real layout."""
+    """Formats and limits of a real corpus."""
 
     container: Container
     fps: str
@@ -48,7 +48,7 @@ CREMA_D_EMOTIONS = ["ANG", "DIS", "FEA", "HAP", "NEU", "SAD"]
 
 
 def choose_clip_path(style: Style, *, speaker: int, clip: int, seed: int) -> tuple[str, Path]:
-    """The speaker's name, and the clip's path without suffix, as in the real layout."""
+    """The speaker's name, and the clip's path without suffix, as in the real corpus."""
     if style == "grid":
         n_names = int(np.prod([len(letters) for letters in GRID_LETTERS]))
         # One permutation for all speakers: in GRID no two speakers say the same sentence.

@@ -37,9 +37,8 @@ def make_head_poses(
     linear = scale[:, None, None] * np.stack(
         [np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)], axis=1
     ).reshape(-1, 2, 2)
-    linear = linear * np.array(
-        [appearance.stretch**0.5, appearance.stretch**-0.5]
-    )  # stretch first, then turn
+    # Stretch first, then turn.
+    linear = linear * np.array([appearance.stretch**0.5, appearance.stretch**-0.5])
     head = scale_to_portrait(FACE_CENTRE)
     if appearance.mirrored:
         head[0] = load_layers()[0].shape[1] - 1 - head[0]

@@ -30,18 +30,12 @@ def synthesize_speech(
     rotation = np.exp(2j * np.pi * np.cumsum(f0) / SAMPLE_RATE)
     vowel = 0.5 + 0.5 * make_slow_curve(rng, low_hz=1.0, high_hz=3.0)(t)
 
+    pitch, scale = appearance.pitch_hz, appearance.formant_scale
     voice, harmonic = np.zeros(n_samples), np.ones(n_samples, dtype=np.complex128)
-    for k in range(1, int(MAX_HARMONIC_HZ / appearance.pitch_hz) + 1):
+    for k in range(1, int(MAX_HARMONIC_HZ / pitch) + 1):
         harmonic *= rotation
         ah, ee = (
-            sum(
-                1
-                / (
-                    1
-                    + ((k * appearance.pitch_hz - appearance.formant_scale * formant) / FORMANT_WIDTH_HZ) ** 2
-                )
-                for formant in vowel_hz
-            )
+            sum(1 / (1 + ((k * pitch - scale * formant) / FORMANT_WIDTH_HZ) ** 2) for formant in vowel_hz)
             for vowel_hz in VOWELS_HZ
         )
         voice += (ee + vowel * (ah - ee)) * harmonic.imag

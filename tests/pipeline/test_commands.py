@@ -94,9 +94,9 @@ def test_a_wrong_param_is_one_line_that_names_it(text: str, told: str, tmp_path:
         (["shard", "--dataset", "grid", "--raw", ".", "--work", "w"], 1, "which is never written to"),
         (["shard", "--dataset", "grid", "--params", "none.yaml"], 1, "none.yaml: cannot be read"),
         (["clips", "--dataset", "grid", "--workers", "0"], 2, "0 is not in the range"),
-        (["verify", "nowhere"], 1, "no whole dataset"),
-        (["explain", "nowhere", "x"], 1, "no whole dataset"),
-        (["diff", "nowhere", "nowhere"], 1, "no whole dataset"),
+        (["verify", "nowhere"], 1, "not a complete dataset"),
+        (["explain", "nowhere", "x"], 1, "not a complete dataset"),
+        (["diff", "nowhere", "nowhere"], 1, "not a complete dataset"),
     ],
 )
 def test_what_a_user_got_wrong_is_said_in_one_line(

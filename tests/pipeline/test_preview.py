@@ -21,27 +21,27 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return datasets.write(folder, clips, params={"mels": {"n_fft": 1024, "n_mels": 40}})
 
 
-def call(*words: object) -> Result:
-    return CliRunner().invoke(command, [str(word) for word in words])
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(command, [str(argument) for argument in arguments])
 
 
-def test_a_sheet_and_a_video_are_written_and_told(shards: Path, tmp_path: Path) -> None:
+def test_a_sheet_and_a_video_are_written_and_reported(shards: Path, tmp_path: Path) -> None:
     sheet = tmp_path / "sheet.png"
-    told = call(shards, "-o", sheet)
-    assert told.exit_code == 0, told.output
+    result = invoke(shards, "-o", sheet)
+    assert result.exit_code == 0, result.output
     with Image.open(sheet) as image:
-        assert told.output == f"{sheet}: 3 of 3 clips, {image.width}x{image.height} px\n"
-    few = call(shards, "-o", sheet, "--clip", "s1_c", "--clip", "s1_a")
+        assert result.output == f"{sheet}: 3 of 3 clips, {image.width}x{image.height} px\n"
+    few = invoke(shards, "-o", sheet, "--clip", "s1_c", "--clip", "s1_a")
     assert "2 of 3 clips" in few.output
     clip = tmp_path / "clip.mp4"
-    told = call(shards, "--video", "s1_b", "-o", clip)
-    assert told.exit_code == 0, told.output
-    assert told.output == f"{clip}: s1_b, 4 frames, 0.16 s\n"
+    result = invoke(shards, "--video", "s1_b", "-o", clip)
+    assert result.exit_code == 0, result.output
+    assert result.output == f"{clip}: s1_b, 4 frames, 0.16 s\n"
     assert sorted(tmp_path.iterdir()) == [clip, sheet]
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("arguments", "message"),
     [
         (["-o", "OUT/a.png", "--clip", "s1_a", "--clip", "s9"], "holds no clip 's9'"),
         (["-o", "OUT/a.mp4", "--video", "s9"], "holds no clip 's9'"),
@@ -53,17 +53,17 @@ def test_a_sheet_and_a_video_are_written_and_told(shards: Path, tmp_path: Path) 
         (["-o", "OUT/a.png", "--clip", "s1_b", "--seed", "3"], "--seed: the clips to show are named"),
     ],
 )
-def test_what_cannot_be_done_is_said_in_words(
-    shards: Path, tmp_path: Path, words: list[str], told: str
+def test_invalid_options_are_reported_in_one_line(
+    shards: Path, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
-    words = [word.replace("OUT", str(tmp_path)) for word in words]
-    result = call(shards, *words)
+    arguments = [argument.replace("OUT", str(tmp_path)) for argument in arguments]
+    result = invoke(shards, *arguments)
     assert result.exit_code in (1, 2) and isinstance(result.exception, SystemExit)
-    assert told.replace("OUT", str(tmp_path)) in result.output.splitlines()[-1]
+    assert message.replace("OUT", str(tmp_path)) in result.output.splitlines()[-1]
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_is_no_dataset_is_named(tmp_path: Path) -> None:
-    result = call(tmp_path, "-o", tmp_path / "a.png")
+    result = invoke(tmp_path, "-o", tmp_path / "a.png")
     assert result.exit_code == 1
     assert result.output.startswith(f"Error: {tmp_path}: no dataset.json here")

@@ -108,7 +108,7 @@ def test_the_params_file_sets_preset_and_changes_and_options_override_it(tmp_pat
         (["--micro-batch", "0"], 2, "0 is not in the range"),
         (["--precision", "fp8"], 2, "'fp8' is not one of"),
         ([], 2, "--shards is required: the folder or address of a dataset"),
-        (["--shards", "nowhere"], 1, "nowhere: no dataset.json here, so this is no whole dataset"),
+        (["--shards", "nowhere"], 1, "nowhere: no dataset.json here, so this is not a complete dataset"),
     ],
 )
 def test_a_users_mistake_is_reported_in_one_line(options: list[str], code: int, message: str) -> None:

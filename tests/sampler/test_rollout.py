@@ -1,22 +1,30 @@
-"""Frame after frame: alone equals in company, the known stays known, and each chance has its own key."""
+"""Rollout: a clip is independent of its batch, pixels outside the mask are exact, every frame has its key."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from model import loop
+from model.audio import SILENCE_DB
+from model.batch import boxes_to_masks, hide_mask_region, to_float, to_pixels
 from model.checkpoint import save_checkpoint
+from model.denoiser import embed_noise_level, estimate_y_0
 from model.execution import Execution
 from model.recipe import ModelError, Recipe
-from sampler.params import SampleParams
+from sampler.params import SampleParams, SamplerName
 from sampler.rollout import ClipRequest, CropFrame, FrameGenerator, load_generator, override_params
+from sampler.steps import KnownPixels, noise_levels, sample
+from shards.rng import Purpose, derive_key, normals
 from tests.model.worlds import CPU, N_MELS, SIZE, TINY
 
 BOX = np.array([4, 8, 12, 15], np.int16)
@@ -25,7 +33,7 @@ QUICK = SampleParams(sampler="ancestral", steps=3)
 
 @pytest.fixture(scope="module")
 def network() -> torch.nn.Module:
-    """A network that says something: its last layers are not zero."""
+    """A network with a non-trivial output: its last layers are not zero."""
     state = loop.create_state(TINY, CPU)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -34,52 +42,111 @@ def network() -> torch.nn.Module:
     return state.ema
 
 
-def generator(
+def make_generator(
     network: torch.nn.Module, params: SampleParams = QUICK, recipe: Recipe = TINY
 ) -> FrameGenerator:
     return FrameGenerator(network, recipe, params, CPU, Execution())  # type: ignore[arg-type]
 
 
-def clip(number: int, n_frames: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+def make_clip(number: int, n_frames: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     rng = np.random.default_rng(number)
     frames = rng.integers(0, 256, (n_frames, SIZE, SIZE, 3), dtype=np.uint8)
     return frames, rng.uniform(-80, 0, (2 * n_frames, N_MELS)).astype(np.float32)
 
 
-def take(number: int, n_frames: int = 4) -> ClipRequest:
-    frames, mels = clip(number, n_frames)
+def make_request(number: int, n_frames: int = 4) -> ClipRequest:
+    frames, mels = make_clip(number, n_frames)
     return ClipRequest(f"clip{number}", (CropFrame(frame, BOX) for frame in frames), mels)
 
 
-def drawn(
-    generator: FrameGenerator, takes: list[ClipRequest], slots: int
+def generate(
+    generator: FrameGenerator, requests: list[ClipRequest], slots: int
 ) -> dict[tuple[str, int], NDArray[np.uint8]]:
-    return {(frame.key, frame.number): frame.pixels for frame in generator.rollout(iter(takes), slots=slots)}
+    frames = generator.rollout(iter(requests), slots=slots)
+    return {(frame.key, frame.number): frame.pixels for frame in frames}
 
 
-def test_a_clip_is_the_same_alone_and_in_any_company_and_order(network: torch.nn.Module) -> None:
+@pytest.mark.parametrize("name", ["ancestral", "heun"])
+def test_a_clip_is_the_same_alone_and_in_any_batch_and_order(
+    network: torch.nn.Module, name: SamplerName
+) -> None:
+    generator = make_generator(network, replace(QUICK, sampler=name))
     lengths = {0: 4, 1: 2, 2: 5, 3: 1, 4: 3}
-    together = drawn(generator(network), [take(n, length) for n, length in lengths.items()], slots=3)
-    backwards = drawn(generator(network), [take(n, lengths[n]) for n in (4, 3, 2, 1, 0)], slots=2)
+    together = generate(generator, [make_request(n, length) for n, length in lengths.items()], slots=3)
+    backwards = generate(generator, [make_request(n, lengths[n]) for n in (4, 3, 2, 1, 0)], slots=2)
     assert set(together) == {(f"clip{n}", k) for n, length in lengths.items() for k in range(length)}
     for number, length in lengths.items():
-        alone = drawn(generator(network), [take(number, length)], slots=1)
+        alone = generate(generator, [make_request(number, length)], slots=1)
         for place, pixels in alone.items():
             assert np.array_equal(pixels, together[place])
             assert np.array_equal(pixels, backwards[place])
 
 
+@pytest.mark.parametrize("name", get_args(SamplerName))
+def test_the_network_gets_the_embedding_of_the_noise_level_of_each_call(
+    network: torch.nn.Module, name: SamplerName
+) -> None:
+    """The first frame, compared with the same sampler on the network's own ``forward``, level by level."""
+    (pixels, *_), mels = make_clip(0, 2)
+    generator = make_generator(network, replace(QUICK, sampler=name, steps=5))
+    y_0 = to_float(torch.from_numpy(pixels).permute(2, 0, 1)[None])
+    mask = boxes_to_masks(torch.from_numpy(BOX)[None], SIZE)
+    audio = TINY.network.audio
+    padding = ((audio.rows_before, audio.rows_after), (0, 0))
+    rows = np.pad(mels, padding, constant_values=SILENCE_DB)[None, : audio.rows]
+    images = [hide_mask_region(y_0, mask), y_0] + ([mask] if TINY.network.mask_channel else [])
+    assert TINY.frames.before_first == "hidden"
+    n_calls = 0
+
+    def denoise(y: Tensor, gamma: float) -> Tensor:
+        nonlocal n_calls
+        n_calls += 1
+        level = torch.full((1,), gamma, dtype=torch.float32)
+        embedded = embed_noise_level(level, TINY.noise.embedding)
+        prediction = network(torch.cat([y, *images], dim=1), embedded, torch.from_numpy(rows))
+        return estimate_y_0(y, prediction, level, TINY.noise.target).clamp(-1, 1)
+
+    def noise(step: int) -> Tensor:
+        clip = int.from_bytes(hashlib.sha256(b"clip0").digest()[:8], "big")
+        key = derive_key(QUICK.seed, Purpose.SAMPLER, clip, 0, step + 1)
+        return normals(np.array([key], np.uint64), y_0.shape[1:], CPU)
+
+    levels = noise_levels(TINY.noise, 5)
+    image = sample(name, denoise, noise(-1), levels, noise=noise, known=KnownPixels(mask, y_0))
+    expected = to_pixels(image)[0].permute(1, 2, 0).numpy()
+    generated = generate(generator, [make_request(0, 2)], slots=1)["clip0", 0]
+    assert np.abs(generated.astype(int) - expected).max() <= 1  # rounding
+    assert n_calls == len(generator.steps) == (9 if name == "heun" else 5)
+
+
+def test_a_frame_costs_one_network_call_per_step_and_with_heun_two_except_in_the_last(
+    network: torch.nn.Module,
+) -> None:
+    for name, calls_per_frame in (("ancestral", 4), ("ddim", 4), ("dpm++2m", 4), ("heun", 7)):
+        generator = make_generator(network, SampleParams(sampler=name, steps=4))  # type: ignore[arg-type]
+        forward, n_calls = generator.forward, 0
+
+        def count(*args: Any, forward: Any = forward) -> Tensor:
+            nonlocal n_calls
+            n_calls += 1
+            return forward(*args)  # type: ignore[no-any-return]
+
+        generator.forward = count
+        generate(generator, [make_request(0, 3)], slots=1)
+        assert n_calls == 3 * calls_per_frame
+
+
 def test_a_slot_is_filled_again_as_soon_as_its_clip_ends(network: torch.nn.Module) -> None:
-    takes = [take(0, 6), take(1, 2), take(2, 2)]
-    order = [(frame.key, frame.number) for frame in generator(network).rollout(iter(takes), slots=2)]
+    requests = [make_request(0, 6), make_request(1, 2), make_request(2, 2)]
+    order = [(frame.key, frame.number) for frame in make_generator(network).rollout(iter(requests), slots=2)]
     assert order == [
         ("clip0", 0), ("clip1", 0), ("clip0", 1), ("clip1", 1), ("clip0", 2), ("clip2", 0),
         ("clip0", 3), ("clip2", 1), ("clip0", 4), ("clip0", 5),
     ]  # fmt: skip
 
 
-def rounds_of(order: list[tuple[str, int]], slots: int) -> int:
-    """How often the network was asked: a round has each clip once, and begins with one that goes on."""
+def count_rounds(order: list[tuple[str, int]], slots: int) -> int:
+    """How many batches were generated: a batch contains each clip at most once."""
     rounds, in_round = 0, set[str]()
     for key, _ in order:
         if not rounds or key in in_round or len(in_round) == slots:
@@ -88,41 +155,45 @@ def rounds_of(order: list[tuple[str, int]], slots: int) -> int:
     return rounds
 
 
-def test_with_the_longest_clips_first_slots_stand_idle_for_less_than_a_twentieth(
+def test_with_the_longest_clips_first_slots_are_idle_for_less_than_a_twentieth_of_the_time(
     network: torch.nn.Module,
 ) -> None:
     lengths = np.random.default_rng(0).integers(5, 16, 64)
     slots, n_frames = 16, int(lengths.sum())
-    brush = generator(network, SampleParams(steps=1))
+    generator = make_generator(network, SampleParams(steps=1))
 
-    def idle(order: list[int]) -> float:
-        """Time, when a full round takes as long as any, over that of all frames in full rounds."""
-        takes = (take(number, int(lengths[number])) for number in order)
-        seen = [(frame.key, frame.number) for frame in brush.rollout(takes, slots=slots)]
-        assert len(seen) == len(set(seen)) == n_frames
-        return rounds_of(seen, slots) * slots / n_frames
+    def compute_overhead(order: list[int]) -> float:
+        """Time over that of full batches alone, where every batch takes equally long."""
+        requests = (make_request(number, int(lengths[number])) for number in order)
+        frames = [(frame.key, frame.number) for frame in generator.rollout(requests, slots=slots)]
+        assert len(frames) == len(set(frames)) == n_frames
+        return count_rounds(frames, slots) * slots / n_frames
 
-    assert idle(np.argsort(-lengths).tolist()) < 1.05
+    assert compute_overhead(np.argsort(-lengths).tolist()) < 1.05
     padded = sum(int(lengths[k : k + slots].max()) * slots for k in range(0, len(lengths), slots))
     assert padded / n_frames > 1.3, "padding to the longest would cost 30 % and more"
 
 
-def test_no_more_clips_are_opened_than_there_are_slots(network: torch.nn.Module) -> None:
-    opened: list[int] = []
+def test_no_more_clips_are_read_than_there_are_slots(network: torch.nn.Module) -> None:
+    requested: list[int] = []
 
-    def takes() -> Iterator[ClipRequest]:
+    def requests() -> Iterator[ClipRequest]:
         for number in range(4):
-            opened.append(number)
-            yield take(number, 2)
+            requested.append(number)
+            yield make_request(number, 2)
 
-    frames = generator(network).rollout(takes(), slots=2)
+    frames = make_generator(network).rollout(requests(), slots=2)
     next(frames)
-    assert opened == [0, 1]
+    assert requested == [0, 1]
 
 
-def test_outside_the_mask_every_frame_is_the_source_bit_for_bit(network: torch.nn.Module) -> None:
-    frames, _ = clip(7, 4)
-    result = drawn(generator(network, SampleParams(steps=2, guidance=1.7)), [take(7)], slots=1)
+@pytest.mark.parametrize("name", ["dpm++2m", "heun"])
+def test_outside_the_mask_every_frame_is_the_source_bit_for_bit(
+    network: torch.nn.Module, name: SamplerName
+) -> None:
+    frames, _ = make_clip(7, 4)
+    params = SampleParams(sampler=name, steps=2, guidance=1.7)
+    result = generate(make_generator(network, params), [make_request(7)], slots=1)
     x0, y0, x1, y1 = BOX
     outside = np.ones((SIZE, SIZE), bool)
     outside[y0:y1, x0:x1] = False
@@ -131,81 +202,90 @@ def test_outside_the_mask_every_frame_is_the_source_bit_for_bit(network: torch.n
         assert not np.array_equal(result["clip7", k][~outside], frames[k][~outside])
 
 
-def test_another_seed_another_name_or_another_sound_draws_another_mouth(network: torch.nn.Module) -> None:
-    usual = drawn(generator(network), [take(0)], slots=1)
-    assert all(np.array_equal(usual[k], v) for k, v in drawn(generator(network), [take(0)], slots=1).items())
-    other_seed = drawn(generator(network, replace(QUICK, seed=1)), [take(0)], slots=1)
-    other_name = drawn(generator(network), [replace(take(0), key="another")], slots=1)
-    louder = drawn(generator(network), [replace(take(0), mels=np.zeros((8, N_MELS), np.float32))], slots=1)
+def test_another_seed_key_or_speech_gives_another_mouth(network: torch.nn.Module) -> None:
+    usual = generate(make_generator(network), [make_request(0)], slots=1)
+    assert all(
+        np.array_equal(usual[k], v)
+        for k, v in generate(make_generator(network), [make_request(0)], slots=1).items()
+    )
+    other_seed = generate(make_generator(network, replace(QUICK, seed=1)), [make_request(0)], slots=1)
+    other_name = generate(make_generator(network), [replace(make_request(0), key="another")], slots=1)
+    louder = generate(
+        make_generator(network), [replace(make_request(0), mels=np.zeros((8, N_MELS), np.float32))], slots=1
+    )
     for others in (other_seed, other_name, louder):
         assert not any(np.array_equal(a, b) for a, b in zip(usual.values(), others.values(), strict=True))
 
 
-def test_a_frame_hangs_on_the_one_drawn_before_it_and_on_no_true_mouth(network: torch.nn.Module) -> None:
-    frames, mels = clip(0, 3)
+def test_a_frame_depends_on_the_generated_one_before_it_and_on_no_true_mouth(
+    network: torch.nn.Module,
+) -> None:
+    frames, mels = make_clip(0, 3)
     x0, y0, x1, y1 = BOX
     mouthless = frames.copy()
     mouthless[1:, y0:y1, x0:x1] = 0  # the first frame is also the identity
-    usual = drawn(generator(network), [take(0, 3)], slots=1)
-    hidden = drawn(
-        generator(network), [ClipRequest("clip0", (CropFrame(f, BOX) for f in mouthless), mels)], slots=1
+    usual = generate(make_generator(network), [make_request(0, 3)], slots=1)
+    without_mouths = generate(
+        make_generator(network), [ClipRequest("clip0", (CropFrame(f, BOX) for f in mouthless), mels)], slots=1
     )
-    assert all(np.array_equal(usual[place], hidden[place]) for place in usual)
-    again = drawn(generator(network, replace(QUICK, reanchor_every=1)), [take(0, 3)], slots=1)
-    assert np.array_equal(usual["clip0", 0], again["clip0", 0])
-    assert not np.array_equal(usual["clip0", 1], again["clip0", 1]), "the frame before was seen"
+    assert all(np.array_equal(usual[place], without_mouths[place]) for place in usual)
+    reanchored = generate(
+        make_generator(network, replace(QUICK, reanchor_every=1)), [make_request(0, 3)], slots=1
+    )
+    assert np.array_equal(usual["clip0", 0], reanchored["clip0", 0])
+    assert not np.array_equal(usual["clip0", 1], reanchored["clip0", 1]), "it depends on the frame before"
 
 
-def test_guidance_of_one_is_the_network_alone_and_nought_is_deaf(network: torch.nn.Module) -> None:
+def test_guidance_0_ignores_the_audio_and_others_do_not(network: torch.nn.Module) -> None:
     loud = np.zeros((8, N_MELS), np.float32)
-    for guidance, is_deaf in ((0.0, True), (1.0, False), (2.0, False)):
+    for guidance, ignores_audio in ((0.0, True), (1.0, False), (2.0, False)):
         params = replace(QUICK, guidance=guidance)
-        quiet = drawn(generator(network, params), [take(0)], slots=1)
-        other = drawn(generator(network, params), [replace(take(0), mels=loud)], slots=1)
+        quiet = generate(make_generator(network, params), [make_request(0)], slots=1)
+        other = generate(make_generator(network, params), [replace(make_request(0), mels=loud)], slots=1)
         same = [np.array_equal(quiet[place], other[place]) for place in quiet]
-        assert all(same) if is_deaf else not any(same)
+        assert all(same) if ignores_audio else not any(same)
 
 
-def test_a_stream_is_drawn_as_it_comes(network: torch.nn.Module) -> None:
-    frames, mels = clip(0, 3)
-    asked: list[int] = []
+def test_frames_of_a_stream_are_read_one_at_a_time(network: torch.nn.Module) -> None:
+    frames, mels = make_clip(0, 3)
+    requested: list[int] = []
 
     def source() -> Iterator[CropFrame]:
         for k, frame in enumerate(frames):
-            asked.append(k)
+            requested.append(k)
             yield CropFrame(frame, BOX)
 
-    results = generator(network)(source(), mels)
+    results = make_generator(network)(source(), mels)
     next(results)
-    assert asked == [0]
+    assert requested == [0]
     assert len(list(results)) == 2
 
 
-def test_a_run_is_drawn_with_its_averaged_weights(network: torch.nn.Module, tmp_path: Path) -> None:
+def test_a_run_is_sampled_with_its_averaged_weights(network: torch.nn.Module, tmp_path: Path) -> None:
     state = loop.create_state(TINY, CPU)
     state.ema.load_state_dict(network.state_dict())
     save_checkpoint(state, tmp_path, TINY, "digest", None)
-    expected = drawn(generator(network), [take(0)], slots=1)
-    found = drawn(load_generator(tmp_path, QUICK, CPU, Execution()), [take(0)], slots=1)
-    assert all(np.array_equal(expected[place], found[place]) for place in expected)
+    expected = generate(make_generator(network), [make_request(0)], slots=1)
+    generated = generate(load_generator(tmp_path, QUICK, CPU, Execution()), [make_request(0)], slots=1)
+    assert all(np.array_equal(expected[place], generated[place]) for place in expected)
 
 
-def test_what_cannot_be_drawn_is_one_line(network: torch.nn.Module, tmp_path: Path) -> None:
-    frames, mels = clip(0, 3)
+def test_invalid_requests_raise_a_message_of_one_line(network: torch.nn.Module, tmp_path: Path) -> None:
+    frames, mels = make_clip(0, 3)
     source = lambda pixels, box=BOX: (CropFrame(frame, box) for frame in pixels)  # noqa: E731
     with pytest.raises(ModelError, match=r"clip0: mels are \(6, 3\), expected \(2T, 8\)"):
-        drawn(generator(network), [ClipRequest("clip0", source(frames), mels[:, :3])], slots=1)
+        generate(make_generator(network), [ClipRequest("clip0", source(frames), mels[:, :3])], slots=1)
     with pytest.raises(ModelError, match="clip0: frame 2 has no mels, there are 4 rows"):
-        drawn(generator(network), [ClipRequest("clip0", source(frames), mels[:4])], slots=1)
+        generate(make_generator(network), [ClipRequest("clip0", source(frames), mels[:4])], slots=1)
     with pytest.raises(ModelError, match=r"crops are \(8, 16, 3\), expected \(16, 16, 3\)"):
-        drawn(generator(network), [ClipRequest("clip0", source(frames[:, :8]), mels)], slots=1)
+        generate(make_generator(network), [ClipRequest("clip0", source(frames[:, :8]), mels)], slots=1)
     lower = replace(TINY, network=replace(TINY.network, top=12))
     with pytest.raises(ModelError, match="begins at row 8, the network looks at rows from 12 on"):
-        drawn(generator(network, recipe=lower), [take(0)], slots=1)
-    deaf = replace(TINY.network, audio=replace(TINY.network.audio, null=False))
-    recipe = replace(TINY, network=deaf, frames=replace(TINY.frames, audio_dropped=0))
+        generate(make_generator(network, recipe=lower), [make_request(0)], slots=1)
+    without_null = replace(TINY.network, audio=replace(TINY.network.audio, null=False))
+    recipe = replace(TINY, network=without_null, frames=replace(TINY.frames, audio_dropped=0))
     with pytest.raises(ModelError, match=r"guidance 2 needs .* network\.audio\.null"):
-        generator(network, replace(QUICK, guidance=2.0), recipe)
+        make_generator(network, replace(QUICK, guidance=2.0), recipe)
     with pytest.raises(ModelError, match="no checkpoint here"):
         load_generator(tmp_path, QUICK, CPU, Execution())
     with pytest.raises(ModelError, match="steps is 0"):

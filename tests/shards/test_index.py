@@ -1,4 +1,4 @@
-"""The index in columns is the mapping that its rows are; what is no index is refused in one line."""
+"""The index in columns equals the mapping of its rows; a file that is no index raises an error."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from shards.index import (
     INDEX_SCHEMA,
     MEMBERS,
     Clips,
-    read_index,
     make_shard_rows,
+    read_index,
     write_index,
 )
 from shards.schema import ShardError
@@ -30,18 +30,18 @@ IDS = st.lists(
 )
 
 
-def row_of(clip_id: str, number: int) -> dict[str, Any]:
-    places = {f"{name}_{column}": number for name in MEMBERS for column in ("offset", "size", "crc32")}
-    return places | {
+def make_row(clip_id: str, number: int) -> dict[str, Any]:
+    columns = {f"{name}_{column}": number for name in MEMBERS for column in ("offset", "size", "crc32")}
+    return columns | {
         "clip_id": clip_id, "split": ("test", "train")[number % 2], "speaker": f"s{number % 3}",
         "frames": number + 1, "shard": f"{number % 4}.tar", "sha256": f"{number:064x}", "source_sha256": "00",
     }  # fmt: skip
 
 
 @given(ids=IDS)
-def test_columns_are_the_mapping_that_the_rows_are(ids: list[str]) -> None:
-    rows = {clip_id: row_of(clip_id, number) for number, clip_id in enumerate(ids)}
-    # in pieces, whose dictionaries differ, as a file's row groups
+def test_columns_equal_the_mapping_of_the_rows(ids: list[str]) -> None:
+    rows = {clip_id: make_row(clip_id, number) for number, clip_id in enumerate(ids)}
+    # in several tables with different dictionaries, as in a file's row groups
     tables = [pa.Table.from_pylist([row], INDEX_SCHEMA) for row in rows.values()]
     table = pa.concat_tables(tables or [INDEX_SCHEMA.empty_table()])
     place = table.column_names.index("shard")
@@ -50,7 +50,7 @@ def test_columns_are_the_mapping_that_the_rows_are(ids: list[str]) -> None:
     assert list(clips) == ids and list(clips.values()) == list(rows.values()) and len(clips) == len(ids)
     assert "none such" not in clips and clips.get("none such") is None
     assert clips.ids_in_split("train") == [clip_id for clip_id in ids if rows[clip_id]["split"] == "train"]
-    assert {shard: clips.take_rows(places) for shard, places in clips.group_by_shard().items()} == {
+    assert {shard: clips.take_rows(numbers) for shard, numbers in clips.group_by_shard().items()} == {
         shard: [row for row in rows.values() if row["shard"] == shard]
         for shard in {row["shard"] for row in rows.values()}
     }
@@ -64,26 +64,26 @@ def test_columns_are_the_mapping_that_the_rows_are(ids: list[str]) -> None:
             clips.column("frames", [ids[0], "none such"])
 
 
-def test_shards_however_they_are_held_are_one_index_and_the_same_rows_are_the_same_bytes(
+def test_equal_rows_give_an_equal_index_file_however_they_are_grouped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = [row_of(f"clip{number}", number) for number in range(20)]
+    rows = [make_row(f"clip{number}", number) for number in range(20)]
     shards = [make_shard_rows(f"{number}.tar", rows[number::4]) for number in range(4)]
     write_index(tmp_path / INDEX_NAME, iter(shards))
     write_index(tmp_path / "again", [Rows.concatenate(shards, INDEX_SCHEMA)])
     assert (tmp_path / INDEX_NAME).read_bytes() == (tmp_path / "again").read_bytes()
-    listed = sorted(rows, key=lambda row: (row["shard"], row["frames_offset"]))
-    assert list(read_index(tmp_path, {}).values()) == listed
+    expected = sorted(rows, key=lambda row: (row["shard"], row["frames_offset"]))
+    assert list(read_index(tmp_path, {}).values()) == expected
     monkeypatch.setattr(table, "PARTS_AT_ONCE", 3)
     write_index(tmp_path / INDEX_NAME, shards)
-    assert list(read_index(tmp_path, {}).values()) == listed
+    assert list(read_index(tmp_path, {}).values()) == expected
     lean = read_index(tmp_path, {}, hashes=False)
-    assert list(lean) == [row["clip_id"] for row in listed]
+    assert list(lean) == [row["clip_id"] for row in expected]
     assert lean["clip7"] == {name: value for name, value in rows[7].items() if name not in HASHES}
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"clip_id": "clip0"}, "holds clip0 twice"),
         ({"clip_id": "x" * 256}, "a clip id of 256 bytes, expected 255 at most"),
@@ -91,9 +91,9 @@ def test_shards_however_they_are_held_are_one_index_and_the_same_rows_are_the_sa
     ],
 )
 def test_an_index_with_gaps_or_wrong_ids_is_refused(
-    change: dict[str, Any], told: str, tmp_path: Path
+    change: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    rows = [row_of("clip0", 0), row_of("clip1", 1) | change]
+    rows = [make_row("clip0", 0), make_row("clip1", 1) | change]
     pq.write_table(pa.Table.from_pylist(rows, INDEX_SCHEMA), tmp_path / INDEX_NAME)
-    with pytest.raises(ShardError, match=told):
+    with pytest.raises(ShardError, match=message):
         read_index(tmp_path, {})

@@ -87,6 +87,10 @@ def test_shards_are_read_from_a_web_server(dataset: Dataset) -> None:
         assert keys(from_dataset(open_dataset(open_storage(address)))) == IDS
         with pytest.raises(ShardError, match=r"gone\.tar: no such shard"):
             list(from_webdataset(f"{address}/gone.tar"))
+        shard = list_shards(dataset)[2]
+        shard.write_bytes(shard.read_bytes()[:-600] + bytes([1] * 600))
+        with pytest.raises(ShardError, match=r"with sha256 [0-9a-f]{12}, expected [0-9a-f]{12}$"):
+            list(from_webdataset(f"{urls[2]}?signature=1"))
     assert urls[0].rpartition("/")[2] in sent
 
 

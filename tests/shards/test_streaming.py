@@ -1,4 +1,4 @@
-"""FrameSource decoded when they are asked for are those in memory, whoever decodes them; damage is named."""
+"""Batches decoded on demand equal those in memory, however many processes decode; damage is named."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch.utils.data import get_worker_info
 
-from shards.cache import ShardCache, LocalShards
+from shards.cache import LocalShards, ShardCache
 from shards.codec import Codec
 from shards.frames import BatchIndex, FrameSource, NetworkInput, RawBatch
 from shards.index import ShardEntry
@@ -49,21 +49,23 @@ def dataset(folder: Path, codec: Codec = "raw", *, per_shard: int = 0) -> Path:
 
 
 def resident(folder: Path) -> Resident:
-    opened = open_dataset(folder)
+    reader = open_dataset(folder)
     return load_resident(
-        opened, list(opened.clips), NETWORK_INPUT, mel_pad=6, device=CPU, frames_on=CPU, workers=2
+        reader, list(reader.clips), NETWORK_INPUT, mel_pad=6, device=CPU, frames_on=CPU, workers=2
     )
 
 
-def cached(folder: Path, workers: int = 0, fit: NetworkInput = NETWORK_INPUT) -> Cached:
-    opened = open_dataset(folder)
+def cached(folder: Path, workers: int = 0, network_input: NetworkInput = NETWORK_INPUT) -> Cached:
+    reader = open_dataset(folder)
     return Cached(
-        Decoder(opened, build_clip_table(opened, opened.clips), LocalShards(folder), fit), CPU, workers
+        Decoder(reader, build_clip_table(reader, reader.clips), LocalShards(folder), network_input),
+        CPU,
+        workers,
     )
 
 
 def batches(data: FrameSource, n: int = 6, size: int = 5) -> Iterator[BatchIndex]:
-    """Batches of frames in the data's order, with any frames of the same clip beside them."""
+    """Batches of frames in the order of ``data``; identity frames are the last of each clip."""
     for k in range(0, n * size, size):
         positions = np.arange(k, k + size)
         target = data.epoch_order(positions, seed=3)
@@ -82,62 +84,62 @@ def same(one: RawBatch, other: RawBatch) -> bool:
 def test_a_batch_decoded_from_disk_is_the_one_from_memory(codec: Codec, tmp_path: Path) -> None:
     folder = dataset(tmp_path / "shards", codec)
     memory, disk = resident(folder), cached(folder)
-    for wanted in batches(memory):
-        assert same(disk.read_batch(wanted), memory.read_batch(wanted))
+    for indices in batches(memory):
+        assert same(disk.read_batch(indices), memory.read_batch(indices))
 
 
-def test_batches_come_in_order_however_many_processes_decode_and_wherever_one_begins(tmp_path: Path) -> None:
+def test_batches_are_in_order_from_any_start_however_many_processes_decode(tmp_path: Path) -> None:
     folder = dataset(tmp_path / "shards")
     memory = resident(folder)
     plain = list(memory.prefetch(batches(memory), seed=3))
     for workers in (0, 1, 2):
         ahead = list(cached(folder, workers).prefetch(batches(memory), seed=3))
         assert len(ahead) == len(plain) and all(map(same, ahead, plain))
-    later = list(cached(folder, 2).prefetch(islice(batches(memory), 4, None), seed=3))
-    assert all(map(same, later, plain[4:]))
+    resumed = list(cached(folder, 2).prefetch(islice(batches(memory), 4, None), seed=3))
+    assert all(map(same, resumed, plain[4:]))
 
 
-def test_a_process_whose_opencv_has_threads_of_its_own_may_start_those_that_decode(tmp_path: Path) -> None:
+def test_a_process_with_opencv_threads_can_start_decoding_processes(tmp_path: Path) -> None:
     cv2.setNumThreads(4)
     cv2.GaussianBlur(np.zeros((2048, 2048, 3), np.uint8), (31, 31), 0)  # large enough to start them
     data = cached(dataset(tmp_path), workers=2)
 
-    def too_long(*_: object) -> None:
+    def raise_timeout(*_: object) -> None:
         raise TimeoutError("no batch came")
 
-    before = signal.signal(signal.SIGALRM, too_long)
+    old_handler = signal.signal(signal.SIGALRM, raise_timeout)
     signal.alarm(60)
     try:
         assert len(list(data.prefetch(batches(data), seed=0))) == 6
     finally:
         signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGALRM, old_handler)
 
 
-def test_only_what_is_close_by_is_decoded_ahead_of_a_stream_without_end(tmp_path: Path) -> None:
-    data, asked, others = cached(dataset(tmp_path / "shards"), 1), 0, set(psutil.Process().children())
+def test_only_a_few_batches_of_an_endless_stream_are_decoded_ahead(tmp_path: Path) -> None:
+    data, n_requested, others = cached(dataset(tmp_path / "shards"), 1), 0, set(psutil.Process().children())
 
-    def endless() -> Iterator[BatchIndex]:
-        nonlocal asked
+    def repeat_batches() -> Iterator[BatchIndex]:
+        nonlocal n_requested
         while True:
-            for wanted in batches(data):
-                asked += 1
-                yield wanted
+            for indices in batches(data):
+                n_requested += 1
+                yield indices
 
-    stream = data.prefetch(endless(), seed=3)
+    stream = data.prefetch(repeat_batches(), seed=3)
     for _ in range(20):
         next(stream)
-    assert asked <= 24
+    assert n_requested <= 24
     stream.close()  # type: ignore[attr-defined]  # a generator
-    assert set(psutil.Process().children()) == others, "nobody is left working"
+    assert set(psutil.Process().children()) == others, "no process remains"
 
 
-def test_windows_of_shards_that_lie_here_give_each_frame_once(tmp_path: Path) -> None:
+def test_windows_of_local_shards_yield_each_frame_once(tmp_path: Path) -> None:
     folder = dataset(tmp_path / "shards")
-    opened = open_dataset(folder)
+    reader = open_dataset(folder)
     store = LocalShards(folder)
     data = Windowed(
-        Decoder(opened, build_clip_table(opened, opened.clips), store, NETWORK_INPUT),
+        Decoder(reader, build_clip_table(reader, reader.clips), store, NETWORK_INPUT),
         CPU,
         1,
         store=store,
@@ -145,31 +147,31 @@ def test_windows_of_shards_that_lie_here_give_each_frame_once(tmp_path: Path) ->
     )
     memory = resident(folder)
     n = 0
-    for seen in data.prefetch(batches(data, n=16, size=1), seed=3):
-        assert same(seen, memory.read_batch(seen.indices))
+    for batch in data.prefetch(batches(data, n=16, size=1), seed=3):
+        assert same(batch, memory.read_batch(batch.indices))
         n += 1
     assert n == 16
 
 
-def test_a_batch_by_itself_brings_the_shards_it_needs(tmp_path: Path) -> None:
+def test_a_single_batch_downloads_the_shards_it_needs(tmp_path: Path) -> None:
     folder = dataset(tmp_path / "shards", per_shard=1)
-    opened, memory = open_dataset(folder), resident(folder)
+    reader, memory = open_dataset(folder), resident(folder)
 
-    def bring(entry: ShardEntry, path: Path) -> None:
+    def copy_shard(entry: ShardEntry, path: Path) -> None:
         shutil.copyfile(folder / entry.name, path)
 
-    two = 2 * max(entry.bytes for entry in opened.shards.values())
-    with contextlib.closing(ShardCache(tmp_path / "cache", two, bring)) as store:
-        decoder = Decoder(opened, build_clip_table(opened, opened.clips), store, NETWORK_INPUT)
+    two = 2 * max(entry.bytes for entry in reader.shards.values())
+    with contextlib.closing(ShardCache(tmp_path / "cache", two, copy_shard)) as store:
+        decoder = Decoder(reader, build_clip_table(reader, reader.clips), store, NETWORK_INPUT)
         data = Windowed(decoder, CPU, 0, store=store, window=1)
-        for wanted in batches(data, n=16, size=1):
-            assert same(data.read_batch(wanted), memory.read_batch(wanted))
+        for indices in batches(data, n=16, size=1):
+            assert same(data.read_batch(indices), memory.read_batch(indices))
 
 
-# --- what is wrong --------------------------------------------------------------------------------
+# --- errors --------------------------------------------------------------------------------
 
 
-def refusal(data: Cached) -> str:
+def prefetch_error(data: Cached) -> str:
     with pytest.raises(ShardError) as caught:
         list(data.prefetch(batches(data), seed=3))
     assert "\n" not in str(caught.value)
@@ -178,14 +180,14 @@ def refusal(data: Cached) -> str:
 
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("member", ["frames", "boxes", "mels", "affine", "json"])
-def test_a_flipped_bit_is_named_by_shard_clip_and_part(member: str, workers: int, tmp_path: Path) -> None:
+def test_a_flipped_bit_is_named_by_shard_clip_and_member(member: str, workers: int, tmp_path: Path) -> None:
     folder = dataset(tmp_path / "shards")
     row = open_dataset(folder).clips["s2_a"]
     path = folder / row["shard"]
     data = bytearray(path.read_bytes())
     data[row[f"{member}_offset"] + row[f"{member}_size"] // 2] ^= 1
     path.write_bytes(data)
-    assert f"{path}: s2_a's {member} are not the bytes that the index names" in refusal(
+    assert f"{path}: s2_a's {member} are not the bytes that the index names" in prefetch_error(
         cached(folder, workers)
     )
 
@@ -194,36 +196,38 @@ def test_a_shard_that_ends_early_or_is_gone_is_named(tmp_path: Path) -> None:
     folder = dataset(tmp_path / "shards")
     path = next(folder.glob("*.tar"))
     path.write_bytes(path.read_bytes()[:9000])
-    assert f"{path}: ends before byte" in refusal(cached(folder, 1))
+    assert f"{path}: ends before byte" in prefetch_error(cached(folder, 1))
     path.unlink()
-    assert f"{path}: cannot be read (No such file" in refusal(cached(folder, 1))
+    assert f"{path}: cannot be read (No such file" in prefetch_error(cached(folder, 1))
 
 
 def test_clips_that_do_not_fit_the_network_are_named(tmp_path: Path) -> None:
     folder = dataset(tmp_path / "shards")
-    assert "mask box that begins at row 3, the network looks at rows from 4 on" in refusal(
-        cached(folder, fit=NetworkInput(SIZE, N_MELS, -80.0, top=4))
+    assert "mask box that begins at row 3, the network looks at rows from 4 on" in prefetch_error(
+        cached(folder, network_input=NetworkInput(SIZE, N_MELS, -80.0, top=4))
     )
-    told = refusal(cached(folder, fit=NetworkInput(32, N_MELS, -80.0)))
-    assert "16, 16, 3) and 4 mel bins, expected" in told
-    assert "4 mel bins, expected" in refusal(cached(folder, fit=NetworkInput(SIZE, 5, -80.0)))
+    message = prefetch_error(cached(folder, network_input=NetworkInput(32, N_MELS, -80.0)))
+    assert "16, 16, 3) and 4 mel bins, expected" in message
+    assert "4 mel bins, expected" in prefetch_error(
+        cached(folder, network_input=NetworkInput(SIZE, 5, -80.0))
+    )
 
 
 class Killed(Decoder):
-    """Loses its process in the middle of the work, as when memory runs out."""
+    """Its process is killed in the middle of the work, as when memory runs out."""
 
-    def read_batch(self, wanted: BatchIndex) -> RawBatch:
-        if get_worker_info() is not None and wanted.positions[0] >= 10:
+    def read_batch(self, indices: BatchIndex) -> RawBatch:
+        if get_worker_info() is not None and indices.positions[0] >= 10:
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().read_batch(wanted)
+        return super().read_batch(indices)
 
 
-# torch tells of a death from a signal handler, wherever Python is; in a finaliser nobody can hear it
+# torch raises from a signal handler, at any line; in a finaliser nothing can catch that
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_process_that_is_killed_ends_the_epoch_with_an_error_and_no_wait(tmp_path: Path) -> None:
+def test_a_killed_process_ends_the_epoch_with_an_error_at_once(tmp_path: Path) -> None:
     folder = dataset(tmp_path / "shards")
-    opened = open_dataset(folder)
+    reader = open_dataset(folder)
     data = Cached(
-        Killed(opened, build_clip_table(opened, opened.clips), LocalShards(folder), NETWORK_INPUT), CPU, 1
+        Killed(reader, build_clip_table(reader, reader.clips), LocalShards(folder), NETWORK_INPUT), CPU, 1
     )
-    assert "a decoding process died" in refusal(data)
+    assert "a decoding process died" in prefetch_error(data)

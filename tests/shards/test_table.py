@@ -1,4 +1,4 @@
-"""Rows in columns are the rows that went in, however they are held."""
+"""Rows in columns equal the rows they were made of, however they are stored."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ ROWS = st.lists(
 
 
 @given(rows=ROWS, cut=st.integers(0, 12), at_once=st.integers(1, 5))
-def test_rows_in_columns_are_the_rows(rows: list[dict[str, Any]], cut: int, at_once: int) -> None:
+def test_rows_in_columns_equal_the_rows(rows: list[dict[str, Any]], cut: int, at_once: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(table, "ROWS_AT_ONCE", at_once)
         patch.setattr(table, "PARTS_AT_ONCE", at_once)
-        held = Rows.from_rows(rows, SCHEMA)
-        joined = Rows.concatenate((PackedRows.from_rows([row], SCHEMA) for row in rows), SCHEMA)
-        sent = pickle.loads(pickle.dumps(PackedRows.from_rows(rows, SCHEMA)))
-        for kept in (held, joined, sent):
-            assert list(kept) == rows and len(kept) == len(rows)
-            assert list(kept[cut:]) == rows[cut:] and list(kept[:cut]) == rows[:cut]
-            assert [kept[place] for place in range(len(rows))] == rows
-            assert list(kept.select_columns("number")) == [{"number": row["number"]} for row in rows]
+        plain = Rows.from_rows(rows, SCHEMA)
+        concatenated = Rows.concatenate((PackedRows.from_rows([row], SCHEMA) for row in rows), SCHEMA)
+        pickled = pickle.loads(pickle.dumps(PackedRows.from_rows(rows, SCHEMA)))
+        for rows_read in (plain, concatenated, pickled):
+            assert list(rows_read) == rows and len(rows_read) == len(rows)
+            assert list(rows_read[cut:]) == rows[cut:] and list(rows_read[:cut]) == rows[:cut]
+            assert [rows_read[index] for index in range(len(rows))] == rows
+            assert list(rows_read.select_columns("number")) == [{"number": row["number"]} for row in rows]
 
 
-def test_a_part_of_many_rows_is_sent_without_the_others() -> None:
+def test_a_slice_is_pickled_without_the_other_rows() -> None:
     rows = Rows.from_rows(({"name": "x" * 100, "number": number} for number in range(10_000)), SCHEMA)
     assert len(pickle.dumps(PackedRows(rows[:10].table))) < 5_000

@@ -1,4 +1,4 @@
-"""The order in windows: each frame once an epoch, from few shards at a time, the same however it is cut."""
+"""The order in windows: each frame once an epoch, from few shards at a time, however it is divided."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ SEEDS = st.integers(0, 2**64 - 1)
 
 
 @st.composite
-def worlds(draw: st.DrawFn) -> tuple[Windows, list[int], list[int]]:
+def random_windows(draw: st.DrawFn) -> tuple[Windows, list[int], list[int]]:
     """Windows over clips of any lengths in any shards; the lengths; which shard each clip lies in."""
     lengths = draw(st.lists(st.integers(1, 40), min_size=1, max_size=30))
-    placed = draw(st.lists(st.integers(0, 7), min_size=len(lengths), max_size=len(lengths)))
-    shard_of = [sorted(set(placed)).index(shard) for shard in placed]  # no shard is empty
+    shard_ids = draw(st.lists(st.integers(0, 7), min_size=len(lengths), max_size=len(lengths)))
+    shard_of = [sorted(set(shard_ids)).index(shard) for shard in shard_ids]  # no shard is empty
     table = ClipTable.from_lengths([f"clip{i:02d}" for i in range(len(lengths))], lengths)
     return Windows(table, shard_of, draw(st.integers(1, 9))), lengths, shard_of
 
 
-@given(world=worlds(), seed=SEEDS, epoch=st.integers(0, 10**6))
+@given(world=random_windows(), seed=SEEDS, epoch=st.integers(0, 10**6))
 def test_an_epoch_holds_each_frame_once_and_a_window_those_of_its_k_shards(
     world: tuple[Windows, list[int], list[int]], seed: int, epoch: int
 ) -> None:
@@ -38,15 +38,15 @@ def test_an_epoch_holds_each_frame_once_and_a_window_those_of_its_k_shards(
         shards = windows.locate_shards(window, seed=seed)
         assert 1 <= len(shards) <= windows.size
         length = int(np.isin(shard_of_frame, shards).sum())
-        here = slice(place, place + length)
-        assert set(shard_of_frame[frames[here]]) == set(shards)
-        assert windows.find_windows(positions[here], seed=seed) == [window]
+        in_window = slice(place, place + length)
+        assert set(shard_of_frame[frames[in_window]]) == set(shards)
+        assert windows.find_windows(positions[in_window], seed=seed) == [window]
         window, place = windows.next_window(window, seed=seed), place + length
     assert (window, place) == (Window(epoch + 1, 0), n)
 
 
-@given(world=worlds(), seed=SEEDS, data=st.data())
-def test_a_position_says_the_same_alone_and_among_others(
+@given(world=random_windows(), seed=SEEDS, data=st.data())
+def test_a_position_has_the_same_frame_alone_and_among_others(
     world: tuple[Windows, list[int], list[int]], seed: int, data: st.DataObject
 ) -> None:
     windows, lengths, _ = world
@@ -55,7 +55,7 @@ def test_a_position_says_the_same_alone_and_among_others(
     assert np.array_equal(windows.epoch_order(np.array(places, int), seed=seed), stream[places])
 
 
-def test_the_order_hangs_on_seed_epoch_k_and_the_shards() -> None:
+def test_the_order_depends_on_seed_epoch_k_and_the_shards() -> None:
     table = ClipTable.from_lengths([f"clip{i:02d}" for i in range(60)], [25] * 60)
     n, shard_of = len(table), np.arange(60) % 12
 
@@ -64,16 +64,16 @@ def test_the_order_hangs_on_seed_epoch_k_and_the_shards() -> None:
 
     assert np.array_equal(order(), order())
     for other in (order(seed=1), order(epoch=1)):
-        assert (order() == other).sum() <= 7, "two orders that have nothing to do with each other (Montmort)"
+        assert (order() == other).sum() <= 7, "two independent orders (Montmort)"
     for other in (order(k=3), order(shards=shard_of[::-1])):
         assert not np.array_equal(order(), other)
 
 
-def test_a_batch_of_a_window_is_as_mixed_as_its_shards_let_it_be() -> None:
-    """Of 64 frames out of 8 shards of 64 clips, as many are of distinct clips as chance would have it."""
+def test_a_batch_mixes_the_clips_of_its_window() -> None:
+    """64 frames of 8 shards of 64 clips come from as many distinct clips as independent draws would."""
     table = ClipTable.from_lengths([f"clip{i:04d}" for i in range(2048)], [75] * 2048)
     windows = Windows(table, np.arange(2048) // 64, 8)
     batches = windows.epoch_order(np.arange(64 * 200), seed=0).reshape(200, 64) // 75
-    found = np.mean([len(set(batch)) for batch in batches.tolist()])
+    mean_clips = np.mean([len(set(batch)) for batch in batches.tolist()])
     expected = 512 * (1 - (1 - 1 / 512) ** 64)
-    assert abs(found - expected) < 0.5
+    assert abs(mean_clips - expected) < 0.5

@@ -15,11 +15,11 @@ from stages.engine.outcome import StageError
 from stages.media import encode
 from stages.media.encode import AudioTrack, write_mp4
 from stages.mels import MelsParams, compute_mel_rows
-from stages.preview.choice import clips_named, clips_spread
-from stages.preview.drawing import BOX, BRIDGED, MARK, boxed, mel_picture
-from stages.preview.sheet import draw_cell, draw_sheet, look_for, write_sheet
-from stages.preview.sound import PEAK, sound_of
-from stages.preview.video import VIDEO_SPAN_SECONDS, video_frames, write_video
+from stages.preview.drawing import BOX, INTERPOLATED, MARK, draw_mask_box, draw_mels
+from stages.preview.selection import check_clip_ids, spread_clips
+from stages.preview.sheet import choose_style, draw_cell, draw_sheet, write_sheet
+from stages.preview.sound import PEAK, synthesise_audio
+from stages.preview.video import VIDEO_SPAN_SECONDS, draw_video_frames, write_video
 from tests import datasets
 
 SIZE = 64
@@ -34,7 +34,7 @@ def make_sample(
     box: Sequence[int] = (12, 40, 50, 62),
     **info: Any,
 ) -> ClipSample:
-    """A clip of one color and no sound."""
+    """A clip of one color, with silent mels."""
     return ClipSample(
         key=key,
         frames=np.tile(np.array(color, np.uint8), (n_frames, SIZE, SIZE, 1)),
@@ -56,33 +56,33 @@ def make_dataset(folder: Path, samples: Sequence[ClipSample], **described: Any) 
     return open_dataset(datasets.write(folder, packed, **{"params": {"mels": MELS}, **described}))
 
 
-def n_pixels(picture: np.ndarray, color: Sequence[int]) -> int:
+def count_pixels(picture: np.ndarray, color: Sequence[int]) -> int:
     return int((np.asarray(picture) == color).all(-1).sum())
 
 
 def decode(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """Times and pictures of a video; samples and rate of its sound, whose first one is at 0 s.
+    """Times and images of a video; samples and rate of its audio, whose first one is at 0 s.
 
-    AAC comes in blocks, and PyAV gives the last one whole; players stop where the stream says it ends.
+    AAC is coded in blocks, and PyAV returns the last one whole; players stop at the end of the stream.
     """
     with av.open(str(path)) as container:
-        shown = list(container.decode(video=0))
-        times = np.array([frame.time for frame in shown])
-        pictures = np.stack([frame.to_ndarray(format="rgb24") for frame in shown])
+        frames = list(container.decode(video=0))
+        times = np.array([frame.time for frame in frames])
+        images = np.stack([frame.to_ndarray(format="rgb24") for frame in frames])
     with av.open(str(path)) as container:
-        heard = list(container.decode(audio=0))
-        assert heard[0].time == 0
-        sound = np.concatenate([frame.to_ndarray() for frame in heard], axis=1)
+        blocks = list(container.decode(audio=0))
+        assert blocks[0].time == 0
+        samples = np.concatenate([block.to_ndarray() for block in blocks], axis=1)
         stream = container.streams.audio[0]
         end = round(stream.duration * stream.time_base * stream.rate)
-        assert end <= sound.shape[1] < end + 1024
-    return times, pictures, sound[:, :end], stream.rate
+        assert end <= samples.shape[1] < end + 1024
+    return times, images, samples[:, :end], stream.rate
 
 
-# --- which clips ------------------------------------------------------------------------------
+# --- selection --------------------------------------------------------------------------------
 
 
-def corpus(folder: Path) -> Dataset:
+def make_corpus(folder: Path) -> Dataset:
     """Speakers s1 and s2 with 9 clips each, s3 to s6 with one; s1 has a test clip too."""
     counts = {"s1": 9, "s2": 9, "s3": 1, "s4": 1, "s5": 1, "s6": 1}
     samples = [
@@ -95,47 +95,47 @@ def corpus(folder: Path) -> Dataset:
 
 
 def test_clips_are_spread_over_splits_and_speakers(tmp_path: Path) -> None:
-    dataset = corpus(tmp_path / "d")
-    shown = clips_spread(dataset, 10, seed=0)
-    speakers = Counter(clip_id.split("_")[0] for clip_id in shown)
-    assert "s1_test" in shown
+    dataset = make_corpus(tmp_path / "d")
+    selection = spread_clips(dataset, 10, seed=0)
+    speakers = Counter(clip_id.split("_")[0] for clip_id in selection)
+    assert "s1_test" in selection
     assert set(speakers) == {"s1", "s2", "s3", "s4", "s5", "s6"} and speakers["s1"] == speakers["s2"] == 3
-    assert shown == clips_spread(dataset, 10, seed=0)
-    assert shown != clips_spread(dataset, 10, seed=1)
-    assert set(clips_spread(dataset, 999, seed=0)) == set(dataset.clips)
-    assert clips_spread(dataset, 5, seed=0, speaker="s1", split="test") == ["s1_test"]
+    assert selection == spread_clips(dataset, 10, seed=0)
+    assert selection != spread_clips(dataset, 10, seed=1)
+    assert set(spread_clips(dataset, 999, seed=0)) == set(dataset.clips)
+    assert spread_clips(dataset, 5, seed=0, speaker="s1", split="test") == ["s1_test"]
 
 
-def test_what_the_dataset_does_not_hold_is_named(tmp_path: Path) -> None:
-    dataset = corpus(tmp_path / "d")
+def test_errors_name_what_the_dataset_does_not_hold(tmp_path: Path) -> None:
+    dataset = make_corpus(tmp_path / "d")
     with pytest.raises(ShardError, match="holds no clip 'nobody', 's1'"):
-        clips_named(dataset, ["nobody", "s1_0", "s1"])
+        check_clip_ids(dataset, ["nobody", "s1_0", "s1"])
     with pytest.raises(ShardError, match="no speaker 's9'; known are s1, s2, s3"):
-        clips_spread(dataset, 1, seed=0, speaker="s9")
+        spread_clips(dataset, 1, seed=0, speaker="s9")
     with pytest.raises(ShardError, match="no clip of speaker 's2' in split 'test'"):
-        clips_spread(dataset, 1, seed=0, speaker="s2", split="test")
+        spread_clips(dataset, 1, seed=0, speaker="s2", split="test")
 
 
-# --- the sheet --------------------------------------------------------------------------------
+# --- contact sheet ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("n_clips", [1, 5, 17])
-def test_every_clip_asked_for_is_on_the_sheet(tmp_path: Path, n_clips: int) -> None:
+def test_every_selected_clip_is_on_the_sheet(tmp_path: Path, n_clips: int) -> None:
     colors = [(10 * i, 250 - 10 * i, 77) for i in range(20)]
     samples = [make_sample(f"s1_{i}", color=color) for i, color in enumerate(colors)]
     dataset = make_dataset(tmp_path / "d", samples)
     sheet = np.asarray(draw_sheet(dataset, [f"s1_{i}" for i in range(n_clips)]))
     assert max(sheet.shape) < 4000
     packed, counts = np.unique(sheet @ np.array([1, 256, 65536]), return_counts=True)
-    n_pixels_of = dict(zip(packed.tolist(), counts.tolist(), strict=True))
-    look = look_for(n_clips)
-    n_crop_pixels, n_outline_pixels = 6 * look.crop**2, 6 * 4 * 3 * look.crop  # the second at most
+    pixels_per_color = dict(zip(packed.tolist(), counts.tolist(), strict=True))
+    style = choose_style(n_clips)
+    n_crop_pixels, n_outline_pixels = 6 * style.crop**2, 6 * 4 * 3 * style.crop  # the second at most
     for i, (red, green, blue) in enumerate(colors):
-        found = n_pixels_of.get(red + 256 * green + 65536 * blue, 0)
+        n_pixels = pixels_per_color.get(red + 256 * green + 65536 * blue, 0)
         if i < n_clips:
-            assert n_crop_pixels - n_outline_pixels < found < n_crop_pixels
+            assert n_crop_pixels - n_outline_pixels < n_pixels < n_crop_pixels
         else:
-            assert found == 0
+            assert n_pixels == 0
 
 
 def test_the_same_clips_give_the_same_bytes(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_the_box_is_drawn_on_the_outermost_masked_pixels() -> None:
     frame = np.zeros((SIZE, SIZE, 3), np.uint8)
     masked = np.zeros((SIZE, SIZE), bool)
     masked[40:62, 12:50] = True
-    picture = boxed(frame, np.array([12, 40, 50, 62], np.int16), 2 * SIZE)
+    picture = draw_mask_box(frame, np.array([12, 40, 50, 62], np.int16), 2 * SIZE)
     large = masked.repeat(2, 0).repeat(2, 1)
     inner = np.zeros_like(large)
     inner[81:123, 25:99] = True
@@ -159,7 +159,7 @@ def test_the_box_is_drawn_on_the_outermost_masked_pixels() -> None:
 def test_a_loud_row_is_drawn_at_its_time_and_low_pitch_at_the_bottom() -> None:
     mels = np.full((100, 40), -80, np.float32)
     mels[60, :10] = 0  # at 1.2 s, the lowest quarter of the bands
-    picture = mel_picture(mels, start=0, seconds=2, width=800, height=80).max(-1)
+    picture = draw_mels(mels, start=0, seconds=2, width=800, height=80).max(-1)
     loud = picture > 128
     ys, xs = np.nonzero(loud)
     assert (xs.min(), xs.max()) == (476, 483)  # 20 ms around 1.2 s
@@ -167,28 +167,28 @@ def test_a_loud_row_is_drawn_at_its_time_and_low_pitch_at_the_bottom() -> None:
 
 
 def test_interpolated_frames_and_notes_are_marked() -> None:
-    look = look_for(1)
-    plain = draw_cell(make_sample("s1_a"), look)
-    mended = draw_cell(make_sample("s1_a", interpolated_frames=[3, 4, 5]), look)
-    assert n_pixels(plain, BRIDGED) == 0
-    # A quarter of the band above the mels, and the frames among the three that are shown.
-    assert n_pixels(mended, BRIDGED) > look.cell // 4 * (look.crop // 32) + 4 * look.crop
-    noted = draw_cell(make_sample("s1_a", notes=["antiphase sound"]), look)
-    assert n_pixels(noted, BRIDGED) > 0 and noted.height > plain.height
+    style = choose_style(1)
+    plain = draw_cell(make_sample("s1_a"), style)
+    mended = draw_cell(make_sample("s1_a", interpolated_frames=[3, 4, 5]), style)
+    assert count_pixels(plain, INTERPOLATED) == 0
+    # A quarter of the band above the mels, and the outlines of interpolated frames.
+    assert count_pixels(mended, INTERPOLATED) > style.cell // 4 * (style.crop // 32) + 4 * style.crop
+    noted = draw_cell(make_sample("s1_a", notes=["antiphase sound"]), style)
+    assert count_pixels(noted, INTERPOLATED) > 0 and noted.height > plain.height
 
 
 @pytest.mark.parametrize("n_frames", [1, 2, 5, 700])
 def test_labels_of_any_length_and_clips_of_any_length_can_be_drawn(n_frames: int) -> None:
     sample = make_sample("x" * 200, n_frames=n_frames, emotion="very\nangry " * 50, speaker="é" * 99)
     for n_clips in (1, 9, 99):
-        look = look_for(n_clips)
-        assert draw_cell(sample, look).width == look.cell
+        style = choose_style(n_clips)
+        assert draw_cell(sample, style).width == style.cell
 
 
-# --- the video --------------------------------------------------------------------------------
+# --- video ------------------------------------------------------------------------------------
 
 
-def test_a_flash_and_a_click_planted_together_are_seen_and_heard_together(tmp_path: Path) -> None:
+def test_a_flash_and_a_click_at_the_same_time_are_synchronous_in_the_video(tmp_path: Path) -> None:
     at, n_frames = 20, 32
     sample = make_sample("s1_click", n_frames=n_frames)
     sample.frames[at] = 255
@@ -203,14 +203,14 @@ def test_a_flash_and_a_click_planted_together_are_seen_and_heard_together(tmp_pa
     assert times[light.argmax()] == at / 25 and np.delete(light, at).max() < light[at] / 2
     power = np.convolve(sound**2, np.ones(rate // 200), "same")  # over 5 ms
     assert power.argmax() / rate == pytest.approx(at / 25, abs=0.02)
-    heard = np.abs(np.arange(len(sound)) / rate - at / 25) < 0.03
-    assert (sound[heard] ** 2).sum() > 0.95 * (sound**2).sum()
+    is_near = np.abs(np.arange(len(sound)) / rate - at / 25) < 0.03
+    assert (sound[is_near] ** 2).sum() > 0.95 * (sound**2).sum()
 
 
-def test_the_line_over_the_mels_is_where_the_frame_lies_in_them() -> None:
-    sample = make_sample("s1_a", n_frames=200)  # 8 s: longer than what is shown at once
+def test_the_line_over_the_mels_is_at_the_time_of_the_frame() -> None:
+    sample = make_sample("s1_a", n_frames=200)  # 8 s: longer than the visible span
     sample.mels[::2] = 0  # each frame's first row is bright
-    for k, picture in enumerate(video_frames(sample)):
+    for k, picture in enumerate(draw_video_frames(sample)):
         assert picture.shape[0] % 2 == picture.shape[1] % 2 == 0
         below = picture[28 + 512 :]
         marked = np.flatnonzero((below[:4] == MARK).all(-1).all(0))
@@ -220,30 +220,30 @@ def test_the_line_over_the_mels_is_where_the_frame_lies_in_them() -> None:
         assert marked[0] == pytest.approx((k / 25 - start) / span * 512, abs=0.51)
 
 
-def test_mels_made_to_sound_give_the_same_mels_again() -> None:
+def test_audio_made_from_mels_has_the_same_mels() -> None:
     n_frames = 20
     seconds = np.arange(640 * n_frames - 1) / 16000
     voice = sum(np.sin(2 * np.pi * 140 * k * seconds) / k for k in range(1, 9))
     voice = (voice * (1.1 + np.sin(2 * np.pi * 3 * seconds))).astype(np.float32)
     params = MelsParams(**MELS)
     mels = compute_mel_rows(voice, params)
-    sound = sound_of(mels, params)
+    sound = synthesise_audio(mels, params)
     assert sound.shape == (640 * n_frames,) and np.abs(sound).max() == pytest.approx(PEAK)
     again = compute_mel_rows(sound[:-1], params)
     loud = mels > -40
     assert np.abs(again - mels)[loud].mean() < 3
 
 
-def test_a_clip_of_one_frame_sounds_too() -> None:
-    assert sound_of(make_sample("s1_a", n_frames=1).mels, MelsParams(**MELS)).shape == (640,)
+def test_audio_can_be_made_for_a_clip_of_one_frame() -> None:
+    assert synthesise_audio(make_sample("s1_a", n_frames=1).mels, MelsParams(**MELS)).shape == (640,)
 
 
-def test_a_dataset_without_the_params_of_its_mels_says_so(tmp_path: Path) -> None:
-    for i, (params, told) in enumerate(
-        [({}, "names no params.mels"), ({"mels": {"n_fft": 8}}, "n_fft: Input should be"), (7, "names no")]
+def test_a_dataset_without_the_params_of_its_mels_is_an_error(tmp_path: Path) -> None:
+    for i, (params, message) in enumerate(
+        [({}, "has no params.mels"), ({"mels": {"n_fft": 8}}, "n_fft: Input should be"), (7, "has no")]
     ):
         dataset = make_dataset(tmp_path / str(i), [make_sample("s1_a")], params=params)
-        with pytest.raises(ShardError, match=told):
+        with pytest.raises(ShardError, match=message):
             write_video(dataset, "s1_a", tmp_path / "a.mp4")
 
 
@@ -255,16 +255,18 @@ def test_colors_and_stereo_survive_the_encoding(tmp_path: Path) -> None:
     colors = np.array([(220, 30, 30), (30, 200, 40), (20, 40, 210), (128, 128, 128)], np.uint8)
     frame = np.repeat(np.repeat(colors[None], 32, 0), 16, 1)
     rate = 44_100
-    left = 0.5 * np.sin(2 * np.pi * 440 * np.arange(2 * rate) / rate)
-    sound = AudioTrack(np.array_split(np.stack([left, 0 * left], 1).astype(np.float32), 7), rate, channels=2)
+    channel = 0.5 * np.sin(2 * np.pi * 440 * np.arange(2 * rate) / rate)
+    sound = AudioTrack(
+        np.array_split(np.stack([channel, 0 * channel], 1).astype(np.float32), 7), rate, channels=2
+    )
     fps = Fraction(30_000, 1001)
     assert write_mp4(out, [frame] * 60, fps=fps, audio=sound) == 60
-    times, pictures, heard, heard_rate = decode(out)
+    times, images, samples, decoded_rate = decode(out)
     assert times == pytest.approx(np.arange(60) * 1001 / 30_000, abs=1e-4)
-    seen = pictures[30, 16, 8::16].astype(int)
-    assert np.abs(seen - colors).max() < 8
-    assert heard.shape == (2, 2 * heard_rate)
-    middle = heard[:, heard_rate // 2 : -heard_rate // 2]
+    decoded_colors = images[30, 16, 8::16].astype(int)
+    assert np.abs(decoded_colors - colors).max() < 8
+    assert samples.shape == (2, 2 * decoded_rate)
+    middle = samples[:, decoded_rate // 2 : -decoded_rate // 2]
     assert np.abs(middle[0]).max() == pytest.approx(0.5, abs=0.03) and np.abs(middle[1]).max() < 0.03
     with av.open(str(out)) as container:
         codec = container.streams.video[0].codec_context
@@ -272,7 +274,7 @@ def test_colors_and_stereo_survive_the_encoding(tmp_path: Path) -> None:
         assert codec.colorspace == codec.color_primaries == codec.color_trc == 1  # BT.709
 
 
-def test_frames_flow_through_and_are_not_kept(tmp_path: Path) -> None:
+def test_frames_are_streamed_and_not_stored(tmp_path: Path) -> None:
     def frames() -> Iterator[np.ndarray]:
         for k in range(300):
             yield np.full((256, 256, 3), k % 256, np.uint8)
@@ -285,7 +287,7 @@ def test_frames_flow_through_and_are_not_kept(tmp_path: Path) -> None:
         tracemalloc.stop()
 
 
-def test_whatever_goes_wrong_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_failure_leaves_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out" / "a.mp4"
     frame = np.zeros((256, 256, 3), np.uint8)
 

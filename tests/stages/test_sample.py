@@ -1,4 +1,4 @@
-"""A split drawn anew: each clip once, resumed to the same bytes, on one process or two."""
+"""The sample stage: each clip is generated once, resumed to the same bytes, by one process or two."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def asked(shards: Path, run: Path, out: Path, **more: Any) -> SampleRequest:
+def make_request(shards: Path, run: Path, out: Path, **more: Any) -> SampleRequest:
     return SampleRequest(shards=str(shards), run=run, out=out, split="test", device="cpu", **more)
 
 
@@ -64,50 +64,52 @@ def crops(out: Path) -> dict[str, str]:
     return {name: digest for name, digest in hash_files(out).items() if name.startswith((CROPS, VIDEOS))}
 
 
-def test_every_clip_of_the_split_is_drawn_and_only_inside_its_mask(
+def test_every_clip_of_the_split_is_generated_and_only_inside_its_mask(
     shards: Path, trained: Path, tmp_path: Path
 ) -> None:
-    assert sample.run(asked(shards, trained, tmp_path), QUICK) == 3
+    assert sample.run(make_request(shards, trained, tmp_path), QUICK) == 3
     dataset = open_dataset(shards)
     rows = read_samples(tmp_path)
     assert [row["clip_id"] for row in rows] == list(TEST)
     for row in rows:
         clip = read_clip(dataset, row["clip_id"])
-        drawn = read_crops(tmp_path / CROPS / f"{row['name']}.tar", SIZE)
-        assert row["frames"] == len(drawn) == len(clip.frames)
+        generated = read_crops(tmp_path / CROPS / f"{row['name']}.tar", SIZE)
+        assert row["frames"] == len(generated) == len(clip.frames)
         x0, y0, x1, y1 = clip.boxes[0]
         outside = np.ones((SIZE, SIZE), bool)
         outside[y0:y1, x0:x1] = False
-        assert np.array_equal(drawn[:, outside], clip.frames[:, outside])
-        assert not np.array_equal(drawn, clip.frames)
+        assert np.array_equal(generated[:, outside], clip.frames[:, outside])
+        assert not np.array_equal(generated, clip.frames)
         with av.open(str(tmp_path / VIDEOS / f"{row['name']}.mp4")) as video:
             shown = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
-        assert np.shape(shown) == (len(drawn), 2 * SIZE, 4 * SIZE, 3)
+        assert np.shape(shown) == (len(generated), 2 * SIZE, 4 * SIZE, 3)
 
 
-def test_clips_are_drawn_from_a_dataset_elsewhere_without_a_copy_of_it(
+def test_clips_are_generated_from_a_dataset_elsewhere_without_a_copy_of_it(
     shards: Path, trained: Path, tmp_path: Path
 ) -> None:
     with serve(shards) as (address, _):
-        sample.run(replace(asked(shards, trained, tmp_path / "far"), shards=address), QUICK)
+        sample.run(replace(make_request(shards, trained, tmp_path / "far"), shards=address), QUICK)
         assert not isinstance(locate_dataset(address), Path)
-    sample.run(asked(shards, trained, tmp_path / "near"), QUICK)
+    sample.run(make_request(shards, trained, tmp_path / "near"), QUICK)
     assert crops(tmp_path / "far") == crops(tmp_path / "near")
 
 
-def test_what_was_lost_is_drawn_again_to_the_same_bytes(shards: Path, trained: Path, tmp_path: Path) -> None:
-    sample.run(asked(shards, trained, tmp_path), QUICK)
+def test_what_was_lost_is_generated_again_to_the_same_bytes(
+    shards: Path, trained: Path, tmp_path: Path
+) -> None:
+    sample.run(make_request(shards, trained, tmp_path), QUICK)
     before = hash_files(tmp_path)
     lost = tmp_path / CROPS / "s1_clip1.tar"
     lost.unlink()
     kept = (tmp_path / CROPS / "s1_clip0.tar").stat().st_mtime_ns
-    sample.run(asked(shards, trained, tmp_path, slots=2), QUICK)
+    sample.run(make_request(shards, trained, tmp_path, slots=2), QUICK)
     assert hash_files(tmp_path) == before
     assert (tmp_path / CROPS / "s1_clip0.tar").stat().st_mtime_ns == kept
 
 
-def test_two_processes_draw_what_one_draws(shards: Path, trained: Path, tmp_path: Path) -> None:
-    sample.run(asked(shards, trained, tmp_path / "one", audio="swapped"), QUICK)
+def test_two_processes_generate_what_one_generates(shards: Path, trained: Path, tmp_path: Path) -> None:
+    sample.run(make_request(shards, trained, tmp_path / "one", audio="swapped"), QUICK)
     several = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--", "pipeline.main"]
     words = ["sample", "--shards", shards, "--run", trained, "-o", tmp_path / "two", "--audio", "swapped"]
     done = subprocess.run(
@@ -115,7 +117,7 @@ def test_two_processes_draw_what_one_draws(shards: Path, trained: Path, tmp_path
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("3 clips of test, to swapped speech") == 1
+    assert done.stdout.count("3 clips of test, with swapped speech") == 1
     assert crops(tmp_path / "two") == crops(tmp_path / "one")
     assert read_samples(tmp_path / "two") == read_samples(tmp_path / "one")
 
@@ -143,7 +145,7 @@ def test_swapped_clips_do_not_say_the_same_where_that_can_be_helped(tmp_path: Pa
 
 
 def test_a_pair_is_as_long_as_the_shorter_of_its_two(shards: Path, trained: Path, tmp_path: Path) -> None:
-    sample.run(asked(shards, trained, tmp_path, audio="swapped", videos=False), QUICK)
+    sample.run(make_request(shards, trained, tmp_path, audio="swapped", videos=False), QUICK)
     frames = dict(zip(TEST, (4, 6, 3), strict=True))
     rows = read_samples(tmp_path)
     assert not (tmp_path / VIDEOS).exists()
@@ -165,19 +167,19 @@ def test_crops_come_back_as_they_were_written(tmp_path: Path) -> None:
 
 def test_what_cannot_be_sampled_is_one_line(shards: Path, trained: Path, tmp_path: Path) -> None:
     with pytest.raises(StageError, match="no clip is in the split 'valid'; it has test, train"):
-        sample.run(replace(asked(shards, trained, tmp_path), split="valid"), QUICK)
+        sample.run(replace(make_request(shards, trained, tmp_path), split="valid"), QUICK)
     with pytest.raises(StageError, match="the split 'train' has one clip"):
-        sample.run(replace(asked(shards, trained, tmp_path), split="train", audio="swapped"), QUICK)
-    sample.run(asked(shards, trained, tmp_path / "out", clips=1, videos=False), QUICK)
+        sample.run(replace(make_request(shards, trained, tmp_path), split="train", audio="swapped"), QUICK)
+    sample.run(make_request(shards, trained, tmp_path / "out", clips=1, videos=False), QUICK)
     with pytest.raises(StageError, match=r"was sampled with params .*'steps': 2.*another --out"):
-        sample.run(asked(shards, trained, tmp_path / "out"), replace(QUICK, steps=3))
+        sample.run(make_request(shards, trained, tmp_path / "out"), replace(QUICK, steps=3))
     (tmp_path / "out" / "samples.json").write_text("{")
     with pytest.raises(StageError, match=r"samples\.json: not JSON"):
-        sample.run(asked(shards, trained, tmp_path / "out"), QUICK)
+        sample.run(make_request(shards, trained, tmp_path / "out"), QUICK)
 
 
 def test_the_folder_says_what_drew_it(shards: Path, trained: Path, tmp_path: Path) -> None:
-    sample.run(asked(shards, trained, tmp_path, clips=1, videos=False), QUICK)
+    sample.run(make_request(shards, trained, tmp_path, clips=1, videos=False), QUICK)
     story = json.loads((tmp_path / "samples.json").read_text())
     assert story["params"]["steps"] == 2
     assert story["dataset"] == open_dataset(shards).manifest["digest"]
@@ -192,5 +194,5 @@ def test_numbers_come_from_the_params_file_and_options_win(
     more = ["--steps", "2", "--device", "cpu", "--clips", "1", "--no-videos"]
     done = CliRunner().invoke(cli, [*map(str, words), *more])
     assert done.exit_code == 0, done.output
-    told = json.loads((tmp_path / "out" / "samples.json").read_text())["params"]
-    assert (told["sampler"], told["steps"], told["seed"]) == ("ancestral", 2, 5)
+    params = json.loads((tmp_path / "out" / "samples.json").read_text())["params"]
+    assert (params["sampler"], params["steps"], params["seed"]) == ("ancestral", 2, 5)

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.color import rgb2lab
 
-from stages.evaluate.metrics.pixels import Boxes, Frames, Series, crop_boxes
+from shards.schema import Frames
+from stages.evaluate.metrics.pixels import Boxes, Series, crop_boxes
 
 CELLS = 4  # along each side of the box
 RIM = np.pad(np.zeros((CELLS - 2, CELLS - 2), bool), 1, constant_values=True)

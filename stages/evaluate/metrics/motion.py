@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from stages.evaluate.metrics.pixels import Boxes, Frames
+from shards.schema import Frames
+from stages.evaluate.metrics.pixels import Boxes
 
 
 def second_difference(frames: Frames, boxes: Boxes) -> float:

@@ -13,7 +13,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Frames = NDArray[np.uint8]  # (T, H, W, 3)
+from shards.schema import Frames
+
 Boxes = NDArray[np.integer]  # (T, 4): x0 y0 x1 y1, x1 and y1 exclusive
 Series = NDArray[np.float64]  # (T,)
 

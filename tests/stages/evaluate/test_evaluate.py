@@ -18,6 +18,7 @@ from torch import nn
 from shards.ledger import FAILED
 from shards.publish import locate_dataset
 from shards.reader import Dataset, open_dataset, read_clip
+from shards.schema import Frames
 from stages.engine.outcome import Outcome, StageError
 from stages.engine.sandbox import LimitParams
 from stages.engine.stage import run_one_by_one
@@ -38,7 +39,6 @@ from tests.shards.test_publish import serve
 
 pytestmark = pytest.mark.usefixtures("no_networks")
 
-Frames = NDArray[np.uint8]
 LENGTHS = {"s1_a": 24, "s1_b": 26, "s1_c": 24, "s1_d": 24}
 OWN = {clip_id: Pair(clip_id, clip_id) for clip_id in LENGTHS}
 

@@ -26,7 +26,9 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def clip(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> ClipSample:
     """A clip of a synthetic face, whose source is in ``raw``."""
-    folder = evaluation.write_manifest(tmp_path_factory.mktemp("made") / "shards", {"s1_a": N_FRAMES}, raw=raw)
+    folder = evaluation.write_manifest(
+        tmp_path_factory.mktemp("made") / "shards", {"s1_a": N_FRAMES}, raw=raw
+    )
     return read_clip(open_dataset(folder), "s1_a")
 
 
