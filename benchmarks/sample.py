@@ -1,15 +1,16 @@
-"""Sampling speed: ours and the paper's way, on the same network, on what is here; and quality by steps.
+"""Measure sampling speed, ours and that of the paper's method, on the same network; and quality by steps.
 
     python benchmarks/sample.py --json sample.json
     python benchmarks/sample.py --run runs/x --shards data/grid/shards       (and quality, on the test split)
     python benchmarks/sample.py --run runs/x --shards data/grid/shards --only quality
     python benchmarks/sample.py --small                                      (half a minute on a CPU)
 
-Ours is ``sampler.rollout.FrameGenerator`` as users run it. The paper's way draws one clip, one frame at a time:
-eager, fp32, ancestral, with audio and noise embedded anew at each step, and each frame handed on through a
-PNG file. Its loader's MediaPipe and its eight intermediate pictures a frame are left out, in its favour.
+Ours is ``sampler.rollout.FrameGenerator`` as users run it. The paper's method generates one clip, one frame
+at a time: eager, fp32, ancestral, with audio and noise level embedded again at each step, and each frame
+written to a PNG file and read again as the previous frame of the next. Its loader's MediaPipe and its eight
+intermediate images per frame are omitted, in its favour.
 
-Without --run the network has drawn nothing yet: its weights are random, which costs the same.
+Without --run the network is untrained: its weights are random, which costs the same.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ from model.denoiser import embed_noise_level, estimate_y_0
 from model.execution import Execution, select_device
 from model.recipe import PRESETS, Recipe, build_recipe
 from model.unet import UNet, count_parameters
-from sampler.params import SampleParams
+from sampler.params import SampleParams, SamplerName
 from sampler.rollout import ClipRequest, CropFrame, FrameGenerator
-from sampler.steps import KnownPixels, levels, sample
+from sampler.steps import KnownPixels, noise_levels, sample
 from shards.reader import open_dataset, read_clip
 from shards.schema import MELS_PER_FRAME
 from stages.evaluate.metrics.mouth import correlation, openings
@@ -49,7 +50,7 @@ from stages.sample.pairs import make_pairs
 from stages.sample.run import generate_clips
 
 MOUTH = (0.20, 0.48, 0.80, 0.92)  # x0 y0 x1 y1 of the mask box, as shares of the crop
-SAMPLER = "dpm++2m"
+SAMPLER: SamplerName = "dpm++2m"
 PAPER_STEPS = 100
 SEED = 0
 
@@ -59,41 +60,41 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def crops(size: int, n_frames: int, seed: int) -> Iterator[CropFrame]:
-    """Random frames, one array for all: making them must not cost anything."""
+def make_crops(size: int, n_frames: int, seed: int) -> Iterator[CropFrame]:
+    """Random frames that share one array, so that making them costs nothing."""
     pixels = np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
     box = (np.array(MOUTH) * size).round().astype(np.int16)
     return (CropFrame(pixels, box) for _ in range(n_frames))
 
 
-def takes(recipe: Recipe, lengths: Sequence[int]) -> Iterator[ClipRequest]:
+def make_requests(recipe: Recipe, lengths: Sequence[int]) -> Iterator[ClipRequest]:
     n_mels = recipe.network.audio.n_mels
     for number, n_frames in enumerate(lengths):
         mels = np.full((MELS_PER_FRAME * n_frames, n_mels), SILENCE_DB, np.float32)
-        yield ClipRequest(f"clip{number}", crops(recipe.network.size, n_frames, number), mels)
+        yield ClipRequest(f"clip{number}", make_crops(recipe.network.size, n_frames, number), mels)
 
 
-def seconds_of(generator: FrameGenerator, recipe: Recipe, lengths: Sequence[int], slots: int) -> float:
-    """Wall time of a rollout, ended by its last frame on the host."""
+def time_rollout(generator: FrameGenerator, recipe: Recipe, lengths: Sequence[int], slots: int) -> float:
+    """Wall time of a rollout in seconds, until its last frame is on the host."""
     synchronize(generator.device)
-    started = time.perf_counter()
-    n_frames = sum(1 for _ in generator.rollout(takes(recipe, lengths), slots=slots))
-    assert n_frames == sum(lengths), "every frame is drawn once"
-    return time.perf_counter() - started
+    start = time.perf_counter()
+    n_frames = sum(1 for _ in generator.rollout(make_requests(recipe, lengths), slots=slots))
+    assert n_frames == sum(lengths), "every frame is generated once"
+    return time.perf_counter() - start
 
 
-def warm(generator: FrameGenerator, recipe: Recipe, slots: int) -> None:
-    """Compile and capture, which is not counted."""
-    seconds_of(generator, recipe, [2] * slots, slots)
+def warm_up(generator: FrameGenerator, recipe: Recipe, slots: int) -> None:
+    """Compile and capture CUDA graphs, so that it is not measured."""
+    time_rollout(generator, recipe, [2] * slots, slots)
 
 
-def rate(
+def measure_rate(
     generator: FrameGenerator, recipe: Recipe, *, slots: int, n_frames: int, repeats: int
 ) -> dict[str, float]:
-    """Frames/s with full slots, the median of some runs, and what follows from it."""
-    warm(generator, recipe, slots)
+    """Frames/s with all slots in use, the median of ``repeats`` runs, and figures derived from it."""
+    warm_up(generator, recipe, slots)
     runs = [
-        slots * n_frames / seconds_of(generator, recipe, [n_frames] * slots, slots) for _ in range(repeats)
+        slots * n_frames / time_rollout(generator, recipe, [n_frames] * slots, slots) for _ in range(repeats)
     ]
     frames_per_second = statistics.median(runs)
     frame_steps = frames_per_second * generator.params.steps
@@ -108,15 +109,15 @@ def rate(
     }
 
 
-def uneven(
+def measure_uneven(
     generator: FrameGenerator, recipe: Recipe, *, slots: int, lengths: Sequence[int], best: float
 ) -> dict[str, float]:
-    """Time for clips of uneven length against all their frames at the best rate, and against padding.
+    """Time for clips of uneven length, relative to all their frames at the best rate, and that of padding.
 
-    The longest come first, as in `pipeline sample`.
+    The longest clips come first, as in `pipeline sample`.
     """
-    warm(generator, recipe, slots)
-    seconds = seconds_of(generator, recipe, sorted(lengths, reverse=True), slots)
+    warm_up(generator, recipe, slots)
+    seconds = time_rollout(generator, recipe, sorted(lengths, reverse=True), slots)
     padded = sum(max(lengths[k : k + slots]) * slots for k in range(0, len(lengths), slots))
     return {
         "clips": len(lengths),
@@ -127,34 +128,34 @@ def uneven(
     }
 
 
-# --- the paper's way ------------------------------------------------------------------------------
+# --- the paper's method ---------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def papers_way(network: UNet, recipe: Recipe, device: torch.device, *, steps: int, n_frames: int) -> float:
+def measure_paper(network: UNet, recipe: Recipe, device: torch.device, *, steps: int, n_frames: int) -> float:
     """Frames/s of one clip, frame by frame through PNG files."""
     network = network.to(device, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    gammas = levels(recipe.noise, steps)
+    gammas = noise_levels(recipe.noise, steps)
     audio = recipe.network.audio
     mels = torch.full((1, audio.rows, audio.n_mels), SILENCE_DB, device=device)
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
 
-    def frame(source: CropFrame, folder: Path, k: int) -> None:
+    def generate_frame(source: CropFrame, folder: Path, k: int) -> None:
         y_0 = to_float(torch.from_numpy(source.pixels).to(device).permute(2, 0, 1)[None])
         mask = boxes_to_masks(torch.from_numpy(source.box).to(device)[None], recipe.network.size)
-        before, first = (cv2.imread(str(folder / f"{name}.png")) for name in (k - 1, 0))
-        beside = [
-            to_float(torch.from_numpy(image).to(device).permute(2, 0, 1)[None]) for image in (before, first)
+        previous, first = (cv2.imread(str(folder / f"{name}.png")) for name in (k - 1, 0))
+        conditioning = [
+            to_float(torch.from_numpy(image).to(device).permute(2, 0, 1)[None]) for image in (previous, first)
         ]
         if recipe.network.mask_channel:
-            beside.append(mask)
+            conditioning.append(mask)
 
-        def denoise(y: Tensor, gamma: Tensor) -> Tensor:
-            said = network(
-                torch.cat([y, *beside], dim=1), embed_noise_level(gamma, recipe.noise.embedding), mels
-            )
-            return estimate_y_0(y, said, gamma, recipe.noise.target).clamp(-1, 1)
+        def denoise(y: Tensor, gamma: float) -> Tensor:
+            level = torch.full((1,), gamma, dtype=torch.float32, device=device)
+            embedded = embed_noise_level(level, recipe.noise.embedding)
+            prediction = network(torch.cat([y, *conditioning], dim=1), embedded, mels)
+            return estimate_y_0(y, prediction, level, recipe.noise.target).clamp(-1, 1)
 
         image = sample(
             "ancestral",
@@ -162,23 +163,23 @@ def papers_way(network: UNet, recipe: Recipe, device: torch.device, *, steps: in
             torch.randn_like(y_0),
             gammas,
             noise=lambda _: torch.randn_like(y_0),
-            known=KnownPixels(mask, y_0),
+            known_pixels=KnownPixels(mask, y_0),
         )
         cv2.imwrite(str(folder / f"{k}.png"), to_pixels(image)[0].permute(1, 2, 0).cpu().numpy())
 
     try:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            for k, source in enumerate(crops(recipe.network.size, n_frames + 2, 0)):
+            for k, source in enumerate(make_crops(recipe.network.size, n_frames + 2, 0)):
                 if k == 0:
                     cv2.imwrite(str(folder / "0.png"), source.pixels)
                     continue
-                if k == 2:  # the first one warmed up
+                if k == 2:  # frame 1 is the warm-up
                     synchronize(device)
-                    started = time.perf_counter()
-                frame(source, folder, k)
+                    start = time.perf_counter()
+                generate_frame(source, folder, k)
             synchronize(device)
-            return n_frames / (time.perf_counter() - started)
+            return n_frames / (time.perf_counter() - start)
     finally:
         torch.backends.cudnn.allow_tf32 = True
         torch.set_float32_matmul_precision("high")
@@ -187,83 +188,92 @@ def papers_way(network: UNet, recipe: Recipe, device: torch.device, *, steps: in
 # --- quality --------------------------------------------------------------------------------------
 
 
-def quality(
+def measure_quality(
     network: UNet, recipe: Recipe, shards: Path, device: torch.device, *, steps: Sequence[int], clips: int
 ) -> dict[int, dict[str, float]]:
-    """By steps: masked PSNR of a few test clips drawn to their own speech, and whether the mouth keeps time.
+    """By number of steps: masked PSNR and correlation of the mouth opening with the ground truth.
 
-    Free-running from the first frame on, each frame after the one drawn before it.
+    A few test clips are generated with their own speech, each frame from the generated one before it.
     """
     dataset = open_dataset(shards)
     pairs = make_pairs(dataset, "test", "own", seed=SEED)[:clips]
-    told: dict[int, dict[str, float]] = {}
+    scores: dict[int, dict[str, float]] = {}
     with FaceFinder(weights.find(weights.LANDMARKER), max_faces=1) as find:
         truths = {pair.clip_id: read_clip(dataset, pair.clip_id) for pair in pairs}
-        opened = {clip_id: openings(find_mouths(clip.frames, find)) for clip_id, clip in truths.items()}
+        true_openings = {
+            clip_id: openings(find_mouths(clip.frames, find)) for clip_id, clip in truths.items()
+        }
         for n in steps:
             generator = FrameGenerator(
                 network, recipe, SampleParams(sampler=SAMPLER, steps=n), device, Execution()
             )
-            psnr, keeping_time = [], []
+            psnr, correlations = [], []
             for pair, frames in generate_clips(generator, dataset, pairs, slots=len(pairs)):
                 truth = truths[pair.clip_id]
                 psnr.append(compute_psnr(squared_errors(frames, truth.frames, truth.boxes)))
-                keeping_time.append(correlation(openings(find_mouths(frames, find)), opened[pair.clip_id]))
-            told[n] = {
+                opening = openings(find_mouths(frames, find))
+                correlations.append(correlation(opening, true_openings[pair.clip_id]))
+            scores[n] = {
                 "masked_psnr_db": float(np.mean(psnr)),
-                "opening_correlation": float(np.nanmean(keeping_time)),
+                "opening_correlation": float(np.nanmean(correlations)),
             }
-            print(f"  {n} steps: {told[n]}", flush=True)
-    return told
+            print(f"  {n} steps: {scores[n]}", flush=True)
+    return scores
 
 
-# --- the table ------------------------------------------------------------------------------------
+# --- tables ---------------------------------------------------------------------------------------
 
 
-def table(rows: Sequence[dict[str, float]]) -> str:
+def format_table(rows: Sequence[dict[str, float]]) -> str:
     names = list(rows[0])
     lines = [names, *([f"{row[name]:.4g}" for name in names] for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(names))]
     return "\n".join(
-        "  ".join(word.rjust(width) for word, width in zip(line, widths, strict=True)) for line in lines
+        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines
     )
 
 
-def speed(
-    generator: Callable[[int], FrameGenerator],
+def measure_speed(
+    make_generator: Callable[[int], FrameGenerator],
     network: UNet,
     recipe: Recipe,
     device: torch.device,
-    asked: argparse.Namespace,
-    seen: Mapping[int, Mapping[str, float]],
+    args: argparse.Namespace,
+    quality: Mapping[int, Mapping[str, float]],
 ) -> dict[str, Any]:
-    """Every table of speed; quality stands beside the steps that it was seen with."""
-    many, paper_steps, paper_frames = (4, 4, 2) if asked.small else (64, PAPER_STEPS, 3)
-    few = asked.steps[min(1, len(asked.steps) - 1)]
+    """Measure and print all tables of speed; the one by steps has the quality too."""
+    n_clips, paper_steps, paper_frames = (4, 4, 2) if args.small else (64, PAPER_STEPS, 3)
+    few = args.steps[min(1, len(args.steps) - 1)]
     print(f"\nby slots, {few} steps")
     by_slots = [
-        rate(generator(few), recipe, slots=slots, n_frames=asked.frames, repeats=asked.repeats)
-        for slots in asked.slots
+        measure_rate(make_generator(few), recipe, slots=slots, n_frames=args.frames, repeats=args.repeats)
+        for slots in args.slots
     ]
-    print(table(by_slots))
-    print(f"\nby steps, one clip and {many}")
+    print(format_table(by_slots))
+    print(f"\nby steps, one clip and {n_clips}")
     by_steps = [
-        rate(generator(steps), recipe, slots=slots, n_frames=asked.frames, repeats=asked.repeats)
-        | dict(seen.get(steps, {}))
-        for slots in (1, many)
-        for steps in asked.steps
+        measure_rate(make_generator(steps), recipe, slots=slots, n_frames=args.frames, repeats=args.repeats)
+        | dict(quality.get(steps, {}))
+        for slots in (1, n_clips)
+        for steps in args.steps
     ]
-    print(table(by_steps))
+    print(format_table(by_steps))
     best = max(by_slots, key=lambda row: row["frames_per_second"])
-    lengths = np.random.default_rng(SEED).integers(asked.frames // 2, 2 * asked.frames, many).tolist()
-    slots = min(int(best["slots"]), max(1, many // 4))
-    full = rate(generator(few), recipe, slots=slots, n_frames=asked.frames, repeats=asked.repeats)
-    ragged = uneven(generator(few), recipe, slots=slots, lengths=lengths, best=full["frames_per_second"])
-    print(f"\n{many} clips of uneven length in {slots} slots, {few} steps\n{table([ragged])}")
-    theirs = papers_way(network, recipe, device, steps=paper_steps, n_frames=paper_frames)
-    same = rate(generator(paper_steps), recipe, slots=many, n_frames=2, repeats=1)["frames_per_second"]
-    paper = {"steps": paper_steps, "paper": theirs, "ours": same, "ours_over_paper": same / theirs}
-    print(f"\nthe paper's way, frames/s at {paper_steps} steps; ours with {many} clips\n{table([paper])}")
+    lengths = np.random.default_rng(SEED).integers(args.frames // 2, 2 * args.frames, n_clips).tolist()
+    slots = min(int(best["slots"]), max(1, n_clips // 4))
+    full = measure_rate(make_generator(few), recipe, slots=slots, n_frames=args.frames, repeats=args.repeats)
+    ragged = measure_uneven(
+        make_generator(few), recipe, slots=slots, lengths=lengths, best=full["frames_per_second"]
+    )
+    print(f"\n{n_clips} clips of uneven length in {slots} slots, {few} steps\n{format_table([ragged])}")
+    paper_rate = measure_paper(network, recipe, device, steps=paper_steps, n_frames=paper_frames)
+    ours = measure_rate(make_generator(paper_steps), recipe, slots=n_clips, n_frames=2, repeats=1)
+    our_rate = ours["frames_per_second"]
+    paper = {
+        "steps": paper_steps, "paper": paper_rate, "ours": our_rate, "ours_over_paper": our_rate / paper_rate,
+    }  # fmt: skip
+    print(f"\nthe paper's method, frames/s at {paper_steps} steps; ours with {n_clips} clips")
+    print(format_table([paper]))
     return {"by_slots": by_slots, "by_steps": by_steps, "uneven": ragged, "paper": paper}
 
 
@@ -283,19 +293,19 @@ def main() -> None:
     parser.add_argument("--only", choices=["speed", "quality"])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--small", action="store_true")
-    asked = parser.parse_args()
-    device = select_device(asked.device)
-    if asked.small:
-        asked.preset, asked.slots, asked.steps, asked.frames = "demo", [1, 4], [2, 4], 2
-    if asked.run:
-        network, saved = load_network(asked.run)
-        recipe = saved.recipe
+    args = parser.parse_args()
+    device = select_device(args.device)
+    if args.small:
+        args.preset, args.slots, args.steps, args.frames = "demo", [1, 4], [2, 4], 2
+    if args.run:
+        network, checkpoint = load_network(args.run)
+        recipe = checkpoint.recipe
     else:
-        recipe = build_recipe(asked.preset)
+        recipe = build_recipe(args.preset)
         torch.manual_seed(SEED)
         network = UNet(recipe.network).eval()
 
-    def generator(steps: int) -> FrameGenerator:
+    def make_generator(steps: int) -> FrameGenerator:
         return FrameGenerator(
             network, recipe, SampleParams(sampler=SAMPLER, steps=steps), device, Execution()
         )
@@ -305,17 +315,17 @@ def main() -> None:
         if device.type == "cuda"
         else f"CPU, {torch.get_num_threads()} threads"
     )
-    drawn_by = f"{asked.run or asked.preset}, {count_parameters(network):,} parameters"
-    print(f"{name}, PyTorch {torch.__version__}, {drawn_by}")
-    seen: dict[int, dict[str, float]] = {}
-    if asked.run and asked.shards and asked.only != "speed":
-        print(f"\nquality, {asked.clips} clips of the test split")
-        seen = quality(network, recipe, asked.shards, device, steps=asked.steps, clips=asked.clips)
-    story: dict[str, Any] = {"device": name, "quality": seen}
-    if asked.only != "quality":
-        story |= speed(generator, network, recipe, device, asked, seen)
-    if asked.json:
-        asked.json.write_text(json.dumps(story, indent=1) + "\n")
+    network_name = f"{args.run or args.preset}, {count_parameters(network):,} parameters"
+    print(f"{name}, PyTorch {torch.__version__}, {network_name}")
+    quality: dict[int, dict[str, float]] = {}
+    if args.run and args.shards and args.only != "speed":
+        print(f"\nquality, {args.clips} clips of the test split")
+        quality = measure_quality(network, recipe, args.shards, device, steps=args.steps, clips=args.clips)
+    results: dict[str, Any] = {"device": name, "quality": quality}
+    if args.only != "quality":
+        results |= measure_speed(make_generator, network, recipe, device, args, quality)
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

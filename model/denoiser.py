@@ -1,4 +1,4 @@
-"""Noise schedules, prediction targets and the loss. Knows gamma; knows nothing of steps or frames.
+"""Noise schedules, prediction targets and the loss. Depends on gamma only, not on sampler steps or frames.
 
 ``gamma`` is the paper's alpha-bar, the share of signal power: y = sqrt(gamma) y_0 + sqrt(1 - gamma) eps
 (eq. 3 and 4). The network is also trained on noise levels between the steps of the schedule, so a sampler may

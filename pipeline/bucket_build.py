@@ -239,7 +239,7 @@ def _run_missing(
         try:
             receipt = json.loads(_open_receipts(task.job).read_all(task.receipt_name))
         except (ShardError, ValueError):
-            return None  # the work is done again
+            return None  # the task runs again
         return parse_receipt(receipt)
 
     with ThreadPoolExecutor(READERS) as pool:
@@ -256,7 +256,7 @@ def _list_bucket(job: BuildJob) -> dict[str, int]:
 
 
 def _write_receipt(task: Task[Any], receipt: object) -> None:
-    """Upload a receipt. It comes last: whoever reads it need not check that its shard is complete."""
+    """Upload a receipt. It comes last: a reader need not check that its shard is complete."""
     data = json.dumps(receipt).encode()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / task.receipt_name

@@ -72,7 +72,7 @@ def _carry_part(work: Work, stages: Sequence[str], part: Part) -> Iterator[Row]:
         for outcome in read_outcomes(work.stage_folder(stage), [part]):
             row = by_id.get(outcome["clip_id"])
             if row is None or row["status"] != OK:
-                continue  # it ended in an earlier stage, whose reason stands
+                continue  # an earlier stage dropped it and gave the reason
             row["notes"] = [*row["notes"], *outcome["notes"]]
             row |= {name: outcome[name] for name in ("status", "code", "reason")} | {"stage": stage}
     yield from by_id.values()

@@ -25,7 +25,7 @@ COMMANDS = {
     "explain": ("explain", "Show what happened to a clip, at which stage, and why."),
     "diff": ("diff", "Compare two datasets."),
     "prune": ("prune", "Remove files of older datasets from a bucket."),
-    "preview": ("preview", "Look into a dataset: a contact sheet, or a clip as video."),
+    "preview": ("preview", "Show a dataset: a contact sheet, or a clip as video."),
 }
 
 

@@ -77,7 +77,7 @@ class _ActiveClip:
 class _Conditioning:
     """What one frame of each of B clips is conditioned on."""
 
-    known: KnownPixels
+    known_pixels: KnownPixels
     images: Tensor  # (B, 6 or 7, S, S): previous, identity, and the mask if the network has a mask channel
     mels: Tensor  # (B, rows, n_mels)
 
@@ -107,9 +107,8 @@ class FrameGenerator:
                 f"this one was trained without network.audio.null; use 1"
             )
         self.network = self.network.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        self.steps = SAMPLERS[self.params.sampler](
-            noise_levels(self.recipe.noise, self.params.steps).tolist()
-        )
+        self.gammas = noise_levels(self.recipe.noise, self.params.steps)
+        self.steps = SAMPLERS[self.params.sampler](self.gammas.tolist())
         self.levels = self._compute_levels([step.gamma for step in self.steps])
         # CUDA graphs: a forward pass is some 300 kernels, and launching them takes longer than running them.
         self.forward = self.execution.try_compile(
@@ -198,7 +197,7 @@ class FrameGenerator:
             images = list(torch.split(self._run_sampler(all_slots, [clips[i] for i in rows]), 1))
         pixels = []
         for clip, one, image in zip(clips, conditioning, images, strict=False):
-            clip.previous, clip.previous_mask = image, one.known.mask
+            clip.previous, clip.previous_mask = image, one.known_pixels.mask
             pixels.append(to_pixels(image)[0].permute(1, 2, 0))
         return list(torch.stack(pixels).cpu().numpy())
 
@@ -235,7 +234,7 @@ class FrameGenerator:
 
     def _run_sampler(self, conditioning: _Conditioning, clips: Sequence[_ActiveClip]) -> Tensor:
         """From noise to (B, 3, S, S) float; outside the masks exactly the source frames."""
-        shape = conditioning.known.y_0.shape[1:]
+        shape = conditioning.known_pixels.y_0.shape[1:]
 
         def noise(step: int) -> Tensor:
             keys = [
@@ -261,7 +260,7 @@ class FrameGenerator:
                     prediction = prediction + weight * self.forward(x, level.films, audio_films).float()
             return estimate_y_0(y, prediction, level.gamma, self.recipe.noise.target).clamp(-1, 1)
 
-        return run_steps(self.steps, denoise, noise(-1), noise=noise, known=conditioning.known)
+        return run_steps(self.steps, denoise, noise(-1), noise=noise, known_pixels=conditioning.known_pixels)
 
     def _compute_audio_films(self, mels: Tensor, *, has_audio: bool) -> list[Tensor]:
         with self.execution.autocast(self.device):
@@ -272,7 +271,8 @@ class FrameGenerator:
 def _concatenate(parts: Sequence[_Conditioning]) -> _Conditioning:
     return _Conditioning(
         KnownPixels(
-            torch.cat([part.known.mask for part in parts]), torch.cat([part.known.y_0 for part in parts])
+            torch.cat([part.known_pixels.mask for part in parts]),
+            torch.cat([part.known_pixels.y_0 for part in parts]),
         ),
         torch.cat([part.images for part in parts]),
         torch.cat([part.mels for part in parts]),

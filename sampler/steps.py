@@ -51,7 +51,7 @@ class KnownPixels:
         n_images, _, *size = self.y_0.shape
         if self.mask.shape != (n_images, 1, *size):
             raise ValueError(
-                f"known: y_0 of {tuple(self.y_0.shape)} needs a mask of {(n_images, 1, *size)}, "
+                f"KnownPixels: y_0 of {tuple(self.y_0.shape)} needs a mask of {(n_images, 1, *size)}, "
                 f"got {tuple(self.mask.shape)}"
             )
 
@@ -181,10 +181,10 @@ SAMPLERS: dict[SamplerName, Sampler] = {
 
 @torch.no_grad()
 def run_steps(
-    steps: Sequence[Step], denoise: Denoise, y: Tensor, *, noise: Noise, known: KnownPixels | None
+    steps: Sequence[Step], denoise: Denoise, y: Tensor, *, noise: Noise, known_pixels: KnownPixels | None
 ) -> Tensor:
     """Apply the steps to y, (B, C, H, W). ``noise`` is called once for each step that adds noise."""
-    y = known.pin(y) if known else y
+    y = known_pixels.pin(y) if known_pixels else y
     y_before = y_0_before = y  # placeholders: the first step gives them no weight
     for i, step in enumerate(steps):
         y_0 = denoise(y, step.gamma)
@@ -197,7 +197,7 @@ def run_steps(
             y_next = y_next + step.sigma * noise(i)
         y_before = y
         y_0_before = y_0.clone()  # a CUDA graph writes its next output into the same memory
-        y = known.pin(y_next) if known else y_next
+        y = known_pixels.pin(y_next) if known_pixels else y_next
     return y
 
 
@@ -208,7 +208,7 @@ def sample(
     gammas: Tensor,
     *,
     noise: Noise,
-    known: KnownPixels | None = None,
+    known_pixels: KnownPixels | None = None,
 ) -> Tensor:
     """From start noise y at gammas[0], (B, C, H, W), to clean images; ``gammas`` as from ``noise_levels``."""
-    return run_steps(SAMPLERS[name](gammas.tolist()), denoise, y, noise=noise, known=known)
+    return run_steps(SAMPLERS[name](gammas.tolist()), denoise, y, noise=noise, known_pixels=known_pixels)

@@ -23,8 +23,8 @@ from shards.reader import Dataset
 from shards.resident import build_clip_table
 from shards.rng import derive_key
 from shards.schema import MELS_PER_FRAME, ClipSample, ShardError
-from shards.stock import from_dataset
 from shards.streaming import ignore_stop_signals, return_unchanged
+from shards.webdataset_reader import from_dataset
 
 BUFFER_CLIPS = 128  # decoded, of each rank; 128 clips of 75 frames of 128 px are 0.5 GB
 ENCODED_CLIPS = 32  # in the shuffle buffer of each worker
@@ -190,8 +190,10 @@ class _DecodedClips(IterableDataset[DecodedClip | ShardError]):
                     nodesplitter=self._nodesplitter,
                 ):
                     yield self._convert(clip)
-        except ShardError as err:  # errors that cross processes lose their type
-            yield err
+        except ShardError as err:
+            # Raised here it would lose its type on the way to the main process. A new one, because
+            # `distributed`, once imported, makes pickle follow the cause of an error too.
+            yield ShardError(str(err))
 
     def _convert(self, clip: ClipSample) -> DecodedClip:
         name = f"{self._dataset.storage.address}: {clip.key}"

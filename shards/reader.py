@@ -91,7 +91,7 @@ def open_cached_dataset(address: str, digest: str) -> Dataset:
     dataset = open_dataset(open_storage(address))
     if (current := dataset.manifest.get("digest")) != digest:
         raise ShardError(
-            f"{dataset.storage.address}: became the dataset {str(current)[:12]}, was {digest[:12]}"
+            f"{dataset.storage.address}: is now the dataset {str(current)[:12]}, expected {digest[:12]}"
         )
     return dataset
 
@@ -156,7 +156,7 @@ def read_frame_layout(name: str, info: Mapping[str, Any]) -> tuple[Codec, list[i
     if not isinstance(size, int) or not 0 < size <= MAX_SIZE:
         raise ShardError(f"{name}: size {size!r}, expected 1 to {MAX_SIZE} px")
     if not isinstance(offsets, list) or not 2 <= len(offsets) <= MAX_FRAMES:
-        raise ShardError(f"{name}: frame_offsets are no list of 2 to {MAX_FRAMES} numbers")
+        raise ShardError(f"{name}: frame_offsets are not a list of 2 to {MAX_FRAMES} numbers")
     return cast(Codec, codec), offsets
 
 

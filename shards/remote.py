@@ -116,7 +116,7 @@ class RemoteStorage:
                         end = _find_end(path, response.size, stop, size, limit)
                         retries.extend_deadline(end - start)
                     elif response.version != version:
-                        raise ChangedFileError(f"{path}: became another file while it was read")
+                        raise ChangedFileError(f"{path}: changed while it was read")
                     block_start = response.start  # 0 from a server that does not support ranges
                     if block_start > position:
                         raise TransientError(f"began at byte {block_start}, not {position}")

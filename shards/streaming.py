@@ -72,7 +72,7 @@ class Decoder:
         try:
             return self.read_batch(indices)
         except ShardError as err:
-            return err
+            return ShardError(str(err))  # without its cause, which pickle may not take
 
     def read_batch(self, indices: BatchIndex) -> RawBatch:
         """A batch in the host's memory. Raises ShardError for a clip that is damaged or does not fit."""

@@ -126,6 +126,6 @@ def parse_table(
         names = schema.names[::-1]
         columns = [file.read(columns=[name], use_threads=False).column(0) for name in names]
     except (pa.ArrowInvalid, OSError) as err:
-        raise ShardError(f"{path}: not a whole {what} ({err})") from err
+        raise ShardError(f"{path}: not a complete {what} ({err})") from err
     pa.default_memory_pool().release_unused()
     return pa.Table.from_arrays(columns, names).select(schema.names)

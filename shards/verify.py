@@ -93,11 +93,11 @@ def _check_table_hashes(dataset: Dataset) -> Iterator[str]:
 
 
 def _check_clips(dataset: Dataset, ledger: Rows) -> Iterator[str]:
-    """The index must list the clips that the ledger keeps, and no others."""
+    """The index must list the clips that the ledger marks as ok, and no others."""
     usable = {row["clip_id"] for row in ledger if row["status"] == OK}
     for clip_id in sorted(usable ^ set(dataset.clips)):
         if clip_id in usable:
-            yield f"{clip_id}: the ledger keeps it, {INDEX_NAME} lacks it"
+            yield f"{clip_id}: the ledger marks it as ok, {INDEX_NAME} lacks it"
         else:
             yield f"{clip_id}: the ledger does not keep it, {INDEX_NAME} lists it"
 

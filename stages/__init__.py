@@ -1,1 +1,1 @@
-"""The stages of dvc.yaml; `edit`, `fetch`, `preview`, `synth`; and what they share: corpora, engine, media."""
+"""The stages of dvc.yaml; edit, fetch, preview and synth; what they share: corpora, engine and media."""

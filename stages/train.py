@@ -72,7 +72,9 @@ def run(request: TrainRequest, recipe: Recipe, progress: Progress = no_progress)
 
 def _train(request: TrainRequest, recipe: Recipe, ranks: Ranks, progress: Progress) -> str:
     if (request.hold == "windowed") != (recipe.window > 0):
-        raise StageError(f"--hold {request.hold} does not go with a recipe whose window is {recipe.window}")
+        raise StageError(
+            f"--hold {request.hold} cannot be combined with a recipe whose window is {recipe.window}"
+        )
     get_manifest = download_dataset if request.hold == "resident" else locate_dataset
     dataset = open_dataset(get_manifest(request.shards), hashes=False)
     digest = str(dataset.manifest["digest"])
@@ -167,7 +169,7 @@ class _FrameSourceOpener:
         with open_shard_store(dataset, self.request.cache, self._cache_bytes) as store:
             if self.ranks.is_first:
                 total_gb = sum(entry.bytes for entry in entries) / 1e9
-                log.info("%d shards, %.2f GB, are to be on the disk", len(entries), total_gb)
+                log.info("%d shards, %.2f GB, will be stored on this disk", len(entries), total_gb)
             store.hold(entries)
             held_out = None
             if held_out_ids:

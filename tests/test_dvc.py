@@ -1,4 +1,7 @@
-"""dvc.yaml names everything that a stage imports, or DVC would skip it when that code has changed."""
+"""dvc.yaml names everything that a stage imports, or DVC would skip it when that code has changed.
+
+`pipeline`, which only calls the stages, is not followed.
+"""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import pytest
 
 from shards.reader import Dataset, open_dataset, read_clip
 from shards.schema import MEL_FPS, VIDEO_FPS, ClipSample
-from stages.align import project
+from stages.align import project_points
 from stages.media.faces import LEFT_PUPIL, LOWER_LIP_INNER, RIGHT_PUPIL, UPPER_LIP_INNER, FaceFinder
 from stages.synth import ClipSpec, Truth, make_clip, measure_lag_seconds, read_counter
 from tests.build import build
@@ -84,7 +84,7 @@ def test_frame_k_is_the_source_frame_at_time_k_over_25(dataset: Dataset, raw: Pa
         indices = np.searchsorted(starts, instants, side="right") - 1
         for k, frame in enumerate(sample.frames):
             source = truth.frames[indices[k]]
-            corners = project(sample.affine[k : k + 1], np.asarray(source.corners_px)[None])[0]
+            corners = project_points(sample.affine[k : k + 1], np.asarray(source.corners_px)[None])[0]
             assert read_counter(frame, corners) == source.counter, f"{clip_id}, frame {k}"
             assert sample.info["source_seconds"][k] == pytest.approx(starts[indices[k]], abs=0.0015)
 

@@ -1,4 +1,4 @@
-"""The product's names are plain words, and importing its packages does not import torch."""
+"""The product's names are plain words, and packages and sandbox jobs import without torch."""
 
 from __future__ import annotations
 
@@ -71,8 +71,27 @@ def test_no_class_name_is_defined_twice() -> None:
     assert not {name: paths for name, paths in modules.items() if len(paths) > 1}
 
 
-@pytest.mark.parametrize("folder", INITIALIZERS, ids=str)
-def test_importing_a_package_does_not_import_torch(folder: Path) -> None:
-    code = f"import sys, {'.'.join(folder.parts)}; sys.exit('torch' in sys.modules)"
+def list_job_modules() -> list[str]:
+    """Modules of the functions that sandboxed child processes run: the first arguments of ``ClipJob``."""
+    modules = set()
+    for path in {path for path, node in list_nodes() if isinstance(node, ast.ClassDef | ast.FunctionDef)}:
+        nodes = list(ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))))
+        imported = {
+            alias.asname or alias.name: node.module
+            for node in nodes
+            if isinstance(node, ast.ImportFrom)
+            for alias in node.names
+        }
+        for node in nodes:
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "ClipJob":
+                function = node.args[0]
+                assert isinstance(function, ast.Name), f"{path}: {ast.unparse(node)}"
+                modules.add(imported.get(function.id) or ".".join(path.with_suffix("").parts))
+    return sorted(modules)
+
+
+@pytest.mark.parametrize("module", [".".join(folder.parts) for folder in INITIALIZERS] + list_job_modules())
+def test_packages_and_sandbox_jobs_do_not_import_torch(module: str) -> None:
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr or f"{folder}/__init__.py imports torch"
+    assert result.returncode == 0, result.stderr or f"{module} imports torch"

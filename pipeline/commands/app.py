@@ -15,7 +15,6 @@ import click
 from pipeline import params as params_file
 from pipeline.options import FILE, FOLDER, device_options
 
-
 POLL_SECONDS = 0.2
 
 

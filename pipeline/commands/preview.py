@@ -33,7 +33,7 @@ class _PreviewRequest:
 
 @click.command("preview")
 @click.argument("shards", metavar="DIR|URL")
-@click.option("-o", "--out", type=FILE, required=True, help="Picture (.png) or video (.mp4) to write.")
+@click.option("-o", "--out", type=FILE, required=True, help="Image (.png) or video (.mp4) to write.")
 @click.option("--video", metavar="CLIP", help="Write this clip, or `any`, as a video.")
 @click.option("--clip", "clip_ids", multiple=True, metavar="CLIP", help="A clip to show; may be repeated.")
 @click.option(
@@ -123,7 +123,7 @@ def _write_sheet(dataset: Dataset, request: _PreviewRequest) -> str:
     from stages import preview
 
     if request.clip_ids:
-        clip_ids = preview.check_clip_ids(dataset, request.clip_ids)
+        clip_ids = preview.select_clips(dataset, request.clip_ids)
     else:
         clip_ids = preview.spread_clips(
             dataset,

@@ -1,4 +1,4 @@
-"""What a corpus tells about its files: the protocol that each corpus module implements."""
+"""What a corpus knows about its files: the protocol that each corpus module implements."""
 
 from __future__ import annotations
 

@@ -330,8 +330,8 @@ def _render_frames(
         image, crop_plan = to_rgb(frame), plan.plan_crop(k)
         crop, matrix = crop_plan.crop(image, plan.get_source_time(timing.source), generator.size)
         patch = paste(image, crop, new_crop, matrix, crop_plan.box)
-        change = patch.pixels.astype(np.float32) - image[patch.where]
-        result = source.add_change(patch.where, change, patch.inside, plan.facts.colours)
+        change = patch.pixels.astype(np.float32) - image[patch.region]
+        result = source.add_change(patch.region, change, patch.inside, plan.facts.colours)
         yield OutputFrame(timing, source, result, None)
 
 

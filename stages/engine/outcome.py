@@ -1,4 +1,4 @@
-"""What can become of one clip, and the error that a user can fix."""
+"""The outcomes of a clip, and the error that a user can fix."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parts: groups of clips, by a hash of the clip id, that are written together, whole or not at all.
+"""Parts: groups of clips, by a hash of the clip id, that are written together, completely or not at all.
 
 Every stage uses the same parts, and one shard holds one part. A part's key is a digest of everything that
 went into it. So a new clip changes one part of each stage, and a part with the same key is not rebuilt.

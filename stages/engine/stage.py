@@ -2,7 +2,7 @@
 
 ``work`` says where files are, ``parts`` which clips are written together (none yet for the first stage),
 ``params`` are the stage's own section of params.yaml, and ``context`` is what all stages share.
-``pipeline.build`` calls the stages in order and carries the ledger from one to the next.
+``pipeline.dataset_stages`` calls the stages in order and carries the ledger from one to the next.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ def _paste_crops(frames: Iterator[ClockFrame], crops: Path) -> Iterator[ClockFra
     for k, frame in enumerate(frames):
         image = frame.image.copy()  # the source may show it for several instants
         patch = paste(image, **{name: values[k] for name, values in arrays.items()})
-        image[patch.where] = patch.pixels
+        image[patch.region] = patch.pixels
         yield replace(frame, image=image)
 
 

@@ -192,7 +192,7 @@ def _select_video(folder: Path, pair: Pair, paths: Sequence[Path]) -> GeneratedC
         names = ", ".join(path.name for path in paths)
         return GeneratedClip(pair, outcome=Outcome(DROPPED, "ambiguous", f"there are several: {names}"))
     if not _is_file_in(folder, paths[0]):
-        return _make_missing(pair, f"{paths[0].name} is no file of this folder")
+        return _make_missing(pair, f"{paths[0].name} is not a file in this folder")
     return GeneratedClip(pair, paths[0])
 
 

@@ -215,7 +215,7 @@ class RgbConverter:
 
 
 def rotate_upright(image: NDArray[Any], rotation: int) -> Frame:
-    """Rotate an image by its container's display matrix (phones store theirs lying), contiguous.
+    """Rotate an image by its container's display matrix (phones store portrait video rotated), contiguous.
 
     Contiguous because MediaPipe ignores strides: it reads a view as another image, without an error.
     """

@@ -12,7 +12,7 @@ from shards.schema import ShardError
 MAX_VALUES = 8  # of a column, in an error message
 
 
-def check_clip_ids(dataset: Dataset, clip_ids: Sequence[str]) -> list[str]:
+def select_clips(dataset: Dataset, clip_ids: Sequence[str]) -> list[str]:
     """The clip ids without duplicates. Raises ShardError that names all clips the dataset does not hold."""
     unique = list(dict.fromkeys(clip_ids))
     unknown = [clip_id for clip_id in unique if clip_id not in dataset.clips]

@@ -87,9 +87,8 @@ def draw_cell(sample: ClipSample, style: SheetStyle) -> Image.Image:
     for i in range(n_crops):
         k = (2 * i + 1) * n_frames // (2 * n_crops)
         x0 = i * (style.crop + GAP_PX)
-        cell.paste(
-            Image.fromarray(draw_mask_box(sample.frames[k], sample.boxes[k], style.crop)), (left, crops_top)
-        )
+        crop = draw_mask_box(sample.frames[k], sample.boxes[k], style.crop)
+        cell.paste(Image.fromarray(crop), (x0, crops_top))
         color = INTERPOLATED if k in interpolated else TEXT
         if k in interpolated:
             edges = (x0, crops_top, x0 + style.crop - 1, crops_top + style.crop - 1)

@@ -105,7 +105,9 @@ def test_a_run_resumed_with_another_batch_size_still_uses_each_frame_once(
 
 def test_the_window_is_part_of_the_recipe(shards: Path, tmp_path: Path) -> None:
     for recipe, hold in ((RECIPE, "windowed"), (WINDOWED, "cached")):
-        with pytest.raises(StageError, match=f"--hold {hold} does not go with a recipe whose window is"):
+        with pytest.raises(
+            StageError, match=f"--hold {hold} cannot be combined with a recipe whose window is"
+        ):
             run_training(shards, tmp_path / "wrong", recipe, hold=hold)
     run_training(shards, tmp_path / "run", replace(WINDOWED, steps=1), hold="windowed")
     with pytest.raises(ModelError, match="was trained with window 2, not 3"):

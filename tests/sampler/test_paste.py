@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.data import astronaut
 
-from sampler.paste import MAX_CAST, Patch, colour_cast, paste
+from sampler.paste import MAX_CAST, Patch, estimate_colour_cast, paste
 from stages.media.crops import compute_supersample, warp
 
 SIZE = 128
@@ -23,25 +23,25 @@ def photo() -> Image:
     return np.ascontiguousarray(astronaut()[:320, 60:400])
 
 
-def affine(scale: float, degrees: float = 0.0, centre: tuple[float, float] = (163, 130)) -> np.ndarray:
-    """From a frame to the crop: ``centre`` comes to the crop's, a frame's pixel becomes ``scale`` wide."""
-    turn = math.radians(degrees)
-    linear = scale * np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
+def make_affine(scale: float, degrees: float = 0.0, centre: tuple[float, float] = (163, 130)) -> np.ndarray:
+    """Frame to crop: ``centre`` is mapped to the crop's centre, a pixel of the frame to ``scale`` pixels."""
+    angle = math.radians(degrees)
+    linear = scale * np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     return np.column_stack([linear, np.array([63.5, 63.5]) - linear @ centre]).astype(np.float32)
 
 
-def cut(frame: Image, matrix: np.ndarray) -> Image:
+def cut_crop(frame: Image, matrix: np.ndarray) -> Image:
     return warp(frame, matrix, SIZE, compute_supersample(matrix[None], 16))
 
 
-def laid(frame: Image, patch: Patch) -> Image:
+def apply_patch(frame: Image, patch: Patch) -> Image:
     result = frame.copy()
-    result[patch.where] = patch.pixels
+    result[patch.region] = patch.pixels
     return result
 
 
-def depth_in_box(frame: Image, matrix: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """How far inside the box each pixel's centre lies, px of the crop; negative outside. (H, W)."""
+def compute_depth(frame: Image, matrix: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """How far inside the box each pixel's centre is, px of the crop; negative outside. (H, W)."""
     y, x = np.mgrid[: frame.shape[0], : frame.shape[1]]
     u, v = np.einsum("ij,jhw->ihw", matrix[:, :2].astype(float), np.stack([x, y]).astype(float)) + matrix[
         :, 2, None, None
@@ -60,81 +60,81 @@ def depth_in_box(frame: Image, matrix: np.ndarray, box: np.ndarray) -> np.ndarra
 def test_no_bit_changes_on_the_border_of_the_box_or_outside_it(
     scale: float, degrees: float, x: float, y: float, seed: int
 ) -> None:
-    """Also where the box reaches beyond the frame, or lies beyond it."""
+    """Also where the box extends beyond the frame, or is outside it."""
     rng = np.random.default_rng(seed)
     frame = rng.integers(0, 256, (240, 320, 3), np.uint8)
-    matrix = affine(scale, degrees, (x, y))
+    matrix = make_affine(scale, degrees, (x, y))
     crop, redrawn = rng.integers(0, 256, (2, SIZE, SIZE, 3), np.uint8)
     patch = paste(frame, crop, redrawn, matrix, BOX)
-    assert patch.pixels.shape == frame[patch.where].shape
-    depth = depth_in_box(frame, matrix, BOX)
-    changed = (laid(frame, patch) != frame).any(axis=-1)
+    assert patch.pixels.shape == frame[patch.region].shape
+    depth = compute_depth(frame, matrix, BOX)
+    changed = (apply_patch(frame, patch) != frame).any(axis=-1)
     assert not changed[depth <= 0].any()
-    assert not (patch.inside & (depth[patch.where] < -1e-9)).any()
-    # And inside, away from the border, noise was laid over noise.
+    assert not (patch.inside & (depth[patch.region] < -1e-9)).any()
+    # And inside, away from the border, noise was replaced by other noise.
     deep = depth > 10
     assert changed[deep].mean() > 0.95 if deep.sum() > 20 else True
 
 
-def test_only_a_rectangle_around_the_box_is_worked_on(photo: Image) -> None:
-    matrix = affine(1.0)
-    patch = paste(photo, cut(photo, matrix), np.zeros((SIZE, SIZE, 3), np.uint8), matrix, BOX)
+def test_only_a_rectangle_around_the_box_is_processed(photo: Image) -> None:
+    matrix = make_affine(1.0)
+    patch = paste(photo, cut_crop(photo, matrix), np.zeros((SIZE, SIZE, 3), np.uint8), matrix, BOX)
     height, width = patch.pixels.shape[:2]
     assert height <= 40 + 2 and width <= 68 + 2
 
 
-def test_what_was_not_changed_changes_nothing_at_any_size_of_the_face(photo: Image) -> None:
+def test_an_unchanged_crop_changes_nothing_at_any_size_of_the_face(photo: Image) -> None:
     for scale, degrees in ((0.2, 3), (0.5, -8), (1.0, 20), (1.9, 0), (3.0, 45)):
-        matrix = affine(scale, degrees)
-        crop = cut(photo, matrix)
-        assert np.array_equal(laid(photo, paste(photo, crop, crop, matrix, BOX)), photo), scale
+        matrix = make_affine(scale, degrees)
+        crop = cut_crop(photo, matrix)
+        assert np.array_equal(apply_patch(photo, paste(photo, crop, crop, matrix, BOX)), photo), scale
 
 
 @pytest.mark.parametrize("cast", [(9, -7, 12), (-20, -20, -20), (MAX_CAST - 2, 0, 0)])
 def test_a_colour_cast_of_the_redrawn_disappears(photo: Image, cast: tuple[int, int, int]) -> None:
-    matrix = affine(0.8, 5)
-    frame = np.clip(photo, 40, 215)  # so that no colour is cut off
-    crop = cut(frame, matrix)
+    matrix = make_affine(0.8, 5)
+    frame = np.clip(photo, 40, 215)  # so that no colour is clipped
+    crop = cut_crop(frame, matrix)
     redrawn = (crop.astype(int) + cast).astype(np.uint8)
-    assert colour_cast(crop, redrawn, BOX) == pytest.approx(-np.array(cast), abs=0.1)
-    difference = np.abs(laid(frame, paste(frame, crop, redrawn, matrix, BOX)).astype(int) - frame)
+    assert estimate_colour_cast(crop, redrawn, BOX) == pytest.approx(-np.array(cast), abs=0.1)
+    difference = np.abs(apply_patch(frame, paste(frame, crop, redrawn, matrix, BOX)).astype(int) - frame)
     assert difference.max() <= 1
 
 
-def test_a_cast_is_seen_although_the_mouth_and_a_part_of_the_border_differ() -> None:
-    """A third of the border shows another thing, as where the jaw has moved."""
+def test_a_cast_is_found_although_the_mouth_and_a_part_of_the_border_differ() -> None:
+    """A third of the border shows something else, as where the jaw has moved."""
     rng = np.random.default_rng(0)
     crop = np.full((SIZE, SIZE, 3), (190, 140, 120), np.uint8)
     redrawn = (crop + np.array([10, -8, 6]) + rng.integers(-3, 4, crop.shape)).astype(np.uint8)
     redrawn[88:108, 45:85] = (90, 20, 30)
     redrawn[-24:, :] = (40, 60, 70)
-    assert colour_cast(crop, redrawn, BOX) == pytest.approx([-10, 8, -6], abs=0.5)
+    assert estimate_colour_cast(crop, redrawn, BOX) == pytest.approx([-10, 8, -6], abs=0.5)
 
 
 def test_other_colours_are_no_cast() -> None:
     crop = np.full((SIZE, SIZE, 3), (190, 140, 120), np.uint8)
     blue = np.full((SIZE, SIZE, 3), (0, 60, 255), np.uint8)
-    assert not colour_cast(crop, blue, BOX).any()
-    # Nor is it believed all at once where more and more of the border is the same.
+    assert not estimate_colour_cast(crop, blue, BOX).any()
+    # And the correction grows gradually with the share of the border that is the same.
     offsets = []
     for columns in range(30, 99, 2):
         redrawn = blue.copy()
         redrawn[:, :columns] = (180, 140, 120)
-        offsets.append(colour_cast(crop, redrawn, BOX)[0])
+        offsets.append(estimate_colour_cast(crop, redrawn, BOX)[0])
     assert offsets[0] == 0 and offsets[-1] == pytest.approx(10, abs=0.01)
     assert np.all(np.diff(offsets) >= 0) and np.max(np.diff(offsets)) < 3
 
 
-def test_what_is_drawn_lies_where_the_affine_says(photo: Image) -> None:
-    """A disc drawn in the crop comes out around the very pixel, however the face is turned and scaled."""
+def test_the_crop_is_pasted_where_the_affine_maps_it(photo: Image) -> None:
+    """A disc drawn in the crop is centred on the expected pixel, however the face is rotated and scaled."""
     for scale, degrees in ((0.25, 10), (0.7, -30), (1.0, 0), (2.3, 100)):
-        matrix = affine(scale, degrees)
-        crop = cut(photo, matrix)
+        matrix = make_affine(scale, degrees)
+        crop = cut_crop(photo, matrix)
         redrawn = crop.copy()
         redrawn[BOX[1] : BOX[3], BOX[0] : BOX[2]] = (0, 0, 255)
         cv2.circle(redrawn, (64, 98), 9, (255, 255, 0), -1)
-        result = laid(photo, paste(photo, crop, redrawn, matrix, BOX)).astype(int)
-        yellow = (result[..., 0] > 128) & (result[..., 2] < 128) & (depth_in_box(photo, matrix, BOX) > 8)
+        result = apply_patch(photo, paste(photo, crop, redrawn, matrix, BOX)).astype(int)
+        yellow = (result[..., 0] > 128) & (result[..., 2] < 128) & (compute_depth(photo, matrix, BOX) > 8)
         y, x = np.nonzero(yellow)
         expected = np.linalg.solve(matrix[:, :2].astype(float), np.array([64, 98]) - matrix[:, 2])
         assert (x.mean(), y.mean()) == pytest.approx(expected, abs=0.6)
@@ -142,43 +142,45 @@ def test_what_is_drawn_lies_where_the_affine_says(photo: Image) -> None:
 
 
 def test_the_feather_has_no_step(photo: Image) -> None:
-    """White laid on black: from one pixel to the next never more than the feather's slope allows."""
+    """White on black: neighbouring pixels never differ by more than the feather's slope allows."""
     frame = np.zeros_like(photo)
     for scale in (0.25, 1.0):
-        matrix = affine(scale)
-        crop = cut(frame, matrix)
-        result = laid(frame, paste(frame, crop, np.full_like(crop, 255), matrix, BOX)).astype(int)[..., 0]
+        matrix = make_affine(scale)
+        crop = cut_crop(frame, matrix)
+        result = apply_patch(frame, paste(frame, crop, np.full_like(crop, 255), matrix, BOX)).astype(int)[
+            ..., 0
+        ]
         assert result.max() == 255
         steepest = max(np.abs(np.diff(result, axis=0)).max(), np.abs(np.diff(result, axis=1)).max())
         assert steepest <= 1.5 / 6 * scale * 255 + 2
 
 
 def test_a_shrunken_crop_does_not_alias() -> None:
-    """Stripes finer than the frame's pixels come out as their mean, not as other stripes."""
+    """Stripes finer than the frame's pixels become their mean, not other stripes."""
     frame = np.full((200, 200, 3), 128, np.uint8)
-    matrix = affine(3.0, 0, (100, 100))
-    crop = cut(frame, matrix)
+    matrix = make_affine(3.0, 0, (100, 100))
+    crop = cut_crop(frame, matrix)
     stripes = np.where(np.arange(SIZE) % 2, 20, 236).astype(np.uint8)
     redrawn = np.broadcast_to(stripes[None, :, None], crop.shape).copy()
-    result = laid(frame, paste(frame, crop, redrawn, matrix, BOX)).astype(int)
-    deep = depth_in_box(frame, matrix, BOX) > 7
+    result = apply_patch(frame, paste(frame, crop, redrawn, matrix, BOX)).astype(int)
+    deep = compute_depth(frame, matrix, BOX) > 7
     assert np.abs(result[deep] - 128).max() <= 40  # 3 stripes a pixel: their mean is off by a third at most
     assert result[deep].mean() == pytest.approx(128, abs=2)
 
 
-def test_skin_drawn_the_same_keeps_its_grain_and_a_new_mouth_takes_nothing_from_the_old() -> None:
-    """A face four times as large as the crop, whose fine grain the crop cannot hold."""
+def test_unchanged_skin_keeps_its_grain_and_a_new_mouth_has_nothing_of_the_old_one() -> None:
+    """A face four times as large as the crop, with grain that is too fine for the crop."""
     rng = np.random.default_rng(0)
     frame = np.clip(150 + rng.normal(0, 12, (600, 600, 1)), 0, 255).repeat(3, axis=2).astype(np.uint8)
-    matrix = affine(0.25, 0, (300, 250))
+    matrix = make_affine(0.25, 0, (300, 250))
     mouth = (
         np.linalg.solve(matrix[:, :2].astype(float), np.array([64, 98]) - matrix[:, 2]).round().astype(int)
     )
     cv2.circle(frame, tuple(mouth.tolist()), 30, (60, 60, 60), -1)
-    crop = cut(frame, matrix)
+    crop = cut_crop(frame, matrix)
     redrawn = crop.copy()
     cv2.circle(redrawn, (64, 98), 12, (150, 150, 150), -1)  # the mouth has gone, all is skin
-    result = laid(frame, paste(frame, crop, redrawn, matrix, BOX)).astype(int)
+    result = apply_patch(frame, paste(frame, crop, redrawn, matrix, BOX)).astype(int)
     y, x = np.mgrid[:600, :600]
     off_mouth = np.hypot(x - mouth[0], y - mouth[1])
     assert np.abs(result - frame)[off_mouth > 90].max() <= 1

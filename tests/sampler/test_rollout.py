@@ -112,7 +112,7 @@ def test_the_network_gets_the_embedding_of_the_noise_level_of_each_call(
         return normals(np.array([key], np.uint64), y_0.shape[1:], CPU)
 
     levels = noise_levels(TINY.noise, 5)
-    image = sample(name, denoise, noise(-1), levels, noise=noise, known=KnownPixels(mask, y_0))
+    image = sample(name, denoise, noise(-1), levels, noise=noise, known_pixels=KnownPixels(mask, y_0))
     expected = to_pixels(image)[0].permute(1, 2, 0).numpy()
     generated = generate(generator, [make_request(0, 2)], slots=1)["clip0", 0]
     assert np.abs(generated.astype(int) - expected).max() <= 1  # rounding

@@ -162,7 +162,7 @@ def test_the_error_shrinks_with_more_steps_and_all_samplers_end_at_the_same_gaus
 def test_any_eta_ends_at_the_same_gaussian(params: NoiseParams, eta: float) -> None:
     y, noise = make_noise((1, 1, 200, 200), seed=1)
     steps = ddim(noise_levels(params, 500).tolist(), eta=eta)
-    images = run_steps(steps, gaussian(MEAN, STD), y, noise=noise, known=None)
+    images = run_steps(steps, gaussian(MEAN, STD), y, noise=noise, known_pixels=None)
     assert images.mean().item() == pytest.approx(MEAN, abs=0.01)
     assert images.std().item() == pytest.approx(STD, abs=0.015)
 
@@ -347,8 +347,8 @@ def test_the_known_region_is_exact_at_every_call_and_at_the_end(
         states.append(y.clone())
         return gaussian(MEAN, STD)(y, gamma)
 
-    known = KnownPixels(mask=to_make.to(mask_type), y_0=y_0)
-    image = sample(name, denoise, y, noise_levels(COSINE, 12), noise=noise, known=known)
+    known_pixels = KnownPixels(mask=to_make.to(mask_type), y_0=y_0)
+    image = sample(name, denoise, y, noise_levels(COSINE, 12), noise=noise, known_pixels=known_pixels)
     assert len(states) == count_evaluations(name, 12)
     for state in (*states, image):
         assert has_same_bits(state[outside], y_0[outside])
@@ -360,9 +360,13 @@ def test_known_pixels_change_nothing_inside_the_mask_where_pixels_are_independen
     shape = (2, 3, 8, 8)
     mask = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(5)) < 0.5
     images = []
-    for known in (None, KnownPixels(mask=mask, y_0=torch.full(shape, 7.0))):
+    for known_pixels in (None, KnownPixels(mask=mask, y_0=torch.full(shape, 7.0))):
         y, noise = make_noise(shape, seed=6)
-        images.append(sample(name, gaussian(MEAN, STD), y, noise_levels(LINEAR, 9), noise=noise, known=known))
+        images.append(
+            sample(
+                name, gaussian(MEAN, STD), y, noise_levels(LINEAR, 9), noise=noise, known_pixels=known_pixels
+            )
+        )
     inside = mask.expand(shape)
     assert has_same_bits(images[0][inside], images[1][inside])
 
@@ -370,7 +374,7 @@ def test_known_pixels_change_nothing_inside_the_mask_where_pixels_are_independen
 @pytest.mark.parametrize("shape", [(2, 8, 8), (1, 1, 8, 8), (2, 3, 8, 8), (2, 1, 8, 4)])
 def test_a_mask_that_does_not_fit_its_images_is_an_error_that_names_both(shape: tuple[int, ...]) -> None:
     with pytest.raises(
-        ValueError, match=r"^known: y_0 of \(2, 3, 8, 8\) needs a mask of \(2, 1, 8, 8\), got"
+        ValueError, match=r"^KnownPixels: y_0 of \(2, 3, 8, 8\) needs a mask of \(2, 1, 8, 8\), got"
     ):
         KnownPixels(mask=torch.ones(shape), y_0=torch.zeros(2, 3, 8, 8))
 
@@ -506,8 +510,10 @@ def test_no_step_waits_for_the_device(name: SamplerName) -> None:
     """Tensors on the meta device have no values, so reading one back would fail."""
     with torch.device("meta"):
         y, mask = torch.empty(2, 3, 4, 4), torch.empty(2, 1, 4, 4)
-    known = KnownPixels(mask=mask, y_0=y)
-    image = sample(name, gaussian(MEAN, STD), y, noise_levels(COSINE, 5), noise=lambda _: y, known=known)
+    known_pixels = KnownPixels(mask=mask, y_0=y)
+    image = sample(
+        name, gaussian(MEAN, STD), y, noise_levels(COSINE, 5), noise=lambda _: y, known_pixels=known_pixels
+    )
     assert image.shape == y.shape and image.dtype == y.dtype and image.is_meta
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
@@ -132,6 +133,7 @@ def test_a_damaged_shard_ends_the_stream_with_an_error_that_names_it(
         (copy / path.name).write_bytes(path.read_bytes())
     shard = sorted(copy.glob("*.tar"))[2]
     shard.write_bytes(shard.read_bytes()[:4000])
+    importlib.import_module("distributed.core")  # from then on pickle follows the causes of errors
     with pytest.raises(ShardError) as caught:
         read(copy, workers=workers)
     assert str(caught.value).startswith(f"{shard}: ") and "\n" not in str(caught.value)

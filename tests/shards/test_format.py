@@ -247,7 +247,7 @@ def test_a_forged_member_is_refused(member: str, forged: bytes, message: str) ->
         ("codec", "exe", "codec 'exe', known are"),
         ("size", 100_000, "size 100000"),
         ("frame_offsets", [0, 5, 3], "frame offsets"),
-        ("frame_offsets", "all", "frame_offsets are no list"),
+        ("frame_offsets", "all", "frame_offsets are not a list"),
         ("frame_offsets", [-1, 4, 9], "frame offsets"),
     ],
 )

@@ -16,7 +16,7 @@ from stages.media import encode
 from stages.media.encode import AudioTrack, write_mp4
 from stages.mels import MelsParams, compute_mel_rows
 from stages.preview.drawing import BOX, INTERPOLATED, MARK, draw_mask_box, draw_mels
-from stages.preview.selection import check_clip_ids, spread_clips
+from stages.preview.selection import select_clips, spread_clips
 from stages.preview.sheet import choose_style, draw_cell, draw_sheet, write_sheet
 from stages.preview.sound import PEAK, synthesise_audio
 from stages.preview.video import VIDEO_SPAN_SECONDS, draw_video_frames, write_video
@@ -109,7 +109,7 @@ def test_clips_are_spread_over_splits_and_speakers(tmp_path: Path) -> None:
 def test_errors_name_what_the_dataset_does_not_hold(tmp_path: Path) -> None:
     dataset = make_corpus(tmp_path / "d")
     with pytest.raises(ShardError, match="holds no clip 'nobody', 's1'"):
-        check_clip_ids(dataset, ["nobody", "s1_0", "s1"])
+        select_clips(dataset, ["nobody", "s1_0", "s1"])
     with pytest.raises(ShardError, match="no speaker 's9'; known are s1, s2, s3"):
         spread_clips(dataset, 1, seed=0, speaker="s9")
     with pytest.raises(ShardError, match="no clip of speaker 's2' in split 'test'"):

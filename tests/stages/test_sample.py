@@ -39,13 +39,13 @@ OPTIONS = ["--sampler", "ancestral", "--steps", "2", "--device", "cpu"]
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three clips to draw and one to train on."""
+    """Three test clips and one of the training split."""
     return worlds.make_dataset(tmp_path_factory.mktemp("shards") / "shards", (4, 6, 3, 5), test=TEST)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose network says something."""
+    """A run whose network has a non-trivial output."""
     folder = tmp_path_factory.mktemp("run")
     state = loop.create_state(TINY, CPU)
     generator = torch.Generator().manual_seed(1)
@@ -60,7 +60,7 @@ def make_request(shards: Path, run: Path, out: Path, **more: Any) -> SampleReque
     return SampleRequest(shards=str(shards), run=run, out=out, split="test", device="cpu", **more)
 
 
-def crops(out: Path) -> dict[str, str]:
+def hash_results(out: Path) -> dict[str, str]:
     return {name: digest for name, digest in hash_files(out).items() if name.startswith((CROPS, VIDEOS))}
 
 
@@ -81,8 +81,8 @@ def test_every_clip_of_the_split_is_generated_and_only_inside_its_mask(
         assert np.array_equal(generated[:, outside], clip.frames[:, outside])
         assert not np.array_equal(generated, clip.frames)
         with av.open(str(tmp_path / VIDEOS / f"{row['name']}.mp4")) as video:
-            shown = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
-        assert np.shape(shown) == (len(generated), 2 * SIZE, 4 * SIZE, 3)
+            images = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
+        assert np.shape(images) == (len(generated), 2 * SIZE, 4 * SIZE, 3)
 
 
 def test_clips_are_generated_from_a_dataset_elsewhere_without_a_copy_of_it(
@@ -92,7 +92,7 @@ def test_clips_are_generated_from_a_dataset_elsewhere_without_a_copy_of_it(
         sample.run(replace(make_request(shards, trained, tmp_path / "far"), shards=address), QUICK)
         assert not isinstance(locate_dataset(address), Path)
     sample.run(make_request(shards, trained, tmp_path / "near"), QUICK)
-    assert crops(tmp_path / "far") == crops(tmp_path / "near")
+    assert hash_results(tmp_path / "far") == hash_results(tmp_path / "near")
 
 
 def test_what_was_lost_is_generated_again_to_the_same_bytes(
@@ -100,29 +100,28 @@ def test_what_was_lost_is_generated_again_to_the_same_bytes(
 ) -> None:
     sample.run(make_request(shards, trained, tmp_path), QUICK)
     before = hash_files(tmp_path)
-    lost = tmp_path / CROPS / "s1_clip1.tar"
-    lost.unlink()
-    kept = (tmp_path / CROPS / "s1_clip0.tar").stat().st_mtime_ns
+    (tmp_path / CROPS / "s1_clip1.tar").unlink()
+    mtime_ns = (tmp_path / CROPS / "s1_clip0.tar").stat().st_mtime_ns
     sample.run(make_request(shards, trained, tmp_path, slots=2), QUICK)
     assert hash_files(tmp_path) == before
-    assert (tmp_path / CROPS / "s1_clip0.tar").stat().st_mtime_ns == kept
+    assert (tmp_path / CROPS / "s1_clip0.tar").stat().st_mtime_ns == mtime_ns
 
 
 def test_two_processes_generate_what_one_generates(shards: Path, trained: Path, tmp_path: Path) -> None:
     sample.run(make_request(shards, trained, tmp_path / "one", audio="swapped"), QUICK)
     several = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--", "pipeline.main"]
-    words = ["sample", "--shards", shards, "--run", trained, "-o", tmp_path / "two", "--audio", "swapped"]
-    done = subprocess.run(
-        [sys.executable, "-m", *several, *map(str, words), *OPTIONS],
+    arguments = ["sample", "--shards", shards, "--run", trained, "-o", tmp_path / "two", "--audio", "swapped"]
+    result = subprocess.run(
+        [sys.executable, "-m", *several, *map(str, arguments), *OPTIONS],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("3 clips of test, with swapped speech") == 1
-    assert crops(tmp_path / "two") == crops(tmp_path / "one")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("3 clips of test, with swapped speech") == 1
+    assert hash_results(tmp_path / "two") == hash_results(tmp_path / "one")
     assert read_samples(tmp_path / "two") == read_samples(tmp_path / "one")
 
 
-def test_swapped_speech_is_anothers_and_everyones_once(shards: Path) -> None:
+def test_swapped_pairs_use_every_speech_once_and_never_the_own(shards: Path) -> None:
     dataset = open_dataset(shards)
     pairs = make_pairs(dataset, "test", "swapped", seed=0)
     assert [pair.clip_id for pair in pairs] == list(TEST)
@@ -133,15 +132,15 @@ def test_swapped_speech_is_anothers_and_everyones_once(shards: Path) -> None:
     assert make_pairs(dataset, "test", "own", seed=0) == [Pair(name, name) for name in TEST]
 
 
-def test_swapped_clips_do_not_say_the_same_where_that_can_be_helped(tmp_path: Path) -> None:
+def test_swapped_clips_have_different_sentences_where_possible(tmp_path: Path) -> None:
     ids = [f"s1_clip{number}" for number in range(4)]
     folder = worlds.make_dataset(tmp_path / "shards", (3,) * 4, test=ids)
-    said = dict(zip(ids, ("IEO", "IEO", "TIE", "TIE"), strict=True))
+    sentences = dict(zip(ids, ("IEO", "IEO", "TIE", "TIE"), strict=True))
     ledger = folder / "ledger.parquet"
-    write_ledger(ledger, [row | {"sentence": said[row["clip_id"]]} for row in read_ledger(ledger)])
+    write_ledger(ledger, [row | {"sentence": sentences[row["clip_id"]]} for row in read_ledger(ledger)])
     for seed in range(20):
         pairs = make_pairs(open_dataset(folder), "test", "swapped", seed=seed)
-        assert all(said[pair.clip_id] != said[pair.audio_clip_id] for pair in pairs)
+        assert all(sentences[pair.clip_id] != sentences[pair.audio_clip_id] for pair in pairs)
 
 
 def test_a_pair_is_as_long_as_the_shorter_of_its_two(shards: Path, trained: Path, tmp_path: Path) -> None:
@@ -154,7 +153,7 @@ def test_a_pair_is_as_long_as_the_shorter_of_its_two(shards: Path, trained: Path
         assert row["name"] == f"{row['clip_id']}~{row['audio_clip_id']}"
 
 
-def test_crops_come_back_as_they_were_written(tmp_path: Path) -> None:
+def test_crops_are_read_as_they_were_written(tmp_path: Path) -> None:
     frames = np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE, 3), dtype=np.uint8)
     write_crops(tmp_path / "a.tar", frames)
     write_crops(tmp_path / "b.tar", frames)
@@ -165,7 +164,7 @@ def test_crops_come_back_as_they_were_written(tmp_path: Path) -> None:
         read_crops(tmp_path / "b.tar", SIZE)
 
 
-def test_what_cannot_be_sampled_is_one_line(shards: Path, trained: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_sampled_raises_one_line(shards: Path, trained: Path, tmp_path: Path) -> None:
     with pytest.raises(StageError, match="no clip is in the split 'valid'; it has test, train"):
         sample.run(replace(make_request(shards, trained, tmp_path), split="valid"), QUICK)
     with pytest.raises(StageError, match="the split 'train' has one clip"):
@@ -178,21 +177,19 @@ def test_what_cannot_be_sampled_is_one_line(shards: Path, trained: Path, tmp_pat
         sample.run(make_request(shards, trained, tmp_path / "out"), QUICK)
 
 
-def test_the_folder_says_what_drew_it(shards: Path, trained: Path, tmp_path: Path) -> None:
+def test_the_folder_records_what_generated_it(shards: Path, trained: Path, tmp_path: Path) -> None:
     sample.run(make_request(shards, trained, tmp_path, clips=1, videos=False), QUICK)
-    story = json.loads((tmp_path / "samples.json").read_text())
-    assert story["params"]["steps"] == 2
-    assert story["dataset"] == open_dataset(shards).manifest["digest"]
+    run_info = json.loads((tmp_path / "samples.json").read_text())
+    assert run_info["params"]["steps"] == 2
+    assert run_info["dataset"] == open_dataset(shards).manifest["digest"]
 
 
-def test_numbers_come_from_the_params_file_and_options_win(
-    shards: Path, trained: Path, tmp_path: Path
-) -> None:
+def test_options_override_the_params_file(shards: Path, trained: Path, tmp_path: Path) -> None:
     params = tmp_path / "params.yaml"
     params.write_text("sample: {sampler: ancestral, steps: 3, seed: 5}\n")
-    words = ["sample", "--shards", shards, "--run", trained, "-o", tmp_path / "out", "--params", params]
+    arguments = ["sample", "--shards", shards, "--run", trained, "-o", tmp_path / "out", "--params", params]
     more = ["--steps", "2", "--device", "cpu", "--clips", "1", "--no-videos"]
-    done = CliRunner().invoke(cli, [*map(str, words), *more])
-    assert done.exit_code == 0, done.output
+    result = CliRunner().invoke(cli, [*map(str, arguments), *more])
+    assert result.exit_code == 0, result.output
     params = json.loads((tmp_path / "out" / "samples.json").read_text())["params"]
     assert (params["sampler"], params["steps"], params["seed"]) == ("ancestral", 2, 5)

@@ -14,10 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.signal import medfilt
 
-from stages.evaluate.metrics.lse import PICTURE_PX
-
 REAL_VIDEOS = "real videos: Wav2Lip's square about the face, its boxes from MediaPipe, not S3FD"
 
+PICTURE_PX = 224  # SyncNet's input
 MEDIAN_FRAMES = 13
 # In half sides of the face box: the square's extent, and a border wide enough for it.
 LEFT_RIGHT, BELOW = 1.4, 1.8

@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shards.schema import VIDEO_FPS
+from stages.evaluate.metrics.face_crops import PICTURE_PX
 from stages.evaluate.metrics.mfcc import SAMPLE_RATE, mfcc
 
 CROPS = "crops: whole picture resized to 224 px, as Wav2Lip's LRS script"
 
-PICTURE_PX = 224
 WINDOW_FRAMES = 5
 COLUMNS_PER_FRAME = 4  # of MFCC, 100 a second
 WINDOW_COLUMNS = WINDOW_FRAMES * COLUMNS_PER_FRAME

@@ -53,7 +53,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as err:  # a damaged file raises anything
         # Torch's own message has many lines and explains how to disable the check.
-        raise ModelError(f"{path}: not a whole file of plain tensors ({type(err).__name__})") from err
+        raise ModelError(f"{path}: not a complete file of plain tensors ({type(err).__name__})") from err
     is_named = isinstance(content, dict) and all(isinstance(name, str) for name in content)
     if not is_named or not all(isinstance(value, Tensor) for value in content.values()):
         raise ModelError(f"{path}: holds {type(content).__name__}, expected tensors by name")

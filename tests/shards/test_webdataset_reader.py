@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader
 from shards.checksum import file_sha256
 from shards.reader import Dataset, open_dataset, read_clip
 from shards.schema import ClipSample, ShardError
-from shards.stock import from_dataset, from_webdataset
 from shards.storage import open_storage
+from shards.webdataset_reader import from_dataset, from_webdataset
 from shards.writer import PackedClip
 from tests import datasets
 from tests.shards.test_publish import serve
