@@ -16,6 +16,13 @@ from stages.corpora import CORPORA
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
 
+landmarker_option = click.option(
+    "--landmarker", default="", metavar="FILE", help="MediaPipe's face_landmarker.task."
+)
+params_option = click.option(
+    "--params", type=FILE, help="Params file of the dataset.  [default: ./params.yaml if it is there]"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class BuildRequest:
@@ -49,7 +56,7 @@ BUILD_OPTIONS = (
                  show_default="one per core", help="Worker processes on this machine."),
     click.option("--scheduler", metavar="tcp://HOST:PORT", help="A Dask scheduler to use instead."),
     click.option("--params", type=FILE, help="Params file.  [default: ./params.yaml if it is there]"),
-    click.option("--landmarker", default="", metavar="FILE", help="MediaPipe's face_landmarker.task."),
+    landmarker_option,
     click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table."),
     click.option("-n", "--dry-run", is_flag=True, help="Print the params and the plan, and exit."),
 )  # fmt: skip

@@ -23,7 +23,7 @@ from shards.reader import Dataset
 from shards.resident import build_clip_table
 from shards.rng import derive_key
 from shards.schema import MELS_PER_FRAME, ClipSample, ShardError
-from shards.streaming import ignore_stop_signals, return_unchanged
+from shards.streaming import allocate_batch, ignore_stop_signals, return_unchanged
 from shards.webdataset_reader import from_dataset
 
 BUFFER_CLIPS = 128  # decoded, of each rank; 128 clips of 75 frames of 128 px are 0.5 GB
@@ -116,23 +116,18 @@ class ClipStream:
 
     def read_batch(self, indices: BatchIndex) -> RawBatch:
         """Pixels of a batch whose targets ``epoch_order`` has just drawn."""
-        size, n = self.network_input.size, len(indices.target)
-        before, after = indices.mel_rows
-        pixels = torch.empty(3, n, size, size, 3, dtype=torch.uint8)
-        boxes = torch.empty(2, n, 4, dtype=torch.int16)
-        mels = torch.full((n, before + 1 + after, self.network_input.n_mels), self.network_input.silence_db)
-        pixels_out, boxes_out, mels_out = pixels.numpy(), boxes.numpy(), mels.numpy()
-        numbers = self.clips.find_clips(indices.target)
-        frames = np.stack([indices.target, indices.previous, indices.identity]) - self.clips.starts[numbers]
-        for row, (number, clip_frames) in enumerate(zip(numbers.tolist(), frames.T.tolist(), strict=True)):
+        before = indices.mel_rows[0]
+        batch = allocate_batch(indices, self.network_input)
+        pixels_out, boxes_out, mels_out = (part.numpy() for part in batch[1:])
+        for row, (number, clip_frames) in enumerate(self.clips.locate_samples(indices)):
             clip = self._batch_clips[number]
             for image, frame in zip(pixels_out[:, row], clip_frames, strict=True):
                 image[...] = clip.frames[frame].numpy()
             boxes_out[:, row] = clip.boxes.numpy()[clip_frames[:2]]
             first = MELS_PER_FRAME * clip_frames[0] - before
-            start, stop = max(0, first), min(len(clip.mels), first + mels.shape[1])
+            start, stop = max(0, first), min(len(clip.mels), first + mels_out.shape[1])
             mels_out[row, start - first : stop - first] = clip.mels[start:stop].numpy()
-        return RawBatch(indices, pixels, boxes, mels).to(self.device)
+        return batch.to(self.device)
 
     def prefetch(self, indices: Iterator[BatchIndex], *, seed: int) -> Iterator[RawBatch]:
         """Read batches one by one: the processes are ahead already."""

@@ -44,6 +44,12 @@ class ClipTable:
         """The position in ``ids`` of each frame's clip."""
         return np.searchsorted(self.starts, frames, side="right") - 1
 
+    def locate_samples(self, indices: BatchIndex) -> Iterator[tuple[int, list[int]]]:
+        """Of each sample the position of its clip in ``ids``, and its target, previous and identity frame."""
+        clips = self.find_clips(indices.target)
+        frames = np.stack([indices.target, indices.previous, indices.identity]) - self.starts[clips]
+        return zip(clips.tolist(), frames.T.tolist(), strict=True)
+
 
 @dataclass(frozen=True, slots=True)
 class NetworkInput:

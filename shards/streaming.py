@@ -76,15 +76,10 @@ class Decoder:
 
     def read_batch(self, indices: BatchIndex) -> RawBatch:
         """A batch in the host's memory. Raises ShardError for a clip that is damaged or does not fit."""
-        size, n = self.network_input.size, len(indices.target)
-        before, after = indices.mel_rows
-        pixels = _allocate_shared((3, n, size, size, 3))
-        boxes = torch.empty(2, n, 4, dtype=torch.int16)
-        mels = torch.full((n, before + 1 + after, self.network_input.n_mels), self.network_input.silence_db)
-        pixels_out, boxes_out, mels_out = pixels.numpy(), boxes.numpy(), mels.numpy()
-        clips = self.clips.find_clips(indices.target)
-        frames = np.stack([indices.target, indices.previous, indices.identity]) - self.clips.starts[clips]
-        for row, (clip, clip_frames) in enumerate(zip(clips.tolist(), frames.T.tolist(), strict=True)):
+        size, before = self.network_input.size, indices.mel_rows[0]
+        batch = allocate_batch(indices, self.network_input)
+        pixels_out, boxes_out, mels_out = (part.numpy() for part in batch[1:])
+        for row, (clip, clip_frames) in enumerate(self.clips.locate_samples(indices)):
             layout = self._get_layout(clip)
             with _RangeReader(layout.path) as file:
                 for image, frame in zip(pixels_out[:, row], clip_frames, strict=True):
@@ -92,7 +87,7 @@ class Decoder:
                     image[...] = decode_frame(data, layout.codec, (size, size))
                 boxes_out[:, row] = layout.boxes[clip_frames[:2]]
                 self._read_mels(file, layout, MELS_PER_FRAME * clip_frames[0] - before, mels_out[row])
-        return RawBatch(indices, pixels, boxes, mels)
+        return batch
 
     def _read_mels(
         self, file: _RangeReader, layout: _ClipLayout, first: int, out: NDArray[np.float32]
@@ -144,6 +139,18 @@ class Decoder:
             boxes,
             row["mels_offset"] + row["mels_size"] - mels_bytes,  # a .npy file ends with its rows
         )
+
+
+def allocate_batch(indices: BatchIndex, network_input: NetworkInput) -> RawBatch:
+    """A batch in the host's memory, to be filled: its pixels and boxes are arbitrary, its mels silence."""
+    size, n = network_input.size, len(indices.target)
+    before, after = indices.mel_rows
+    return RawBatch(
+        indices,
+        pixels=_allocate_shared((3, n, size, size, 3)),
+        boxes=torch.empty(2, n, 4, dtype=torch.int16),
+        mels=torch.full((n, before + 1 + after, network_input.n_mels), network_input.silence_db),
+    )
 
 
 def _allocate_shared(shape: tuple[int, ...]) -> Tensor:

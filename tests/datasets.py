@@ -60,6 +60,17 @@ def pack(
     )
 
 
+def make_noise_clip(key: str, n_frames: int, size: int, n_mels: int, *, seed: int) -> PackedClip:
+    """A clip in which no two frames and no two mel rows are the same."""
+    rng = np.random.default_rng(seed)
+    return pack(
+        key,
+        rng.integers(0, 256, (n_frames, size, size, 3), dtype=np.uint8),
+        box=(1, 3, 6, 8),
+        mels=rng.uniform(-79, 0, (2 * n_frames, n_mels)).astype(np.float32),
+    )
+
+
 def write(
     folder: Path,
     clips: Sequence[PackedClip],

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from pipeline import params as params_file
-from pipeline.options import FILE, FOLDER, device_options
+from pipeline.options import FOLDER, device_options, landmarker_option, params_option
 
 POLL_SECONDS = 0.2
 
@@ -39,10 +39,8 @@ POLL_SECONDS = 0.2
     show_default=True,
     help="Longest video or recording.",
 )
-@click.option(
-    "--params", type=FILE, help="Params file of the dataset.  [default: ./params.yaml if it is there]"
-)
-@click.option("--landmarker", default="", metavar="FILE", help="MediaPipe's face_landmarker.task.")
+@params_option
+@landmarker_option
 @device_options
 def command(
     runs: Path,

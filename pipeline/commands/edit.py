@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline import params as params_file
-from pipeline.options import FILE, FOLDER, device_options, sampler_options
+from pipeline.options import FILE, FOLDER, device_options, landmarker_option, params_option, sampler_options
 from pipeline.progress import ProgressBars
 
 if TYPE_CHECKING:
@@ -78,10 +78,8 @@ def _parse_face(ctx: click.Context, param: click.Parameter, value: str) -> FaceC
 @click.option(
     "--max-pixels", type=click.IntRange(1), default=4096 * 2304, show_default=True, help="Largest frame."
 )
-@click.option(
-    "--params", type=FILE, help="Params file of the dataset.  [default: ./params.yaml if it is there]"
-)
-@click.option("--landmarker", default="", metavar="FILE", help="MediaPipe's face_landmarker.task.")
+@params_option
+@landmarker_option
 @sampler_options
 @device_options
 def command(

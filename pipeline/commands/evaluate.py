@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline import params as params_file
-from pipeline.options import FILE, FOLDER
+from pipeline.options import FILE, FOLDER, landmarker_option
 
 if TYPE_CHECKING:
     from shards.table import Row
@@ -49,7 +49,7 @@ def _parse_generated(value: str) -> tuple[str, Path]:
     show_default=True,
     help="Compute the mouth metrics. They take most of the time; audio obedience is one of them.",
 )
-@click.option("--landmarker", default="", metavar="FILE", help="MediaPipe's face_landmarker.task.")
+@landmarker_option
 @click.option("--weights", type=FOLDER, help="Folder of published networks: SyncNet, Inception, LPIPS.")
 @click.option("--raw", type=FOLDER, help="The corpus's raw clips, whose sound SyncNet needs.")
 @click.option(

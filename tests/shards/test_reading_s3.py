@@ -29,16 +29,7 @@ MODES = ("cached", "windowed")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve clips in six shards."""
-    rng = np.random.default_rng(0)
-    clips = [
-        datasets.pack(
-            f"s1_clip{i:02d}",
-            rng.integers(0, 256, (T, SIZE, SIZE, 3), dtype=np.uint8),
-            box=(1, 3, 6, 8),
-            mels=rng.uniform(-79, 0, (2 * T, N_MELS)).astype(np.float32),
-        )
-        for i in range(N_CLIPS)
-    ]
+    clips = [datasets.make_noise_clip(f"s1_clip{i:02d}", T, SIZE, N_MELS, seed=i) for i in range(N_CLIPS)]
     return datasets.write(tmp_path_factory.mktemp("shards") / "shards", clips, per_shard=2)
 
 
