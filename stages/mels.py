@@ -61,26 +61,29 @@ def compute_mel_rows(sound: NDArray[np.float32], params: MelsParams) -> NDArray[
 def compute_mel_power(sound: NDArray[np.float32], params: MelsParams) -> NDArray[np.float32]:
     """Power in each mel band, (n_mels, rows): bit for bit librosa's result, computed some rows at a time.
 
-    The spectrum itself is eight times larger, and that of an hour does not fit in memory.
+    The spectrum itself is eight times larger, and that of an hour does not fit in memory. One BLAS thread:
+    the number of threads changes the order of sums, and so the last bits.
     """
     import librosa
+    from threadpoolctl import threadpool_limits
 
     n_rows = 1 + len(sound) // HOP_SAMPLES
     padded = np.pad(sound, params.n_fft // 2)
     power = np.empty((params.n_mels, n_rows), np.float32)
     # The last block takes the remainder: BLAS adds in another order when it has few columns.
     bounds = [*range(0, max(n_rows - ROWS_AT_ONCE, 1), ROWS_AT_ONCE), n_rows]
-    for first, last in pairwise(bounds):
-        power[:, first:last] = librosa.feature.melspectrogram(
-            y=padded[first * HOP_SAMPLES : (last - 1) * HOP_SAMPLES + params.n_fft],
-            sr=SAMPLE_RATE,
-            n_fft=params.n_fft,
-            win_length=params.win_length,
-            hop_length=HOP_SAMPLES,
-            n_mels=params.n_mels,
-            fmax=params.fmax,
-            center=False,
-        )
+    with threadpool_limits(1, user_api="blas"):
+        for first, last in pairwise(bounds):
+            power[:, first:last] = librosa.feature.melspectrogram(
+                y=padded[first * HOP_SAMPLES : (last - 1) * HOP_SAMPLES + params.n_fft],
+                sr=SAMPLE_RATE,
+                n_fft=params.n_fft,
+                win_length=params.win_length,
+                hop_length=HOP_SAMPLES,
+                n_mels=params.n_mels,
+                fmax=params.fmax,
+                center=False,
+            )
     return power
 
 
