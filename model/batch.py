@@ -21,14 +21,24 @@ from torch.nn import functional as F
 from model.audio import SILENCE_DB, AudioParams
 from model.denoiser import interpolate_gamma
 from model.dropout import keys_to_int32
+from model.jitter import change_colours, draw_similarity
 from model.unet import UNetParams
-from shards.frames import BatchIndex, ClipTable, FrameSource, NetworkInput, RawBatch
+from shards.frames import BatchIndex, BoxMargins, ClipTable, FrameSource, NetworkInput, RawBatch
 from shards.rng import Keys, Purpose, derive_sample_keys, normals, uniforms
 
 BINOMIAL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
 # The lips within the mask box, as x0 y0 x1 y1 in shares of its width and height: all of MediaPipe's lip
-# points in all 15,674 frames of seven GRID speakers, with a margin of one pixel.
+# points in all 15,674 frames of seven GRID speakers, with a margin of one pixel. For the default margins.
 LIPS = (0.25, 0.06, 0.77, 0.60)
+MARGINS = BoxMargins()
+# A box that the crop's border cuts off does not tell where the face ends. Then it is taken to be as large as
+# the median of GRID's and CREMA-D's, in px of a crop of 128.
+FACE_WIDTH, FACE_HEIGHT = 74, 43
+CROP = 128  # px of a crop that margins are given for
+# The columns of a sample's uniform numbers, by use.
+IDENTITY, WARP, BLUR, NOISE, HIDE, DROP_AUDIO, LEVEL = 0, slice(1, 7), 7, 8, 9, 10, 11
+CONTEXT_FRAME, CONTEXT, MOVE, COLOUR = 12, 13, slice(14, 18), slice(18, 23)
+N_UNIFORMS = 23
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -50,6 +60,28 @@ class FrameParams:
     previous_hidden: float = Field(default=0.5, ge=0, le=1)
     # How often the network gets no audio, for classifier-free guidance.
     audio_dropped: float = Field(default=0.1, ge=0, le=1)
+    # Against copying: the share of the samples in which the noisy and the previous frame show another frame
+    # of the clip outside the mask. What the mask leaves visible tells the opening of the mouth (r = 0.89 on
+    # GRID), so a network that always sees it does not need the audio.
+    context_share: float = Field(default=0.0, ge=0, le=1)
+    # Only in samples whose share of noise, 1 - gamma, is at least this: below it, the network can learn the
+    # border of the mask from the true surroundings.
+    context_min_noise: float = Field(default=0.0, ge=0, le=1)
+    # x0 y0 x1 y1 in px of the crop, x1 and y1 exclusive: a region to generate in place of the dataset's mask
+    # boxes, in training and in sampling. It does not move with the face, so its place tells nothing.
+    mask_region: tuple[int, int, int, int] | None = None
+    # Against knowing people by heart: how far target, previous and context frame are moved and coloured, all
+    # in one way and the identity frame not. Each number is a maximum; a sample's own is uniform below it.
+    jitter_shift: float = Field(default=0.0, ge=0)  # px
+    jitter_rotation: float = Field(default=0.0, ge=0, le=45)  # degrees
+    jitter_scale: float = Field(default=0.0, ge=0, lt=1)  # share of the size
+    jitter_colour: float = Field(default=0.0, ge=0, lt=1)  # of contrast, brightness and each channel's own
+
+    def __post_init__(self) -> None:
+        if self.mask_region is not None:
+            x0, y0, x1, y1 = self.mask_region
+            if not (0 <= x0 < x1 and 0 <= y0 < y1):
+                raise ValueError(f"mask_region is {self.mask_region}, expected 0 <= x0 < x1 and 0 <= y0 < y1")
 
 
 @plain_dataclass(frozen=True)
@@ -59,6 +91,7 @@ class Batch:
     y_0: Tensor  # the target frame
     previous: Tensor
     identity: Tensor
+    context: Tensor  # what the noisy frame shows outside the mask: the target, or another frame of the clip
     mask: Tensor  # (B, 1, H, W) float: 1 in the region to generate
     lips: Tensor  # (B, 1, H, W) float: 1 around the lips
     mels: Tensor  # (B, rows, n_mels) dB
@@ -90,10 +123,23 @@ def boxes_to_masks(boxes: Tensor, size: int) -> Tensor:
     return (in_rows[:, None, :, None] & in_columns[:, None, None, :]).float()
 
 
-def compute_lip_boxes(boxes: Tensor) -> Tensor:
-    """The part of each mask box that contains the lips, (B, 4) -> (B, 4) float."""
+def compute_lip_boxes(boxes: Tensor, size: int, margins: BoxMargins = MARGINS) -> Tensor:
+    """Where the lips are, from mask boxes with these margins, in crops of ``size`` px.
+
+    x0 y0 x1 y1, (B, 4) -> (B, 4) float.
+    """
+    scale = size / CROP
     x0, y0, x1, y1 = boxes.float().unbind(dim=1)
     width, height = x1 - x0, y1 - y0
+    if margins != MARGINS:
+        # back to the box that the default margins would have made
+        below = scale * (margins.below_chin - MARGINS.below_chin)
+        beside = scale * (margins.beside_face - MARGINS.beside_face)
+        middle, is_whole = (x0 + x1) / 2, (x0 > 0) & (x1 < size)
+        y0 = y0 - scale * (margins.below_nose - MARGINS.below_nose)
+        width = torch.where(is_whole, width - 2 * beside, torch.full_like(width, scale * FACE_WIDTH))
+        height = torch.where(y1 < size, y1 - y0 - below, torch.full_like(height, scale * FACE_HEIGHT))
+        x0 = middle - width / 2
     lip_x0, lip_y0, lip_x1, lip_y1 = LIPS
     return torch.stack(
         [x0 + lip_x0 * width, y0 + lip_y0 * height, x0 + lip_x1 * width, y0 + lip_y1 * height], dim=1
@@ -120,32 +166,37 @@ def select_batch(
     audio: AudioParams,
 ) -> BatchIndex:
     """The frames that go with each target frame (B,); random choices depend on its position (B,)."""
-    chance = uniforms(derive_sample_keys(seed, positions, Purpose.SCALARS), 1)[:, 0]
-    return _select_frames(clips, target, positions, chance, frames, audio)
+    chance = uniforms(derive_sample_keys(seed, positions, Purpose.SCALARS), N_UNIFORMS)
+    return _select_frames(
+        clips, target, positions, chance, frames, audio, with_context=frames.context_share > 0
+    )
 
 
-def make_batch(raw: RawBatch, *, seed: int, frames: FrameParams, table: Tensor) -> Batch:
-    """Corrupt the previous frames and draw the noise; every random number depends on the sample's position.
+def make_batch(
+    raw: RawBatch, *, seed: int, frames: FrameParams, table: Tensor, margins: BoxMargins = MARGINS
+) -> Batch:
+    """Corrupt the conditioning frames and draw the noise; random numbers depend on the sample's position.
 
-    ``table``: the gammas of the noise schedule, (T,).
+    ``table``: the gammas of the noise schedule, (T,). ``margins``: of the dataset's mask boxes.
     """
     device, positions = raw.pixels.device, raw.indices.positions
-    scalars = torch.from_numpy(uniforms(derive_sample_keys(seed, positions, Purpose.SCALARS), 12))
+    scalars = torch.from_numpy(uniforms(derive_sample_keys(seed, positions, Purpose.SCALARS), N_UNIFORMS))
     chance = scalars.to(device, torch.float32, non_blocking=True)
-    clean = _convert(raw)
-    hide = chance[:, 9] < frames.previous_hidden
+    gamma = interpolate_gamma(table, scalars[:, LEVEL]).to(device, torch.float32, non_blocking=True)
+    hide = chance[:, HIDE] < frames.previous_hidden
+    swap = (chance[:, CONTEXT] < frames.context_share) & (1 - gamma >= frames.context_min_noise)
+    sample = _jitter(_read_images(raw, frames, margins), frames, chance)
+    sample = _swap_context(sample, swap)
     # hide before the corruption as well, or a warp or blur would carry some of the mouth out of its box
-    previous = _hide_previous(raw, clean.previous, frames, hide=hide)
-    previous = _corrupt(
-        previous, frames, chance[:, 1:9], derive_sample_keys(seed, positions, Purpose.PREVIOUS)
-    )
+    previous = _hide_previous(raw, sample, sample.previous, frames, hide=hide)
+    previous = _corrupt(previous, frames, chance, derive_sample_keys(seed, positions, Purpose.PREVIOUS))
     epsilon_keys = derive_sample_keys(seed, positions, Purpose.EPSILON)
-    return replace(
-        clean,
-        previous=_hide_previous(raw, previous, frames, hide=hide),
-        has_audio=chance[:, 10] >= frames.audio_dropped,
-        gamma=interpolate_gamma(table, scalars[:, 11]).to(device, torch.float32, non_blocking=True),
-        epsilon=normals(epsilon_keys, clean.y_0.shape[1:], device),
+    return _build_batch(
+        raw,
+        replace(sample, previous=_hide_previous(raw, sample, previous, frames, hide=hide)),
+        has_audio=chance[:, DROP_AUDIO] >= frames.audio_dropped,
+        gamma=gamma,
+        epsilon=normals(epsilon_keys, sample.y_0.shape[1:], device),
         dropout_keys=keys_to_int32(derive_sample_keys(seed, positions, Purpose.DROPOUT), device),
     )
 
@@ -158,17 +209,26 @@ def make_evaluation_batch(
     seed: int,
     frames: FrameParams,
     audio: AudioParams,
+    listening: bool = False,
 ) -> Batch:
-    """A batch at noise levels ``gamma`` (B,), without corruption or dropout; noise depends on the frame."""
-    halfway = np.full(len(target), 0.5)
-    raw = data.read_batch(_select_frames(data.clips, target, target, halfway, frames, audio))
-    clean = _convert(raw)
+    """A batch at noise levels ``gamma`` (B,), without corruption or dropout; noise depends on the frame.
+
+    ``listening``: the previous mouth is hidden, and outside the masks another frame of the clip is shown, so
+    that only the audio tells how the mouth moves.
+    """
+    halfway = np.full((len(target), N_UNIFORMS), 0.5)
+    indices = _select_frames(data.clips, target, target, halfway, frames, audio, with_context=listening)
+    raw = data.read_batch(indices)
+    always = torch.full((len(target),), listening, device=data.device)
+    sample = _swap_context(_read_images(raw, frames, data.clips.margins), always)
     epsilon_keys = derive_sample_keys(seed, target, Purpose.EPSILON)
-    return replace(
-        clean,
-        previous=_hide_previous(raw, clean.previous, frames, hide=torch.zeros_like(clean.has_audio)),
+    return _build_batch(
+        raw,
+        replace(sample, previous=_hide_previous(raw, sample, sample.previous, frames, hide=always)),
+        has_audio=torch.ones_like(always),
         gamma=gamma.to(data.device, torch.float32),
-        epsilon=normals(epsilon_keys, clean.y_0.shape[1:], data.device),
+        epsilon=normals(epsilon_keys, sample.y_0.shape[1:], data.device),
+        dropout_keys=None,
     )
 
 
@@ -179,59 +239,159 @@ def _select_frames(
     chance: NDArray[np.float64],
     frames: FrameParams,
     audio: AudioParams,
+    *,
+    with_context: bool,
 ) -> BatchIndex:
-    """``chance`` (B,) in [0, 1) selects the identity frames."""
+    """``chance`` (B, N_UNIFORMS) in [0, 1) selects the identity and the context frames."""
     clip = clips.find_clips(target)
     first, length = clips.starts[clip], clips.lengths[clip]
-    identity = first
+    # distances are counted from the target onwards, wrapping around at the clip's end
+    to_identity: NDArray[np.int64] = (first - target) % length
     if frames.identity == "random":
-        # one of the other frames: 1 .. length - 1 steps after the target, wrapping around at the clip's end
-        n_others = np.maximum(length - 1, 1)
-        distance = 1 + np.minimum((chance * n_others).astype(np.int64), n_others - 1)
-        identity = first + (target - first + distance) % length
-    previous = np.maximum(target - 1, first)
-    return BatchIndex(positions, target, previous, identity, (audio.rows_before, audio.rows_after))
-
-
-def _convert(raw: RawBatch) -> Batch:
-    """Pixels to float, boxes to masks; no noise and no corruption."""
-    y_0, previous, identity = (to_float(pixels.permute(0, 3, 1, 2)) for pixels in raw.pixels)
-    size, boxes = y_0.shape[-1], raw.boxes[0]
-    return Batch(
-        y_0=y_0,
-        previous=previous,
-        identity=identity,
-        mask=boxes_to_masks(boxes, size),
-        lips=boxes_to_masks(compute_lip_boxes(boxes), size),
-        mels=raw.mels,
-        has_audio=torch.ones(len(y_0), dtype=torch.bool, device=y_0.device),
-        gamma=torch.ones(len(y_0), device=y_0.device),
-        epsilon=torch.zeros_like(y_0),
-        dropout_keys=None,
+        to_identity = 1 + _choose(chance[:, IDENTITY], length - 1)
+    context = None
+    if with_context:
+        # neither the target nor the identity frame, as far as the clip has others
+        is_other = to_identity % length > 0
+        to_context = 1 + _choose(chance[:, CONTEXT_FRAME], length - 1 - is_other)
+        to_context += is_other & (to_context >= to_identity)
+        context = first + (target - first + to_context) % length
+    return BatchIndex(
+        positions,
+        target,
+        previous=np.maximum(target - 1, first),
+        identity=first + (target - first + to_identity) % length,
+        mel_rows=(audio.rows_before, audio.rows_after),
+        context=context,
     )
 
 
-def _hide_previous(raw: RawBatch, previous: Tensor, frames: FrameParams, *, hide: Tensor) -> Tensor:
+def _choose(chance: NDArray[np.float64], n: NDArray[np.int64]) -> NDArray[np.int64]:
+    """A number from 0 to n - 1, or 0 if there is none, from one in [0, 1): (B,), (B,) -> (B,)."""
+    n = np.maximum(n, 1)
+    return np.asarray(np.minimum((chance * n).astype(np.int64), n - 1), np.int64)
+
+
+@plain_dataclass(frozen=True)
+class _Images:
+    """The frames of the samples, (B, 3, H, W) in [-1, 1], and their regions, (B, 4) x0 y0 x1 y1."""
+
+    y_0: Tensor
+    previous: Tensor
+    identity: Tensor
+    context: Tensor
+    box: Tensor  # the region to generate
+    previous_box: Tensor
+    lips: Tensor
+
+
+def _read_images(raw: RawBatch, frames: FrameParams, margins: BoxMargins) -> _Images:
+    """Pixels to float; without a context frame the context is the target."""
+    images = [to_float(pixels.permute(0, 3, 1, 2)) for pixels in raw.pixels]
+    y_0, previous, identity = images[:3]
+    return _Images(
+        y_0,
+        previous,
+        identity,
+        context=images[-1] if raw.indices.context is not None else y_0,
+        box=get_mask_boxes(raw.boxes[0], frames),
+        previous_box=get_mask_boxes(raw.boxes[1], frames),
+        lips=compute_lip_boxes(raw.boxes[0], y_0.shape[-1], margins),
+    )
+
+
+def get_mask_boxes(boxes: Tensor, frames: FrameParams) -> Tensor:
+    """The regions to generate: the dataset's mask boxes (B, 4), or ``frames.mask_region`` for all."""
+    if frames.mask_region is None:
+        return boxes
+    return torch.tensor(frames.mask_region, dtype=boxes.dtype, device=boxes.device).expand(len(boxes), 4)
+
+
+def _swap_context(images: _Images, swap: Tensor) -> _Images:
+    """Show the context frame outside both masks where ``swap`` (B,), else the frames themselves."""
+    if images.context is images.y_0:
+        return images
+    swap = swap[:, None, None, None]
+    outside = 1 - boxes_to_masks(images.previous_box, images.y_0.shape[-1])
+    return replace(
+        images,
+        context=torch.where(swap, images.context, images.y_0),
+        previous=torch.where(swap & (outside > 0), images.context, images.previous),
+    )
+
+
+def _build_batch(
+    raw: RawBatch,
+    images: _Images,
+    *,
+    has_audio: Tensor,
+    gamma: Tensor,
+    epsilon: Tensor,
+    dropout_keys: Tensor | None,
+) -> Batch:
+    size = images.y_0.shape[-1]
+    mask = boxes_to_masks(images.box, size)
+    return Batch(
+        y_0=images.y_0,
+        previous=images.previous,
+        identity=images.identity,
+        context=images.context,
+        mask=mask,
+        lips=boxes_to_masks(images.lips, size),
+        mels=raw.mels,
+        has_audio=has_audio,
+        gamma=gamma,
+        epsilon=epsilon,
+        dropout_keys=dropout_keys,
+    )
+
+
+def _hide_previous(
+    raw: RawBatch, images: _Images, previous: Tensor, frames: FrameParams, *, hide: Tensor
+) -> Tensor:
     """Hide the mouth of a previous frame where ``hide`` (B,), and for a clip's first frame as the target."""
     if frames.before_first == "hidden":
         is_first = torch.from_numpy(raw.indices.previous == raw.indices.target)
         hide = hide | is_first.to(hide.device, non_blocking=True)
-    mask = boxes_to_masks(raw.boxes[1], previous.shape[-1])
+    mask = boxes_to_masks(images.previous_box, previous.shape[-1])
     return torch.where(hide[:, None, None, None], hide_mask_region(previous, mask), previous)
 
 
+def _jitter(images: _Images, frames: FrameParams, chance: Tensor) -> _Images:
+    """Move and colour target, previous and context frame alike; ``chance`` (B, N_UNIFORMS) says how far."""
+    jittered = [images.y_0, images.previous, images.context]
+    if frames.jitter_shift or frames.jitter_rotation or frames.jitter_scale:
+        similarity = draw_similarity(
+            chance[:, MOVE],
+            images.y_0.shape[-1],
+            shift=frames.jitter_shift,
+            rotation=frames.jitter_rotation,
+            scale=frames.jitter_scale,
+        )
+        jittered = [similarity.warp(image) for image in jittered]
+        images = replace(images, lips=similarity.move_boxes(images.lips))
+        if frames.mask_region is None:
+            boxes = (similarity.move_boxes(box) for box in (images.box, images.previous_box))
+            images = replace(images, box=next(boxes), previous_box=next(boxes))
+    if frames.jitter_colour:
+        jittered = [change_colours(image, chance[:, COLOUR], frames.jitter_colour) for image in jittered]
+    y_0, previous, context = jittered
+    is_target = images.context is images.y_0
+    return replace(images, y_0=y_0, previous=previous, context=y_0 if is_target else context)
+
+
 def _corrupt(images: Tensor, frames: FrameParams, chance: Tensor, noise_keys: Keys) -> Tensor:
-    """Warp, blur and add noise, each with a strength of the sample's own. ``chance`` (B, 8) in [0, 1)."""
+    """Warp, blur and add noise, each with a strength of the sample's own; ``chance`` is in [0, 1)."""
     if frames.previous_warp:
         max_shift = 2 * frames.previous_warp / images.shape[-1] / 3  # three terms move a corner
-        shift = max_shift * (2 * chance[:, :6] - 1).reshape(-1, 2, 3)
+        shift = max_shift * (2 * chance[:, WARP] - 1).reshape(-1, 2, 3)
         grid = F.affine_grid(torch.eye(2, 3, device=images.device) + shift, list(images.shape), False)
         images = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
     if frames.previous_blur:
-        strength = (frames.previous_blur * chance[:, 6])[:, None, None, None]
+        strength = (frames.previous_blur * chance[:, BLUR])[:, None, None, None]
         images = torch.lerp(images, _blur(images), strength)
     if frames.previous_noise:
-        strength = (frames.previous_noise * chance[:, 7])[:, None, None, None]
+        strength = (frames.previous_noise * chance[:, NOISE])[:, None, None, None]
         images = images + strength * normals(noise_keys, images.shape[1:], images.device)
     return images
 

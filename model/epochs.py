@@ -89,7 +89,10 @@ def load_batches(
         step = list(itertools.islice(raw_batches, n_micro_batches))
         for raw in step if data.has_exact_epochs else ():
             counter.add(raw.indices.positions, raw.indices.target)
-        yield [make_batch(raw, seed=recipe.seed, frames=recipe.frames, table=table) for raw in step]
+        yield [
+            make_batch(raw, seed=recipe.seed, frames=recipe.frames, table=table, margins=data.clips.margins)
+            for raw in step
+        ]
 
 
 def count_resumed_epoch(

@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -92,24 +92,37 @@ def spread_gammas(n: int, table: Tensor) -> Tensor:
 def compute_held_out_losses(
     network: UNet, data: FrameSource, recipe: Recipe, ranks: Ranks, execution: Execution
 ) -> dict[str, float]:
-    """Mean loss on held-out frames, with the same frames and noise at each call. Collective."""
+    """Mean losses on held-out frames, with the same frames and noise at each call. Collective.
+
+    `held_out_loss`: with the previous frame visible. `listening_loss`: with its mouth hidden and the mask's
+    surroundings from another frame, so that only the audio tells how the mouth moves. `deaf_loss`: the same
+    without the audio; how much higher it is shows how much the network uses the audio.
+    """
     n_frames = min(recipe.watch.held_out_frames, len(data))
     frames = np.linspace(0, len(data) - 1, n_frames).round().astype(np.int64)
     gamma = spread_gammas(n_frames, torch.from_numpy(gammas(recipe.noise)))
     micro = execution.choose_micro_batch(recipe, ranks.world)
-    losses = torch.zeros(n_frames, dtype=torch.float64)
-    for start in ranks.split(range(0, n_frames, micro)):
-        part = slice(start, start + micro)
-        batch = _make_held_out_batch(data, frames[part], gamma[part], recipe)
-        with execution.autocast(data.device):
-            losses[part] = compute_losses(network, batch, recipe).double().cpu()
-    ranks.sum(losses)
-    bands = {
-        f"held_out_log_snr/{name}": float(total / n)
-        for name, total, n in zip(BAND_NAMES, *sum_by_band(losses, gamma), strict=True)
-        if n
-    }
-    return {"held_out_loss": float(losses.mean())} | bands
+
+    def measure(*, listening: bool = False, deaf: bool = False) -> Tensor:
+        losses = torch.zeros(n_frames, dtype=torch.float64)
+        for start in ranks.split(range(0, n_frames, micro)):
+            part = slice(start, start + micro)
+            batch = _make_held_out_batch(data, frames[part], gamma[part], recipe, listening=listening)
+            if deaf:
+                batch = replace(batch, has_audio=torch.zeros_like(batch.has_audio))
+            with execution.autocast(data.device):
+                losses[part] = compute_losses(network, batch, recipe).double().cpu()
+        return ranks.sum(losses)
+
+    losses = measure()
+    metrics = {"held_out_loss": float(losses.mean())}
+    for name, total, n in zip(BAND_NAMES, *sum_by_band(losses, gamma), strict=True):
+        if n:
+            metrics[f"held_out_log_snr/{name}"] = float(total / n)
+    metrics["listening_loss"] = float(measure(listening=True).mean())
+    if recipe.network.audio.null:
+        metrics["deaf_loss"] = float(measure(listening=True, deaf=True).mean())
+    return metrics
 
 
 @torch.no_grad()
@@ -141,10 +154,17 @@ def _find_box(mask: Tensor) -> Tensor:
 
 
 def _make_held_out_batch(
-    data: FrameSource, frames: NDArray[np.int64], gamma: Tensor, recipe: Recipe
+    data: FrameSource, frames: NDArray[np.int64], gamma: Tensor, recipe: Recipe, *, listening: bool = False
 ) -> Batch:
-    audio = recipe.network.audio
-    return make_evaluation_batch(data, frames, gamma, seed=recipe.seed, frames=recipe.frames, audio=audio)
+    return make_evaluation_batch(
+        data,
+        frames,
+        gamma,
+        seed=recipe.seed,
+        frames=recipe.frames,
+        audio=recipe.network.audio,
+        listening=listening,
+    )
 
 
 class RunMonitor:
@@ -159,7 +179,7 @@ class RunMonitor:
         self.digest = digest
         self.ranks = ranks
         self.run_log = run_log  # the first rank's
-        self.held_out_loss: tuple[int, float] | None = None  # step, loss
+        self.held_out_loss: tuple[int, float] | None = None  # step, and the loss that selects the best
 
     def log_metrics(self, state: TrainState, window: MetricsWindow) -> None:
         """Write the metrics of a window. Raises ModelError when the loss is not finite or too large."""
@@ -186,14 +206,19 @@ class RunMonitor:
         """Measure the loss on held-out frames and draw the picture, with the averaged weights."""
         metrics = compute_held_out_losses(state.ema, held_out, self.recipe, self.ranks, execution)
         self._check_loss(state, "held-out loss", metrics["held_out_loss"])
-        self.held_out_loss = state.step, metrics["held_out_loss"]
+        selecting = "listening_loss" if self.recipe.best_by == "listening" else "held_out_loss"
+        self.held_out_loss = state.step, metrics[selecting]
         if self.run_log is None:
             return
         self.run_log.write_metrics(state.step, metrics)
         if self.recipe.watch.pictures:
             picture = draw_held_out_picture(state.ema, held_out, self.recipe, execution)
             self.run_log.write_picture(state.step, "held-out", picture)
-        log.info("step %d  held-out loss %.4f", state.step, metrics["held_out_loss"])
+        deaf = f", {metrics['deaf_loss']:.4f} without audio" if "deaf_loss" in metrics else ""
+        log.info(
+            "step %d  held-out loss %.4f  by listening %.4f%s",
+            state.step, metrics["held_out_loss"], metrics["listening_loss"], deaf,
+        )  # fmt: skip
 
     def save(self, state: TrainState) -> None:
         """Write a checkpoint, unless there is one of this step, and remove old ones."""

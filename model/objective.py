@@ -32,8 +32,8 @@ def predict(forward: Forward, y: Tensor, batch: Batch, recipe: Recipe) -> Tensor
 
 
 def add_noise_in_mask(batch: Batch) -> Tensor:
-    """Noise inside the mask, the clean frame outside, as in sampling."""
-    return torch.where(batch.mask > 0, add_noise(batch.y_0, batch.epsilon, batch.gamma), batch.y_0)
+    """Noise inside the mask; outside it the clean frame as in sampling, or the clip's other frame."""
+    return torch.where(batch.mask > 0, add_noise(batch.y_0, batch.epsilon, batch.gamma), batch.context)
 
 
 def compute_losses(forward: Forward, batch: Batch, recipe: Recipe) -> Tensor:

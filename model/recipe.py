@@ -78,12 +78,23 @@ class Recipe:
     # Share of the training clips that is not trained on: the held-out loss selects the best checkpoint. The
     # test split is not used.
     held_out_share: float = Field(default=0.05, ge=0, lt=1)
+    # Which of the two held-out losses selects the best checkpoint: with the previous mouth and the true
+    # surroundings visible (`seeing`), where the best copier wins, or with the previous mouth hidden and other
+    # surroundings (`listening`), where only the audio tells how the mouth moves.
+    best_by: Literal["seeing", "listening"] = "seeing"
     # Stop when the mean loss exceeds this; an untrained network has about 1. 0: never.
     max_loss: float = Field(default=10.0, ge=0)
 
     def __post_init__(self) -> None:
         if self.frames.audio_dropped and not self.network.audio.null:
             raise ValueError("frames.audio_dropped needs network.audio.null, the embedding of no audio")
+        if (region := self.frames.mask_region) is not None:
+            top, size = self.network.top, self.network.size
+            if region[1] < top or max(region) > size:
+                raise ValueError(
+                    f"frames.mask_region is {region}, expected x0 y0 x1 y1 in a crop of {size} px, y0 from "
+                    f"network.top {top} on"
+                )
 
 
 PAPER_NETWORK = UNetParams(

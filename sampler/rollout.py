@@ -9,6 +9,7 @@ true to the last bit. Previous and identity frames stay on the device.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -110,6 +111,7 @@ class FrameGenerator:
         self.gammas = noise_levels(self.recipe.noise, self.params.steps)
         self.steps = SAMPLERS[self.params.sampler](self.gammas.tolist())
         self.levels = self._compute_levels([step.gamma for step in self.steps])
+        self.silent_films = self._compute_silent_films() if self.params.guidance != 1 else []
         # CUDA graphs: a forward pass is some 300 kernels, and launching them takes longer than running them.
         self.forward = self.execution.try_compile(
             self.network.forward_with_films, self._try_forward, self.device, mode="reduce-overhead"
@@ -129,11 +131,19 @@ class FrameGenerator:
         return {gamma: _NoiseLevel(row[0], list(row[1:])) for gamma, row in zip(unique, rows, strict=True)}
 
     @torch.no_grad()
+    def _compute_silent_films(self) -> list[Tensor]:
+        """The films of a frame without audio, (1, 2C) each: the same for every frame."""
+        audio = self.recipe.network.audio
+        mels = torch.full((1, audio.rows, audio.n_mels), SILENCE_DB, device=self.device)
+        return self._compute_audio_films(mels, has_audio=False)
+
+    @torch.no_grad()
     def _try_forward(self, forward: Callable[..., Tensor]) -> None:
         """One forward pass on zeros, to see whether a compiled function works."""
         audio, size = self.recipe.network.audio, self.size
-        x = torch.zeros(1, self.recipe.network.in_channels, size, size, device=self.device)
-        mels = torch.full((1, audio.rows, audio.n_mels), SILENCE_DB, device=self.device)
+        n = 1 if self.params.guidance == 1 else 2
+        x = torch.zeros(n, self.recipe.network.in_channels, size, size, device=self.device)
+        mels = torch.full((n, audio.rows, audio.n_mels), SILENCE_DB, device=self.device)
         audio_films = self._compute_audio_films(mels, has_audio=True)
         with self.execution.autocast(self.device):
             forward(x, self.levels[self.steps[0].gamma].films, audio_films)
@@ -142,6 +152,11 @@ class FrameGenerator:
     def size(self) -> int:
         """Side of a crop in px."""
         return self.recipe.network.size
+
+    def select_box(self, box: NDArray[np.int16]) -> NDArray[np.int16]:
+        """The region that is generated where a dataset has this mask box: x0 y0 x1 y1, (4,)."""
+        region = self.recipe.frames.mask_region
+        return box if region is None else np.array(region, np.int16)
 
     def __call__(self, frames: Iterator[CropFrame], mels: NDArray[np.float32]) -> Iterator[NDArray[np.uint8]]:
         """Generate one clip, frame by frame as ``frames`` are read."""
@@ -206,12 +221,13 @@ class FrameGenerator:
         if frame.pixels.shape != (self.size, self.size, 3):
             raise ModelError(f"crops are {frame.pixels.shape}, expected {(self.size, self.size, 3)}")
         y_0 = to_float(torch.from_numpy(frame.pixels).to(self.device).permute(2, 0, 1)[None])
-        if frame.box[1] < self.recipe.network.top:
+        box = self.select_box(frame.box)
+        if box[1] < self.recipe.network.top:
             raise ModelError(
                 f"{clip.request.key or 'the video'}: the mask box of frame {clip.number} begins at row "
-                f"{frame.box[1]}, the network looks at rows from {self.recipe.network.top} on"
+                f"{box[1]}, the network looks at rows from {self.recipe.network.top} on"
             )
-        mask = boxes_to_masks(torch.from_numpy(frame.box).to(self.device)[None], self.size)
+        mask = boxes_to_masks(torch.from_numpy(box).to(self.device)[None], self.size)
         frames, audio = self.recipe.frames, self.recipe.network.audio
         if clip.previous is None or clip.previous_mask is None:
             clip.identity = y_0
@@ -237,30 +253,43 @@ class FrameGenerator:
         shape = conditioning.known_pixels.y_0.shape[1:]
 
         def noise(step: int) -> Tensor:
-            keys = [
-                derive_key(self.params.seed, Purpose.SAMPLER, clip.id, clip.number, step + 1)
-                for clip in clips
-            ]
-            return normals(np.array(keys, np.uint64), shape, self.device)
+            return self._draw_noise(clips, step, shape)
 
-        # Classifier-free guidance w: w times the prediction with audio, 1 - w times that without.
-        weighted_films = [
-            (self._compute_audio_films(conditioning.mels, has_audio=True), self.params.guidance)
-        ]
-        if self.params.guidance != 1:
-            without_audio = self._compute_audio_films(conditioning.mels, has_audio=False)
-            weighted_films.append((without_audio, 1 - self.params.guidance))
+        # Classifier-free guidance w: w times the prediction with audio, 1 - w times that without. Both come
+        # from one forward pass of twice as many images.
+        guidance, n = self.params.guidance, len(clips)
+        films = self._compute_audio_films(conditioning.mels, has_audio=True)
+        images = conditioning.images
+        if guidance != 1:
+            silent = (film.expand(n, -1) for film in self.silent_films)
+            films = [torch.cat(pair) for pair in zip(films, silent, strict=True)]
+            images = torch.cat([images, images])
 
         def denoise(y: Tensor, gamma: float) -> Tensor:
             level = self.levels[gamma]
-            x = torch.cat([y, conditioning.images], dim=1).contiguous(memory_format=torch.channels_last)
-            prediction = torch.zeros_like(y)
+            noisy = y if guidance == 1 else torch.cat([y, y])
+            x = torch.cat([noisy, images], dim=1).contiguous(memory_format=torch.channels_last)
             with self.execution.autocast(self.device):
-                for audio_films, weight in weighted_films:
-                    prediction = prediction + weight * self.forward(x, level.films, audio_films).float()
+                prediction = self.forward(x, level.films, films).float()
+            if guidance != 1:
+                prediction = guidance * prediction[:n] + (1 - guidance) * prediction[n:]
             return estimate_y_0(y, prediction, level.gamma, self.recipe.noise.target).clamp(-1, 1)
 
         return run_steps(self.steps, denoise, noise(-1), noise=noise, known_pixels=conditioning.known_pixels)
+
+    def _draw_noise(self, clips: Sequence[_ActiveClip], step: int, shape: Sequence[int]) -> Tensor:
+        """The noise of one frame of each clip, (B, *shape): start noise if ``step`` is -1, else of a step.
+
+        A share of its variance is common to all frames of the clip.
+        """
+        share, seed = self.params.common_noise, self.params.seed
+        frame_keys = [derive_key(seed, Purpose.SAMPLER, clip.id, clip.number, step + 1) for clip in clips]
+        clip_keys = [derive_key(seed, Purpose.COMMON_NOISE, clip.id, step + 1) for clip in clips]
+        noise = torch.zeros(len(clips), *shape, device=self.device)
+        for keys, variance in ((frame_keys, 1 - share), (clip_keys, share)):
+            if variance:
+                noise += math.sqrt(variance) * normals(np.array(keys, np.uint64), shape, self.device)
+        return noise
 
     def _compute_audio_films(self, mels: Tensor, *, has_audio: bool) -> list[Tensor]:
         with self.execution.autocast(self.device):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -21,17 +21,36 @@ from shards.schema import ShardError
 Numbers = NDArray[np.int64]
 
 
+@dataclass(frozen=True, slots=True)
+class BoxMargins:
+    """How far the mask boxes of a dataset extend beyond the lower face, in px of a crop of 128."""
+
+    below_nose: float = 2.0
+    below_chin: float = 4.0
+    beside_face: float = 2.0
+
+    @classmethod
+    def from_manifest(cls, manifest: Mapping[str, Any]) -> BoxMargins:
+        """The margins that a dataset was built with; the default ones if its manifest does not say."""
+        params: Any = manifest.get("params") or {}
+        align = params.get("align", {})
+        return cls(**{field.name: float(align.get(field.name, field.default)) for field in fields(cls)})
+
+
 @dataclass(frozen=True)
 class ClipTable:
     """Clips end to end, sorted by id: the number of a frame does not depend on how clips are sharded."""
 
     ids: Sequence[str]
     starts: Numbers  # (C + 1,): the number of each clip's first frame, then the number of frames
+    margins: BoxMargins = BoxMargins()  # of the clips' mask boxes
 
     @classmethod
-    def from_lengths(cls, ids: Sequence[str], lengths: ArrayLike) -> ClipTable:
+    def from_lengths(
+        cls, ids: Sequence[str], lengths: ArrayLike, margins: BoxMargins = BoxMargins()
+    ) -> ClipTable:
         """A table of clips that have ``lengths`` frames, (C,)."""
-        return cls(ids, np.concatenate([[0], np.cumsum(np.asarray(lengths, np.int64))]))
+        return cls(ids, np.concatenate([[0], np.cumsum(np.asarray(lengths, np.int64))]), margins)
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -45,9 +64,9 @@ class ClipTable:
         return np.searchsorted(self.starts, frames, side="right") - 1
 
     def locate_samples(self, indices: BatchIndex) -> Iterator[tuple[int, list[int]]]:
-        """Of each sample the position of its clip in ``ids``, and its target, previous and identity frame."""
+        """Of each sample the position of its clip in ``ids``, and its ``images`` by number in the clip."""
         clips = self.find_clips(indices.target)
-        frames = np.stack([indices.target, indices.previous, indices.identity]) - self.starts[clips]
+        frames = np.stack(indices.images) - self.starts[clips]
         return zip(clips.tolist(), frames.T.tolist(), strict=True)
 
 
@@ -100,13 +119,20 @@ class BatchIndex(NamedTuple):
     previous: Numbers  # the frame before the target; a clip's first frame is its own previous frame
     identity: Numbers
     mel_rows: tuple[int, int]  # how many rows before and after the target's first row
+    context: Numbers | None = None  # the frame that can be shown outside the mask; None: none is read
+
+    @property
+    def images(self) -> list[Numbers]:
+        """The frames whose pixels are read: target, previous, identity, and the context if there is one."""
+        images = [self.target, self.previous, self.identity]
+        return images if self.context is None else [*images, self.context]
 
 
 class RawBatch(NamedTuple):
     """The pixels and mels of a batch, on the device, and the index they were read by, on the CPU."""
 
     indices: BatchIndex
-    pixels: Tensor  # (3, B, H, W, 3) uint8: target, previous and identity frames
+    pixels: Tensor  # (3 or 4, B, H, W, 3) uint8: the ``images`` of the index
     boxes: Tensor  # (2, B, 4) int16: of the target and the previous frames
     mels: Tensor  # (B, rows, M) float32, dB
 

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from shards.frames import BatchIndex, ClipTable, NetworkInput, Numbers, RawBatch
+from shards.frames import BatchIndex, BoxMargins, ClipTable, NetworkInput, Numbers, RawBatch
 from shards.reader import Dataset, read_clip
 from shards.rng import derive_key, derive_keys, epoch_order
 from shards.schema import MELS_PER_FRAME, ClipSample, ShardError
@@ -45,7 +45,7 @@ class Resident:
         return epoch_order(positions, len(self), seed=seed)
 
     def read_batch(self, indices: BatchIndex) -> RawBatch:
-        frames = torch.from_numpy(np.concatenate([indices.target, indices.previous, indices.identity]))
+        frames = torch.from_numpy(np.concatenate(indices.images))
         device_frames = frames.to(self.device, non_blocking=True)
         n = len(indices.target)
         pixels = self.frames[frames if self._on_host else device_frames].to(self.device, non_blocking=True)
@@ -53,7 +53,7 @@ class Resident:
         offsets = torch.arange(-before, after + 1, device=self.device)
         return RawBatch(
             indices,
-            pixels.view(3, n, *pixels.shape[1:]),
+            pixels.view(-1, n, *pixels.shape[1:]),
             self.boxes[device_frames[: 2 * n]].view(2, n, 4),
             self.mels[self.mel_row[device_frames[:n]][:, None] + offsets],
         )
@@ -139,7 +139,8 @@ def build_clip_table(dataset: Dataset, clip_ids: Iterable[str]) -> ClipTable:
     ids = sorted(clip_ids)
     if not ids:
         raise ShardError(f"{dataset.storage.address}: no clips to load")
-    return ClipTable.from_lengths(ids, dataset.clips.column("frames", ids))
+    margins = BoxMargins.from_manifest(dataset.manifest)
+    return ClipTable.from_lengths(ids, dataset.clips.column("frames", ids), margins)
 
 
 def _read_ahead(

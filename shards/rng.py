@@ -34,6 +34,8 @@ class Purpose(IntEnum):
     DROPOUT = 4
     INITIAL = 5
     SAMPLER = 6
+    MELS = 7
+    COMMON_NOISE = 8
 
 
 def mix_bits(values: ArrayLike) -> Keys:

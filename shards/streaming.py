@@ -147,7 +147,7 @@ def allocate_batch(indices: BatchIndex, network_input: NetworkInput) -> RawBatch
     before, after = indices.mel_rows
     return RawBatch(
         indices,
-        pixels=_allocate_shared((3, n, size, size, 3)),
+        pixels=_allocate_shared((len(indices.images), n, size, size, 3)),
         boxes=torch.empty(2, n, 4, dtype=torch.int16),
         mels=torch.full((n, before + 1 + after, network_input.n_mels), network_input.silence_db),
     )

@@ -70,6 +70,10 @@ class MouthGenerator(Protocol):
         """px of a crop's side."""
         ...
 
+    def select_box(self, box: NDArray[np.int16]) -> NDArray[np.int16]:
+        """The region that it generates in a crop with this mask box: x0 y0 x1 y1, (4,)."""
+        ...
+
     def __call__(
         self, frames: Iterator[CropFrame], mels: NDArray[np.float32]
     ) -> Iterator[NDArray[np.uint8]]: ...
@@ -329,7 +333,7 @@ def _render_frames(
             continue
         image, crop_plan = to_rgb(frame), plan.plan_crop(k)
         crop, matrix = crop_plan.crop(image, plan.get_source_time(timing.source), generator.size)
-        patch = paste(image, crop, new_crop, matrix, crop_plan.box)
+        patch = paste(image, crop, new_crop, matrix, generator.select_box(crop_plan.box))
         change = patch.pixels.astype(np.float32) - image[patch.region]
         result = source.add_change(patch.region, change, patch.inside, plan.facts.colours)
         yield OutputFrame(timing, source, result, None)

@@ -98,9 +98,9 @@ def test_a_mask_is_1_on_the_pixels_of_the_box_only() -> None:
 
 def test_the_lip_box_is_inside_the_mask_box() -> None:
     boxes = torch.tensor([[4, 8, 12, 15], [0, 0, 128, 128], [30, 70, 100, 127]], dtype=torch.int16)
-    x0, y0, x1, y1 = (compute_lip_boxes(boxes) - boxes).unbind(dim=1)
+    x0, y0, x1, y1 = (compute_lip_boxes(boxes, 128) - boxes).unbind(dim=1)
     assert (x0 > 0).all() and (y0 > 0).all() and (x1 < 0).all() and (y1 < 0).all()
-    inside = boxes_to_masks(compute_lip_boxes(boxes), 128)
+    inside = boxes_to_masks(compute_lip_boxes(boxes, 128), 128)
     assert (inside <= boxes_to_masks(boxes, 128)).all()
     area = inside.sum(dim=(1, 2, 3)) / boxes_to_masks(boxes, 128).sum(dim=(1, 2, 3))
     assert area[1:].tolist() == pytest.approx([0.28, 0.28], abs=0.02)

@@ -28,7 +28,7 @@ from shards.rng import Purpose, derive_key, normals
 from tests.model.worlds import CPU, N_MELS, SIZE, TINY
 
 BOX = np.array([4, 8, 12, 15], np.int16)
-QUICK = SampleParams(sampler="ancestral", steps=3)
+QUICK = SampleParams(sampler="ancestral", steps=3, common_noise=0.0)
 
 
 @pytest.fixture(scope="module")

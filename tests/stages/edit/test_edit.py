@@ -68,6 +68,9 @@ class BoxPainter:
             yield self.paint(frame, k)
             k += 1
 
+    def select_box(self, box: np.ndarray) -> np.ndarray:
+        return box
+
     def paint(self, frame: CropFrame, k: int) -> np.ndarray:
         x0, y0, x1, y1 = frame.box
         pixels = frame.pixels.copy()
