@@ -1,154 +1,372 @@
-"""Which of our changes to the paper's recipe improve audio obedience and drift, after equal minutes each.
+"""Which changes to the recipe make a network follow the audio, after equal samples (or minutes) each.
 
-    python benchmarks/ablation.py --shards data/grid/shards --minutes 10 --to runs/ablation
-    python benchmarks/ablation.py --shards data/made/shards --minutes 1 --to runs/a --preset demo --only ours
+    python benchmarks/ablation.py --shards data/grid/shards --to runs/ablation --samples 80000
+    python benchmarks/ablation.py --shards data/grid/shards --to runs/minutes --minutes 3 --only "multi-speaker,paper multi-speaker"
 
-Every row is a `pipeline train` of its own, stopped by SIGTERM after the same minutes, so a slower network is
-trained on fewer frames. Then the clips of the test split are generated autoregressively: with their own
-speech, for drift (masked PSNR of the first frames and of the last), and with each other's, for audio
-obedience. An existing run is resumed, so minutes can be added later.
+Every row is a run of ``model.loop.train`` in a process of its own, ``--jobs`` of them at a time. Then clips of
+the test split are generated autoregressively with each other's speech and with their own, at each ``--guidance``,
+and scored by ``stages.evaluate.listening``. An existing run is continued, so samples can be added later.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
+import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from model.checkpoint import load_network
-from model.execution import Execution, select_device
+from model import loop
+from model.batch import build_network_input
+from model.checkpoint import list_checkpoints, load_network, restore_state
+from model.execution import Execution, Ranks, select_device
+from model.recipe import DEMO, Recipe, build_recipe, nest_changes
+from model.unet import count_parameters
 from sampler.params import SampleParams
 from sampler.rollout import FrameGenerator
-from shards.reader import Dataset, open_dataset, read_clip
-from stages.evaluate.metrics.obedience import bootstrap_mean
+from shards.atomic import write_atomically
+from shards.reader import Dataset, open_dataset
+from shards.resident import TRAIN_SPLIT, load_resident, split_held_out
+from shards.schema import ClipSample, Frames
+from stages.evaluate.metrics.motion import smoothness
+from stages.evaluate.metrics.mouth import Mouths, correlation, openings
+from stages.evaluate.metrics.obedience import bootstrap_mean, partial_correlation
 from stages.evaluate.metrics.pixels import compute_psnr, squared_errors
 from stages.evaluate.mouths import find_mouths
-from stages.evaluate.scores import score_obedience
-from stages.media import faces, weights
-from stages.sample.pairs import make_pairs
-from stages.sample.run import generate_clips
-from stages.train import RUN_FILE
+from stages.media import weights
+from stages.media.faces import FaceFinder
+from stages.sample.generate import generate_clips
+from stages.sample.pairs import Pair, make_pairs, read_pair
 
-# name -> what is changed in our preset, mostly back to the paper's choice
-ROWS: dict[str, dict[str, Any]] = {
-    "ours": {},
-    "gamma embedding": {"noise.embedding": "gamma"},
-    "epsilon target": {"noise.target": "epsilon"},
-    "kaiming init": {"network.zero_init": False},
-    "raw dB": {"network.audio.normalised": False},
-    "four mel rows": {"network.audio.rows_after": 1},
-    "conv audio, 17 rows": {
-        "network.audio.encoder": "conv", "network.audio.rows_before": 8, "network.audio.rows_after": 8,
-    },
-    "no mask channel": {"network.mask_channel": False},
-    "loss over all pixels": {"loss.over_mask": False},
-    "no lip weight": {"loss.lip_weight": 0},
-    "min-SNR 5": {"noise.min_snr": 5},
-    "first frame leaks": {"frames.before_first": "target"},
-    "identity is frame 0": {"frames.identity": "first"},
-    "previous always shown": {"frames.previous_hidden": 0},
-    "previous clean": {"frames.previous_noise": 0, "frames.previous_warp": 0, "frames.previous_blur": 0},
-    "audio never dropped": {"frames.audio_dropped": 0},
+Changes = Mapping[str, Any]
+
+# The network of `demo` with 17 rows of sound, trained as in docs/performance.md, section Learning.
+SMALL: Changes = {
+    "network.audio.encoder": "conv",
+    "network.audio.rows_before": 8,
+    "network.audio.rows_after": 8,
+    "frames.previous_hidden": 0.7,
+    "frames.context_share": 0.0,
+    "loss.lip_weight": 2.0,
+    "optim.learning_rate": 1e-3,
+    "optim.after_warmup": "constant",
+    "optim.ema_decay": 0.999,
+}
+CONTEXT: Changes = {**SMALL, "frames.context_share": 1.0}
+TEMPORAL: Changes = {
+    **CONTEXT,
+    "network.audio.encoder": "temporal",
+    "network.audio.rows_before": 31,
+    "network.audio.rows_after": 31,
+}
+GAIN: Changes = {"frames.audio_gain_db": 15.0, "frames.audio_band_db": 6.0}
+MOVED: Changes = {"frames.jitter_shift": 4.0, "frames.jitter_rotation": 4.0, "frames.jitter_scale": 0.04}
+# The paper's recipe in a network of the same shape, with the same optimiser: its own learning rate is made for
+# a hundred times as many samples.
+PAPER_SMALL: Changes = {
+    **{f"network.{name}": getattr(DEMO.network, name)
+       for name in ("channels", "multiples", "blocks", "attention_sizes", "head_channels", "dropout", "patch",
+                    "top")},
+    **{name: value for name, value in SMALL.items() if name.startswith("optim.")},
+    "optim.warmup_steps": DEMO.optim.warmup_steps,
+    "optim.ema_warmup": True,
+    "batch": DEMO.batch,
 }  # fmt: skip
-PAPER = "paper"  # a row with the paper's preset
-EDGE_FRAMES = 10  # at either end of a clip, between which drift is measured
+# name -> preset and changes
+ROWS: dict[str, tuple[str, Changes]] = {
+    "paper, small": ("paper-multi-speaker", PAPER_SMALL),
+    "as it was": ("demo", SMALL),
+    "context 0.5": ("demo", {**SMALL, "frames.context_share": 0.5}),
+    "context": ("demo", CONTEXT),
+    "context, high noise": ("demo", {**CONTEXT, "frames.context_min_noise": 0.5}),
+    "context, mask": ("demo", {**CONTEXT, "frames.mask_region": (14, 60, 114, 128)}),
+    "context, jitter": ("demo", {**CONTEXT, **MOVED}),
+    "context, colour": ("demo", {**CONTEXT, "frames.jitter_colour": 0.1}),
+    "context, gain": ("demo", {**CONTEXT, **GAIN}),
+    "context, temporal": ("demo", TEMPORAL),
+    "context, temporal, gain": ("demo", {**TEMPORAL, **GAIN}),
+    "context, all rows": ("demo", {**CONTEXT, "network.top": 0}),
+    "context, hidden": ("demo", {**CONTEXT, "frames.previous_hidden": 1.0}),
+    "all": ("demo", {**TEMPORAL, **GAIN, **MOVED, "frames.jitter_colour": 0.1}),
+    "multi-speaker": ("multi-speaker", {}),
+    "paper multi-speaker": ("paper-multi-speaker", {}),
+}
+# Sampling params besides each --guidance with the default ones, of the row "context" only.
+SAMPLING: dict[str, Changes] = {
+    "common noise 0": {"common_noise": 0.0},
+    "common noise 0.5": {"common_noise": 0.5},
+    "common noise 0.8": {"common_noise": 0.8},
+    "common noise 1": {"common_noise": 1.0},
+    "1 step": {"steps": 1},
+    "2 steps": {"steps": 2},
+    "10 steps": {"steps": 10},
+}
+SAMPLED_ROW = "context"
+COLUMNS = (
+    "obedience", "obedience_net", "with_speech", "with_source", "own_correlation", "opening_ratio", "unrest",
+    "psnr", "psnr_first", "psnr_last",
+)  # fmt: skip
+EDGE_FRAMES = 5  # at either end of a clip, between which drift is measured
+RESULT = "result.json"  # of a row, in its folder
 
 
-def train(shards: str, run: Path, preset: str, changes: dict[str, Any], minutes: float, device: str) -> None:
-    """Train a new or an existing run for ``minutes``."""
-    settings = {"steps": 10**8, "optim.after_warmup": "constant", **changes}
-    options = [arg for name, value in settings.items() for arg in ("--set", f"{name}={json.dumps(value)}")]
-    command = ["-m", "pipeline.main", "train", "--shards", shards, "--run", str(run), "--preset", preset]
-    start = get_start_time(run)
-    process = subprocess.Popen([sys.executable, *command, "--device", device, *options])
-    while process.poll() is None and get_start_time(run) == start:
-        time.sleep(0.1)  # imports and decoding are not training
-    try:
-        process.wait(60 * minutes)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGTERM)
-    if process.wait():
-        raise SystemExit(f"{run}: training ended with status {process.returncode}")
+def make_recipe(name: str, args: argparse.Namespace) -> Recipe:
+    """The recipe of a row: constant learning rate, no checkpoints but the last."""
+    preset, changes = ROWS[name]
+    settings = {"optim.after_warmup": "constant", **changes, **args.set}
+    recipe = build_recipe(preset, nest_changes(settings))
+    steps = -(-args.samples // recipe.batch) if args.samples else 10**8
+    watch = replace(recipe.watch, log_every=100, evaluate_every=10**9, save_every=10**9, pictures=0)
+    return replace(recipe, steps=steps, watch=watch)
 
 
-def get_start_time(run: Path) -> int:
-    """When the run last started to train, in ns; 0 if never."""
-    path = run / RUN_FILE
-    return path.stat().st_mtime_ns if path.is_file() else 0
+def train(run: Path, recipe: Recipe, dataset: Dataset, args: argparse.Namespace) -> None:
+    """Train a new or an existing run for ``args.samples`` in all, or ``args.minutes`` more."""
+    device = select_device(args.device)
+    ids = [
+        clip_id
+        for clip_id in dataset.clips.ids_in_split(TRAIN_SPLIT)
+        if args.speaker in (None, dataset.clips[clip_id]["speaker"])
+    ]
+    train_ids, _ = split_held_out(ids, recipe.held_out_share, seed=recipe.seed)
+    audio = recipe.network.audio
+    data = load_resident(
+        dataset,
+        train_ids,
+        build_network_input(recipe.network),
+        mel_pad=max(audio.rows_before, audio.rows_after),
+        device=device,
+        frames_on=device,
+        workers=args.workers,
+    )
+    state = loop.create_state(recipe, device)
+    checkpoints = list_checkpoints(run)
+    if checkpoints:
+        restore_state(state, checkpoints[-1])
+    if args.minutes:
+        watch = threading.Thread(target=stop_after, args=(run, state, 60 * args.minutes), daemon=True)
+        watch.start()
+    loop.train(
+        state,
+        data,
+        None,
+        recipe=recipe,
+        execution=Execution(compile=args.compile),
+        ranks=Ranks(0, 1, device),
+        run=run,
+        digest=str(dataset.manifest["digest"]),
+    )
 
 
-def measure_run(
-    run: Path, dataset: Dataset, split: str, params: SampleParams, device: str, clips: int | None
-) -> dict[str, Any]:
-    """Drift and audio obedience of a run on clips of a split."""
+def stop_after(run: Path, state: Any, seconds: float) -> None:
+    """End the training loop of this process ``seconds`` after its next step: compiling is not training."""
+    first = state.step
+    while state.step == first:
+        time.sleep(0.05)
+    time.sleep(seconds)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def list_sampling(name: str, recipe: Recipe, args: argparse.Namespace) -> dict[str, SampleParams]:
+    """How the clips of a row are generated, by name."""
+    default = SampleParams(steps=args.steps)
+    guidances = args.guidance if recipe.network.audio.null else [1.0]
+    params = {f"guidance {guidance:g}": replace(default, guidance=guidance) for guidance in guidances}
+    if name == SAMPLED_ROW:
+        strongest = replace(default, guidance=max(guidances))
+        params |= {what: replace(strongest, **changes) for what, changes in SAMPLING.items()}
+    return params
+
+
+def measure_row(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Train a row, generate the clips of the split and score them."""
+    run = args.to / get_folder_name(name)
+    dataset = open_dataset(args.shards, hashes=False)
+    recipe = make_recipe(name, args)
+    start = time.perf_counter()
+    train(run, recipe, dataset, args)
+    seconds = time.perf_counter() - start
     network, saved = load_network(run, which="newest")
-    generator = FrameGenerator(network, saved.recipe, params, select_device(device), Execution())
-    own = make_pairs(dataset, split, "own", seed=params.seed)[:clips]
-    start, end = [], []
-    for pair, frames in generate_clips(generator, dataset, own, slots=len(own)):
-        clip = read_clip(dataset, pair.clip_id)
-        errors = squared_errors(frames, clip.frames, clip.boxes)
-        start.append(compute_psnr(errors[:EDGE_FRAMES]))
-        end.append(compute_psnr(errors[-EDGE_FRAMES:]))
-    swapped = make_pairs(dataset, split, "swapped", seed=params.seed)[:clips]
-    scores = []
-    with faces.FaceFinder(weights.find(weights.LANDMARKER), max_faces=1) as find:
-        clip_ids = {clip_id for pair in swapped for clip_id in (pair.clip_id, pair.audio_clip_id)}
-        truth = {
-            clip_id: find_mouths(read_clip(dataset, clip_id).frames, find) for clip_id in sorted(clip_ids)
-        }
-        for pair, frames in generate_clips(generator, dataset, swapped, slots=len(swapped)):
-            mouths = find_mouths(frames, find)
-            scores.append(score_obedience(mouths, truth[pair.audio_clip_id], truth[pair.clip_id]))
+    result: dict[str, Any] = {
+        "samples": saved.position,
+        "seconds": seconds,
+        "parameters": count_parameters(network),
+    }
+    truth = TruthMouths(args.landmarker or weights.find(weights.LANDMARKER))
+    for what, params in list_sampling(name, saved.recipe, args).items():
+        generator = FrameGenerator(
+            network, saved.recipe, params, select_device(args.device), Execution(compile=False)
+        )
+        result[what] = score_clips(generator, dataset, truth, args)
+        write_json(run / RESULT, result)
+    return result
+
+
+def score_clips(
+    generator: FrameGenerator, dataset: Dataset, truth: TruthMouths, args: argparse.Namespace
+) -> dict[str, Any]:
+    """Scores of the clips of the split, generated with each other's speech and with their own."""
+    pairs = list_pairs(dataset, args)
+    clips = generate_clips(generator, dataset, pairs, slots=len(pairs))
+    with ThreadPoolExecutor(args.finders) as pool:  # MediaPipe frees the GIL
+        scores = list(pool.map(lambda item: score_pair(dataset, *item, truth), clips))
     return {
-        "step": saved.step,
-        "psnr_start": float(np.mean(start)),
-        "psnr_end": float(np.mean(end)),
-        "obedience": asdict(bootstrap_mean(scores)),
-        "obedience_told": str(bootstrap_mean(scores)),
+        name: asdict(bootstrap_mean([score[name] for score in scores if name in score]))
+        for name in dict.fromkeys(name for score in scores for name in score)
     }
 
 
-def main() -> None:
+class TruthMouths:
+    """Mouths in crops, by one face finder per thread; those of ground truth clips are found once."""
+
+    def __init__(self, landmarker: Path) -> None:
+        self.landmarker = landmarker
+        self.local = threading.local()
+        self.mouths: dict[str, Mouths] = {}
+
+    def find(self, frames: Frames) -> Mouths:
+        if not hasattr(self.local, "finder"):
+            self.local.finder = FaceFinder(self.landmarker, max_faces=1).__enter__()
+        return find_mouths(frames, self.local.finder)
+
+    def get(self, clip: ClipSample) -> Mouths:
+        if clip.key not in self.mouths:
+            self.mouths[clip.key] = self.find(clip.frames)
+        return self.mouths[clip.key]
+
+
+def score_pair(dataset: Dataset, pair: Pair, frames: Frames, truth: TruthMouths) -> dict[str, float]:
+    clip, speech = read_pair(dataset, pair)
+    n = len(frames)
+    mouths = [openings(m[:n]) for m in (truth.find(frames), truth.get(speech), truth.get(clip))]
+    is_found = np.isfinite(mouths).all(axis=0)
+    generated, of_speech, of_clip = (opening[is_found] for opening in mouths)
+    if pair.clip_id != pair.audio_clip_id:
+        by_speech = partial_correlation(generated, of_speech, of_clip)
+        by_source = partial_correlation(generated, of_clip, of_speech)
+        return {
+            "obedience": by_speech - by_source,
+            "obedience_net": by_speech - abs(by_source),
+            "with_speech": by_speech,
+            "with_source": by_source,
+        }
+    errors = squared_errors(frames, clip.frames[:n], clip.boxes[:n])
+    return {
+        "own_correlation": correlation(generated, of_speech),
+        "opening_ratio": float(generated.std() / of_clip.std()),
+        "unrest": smoothness(frames, clip.frames[:n], clip.boxes[:n]),
+        "psnr": compute_psnr(errors),
+        "psnr_first": compute_psnr(errors[:EDGE_FRAMES]),
+        "psnr_last": compute_psnr(errors[-EDGE_FRAMES:]),
+    }
+
+
+def list_pairs(dataset: Dataset, args: argparse.Namespace) -> list[Pair]:
+    return [
+        pair
+        for audio in ("own", "swapped")
+        for pair in make_pairs(dataset, args.split, audio, seed=0, speaker=args.speaker)[: args.clips]
+    ]
+
+
+def get_folder_name(row: str) -> str:
+    return row.replace(" ", "-").replace(",", "")
+
+
+def write_json(path: Path, content: object) -> None:
+    with write_atomically(path) as partial:
+        partial.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def run_rows(names: Sequence[str], args: argparse.Namespace) -> None:
+    """Each row in a process of its own, ``args.jobs`` at a time; prints a row when it is done."""
+    options = sys.argv[1:]
+    pending, running = list(names), dict[str, subprocess.Popen[bytes]]()
+    while pending or running:
+        while pending and len(running) < args.jobs:
+            name = pending.pop(0)
+            folder = args.to / get_folder_name(name)
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / "log.txt").open("ab") as log:
+                command = [sys.executable, __file__, *options, "--row", name]
+                running[name] = subprocess.Popen(command, stdout=log, stderr=log)
+        for name, process in list(running.items()):
+            if process.poll() is not None:
+                del running[name]
+                print("\n".join(format_row(name, args.to / get_folder_name(name))), flush=True)
+        time.sleep(0.2)
+
+
+def format_row(name: str, folder: Path) -> Iterator[str]:
+    """A line of the table for each way in which the row's clips were generated."""
+    if not (folder / RESULT).is_file():
+        yield f"| {name} | failed, see {folder}/log.txt |"
+        return
+    result = json.loads((folder / RESULT).read_text())
+    for what, scores in result.items():
+        if isinstance(scores, dict):
+            cells = [f"{scores[key]['value']:.2f}" if key in scores else "-" for key in COLUMNS]
+            low, high = (scores["obedience_net"][end] for end in ("low", "high"))
+            cells[1] += f" [{low:.2f}, {high:.2f}]"
+            yield f"| {name} | {result['samples']} | {what} | {' | '.join(cells)} |"
+
+
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--shards", required=True)
-    parser.add_argument("--to", type=Path, required=True, help="folder for the runs and ablation.json")
-    parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("--preset", default="multi-speaker")
-    parser.add_argument("--only", help="rows, separated by commas")
+    parser.add_argument("--to", type=Path, required=True, help="folder for the runs and their results")
+    parser.add_argument("--samples", type=int, default=0, help="to train each row on")
+    parser.add_argument(
+        "--minutes", type=float, default=0, help="to train each row for, instead of --samples"
+    )
+    parser.add_argument("--only", help="rows, separated by semicolons")
+    parser.add_argument("--speaker", help="only the clips of this speaker")
     parser.add_argument("--split", default="test")
     parser.add_argument("--clips", type=int, help="number of clips of the split; default: all")
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--guidance", type=float, default=1.0)
+    parser.add_argument("--steps", type=int, default=4, help="of the sampler")
+    parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 2.0])
+    parser.add_argument("--jobs", type=int, default=1, help="rows at a time")
+    parser.add_argument("--workers", type=int, default=1, help="threads per row that decode frames")
+    parser.add_argument("--finders", type=int, default=1, help="threads per row that find mouths")
+    parser.add_argument("--landmarker", type=Path, help="MediaPipe's face_landmarker.task")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="default: on a GPU")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="for all rows")
+    parser.add_argument("--row", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    common = {name: json.loads(value) for name, _, value in (pair.partition("=") for pair in args.set)}
-    names = args.only.split(",") if args.only else [*ROWS, PAPER]
-    dataset = open_dataset(Path(args.shards))
-    params = SampleParams(steps=args.steps, guidance=args.guidance)
-    table: dict[str, Any] = {}
-    for name in names:
-        run = args.to / name.replace(" ", "-").replace(",", "")
-        preset = "paper-multi-speaker" if name == PAPER else args.preset
-        changes = {} if name == PAPER else ROWS[name]
-        train(args.shards, run, preset, common | changes, args.minutes, args.device)
-        table[name] = measure_run(run, dataset, args.split, params, args.device, args.clips)
-        row = table[name]
-        drift = f"{row['psnr_start']:5.1f} -> {row['psnr_end']:5.1f} dB"
-        text = f"masked PSNR {drift}  obedience {row['obedience_told']}"
-        print(f"{name:<22} step {row['step']:>8}  {text}", flush=True)
-        (args.to / "ablation.json").write_text(json.dumps(table, indent=1) + "\n")
+    if (args.samples > 0) == (args.minutes > 0):
+        parser.error("give --samples or --minutes")
+    args.set = {name: json.loads(value) for name, _, value in (pair.partition("=") for pair in args.set)}
+    return args
+
+
+def main() -> None:
+    args = parse_arguments()
+    if args.row:
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+        measure_row(args.row, args)
+        return
+    names = args.only.split(";") if args.only else list(ROWS)
+    unknown = [name for name in names if name not in ROWS]
+    if unknown:
+        raise SystemExit(f"--only {unknown[0]}: known rows are {'; '.join(ROWS)}")
+    print(
+        f"| row | samples | sampling | {' | '.join(COLUMNS)} |\n{'| --- ' * (3 + len(COLUMNS))}|", flush=True
+    )
+    run_rows(names, args)
 
 
 if __name__ == "__main__":

@@ -46,8 +46,8 @@ from stages.evaluate.metrics.pixels import compute_psnr, squared_errors
 from stages.evaluate.mouths import find_mouths
 from stages.media import weights
 from stages.media.faces import FaceFinder
+from stages.sample.generate import generate_clips
 from stages.sample.pairs import make_pairs
-from stages.sample.run import generate_clips
 
 MOUTH = (0.20, 0.48, 0.80, 0.92)  # x0 y0 x1 y1 of the mask box, as shares of the crop
 SAMPLER: SamplerName = "dpm++2m"

@@ -50,15 +50,28 @@ class Pair:
         return self.clip_id if own else f"{self.clip_id}~{self.audio_clip_id}"
 
 
-def make_pairs(dataset: Dataset, split: str, audio: Literal["own", "swapped"], *, seed: int) -> list[Pair]:
+def make_pairs(
+    dataset: Dataset,
+    split: str,
+    audio: Literal["own", "swapped"],
+    *,
+    seed: int,
+    speaker: str | None = None,
+) -> list[Pair]:
     """Pair each clip of a split with its own speech, or with that of another clip.
 
     Swapped pairs use every clip and every speech once, in an order that depends on the seed. When the ledger
-    has the sentences, clips with the same sentence are not paired as far as possible. Raises StageError when
-    the split is empty, or has no other clip to swap with.
+    has the sentences, clips with the same sentence are not paired as far as possible. ``speaker``: only the
+    clips of this one. Raises StageError when there is no such clip, or no other clip to swap with.
     """
     address = dataset.storage.address
-    ids = sorted(dataset.clips.ids_in_split(split))
+    ids = sorted(
+        clip_id
+        for clip_id in dataset.clips.ids_in_split(split)
+        if speaker in (None, dataset.clips[clip_id]["speaker"])
+    )
+    if not ids and speaker is not None:
+        raise StageError(f"{address}: no clip of the speaker {speaker!r} is in the split {split!r}")
     if not ids:
         splits = sorted(dataset.clips.table["split"].unique().to_pylist())
         raise StageError(f"{address}: no clip is in the split {split!r}; it has {', '.join(splits)}")

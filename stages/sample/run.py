@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -23,7 +23,7 @@ from model.batch import build_network_input
 from model.checkpoint import load_network
 from model.execution import Execution, Ranks, join_ranks
 from sampler.params import SampleParams
-from sampler.rollout import ClipRequest, CropFrame, FrameGenerator
+from sampler.rollout import FrameGenerator
 from shards.atomic import write_atomically
 from shards.checksum import file_sha256
 from shards.publish import locate_dataset
@@ -36,6 +36,7 @@ from stages.engine.progress import Progress, no_progress
 from stages.media.audio import SAMPLE_RATE
 from stages.media.encode import AudioTrack, write_mp4
 from stages.preview.sound import read_mels_params, synthesise_audio
+from stages.sample.generate import generate_clips
 from stages.sample.pairs import (
     CROPS,
     RUN_INFO,
@@ -120,35 +121,6 @@ def _sample(request: SampleRequest, params: SampleParams, ranks: Ranks, progress
     if ranks.is_first:
         write_rows(request.out / TABLE, [_make_row(request.out, dataset, pair) for pair in pairs], SCHEMA)
     return len(pairs)
-
-
-def generate_clips(
-    generator: FrameGenerator,
-    dataset: Dataset,
-    pairs: list[Pair],
-    *,
-    slots: int,
-    on_frame: Callable[[], None] = lambda: None,
-) -> Iterator[tuple[Pair, Frames]]:
-    """Yield each pair with its frames (T, S, S, 3) as soon as the last one is generated.
-
-    ``on_frame`` is called after each frame.
-    """
-    by_name = {pair.name: pair for pair in pairs}
-    unfinished: dict[str, list[Frames]] = {}
-    for frame in generator.rollout((_make_request(dataset, pair) for pair in pairs), slots=slots):
-        on_frame()
-        frames = unfinished.setdefault(frame.key, [])
-        frames.append(frame.pixels)
-        if len(frames) == count_pair_frames(dataset, by_name[frame.key]):
-            yield by_name[frame.key], np.stack(unfinished.pop(frame.key))
-
-
-def _make_request(dataset: Dataset, pair: Pair) -> ClipRequest:
-    clip, speech = read_pair(dataset, pair)
-    n_frames = count_pair_frames(dataset, pair)
-    frames = (CropFrame(clip.frames[k], clip.boxes[k]) for k in range(n_frames))
-    return ClipRequest(pair.name, frames, speech.mels[: MELS_PER_FRAME * n_frames])
 
 
 def _write_clip(request: SampleRequest, dataset: Dataset, pair: Pair, frames: Frames) -> None:

@@ -18,6 +18,7 @@ from model.batch import (
     FrameParams,
     boxes_to_masks,
     compute_lip_boxes,
+    hide_mask_region,
     make_batch,
     make_evaluation_batch,
     select_batch,
@@ -26,6 +27,8 @@ from model.batch import (
 )
 from model.denoiser import NoiseParams, gammas
 from model.monitor import spread_gammas
+from model.objective import add_noise_in_mask
+from shards.frames import BoxMargins
 from shards.resident import Resident
 from tests.model import worlds
 from tests.model.worlds import N_MELS, SIZE
@@ -178,6 +181,120 @@ def test_only_the_mask_box_of_the_previous_frame_is_hidden(data: Resident) -> No
     mask = boxes_to_masks(boxes[3:4], SIZE).bool().expand_as(frame)
     assert (batch.previous[mask] == 0).all()
     assert torch.equal(batch.previous[~mask], frame[~mask])
+
+
+# --- what lies outside the mask -------------------------------------------------------------------
+
+
+def read_context(batch: Batch) -> list[int]:
+    """The numbers that ``number_frames`` wrote, in what the noisy frame shows outside the mask."""
+    return read_numbers(add_noise_in_mask(batch))
+
+
+def test_outside_the_mask_the_network_sees_the_target_and_the_previous_frame_by_default(
+    data: Resident,
+) -> None:
+    batch = draw_batch(number_frames(data))
+    assert read_context(batch) == list(range(len(data)))
+    assert read_numbers(batch.previous) == [0, *range(8), 9, 9, 11, *range(11, 17)]
+
+
+def test_outside_the_mask_the_network_sees_a_third_frame_of_the_clip(data: Resident) -> None:
+    """Not the target nor the identity frame; the same in the noisy and in the previous frame."""
+    for index, clip in (([4] * 300, range(9)), ([13] * 300, range(11, 18))):
+        batch = draw_batch(number_frames(data), replace(CLEAN, context_share=1), index)
+        context = read_context(batch)
+        assert read_numbers(batch.previous) == context
+        assert set(context) == set(clip) - {index[0]}
+        assert all(frame != other for frame, other in zip(context, read_numbers(batch.identity), strict=True))
+
+
+@pytest.mark.parametrize("frames", [CLEAN, CORRUPTED])
+def test_with_another_context_nothing_that_the_network_sees_depends_on_the_target(
+    data: Resident, frames: FrameParams
+) -> None:
+    """Of two datasets that differ in the target frame only, inputs are equal but for the noisy mouth."""
+    other = data.frames.clone()
+    other[4] = 255 - other[4]
+    sources = data, replace(data, frames=other)
+
+    def read_inputs(share: float) -> list[list[Tensor]]:
+        params = replace(frames, context_share=share, previous_hidden=1)
+        batches = [draw_batch(source, params, index=[4] * 20) for source in sources]
+        return [[hide_mask_region(add_noise_in_mask(batch), batch.mask), batch.previous, batch.identity]
+                for batch in batches]  # fmt: skip
+
+    assert all(map(torch.equal, *read_inputs(share=1)))
+    assert not all(map(torch.equal, *read_inputs(share=0)))
+
+
+def test_the_context_is_another_frame_in_its_share_of_the_samples_and_only_at_high_noise(
+    data: Resident,
+) -> None:
+    source, index = number_frames(data), [4] * 2000
+    batch = draw_batch(source, replace(CLEAN, context_share=0.3), index)
+    is_other = np.array(read_context(batch)) != 4
+    assert is_other.mean() == pytest.approx(0.3, abs=0.04)
+    limited = draw_batch(source, replace(CLEAN, context_share=1, context_min_noise=0.5), index)
+    assert ((np.array(read_context(limited)) != 4) == (1 - limited.gamma.numpy() >= 0.5)).all()
+    assert (np.array(read_numbers(limited.previous)) == 3)[1 - limited.gamma.numpy() < 0.5].all()
+
+
+def test_a_clip_of_two_frames_has_no_third_frame(data: Resident) -> None:
+    batch = draw_batch(number_frames(data), replace(CLEAN, context_share=1), index=[9, 10])
+    assert read_context(batch) == [9, 10]
+
+
+def test_a_mask_region_replaces_the_boxes_of_the_dataset(data: Resident) -> None:
+    frames = replace(CLEAN, mask_region=(1, 5, 15, 16), previous_hidden=1)
+    batch = draw_batch(data, frames)
+    expected = torch.zeros(1, 1, SIZE, SIZE)
+    expected[..., 5:16, 1:15] = 1
+    assert torch.equal(batch.mask, expected.expand_as(batch.mask))
+    hidden = (batch.previous == 0).all(dim=1, keepdim=True)
+    assert torch.equal(hidden.float(), batch.mask)
+    assert torch.equal(batch.lips, draw_batch(data).lips), "the lips stay where they are"
+
+
+@pytest.mark.parametrize(
+    "margins",
+    [
+        BoxMargins(below_nose=-12),
+        BoxMargins(below_chin=20, beside_face=9),
+        BoxMargins(below_nose=6, below_chin=0),
+    ],
+)
+def test_the_lips_are_found_for_every_margin_of_the_mask_boxes(margins: BoxMargins) -> None:
+    """The same face with other margins: the lips are in the same place."""
+    box = torch.tensor([[30.0, 60.0, 90.0, 100.0]])
+    wider = torch.tensor([[
+        30 - (margins.beside_face - 2), 60 + (margins.below_nose - 2), 90 + (margins.beside_face - 2),
+        100 + (margins.below_chin - 4),
+    ]])  # fmt: skip
+    assert torch.allclose(compute_lip_boxes(wider, 128, margins), compute_lip_boxes(box, 128))
+
+
+def test_the_lips_of_a_box_that_the_crops_edge_cuts_off_are_those_of_a_usual_face() -> None:
+    """The default box of this face ends at row 123; with 60 px below the chin it ends at the edge."""
+    default = compute_lip_boxes(torch.tensor([[23, 80, 97, 123]]), 128)
+    cut_off = compute_lip_boxes(torch.tensor([[17, 80, 103, 128]]), 128, BoxMargins(2, 60, 8))
+    assert torch.allclose(cut_off, default)
+
+
+# --- jitter ---------------------------------------------------------------------------------------
+
+
+def test_target_previous_and_context_are_jittered_alike_and_the_identity_not(data: Resident) -> None:
+    """In a clip of equal frames they stay equal to each other, and differ from the identity."""
+    still = replace(data, frames=data.frames[4].expand_as(data.frames))
+    frames = replace(
+        CLEAN, context_share=1, jitter_shift=2, jitter_rotation=4, jitter_scale=0.05, jitter_colour=0.1,
+    )  # fmt: skip
+    batch = draw_batch(still, frames, index=[4] * 10)
+    assert torch.equal(batch.y_0, batch.previous) and torch.equal(batch.y_0, batch.context)
+    assert torch.equal(to_pixels(batch.identity), get_pixels(still, [4] * 10))
+    assert (batch.y_0 - batch.identity).abs().mean(dim=(1, 2, 3)).min() > 0.01
+    assert (batch.y_0[0] - batch.y_0[1]).abs().mean() > 0.01, "each sample has its own"
 
 
 # --- corruption -----------------------------------------------------------------------------------

@@ -1,0 +1,41 @@
+"""Generate pairs of a dataset, all frames of a clip at once. Opens no videos and writes no files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from sampler.rollout import ClipRequest, CropFrame, FrameGenerator
+from shards.reader import Dataset
+from shards.schema import MELS_PER_FRAME, Frames
+from stages.sample.pairs import Pair, count_pair_frames, read_pair
+
+
+def generate_clips(
+    generator: FrameGenerator,
+    dataset: Dataset,
+    pairs: list[Pair],
+    *,
+    slots: int,
+    on_frame: Callable[[], None] = lambda: None,
+) -> Iterator[tuple[Pair, Frames]]:
+    """Yield each pair with its frames (T, S, S, 3) as soon as the last one is generated.
+
+    ``on_frame`` is called after each frame.
+    """
+    by_name = {pair.name: pair for pair in pairs}
+    unfinished: dict[str, list[Frames]] = {}
+    for frame in generator.rollout((_make_request(dataset, pair) for pair in pairs), slots=slots):
+        on_frame()
+        frames = unfinished.setdefault(frame.key, [])
+        frames.append(frame.pixels)
+        if len(frames) == count_pair_frames(dataset, by_name[frame.key]):
+            yield by_name[frame.key], np.stack(unfinished.pop(frame.key))
+
+
+def _make_request(dataset: Dataset, pair: Pair) -> ClipRequest:
+    clip, speech = read_pair(dataset, pair)
+    n_frames = count_pair_frames(dataset, pair)
+    frames = (CropFrame(clip.frames[k], clip.boxes[k]) for k in range(n_frames))
+    return ClipRequest(pair.name, frames, speech.mels[: MELS_PER_FRAME * n_frames])
