@@ -39,15 +39,7 @@ from model.unet import UNet, count_parameters
 from sampler.params import SampleParams, SamplerName
 from sampler.rollout import ClipRequest, CropFrame, FrameGenerator
 from sampler.steps import KnownPixels, noise_levels, sample
-from shards.reader import open_dataset, read_clip
 from shards.schema import MELS_PER_FRAME
-from stages.evaluate.metrics.mouth import correlation, openings
-from stages.evaluate.metrics.pixels import compute_psnr, squared_errors
-from stages.evaluate.mouths import find_mouths
-from stages.media import weights
-from stages.media.faces import FaceFinder
-from stages.sample.generate import generate_clips
-from stages.sample.pairs import make_pairs
 
 MOUTH = (0.20, 0.48, 0.80, 0.92)  # x0 y0 x1 y1 of the mask box, as shares of the crop
 SAMPLER: SamplerName = "dpm++2m"
@@ -93,6 +85,13 @@ def measure_rate(
 ) -> dict[str, float]:
     """Frames/s with all slots in use, the median of ``repeats`` runs, and figures derived from it."""
     warm_up(generator, recipe, slots)
+    return measure_warm_rate(generator, recipe, slots=slots, n_frames=n_frames, repeats=repeats)
+
+
+def measure_warm_rate(
+    generator: FrameGenerator, recipe: Recipe, *, slots: int, n_frames: int, repeats: int
+) -> dict[str, float]:
+    """``measure_rate`` of a generator that has run with as many slots before."""
     runs = [
         slots * n_frames / time_rollout(generator, recipe, [n_frames] * slots, slots) for _ in range(repeats)
     ]
@@ -195,6 +194,16 @@ def measure_quality(
 
     A few test clips are generated with their own speech, each frame from the generated one before it.
     """
+    # imported here, so that speed can be measured without MediaPipe and PyAV
+    from shards.reader import open_dataset, read_clip
+    from stages.evaluate.metrics.mouth import correlation, openings
+    from stages.evaluate.metrics.pixels import compute_psnr, squared_errors
+    from stages.evaluate.mouths import find_mouths
+    from stages.media import weights
+    from stages.media.faces import FaceFinder
+    from stages.sample.pairs import make_pairs
+    from stages.sample.generate import generate_clips
+
     dataset = open_dataset(shards)
     pairs = make_pairs(dataset, "test", "own", seed=SEED)[:clips]
     scores: dict[int, dict[str, float]] = {}

@@ -144,8 +144,13 @@ def set_float32_precision(*, tf32: bool) -> Iterator[None]:
 # --- network and data -----------------------------------------------------------------------------
 
 
-def make_data(params: UNetParams, n_clips: int, device: torch.device) -> Resident:
-    """Clips of noise with the mask boxes of faces, as the loader puts them on the device."""
+def make_data(
+    params: UNetParams, n_clips: int, device: torch.device, *, frames_on_host: bool = False
+) -> Resident:
+    """Clips of noise with the mask boxes of faces, as the loader puts them on the device.
+
+    ``frames_on_host``: the frames stay in the host's memory, pinned if the device is a GPU.
+    """
     rng = np.random.default_rng(0)
     n_frames, audio = n_clips * FRAMES_PER_CLIP, params.audio
     pad = max(audio.rows_before, audio.rows_after)
@@ -158,9 +163,12 @@ def make_data(params: UNetParams, n_clips: int, device: torch.device) -> Residen
     def to_device(values: np.ndarray[Any, Any]) -> Tensor:
         return torch.from_numpy(values).to(device)
 
+    host_frames = torch.from_numpy(frames)
+    if frames_on_host and device.type == "cuda":
+        host_frames = host_frames.pin_memory()
     return Resident(
         clips=ClipTable.from_lengths([f"made{i:03d}" for i in range(n_clips)], [FRAMES_PER_CLIP] * n_clips),
-        frames=to_device(frames),
+        frames=host_frames if frames_on_host else host_frames.to(device),
         boxes=to_device(boxes),
         mels=to_device(rng.uniform(SILENCE_DB, 0, (n_clips * rows, audio.n_mels)).astype(np.float32)),
         mel_row=to_device(clip * rows + pad + MELS_PER_FRAME * place),

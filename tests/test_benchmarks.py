@@ -56,6 +56,58 @@ def test_the_sampling_benchmark_measures_slots_steps_uneven_clips_and_the_papers
         assert all(math.isfinite(value) and value > 0 for value in row.values()), row
 
 
+def test_the_gpu_benchmark_writes_a_row_for_every_variant_whatever_becomes_of_it(tmp_path: Path) -> None:
+    command = [sys.executable, "benchmarks/gpu.py", "--small", "--device", "cpu", "--out", tmp_path]
+    subprocess.run(
+        [*command, "--seconds", "0.05"],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        check=True,
+        capture_output=True,
+    )
+    results = json.loads((tmp_path / "gpu.json").read_text())
+    assert {row["part"] for row in results["rows"]} == {"training", "waiting", "sampling"}
+    for row in results["rows"]:
+        assert "problem" not in row and not row["warnings"], row
+        figures = ("kernel_ms",) if row["variant"] == "kernels" else ("frames_per_second", "ms_per_step")
+        assert all(math.isfinite(row[name]) and row[name] > 0 for name in figures), row
+    assert all(ratio > 0 for ratio in results["ratios"].values())
+    assert "ours, multi-speaker / paper, fp32, multi-speaker" in results["ratios"]
+    assert "convolution" in (tmp_path / "kernels.txt").read_text()
+    table = [line for line in (tmp_path / "gpu.md").read_text().splitlines() if line.startswith("|")]
+    assert len(table) == 2 + len(results["rows"])
+    assert {line.count("|") for line in table} == {table[0].count("|")}
+
+    subprocess.run([*command, "--part", "sampling", "--budget", "0"], cwd=ROOT, check=True)
+    rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
+    assert rows and {row["part"] for row in rows} == {"sampling"}
+    assert all(row["problem"].startswith("not measured") for row in rows)
+
+
+def test_a_variant_of_the_gpu_benchmark_that_fails_is_a_row_with_its_error() -> None:
+    program = """
+import gpu
+
+def fail():
+    raise ValueError("no such kernel")
+
+fails = gpu.Variant("training", "demo", "one", fail)
+works = gpu.Variant("training", "demo", "two", lambda: {"frames_per_second": 2.0})
+*_, rows = gpu.measure_variants([fails, works], 60, gpu.time.perf_counter(), gpu.WarningList())
+print(gpu.format_table(rows))
+"""
+    output = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'benchmarks'}"},
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    assert "| one |  |  |  |  |  |  |  |  |  | ValueError: no such kernel |" in output
+    assert "| two |  |  | 2 |" in output
+
+
 def test_the_evaluation_benchmark_scores_synthetic_clips_and_agrees_with_scikit_image(tmp_path: Path) -> None:
     results, output = run_benchmark("evaluate", tmp_path / "evaluate.json")
     assert results["frames"] == 32 and results["wall_seconds"] > 0
