@@ -143,6 +143,7 @@ class FrameGenerator:
         audio, size = self.recipe.network.audio, self.size
         n = 1 if self.params.guidance == 1 else 2
         x = torch.zeros(n, self.recipe.network.in_channels, size, size, device=self.device)
+        x = x.contiguous(memory_format=torch.channels_last)  # as in a rollout, or that compiles once more
         mels = torch.full((n, audio.rows, audio.n_mels), SILENCE_DB, device=self.device)
         audio_films = self._compute_audio_films(mels, has_audio=True)
         with self.execution.autocast(self.device):
