@@ -78,3 +78,21 @@ def bootstrap_mean(values: Sequence[float], *, seed: int = 0) -> Mean:
         rng=np.random.default_rng(seed),
     ).confidence_interval
     return Mean(mean, float(interval.low), float(interval.high), len(values))
+
+
+def bootstrap_ratio(
+    numerators: Sequence[float], denominators: Sequence[float], *, seed: int = 0
+) -> Mean | None:
+    """Ratio of two means over the same clips, which are resampled together. None if the denominator is 0."""
+    if not len(denominators) or not np.sum(denominators):
+        return None
+    ratio = float(np.sum(numerators) / np.sum(denominators))
+    above, below = np.asarray(numerators), np.asarray(denominators)
+    if len(below) < 2 or np.allclose(above, ratio * below, rtol=1e-12, atol=0):
+        return Mean(ratio, ratio, ratio, len(below))
+    rng = np.random.default_rng(seed)
+    clips = rng.integers(len(below), size=(RESAMPLES, len(below)))
+    sums = below[clips].sum(axis=1)
+    # A resample in which no true mouth moves has no ratio.
+    low, high = np.percentile(above[clips].sum(axis=1)[sums > 0] / sums[sums > 0], (2.5, 97.5))
+    return Mean(ratio, float(low), float(high), len(below))

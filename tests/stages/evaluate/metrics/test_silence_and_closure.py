@@ -1,0 +1,88 @@
+"""Motion in silence, and closed lips at p, b and m, of openings and sounds whose answer is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from stages.evaluate.metrics.closure import (
+    CLOSED_OPENING,
+    REACH_FRAMES,
+    Word,
+    count_closed_share,
+    find_closures,
+    read_alignment,
+)
+from stages.evaluate.metrics.silence import (
+    MIN_RUN_FRAMES,
+    SILENT_DB,
+    find_silent_frames,
+    measure_silent_motion,
+)
+
+T = 75
+
+
+def make_levels(*pauses: slice, loud: float = -10, quiet: float = -60) -> NDArray[np.float32]:
+    """Mels (2T, 8) that are loud outside these pauses of frames."""
+    levels = np.full(T, loud, np.float32)
+    for pause in pauses:
+        levels[pause] = quiet
+    return np.repeat(levels, 2)[:, None] + np.linspace(-3, 3, 8, dtype=np.float32)
+
+
+def test_pauses_are_silent_and_gaps_within_a_word_are_not() -> None:
+    mels = make_levels(slice(0, 12), slice(30, 30 + MIN_RUN_FRAMES), slice(50, 50 + MIN_RUN_FRAMES - 1))
+    expected = [*range(12), *range(30, 30 + MIN_RUN_FRAMES)]
+    assert np.flatnonzero(find_silent_frames(mels)).tolist() == expected
+    assert (find_silent_frames(mels - 15) == find_silent_frames(mels)).all(), "at any loudness"
+
+
+def test_a_pause_is_silent_only_if_it_is_far_below_the_speech() -> None:
+    assert not find_silent_frames(make_levels(slice(20, 40), quiet=-10 - SILENT_DB + 1)).any()
+    assert find_silent_frames(make_levels(slice(20, 40), quiet=-10 - SILENT_DB - 1)).sum() == 20
+    assert not find_silent_frames(np.full((2 * T, 8), -80, np.float32)).any(), "there is no speech to pause"
+
+
+def test_motion_is_measured_between_silent_frames_alone() -> None:
+    is_silent = np.zeros(T, bool)
+    is_silent[10:21] = True
+    openings = np.where(is_silent, 0.01 * (np.arange(T) % 2), np.arange(T))
+    still = np.zeros(T)
+    assert measure_silent_motion(openings, still, is_silent) == pytest.approx(0.25), "per second"
+    assert measure_silent_motion(still, openings, is_silent) == 0
+    unknown = still.copy()
+    unknown[10:21] = np.nan
+    assert np.isnan(measure_silent_motion(openings, unknown, is_silent)), "in the same frames or not at all"
+    assert np.isnan(measure_silent_motion(openings, still, np.zeros(T, bool)))
+
+
+def test_lips_close_at_the_start_of_b_and_p_and_at_the_end_of_m(tmp_path: Path) -> None:
+    path = tmp_path / "pbim1s.align"
+    path.write_text(
+        "0 10000 sil\n10000 15000 place\n15000 20000 blue\n20000 23000 in\n23000 29600 m\n29600 40000 one\n\n"
+    )
+    words = read_alignment(path)
+    assert words[1] == Word(0.4, 0.6, "place") and len(words) == 6
+    assert find_closures(words) == [10, 15, 30]
+
+
+@pytest.mark.parametrize("line", ["0 sil", "0 x sil", "0 1 two words", "-1 5 sil", "0.5 1 sil"])
+def test_a_line_that_is_no_word_is_refused_with_its_number(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "a.align"
+    path.write_text(f"0 1000 sil\n{line}\n")
+    with pytest.raises(ValueError, match=r"a\.align: line 2 is "):
+        read_alignment(path)
+
+
+def test_lips_are_closed_where_the_opening_comes_near_zero() -> None:
+    openings = np.full(T, 0.3)
+    openings[[20 + REACH_FRAMES, 41 + REACH_FRAMES]] = CLOSED_OPENING / 2
+    assert count_closed_share(openings, [20, 40]) == 0.5, "the second is a frame out of reach"
+    assert count_closed_share(openings, [0, T - 1, T + 100]) == 0, "past the end there is nothing to count"
+    openings[60:] = np.nan
+    assert count_closed_share(openings, [20, 70]) == 1, "a mouth that was not found is neither"
+    assert np.isnan(count_closed_share(openings, [70])) and np.isnan(count_closed_share(openings, []))
