@@ -22,11 +22,11 @@ from stages.engine.sandbox import ClipJob
 from stages.engine.stage import Context, Report, Work
 from stages.media import weights
 from stages.media.faces import (
-    FaceFinder,
     Points,
     find_longest_gap,
     interpolate_gaps,
     measure_face_width,
+    open_finder,
     track_largest_face,
 )
 from stages.media.video import ClockFrame, read_frames_at_25fps
@@ -90,16 +90,6 @@ def _check_gaps(is_found: list[bool], what: str, params: LandmarksParams) -> Non
     if length > params.max_gap_frames:
         raise Drop("no_face", f"{what} in frames {start}-{start + length - 1} of {len(is_found)}, "
                    f"expected gaps of at most {params.max_gap_frames}")  # fmt: skip
-
-
-_finders: dict[tuple[Path, int], FaceFinder] = {}
-
-
-def open_finder(model: Path, max_faces: int) -> FaceFinder:
-    """A finder that stays open for the child's life. It looks at each frame alone, so clips do not mix."""
-    if (model, max_faces) not in _finders:
-        _finders[model, max_faces] = FaceFinder(model, max_faces).__enter__()
-    return _finders[model, max_faces]
 
 
 def find_landmarks_in_file(

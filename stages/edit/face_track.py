@@ -34,7 +34,7 @@ from stages.engine.progress import Progress
 from stages.engine.sandbox import ClipJob, LimitParams
 from stages.landmarks import LandmarksParams
 from stages.media.crops import MAX_SUPERSAMPLE, compute_supersample
-from stages.media.faces import FaceDetection, FaceTrack, interpolate_gaps, track_faces
+from stages.media.faces import FaceDetection, FaceTrack, interpolate_gaps, open_finder, track_faces
 from stages.media.video import TIME_TOLERANCE, RgbConverter, count_instants, open_media, sample_at_25fps
 
 FaceChoice = Literal["largest", "left", "right"] | int
@@ -56,7 +56,7 @@ def find_faces(
 
     Writes the files STAMPS, INSTANTS and DETECTIONS to ``folder``.
     """
-    find, convert = landmarks.open_finder(model, params.max_faces), RgbConverter()
+    find, convert = open_finder(model, params.max_faces), RgbConverter()
     with (
         open_media(path) as container,
         (folder / STAMPS).open("wb") as stamps,

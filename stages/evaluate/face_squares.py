@@ -24,6 +24,7 @@ from stages.engine.outcome import Drop, Outcome
 from stages.engine.sandbox import ClipJob, LimitParams
 from stages.evaluate.metrics.face_crops import crop_faces, face_boxes
 from stages.landmarks import LandmarksParams
+from stages.media.faces import open_finder
 from stages.media.video import ClockFrame, read_frames_at_25fps, read_video_span
 
 
@@ -85,7 +86,7 @@ def save_squares_of_file(
         return frames if crops is None else _paste_crops(frames, crops)
 
     params = LandmarksParams()
-    finder = landmarks.open_finder(landmarker, params.max_faces)
+    finder = open_finder(landmarker, params.max_faces)
     points, _, _ = landmarks.find_points(read_frames(), finder, params)
     try:
         squares = crop_faces((frame.image for frame in read_frames()), face_boxes(points))

@@ -14,9 +14,8 @@ from shards.schema import Frame
 from stages.engine.cache import digest, entry_path, load_entry, save_entry, versions
 from stages.engine.outcome import Outcome
 from stages.evaluate.metrics.mouth import Mouths
-from stages.landmarks import open_finder
 from stages.media import faces
-from stages.media.faces import Points
+from stages.media.faces import Points, open_finder
 
 STAGE = "mouths"
 VERSION = 1

@@ -133,6 +133,16 @@ def _has_c_result(landmarker: Any) -> bool:
     )
 
 
+_finders: dict[tuple[Path, int], FaceFinder] = {}
+
+
+def open_finder(model: Path, max_faces: int) -> FaceFinder:
+    """A finder that stays open for the child's life. It looks at each frame alone, so clips do not mix."""
+    if (model, max_faces) not in _finders:
+        _finders[model, max_faces] = FaceFinder(model, max_faces).__enter__()
+    return _finders[model, max_faces]
+
+
 def measure_face_width(points: Points) -> float:
     """Width of a face's bounding box, px."""
     return float(np.ptp(points[:, 0]))

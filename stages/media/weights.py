@@ -12,9 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import platformdirs
-from filelock import FileLock
-
 from shards.atomic import move_into_place, write_atomically
 from shards.checksum import file_sha256
 from stages.engine.outcome import StageError
@@ -88,6 +85,8 @@ class WeightsNotFound(StageError):
 
 def cache_folder() -> Path:
     """The user's folder of downloaded model files."""
+    import platformdirs
+
     return platformdirs.user_cache_path("redub")
 
 
@@ -145,6 +144,8 @@ def fetch(weights: Weights) -> Path:
 
 def _download(weights: Weights, path: Path) -> None:
     """Download the file to ``path``. One process downloads; others wait for it."""
+    from filelock import FileLock
+
     from shards.http import HttpTransport  # loads requests
 
     locks = cache_folder().with_name("redub-locks")

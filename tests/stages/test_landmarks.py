@@ -137,15 +137,15 @@ def test_a_clip_s_points_do_not_depend_on_the_clips_before_it(
 def test_what_is_found_in_a_file_is_what_the_cache_holds(
     clip: Path, frames: list[ClockFrame], finder: FaceFinder, landmarker: Path, tmp_path: Path
 ) -> None:
-    from stages import landmarks
+    from stages.media import faces
 
     entry = tmp_path / "entry.npz"
     start = first_stamp(clip)
     try:
         outcome = find_landmarks_in_file(clip, start, 15, PARAMS, landmarker, entry)
     finally:  # this process outlives the job, and an open finder must not meet the garbage collector
-        while landmarks._finders:
-            landmarks._finders.popitem()[1].__exit__(None, None, None)
+        while faces._finders:
+            faces._finders.popitem()[1].__exit__(None, None, None)
     kept = load_entry(entry)
     assert kept is not None and kept[0] == outcome
     points, found, _ = find_points(frames, finder, PARAMS)
