@@ -1,11 +1,12 @@
 """Which changes to the recipe make a network follow the audio, after equal samples (or minutes) each.
 
     python benchmarks/ablation.py --shards data/grid/shards --to runs/ablation --samples 80000
-    python benchmarks/ablation.py --shards data/grid/shards --to runs/minutes --minutes 3 --only "multi-speaker,paper multi-speaker"
+    python benchmarks/ablation.py --shards data/grid/shards --to runs/x --minutes 3 --only "multi-speaker"
 
-Every row is a run of ``model.loop.train`` in a process of its own, ``--jobs`` of them at a time. Then clips of
-the test split are generated autoregressively with each other's speech and with their own, at each ``--guidance``,
-and scored by ``stages.evaluate.listening``. An existing run is continued, so samples can be added later.
+Every row is a run of ``model.loop.train`` in a process of its own, ``--jobs`` of them at a time. Then clips
+of the test split are generated autoregressively with each other's speech and with their own, at each
+``--guidance``, and scored by ``stages.evaluate.listening``. An existing run is continued, so samples can be
+added later.
 """
 
 from __future__ import annotations
@@ -25,8 +26,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from model import loop
 from model.batch import build_network_input
 from model.checkpoint import list_checkpoints, load_network, restore_state
@@ -39,10 +38,9 @@ from shards.atomic import write_atomically
 from shards.reader import Dataset, open_dataset
 from shards.resident import TRAIN_SPLIT, load_resident, split_held_out
 from shards.schema import ClipSample, Frames
-from stages.evaluate.metrics.motion import smoothness
-from stages.evaluate.metrics.mouth import Mouths, correlation, openings
-from stages.evaluate.metrics.obedience import bootstrap_mean, partial_correlation
-from stages.evaluate.metrics.pixels import compute_psnr, squared_errors
+from stages.evaluate.listening import PairMouths, average_scores, score_pair
+from stages.evaluate.metrics.closure import read_alignment
+from stages.evaluate.metrics.mouth import Mouths
 from stages.evaluate.mouths import find_mouths
 from stages.media import weights
 from stages.media.faces import FaceFinder
@@ -72,8 +70,8 @@ TEMPORAL: Changes = {
 }
 GAIN: Changes = {"frames.audio_gain_db": 15.0, "frames.audio_band_db": 6.0}
 MOVED: Changes = {"frames.jitter_shift": 4.0, "frames.jitter_rotation": 4.0, "frames.jitter_scale": 0.04}
-# The paper's recipe in a network of the same shape, with the same optimiser: its own learning rate is made for
-# a hundred times as many samples.
+# The paper's recipe in a network of the same shape, with the same optimiser: its own learning rate is made
+# for a thousand times as many samples.
 PAPER_SMALL: Changes = {
     **{f"network.{name}": getattr(DEMO.network, name)
        for name in ("channels", "multiples", "blocks", "attention_sizes", "head_channels", "dropout", "patch",
@@ -113,11 +111,15 @@ SAMPLING: dict[str, Changes] = {
     "10 steps": {"steps": 10},
 }
 SAMPLED_ROW = "context"
+# Of clips with their own speech; the other columns are of clips with each other's.
+OWN_COLUMNS = {
+    "opening_correlation", "psnr_box_db", "psnr_box_first_db", "psnr_box_last_db",
+    "smoothness_box",
+}  # fmt: skip
 COLUMNS = (
-    "obedience", "obedience_net", "with_speech", "with_source", "own_correlation", "opening_ratio", "unrest",
-    "psnr", "psnr_first", "psnr_last",
+    "audio_obedience", "audio_obedience_net", "obedience_speech", "obedience_source", "opening_correlation",
+    "smoothness_box", "psnr_box_db", "psnr_box_first_db", "psnr_box_last_db", "silence_ratio", "closure",
 )  # fmt: skip
-EDGE_FRAMES = 5  # at either end of a clip, between which drift is measured
 RESULT = "result.json"  # of a row, in its folder
 
 
@@ -127,7 +129,9 @@ def make_recipe(name: str, args: argparse.Namespace) -> Recipe:
     settings = {"optim.after_warmup": "constant", **changes, **args.set}
     recipe = build_recipe(preset, nest_changes(settings))
     steps = -(-args.samples // recipe.batch) if args.samples else 10**8
-    watch = replace(recipe.watch, log_every=100, evaluate_every=10**9, save_every=10**9, pictures=0)
+    watch = replace(
+        recipe.watch, log_every=100, evaluate_every=10**9, save_every=1000, keep_last=1, pictures=0
+    )
     return replace(recipe, steps=steps, watch=watch)
 
 
@@ -203,13 +207,12 @@ def measure_row(name: str, args: argparse.Namespace) -> dict[str, Any]:
         "seconds": seconds,
         "parameters": count_parameters(network),
     }
-    truth = TruthMouths(args.landmarker or weights.find(weights.LANDMARKER))
-    for what, params in list_sampling(name, saved.recipe, args).items():
-        generator = FrameGenerator(
-            network, saved.recipe, params, select_device(args.device), Execution(compile=False)
-        )
-        result[what] = score_clips(generator, dataset, truth, args)
-        write_json(run / RESULT, result)
+    with TruthMouths(args.landmarker or weights.find(weights.LANDMARKER)) as truth:
+        for what, params in list_sampling(name, saved.recipe, args).items():
+            device, execution = select_device(args.device), Execution(compile=False)
+            generator = FrameGenerator(network, saved.recipe, params, device, execution)
+            result[what] = score_clips(generator, dataset, truth, args)
+            write_json(run / RESULT, result)
     return result
 
 
@@ -220,11 +223,13 @@ def score_clips(
     pairs = list_pairs(dataset, args)
     clips = generate_clips(generator, dataset, pairs, slots=len(pairs))
     with ThreadPoolExecutor(args.finders) as pool:  # MediaPipe frees the GIL
-        scores = list(pool.map(lambda item: score_pair(dataset, *item, truth), clips))
-    return {
-        name: asdict(bootstrap_mean([score[name] for score in scores if name in score]))
-        for name in dict.fromkeys(name for score in scores for name in score)
+        scores = list(pool.map(lambda item: (item[0], score(dataset, *item, truth, args.alignments)), clips))
+    own = [each for pair, each in scores if pair.clip_id == pair.audio_clip_id]
+    swapped = [each for pair, each in scores if pair.clip_id != pair.audio_clip_id]
+    means = average_scores(swapped) | {
+        name: mean for name, mean in average_scores(own).items() if name in OWN_COLUMNS
     }
+    return {name: asdict(mean) for name, mean in means.items()}
 
 
 class TruthMouths:
@@ -233,11 +238,20 @@ class TruthMouths:
     def __init__(self, landmarker: Path) -> None:
         self.landmarker = landmarker
         self.local = threading.local()
+        self.finders: list[FaceFinder] = []
         self.mouths: dict[str, Mouths] = {}
+
+    def __enter__(self) -> TruthMouths:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for finder in self.finders:
+            finder.__exit__()
 
     def find(self, frames: Frames) -> Mouths:
         if not hasattr(self.local, "finder"):
             self.local.finder = FaceFinder(self.landmarker, max_faces=1).__enter__()
+            self.finders.append(self.local.finder)
         return find_mouths(frames, self.local.finder)
 
     def get(self, clip: ClipSample) -> Mouths:
@@ -246,30 +260,16 @@ class TruthMouths:
         return self.mouths[clip.key]
 
 
-def score_pair(dataset: Dataset, pair: Pair, frames: Frames, truth: TruthMouths) -> dict[str, float]:
+def score(
+    dataset: Dataset, pair: Pair, frames: Frames, truth: TruthMouths, alignments: Path | None
+) -> dict[str, float]:
     clip, speech = read_pair(dataset, pair)
-    n = len(frames)
-    mouths = [openings(m[:n]) for m in (truth.find(frames), truth.get(speech), truth.get(clip))]
-    is_found = np.isfinite(mouths).all(axis=0)
-    generated, of_speech, of_clip = (opening[is_found] for opening in mouths)
-    if pair.clip_id != pair.audio_clip_id:
-        by_speech = partial_correlation(generated, of_speech, of_clip)
-        by_source = partial_correlation(generated, of_clip, of_speech)
-        return {
-            "obedience": by_speech - by_source,
-            "obedience_net": by_speech - abs(by_source),
-            "with_speech": by_speech,
-            "with_source": by_source,
-        }
-    errors = squared_errors(frames, clip.frames[:n], clip.boxes[:n])
-    return {
-        "own_correlation": correlation(generated, of_speech),
-        "opening_ratio": float(generated.std() / of_clip.std()),
-        "unrest": smoothness(frames, clip.frames[:n], clip.boxes[:n]),
-        "psnr": compute_psnr(errors),
-        "psnr_first": compute_psnr(errors[:EDGE_FRAMES]),
-        "psnr_last": compute_psnr(errors[-EDGE_FRAMES:]),
-    }
+    mouths = PairMouths(truth.find(frames), truth.get(speech), truth.get(clip))
+    words = None
+    if alignments is not None:
+        speaker, _, name = speech.key.partition("_")
+        words = read_alignment(alignments / speaker / f"{name}.align")
+    return score_pair(frames, clip, speech, mouths, words)
 
 
 def list_pairs(dataset: Dataset, args: argparse.Namespace) -> list[Pair]:
@@ -317,7 +317,7 @@ def format_row(name: str, folder: Path) -> Iterator[str]:
     for what, scores in result.items():
         if isinstance(scores, dict):
             cells = [f"{scores[key]['value']:.2f}" if key in scores else "-" for key in COLUMNS]
-            low, high = (scores["obedience_net"][end] for end in ("low", "high"))
+            low, high = (scores["audio_obedience_net"][end] for end in ("low", "high"))
             cells[1] += f" [{low:.2f}, {high:.2f}]"
             yield f"| {name} | {result['samples']} | {what} | {' | '.join(cells)} |"
 
@@ -341,6 +341,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=1, help="rows at a time")
     parser.add_argument("--workers", type=int, default=1, help="threads per row that decode frames")
     parser.add_argument("--finders", type=int, default=1, help="threads per row that find mouths")
+    parser.add_argument("--alignments", type=Path, help="folder with SPEAKER/CLIP.align, for closure")
     parser.add_argument("--landmarker", type=Path, help="MediaPipe's face_landmarker.task")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="default: on a GPU")

@@ -201,8 +201,8 @@ def measure_quality(
     from stages.evaluate.mouths import find_mouths
     from stages.media import weights
     from stages.media.faces import FaceFinder
-    from stages.sample.pairs import make_pairs
     from stages.sample.generate import generate_clips
+    from stages.sample.pairs import make_pairs
 
     dataset = open_dataset(shards)
     pairs = make_pairs(dataset, "test", "own", seed=SEED)[:clips]

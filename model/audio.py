@@ -10,8 +10,11 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.blocks import zero_parameters
+
 # Mels are dB below the loudest value of the clip; this is their floor, and the padding beyond a clip's ends.
 SILENCE_DB = -80.0
+NORM_GROUPS = 8  # of 16 channels each
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -26,8 +29,9 @@ class AudioParams:
     # dB -> [-1, 1]. Raw dB make the audio branch a hundred times as large as the noise branch at the start.
     normalised: bool = True
     # `flat`: an MLP on the flattened window, as in the paper. `conv`: convolutions over time and
-    # frequency first, which a wider window needs.
-    encoder: Literal["flat", "conv"] = "flat"
+    # frequency first, which a wider window needs. `temporal`: dilated convolutions over time, for windows of
+    # half a second and more.
+    encoder: Literal["flat", "conv", "temporal"] = "flat"
     # A learned embedding for "no audio", which audio dropout and guidance need.
     null: bool = True
 
@@ -46,10 +50,8 @@ class AudioEncoder(nn.Module):
     def __init__(self, params: AudioParams, embedding: int) -> None:
         super().__init__()
         self.params = params
-        self.front = _ConvFront(params) if params.encoder == "conv" else nn.Flatten()
-        n_features = (
-            self.front.n_features if isinstance(self.front, _ConvFront) else params.rows * params.n_mels
-        )
+        self.front = FRONTS[params.encoder](params)
+        n_features = self.front.n_features
         self.embed = nn.Sequential(
             nn.Linear(n_features, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
         )  # fmt: skip
@@ -62,6 +64,14 @@ class AudioEncoder(nn.Module):
         if self.null is None or has_audio is None:
             return embedding
         return torch.where(has_audio[:, None], embedding, self.null.to(embedding.dtype))
+
+
+class _FlatFront(nn.Flatten):
+    """The window itself."""
+
+    def __init__(self, params: AudioParams) -> None:
+        super().__init__()
+        self.n_features = params.rows * params.n_mels
 
 
 class _ConvFront(nn.Module):
@@ -82,3 +92,49 @@ class _ConvFront(nn.Module):
         for layer in self.layers:
             h = F.silu(layer(h))
         return h.flatten(1)
+
+
+class _TemporalFront(nn.Module):
+    """Each row by itself, then residual convolutions over time; the features are those of the target's row.
+
+    The dilations double until the target's row sees both ends of the window.
+    """
+
+    def __init__(self, params: AudioParams, width: int = 128) -> None:
+        super().__init__()
+        dilations = [1]
+        while sum(dilations) < max(params.rows_before, params.rows_after):
+            dilations.append(2 * dilations[-1])
+        self.project = nn.Linear(params.n_mels, width)
+        self.blocks = nn.Sequential(*(_DilatedBlock(width, dilation) for dilation in dilations))
+        self.norm = nn.GroupNorm(NORM_GROUPS, width)
+        self.target_row = params.rows_before
+        self.n_features = width
+
+    def forward(self, mels: Tensor) -> Tensor:
+        h = self.blocks(self.project(mels).transpose(1, 2))
+        return F.silu(self.norm(h)[:, :, self.target_row])
+
+
+class _DilatedBlock(nn.Module):
+    """A dilated convolution over time and a layer on each row, added to the input: (B, C, rows) -> same."""
+
+    def __init__(self, width: int, dilation: int) -> None:
+        super().__init__()
+        self.norm_in = nn.GroupNorm(NORM_GROUPS, width)
+        self.over_time = nn.Conv1d(width, width, 3, padding=dilation, dilation=dilation)
+        self.norm_out = nn.GroupNorm(NORM_GROUPS, width)
+        self.by_row = nn.Conv1d(width, width, 1)
+        zero_parameters(self.by_row)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.over_time(F.silu(self.norm_in(x)))
+        change: Tensor = self.by_row(F.silu(self.norm_out(h)))
+        return x + change
+
+
+FRONTS: dict[str, type[_FlatFront | _ConvFront | _TemporalFront]] = {
+    "flat": _FlatFront,
+    "conv": _ConvFront,
+    "temporal": _TemporalFront,
+}

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.audio import SILENCE_DB, AudioParams
+from model.audio_jitter import N_MEL_UNIFORMS, change_loudness
 from model.denoiser import interpolate_gamma
 from model.dropout import keys_to_int32
 from model.jitter import change_colours, draw_similarity
@@ -76,6 +77,11 @@ class FrameParams:
     jitter_rotation: float = Field(default=0.0, ge=0, le=45)  # degrees
     jitter_scale: float = Field(default=0.0, ge=0, lt=1)  # share of the size
     jitter_colour: float = Field(default=0.0, ge=0, lt=1)  # of contrast, brightness and each channel's own
+    # Mels are relative to the loudest moment of the whole recording: within one of 40 clips, the mels of a
+    # clip of three seconds are 7 dB lower on average. How much lower a sample becomes, at most.
+    audio_gain_db: float = Field(default=0.0, ge=0, le=60)
+    # Against knowing rooms and microphones by heart: how far a mel band is raised or lowered, at most.
+    audio_band_db: float = Field(default=0.0, ge=0, le=60)
 
     def __post_init__(self) -> None:
         if self.mask_region is not None:
@@ -192,7 +198,7 @@ def make_batch(
     previous = _corrupt(previous, frames, chance, derive_sample_keys(seed, positions, Purpose.PREVIOUS))
     epsilon_keys = derive_sample_keys(seed, positions, Purpose.EPSILON)
     return _build_batch(
-        raw,
+        _jitter_mels(raw, frames, seed),
         replace(sample, previous=_hide_previous(raw, sample, previous, frames, hide=hide)),
         has_audio=chance[:, DROP_AUDIO] >= frames.audio_dropped,
         gamma=gamma,
@@ -378,6 +384,17 @@ def _jitter(images: _Images, frames: FrameParams, chance: Tensor) -> _Images:
     y_0, previous, context = jittered
     is_target = images.context is images.y_0
     return replace(images, y_0=y_0, previous=previous, context=y_0 if is_target else context)
+
+
+def _jitter_mels(raw: RawBatch, frames: FrameParams, seed: int) -> RawBatch:
+    """Change the loudness of the sound, by position; without jitter the batch itself."""
+    if not (frames.audio_gain_db or frames.audio_band_db):
+        return raw
+    keys = derive_sample_keys(seed, raw.indices.positions, Purpose.MELS)
+    uniform = torch.from_numpy(uniforms(keys, N_MEL_UNIFORMS))
+    chance = uniform.to(raw.mels.device, torch.float32, non_blocking=True)
+    mels = change_loudness(raw.mels, chance, gain_db=frames.audio_gain_db, band_db=frames.audio_band_db)
+    return raw._replace(mels=mels)
 
 
 def _corrupt(images: Tensor, frames: FrameParams, chance: Tensor, noise_keys: Keys) -> Tensor:
