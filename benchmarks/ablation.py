@@ -166,7 +166,7 @@ def train(run: Path, recipe: Recipe, dataset: Dataset, args: argparse.Namespace)
         data,
         None,
         recipe=recipe,
-        execution=Execution(compile=args.compile),
+        execution=Execution(compile=args.compile, precision=args.precision),
         ranks=Ranks(0, 1, device),
         run=run,
         digest=str(dataset.manifest["digest"]),
@@ -209,7 +209,7 @@ def measure_row(name: str, args: argparse.Namespace) -> dict[str, Any]:
     }
     with TruthMouths(args.landmarker or weights.find(weights.LANDMARKER)) as truth:
         for what, params in list_sampling(name, saved.recipe, args).items():
-            device, execution = select_device(args.device), Execution(compile=False)
+            device, execution = select_device(args.device), Execution(compile=False, precision=args.precision)
             generator = FrameGenerator(network, saved.recipe, params, device, execution)
             result[what] = score_clips(generator, dataset, truth, args)
             write_json(run / RESULT, result)
@@ -344,6 +344,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--alignments", type=Path, help="folder with SPEAKER/CLIP.align, for closure")
     parser.add_argument("--landmarker", type=Path, help="MediaPipe's face_landmarker.task")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--precision", default="auto", choices=["auto", "bf16", "fp32"])
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="default: on a GPU")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="for all rows")
     parser.add_argument("--row", help=argparse.SUPPRESS)

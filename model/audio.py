@@ -113,7 +113,8 @@ class _TemporalFront(nn.Module):
 
     def forward(self, mels: Tensor) -> Tensor:
         h = self.blocks(self.project(mels).transpose(1, 2))
-        return F.silu(self.norm(h)[:, :, self.target_row])
+        features: Tensor = F.silu(self.norm(h)[:, :, self.target_row])
+        return features
 
 
 class _DilatedBlock(nn.Module):
@@ -129,8 +130,8 @@ class _DilatedBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.over_time(F.silu(self.norm_in(x)))
-        change: Tensor = self.by_row(F.silu(self.norm_out(h)))
-        return x + change
+        result: Tensor = x + self.by_row(F.silu(self.norm_out(h)))
+        return result
 
 
 FRONTS: dict[str, type[_FlatFront | _ConvFront | _TemporalFront]] = {
