@@ -14,8 +14,8 @@ N_MEL_UNIFORMS = 1 + N_KNOTS
 def change_loudness(mels: Tensor, chance: Tensor, *, gain_db: float, band_db: float) -> Tensor:
     """Mels (B, rows, n_mels) in dB, each sample lowered as a whole and filtered by a smooth curve.
 
-    ``chance`` (B, N_MEL_UNIFORMS) in [0, 1): a sample is lowered by up to ``gain_db``, as it is in a recording
-    with a louder moment, and each band changes by up to ``band_db`` either way. No value falls below
+    ``chance`` (B, N_MEL_UNIFORMS) in [0, 1): a sample is lowered by up to ``gain_db``, as in a recording with
+    a louder moment, and each band changes by up to ``band_db`` either way. No value falls below
     SILENCE_DB, and those at it stay there. A band that rises may exceed 0 dB.
     """
     gain = -gain_db * chance[:, :1, None]  # (B, 1, 1)
