@@ -62,7 +62,7 @@ class WatchParams:
 
 @dataclass(frozen=True, config=FORBID)
 class Recipe:
-    """All parameters of a training run. The defaults are ours; the paper's are in ``PRESETS``."""
+    """All parameters of a training run. ``PRESETS`` has the paper's recipes and ours."""
 
     network: UNetParams = field(default_factory=lambda: UNetParams(mask_channel=True))
     noise: NoiseParams = field(default_factory=lambda: NoiseParams(target="v"))
@@ -136,16 +136,26 @@ PAPER_SINGLE_SPEAKER = replace(
     batch=40,
     steps=1_649_000,
 )
-MULTI_SPEAKER = Recipe()
-SINGLE_SPEAKER = Recipe(
-    network=UNetParams(mask_channel=True, multiples=(1, 2, 4, 8), attention_sizes=(32, 16)),
+# What makes a network follow the audio (docs/performance.md, Learning).
+OUR_AUDIO = AudioParams(rows_before=31, rows_after=31, encoder="temporal")
+OUR_FRAMES = FrameParams(previous_hidden=0.7, context_share=1.0, audio_gain_db=12.0, audio_band_db=6.0)
+MULTI_SPEAKER = Recipe(
+    network=UNetParams(mask_channel=True, audio=OUR_AUDIO),
+    frames=OUR_FRAMES,
+    loss=LossParams(lip_weight=2.0),
+    best_by="listening",
+)
+SINGLE_SPEAKER = replace(
+    MULTI_SPEAKER,
+    network=replace(MULTI_SPEAKER.network, multiples=(1, 2, 4, 8), attention_sizes=(32, 16)),
     batch=64,
     steps=100_000,
 )
 # Minutes on a laptop's CPU: shows that everything works, not the quality that is possible.
-DEMO = Recipe(
-    network=UNetParams(
-        mask_channel=True,
+DEMO = replace(
+    MULTI_SPEAKER,
+    network=replace(
+        MULTI_SPEAKER.network,
         channels=32,
         multiples=(1, 1, 2),
         blocks=1,

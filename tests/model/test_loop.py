@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from model.denoiser import gammas
 from model.epochs import EpochCounter, load_batches
 from model.execution import Execution
 from model.loop import learning_rate, update_ema
-from model.monitor import compute_held_out_losses
+from model.monitor import RunMonitor, compute_held_out_losses
 from model.recipe import ModelError, OptimParams, Recipe
 from model.run_log import METRICS, PICTURES, TENSORBOARD, read_metrics
 from model.signals import catch_stop_signals
@@ -485,6 +486,49 @@ def test_the_held_out_loss_is_the_same_at_every_call_and_for_any_micro_batch(hel
     ]
     assert losses[0] == losses[1]
     assert losses[2] == pytest.approx(losses[0], rel=1e-5) and losses[3] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_the_average_is_the_trained_weights_after_its_first_step_and_then_forgets_them() -> None:
+    """With warm-up the random initial weights have a tenth of the weight at once, without it nearly all."""
+    for warmup, share in ((True, 2 / 11), (False, 0.999)):
+        state = loop.create_state(TINY, CPU)
+        start = [value.clone() for value in state.ema.parameters()]
+        with torch.no_grad():
+            for value in state.network.parameters():
+                value.add_(1.0)
+        state.step = 1
+        update_ema(state, OptimParams(ema_decay=0.999, ema_warmup=warmup))
+        for before, now in zip(start, state.ema.parameters(), strict=True):
+            torch.testing.assert_close(now - before, torch.full_like(now, 1 - share), atol=1e-5, rtol=0)
+
+
+def test_a_network_that_only_copies_has_no_gap_between_hearing_and_deaf(held_out: Resident) -> None:
+    """An untrained network predicts zero, whether it hears or not; with another last layer it hears."""
+    network = loop.create_state(TINY, CPU).ema
+    losses = compute_held_out_losses(network, held_out, TINY, ALONE, Execution())
+    assert losses["listening_loss"] == losses["deaf_loss"] > 0
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    losses = compute_held_out_losses(network, held_out, TINY, ALONE, Execution())
+    assert losses["listening_loss"] != losses["deaf_loss"]
+
+
+@pytest.mark.parametrize(
+    ("best_by", "column"), [("seeing", "held_out_loss"), ("listening", "listening_loss")]
+)
+def test_the_best_checkpoint_is_chosen_by_the_loss_that_the_recipe_names(
+    held_out: Resident, tmp_path: Path, best_by: Literal["seeing", "listening"], column: str
+) -> None:
+    recipe = replace(TINY, best_by=best_by)
+    state = loop.create_state(recipe, CPU)
+    torch.nn.init.normal_(state.ema.out.weight, std=0.1, generator=torch.Generator().manual_seed(0))
+    monitor = RunMonitor(tmp_path, recipe, "digest", ALONE, None)
+    monitor.evaluate(state, held_out, Execution())
+    losses = compute_held_out_losses(state.ema, held_out, recipe, ALONE, Execution())
+    assert monitor.held_out_loss == (0, losses[column])
+    assert losses["listening_loss"] != losses["held_out_loss"]
 
 
 def test_the_best_checkpoint_is_the_one_whose_average_has_the_lowest_held_out_loss(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import pytest
@@ -45,6 +45,10 @@ def test_none_of_our_changes_is_in_the_papers_recipes(preset: str) -> None:
     assert frames.identity == "first" and frames.before_first == "target"
     strengths = ("previous_noise", "previous_warp", "previous_blur", "previous_hidden", "audio_dropped")
     assert [getattr(frames, name) for name in strengths] == [0] * 5
+    assert frames.context_share == 0 and frames.mask_region is None
+    jitters = [item.name for item in fields(frames) if item.name.startswith(("jitter_", "audio_"))]
+    assert len(jitters) == 7 and all(getattr(frames, name) == 0 for name in jitters)
+    assert recipe.best_by == "seeing"
     assert recipe.noise.target == "epsilon" and recipe.noise.embedding == "gamma"
     assert recipe.noise.min_snr == 0
     assert recipe.loss == LossParams(over_mask=False, lip_weight=0)
@@ -71,6 +75,8 @@ def test_our_changes_are_in_our_recipes(preset: str) -> None:
     assert recipe.network.audio.normalised and recipe.network.audio.null
     assert recipe.frames.identity == "random" and recipe.frames.before_first == "hidden"
     assert recipe.frames.previous_hidden > 0 and recipe.frames.audio_dropped > 0
+    assert recipe.frames.context_share == 1 and recipe.best_by == "listening"
+    assert recipe.network.audio.encoder == "temporal" and recipe.network.audio.rows == 63
     assert recipe.noise.embedding == "log_snr" and recipe.loss.over_mask
     assert recipe.optim.max_grad_norm > 0 and recipe.max_loss > 0
 

@@ -246,6 +246,57 @@ def test_guidance_0_ignores_the_audio_and_others_do_not(network: torch.nn.Module
         assert all(same) if ignores_audio else not any(same)
 
 
+def test_a_share_of_the_noise_is_common_to_the_frames_of_a_clip_and_to_no_other_clip(
+    network: torch.nn.Module,
+) -> None:
+    """The correlation of two frames' noise is the share; each is standard normal for every share."""
+    shape = (3, 64, 64)
+    for share in (0.0, 0.4, 0.95, 1.0):
+        generator = make_generator(network, replace(QUICK, common_noise=share))
+        clips = [generator._start_clip(make_request(number)) for number in (0, 1)]
+        frames = []
+        for k in range(2):
+            for clip in clips:
+                clip.number = k
+            frames.append(generator._draw_noise(clips, -1, shape))
+        assert torch.stack(frames).std(dim=(2, 3, 4)).flatten().tolist() == pytest.approx([1] * 4, abs=0.03)
+        same_clip, other_clip = (
+            float(np.corrcoef(frames[0][0].flatten(), other.flatten())[0, 1])
+            for other in (frames[1][0], frames[1][1])
+        )
+        assert same_clip == pytest.approx(share, abs=0.03)
+        assert other_clip == pytest.approx(0, abs=0.03)
+        alone = generator._draw_noise(clips[1:], -1, shape)
+        assert torch.equal(alone[0], frames[1][1]), "a clip's noise does not depend on its company"
+
+
+def test_guidance_of_one_batch_is_the_weighted_sum_of_two_predictions(network: torch.nn.Module) -> None:
+    """With one step, the estimate for w is w times the one with audio plus 1 - w times the one without."""
+    one_step = replace(QUICK, sampler="ddim", steps=1)
+    images = {
+        guidance: generate(
+            make_generator(network, replace(one_step, guidance=guidance)), [make_request(0, 1)], slots=1
+        )["clip0", 0].astype(float)
+        for guidance in (0.0, 1.0, 1.5)
+    }
+    expected = 1.5 * images[1.0] - 0.5 * images[0.0]
+    inside = (images[1.0] > 0) & (images[1.0] < 255) & (images[0.0] > 0) & (images[0.0] < 255)
+    inside &= (expected > 1) & (expected < 254)
+    assert inside.sum() > 50
+    assert np.abs(images[1.5] - expected)[inside].max() <= 2, "rounding"
+
+
+def test_a_mask_region_of_the_recipe_is_generated_instead_of_the_box(network: torch.nn.Module) -> None:
+    region = (1, 5, 15, 16)
+    recipe = replace(TINY, frames=replace(TINY.frames, mask_region=region))
+    generator = make_generator(network, recipe=recipe)
+    frames, _ = make_clip(0, 1)
+    changed = (generate(generator, [make_request(0, 1)], slots=1)["clip0", 0] != frames[0]).any(axis=2)
+    rows, columns = np.nonzero(changed)
+    assert (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) == region
+    assert generator.select_box(BOX).tolist() == list(region)
+
+
 def test_frames_of_a_stream_are_read_one_at_a_time(network: torch.nn.Module) -> None:
     frames, mels = make_clip(0, 3)
     requested: list[int] = []

@@ -47,7 +47,8 @@ def draw_batches(data: FrameSource, n: int, size: int = 4) -> Iterator[BatchInde
         positions = np.arange(k, k + size)
         target = data.epoch_order(positions, seed=3)
         first = data.clips.starts[data.clips.find_clips(target)]
-        yield BatchIndex(positions, target, np.maximum(target - 1, first), first + T - 1, (3, 2))
+        previous, identity = np.maximum(target - 1, first), first + T - 1
+        yield BatchIndex(positions, target, previous, identity, (3, 2), context=first + 1)
 
 
 def read(folder: Path, n: int = N_FRAMES // 4, **options: Any) -> list[RawBatch]:

@@ -90,9 +90,10 @@ def test_the_mels_of_a_frame_are_from_its_clip_with_silence_beyond_its_ends(fold
 def test_a_batch_contains_the_frames_of_its_index_in_order(folder: Path) -> None:
     data = load(folder)
     target, previous, identity = np.array([8, 0, 4, 4]), np.array([8, 0, 3, 3]), np.array([8, 2, 7, 5])
-    batch = data.read_batch(BatchIndex(np.arange(4), target, previous, identity, (1, 2)))
+    context = np.array([8, 1, 6, 7])
+    batch = data.read_batch(BatchIndex(np.arange(4), target, previous, identity, (1, 2), context))
     assert batch.pixels.dtype == torch.uint8
-    for pixels, index in zip(batch.pixels, (target, previous, identity), strict=True):
+    for pixels, index in zip(batch.pixels, (target, previous, identity, context), strict=True):
         assert torch.equal(pixels, data.frames[index])
     assert torch.equal(batch.boxes, torch.stack([data.boxes[target], data.boxes[previous]]))
     assert batch.mels.shape == (4, 4, N_MELS)
