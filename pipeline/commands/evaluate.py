@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 # Columns that are printed; the files have all of them, with intervals.
 PRINTED_COLUMNS = (
-    "psnr_box_db", "ssim_box", "lpips_box", "cpbd_box", "fid_box", "lse_c", "lse_d", "lse_c_real",
-    "lse_d_real", "mouth_distance_pupils", "opening_correlation", "audio_obedience", "smoothness_box",
-    "identity_drift",
+    "psnr_box_db", "psnr_box_first_db", "psnr_box_last_db", "ssim_box", "lpips_box", "cpbd_box", "fid_box",
+    "lse_c", "lse_d", "lse_c_real", "lse_d_real", "mouth_distance_pupils", "opening_correlation",
+    "audio_obedience", "obedience_speech", "obedience_source", "audio_obedience_net", "silence_ratio",
+    "closure", "closure_truth", "smoothness_box", "identity_drift",
 )  # fmt: skip
 GROUP_COLUMNS = ("psnr_box_db", "opening_correlation", "audio_obedience")
 
@@ -48,6 +49,16 @@ def _parse_generated(value: str) -> tuple[str, Path]:
     default=True,
     show_default=True,
     help="Compute the mouth metrics. They take most of the time; audio obedience is one of them.",
+)
+@click.option(
+    "--mouths-only",
+    is_flag=True,
+    help="Compute the mouth metrics, PSNR and flicker alone: no SSIM, no CPBD and no network's scores.",
+)
+@click.option(
+    "--alignments",
+    type=FOLDER,
+    help="GRID's word times, DIR/s1/bbaf2n.align, for the share of p, b and m with closed lips.",
 )
 @landmarker_option
 @click.option("--weights", type=FOLDER, help="Folder of published networks: SyncNet, Inception, LPIPS.")
@@ -77,6 +88,8 @@ def command(
     clips: int | None,
     cache: Path | None,
     landmarks: bool,
+    mouths_only: bool,
+    alignments: Path | None,
     landmarker: str,
     weights: Path | None,
     raw: Path | None,
@@ -98,8 +111,10 @@ def command(
     from shards.schema import ShardError
     from stages.engine.outcome import StageError
     from stages.evaluate import run as evaluate
-    from stages.evaluate.table import BASELINES
+    from stages.evaluate.table import NOT_GENERATED
 
+    if mouths_only and not landmarks:
+        raise click.UsageError("--mouths-only needs landmarks: leave out --no-landmarks")
     try:
         request = evaluate.EvaluateRequest(
             shards=shards,
@@ -109,6 +124,8 @@ def command(
             split=split,
             clips=clips,
             landmarks=landmarks,
+            mouths_only=mouths_only,
+            alignments=alignments,
             landmarker=landmarker,
             weights=weights,
             raw=raw,
@@ -130,7 +147,7 @@ def command(
         _print_groups(result.rows)
         _print_counts(result, counts)
         click.echo(f"table    {out / evaluate.METRICS}\nclips    {out / evaluate.CLIPS}")
-    unscored = [name for name in counts if name not in BASELINES and not counts[name][OK]]
+    unscored = [name for name in counts if name not in NOT_GENERATED and not counts[name][OK]]
     if unscored:
         raise click.ClickException(
             f"{', '.join(unscored)}: no clip could be scored; see {out / evaluate.CLIPS}"
@@ -175,9 +192,9 @@ def _print_groups(rows: list[Row]) -> None:
     """Print means of the generated rows by emotion, level and speaker, where there are several of them."""
     from stages.evaluate.columns import GROUPS
     from stages.evaluate.scores import group_means
-    from stages.evaluate.table import BASELINES
+    from stages.evaluate.table import NOT_GENERATED
 
-    generated = [row for row in rows if row["row"] not in BASELINES]
+    generated = [row for row in rows if row["row"] not in NOT_GENERATED]
     for field in GROUPS:
         if len({row[field] for row in generated} - {None}) < 2:
             continue

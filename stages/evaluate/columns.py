@@ -23,7 +23,13 @@ class Column:
 
 COLUMNS: dict[str, Column] = {
     "psnr_box_db": Column(
-        "PSNR", "dB", "box", "higher", "from the mean squared error of a clip's boxes, in float", True
+        "PSNR",
+        "dB",
+        "box",
+        "higher",
+        "from the mean squared error of a clip's boxes, in float; with own speech it rewards copying: a "
+        "network that copies the mouth from what is visible scores above one that follows the speech",
+        True,
     ),
     "psnr_frame_db": Column(
         "PSNR",
@@ -31,6 +37,17 @@ COLUMNS: dict[str, Column] = {
         "frame",
         "higher",
         "from the mean squared error of a clip's whole frames, in float",
+        True,
+    ),
+    "psnr_box_first_db": Column(
+        "PSNR, first 5 frames", "dB", "box", "higher", "from the mean squared error of those boxes", True
+    ),
+    "psnr_box_last_db": Column(
+        "PSNR, last 5 frames",
+        "dB",
+        "box",
+        "higher",
+        "the same at the end; a fall from the first frames is drift",
         True,
     ),
     "ssim_box": Column(
@@ -111,6 +128,59 @@ COLUMNS: dict[str, Column] = {
         "higher",
         "whether the mouth follows another's speech (1), nothing (0) or the source (-1): "
         "partial correlations",
+    ),
+    "obedience_speech": Column(
+        "obedience: speech",
+        "",
+        "",
+        "higher",
+        "its first term: partial correlation of the mouth opening with the speech's own, given the source's",
+    ),
+    "obedience_source": Column(
+        "obedience: source",
+        "",
+        "",
+        "",
+        "its second term: partial correlation with the source's own opening, given the speech's; 0 is best",
+    ),
+    "audio_obedience_net": Column(
+        "audio obedience, net",
+        "",
+        "",
+        "higher",
+        "the first term less the absolute value of the second: moving against the source is no merit",
+    ),
+    "silence_motion": Column(
+        "motion in silence",
+        "pupils' distance/s",
+        "",
+        "",
+        "mean absolute change of the mouth opening while nothing is said",
+    ),
+    "silence_motion_truth": Column(
+        "motion in silence, truth",
+        "pupils' distance/s",
+        "",
+        "",
+        "that of the speech's own clip in the same frames",
+    ),
+    "silence_ratio": Column(
+        "motion in silence",
+        "of the truth's",
+        "",
+        "",
+        "the means over clips divided: 1 rests as the true mouth does, above 1 chatters",
+    ),
+    "closure": Column(
+        "closed at p, b, m",
+        "",
+        "",
+        "higher",
+        "share of p, b and m with closed lips, by GRID's word times; half at random instants of speech, 1 "
+        "for a mouth that never opens",
+    ),
+    "closure_truth": Column(
+        "closed at p, b, m, truth", "", "", "", "that of the speech's own clip at the same instants"
     ),
     "smoothness_box": Column(
         "flicker",

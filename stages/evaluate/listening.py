@@ -113,11 +113,13 @@ def score_openings(
 
 
 def score_obedience(generated: Series, speech: Series, source: Series) -> dict[str, float]:
-    """Audio obedience and its two terms, from openings (T,); nan when too few frames have all three mouths.
+    """Audio obedience and its two terms, from openings over the frames that all three have.
 
-    The net subtracts the absolute value of the second term: moving against the source is no merit.
+    nan when too few of those frames have all three mouths. The net subtracts the absolute value of the second
+    term: moving against the source is no merit.
     """
-    signals = drop_nan_frames(generated, speech, source)
+    n_frames = min(map(len, (generated, speech, source)))
+    signals = drop_nan_frames(generated[:n_frames], speech[:n_frames], source[:n_frames])
     if len(signals[0]) < MIN_OBEDIENCE_FRAMES:
         return dict.fromkeys(OBEDIENCE, float("nan"))
     generated, speech, source = signals

@@ -27,13 +27,14 @@ from stages.evaluate.metrics.cpbd import cpbd
 from stages.evaluate.metrics.identity import identity_distances
 from stages.evaluate.metrics.motion import smoothness
 from stages.evaluate.metrics.pixels import squared_errors, ssim_by_frame
+from stages.evaluate.metrics.silence import find_silent_frames
 from stages.evaluate.mouths import find_mouths_cached
 from stages.sample.pairs import read_crops
 
-VERSION = 1
+VERSION = 2
 MIN_SHARE = 0.9  # of a clip's frames that a file must have to be scored
 
-Kind = Literal["truth", "held", "previous", "nearest", "crops"]
+Kind = Literal["truth", "mouths", "held", "previous", "nearest", "crops"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,7 @@ class MeasureTools:
     bank: Path | None  # its cache entry; None without training clips
     landmarker: Path | None  # None: no mouth metrics
     landmarker_sha256: str
+    mouths_only: bool = False  # neither SSIM nor CPBD
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +72,11 @@ class MeasureTask:
     limits: LimitParams
 
 
-# Arrays of T frames. Always: identity_distances, cpbd_box, cpbd_frame, all (T,), and smoothness (). With the
-# clip's own speech, as there is no ground truth for another: errors_box, errors_frame (squared, the mean of
-# each frame), ssim_box, ssim_frame, all (T,). With a landmarker: lips (T, 40, 2), pupils (T, 2, 2).
+# Arrays of T frames. Always: identity_distances (T,) and smoothness (); cpbd_box, cpbd_frame (T,) unless
+# mouths_only. With the clip's own speech, as there is no ground truth for another: errors_box, errors_frame
+# (squared, the mean of each frame), and ssim_box, ssim_frame unless mouths_only, all (T,). With a landmarker:
+# lips (T, 40, 2), pupils (T, 2, 2). Of the ground truth: is_silent (T,), of its speech. The kind "mouths" has
+# landmarks of the clip's own frames alone.
 Measurements = dict[str, NDArray[Any]]
 
 
@@ -120,30 +124,44 @@ def measure_item(clip: ClipSample, item: MeasureItem, dataset: Dataset, tools: M
         raise Drop("too_short", f"has {len(generated)} frames, the clip and its speech share {item.n_frames}")
     n_frames = min(len(generated), item.n_frames)
     truth, generated = cut_clip(truth, n_frames), generated[:n_frames]
-    sharpness = cpbd(generated, truth.boxes)
-    measurements: Measurements = {
-        "cpbd_box": sharpness.box,
-        "cpbd_frame": sharpness.frame,
-        "identity_distances": identity_distances(generated, truth.frames[0], truth.boxes),
-        "smoothness": np.array(smoothness(generated, truth.frames, truth.boxes)),
-    }
-    if item.clip_id == item.audio_clip_id:
-        frame_ssim, box_ssim = ssim_by_frame(generated, truth.frames, truth.boxes)
-        measurements |= {
-            "errors_box": squared_errors(generated, truth.frames, truth.boxes),
-            "errors_frame": squared_errors(generated, truth.frames),
-            "ssim_frame": frame_ssim,
-            "ssim_box": box_ssim,
-        }
+    measurements: Measurements = (
+        {} if item.kind == "mouths" else _measure_pixels(generated, truth, item, tools)
+    )
+    if item.kind == "truth":
+        measurements["is_silent"] = find_silent_frames(truth.mels)
     if tools.landmarker is not None:
         mouths = find_mouths_cached(generated, tools.landmarker, tools.landmarker_sha256, tools.cache)
         measurements |= {"lips": mouths.lips, "pupils": mouths.pupils}
     return measurements
 
 
+def _measure_pixels(
+    generated: Frames, truth: ClipSample, item: MeasureItem, tools: MeasureTools
+) -> Measurements:
+    """What needs no landmarks."""
+    measurements: Measurements = {
+        "identity_distances": identity_distances(generated, truth.frames[0], truth.boxes),
+        "smoothness": np.array(smoothness(generated, truth.frames, truth.boxes)),
+    }
+    own = item.clip_id == item.audio_clip_id
+    if own:
+        measurements |= {
+            "errors_box": squared_errors(generated, truth.frames, truth.boxes),
+            "errors_frame": squared_errors(generated, truth.frames),
+        }
+    if tools.mouths_only:
+        return measurements
+    sharpness = cpbd(generated, truth.boxes)
+    measurements |= {"cpbd_box": sharpness.box, "cpbd_frame": sharpness.frame}
+    if own:
+        frame_ssim, box_ssim = ssim_by_frame(generated, truth.frames, truth.boxes)
+        measurements |= {"ssim_frame": frame_ssim, "ssim_box": box_ssim}
+    return measurements
+
+
 def load_item_frames(clip: ClipSample, item: MeasureItem, dataset: Dataset, tools: MeasureTools) -> Frames:
     """The frames of an item, for the clip cut to its length. Raises Drop when a file cannot be read."""
-    if item.kind == "truth":
+    if item.kind in ("truth", "mouths"):
         return clip.frames
     if item.kind == "held":
         return freeze_mouth(clip)

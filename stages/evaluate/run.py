@@ -37,22 +37,38 @@ from stages.engine.stage import Mapper
 from stages.evaluate import measure
 from stages.evaluate.baselines import build_bank, choose_bank_clips
 from stages.evaluate.columns import COLUMNS
+from stages.evaluate.listening import OBEDIENCE
 from stages.evaluate.measure import MeasureItem, Measurements, MeasureTools, load_measurements
-from stages.evaluate.metrics.mouth import Mouths
-from stages.evaluate.network_metrics import LSE_REAL, load_networks
+from stages.evaluate.metrics.closure import find_closures
+from stages.evaluate.metrics.mouth import openings
+from stages.evaluate.network_metrics import FID, LPIPS, LSE, LSE_REAL, load_networks
 from stages.evaluate.network_scores import PROTOCOLS, NetworkScores, RawClips, score_rows_by_networks
 from stages.evaluate.predictions import GeneratedSystem, crop_videos, find_systems
 from stages.evaluate.scores import (
     CLIPS_SCHEMA,
+    CPBD,
     CURVES,
     FRAMES_SCHEMA,
+    SSIM,
+    TrueClip,
     average_curves,
+    average_openings,
     build_metrics,
     compute_curves,
     get_mouths,
     score_clip,
+    score_mean_opening,
 )
-from stages.evaluate.table import BASELINES, TRUTH, TableEntry, list_entries, make_item, make_tasks
+from stages.evaluate.table import (
+    MEAN_OPENING,
+    NOT_GENERATED,
+    TRUTH,
+    TableEntry,
+    list_entries,
+    make_item,
+    make_tasks,
+)
+from stages.evaluate.word_times import read_alignments
 from stages.media import weights
 from stages.sample.pairs import Pair, make_pairs
 
@@ -60,9 +76,14 @@ CLIPS, FRAMES, METRICS, RUN_INFO, PLOTS = (
     "clips.parquet", "frames.parquet", "metrics.json", "evaluation.json", "plots",
 )  # fmt: skip
 DRIFT_PLOTS = ("psnr_box_db", "identity_distance")
-LANDMARK_COLUMNS = (
-    *(name for name in COLUMNS if name.startswith(("mouth_", "opening_", "audio_obedience"))), *LSE_REAL,
-)  # fmt: skip
+MOUTHS = ("mouth_", "opening_", "audio_obedience", "obedience_", "silence_", "closure")
+LANDMARK_COLUMNS = (*(name for name in COLUMNS if name.startswith(MOUTHS)), *LSE_REAL)
+CLOSURES = ("closure", "closure_truth")
+NO_WORD_TIMES = (
+    "needs word times, such as GRID's .align files: --alignments DIR; no speech recogniser is used"
+)
+SLOW_COLUMNS = (*SSIM, *CPBD, *LPIPS, *FID, *LSE, *LSE_REAL)  # that --mouths-only leaves out
+MEAN_OPENING_CLIPS = 48  # of the training split: their mean opening has a seventh of a clip's own spread
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +98,8 @@ class EvaluateRequest:
     clips: int | None = None  # only the first so many, by name; None: all
     landmarks: bool = True  # mouth metrics, which cost ten times what the others do
     landmarker: str = ""
+    mouths_only: bool = False  # neither SSIM nor CPBD nor any network's scores
+    alignments: Path | None = None  # folder of GRID's word times
     weights: Path | None = None  # folder of published networks
     raw: Path | None = None  # the corpus's raw files, for the sound that SyncNet needs
     device: str = "cpu"  # of those networks
@@ -119,32 +142,40 @@ def _evaluate(
     clip_ids = {clip_id for pair in (*own, *swapped) for clip_id in (pair.clip_id, pair.audio_clip_id)}
     tools, not_computed = _prepare_tools(request, dataset, shards, clip_ids)
 
+    closures = _find_all_closures(request, dataset, clip_ids)
+    if closures is None:
+        not_computed = dict.fromkeys(CLOSURES, NO_WORD_TIMES) | not_computed
     entries = list_entries(systems, own, swapped, dataset, tools)
     truths = {name: make_item(dataset, tools, "truth", Pair(name, name)) for name in sorted(clip_ids)}
-    items = [*(entry.item for entry in entries if entry.item is not None), *truths.values()]
+    timing = _list_training_mouths(dataset, tools, clip_ids)
+    items = [*(entry.item for entry in entries if entry.item is not None), *truths.values(), *timing]
     tasks = make_tasks(items, tools, limits)
     sizes = [sum(item.n_frames for item in task.items) for task in tasks]
     failures: dict[Path, Outcome] = {}
     for task_failures in map_tasks(measure.measure_task, tasks, label="evaluate: clips", sizes=sizes):
         failures |= task_failures
 
-    rows, frames = _build_tables(entries, _MeasurementReader(truths, failures), dataset)
-    networks = load_networks(request.weights, with_sound=request.raw is not None, device=request.device)
-    raw_clips = RawClips(dataset, request.raw, limits)
-    network_scores = score_rows_by_networks(
-        _group_items_by_row(entries, rows),
-        networks,
-        raw_clips,
-        dataset,
-        tools,
-        truth=TRUTH,
-        progress=progress,
-    )
+    rows, frames = _build_tables(entries, _MeasurementReader(truths, failures, timing, closures), dataset)
+    network_scores = NetworkScores()
+    if request.mouths_only:
+        not_computed |= dict.fromkeys(SLOW_COLUMNS, "--mouths-only")
+    else:
+        networks = load_networks(request.weights, with_sound=request.raw is not None, device=request.device)
+        raw_clips = RawClips(dataset, request.raw, limits)
+        network_scores = score_rows_by_networks(
+            _group_items_by_row(entries, rows),
+            networks,
+            raw_clips,
+            dataset,
+            tools,
+            truth=TRUTH,
+            progress=progress,
+        )
+        not_computed |= networks.not_computed
     for entry, row in zip(entries, rows, strict=True):
         if entry.item is not None and not entry.obedience_only:
             row |= network_scores.clips.get(entry.item.cache_entry, {})
 
-    not_computed |= networks.not_computed
     metrics = build_metrics(rows, network_scores.rows, not_computed)
     run_info = _describe_run(request, dataset, systems, network_scores, not_computed)
     _write(request.out, rows, frames, metrics, run_info)
@@ -157,7 +188,7 @@ def _find_all_systems(request: EvaluateRequest, dataset: Dataset) -> list[Genera
     systems: list[GeneratedSystem] = []
     for name, folder in request.generated:
         systems += find_systems(name, folder, dataset, request.split, request.clips)
-    counts = Counter([*(system.row for system in systems), *BASELINES])
+    counts = Counter([*(system.row for system in systems), *NOT_GENERATED])
     for system in systems:
         if counts[system.row] > 1:
             raise StageError(f"{system.folder}: there is a row {system.row!r} already; "
@@ -207,27 +238,61 @@ def _prepare_tools(
         bank=bank,
         landmarker=model,
         landmarker_sha256="" if model is None else file_sha256(model),
+        mouths_only=request.mouths_only,
     )
     return tools, not_computed
 
 
-class _MeasurementReader:
-    """Reads measurements from the cache; those of ground truth mouths, which many rows need, once."""
+def _list_training_mouths(dataset: Dataset, tools: MeasureTools, excluded: Set[str]) -> list[MeasureItem]:
+    """The training clips whose mean opening by frame number is a row; none without landmarks."""
+    if tools.landmarker is None:
+        return []
+    clip_ids = choose_bank_clips(dataset, excluded=excluded)[:MEAN_OPENING_CLIPS]
+    return [make_item(dataset, tools, "mouths", Pair(clip_id, clip_id)) for clip_id in clip_ids]
 
-    def __init__(self, truths: Mapping[str, MeasureItem], failures: Mapping[Path, Outcome]) -> None:
+
+def _find_all_closures(
+    request: EvaluateRequest, dataset: Dataset, clip_ids: Set[str]
+) -> dict[str, list[int]] | None:
+    """Frames in which p, b and m close the lips, of the clips whose word times are known; None: of none."""
+    if request.alignments is None:
+        return None
+    clips = {clip_id: dataset.clips[clip_id] for clip_id in sorted(clip_ids)}
+    words = read_alignments(request.alignments, clips)
+    return {clip_id: find_closures(clip_words) for clip_id, clip_words in words.items()}
+
+
+class _MeasurementReader:
+    """Reads measurements from the cache; those of the ground truth, which many rows need, once."""
+
+    def __init__(
+        self,
+        truths: Mapping[str, MeasureItem],
+        failures: Mapping[Path, Outcome],
+        timing: Sequence[MeasureItem],
+        closures: Mapping[str, Sequence[int]] | None,
+    ) -> None:
         self._failures = failures
-        self._mouths: dict[str, Mouths | None] = {}
+        self._true_clips: dict[str, TrueClip] = {}
         for clip_id, item in truths.items():
             result = self.read(item)
-            self._mouths[clip_id] = None if isinstance(result, Outcome) else get_mouths(result)
+            self._true_clips[clip_id] = (
+                TrueClip()
+                if isinstance(result, Outcome)
+                else TrueClip(get_mouths(result), result["is_silent"], (closures or {}).get(clip_id))
+            )
+        results = [result for item in timing if not isinstance(result := self.read(item), Outcome)]
+        self.mean_opening = average_openings(
+            [openings(mouths) for result in results if (mouths := get_mouths(result)) is not None]
+        )
 
     def read(self, item: MeasureItem) -> Measurements | Outcome:
         """An item's measurements, or why there are none."""
         return self._failures.get(item.cache_entry) or load_measurements(item.cache_entry)
 
-    def get_true_mouths(self, clip_id: str) -> Mouths | None:
-        """Landmarks of a clip's own frames."""
-        return self._mouths[clip_id]
+    def get_true_clip(self, clip_id: str) -> TrueClip:
+        """Mouth and pauses of a clip's own frames and speech."""
+        return self._true_clips[clip_id]
 
 
 def _group_items_by_row(entries: Sequence[TableEntry], rows: Sequence[Row]) -> dict[str, list[MeasureItem]]:
@@ -286,21 +351,25 @@ def _make_clip_row(
         "frames": 0,
         **dict.fromkeys(COLUMNS),
     }
-    if isinstance(result, Outcome):
+    speech, source = (reader.get_true_clip(name) for name in (pair.audio_clip_id, pair.clip_id))
+    own = pair.clip_id == pair.audio_clip_id
+    if entry.row == MEAN_OPENING and outcome.status == OK:
+        scores = score_mean_opening(reader.mean_opening, speech, source, own=own)
+    elif isinstance(result, Outcome):
         return row
-    speech, source = (reader.get_true_mouths(name) for name in (pair.audio_clip_id, pair.clip_id))
-    lengths = [len(mouths) for mouths in (speech, source) if mouths is not None]
-    row["frames"] = min([len(result["identity_distances"]), *lengths])
-    scores = score_clip(result, speech, source, own=pair.clip_id == pair.audio_clip_id)
+    else:
+        lengths = [len(each.mouths) for each in (speech, source) if each.mouths is not None]
+        row["frames"] = min([len(result["identity_distances"]), *lengths])
+        scores = score_clip(result, speech, source, own=own)
     if entry.obedience_only:
-        scores = {column: score for column, score in scores.items() if column == "audio_obedience"}
+        scores = {column: score for column, score in scores.items() if column in OBEDIENCE}
     return row | {column: score for column, score in scores.items() if np.isfinite(score)}
 
 
 def _make_frame_rows(entry: TableEntry, measurements: Measurements, reader: _MeasurementReader) -> pa.Table:
     """A clip's rows of ``frames.parquet``."""
     n_frames = len(measurements["identity_distances"])
-    curves = compute_curves(measurements, reader.get_true_mouths(entry.pair.audio_clip_id))
+    curves = compute_curves(measurements, reader.get_true_clip(entry.pair.audio_clip_id).mouths)
     values = [curves.get(name, np.full(n_frames, np.nan)) for name in CURVES]
     columns = [
         pa.array([entry.row] * n_frames),
@@ -323,6 +392,8 @@ def _describe_run(
         "dataset": dataset.manifest["digest"],
         "split": request.split,
         "clips": request.clips,
+        "mouths_only": request.mouths_only,
+        "alignments": None if request.alignments is None else str(request.alignments),
         "scored": {system.row: {"folder": str(system.folder), **system.description} for system in systems},
         "seed": 0,  # of the intervals
         "versions": versions("redub", "numpy", "opencv-python", "scipy", "mediapipe", "av"),

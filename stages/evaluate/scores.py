@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from shards.ledger import OK
 from shards.table import Row
 from stages.evaluate.columns import COLUMNS
+from stages.evaluate.listening import OBEDIENCE, RATIOS, score_errors, score_openings
 from stages.evaluate.measure import Measurements
 from stages.evaluate.metrics.identity import drift
-from stages.evaluate.metrics.mouth import (
-    Mouths,
-    correlation,
-    drop_nan_frames,
-    lag_frames,
-    mouth_distance,
-    openings,
-)
-from stages.evaluate.metrics.obedience import Mean, audio_obedience, bootstrap_mean
+from stages.evaluate.metrics.mouth import Mouths, lag_frames, mouth_distance, openings
+from stages.evaluate.metrics.obedience import Mean, bootstrap_mean, bootstrap_ratio
 from stages.evaluate.metrics.pixels import PEAK, Series, compute_psnr
-
-MIN_OBEDIENCE_FRAMES = 10  # with a mouth in all three of the signals that obedience compares
+from stages.evaluate.table import MEAN_OPENING
 
 CLIPS_SCHEMA = pa.schema(
     [
@@ -39,6 +34,7 @@ CLIPS_SCHEMA = pa.schema(
     ]
 )
 CPBD = ("cpbd_box", "cpbd_frame")
+SSIM = ("ssim_box", "ssim_frame")
 CURVES = ("psnr_box_db", "identity_distance", "opening", "opening_speech")
 FRAMES_SCHEMA = pa.schema(
     [
@@ -55,53 +51,70 @@ def get_mouths(measurements: Measurements) -> Mouths | None:
     return Mouths(measurements["lips"], measurements["pupils"]) if "lips" in measurements else None
 
 
+@dataclass(frozen=True, slots=True)
+class TrueClip:
+    """What scores need of a clip's own frames and sound; None where it is not known."""
+
+    mouths: Mouths | None = None
+    is_silent: NDArray[np.bool_] | None = None  # (T,)
+    closures: Sequence[int] | None = None  # frames in which a p, b or m closes the lips
+
+
 def score_clip(
-    measurements: Measurements, speech: Mouths | None, source: Mouths | None, *, own: bool
+    measurements: Measurements, speech: TrueClip, source: TrueClip, *, own: bool
 ) -> dict[str, float]:
     """A clip's scores by column; one that is not defined for it is nan or absent.
 
-    ``speech`` is the ground truth mouth of the speech that it was generated from, ``source`` that of its own
-    frames.
+    ``speech`` is the clip of the speech that it was generated from, ``source`` that of its frames.
     """
     scores = {
         "smoothness_box": float(measurements["smoothness"]),
         "identity_drift": drift(measurements["identity_distances"]),
         **{name: float(np.nanmean(measurements[name]))
-           for name in CPBD if np.isfinite(measurements[name]).any()},
+           for name in CPBD if np.isfinite(measurements.get(name, np.nan)).any()},
+        **{name: float(measurements[name].mean()) for name in SSIM if name in measurements},
     }  # fmt: skip
     if own:
-        scores |= {
-            "psnr_box_db": compute_psnr(measurements["errors_box"]),
-            "psnr_frame_db": compute_psnr(measurements["errors_frame"]),
-            "ssim_box": float(measurements["ssim_box"].mean()),
-            "ssim_frame": float(measurements["ssim_frame"].mean()),
-        }
+        scores |= score_errors(measurements["errors_box"])
+        scores["psnr_frame_db"] = compute_psnr(measurements["errors_frame"])
     generated = get_mouths(measurements)
-    if generated is None or speech is None or source is None:
+    if generated is None or speech.mouths is None or source.mouths is None:
         return scores
-    generated, speech, source = trim_to_shortest(generated, speech, source)
-    scores |= {
-        "opening_correlation": correlation(openings(generated), openings(speech)),
-        "opening_lag_frames": lag_frames(openings(generated), openings(speech)),
-    }
+    n_frames = min(map(len, (generated, speech.mouths, source.mouths)))
+    generated, true_speech, true_source = (
+        mouths[:n_frames] for mouths in (generated, speech.mouths, source.mouths)
+    )
+    scores |= score_openings(
+        *map(openings, (generated, true_speech, true_source)),
+        is_silent=speech.is_silent,
+        closures=speech.closures,
+        own=own,
+    )
+    scores["opening_lag_frames"] = lag_frames(openings(generated), openings(true_speech))
     if own:
-        distance = mouth_distance(generated, source)
+        distance = mouth_distance(generated, true_source)
         scores |= {"mouth_distance_px": distance.px, "mouth_distance_pupils": distance.pupils}
-    else:
-        scores["audio_obedience"] = score_obedience(generated, speech, source)
     return scores
 
 
-def trim_to_shortest(*mouths: Mouths) -> list[Mouths]:
-    """The frames that all of them have."""
-    n_frames = min(map(len, mouths))
-    return [each[:n_frames] for each in mouths]
+def average_openings(clips: Sequence[Series]) -> Series:
+    """Mean opening of clips (T_i,) at each frame number, (max T,); nan where no clip has a mouth."""
+    total, count = (np.zeros(max(map(len, clips), default=0)) for _ in range(2))
+    for clip in clips:
+        is_known = np.isfinite(clip)
+        total[: len(clip)][is_known] += clip[is_known]
+        count[: len(clip)] += is_known
+    with np.errstate(invalid="ignore"):  # 0 / 0
+        return np.asarray(total / count)
 
 
-def score_obedience(generated: Mouths, speech: Mouths, source: Mouths) -> float:
-    """Audio obedience over the frames in which all three mouths were found; nan when they are too few."""
-    signals = drop_nan_frames(*map(openings, trim_to_shortest(generated, speech, source)))
-    return audio_obedience(*signals) if len(signals[0]) >= MIN_OBEDIENCE_FRAMES else float("nan")
+def score_mean_opening(curve: Series, speech: TrueClip, source: TrueClip, *, own: bool) -> dict[str, float]:
+    """Scores of a mean opening by frame number (T,): what a clip's timing alone reaches, without pixels."""
+    if speech.mouths is None or source.mouths is None:
+        return {}
+    return score_openings(
+        curve, openings(speech.mouths), openings(source.mouths), is_silent=None, closures=None, own=own
+    )
 
 
 def compute_curves(measurements: Measurements, speech: Mouths | None) -> dict[str, Series]:
@@ -120,14 +133,18 @@ def group_means(rows: Iterable[Row], column: str, by: Sequence[str]) -> dict[tup
     """Mean of a column over clips, with its interval, in each group of rows of ``clips.parquet``.
 
     ``("row",)`` gives the column of the table, ``("row", "emotion")`` splits it by emotion too. Groups are
-    in order of appearance.
+    in order of appearance. A column of RATIOS is the ratio of the means of two others.
     """
-    groups: dict[tuple[str, ...], list[float]] = {}
+    names = RATIOS.get(column, (column,))
+    groups: dict[tuple[str, ...], list[list[float]]] = {}
     for row in rows:
-        key = tuple(row[name] for name in by)
-        if row[column] is not None and None not in key:
-            groups.setdefault(key, []).append(row[column])
-    return {key: bootstrap_mean(values) for key, values in groups.items()}
+        key, values = tuple(row[name] for name in by), [row[name] for name in names]
+        if None not in (*key, *values):
+            groups.setdefault(key, []).append(values)
+    if column not in RATIOS:
+        return {key: bootstrap_mean([value for (value,) in clips]) for key, clips in groups.items()}
+    ratios = {key: bootstrap_ratio(*zip(*clips, strict=True)) for key, clips in groups.items()}
+    return {key: ratio for key, ratio in ratios.items() if ratio is not None}
 
 
 def build_metrics(
@@ -147,23 +164,27 @@ def build_metrics(
             else:
                 clips = [row for row in rows if row["row"] == name]
                 values[column] = (
-                    f"not computed: {not_computed.get(column) or _explain_missing(column, clips)}"
+                    f"not computed: {not_computed.get(column) or _explain_missing(column, name, clips)}"
                 )
     return table
 
 
-def _explain_missing(column: str, rows: Sequence[Row]) -> str:
+def _explain_missing(column: str, row_name: str, rows: Sequence[Row]) -> str:
     """Why no clip of a row has a value in a column that was computed."""
     scored = [row for row in rows if row["status"] == OK]
     swapped = {row["clip_id"] != row["audio_clip_id"] for row in scored}
     if not scored:
         return "no clip of this row could be scored"
+    if row_name == MEAN_OPENING and column not in ("opening_correlation", *OBEDIENCE):
+        return "it is a curve of mouth openings, without frames"
     if COLUMNS[column].needs_truth and swapped == {True}:
         return "there is no ground truth of these faces with another's speech"
-    if column == "audio_obedience" and swapped == {False}:
+    if column in OBEDIENCE and swapped == {False}:
         return "it needs clips that were generated from another's speech"
     if column.startswith("psnr"):
         return "infinite: every pixel equals the ground truth"
+    if column.startswith("silence"):
+        return "no clip's speech has a pause, or they were scored for audio obedience alone"
     return "not defined for these clips"
 
 

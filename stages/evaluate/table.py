@@ -20,6 +20,9 @@ from stages.sample.pairs import Pair, count_pair_frames
 STAGE = "evaluate"
 TRUTH, FROZEN, PREVIOUS, NEAREST = "ground truth", "frozen mouth", "previous frame", "nearest mel"
 BASELINES: dict[str, Kind] = {TRUTH: "truth", FROZEN: "held", PREVIOUS: "previous", NEAREST: "nearest"}
+MEAN_OPENING = "mean opening by frame number"  # a curve of the training split, without frames
+NOT_GENERATED = (*BASELINES, MEAN_OPENING)
+NO_TRAINING = Outcome(DROPPED, "no_training", "no training clip is left to take mouths from")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +31,7 @@ class TableEntry:
 
     row: str
     pair: Pair
-    item: MeasureItem | None
+    item: MeasureItem | None  # None as well for MEAN_OPENING, whose curve all clips share
     outcome: Outcome = field(default_factory=Outcome)
     obedience_only: bool = False  # a baseline with another clip's speech: it has no other metric
 
@@ -55,12 +58,15 @@ def list_entries(
     ]
     for row, kind in BASELINES.items():
         if kind == "nearest" and tools.bank is None:
-            outcome = Outcome(DROPPED, "no_training", "no training clip is left to take mouths from")
-            entries += [TableEntry(row, pair, None, outcome) for pair in own]
+            entries += [TableEntry(row, pair, None, NO_TRAINING) for pair in own]
             continue
         entries += [TableEntry(row, pair, make_item(dataset, tools, kind, pair)) for pair in own]
         if tools.landmarker is not None:
             entries += [_make_swapped_entry(dataset, tools, row, kind, pair) for pair in swapped]
+    if tools.landmarker is not None:
+        outcome = NO_TRAINING if tools.bank is None else Outcome()
+        entries += [TableEntry(MEAN_OPENING, pair, None, outcome) for pair in own]
+        entries += [TableEntry(MEAN_OPENING, pair, None, outcome, obedience_only=True) for pair in swapped]
     return entries
 
 
@@ -95,6 +101,8 @@ def make_item(
         "landmarker": tools.landmarker_sha256,
         "versions": versions("opencv-python", "numpy", "scikit-image"),
     }
+    if tools.mouths_only:
+        inputs["mouths_only"] = True
     if kind == "nearest":
         assert tools.bank is not None, "without a bank there are no such items"
         inputs |= {"speech": dataset.clips[pair.audio_clip_id]["sha256"], "bank": tools.bank.stem}

@@ -13,7 +13,7 @@ from model.monitor import BAND_NAMES
 from shards.reader import Dataset, read_members
 from shards.schema import MELS_MEMBER, MELS_PER_FRAME, VIDEO_FPS, npy_to_array
 from stages.evaluate.metrics.mouth import lag_frames
-from stages.evaluate.table import BASELINES
+from stages.evaluate.table import NOT_GENERATED
 from stages.report import results
 from stages.report.card import DatasetCard
 from stages.report.motion import MotionStats
@@ -204,7 +204,7 @@ def plot_openings(evaluation: EvaluationResults) -> list[CaptionedPlot]:
     """Openings of generated mouths beside those of the audio clips."""
     figures = []
     for row in evaluation.means:
-        if row in BASELINES:
+        if row in NOT_GENERATED:
             continue
         for clip in results.select_opening_curves(evaluation, row)[:MAX_OPENING_PLOTS]:
             frames = np.arange(len(clip.values["opening"]))

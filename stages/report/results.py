@@ -25,6 +25,8 @@ Floats = NDArray[np.float64]
 
 # Rows that contain the ground-truth mouth. They show what a metric can reach and are never marked as best.
 REFERENCES = (TRUTH, PREVIOUS)
+LISTENING = "Does the mouth follow the speech, by landmarks"
+LISTENING_COLUMNS = ("audio_obedience", "obedience_", "silence_", "closure")
 N_RESAMPLES = 1000
 MAX_FAILURES = 50  # clips listed that could not be scored
 
@@ -152,8 +154,8 @@ def _choose_table(name: str, column: Column) -> str:
     if not column.region:
         if name.startswith("lse_"):
             return f"Speech, by SyncNet: {'real videos' if name.endswith('_real') else 'crops'}"
-        return "Mouth, by landmarks"
-    if name in ("smoothness_box", "identity_drift"):
+        return LISTENING if name.startswith(LISTENING_COLUMNS) else "Mouth, by landmarks"
+    if name in ("smoothness_box", "identity_drift", "psnr_box_first_db", "psnr_box_last_db"):
         return "Over time, in the masked box"
     return {"box": "In the masked box", "frame": "On the full frame"}[column.region]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from shards.atomic import write_atomically
 from shards.publish import locate_dataset
 from shards.reader import Dataset, open_dataset
-from stages.evaluate.table import BASELINES
+from stages.evaluate.table import NOT_GENERATED
 from stages.report.card import build_card
 from stages.report.codecs import measure_codecs
 from stages.report.figures import plot_dataset, plot_drift, plot_openings, plot_training
@@ -84,7 +84,7 @@ def _make_results_section(evaluation: EvaluationResults) -> ResultsSection:
         evaluation,
         build_tables(evaluation),
         build_group_tables(evaluation),
-        tuple(BASELINES),
+        NOT_GENERATED,
         explain_columns(evaluation),
         plot_drift(evaluation),
         plot_openings(evaluation),

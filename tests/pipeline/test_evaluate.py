@@ -63,7 +63,7 @@ def test_the_table_lists_what_was_scored_and_why_the_rest_was_not(shards: Path, 
         "lse_c, lse_d, lse_c_real, lse_d_real: not computed: SyncNet weights not found at " in result.output
     )
     assert "(sha256 961e8696" in result.output
-    assert "audio_obedience: not computed: --no-landmarks" in result.output
+    assert "closure, closure_truth: not computed: --no-landmarks" in result.output
     assert all(row in result.output for row in BASELINES)
 
     alone = EvaluateRequest(

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from shards.schema import VIDEO_FPS
 from stages.evaluate.metrics.pixels import Series
 
-UNITS_PER_SECOND = 25_000  # of the times in an alignment file
 CLOSED_AT_START = frozenset({"bin", "place", "blue", "by", "please", "b", "p"})
 CLOSED_AT_END = frozenset({"m"})
 REACH_FRAMES = 3  # on each side: word times are rounded to frames, and lips close before the burst
@@ -32,23 +30,6 @@ class Word:
     start: float
     end: float
     text: str
-
-
-def read_alignment(path: Path) -> list[Word]:
-    """The words of an alignment file of GRID, ``start end word`` in each line.
-
-    Raises OSError, and ValueError with the line that is not of this form.
-    """
-    words = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        fields = line.split()
-        if len(fields) != 3 or not (fields[0].isdecimal() and fields[1].isdecimal()):
-            raise ValueError(f"{path}: line {number} is {line[:80]!r}, expected start, end and word")
-        start, end = (int(field) / UNITS_PER_SECOND for field in fields[:2])
-        words.append(Word(start, end, fields[2]))
-    return words
 
 
 def find_closures(words: Iterable[Word]) -> list[int]:

@@ -8,16 +8,19 @@ import numpy as np
 import pytest
 
 from stages.evaluate.columns import COLUMNS
+from stages.evaluate.listening import OBEDIENCE, score_obedience
 from stages.evaluate.measure import Measurements
 from stages.evaluate.metrics.mouth import Mouths
 from stages.evaluate.metrics.obedience import Mean, bootstrap_mean
 from stages.evaluate.scores import (
+    TrueClip,
+    average_openings,
     build_metrics,
     compute_curves,
     group_means,
     score_clip,
-    score_obedience,
 )
+from stages.evaluate.table import MEAN_OPENING
 from tests.stages.evaluate.metrics.test_mouth import make_mouths, make_openings
 
 T = 75
@@ -47,18 +50,21 @@ def make_row(name: str, clip_id: str, audio: str = "", **values: Any) -> dict[st
 
 def test_the_ground_truth_has_perfect_scores_where_they_are_defined() -> None:
     truth = make_mouths(make_openings(0))
-    scores = score_clip(make_measurements(truth), truth, truth, own=True)
-    assert scores["psnr_box_db"] == scores["psnr_frame_db"] == np.inf
+    clip = TrueClip(truth, is_silent=np.arange(T) < 20, closures=[10, 40])
+    scores = score_clip(make_measurements(truth), clip, clip, own=True)
+    assert scores["psnr_box_db"] == scores["psnr_frame_db"] == scores["psnr_box_last_db"] == np.inf
+    assert scores["silence_motion"] == scores["silence_motion_truth"] > 0
+    assert scores["closure"] == scores["closure_truth"]
     assert scores["ssim_box"] == scores["ssim_frame"] == scores["smoothness_box"] == 1
     assert scores["mouth_distance_px"] == scores["opening_lag_frames"] == scores["identity_drift"] == 0
     assert scores["opening_correlation"] == pytest.approx(1)
-    assert "audio_obedience" not in scores
+    assert not set(scores) & set(OBEDIENCE)
     assert compute_curves(make_measurements(truth), truth)["psnr_box_db"].min() == np.inf
 
 
 def test_with_another_speech_no_score_that_needs_ground_truth_is_computed() -> None:
     speech, source = make_mouths(make_openings(1)), make_mouths(make_openings(2))
-    scores = score_clip(make_measurements(speech, own=False), speech, source, own=False)
+    scores = score_clip(make_measurements(speech, own=False), TrueClip(speech), TrueClip(source), own=False)
     assert not {name for name in scores if COLUMNS[name].needs_truth}
     assert scores["audio_obedience"] == pytest.approx(1)
     assert "psnr_box_db" not in compute_curves(make_measurements(speech, own=False), speech)
@@ -69,19 +75,37 @@ def test_known_mouths_have_their_known_obedience() -> None:
     scores: dict[str, list[float]] = {"truth": [], "copy": [], "deaf": []}
     for seed in range(0, 90, 3):
         timing = make_openings(seed)
-        source, speech = (make_mouths(0.6 * timing + 0.4 * make_openings(seed + n)) for n in (1, 2))
-        scores["truth"].append(score_obedience(speech, speech, source))
-        scores["copy"].append(score_obedience(source, speech, source))
-        scores["deaf"].append(score_obedience(make_mouths(make_openings(1000 + seed)), speech, source))
+        source, speech = (0.6 * timing + 0.4 * make_openings(seed + n) for n in (1, 2))
+        for name, generated in (("truth", speech), ("copy", source), ("deaf", make_openings(1000 + seed))):
+            scores[name].append(score_obedience(generated, speech, source)["audio_obedience"])
     assert min(scores["truth"]) > 0.999 and max(scores["copy"]) < -0.999
     deaf = bootstrap_mean(scores["deaf"])
     assert deaf.low < 0 < deaf.high and abs(deaf.value) < 0.1
 
 
 def test_a_clip_whose_mouth_is_found_in_few_frames_has_no_obedience() -> None:
-    speech, source = make_mouths(make_openings(1)), make_mouths(make_openings(2))
-    speech.lips[5:] = np.nan
-    assert np.isnan(score_obedience(speech, speech, source))
+    speech, source = make_openings(1), make_openings(2)
+    speech[5:] = np.nan
+    assert np.isnan(list(score_obedience(speech, speech, source).values())).all()
+
+
+def test_a_mean_opening_by_frame_number_counts_the_clips_that_have_the_frame() -> None:
+    curve = average_openings([np.array([1.0, np.nan, 3.0, np.nan]), np.array([3.0, 4.0])])
+    assert curve.tolist()[:3] == [2, 4, 3] and np.isnan(curve[3])
+    assert len(average_openings([])) == 0
+
+
+def test_motion_in_silence_is_the_ratio_of_means_over_clips() -> None:
+    rows = [
+        make_row("ours", "a", silence_motion=0.3, silence_motion_truth=0.1, emotion="ANG"),
+        make_row("ours", "b", silence_motion=0.1, silence_motion_truth=0.1, emotion="SAD"),
+        make_row("ours", "c", silence_motion=0.1),
+        make_row("still", "a", silence_motion=0.1, silence_motion_truth=0.0),
+    ]
+    ratio = group_means(rows, "silence_ratio", ("row",))
+    assert ratio["ours",].value == pytest.approx(2) and ratio["ours",].n == 2 and len(ratio) == 1
+    assert ratio["ours",].low == pytest.approx(1) and ratio["ours",].high == pytest.approx(3)
+    assert group_means(rows, "silence_ratio", ("row", "emotion"))["ours", "ANG"].value == pytest.approx(3)
 
 
 def test_means_are_grouped_by_row_and_by_properties_of_clips() -> None:
@@ -105,6 +129,7 @@ def test_a_missing_value_says_why() -> None:
         make_row("truth", "a"),
         make_row("swapped", "a", "b", audio_obedience=0.5),
         make_row("broken", "a", status="dropped"),
+        make_row(MEAN_OPENING, "a", opening_correlation=0.6),
     ]
     table = build_metrics(rows, {"truth": {"fid_box": Mean(0, 0, 0, 75)}}, {"lse_c": "no SyncNet"})
     assert all(values.keys() == COLUMNS.keys() for values in table.values())
@@ -116,4 +141,7 @@ def test_a_missing_value_says_why() -> None:
         "not computed: there is no ground truth of these faces with another's speech"
     )
     assert table["swapped"]["audio_obedience"] == {"mean": 0.5, "low": 0.5, "high": 0.5, "n": 1}
+    assert table[MEAN_OPENING]["ssim_box"] == "not computed: it is a curve of mouth openings, without frames"
+    assert table[MEAN_OPENING]["obedience_source"].endswith("generated from another's speech")
+    assert table["truth"]["silence_ratio"].startswith("not computed: no clip's speech has a pause")
     assert table["broken"]["ssim_box"] == "not computed: no clip of this row could be scored"
