@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -11,11 +12,18 @@ import pytest
 
 from shards.ledger import OK, read_ledger
 from shards.reader import open_dataset, read_clip
-from shards.schema import VIDEO_FPS
+from shards.schema import VIDEO_FPS, Frames
 from shards.verify import verify
 from stages.clips import is_side_car
+from stages.engine.sandbox import LimitParams
+from stages.engine.stage import run_one_by_one
+from stages.evaluate import run as evaluate
+from stages.evaluate.run import EvaluateRequest
+from stages.evaluate.table import MEAN_OPENING
 from stages.media.crops import compute_supersample, warp
+from stages.sample.pairs import Pair, count_pair_frames, make_pairs
 from tests.build import build, find_stage_summary, pipeline, snapshot_files
+from tests.evaluation import write_samples
 
 
 def frames_by_ffmpeg(path: Path) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -110,3 +118,74 @@ def test_frames_of_real_clips_are_steady(crema_d: Path, landmarker: Path, tmp_pa
         shift = np.abs(np.diff(sample.affine[:, :, 2], n=2, axis=0))
         assert shift.max() < 1.0, f"{clip_id}: the crop jumps by {shift.max():.2f} px against its own motion"
         assert len(sample.frames) / VIDEO_FPS == pytest.approx(sample.info["frames"] / VIDEO_FPS)
+
+
+def score_true_mouths(
+    shards: Path, folder: Path, split: str, *, alignments: Path | None
+) -> dict[str, dict[str, Any]]:
+    """The table of ground truth as the generated clips: with own speech, swapped, and the source copied."""
+    dataset = open_dataset(shards)
+    swapped = make_pairs(dataset, split, "swapped", seed=0)
+
+    def cut(clip_id: str, pair: Pair) -> Frames:
+        return read_clip(dataset, clip_id).frames[: count_pair_frames(dataset, pair)]
+
+    own = {pair: cut(pair.clip_id, pair) for pair in make_pairs(dataset, split, "own", seed=0)}
+    obeys = {pair: cut(pair.audio_clip_id, pair) for pair in swapped}
+    copies = {pair: cut(pair.clip_id, pair) for pair in swapped}
+    generated = tuple(
+        (name, write_samples(folder / name, dataset, clips, audio=audio))
+        for name, clips, audio in (
+            ("true", own, "own"), ("obeys", obeys, "swapped"), ("copies", copies, "swapped")
+        )
+    )  # fmt: skip
+    request = EvaluateRequest(
+        str(shards), folder / "out", folder / "cache", generated, split,
+        mouths_only=True, alignments=alignments,
+    )  # fmt: skip
+    return evaluate.run(request, LimitParams(), run_one_by_one).metrics
+
+
+def check_true_mouths(metrics: dict[str, dict[str, Any]]) -> None:
+    """Scores that are known without measuring: of the speech's own mouth, and of the source's."""
+    means = {
+        row: {column: value["mean"] for column, value in values.items() if isinstance(value, dict)}
+        for row, values in metrics.items()
+    }
+    obeys, copies = (means[f"{name} (swapped audio)"] for name in ("obeys", "copies"))
+    true = means["true (own audio)"]
+    assert obeys["obedience_speech"] == pytest.approx(1) == obeys["audio_obedience_net"]
+    assert obeys["obedience_source"] == pytest.approx(0, abs=1e-6)
+    assert copies["obedience_speech"] == pytest.approx(0, abs=1e-6)
+    assert copies["obedience_source"] == pytest.approx(1) == -copies["audio_obedience_net"]
+    assert true["silence_ratio"] == obeys["silence_ratio"] == true["smoothness_box"] == 1
+    assert true["opening_correlation"] == pytest.approx(1)
+
+
+def test_true_mouths_of_crema_d_listen_and_rest_in_silence(
+    crema_d: Path, landmarker: Path, tmp_path: Path
+) -> None:
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    for path in sorted(crema_d.rglob("*.flv"))[:3]:
+        shutil.copyfile(path, raw / path.name)
+    build(raw, tmp_path / "work", dataset="crema-d")
+    metrics = score_true_mouths(tmp_path / "work" / "shards", tmp_path, "train", alignments=None)
+    check_true_mouths(metrics)
+    assert metrics["true (own audio)"]["closure"].startswith("not computed: needs word times")
+
+
+def test_true_lips_of_grid_are_closed_at_p_b_and_m(grid: Path, landmarker: Path, tmp_path: Path) -> None:
+    raw = tmp_path / "raw" / "s1"
+    raw.mkdir(parents=True)
+    for name in ("bbwtzp", "praj3a", "lbwr5a", "bbaf5a", "bbal6n"):  # the first three are in the test split
+        shutil.copyfile(grid / "s1" / f"{name}.mpg", raw / f"{name}.mpg")
+    build(raw.parent, tmp_path / "work", dataset="grid")
+    metrics = score_true_mouths(
+        tmp_path / "work" / "shards", tmp_path, "test", alignments=grid / "alignments"
+    )
+    check_true_mouths(metrics)
+    closure = metrics["true (own audio)"]["closure"]
+    assert closure["mean"] == 1 == metrics["copies (swapped audio)"]["closure_truth"]["mean"]
+    timing = metrics[MEAN_OPENING]["opening_correlation"]["mean"]
+    assert 0.2 < timing < 0.95, "GRID's sentences share their timing"

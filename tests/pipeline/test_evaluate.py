@@ -97,6 +97,11 @@ def test_json_output_is_the_table_and_errors_are_one_line(shards: Path, tmp_path
     assert "too_short    e.g. s1_a: has 2 frames" in unscored.output
 
 
+def test_mouths_only_without_landmarks_is_refused(shards: Path, tmp_path: Path) -> None:
+    result = invoke("--shards", shards, "-o", tmp_path / "out", "--mouths-only", "--no-landmarks")
+    assert result.exit_code == 2 and "--mouths-only needs landmarks" in result.output
+
+
 def test_the_defaults_of_the_params_file_are_those_of_the_sampler() -> None:
     assert asdict(params.SampleParams()) == asdict(rollout.SampleParams())
 

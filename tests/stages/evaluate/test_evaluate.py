@@ -25,6 +25,7 @@ from stages.engine.stage import run_one_by_one
 from stages.evaluate import measure
 from stages.evaluate import run as evaluate
 from stages.evaluate.columns import COLUMNS
+from stages.evaluate.listening import OBEDIENCE
 from stages.evaluate.measure import MeasureTask, MeasureTools, load_measurements
 from stages.evaluate.metrics.mouth import correlation
 from stages.evaluate.network_metrics import LSE, LSE_REAL, Networks
@@ -391,3 +392,54 @@ def test_mouth_metrics_of_synthetic_faces_show_which_system_follows_the_speech(
     table = pq.read_table(tmp_path / "out" / FRAMES).to_pylist()
     openings = [row["opening"] for row in table if row["row"] == "ground truth" and row["name"] == "s1_a"]
     assert correlation(np.array(openings), evaluation.make_openings(0, n_frames)) > 0.95
+
+
+def test_a_mean_opening_has_no_frames_and_is_scored_by_its_timing_alone(
+    dataset: Dataset, cache: Path, tmp_path: Path, landmarker: Path
+) -> None:
+    result = run(dataset, cache, tmp_path / "out", landmarks=True, landmarker=str(landmarker), clips=2)
+    rows = find_rows(result, MEAN_OPENING)
+    assert len(rows) == 4 and all(row["status"] == "ok" and row["frames"] == 0 for row in rows.values())
+    computed = {column for column, value in result.metrics[MEAN_OPENING].items() if isinstance(value, dict)}
+    assert computed == {"opening_correlation", *OBEDIENCE}
+    table = pq.read_table(tmp_path / "out" / FRAMES).to_pylist()
+    truth = [row["opening"] for row in table if row["row"] == TRUTH and row["name"] == "s1_a"]
+    training = evaluation.make_openings(len(LENGTHS), 30)  # the one training clip, so its opening is the mean
+    expected = correlation(np.array(truth), training[: LENGTHS["s1_a"]])
+    assert rows["s1_a"]["opening_correlation"] == pytest.approx(expected, abs=0.1)
+
+
+def test_mouths_only_has_the_same_mouth_scores_and_neither_ssim_nor_networks(
+    dataset: Dataset, cache: Path, tmp_path: Path, landmarker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = evaluation.write_samples(
+        tmp_path / "s", dataset, {OWN["s1_a"]: add_noise(dataset, "s1_a")}, audio="own"
+    )
+    options = {"landmarks": True, "landmarker": str(landmarker), "clips": 1}
+    whole = run(dataset, cache, tmp_path / "whole", ("", folder), **options).metrics
+    monkeypatch.setattr(evaluate, "load_networks", None)
+    quick = run(dataset, cache, tmp_path / "quick", ("", folder), mouths_only=True, **options).metrics
+    left_out = {column for column in COLUMNS if column.startswith(("ssim", "cpbd", "lpips", "fid", "lse"))}
+    for row, values in quick.items():
+        for column, value in values.items():
+            if column in left_out:
+                assert value == "not computed: --mouths-only"
+            else:
+                assert value == whole[row][column], (row, column)
+    assert isinstance(quick["ours (own audio)"]["psnr_box_last_db"], dict)
+
+
+def test_word_times_give_the_share_of_closed_lips_and_without_them_the_table_says_so(
+    dataset: Dataset, cache: Path, tmp_path: Path, landmarker: Path
+) -> None:
+    words = tmp_path / "words" / "s1" / "a.align"
+    words.parent.mkdir(parents=True)
+    words.write_text("0 4000 sil\n4000 9000 bin\n9000 24000 blue\n")
+    options = {"landmarks": True, "landmarker": str(landmarker), "clips": 1, "mouths_only": True}
+    scored = run(dataset, cache, tmp_path / "with", alignments=tmp_path / "words", **options)
+    [row] = [row for row in find_rows(scored, TRUTH).values() if row["clip_id"] == row["audio_clip_id"]]
+    assert row["closure"] == row["closure_truth"] and row["closure"] in (0, 0.5, 1)
+    without = run(dataset, cache, tmp_path / "without", **options).metrics
+    assert without[TRUTH]["closure"].startswith("not computed: needs word times")
+    with pytest.raises(StageError, match="no such folder"):
+        run(dataset, cache, tmp_path / "none", alignments=tmp_path / "nowhere", **options)
