@@ -175,7 +175,7 @@ COLUMNS: dict[str, Column] = {
         "closed at p, b, m",
         "",
         "",
-        "higher",
+        "",
         "share of p, b and m with closed lips, by GRID's word times; half at random instants of speech, 1 "
         "for a mouth that never opens",
     ),

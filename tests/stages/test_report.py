@@ -176,6 +176,17 @@ def test_every_number_of_metrics_json_is_in_a_cell(folder: Path, html: str) -> N
     assert not Counter(means) - values
 
 
+def test_the_page_says_beside_the_table_that_psnr_rewards_copying(html: str) -> None:
+    table = html.index('aria-label="In the masked box"')
+    note = html.index("reward a network that copies the mouth from what is visible", table)
+    assert note < html.index("sortable metrics", html.index("sortable metrics", table) + 1), (
+        "before the next table"
+    )
+    listening = html.index('aria-label="Does the mouth follow the speech, by landmarks"')
+    columns = html[listening : html.index("</thead>", listening)]
+    assert "audio obedience, net" in columns and "closed at p, b, m" in columns
+
+
 def test_the_best_mean_is_marked_but_never_the_ground_truth(evaluation: EvaluationResults) -> None:
     tables = build_tables(evaluation)
     psnr = read_column(tables, "PSNR", "box")
