@@ -22,7 +22,13 @@ from shards.schema import ClipSample, Frames
 from stages.evaluate.metrics.closure import Word, count_closed_share, find_closures
 from stages.evaluate.metrics.motion import smoothness
 from stages.evaluate.metrics.mouth import Mouths, correlation, drop_nan_frames, openings
-from stages.evaluate.metrics.obedience import Mean, bootstrap_mean, bootstrap_ratio, partial_correlation
+from stages.evaluate.metrics.obedience import (
+    Mean,
+    audio_obedience,
+    bootstrap_mean,
+    bootstrap_ratio,
+    partial_correlation,
+)
 from stages.evaluate.metrics.pixels import Series, compute_psnr, squared_errors
 from stages.evaluate.metrics.silence import find_silent_frames, measure_silent_motion
 
@@ -126,7 +132,7 @@ def score_obedience(generated: Series, speech: Series, source: Series) -> dict[s
     with_speech = partial_correlation(generated, speech, source)
     with_source = partial_correlation(generated, source, speech)
     return {
-        "audio_obedience": with_speech - with_source,
+        "audio_obedience": audio_obedience(generated, speech, source),
         "obedience_speech": with_speech,
         "obedience_source": with_source,
         "audio_obedience_net": with_speech - abs(with_source),
