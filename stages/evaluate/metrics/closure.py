@@ -18,8 +18,8 @@ from stages.evaluate.metrics.pixels import Series
 CLOSED_AT_START = frozenset({"bin", "place", "blue", "by", "please", "b", "p"})
 CLOSED_AT_END = frozenset({"m"})
 REACH_FRAMES = 3  # on each side: word times are rounded to frames, and lips close before the burst
-# In units of the pupil distance. In true clips of GRID the least opening within reach is below it at 98 % of the
-# instants, and at half of random instants of speech. MediaPipe gives closed lips 0.002 to 0.015.
+# In units of the pupil distance. In true clips of GRID the least opening within reach is below it at 98 % of
+# the instants, and at half of random instants of speech. MediaPipe gives closed lips 0.002 to 0.015.
 CLOSED_OPENING = 0.02
 
 

@@ -1,8 +1,8 @@
 """Does the mouth rest while nothing is said? Silence is found in the mels of the speech.
 
 The rule was checked on GRID, whose alignments mark silence: it finds 95 % of the frames marked ``sil``, and
-92 % of the frames that it finds are marked (103 clips that it was not chosen on). A true mouth moves an eighth
-as much there as elsewhere.
+92 % of the frames that it finds are marked (103 clips that it was not chosen on). A true mouth moves an
+eighth as much there as elsewhere.
 """
 
 from __future__ import annotations
