@@ -39,9 +39,9 @@ from shards.reader import Dataset, open_dataset
 from shards.resident import TRAIN_SPLIT, load_resident, split_held_out
 from shards.schema import ClipSample, Frames
 from stages.evaluate.listening import PairMouths, average_scores, score_pair
-from stages.evaluate.metrics.closure import read_alignment
 from stages.evaluate.metrics.mouth import Mouths
 from stages.evaluate.mouths import find_mouths
+from stages.evaluate.word_times import read_alignment
 from stages.media import weights
 from stages.media.faces import FaceFinder
 from stages.sample.generate import generate_clips

@@ -49,7 +49,8 @@ class ClipRequest:
 
     key: str  # part of the keys of its random numbers
     frames: Iterator[CropFrame]
-    mels: NDArray[np.float32]  # (2T, n_mels) dB
+    mels: NDArray[np.float32]  # (2T, n_mels) dB, of the whole speech
+    offset: int = 0  # in frames, from the start of the speech to the clip's first frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,9 +160,14 @@ class FrameGenerator:
         region = self.recipe.frames.mask_region
         return box if region is None else np.array(region, np.int16)
 
-    def __call__(self, frames: Iterator[CropFrame], mels: NDArray[np.float32]) -> Iterator[NDArray[np.uint8]]:
-        """Generate one clip, frame by frame as ``frames`` are read."""
-        for frame in self.rollout([ClipRequest("", frames, mels)], slots=1):
+    def __call__(
+        self, frames: Iterator[CropFrame], mels: NDArray[np.float32], offset: int = 0
+    ) -> Iterator[NDArray[np.uint8]]:
+        """Generate one clip, frame by frame as ``frames`` are read.
+
+        Its first frame is ``offset`` frames after the start of the speech that ``mels`` are of.
+        """
+        for frame in self.rollout([ClipRequest("", frames, mels, offset)], slots=1):
             yield frame.pixels
 
     @torch.no_grad()
@@ -239,7 +245,7 @@ class FrameGenerator:
             previous = clip.previous
         assert clip.identity is not None, "the first frame of a clip is its identity frame"
         images = [previous, clip.identity] + ([mask] if self.recipe.network.mask_channel else [])
-        row = MELS_PER_FRAME * clip.number
+        row = MELS_PER_FRAME * (clip.request.offset + clip.number)
         if row + audio.rows > len(clip.mels):
             raise ModelError(
                 f"{clip.request.key or 'the speech'}: frame {clip.number} has no mels, there are "

@@ -32,7 +32,7 @@ from pydantic.dataclasses import dataclass as params_dataclass
 from sampler.paste import paste
 from sampler.rollout import CropFrame
 from shards.atomic import write_atomically
-from shards.schema import MELS_PER_FRAME, VIDEO_FPS, Frame
+from shards.schema import VIDEO_FPS, Frame
 from stages.align import AlignParams
 from stages.edit.face_track import FaceChoice, choose_face_path, observe_faces
 from stages.edit.plan import EditPlan
@@ -60,9 +60,10 @@ MIN_BYTES_PER_SECOND = 8000
 class MouthGenerator(Protocol):
     """Generates mouths: crops and boxes at 25 fps and the speech's mels in, re-drawn crops out.
 
-    ``mels`` are (2T, M) float32 dB for T frames; row 2k is centred on frame k's instant. Yields one crop
-    (size, size, 3) uint8 per frame, in order, and may read any number of frames before it yields the first.
-    It is called once per face segment, which is a part of the video in which the face is visible.
+    ``mels`` are (2T, M) float32 dB of the whole speech; row 2(offset + k) is centred on frame k's instant.
+    Yields one crop (size, size, 3) uint8 per frame, in order, and may read any number of frames before it
+    yields the first. It is called once per face segment, which is a part of the video in which the face is
+    visible, and which begins ``offset`` frames after the speech does.
     """
 
     @property
@@ -75,7 +76,7 @@ class MouthGenerator(Protocol):
         ...
 
     def __call__(
-        self, frames: Iterator[CropFrame], mels: NDArray[np.float32]
+        self, frames: Iterator[CropFrame], mels: NDArray[np.float32], offset: int
     ) -> Iterator[NDArray[np.uint8]]: ...
 
 
@@ -348,9 +349,8 @@ def _generate_crops(
         if index < 0:
             yield from [None] * len(instants)
             continue
-        rows = mels[instants[0] * MELS_PER_FRAME : (instants[-1] + 1) * MELS_PER_FRAME]
         frames = _read_crops(plan, reader, instants, generator.size)
-        yield from _check_crops(generator(frames, rows), len(instants), generator.size)
+        yield from _check_crops(generator(frames, mels, instants[0]), len(instants), generator.size)
 
 
 def _read_crops(

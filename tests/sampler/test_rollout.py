@@ -286,6 +286,20 @@ def test_guidance_of_one_batch_is_the_weighted_sum_of_two_predictions(network: t
     assert np.abs(images[1.5] - expected)[inside].max() <= 2, "rounding"
 
 
+def test_a_part_of_a_clip_hears_what_is_said_before_and_after_it(network: torch.nn.Module) -> None:
+    """Only the rows in its window count, also those outside the part."""
+    frames, mels = make_clip(0, 8)
+
+    def generate_frame(speech: NDArray[np.float32], offset: int) -> NDArray[np.uint8]:
+        request = ClipRequest("part", iter([CropFrame(frames[3], BOX)]), speech, offset)
+        return generate(make_generator(network), [request], slots=1)["part", 0]
+
+    whole = generate_frame(mels, 3)
+    around = mels[2 * 3 - 2 : 2 * 3 + 4]  # the window is two rows on each side
+    assert np.array_equal(whole, generate_frame(around, 1))
+    assert not np.array_equal(whole, generate_frame(mels[2 * 3 : 2 * 3 + 2], 0)), "padded with silence"
+
+
 def test_a_mask_region_of_the_recipe_is_generated_instead_of_the_box(network: torch.nn.Module) -> None:
     region = (1, 5, 15, 16)
     recipe = replace(TINY, frames=replace(TINY.frames, mask_region=region))

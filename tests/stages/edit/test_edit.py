@@ -53,9 +53,11 @@ class BoxPainter:
     size: int = 128
     inputs: list[CropFrame] = field(default_factory=list)
     mels: list[np.ndarray] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
 
-    def __call__(self, frames: Iterator[CropFrame], mels: np.ndarray) -> Iterator[np.ndarray]:
+    def __call__(self, frames: Iterator[CropFrame], mels: np.ndarray, offset: int) -> Iterator[np.ndarray]:
         self.mels.append(mels)
+        self.offsets.append(offset)
         pending: list[CropFrame] = []
         k = 0
         for frame in frames:
@@ -350,11 +352,12 @@ def test_frames_without_a_face_pass_through_and_are_counted(
     assert edited.frames == 40 and edited.redrawn == 28 and edited.passed_through == {"no_face": 12}
     source, result = read_yuv_frames(gap), read_rgb_frames(tmp_path / "out.mp4")
     assert all(np.array_equal(written[k].to_array(), source[k]) for k in range(14, 26))
-    # Each segment is a clip of its own for the network, with its own mels.
+    # Each segment is a clip of its own for the network, which hears the whole speech.
     assert [read_index(image) for image in result] == [
         *[k % COLOURS for k in range(14)], *[None] * 12, *[k % COLOURS for k in range(14)]
     ]  # fmt: skip
-    assert [len(mels) for mels in generator.mels] == [28, 28] and len(generator.inputs) == 28
+    assert [len(mels) for mels in generator.mels] == [80, 80] and generator.offsets == [0, 26]
+    assert len(generator.inputs) == 28
 
 
 def test_without_any_face_there_is_nothing_to_edit(
@@ -492,16 +495,16 @@ def test_an_error_is_one_line_and_leaves_no_file(
 
 
 class Failing(BoxPainter):
-    def __call__(self, frames: Iterator[CropFrame], mels: np.ndarray) -> Iterator[np.ndarray]:
-        for k, crop in enumerate(super().__call__(frames, mels)):
+    def __call__(self, frames: Iterator[CropFrame], mels: np.ndarray, offset: int) -> Iterator[np.ndarray]:
+        for k, crop in enumerate(super().__call__(frames, mels, offset)):
             if k == 6:
                 raise RuntimeError("the network has failed")
             yield crop
 
 
 class Short(BoxPainter):
-    def __call__(self, frames: Iterator[CropFrame], mels: np.ndarray) -> Iterator[np.ndarray]:
-        yield from list(super().__call__(frames, mels))[:-1]
+    def __call__(self, frames: Iterator[CropFrame], mels: np.ndarray, offset: int) -> Iterator[np.ndarray]:
+        yield from list(super().__call__(frames, mels, offset))[:-1]
 
 
 class Large(BoxPainter):
