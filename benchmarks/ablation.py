@@ -28,7 +28,7 @@ from typing import Any
 
 from model import loop
 from model.batch import build_network_input
-from model.checkpoint import list_checkpoints, load_network, restore_state
+from model.checkpoint import check_resumable, list_checkpoints, load_network, restore_state
 from model.execution import Execution, Ranks, select_device
 from model.recipe import DEMO, Recipe, build_recipe, nest_changes
 from model.unet import count_parameters
@@ -56,6 +56,8 @@ SMALL: Changes = {
     "network.audio.rows_after": 8,
     "frames.previous_hidden": 0.7,
     "frames.context_share": 0.0,
+    "frames.audio_gain_db": 0.0,
+    "frames.audio_band_db": 0.0,
     "loss.lip_weight": 2.0,
     "optim.learning_rate": 1e-3,
     "optim.after_warmup": "constant",
@@ -120,7 +122,7 @@ COLUMNS = (
     "audio_obedience", "audio_obedience_net", "obedience_speech", "obedience_source", "opening_correlation",
     "smoothness_box", "psnr_box_db", "psnr_box_first_db", "psnr_box_last_db", "silence_ratio", "closure",
 )  # fmt: skip
-RESULT = "result.json"  # of a row, in its folder
+RESULT, LOG = "result.json", "log.txt"  # of a row, in its folder
 
 
 def make_recipe(name: str, args: argparse.Namespace) -> Recipe:
@@ -157,6 +159,8 @@ def train(run: Path, recipe: Recipe, dataset: Dataset, args: argparse.Namespace)
     state = loop.create_state(recipe, device)
     checkpoints = list_checkpoints(run)
     if checkpoints:
+        # more samples may be added, and nothing else changed
+        check_resumable(checkpoints[-1], recipe, str(dataset.manifest["digest"]))
         restore_state(state, checkpoints[-1])
     if args.minutes:
         watch = threading.Thread(target=stop_after, args=(run, state, 60 * args.minutes), daemon=True)
@@ -298,27 +302,31 @@ def run_rows(names: Sequence[str], args: argparse.Namespace) -> None:
             name = pending.pop(0)
             folder = args.to / get_folder_name(name)
             folder.mkdir(parents=True, exist_ok=True)
-            with (folder / "log.txt").open("ab") as log:
+            (folder / RESULT).unlink(missing_ok=True)
+            with (folder / LOG).open("ab") as log:
                 command = [sys.executable, __file__, *options, "--row", name]
                 running[name] = subprocess.Popen(command, stdout=log, stderr=log)
         for name, process in list(running.items()):
             if process.poll() is not None:
                 del running[name]
-                print("\n".join(format_row(name, args.to / get_folder_name(name))), flush=True)
+                folder = args.to / get_folder_name(name)
+                for line in format_row(name, folder):
+                    print(line, flush=True)
+                if process.returncode:
+                    print(f"| {name} | failed, see {folder / LOG} |", flush=True)
         time.sleep(0.2)
 
 
 def format_row(name: str, folder: Path) -> Iterator[str]:
     """A line of the table for each way in which the row's clips were generated."""
     if not (folder / RESULT).is_file():
-        yield f"| {name} | failed, see {folder}/log.txt |"
         return
     result = json.loads((folder / RESULT).read_text())
     for what, scores in result.items():
         if isinstance(scores, dict):
             cells = [f"{scores[key]['value']:.2f}" if key in scores else "-" for key in COLUMNS]
-            low, high = (scores["audio_obedience_net"][end] for end in ("low", "high"))
-            cells[1] += f" [{low:.2f}, {high:.2f}]"
+            if net := scores.get("audio_obedience_net"):
+                cells[1] += f" [{net['low']:.2f}, {net['high']:.2f}]"
             yield f"| {name} | {result['samples']} | {what} | {' | '.join(cells)} |"
 
 

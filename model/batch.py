@@ -157,9 +157,11 @@ def hide_mask_region(images: Tensor, mask: Tensor) -> Tensor:
     return images * (1 - mask)
 
 
-def build_network_input(network: UNetParams) -> NetworkInput:
-    """What a dataset must provide for this network."""
-    return NetworkInput(network.size, network.audio.n_mels, SILENCE_DB, network.top)
+def build_network_input(network: UNetParams, frames: FrameParams | None = None) -> NetworkInput:
+    """What a dataset must provide for this network; with a mask region its boxes may be anywhere."""
+    has_region = frames is not None and frames.mask_region is not None
+    top = 0 if has_region else network.top
+    return NetworkInput(network.size, network.audio.n_mels, SILENCE_DB, top)
 
 
 def select_batch(
@@ -179,11 +181,18 @@ def select_batch(
 
 
 def make_batch(
-    raw: RawBatch, *, seed: int, frames: FrameParams, table: Tensor, margins: BoxMargins = MARGINS
+    raw: RawBatch,
+    *,
+    seed: int,
+    frames: FrameParams,
+    table: Tensor,
+    margins: BoxMargins = MARGINS,
+    top: int = 0,
 ) -> Batch:
     """Corrupt the conditioning frames and draw the noise; random numbers depend on the sample's position.
 
-    ``table``: the gammas of the noise schedule, (T,). ``margins``: of the dataset's mask boxes.
+    ``table``: the gammas of the noise schedule, (T,). ``margins``: of the dataset's mask boxes. ``top``: the
+    first row that the network looks at; no mask begins above it.
     """
     device, positions = raw.pixels.device, raw.indices.positions
     scalars = torch.from_numpy(uniforms(derive_sample_keys(seed, positions, Purpose.SCALARS), N_UNIFORMS))
@@ -191,7 +200,7 @@ def make_batch(
     gamma = interpolate_gamma(table, scalars[:, LEVEL]).to(device, torch.float32, non_blocking=True)
     hide = chance[:, HIDE] < frames.previous_hidden
     swap = (chance[:, CONTEXT] < frames.context_share) & (1 - gamma >= frames.context_min_noise)
-    sample = _jitter(_read_images(raw, frames, margins), frames, chance)
+    sample = _jitter(_read_images(raw, frames, margins), frames, chance, top)
     sample = _swap_context(sample, swap)
     # hide before the corruption as well, or a warp or blur would carry some of the mouth out of its box
     previous = _hide_previous(raw, sample, sample.previous, frames, hide=hide)
@@ -363,9 +372,11 @@ def _hide_previous(
     return torch.where(hide[:, None, None, None], hide_mask_region(previous, mask), previous)
 
 
-def _jitter(images: _Images, frames: FrameParams, chance: Tensor) -> _Images:
+def _jitter(images: _Images, frames: FrameParams, chance: Tensor, top: int) -> _Images:
     """Move and colour target, previous and context frame alike; ``chance`` (B, N_UNIFORMS) says how far."""
-    jittered = [images.y_0, images.previous, images.context]
+    jittered = [images.y_0, images.previous]
+    if images.context is not images.y_0:
+        jittered.append(images.context)
     if frames.jitter_shift or frames.jitter_rotation or frames.jitter_scale:
         similarity = draw_similarity(
             chance[:, MOVE],
@@ -377,13 +388,16 @@ def _jitter(images: _Images, frames: FrameParams, chance: Tensor) -> _Images:
         jittered = [similarity.warp(image) for image in jittered]
         images = replace(images, lips=similarity.move_boxes(images.lips))
         if frames.mask_region is None:
-            boxes = (similarity.move_boxes(box) for box in (images.box, images.previous_box))
-            images = replace(images, box=next(boxes), previous_box=next(boxes))
+            box, previous_box = (
+                similarity.move_boxes(box).clamp(min=torch.tensor([0, top, 0, top], device=box.device))
+                for box in (images.box, images.previous_box)
+            )
+            images = replace(images, box=box, previous_box=previous_box)
     if frames.jitter_colour:
         jittered = [change_colours(image, chance[:, COLOUR], frames.jitter_colour) for image in jittered]
-    y_0, previous, context = jittered
-    is_target = images.context is images.y_0
-    return replace(images, y_0=y_0, previous=previous, context=y_0 if is_target else context)
+    return replace(
+        images, y_0=jittered[0], previous=jittered[1], context=jittered[2 if len(jittered) == 3 else 0]
+    )
 
 
 def _jitter_mels(raw: RawBatch, frames: FrameParams, seed: int) -> RawBatch:

@@ -90,7 +90,14 @@ def load_batches(
         for raw in step if data.has_exact_epochs else ():
             counter.add(raw.indices.positions, raw.indices.target)
         yield [
-            make_batch(raw, seed=recipe.seed, frames=recipe.frames, table=table, margins=data.clips.margins)
+            make_batch(
+                raw,
+                seed=recipe.seed,
+                frames=recipe.frames,
+                table=table,
+                margins=data.clips.margins,
+                top=recipe.network.top,
+            )
             for raw in step
         ]
 

@@ -19,7 +19,8 @@ class SampleParams:
     # evaluated once per level, by `heun` twice, except at the last.
     steps: int = Field(default=10, ge=1, le=2000)
     # Classifier-free guidance on the audio: 1 as trained, 0 ignores the audio, above 1 exaggerates it. Other
-    # values than 1 need a network that was trained with audio dropout, and cost a second forward pass.
+    # values than 1 need a network that was trained with audio dropout, and make each forward pass twice as
+    # large.
     guidance: float = Field(default=1.0, ge=0)
     # Share of the variance of a frame's noise that is the same in all frames of its clip. With independent
     # noise (0, as in the paper) the generated mouth flickers, with the same noise (1) it moves too little.

@@ -163,7 +163,7 @@ class _FrameSourceOpener:
     def open_cached(self, train_ids: list[str], held_out_ids: list[str]) -> Iterator[FrameSources]:
         """All shards on this machine's disk, each frame decoded when it is used."""
         dataset, workers = self.dataset, self.request.workers
-        network_input = build_network_input(self.recipe.network)
+        network_input = build_network_input(self.recipe.network, self.recipe.frames)
         names, _ = dataset.clips.locate_shards([*train_ids, *held_out_ids])
         entries = [dataset.shards[name] for name in names]
         with open_shard_store(dataset, self.request.cache, self._cache_bytes) as store:
@@ -183,7 +183,7 @@ class _FrameSourceOpener:
         """The shards of a window or two on this machine's disk; some held-out clips in memory."""
         dataset, window = self.dataset, self.recipe.window
         with open_shard_store(dataset, self.request.cache, self._cache_bytes) as store:
-            network_input = build_network_input(self.recipe.network)
+            network_input = build_network_input(self.recipe.network, self.recipe.frames)
             decoder = Decoder(dataset, build_clip_table(dataset, train_ids), store, network_input)
             data = Windowed(decoder, self.ranks.device, self.request.workers, store=store, window=window)
             yield data, self._load_some_held_out(held_out_ids)
@@ -196,7 +196,7 @@ class _FrameSourceOpener:
         stream = ClipStream(
             self.dataset,
             train_ids,
-            build_network_input(self.recipe.network),
+            build_network_input(self.recipe.network, self.recipe.frames),
             self.ranks.device,
             workers=self.request.workers,
             seed=self.recipe.seed,
@@ -230,7 +230,7 @@ class _FrameSourceOpener:
         return load_resident(
             self.dataset,
             clip_ids,
-            build_network_input(self.recipe.network),
+            build_network_input(self.recipe.network, self.recipe.frames),
             mel_pad=max(audio.rows_before, audio.rows_after),
             device=device,
             frames_on=torch.device("cpu") if self.request.frames_on == "host" else device,

@@ -108,6 +108,25 @@ print(gpu.format_table(rows))
     assert "| two |  |  | 2 |" in output
 
 
+def test_no_two_rows_of_the_ablation_have_the_same_recipe() -> None:
+    script = """
+import json, sys
+from dataclasses import asdict
+sys.path[:0] = ["benchmarks"]
+import ablation
+from model.recipe import build_recipe, nest_changes
+for name, (preset, changes) in ablation.ROWS.items():
+    print(json.dumps([name, asdict(build_recipe(preset, nest_changes(changes)))], sort_keys=True))
+"""
+    process = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    rows = dict(json.loads(line) for line in process.stdout.splitlines())
+    recipes = [json.dumps(recipe, sort_keys=True) for recipe in rows.values()]
+    assert len(set(recipes)) == len(rows) > 10
+    before = rows["as it was"]["frames"]
+    assert before["context_share"] == before["audio_gain_db"] == before["audio_band_db"] == 0
+
+
 def test_the_evaluation_benchmark_scores_synthetic_clips_and_agrees_with_scikit_image(tmp_path: Path) -> None:
     results, output = run_benchmark("evaluate", tmp_path / "evaluate.json")
     assert results["frames"] == 32 and results["wall_seconds"] > 0

@@ -137,10 +137,16 @@ BANDS = {name: f"log-SNR {name.replace('_', ' ')}" for name in BAND_NAMES}
 TRAINING = (
     MetricsPlot(
         "Loss",
-        "Of training batches, and of held-out frames, which are always the same.",
+        "Of training batches, and of held-out frames, which are always the same: with the true surroundings, "
+        "with others and the previous mouth hidden (listening), and then without the audio as well (deaf).",
         "loss",
         True,
-        {"loss": "training", "held_out_loss": "held out"},
+        {
+            "loss": "training",
+            "held_out_loss": "held out",
+            "listening_loss": "listening",
+            "deaf_loss": "deaf",
+        },
     ),
     MetricsPlot(
         "Loss by noise level",

@@ -27,9 +27,16 @@ class TrainingRun:
 
     @property
     def best_record(self) -> dict[str, float] | None:
-        """The line of metrics.jsonl with the lowest held-out loss."""
-        records = [record for record in self.records if "held_out_loss" in record]
-        return min(records, key=lambda record: record["held_out_loss"], default=None)
+        """The line of metrics.jsonl whose checkpoint sampling uses: the lowest ``selecting_loss``."""
+        records = [record for record in self.records if self.selecting_loss in record]
+        return min(records, key=lambda record: record[self.selecting_loss], default=None)
+
+    @property
+    def selecting_loss(self) -> str:
+        """The column of metrics.jsonl that selects the best checkpoint."""
+        recipe = self.info.get("recipe")
+        best_by = recipe.get("best_by") if isinstance(recipe, dict) else None
+        return "listening_loss" if best_by == "listening" else "held_out_loss"
 
 
 def read_run(folder: Path) -> TrainingRun:

@@ -8,7 +8,7 @@ import numpy as np
 
 from sampler.rollout import ClipRequest, CropFrame, FrameGenerator
 from shards.reader import Dataset
-from shards.schema import MELS_PER_FRAME, Frames
+from shards.schema import Frames
 from stages.sample.pairs import Pair, count_pair_frames, read_pair
 
 
@@ -26,7 +26,7 @@ def generate_clips(
     """
     by_name = {pair.name: pair for pair in pairs}
     unfinished: dict[str, list[Frames]] = {}
-    for frame in generator.rollout((_make_request(dataset, pair) for pair in pairs), slots=slots):
+    for frame in generator.rollout((make_clip_request(dataset, pair) for pair in pairs), slots=slots):
         on_frame()
         frames = unfinished.setdefault(frame.key, [])
         frames.append(frame.pixels)
@@ -34,8 +34,9 @@ def generate_clips(
             yield by_name[frame.key], np.stack(unfinished.pop(frame.key))
 
 
-def _make_request(dataset: Dataset, pair: Pair) -> ClipRequest:
+def make_clip_request(dataset: Dataset, pair: Pair) -> ClipRequest:
+    """The frames that the two clips of a pair have in common, and the whole speech."""
     clip, speech = read_pair(dataset, pair)
     n_frames = count_pair_frames(dataset, pair)
     frames = (CropFrame(clip.frames[k], clip.boxes[k]) for k in range(n_frames))
-    return ClipRequest(pair.name, frames, speech.mels[: MELS_PER_FRAME * n_frames])
+    return ClipRequest(pair.name, frames, speech.mels)

@@ -169,6 +169,8 @@ def _write_run_info(out: Path, run_info: dict[str, Any]) -> None:
             previous: dict[str, Any] = json.loads(path.read_text())
         except ValueError as err:
             raise StageError(f"{path}: not JSON ({err})") from err
+        # clips were generated with independent noise before it was a parameter
+        previous.get("params", {}).setdefault("common_noise", 0.0)
         for name in run_info:
             if previous.get(name) != run_info[name]:
                 raise StageError(

@@ -17,6 +17,7 @@ from model.batch import (
     Batch,
     FrameParams,
     boxes_to_masks,
+    build_network_input,
     compute_lip_boxes,
     hide_mask_region,
     make_batch,
@@ -28,8 +29,10 @@ from model.batch import (
 from model.denoiser import NoiseParams, gammas
 from model.monitor import spread_gammas
 from model.objective import add_noise_in_mask
+from model.unet import UNetParams
 from shards.frames import BoxMargins
 from shards.resident import Resident
+from shards.schema import ShardError
 from tests.model import worlds
 from tests.model.worlds import N_MELS, SIZE
 
@@ -295,6 +298,27 @@ def test_target_previous_and_context_are_jittered_alike_and_the_identity_not(dat
     assert torch.equal(to_pixels(batch.identity), get_pixels(still, [4] * 10))
     assert (batch.y_0 - batch.identity).abs().mean(dim=(1, 2, 3)).min() > 0.01
     assert (batch.y_0[0] - batch.y_0[1]).abs().mean() > 0.01, "each sample has its own"
+
+
+def test_a_jittered_mask_does_not_begin_above_the_rows_that_the_network_looks_at(data: Resident) -> None:
+    boxes = torch.tensor([4, 8, 12, 15], dtype=torch.int16).expand(len(data), 4).clone()
+    source = replace(data, boxes=boxes)
+    frames = replace(CLEAN, jitter_shift=4)
+    indices = select_batch(data.clips, np.full(200, 4), np.arange(200), seed=0, frames=frames, audio=AUDIO)
+    tops = {}
+    for top in (0, 7):
+        batch = make_batch(source.read_batch(indices), seed=0, frames=frames, table=TABLE, top=top)
+        tops[top] = int(batch.mask.amax(dim=(0, 1, 3)).nonzero().min())
+    assert tops == {0: 4, 7: 7}
+
+
+def test_with_a_mask_region_the_boxes_of_a_dataset_may_be_anywhere() -> None:
+    network = UNetParams(top=56)
+    boxes, mels = np.array([[4, 40, 100, 120]]), np.zeros((2, 256))
+    with pytest.raises(ShardError, match="begins at row 40"):
+        build_network_input(network).check_clip("a", 1, (1, 128, 128, 3), boxes, mels)
+    frames = FrameParams(mask_region=(14, 60, 114, 128))
+    build_network_input(network, frames).check_clip("a", 1, (1, 128, 128, 3), boxes, mels)
 
 
 # --- corruption -----------------------------------------------------------------------------------

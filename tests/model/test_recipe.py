@@ -20,6 +20,7 @@ from model.recipe import (
     recipe_from_dict,
 )
 from model.unet import UNet, count_parameters
+from tests.conftest import ROOT
 
 PAPER = ("paper-multi-speaker", "paper-single-speaker")
 OURS = ("multi-speaker", "single-speaker", "demo")
@@ -79,6 +80,14 @@ def test_our_changes_are_in_our_recipes(preset: str) -> None:
     assert recipe.network.audio.encoder == "temporal" and recipe.network.audio.rows == 63
     assert recipe.noise.embedding == "log_snr" and recipe.loss.over_mask
     assert recipe.optim.max_grad_norm > 0 and recipe.max_loss > 0
+
+
+def test_the_docs_list_the_presets_with_their_numbers_of_parameters() -> None:
+    page = (ROOT / "docs" / "model.md").read_text()
+    for preset in PRESETS:
+        with torch.device("meta"):
+            n_parameters = count_parameters(UNet(build_recipe(preset).network))
+        assert f"| `{preset}` | {n_parameters:,} |" in page
 
 
 @pytest.mark.parametrize("preset", PRESETS)

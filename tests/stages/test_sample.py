@@ -25,7 +25,17 @@ from shards.reader import open_dataset, read_clip
 from shards.schema import ShardError
 from stages.engine.outcome import StageError
 from stages.sample import run as sample
-from stages.sample.pairs import CROPS, VIDEOS, Pair, make_pairs, read_crops, read_samples, write_crops
+from stages.sample.generate import make_clip_request
+from stages.sample.pairs import (
+    CROPS,
+    RUN_INFO,
+    VIDEOS,
+    Pair,
+    make_pairs,
+    read_crops,
+    read_samples,
+    write_crops,
+)
 from stages.sample.run import SampleRequest
 from tests.build import hash_files
 from tests.model import worlds
@@ -151,6 +161,29 @@ def test_a_pair_is_as_long_as_the_shorter_of_its_two(shards: Path, trained: Path
     for row in rows:
         assert row["frames"] == min(frames[row["clip_id"]], frames[row["audio_clip_id"]])
         assert row["name"] == f"{row['clip_id']}~{row['audio_clip_id']}"
+
+
+def test_a_clip_hears_the_whole_speech_also_beyond_its_own_end(shards: Path) -> None:
+    """The last frame of a short clip with a longer speech has the speech's next rows in its window."""
+    dataset = open_dataset(shards)
+    short, long = (read_clip(dataset, clip_id) for clip_id in (TEST[2], TEST[1]))
+    assert len(short.frames) < len(long.frames)
+    request = make_clip_request(dataset, Pair(short.key, long.key))
+    assert np.array_equal(request.mels, long.mels)
+    assert len(list(request.frames)) == len(short.frames)
+
+
+def test_a_folder_from_before_common_noise_is_continued_with_independent_noise_only(
+    shards: Path, trained: Path, tmp_path: Path
+) -> None:
+    independent = replace(QUICK, common_noise=0.0)
+    sample.run(make_request(shards, trained, tmp_path, videos=False), independent)
+    info = json.loads((tmp_path / RUN_INFO).read_text())
+    del info["params"]["common_noise"]
+    (tmp_path / RUN_INFO).write_text(json.dumps(info))
+    sample.run(make_request(shards, trained, tmp_path, videos=False), independent)
+    with pytest.raises(StageError, match="was sampled with params"):
+        sample.run(make_request(shards, trained, tmp_path, videos=False), replace(QUICK, common_noise=0.5))
 
 
 def test_crops_are_read_as_they_were_written(tmp_path: Path) -> None:
