@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -41,6 +42,7 @@ from stages.report.results import (
 )
 from stages.report.run import ReportRequest, write_report
 from stages.report.strips import MAX_VIDEO_BYTES, read_example_clips, read_generated_clips
+from stages.report.training import TrainingRun
 from stages.sample.pairs import SCHEMA, read_samples
 from tests import datasets, reports
 from tests.reports import HOSTILE, OWN, SWAPPED
@@ -374,3 +376,18 @@ def test_an_unreadable_input_gives_an_error_of_one_line(folder: Path, tmp_path: 
     missing = CliRunner().invoke(command, ["--shards", str(tmp_path), "-o", str(tmp_path / "a.html")])
     assert missing.exit_code == 1 and missing.output.startswith(f"Error: {tmp_path}: no dataset.json here")
     assert not (tmp_path / "a.html").exists()
+
+
+RECORDS = (
+    {"step": 10.0, "loss": 0.5},
+    {"step": 10.0, "held_out_loss": 0.1, "listening_loss": 0.9},
+    {"step": 20.0, "held_out_loss": 0.3, "listening_loss": 0.4},
+)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "step"), [({"best_by": "listening"}, 20), ({"best_by": "seeing"}, 10), ({}, 10), (None, 10)]
+)
+def test_the_best_step_is_that_of_the_loss_which_selects_the_checkpoint(recipe: Any, step: int) -> None:
+    best = TrainingRun("run", {"recipe": recipe}, RECORDS, ()).best_record
+    assert best is not None and best["step"] == step
