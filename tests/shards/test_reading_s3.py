@@ -54,7 +54,7 @@ def batches(data: FrameSource, start: int, stop: int) -> Iterator[BatchIndex]:
         positions = np.arange(k, min(k + BATCH, stop))
         target = data.epoch_order(positions, seed=3)
         first = data.clips.starts[data.clips.find_clips(target)]
-        yield BatchIndex(positions, target, np.maximum(target - 1, first), first, (2, 2))
+        yield BatchIndex(positions, target, np.maximum(target - 1, first), first, (2, 2), context=first)
 
 
 def read(hold: str, address: str, cache: Path, start: int = 0, stop: int = N_CLIPS * T) -> list[RawBatch]:
