@@ -137,8 +137,8 @@ PAPER_SINGLE_SPEAKER = replace(
     steps=1_649_000,
 )
 # What makes a network follow the audio (docs/performance.md, Learning).
-OUR_AUDIO = AudioParams(rows_before=31, rows_after=31, encoder="temporal")
-OUR_FRAMES = FrameParams(previous_hidden=0.7, context_share=1.0, audio_gain_db=12.0, audio_band_db=6.0)
+OUR_AUDIO = AudioParams(rows_before=8, rows_after=8, encoder="conv")
+OUR_FRAMES = FrameParams(previous_hidden=0.7, context_share=1.0)
 MULTI_SPEAKER = Recipe(
     network=UNetParams(mask_channel=True, audio=OUR_AUDIO),
     frames=OUR_FRAMES,

@@ -77,7 +77,7 @@ def test_our_changes_are_in_our_recipes(preset: str) -> None:
     assert recipe.frames.identity == "random" and recipe.frames.before_first == "hidden"
     assert recipe.frames.previous_hidden > 0 and recipe.frames.audio_dropped > 0
     assert recipe.frames.context_share == 1 and recipe.best_by == "listening"
-    assert recipe.network.audio.encoder == "temporal" and recipe.network.audio.rows == 63
+    assert recipe.network.audio.encoder == "conv" and recipe.network.audio.rows == 17
     assert recipe.noise.embedding == "log_snr" and recipe.loss.over_mask
     assert recipe.optim.max_grad_norm > 0 and recipe.max_loss > 0
 
