@@ -39,9 +39,10 @@ from shards.reader import Dataset, open_dataset
 from shards.resident import TRAIN_SPLIT, load_resident, split_held_out
 from shards.schema import ClipSample, Frames
 from stages.evaluate.listening import PairMouths, average_scores, score_pair
+from stages.evaluate.metrics.closure import Word
 from stages.evaluate.metrics.mouth import Mouths
 from stages.evaluate.mouths import find_mouths
-from stages.evaluate.word_times import read_alignment
+from stages.evaluate.word_times import read_alignments
 from stages.media import weights
 from stages.media.faces import FaceFinder
 from stages.sample.generate import generate_clips
@@ -225,9 +226,11 @@ def score_clips(
 ) -> dict[str, Any]:
     """Scores of the clips of the split, generated with each other's speech and with their own."""
     pairs = list_pairs(dataset, args)
+    speeches = {pair.audio_clip_id: dataset.clips[pair.audio_clip_id] for pair in pairs}
+    words = read_alignments(args.alignments, speeches) if args.alignments else {}
     clips = generate_clips(generator, dataset, pairs, slots=len(pairs))
     with ThreadPoolExecutor(args.finders) as pool:  # MediaPipe frees the GIL
-        scores = list(pool.map(lambda item: (item[0], score(dataset, *item, truth, args.alignments)), clips))
+        scores = list(pool.map(lambda item: (item[0], score(dataset, *item, truth, words)), clips))
     own = [each for pair, each in scores if pair.clip_id == pair.audio_clip_id]
     swapped = [each for pair, each in scores if pair.clip_id != pair.audio_clip_id]
     means = average_scores(swapped) | {
@@ -265,15 +268,11 @@ class TruthMouths:
 
 
 def score(
-    dataset: Dataset, pair: Pair, frames: Frames, truth: TruthMouths, alignments: Path | None
+    dataset: Dataset, pair: Pair, frames: Frames, truth: TruthMouths, words: Mapping[str, list[Word]]
 ) -> dict[str, float]:
     clip, speech = read_pair(dataset, pair)
     mouths = PairMouths(truth.find(frames), truth.get(speech), truth.get(clip))
-    words = None
-    if alignments is not None:
-        speaker, _, name = speech.key.partition("_")
-        words = read_alignment(alignments / speaker / f"{name}.align")
-    return score_pair(frames, clip, speech, mouths, words)
+    return score_pair(frames, clip, speech, mouths, words.get(speech.key))
 
 
 def list_pairs(dataset: Dataset, args: argparse.Namespace) -> list[Pair]:

@@ -70,7 +70,7 @@ MAX_MICRO_BATCHES = 8  # that a batch is divided into, if it does not fit
 NOT_MEASURED = "not measured: the time was used up"
 
 Row = dict[str, Any]
-Kept = TypeVar("Kept")
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Machine:
     small: bool
     n_micro_batches: dict[str, int] = field(default_factory=dict)  # by preset: as few as fit
     key: object = None
-    kept: Any = None
+    value: Any = None
 
     @property
     def device(self) -> torch.device:
@@ -101,15 +101,15 @@ class Machine:
     def get_recipe(self, preset: str) -> Recipe:
         return TINY if self.small else PRESETS[preset]
 
-    def keep(self, key: object, make: Callable[[], Kept]) -> Kept:
+    def keep(self, key: object, make: Callable[[], Value]) -> Value:
         """What ``make`` returned for this key; only that of the last key is kept in memory."""
         if key != self.key:
-            self.key = self.kept = None
+            self.key = self.value = None
             release_resources(self.device)
-            self.kept = make()
+            self.value = make()
             self.key = key
-        kept: Kept = self.kept
-        return kept
+        value: Value = self.value
+        return value
 
     def get_data(self, preset: str, *, frames_on_host: bool = False) -> Resident:
         params = self.get_recipe(preset).network

@@ -202,13 +202,14 @@ def make_batch(
     swap = (chance[:, CONTEXT] < frames.context_share) & (1 - gamma >= frames.context_min_noise)
     sample = _jitter(_read_images(raw, frames, margins), frames, chance, top)
     sample = _swap_context(sample, swap)
+    hidden = _compute_hidden_mask(raw, sample, frames, hide=hide)
     # hide before the corruption as well, or a warp or blur would carry some of the mouth out of its box
-    previous = _hide_previous(raw, sample, sample.previous, frames, hide=hide)
+    previous = hide_mask_region(sample.previous, hidden)
     previous = _corrupt(previous, frames, chance, derive_sample_keys(seed, positions, Purpose.PREVIOUS))
     epsilon_keys = derive_sample_keys(seed, positions, Purpose.EPSILON)
     return _build_batch(
         _jitter_mels(raw, frames, seed),
-        replace(sample, previous=_hide_previous(raw, sample, previous, frames, hide=hide)),
+        replace(sample, previous=hide_mask_region(previous, hidden)),
         has_audio=chance[:, DROP_AUDIO] >= frames.audio_dropped,
         gamma=gamma,
         epsilon=normals(epsilon_keys, sample.y_0.shape[1:], device),
@@ -236,10 +237,11 @@ def make_evaluation_batch(
     raw = data.read_batch(indices)
     always = torch.full((len(target),), listening, device=data.device)
     sample = _swap_context(_read_images(raw, frames, data.clips.margins), always)
+    hidden = _compute_hidden_mask(raw, sample, frames, hide=always)
     epsilon_keys = derive_sample_keys(seed, target, Purpose.EPSILON)
     return _build_batch(
         raw,
-        replace(sample, previous=_hide_previous(raw, sample, sample.previous, frames, hide=always)),
+        replace(sample, previous=hide_mask_region(sample.previous, hidden)),
         has_audio=torch.ones_like(always),
         gamma=gamma.to(data.device, torch.float32),
         epsilon=normals(epsilon_keys, sample.y_0.shape[1:], data.device),
@@ -361,15 +363,15 @@ def _build_batch(
     )
 
 
-def _hide_previous(
-    raw: RawBatch, images: _Images, previous: Tensor, frames: FrameParams, *, hide: Tensor
-) -> Tensor:
-    """Hide the mouth of a previous frame where ``hide`` (B,), and for a clip's first frame as the target."""
+def _compute_hidden_mask(raw: RawBatch, images: _Images, frames: FrameParams, *, hide: Tensor) -> Tensor:
+    """(B, 1, H, W): 1 where the previous frame is hidden: its mouth where ``hide`` (B,) is set.
+
+    Also at a clip's first frame, whose previous frame is the target itself, unless the recipe shows it.
+    """
     if frames.before_first == "hidden":
         is_first = torch.from_numpy(raw.indices.previous == raw.indices.target)
         hide = hide | is_first.to(hide.device, non_blocking=True)
-    mask = boxes_to_masks(images.previous_box, previous.shape[-1])
-    return torch.where(hide[:, None, None, None], hide_mask_region(previous, mask), previous)
+    return boxes_to_masks(images.previous_box, images.y_0.shape[-1]) * hide[:, None, None, None]
 
 
 def _jitter(images: _Images, frames: FrameParams, chance: Tensor, top: int) -> _Images:

@@ -32,10 +32,10 @@ def find_silent_frames(mels: NDArray[np.float32]) -> NDArray[np.bool_]:
 def _keep_long_runs(is_quiet: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """The same flags, without runs that are shorter than MIN_RUN_FRAMES."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], is_quiet.astype(np.int8), [0]])))
-    kept = np.zeros_like(is_quiet)
+    is_silent = np.zeros_like(is_quiet)
     for start, stop in edges.reshape(-1, 2):
-        kept[start:stop] = stop - start >= MIN_RUN_FRAMES
-    return kept
+        is_silent[start:stop] = stop - start >= MIN_RUN_FRAMES
+    return is_silent
 
 
 def measure_silent_motion(openings: Series, truth: Series, is_silent: NDArray[np.bool_]) -> float:
