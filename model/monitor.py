@@ -22,7 +22,7 @@ from model.denoiser import estimate_y_0, gammas, interpolate_gamma, log_snr
 from model.execution import Execution, Ranks
 from model.objective import add_noise_in_mask, compute_losses, predict
 from model.recipe import ModelError, Recipe
-from model.run_log import RunLog, draw_box, tile_images
+from model.run_log import SELECTING_LOSSES, RunLog, draw_box, tile_images
 from model.unet import UNet
 from shards.frames import FrameSource
 
@@ -206,8 +206,7 @@ class RunMonitor:
         """Measure the loss on held-out frames and draw the picture, with the averaged weights."""
         metrics = compute_held_out_losses(state.ema, held_out, self.recipe, self.ranks, execution)
         self._check_loss(state, "held-out loss", metrics["held_out_loss"])
-        selecting = "listening_loss" if self.recipe.best_by == "listening" else "held_out_loss"
-        self.held_out_loss = state.step, metrics[selecting]
+        self.held_out_loss = state.step, metrics[SELECTING_LOSSES[self.recipe.best_by]]
         if self.run_log is None:
             return
         self.run_log.write_metrics(state.step, metrics)

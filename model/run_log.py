@@ -17,6 +17,8 @@ from shards.atomic import write_atomically
 METRICS = "metrics.jsonl"
 PICTURES = "pictures"
 TENSORBOARD = "tensorboard"
+# The column of metrics.jsonl that selects the best checkpoint, by the recipe's ``best_by``.
+SELECTING_LOSSES = {"seeing": "held_out_loss", "listening": "listening_loss"}
 
 Record = Mapping[str, float | int | str | None]
 

@@ -32,12 +32,6 @@ def _parse_generated(value: str) -> tuple[str, Path]:
     return (name, Path(folder)) if equals and not Path(value).is_dir() else ("", Path(value))
 
 
-def _find_alignments(raw: Path | None) -> Path | None:
-    """Where `pipeline fetch` puts the word times of GRID."""
-    folder = raw / "alignments" if raw is not None else None
-    return folder if folder is not None and folder.is_dir() else None
-
-
 @click.command("evaluate")
 @click.option("--shards", required=True, metavar="DIR|URL", help="The dataset of the clips.")
 @click.option(
@@ -64,8 +58,7 @@ def _find_alignments(raw: Path | None) -> Path | None:
 @click.option(
     "--alignments",
     type=FOLDER,
-    help="GRID's word times, DIR/s1/bbaf2n.align, for the share of p, b and m with closed lips.  "
-    "[default: alignments in --raw, if it is there]",
+    help="GRID's word times, DIR/s1/bbaf2n.align, for the share of p, b and m with closed lips.",
 )
 @landmarker_option
 @click.option("--weights", type=FOLDER, help="Folder of published networks: SyncNet, Inception, LPIPS.")
@@ -132,7 +125,7 @@ def command(
             clips=clips,
             landmarks=landmarks,
             mouths_only=mouths_only,
-            alignments=alignments or _find_alignments(raw),
+            alignments=alignments,
             landmarker=landmarker,
             weights=weights,
             raw=raw,

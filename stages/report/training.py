@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from model.run_log import METRICS, read_metrics
+from model.run_log import METRICS, SELECTING_LOSSES, read_metrics
 from stages.report.inputs import read_json_object
 from stages.report.strips import EmbeddedImage, read_run_images
 from stages.train import RUN_FILE
@@ -36,7 +36,7 @@ class TrainingRun:
         """The column of metrics.jsonl that selects the best checkpoint."""
         recipe = self.info.get("recipe")
         best_by = recipe.get("best_by") if isinstance(recipe, dict) else None
-        return "listening_loss" if best_by == "listening" else "held_out_loss"
+        return SELECTING_LOSSES.get(str(best_by), SELECTING_LOSSES["seeing"])
 
 
 def read_run(folder: Path) -> TrainingRun:
