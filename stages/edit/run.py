@@ -244,7 +244,7 @@ def _make_plan(
     )
     align = replace(params.align, size=size)
     try:
-        path = choose_face_path(observations, params.face, params.landmarks, align)
+        path = choose_face_path(observations, params.face, params.landmarks, align, scale=facts.square_scale)
     except Drop as drop:
         raise StageError(f"{video}: {drop.reason}") from drop
     return EditPlan(video, facts, params.fit, seconds, observations.stamps.tolist(), path)

@@ -17,7 +17,8 @@ from av.audio.stream import AudioStream
 from numpy.typing import NDArray
 
 from stages.engine.outcome import Outcome
-from stages.media.audio import decode_blocks, find_audio_stream, join_blocks, open_audio
+from stages.media.audio import decode_blocks, join_blocks
+from stages.media.container import find_audio_stream, open_audio
 
 AAC_RATE = 48_000  # Hz; stages.media.encode says why not the speech's own
 AAC_BITS_PER_CHANNEL = 96_000

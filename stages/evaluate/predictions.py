@@ -26,12 +26,8 @@ from stages.engine.outcome import Drop, Outcome, StageError
 from stages.engine.sandbox import ClipJob, LimitParams
 from stages.engine.stage import Mapper
 from stages.media.crops import MAX_SUPERSAMPLE, compute_supersample, warp
-from stages.media.video import (
-    count_frames_at_25fps,
-    read_display_size,
-    read_frames_at_25fps,
-    read_video_span,
-)
+from stages.media.presentation import read_shown_video
+from stages.media.video import count_frames_at_25fps, read_frames_at_25fps
 from stages.sample.pairs import (
     CROPS,
     RUN_INFO,
@@ -300,8 +296,8 @@ def write_crops_of_video(
     """Write a tar of the clip's crop of each frame of a video, at 25 fps. Runs in the sandbox."""
     cv2.setNumThreads(1)
     clip = read_clip(open_cached_dataset(shards, dataset_digest), clip_id)
-    size = read_display_size(path)
-    span = read_video_span(path)
+    shown = read_shown_video(path)
+    size, span = shown.form.size, shown.span
     n_frames = min(n_frames, count_frames_at_25fps(span))
     images = (frame.image for frame in read_frames_at_25fps(path, float(span.start), n_frames))
     write_crops(crops, np.stack(list(crop_images(images, size, clip))))
