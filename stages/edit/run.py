@@ -293,7 +293,7 @@ def _write_outputs(
         fps=float(facts.fps),
         source_size=(facts.width, facts.height),
         size=(output_format.width, output_format.height),
-        audio="copied" if can_copy_audio(out, speech) else "encoded",
+        audio="copied" if can_copy_audio(select_container(out), speech) else "encoded",
     )
 
 

@@ -28,20 +28,24 @@ class Container:
     muxer: str
     options: dict[str, str]
     audio_codecs: frozenset[str]
+    has_edit_lists: bool  # so that a player skips what comes before the first sample
 
 
 # +faststart: the index comes first, so that a browser can play the file before all of it has arrived.
 MP4 = {"movflags": "+faststart"}
 COMMON_AUDIO_CODECS = frozenset({"aac", "mp3", "ac3", "eac3", "alac"})
 CONTAINERS = {
-    ".mp4": Container("mp4", MP4, COMMON_AUDIO_CODECS | {"opus", "flac"}),
-    ".mov": Container("mov", MP4, COMMON_AUDIO_CODECS | {"pcm_s16le", "pcm_s24le"}),
+    ".mp4": Container("mp4", MP4, COMMON_AUDIO_CODECS | {"opus", "flac"}, True),
+    ".mov": Container("mov", MP4, COMMON_AUDIO_CODECS | {"pcm_s16le", "pcm_s24le"}, True),
     ".mkv": Container(
         "matroska",
         {},
         COMMON_AUDIO_CODECS | {"opus", "flac", "vorbis", "mp2", "pcm_s16le", "pcm_s24le", "pcm_f32le"},
+        False,
     ),
 }
+# What an encoder puts before the first sample: up to 2112 samples of AAC at 44.1 kHz.
+MAX_LEAD_SECONDS = Fraction(6, 100)
 # A fixed number, since x264's bytes depend on it.
 THREADS = 4
 # mbtree=0: with AVX-512, x264's mbtree reads uninitialised memory, and the same frames give different bytes
@@ -89,9 +93,14 @@ def select_container(path: Path) -> Container:
         raise StageError(f"{path}: supported are {', '.join(CONTAINERS)}") from None
 
 
-def can_copy_audio(path: Path, speech: Speech) -> bool:
-    """Whether the speech can be copied into that file unchanged; otherwise it is encoded as AAC."""
-    return speech.codec in select_container(path).audio_codecs
+def can_copy_audio(container: Container, speech: Speech) -> bool:
+    """Whether the speech can be copied unchanged and then plays as its own file does.
+
+    Otherwise it is encoded as AAC. A recording that was cut without encoding keeps what was cut off, and
+    Matroska has no edit list to hide it.
+    """
+    hides_lead = container.has_edit_lists or speech.lead_seconds <= MAX_LEAD_SECONDS
+    return speech.codec in container.audio_codecs and speech.is_continuous and hides_lead
 
 
 class VideoWriter:
@@ -146,7 +155,7 @@ class VideoWriter:
         """Add the audio stream; returns its packets."""
         if self._speech is None:
             return _no_packets()
-        can_copy = self._speech.codec in self._container.audio_codecs
+        can_copy = can_copy_audio(self._container, self._speech)
         make_packets = copy_packets if can_copy else encode_packets
         return make_packets(self._speech, self._out, self._format.seconds)
 

@@ -20,7 +20,7 @@ from typing import Any
 import av
 import av.container
 import numpy as np
-from av.sidedata.sidedata import SideData
+from av.sidedata.sidedata import SideData, SideDataContainer
 from av.stream import Stream
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
@@ -182,7 +182,8 @@ def read_orientation(frame: av.VideoFrame) -> Orientation:
     The matrix has the images of the unit vectors, in 16.16 fixed point: (x, y) goes to
     (a x + c y, b x + d y), with y downwards. A scale in it changes nothing, as in ffmpeg.
     """
-    data = frame.side_data.get("DISPLAYMATRIX")
+    # Not frame.side_data, which keeps the frame alive until the garbage collector finds the circle.
+    data = SideDataContainer(frame).get("DISPLAYMATRIX")  # type: ignore[call-arg]
     if not isinstance(data, SideData):
         return Orientation()
     a, b, _, c, d = np.frombuffer(memoryview(data), np.int32, 5).astype(np.float64)

@@ -136,7 +136,7 @@ def test_packets_are_copied_bit_for_bit_where_the_container_can_hold_them(
     source = record(kind)
     out = tmp_path / f"out{suffix}"
     speech = probe(source)
-    assert can_copy_audio(out, speech) == copied
+    assert can_copy_audio(select_container(out), speech) == copied
     write(out, speech)
     with av.open(os.fspath(out)) as container:
         codec = container.streams.audio[0].codec_context.codec.canonical_name
