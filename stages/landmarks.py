@@ -32,7 +32,7 @@ from stages.media.faces import (
 from stages.media.video import ClockFrame, read_frames_at_25fps
 
 STAGE = "landmarks"
-VERSION = 1
+VERSION = 2  # 2: square pixels, mirrored pictures
 COLUMNS = {
     "points": np.float32,  # (T, 478, 2) source px, gaps bridged
     "found": np.bool_,  # (T,), False where interpolated

@@ -45,7 +45,7 @@ from stages.media.crops import MAX_SUPERSAMPLE, compute_supersample, crop_frames
 from stages.media.video import ClockFrame, read_frames_at_25fps
 
 STAGE = "shard"
-VERSION = 1
+VERSION = 2  # 2: square pixels, mirrored pictures
 COLUMNS = [
     pa.field("entry", pa.string()),  # JSON of the part's ShardEntry, the same in every row
     pa.field("index", pa.string()),  # JSON of the clip's row of index.parquet

@@ -40,7 +40,7 @@ from stages.sample.pairs import (
 )
 
 STAGE = "generated"
-VERSION = 2
+VERSION = 3
 VIDEO_SUFFIXES = frozenset(
     {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".flv", ".mpg", ".mpeg", ".ts", ".wmv", ".ogv"}
 )

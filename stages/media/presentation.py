@@ -19,6 +19,7 @@ from typing import Any
 
 import av
 import av.container
+import cv2
 import numpy as np
 from av.sidedata.sidedata import SideData, SideDataContainer
 from av.stream import Stream
@@ -40,6 +41,10 @@ MAX_BACKWARD_SECONDS = Fraction(1, 10)
 MAX_FORWARD_SECONDS = 10
 # An orientation within one degree of a quarter turn counts as that one, as in ffmpeg.
 ORIENTATION_TOLERANCE = np.sin(np.pi / 180)
+# A picture stands while no field of a grid (columns, rows) changes its mean brightness by more levels. The
+# encoder of a photo goes on refining it. In 169 real clips no picture stands for more than 0.14 s so.
+STILL_GRID = (64, 48)
+STILL_LEVELS = 1
 MAX_LISTED_FRAMES = 5
 
 
@@ -334,20 +339,20 @@ def decode_shown_video(path: Path, span: StreamSpan) -> ShownVideo:
     """As ``read_shown_video``, for a file whose packets have been read."""
     report = DecodeReport()
     first = changed = None  # time stamps
-    luma: NDArray[np.uint8] | None = None
+    still_picture = np.zeros(0, np.int16)
     form: PictureForm | None = None
     still = (Fraction(0), Fraction(0))
     with open_media(path) as container:
         stream = find_video_stream(container)
         for at, frame in decode_frames(container, report):
-            plane = _copy_luma(frame)
+            brightness = _measure_brightness(frame)
             if first is None or changed is None:
                 first = changed = at
                 form = read_form(stream, frame)
-            elif luma is None or not np.array_equal(plane, luma):
+                still_picture = brightness
+            elif np.abs(brightness - still_picture).max() > STILL_LEVELS:
                 still = max(still, (at - changed, -changed))
-                changed = at
-            luma = plane
+                changed, still_picture = at, brightness
     if first is None or changed is None or form is None:
         raise Drop("no_video", "none of its video frames can be decoded")
     end = max(span.end, changed)
@@ -358,10 +363,16 @@ def decode_shown_video(path: Path, span: StreamSpan) -> ShownVideo:
     return ShownVideo(StreamSpan(start, end, span.packets), form, still_start, still_seconds, report)
 
 
-def _copy_luma(frame: av.VideoFrame) -> NDArray[np.uint8]:
-    """The first plane of a frame (brightness, or all colours) without the padding of its lines."""
+def _measure_brightness(frame: av.VideoFrame) -> NDArray[np.int16]:
+    """Mean brightness (0 to 255) of STILL_GRID fields of a frame."""
     plane, layout = frame.planes[0], frame.format
-    bits = layout.components[0].bits if layout.is_planar else layout.padded_bits_per_pixel
     lines = np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size)
-    pixels_only: NDArray[np.uint8] = lines[:, : plane.width * -(-bits // 8)].copy()
-    return pixels_only
+    if not layout.is_planar:  # all colours
+        luma = lines[:, : plane.width * layout.padded_bits_per_pixel // 8]
+    elif (bits := layout.components[0].bits) > 8:
+        samples = lines[:, : plane.width * 2].copy().view(">u2" if layout.is_big_endian else "<u2")
+        luma = (samples >> (bits - 8)).astype(np.uint8)
+    else:
+        luma = lines[:, : plane.width]
+    fields = cv2.resize(np.ascontiguousarray(luma), STILL_GRID, interpolation=cv2.INTER_AREA)
+    return np.asarray(fields, np.int16)

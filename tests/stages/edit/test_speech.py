@@ -67,7 +67,10 @@ def check_against_ffmpeg(folder: Path, odd: Oddities, suffix: str) -> str:
     assert render(path, rendering), "accepted, but the ffmpeg command plays nothing"
     expected = read_from_first_sample(rendering)
     # Matroska declares no lead, so that picture and sound start a few hundredths of a second late.
-    sound = read_mono(out, float(read_shown_video(out).span.start))
+    start = float(read_shown_video(out).span.start)
+    sound = read_mono(out, start)
+    with open_audio(out) as container:
+        assert next(decode_blocks(container)).start >= start - 0.06, "plays what was cut off"
     end = round(float(speech.seconds) * SAMPLE_RATE) - SAMPLE_RATE // 20
     loudness = [np.sqrt(np.square(s[:end]).mean()) for s in (sound, expected)]
     assert loudness[0] == pytest.approx(loudness[1], rel=0.1)

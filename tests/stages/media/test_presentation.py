@@ -58,7 +58,13 @@ def check_against_ffmpeg(folder: Path, odd: Oddities) -> str:
     if outcome.status != OK:
         assert outcome.reason, f"{outcome.code} without a reason"
         return outcome.code
-    rendering = folder / "rendering.nut"
+    compare_with_ffmpeg(path, outcome)
+    return "agrees"
+
+
+def compare_with_ffmpeg(path: Path, outcome: Outcome) -> None:
+    """Assert that a file, probed with ``outcome``, has the pictures and mels of its rendering."""
+    rendering = path.with_name("rendering.nut")
     assert render(path, rendering), "accepted, but the ffmpeg command shows nothing"
     shown = probe(rendering)
     assert shown.status == OK, f"accepted, but its rendering is not: {shown.reason}"
@@ -73,7 +79,6 @@ def check_against_ffmpeg(folder: Path, odd: Oddities) -> str:
         decibel = np.abs(mels - heard).mean(axis=1)
         assert np.median(decibel) < MAX_DB, f"mels differ by {np.median(decibel):.1f} dB"
         assert (decibel > 6).sum() <= 4, f"rows {np.flatnonzero(decibel > 6)} differ by more than 6 dB"
-    return "agrees"
 
 
 @settings(
