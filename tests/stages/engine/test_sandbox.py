@@ -189,7 +189,7 @@ def test_every_limit_is_tested() -> None:
 def test_a_file_that_cannot_be_written_is_no_fault_of_the_clip(tmp_path: Path, place: str) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
-    with pytest.raises(OSError) as caught:
+    with pytest.raises(OSError, match="Errno") as caught:
         run("write", path=tmp_path / place)
     assert str(caught.value.filename).startswith(str(tmp_path / place.partition("/")[0]))
     assert read_doubled(run("double", number=5)) == 10
@@ -197,7 +197,7 @@ def test_a_file_that_cannot_be_written_is_no_fault_of_the_clip(tmp_path: Path, p
 
 @pytest.mark.parametrize("number", sorted(sandbox.MACHINE_ERRORS))
 def test_a_machine_that_is_full_is_no_fault_of_the_clip(number: int) -> None:
-    with pytest.raises(OSError) as caught:
+    with pytest.raises(OSError, match="Errno") as caught:
         run("raise_os_error", number=number)
     assert (caught.value.errno, caught.value.filename) == (number, "/a/file")
 
