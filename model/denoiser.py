@@ -33,7 +33,7 @@ class NoiseParams:
     """The diffusion: noise schedule, prediction target, embedding of the noise level."""
 
     schedule: Schedule = "cosine"
-    steps: int = Field(default=1000, ge=2)
+    steps: int = Field(default=1000, ge=2, le=100_000)  # a table of floats; noise levels lie between too
     beta_start: float = Field(default=1e-6, gt=0, lt=1)  # of the linear schedule
     beta_end: float = Field(default=0.01, gt=0, lt=1)
     target: Target = "epsilon"
@@ -41,7 +41,7 @@ class NoiseParams:
     # schedule get nearly the same embedding. log-SNR spreads them.
     embedding: NoiseEmbedding = "log_snr"
     # Weight min(SNR, this) / SNR for epsilon (Hang et al. 2023); 0 switches it off.
-    min_snr: float = Field(default=0.0, ge=0)
+    min_snr: float = Field(default=0.0, ge=0, le=1e6)
 
 
 def betas(params: NoiseParams) -> NDArray[np.float64]:

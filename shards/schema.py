@@ -19,6 +19,7 @@ SCHEMA_VERSION = 1
 
 VIDEO_FPS = 25
 MEL_FPS = 50
+MAX_MELS = 2048  # bands: more than an FFT of 4096 samples has bins
 MELS_PER_FRAME = MEL_FPS // VIDEO_FPS
 
 BOXES_MEMBER = "boxes.npy"

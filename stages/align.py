@@ -50,9 +50,9 @@ class AlignParams:
     size: int = Field(default=128, ge=32, le=1024)  # px, of the square crop
     smooth_frames: Annotated[int, Field(ge=1, le=99)] = 7  # of the centred mean; odd
     # Margins of the box, in px of a crop of 128. With a negative one the box begins above the nose's base.
-    below_nose: float = Field(default=2.0, ge=-64)
-    below_chin: float = Field(default=4.0, ge=0)
-    beside_face: float = Field(default=2.0, ge=0)
+    below_nose: float = Field(default=2.0, ge=-64, le=TEMPLATE_SIZE)
+    below_chin: float = Field(default=4.0, ge=0, le=TEMPLATE_SIZE)
+    beside_face: float = Field(default=2.0, ge=0, le=TEMPLATE_SIZE)
 
     def __post_init__(self) -> None:
         if self.smooth_frames % 2 == 0:

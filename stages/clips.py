@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow.compute as pc
 from pydantic import ConfigDict, Field
@@ -23,7 +23,7 @@ from stages.corpora.corpus import BadName
 from stages.engine import sandbox
 from stages.engine.cache import digest, entry_path, load_entry, save_entry, versions
 from stages.engine.outcome import Drop, Outcome, StageError
-from stages.engine.sandbox import ClipJob, LimitParams
+from stages.engine.sandbox import DAY, MAX_PIXELS, ClipJob, LimitParams
 from stages.engine.stage import Context, Report, Work
 from stages.media import audio, video
 
@@ -48,14 +48,14 @@ class ClipsParams:
     """Which files are usable clips."""
 
     test_share: float = Field(default=0.05, ge=0, le=1)  # GRID 50 of 1000 (paper 3.3.1); not CREMA-D
-    min_seconds: float = Field(default=0.4, gt=0)
-    max_seconds: dict[str, float] = Field(
+    min_seconds: float = Field(default=0.4, gt=0, le=DAY)
+    max_seconds: dict[str, Annotated[float, Field(gt=0, le=DAY)]] = Field(
         # GRID's clips last 3 s, CREMA-D's 1.3 to 5.0 s.
         default_factory=lambda: {"grid": 10.0, "crema-d": 10.0, "folder": 600.0}
     )
-    max_pixels: int = Field(default=4096 * 2304, gt=0)  # of a frame
-    max_missing_seconds: float = Field(default=0.05, ge=0)  # of what the header declares
-    max_av_gap_seconds: float = Field(default=0.5, ge=0)  # between the ends of sound and picture
+    max_pixels: int = Field(default=4096 * 2304, gt=0, le=MAX_PIXELS)  # of a frame
+    max_missing_seconds: float = Field(default=0.05, ge=0, le=DAY)  # of what the header declares
+    max_av_gap_seconds: float = Field(default=0.5, ge=0, le=DAY)  # between the ends of sound and picture
     follow_links: bool = False  # accept symbolic links to files outside the raw folder
 
 

@@ -21,6 +21,7 @@ from pydantic.dataclasses import dataclass as params_dataclass
 
 from shards.atomic import write_atomically
 from shards.ledger import OK
+from shards.rng import MAX_SEED
 from shards.table import PackedRows, Row, Rows
 from stages.engine.outcome import Outcome, StageError
 from stages.engine.stage import Item, Mapper, Report
@@ -32,8 +33,9 @@ KEY = b"redub_key"
 class PartParams:
     """How clips are assigned to parts, and so to shards."""
 
-    clips_per_part: int = Field(default=64, ge=1)  # average at most; at least half of it
-    seed: int = Field(default=0, ge=0)  # of the shuffle
+    # Average at most; at least half of it. 100,000 clips of GRID are a shard of 100 GB.
+    clips_per_part: int = Field(default=64, ge=1, le=100_000)
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)  # of the shuffle
 
 
 @dataclass(frozen=True, slots=True)
