@@ -23,9 +23,10 @@ from model.audio_jitter import N_MEL_UNIFORMS, change_loudness
 from model.denoiser import interpolate_gamma
 from model.dropout import keys_to_int32
 from model.jitter import change_colours, draw_similarity
-from model.unet import MAX_SIZE, UNetParams
+from model.unet import UNetParams
 from shards.frames import BatchIndex, BoxMargins, ClipTable, FrameSource, NetworkInput, RawBatch
 from shards.rng import Keys, Purpose, derive_sample_keys, normals, uniforms
+from shards.schema import MAX_SIZE
 
 BINOMIAL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
 # The lips within the mask box, as x0 y0 x1 y1 in shares of its width and height: all of MediaPipe's lip
@@ -57,7 +58,9 @@ class FrameParams:
     # Against drift: generated frames are less clean than the training frames. Each number is the maximum
     # strength; the strength of a sample is uniform between 0 and it.
     previous_noise: float = Field(default=0.1, ge=0, le=10)  # standard deviation, of frames in [-1, 1]
-    previous_warp: float = Field(default=2.0, ge=0, le=MAX_SIZE)  # px that a corner moves along each axis, at most
+    previous_warp: float = Field(
+        default=2.0, ge=0, le=MAX_SIZE
+    )  # px that a corner moves along each axis, at most
     previous_blur: float = Field(default=1.0, ge=0, le=1)  # share of a blur of sigma 1 px
     # Against mumbling: how often the mouth of the previous frame is hidden, so that it cannot be copied.
     previous_hidden: float = Field(default=0.5, ge=0, le=1)

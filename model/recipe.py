@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, field, replace
 from typing import Annotated, Any, Literal
@@ -14,7 +15,8 @@ from model.audio import AudioParams
 from model.batch import FrameParams
 from model.denoiser import NoiseParams
 from model.unet import UNetParams
-from shards.rng import MAX_SEED
+from shards.errors import shorten
+from shards.params import MAX_SEED, describe_params_error
 
 FORBID = ConfigDict(extra="forbid")
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -40,7 +42,7 @@ class LossParams:
 class OptimParams:
     """AdamW, and the moving average of the weights (EMA), which sampling uses."""
 
-    learning_rate: float = Field(default=2e-4, gt=0, le=10)  # AdamW moves each weight by about so much
+    learning_rate: float = Field(default=2e-4, gt=0, le=1e30)  # a loss that is not finite ends the run
     warmup_steps: int = Field(default=500, ge=0, le=MAX_STEPS)
     after_warmup: Literal["constant", "cosine"] = "constant"  # cosine: down to a tenth at the last step
     betas: tuple[Beta, Beta] = (0.9, 0.99)
@@ -56,7 +58,9 @@ class WatchParams:
     """How often a run is logged, evaluated and saved. Changes no result, so a resumed run may change it."""
 
     log_every: int = Field(default=50, ge=1, le=MAX_STEPS)  # steps
-    evaluate_every: int = Field(default=1000, ge=1, le=MAX_STEPS)  # steps between held-out losses and pictures
+    evaluate_every: int = Field(
+        default=1000, ge=1, le=MAX_STEPS
+    )  # steps between held-out losses and pictures
     save_every: int = Field(default=1000, ge=1, le=MAX_STEPS)  # steps between checkpoints
     keep_last: int = Field(default=3, ge=1, le=MAX_STEPS)  # checkpoints, besides the best
     held_out_frames: int = Field(default=512, ge=1, le=10**7)  # at most
@@ -188,7 +192,7 @@ def build_recipe(preset: str, *changes: Mapping[str, Any]) -> Recipe:
     Raises ModelError with one line that names the key, its value and what was expected.
     """
     if preset not in PRESETS:
-        raise ModelError(f"preset {preset!r} is not known; known are {', '.join(PRESETS)}")
+        raise ModelError(f"preset {shorten(preset)} is not known; known are {', '.join(PRESETS)}")
     values: dict[str, Any] = asdict(PRESETS[preset])
     for change in changes:
         values = _merge(values, change, "")
@@ -196,7 +200,7 @@ def build_recipe(preset: str, *changes: Mapping[str, Any]) -> Recipe:
 
 
 def recipe_from_dict(values: Mapping[str, Any]) -> Recipe:
-    """Build a recipe from the result of ``asdict``, e.g. in a checkpoint. Raises ModelError."""
+    """Build a recipe from the result of ``asdict``. Raises ModelError."""
     return _validate(values)
 
 
@@ -244,22 +248,20 @@ def _merge(base: Mapping[str, Any], changes: Mapping[str, Any], prefix: str) -> 
     merged = dict(base)
     for key, value in changes.items():
         if key not in base:
-            raise ModelError(f"{prefix}{key} is not known; known are {', '.join(base)}")
+            raise ModelError(f"{prefix}{shorten(key)[1:-1]} is not known; known are {', '.join(base)}")
         nested = isinstance(base[key], Mapping)
         if nested != isinstance(value, Mapping):
             expected = f"a section of {', '.join(base[key])}" if nested else "a value, not a section"
-            raise ModelError(f"{prefix}{key} is {value!r}, expected {expected}")
+            raise ModelError(f"{prefix}{key} is {shorten(value)}, expected {expected}")
         merged[key] = _merge(base[key], value, f"{prefix}{key}.") if nested else value
     return merged
 
 
 def _validate(values: Mapping[str, Any]) -> Recipe:
     try:
-        return pydantic.TypeAdapter(Recipe).validate_python(values)
+        # as JSON, where a tuple is a list and no string becomes a number
+        return pydantic.TypeAdapter(Recipe).validate_json(json.dumps(values), strict=True)
     except pydantic.ValidationError as err:
-        problem = err.errors()[0]
-        name = ".".join(str(key) for key in problem["loc"])
-        message = problem["msg"].removeprefix("Value error, ")
-        value = "" if problem["type"] == "value_error" else f" is {problem['input']!r}"
-        subject = f"{name or 'the recipe'}{value}" if value else name
-        raise ModelError(f"{subject}: {message}".removeprefix(": ")) from err
+        raise ModelError(describe_params_error(err)) from err
+    except (TypeError, ValueError) as err:
+        raise ModelError(f"the recipe: not numbers and names ({err})") from err

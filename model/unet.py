@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from model.audio import AudioEncoder, AudioParams
 from model.blocks import GROUPS, Attention, Resample, ResidualBlock, embed_sinusoidal, zero_parameters
 from model.dropout import Dropout
+from shards.schema import MAX_SIZE
 
 RGB = 3
 # The bounds are several times what is in use; they keep a number in a stranger's file from becoming hours.
-MAX_SIZE = 1024  # px of a crop: aligned faces have no more
 MAX_LEVELS = 8  # 1024 px halved seven times
 MAX_ATTENTION_SIZE = 128  # px: 16,384 places that all look at each other; twice the size costs 16 times more
 
@@ -34,7 +34,9 @@ class UNetParams:
     # One more input channel with the mask. The paper's network has to infer it from the noise.
     mask_channel: bool = False
     channels: int = Field(default=64, ge=GROUPS, le=2048, multiple_of=GROUPS)
-    multiples: tuple[Multiple, ...] = Field(default=(1, 2, 3), min_length=1, max_length=MAX_LEVELS)  # of channels, per resolution
+    multiples: tuple[Multiple, ...] = Field(
+        default=(1, 2, 3), min_length=1, max_length=MAX_LEVELS
+    )  # of channels, per resolution
     blocks: int = Field(default=2, ge=1, le=16)  # residual blocks per resolution
     # Widths in px of the feature maps with attention, out of ``feature_sizes``. The middle always has it.
     attention_sizes: tuple[FeatureSize, ...] = Field(default=(32,), max_length=MAX_LEVELS)

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from shards.rng import MAX_SEED
+from shards.params import MAX_SEED
 
 SamplerName = Literal["ancestral", "ddim", "dpm++2m", "heun"]
 

@@ -31,6 +31,7 @@ from model.recipe import ModelError, Recipe
 from model.unet import UNet
 from sampler.params import SampleParams
 from sampler.steps import SAMPLERS, KnownPixels, noise_levels, run_steps
+from shards.params import describe_params_error
 from shards.rng import Purpose, derive_key, normals
 from shards.schema import MELS_PER_FRAME
 
@@ -320,8 +321,7 @@ def override_params(params: SampleParams, **overrides: Any) -> SampleParams:
     try:
         return replace(params, **{name: value for name, value in overrides.items() if value is not None})
     except ValidationError as err:
-        problem = err.errors()[0]
-        raise ModelError(f"{problem['loc'][0]} is {problem['input']!r}: {problem['msg']}") from err
+        raise ModelError(describe_params_error(err)) from err
 
 
 def load_generator(

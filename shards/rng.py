@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 Keys = NDArray[np.uint64]
 
 FEISTEL_ROUNDS = 6
-MAX_SEED = 2**53 - 1  # YAML and JSON hold larger integers inexactly in some programs
 GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, the increment of splitmix64
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.errors import ShardError as ShardError  # the error of whatever breaks this contract
+
 Frame = NDArray[np.uint8]  # (H, W, 3), RGB
 Frames = NDArray[np.uint8]  # (T, H, W, 3), RGB
 
@@ -28,10 +30,7 @@ AFFINE_MEMBER = "affine.npy"
 JSON_MEMBER = "json"
 
 MAX_NPY_HEADER_BYTES = 10_000
-
-
-class ShardError(Exception):
-    """A sample, shard or dataset does not follow the schema, or cannot be read."""
+MAX_SIZE = 1024  # px of a crop's side
 
 
 def get_frames_member(codec: str) -> str:

@@ -33,6 +33,7 @@ from stages.engine.outcome import StageError
 from stages.engine.progress import Progress, no_progress
 
 RUN_FILE = "run.json"
+MAX_INFO_BYTES = 2**22  # of run.json and its like; one has 3 KB
 MAX_HELD_OUT_CLIPS = 64  # decoded for the held-out loss of a dataset that is too large for this machine
 
 Hold = Literal["resident", "cached", "windowed", "streamed"]

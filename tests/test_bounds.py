@@ -1,4 +1,4 @@
-"""Every number of every params dataclass has finite bounds: one from a stranger's file cannot ask for all memory."""
+"""Every number of every params dataclass has finite bounds: one from elsewhere cannot ask for all memory."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def list_params_classes() -> list[type]:
             for value in vars(module).values():
                 if isinstance(value, type) and is_pydantic_dataclass(value) and value.__module__ == info.name:
                     classes.add(value)
-    return sorted((item for item in classes if item.__name__ not in NOT_PARAMS), key=lambda item: item.__name__)
+    params_classes = [item for item in classes if item.__name__ not in NOT_PARAMS]
+    return sorted(params_classes, key=lambda item: item.__name__)
 
 
 def place_in(annotation: Any, number: Any) -> Iterator[Any]:
@@ -55,9 +56,8 @@ def place_in(annotation: Any, number: Any) -> Iterator[Any]:
     elif origin is dict:
         yield from ({"folder": value} for value in place_in(arguments[1], number))
     else:
-        assert annotation in (str, bool, Any, type(None)) or origin is Literal or is_pydantic_dataclass(annotation), (
-            f"{annotation}: add here where this type holds numbers"
-        )
+        is_other = annotation in (str, bool, Any, type(None)) or origin is Literal
+        assert is_other or is_pydantic_dataclass(annotation), f"{annotation}: say here where it has numbers"
 
 
 def list_numbers() -> Iterator[Any]:

@@ -15,6 +15,9 @@ import yaml
 
 from pipeline import params as params_file
 from pipeline.options import FILE, FOLDER, add_endpoint_option, device_options, print_once
+from pipeline.plain_yaml import parse_yaml
+from shards.errors import shorten
+from stages.engine.outcome import StageError
 
 if TYPE_CHECKING:
     from model.recipe import Recipe
@@ -114,7 +117,6 @@ def command(
     from pipeline.progress import ProgressBars
     from shards.schema import ShardError
     from stages import train
-    from stages.engine.outcome import StageError
 
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     for package in ("model", "stages"):
@@ -155,12 +157,11 @@ def _parse_settings(settings: tuple[str, ...]) -> dict[str, object]:
     for setting in settings:
         name, equals, value = setting.partition("=")
         if not equals or not name:
-            raise click.BadParameter(f"{setting}: expected NAME=VALUE", param_hint="--set")
+            raise click.BadParameter(f"{shorten(setting)[1:-1]}: expected NAME=VALUE", param_hint="--set")
         try:
-            values[name] = yaml.safe_load(value)
-        except yaml.YAMLError as err:
-            reason = " ".join(str(err).split())
-            raise click.BadParameter(f"{setting}: not YAML ({reason})", param_hint="--set") from err
+            values[name] = parse_yaml(value)
+        except StageError as err:
+            raise click.BadParameter(f"{name}: not YAML ({err})", param_hint="--set") from err
     return values
 
 

@@ -21,7 +21,7 @@ from pydantic.dataclasses import dataclass as params_dataclass
 
 from shards.atomic import write_atomically
 from shards.ledger import OK
-from shards.rng import MAX_SEED
+from shards.params import MAX_SEED
 from shards.table import PackedRows, Row, Rows
 from stages.engine.outcome import Outcome, StageError
 from stages.engine.stage import Item, Mapper, Report

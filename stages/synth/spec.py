@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, TypeAdapter, field_validator
 from pydantic.dataclasses import dataclass
 
-from shards.rng import MAX_SEED
+from shards.params import MAX_SEED
 
 Image = NDArray[np.uint8]  # (H, W, 3), RGB
 Floats = NDArray[np.float64]
