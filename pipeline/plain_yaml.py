@@ -1,7 +1,7 @@
 """Read YAML that may come from anyone: mappings, lists, strings, numbers, true, false and null of YAML 1.2.
 
-``yes``, ``0x10``, ``010``, ``10:30`` and ``2024-01-01`` are strings here, so a number's field refuses them and
-shows them; PyYAML would make booleans, other numbers and a date of them. ``1e-4`` is a number.
+``yes``, ``0x10``, ``010``, ``10:30`` and ``2024-01-01`` are strings here, which a number's field refuses;
+PyYAML would make booleans, other numbers and a date of them. ``1e-4`` is a number.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ any file of this machine.
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import stat
 from pathlib import Path
@@ -47,6 +48,15 @@ def read_file(path: Path, max_bytes: int, *, inside: Path | None = None) -> byte
         if size > max_bytes:
             raise OSError(errno.EFBIG, f"holds {size} bytes, expected at most {max_bytes}", os.fspath(path))
     return data
+
+
+def map_file(path: Path, max_bytes: int, *, inside: Path | None = None) -> bytes | mmap.mmap:
+    """As ``read_file``, without a copy in memory, for a file that may be large and is never changed in place."""
+    with open_file(path, inside=inside) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > max_bytes:
+            raise OSError(errno.EFBIG, f"holds {size} bytes, expected at most {max_bytes}", os.fspath(path))
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
 
 
 def is_inside(path: Path, folder: Path) -> bool:

@@ -7,7 +7,6 @@ stored matrices map to the crop, or the crop. They are untrusted: only the sandb
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -40,6 +39,7 @@ from stages.sample.pairs import (
     count_pair_frames,
     make_pairs,
     read_samples,
+    read_samples_info,
     write_crops,
 )
 
@@ -89,13 +89,12 @@ def _read_sample_folder(
     name: str, folder: Path, dataset: Dataset, split: str, n_clips: int | None
 ) -> GeneratedSystem:
     """The row of a folder that ``pipeline sample`` wrote."""
+    description = read_samples_info(folder)
     try:
-        description = json.loads((folder / RUN_INFO).read_text())
-        json.dumps(description, allow_nan=False)  # it is copied to evaluation.json
-        audio, seed = description["audio"], int(description["params"]["seed"])
+        audio, seed = description["audio"], description["params"]["seed"]
         sampled_dataset = description["dataset"]
-    except (OSError, ValueError, TypeError, KeyError) as err:
-        raise StageError(f"{folder / RUN_INFO}: cannot be read ({type(err).__name__}: {err})") from err
+    except KeyError as err:
+        raise StageError(f"{folder / RUN_INFO}: {err} is missing") from err
     if sampled_dataset != dataset.manifest["digest"]:
         raise StageError(
             f"{folder} was generated from the dataset {str(sampled_dataset)[:12]}, "

@@ -13,16 +13,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from model.run_log import PICTURES
+from shards.files import is_regular_file, read_file
 from shards.reader import Dataset, read_clip
 from shards.schema import VIDEO_FPS, ClipSample, Frames, ShardError
 from stages.preview.drawing import draw_mask_box
 from stages.preview.selection import spread_clips
 from stages.preview.sheet import choose_style, draw_cell
-from stages.report.inputs import pick_evenly, read_json_object
-from stages.sample.pairs import CROPS, RUN_INFO, VIDEOS, Pair, read_crops, read_pair, read_samples
+from stages.report.selection import pick_evenly
+from stages.sample.pairs import (
+    CROPS,
+    VIDEOS,
+    Pair,
+    read_crops,
+    read_pair,
+    read_samples,
+    read_samples_info,
+)
 
 N_CLIPS = 12  # of the dataset
 N_STRIPS = 4  # per folder of generated clips
@@ -33,6 +42,7 @@ FRAME_PX, GAP_PX = 160, 3
 DIFFERENCE_GAIN = 4
 WEBP_QUALITY = 86
 MAX_IMAGE_PX = 4096  # per side: the folder may come from someone else
+MAX_PICTURE_BYTES = 2**26  # of a picture's file: 4096 x 4096 px
 MAX_VIDEO_BYTES = 2**20
 
 
@@ -98,15 +108,17 @@ def read_run_images(run: Path) -> list[EmbeddedImage]:
     images = []
     for path in pick_evenly(sorted((run / PICTURES).glob("*.png")), N_RUN_IMAGES):
         try:
-            with Image.open(path) as image:
+            with Image.open(io.BytesIO(read_file(path, MAX_PICTURE_BYTES, inside=run))) as image:
                 if max(image.size) > MAX_IMAGE_PX:
                     raise ShardError(f"{path}: {image.width}x{image.height} px, expected at most "
                                      f"{MAX_IMAGE_PX} per side")  # fmt: skip
                 name, _, step = path.stem.rpartition("-")
                 description = f"{name}, step {int(step):,}" if step.isdecimal() else path.stem
                 images.append(embed_image(image, description))
-        except (OSError, Image.DecompressionBombError) as err:
-            raise ShardError(f"{path}: not an image ({err})") from err
+        except UnidentifiedImageError as err:
+            raise ShardError(f"{path}: not an image") from err
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as err:
+            raise ShardError(f"{path}: not an image ({getattr(err, 'strerror', None) or err})") from err
     return images
 
 
@@ -118,8 +130,7 @@ def read_generated_clips(folder: Path, dataset: Dataset) -> GeneratedClips:
         raise ShardError(f"{folder}: none of its {len(rows)} clips is in {dataset.storage.address}")
     selected = pick_evenly(sorted(matches, key=lambda row: str(row["name"])), N_STRIPS)
     strips = [_make_strip(folder, dataset, row, with_video=i < N_VIDEOS) for i, row in enumerate(selected)]
-    info = read_json_object(folder / RUN_INFO, "pipeline sample")
-    return GeneratedClips(folder.name, info, len(rows), tuple(strips))
+    return GeneratedClips(folder.name, read_samples_info(folder), len(rows), tuple(strips))
 
 
 def _make_strip(folder: Path, dataset: Dataset, row: dict[str, Any], *, with_video: bool) -> SampleStrip:
@@ -127,7 +138,10 @@ def _make_strip(folder: Path, dataset: Dataset, row: dict[str, Any], *, with_vid
     if Path(name).name != name:
         raise ShardError(f"{folder}: {name!r} is not a plain file name")
     source, speech = read_pair(dataset, Pair(row["clip_id"], row["audio_clip_id"]))
-    generated = read_crops(folder / CROPS / f"{name}.tar", source.frames.shape[1])
+    crops = folder / CROPS / f"{name}.tar"
+    if not is_regular_file(crops, inside=folder):
+        raise ShardError(f"{crops}: is not there, or no file of this folder")
+    generated = read_crops(crops, source.frames.shape[1])
     n_frames = min(len(generated), len(source.frames), len(speech.frames))
     indices = pick_evenly(range(n_frames), N_FRAMES)
     audio = "its own speech" if speech is source else f"speech of {speech.key}"
@@ -140,7 +154,7 @@ def _make_strip(folder: Path, dataset: Dataset, row: dict[str, Any], *, with_vid
             (label, _join_images(images, f"{name}: {label}"))
             for label, images in _draw_rows(source, speech, generated, indices).items()
         ),
-        video=_embed_video(folder / VIDEOS / f"{name}.mp4") if with_video else "",
+        video=_embed_video(folder, name) if with_video else "",
         poster=embed_image(Image.fromarray(middle), f"{name}: source and generated"),
     )
 
@@ -174,8 +188,10 @@ def _join_images(images: Sequence[Frames], description: str) -> EmbeddedImage:
     return embed_image(Image.fromarray(np.concatenate([*padded, images[-1]], axis=1)), description)
 
 
-def _embed_video(path: Path) -> str:
-    """The mp4 that ``pipeline sample`` wrote; "" if it is missing or larger than MAX_VIDEO_BYTES."""
-    if not path.is_file() or path.stat().st_size > MAX_VIDEO_BYTES:
+def _embed_video(folder: Path, name: str) -> str:
+    """The mp4 that ``pipeline sample`` wrote; "" if it is no file of the folder or too large to embed."""
+    try:
+        data = read_file(folder / VIDEOS / f"{name}.mp4", MAX_VIDEO_BYTES, inside=folder)
+    except OSError:
         return ""
-    return _make_data_url("video/mp4", path.read_bytes())
+    return _make_data_url("video/mp4", data)

@@ -10,13 +10,17 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+from pydantic import Field
 
 from shards.atomic import write_atomically
 from shards.codec import decode_frame, encode_frame
+from shards.documents import Document
+from shards.params import MAX_SEED
 from shards.reader import Dataset, read_clip
 from shards.rng import derive_key
 from shards.schema import ClipSample, Frames, ShardError
 from shards.table import read_rows
+from stages.engine.info import Text, read_info
 from stages.engine.outcome import StageError
 
 TABLE, RUN_INFO, CROPS, VIDEOS = "samples.parquet", "samples.json", "crops", "videos"
@@ -130,6 +134,25 @@ def read_crops(path: Path, size: int) -> Frames:
     if not frames:
         raise ShardError(f"{path}: holds no frames")
     return np.stack([frames[name] for name in sorted(frames)])
+
+
+class SamplesParams(Document):
+    """What is used of the sampler's params in ``samples.json``."""
+
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)
+
+
+class SamplesFile(Document):
+    """What is used of ``samples.json``."""
+
+    dataset: Text = ""
+    audio: Literal["own", "swapped"] = "own"
+    params: SamplesParams = Field(default_factory=SamplesParams)
+
+
+def read_samples_info(out: Path) -> dict[str, Any]:
+    """``samples.json``: what generated a folder of samples. Raises StageError."""
+    return read_info(out, RUN_INFO, SamplesFile, writer="pipeline sample")
 
 
 def read_samples(out: Path) -> list[dict[str, Any]]:
