@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -37,11 +37,10 @@ def parse_yaml(text: str) -> Any:
 class _PlainLoader(yaml.SafeLoader):
     """YAML's core schema without anchors, tags and repeated keys."""
 
-    yaml_implicit_resolvers: ClassVar = {}  # not those of YAML 1.1
     _depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
-        event = self.peek_event()
+        event = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise yaml.constructor.ConstructorError(
                 problem="anchors and aliases (& and *) are not read; repeat the value",
@@ -72,7 +71,7 @@ class _PlainLoader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(
                     problem=f"{shorten(key)} is there twice", problem_mark=key_node.start_mark
                 )
-            mapping[key] = self.construct_object(value_node, deep=deep)  # type: ignore[no-untyped-call]
+            mapping[key] = self.construct_object(value_node, deep=deep)
         return mapping
 
     def construct_number(self, node: Any) -> int | float:
@@ -88,6 +87,7 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 def _add_plain_types() -> None:
+    _PlainLoader.yaml_implicit_resolvers = {}  # not those of YAML 1.1
     for tag, pattern, first_characters in (
         ("null", r"(?:~|null|Null|NULL|)", ["~", "n", "N", ""]),
         ("bool", r"(?:true|True|TRUE|false|False|FALSE)", list("tTfF")),

@@ -7,10 +7,10 @@ A session's folder has a name that cannot be guessed, since Gradio serves a file
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import secrets
 import shutil
-import stat
 import threading
 import time
 from collections import Counter
@@ -233,8 +233,8 @@ class Sessions:
 
     def _list_files(self) -> Iterator[tuple[Path, int, float]]:
         """(path, bytes, time of the last change in seconds) of every file that is kept."""
-        for path in self._root.rglob("*"):
-            with contextlib.suppress(OSError):  # deleted meanwhile
-                status = path.lstat()
-                if stat.S_ISREG(status.st_mode):
+        for folder, _, names in os.walk(self._root):  # skips what is deleted meanwhile; rglob raises
+            for path in (Path(folder, name) for name in names):
+                with contextlib.suppress(OSError):
+                    status = path.lstat()
                     yield path, status.st_size, status.st_mtime
