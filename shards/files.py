@@ -26,7 +26,7 @@ def open_file(path: Path, *, inside: Path | None = None) -> BinaryIO:
     if inside is not None and not is_inside(path, inside):
         raise OSError(errno.EPERM, "leads out of its folder by a link; copy the file there", os.fspath(path))
     try:
-        _check_mode(os.stat(path).st_mode, path)
+        _check_mode(path.stat().st_mode, path)
         handle = os.open(path, FLAGS)
     except ValueError as err:  # a NUL in the name
         raise OSError(errno.EINVAL, str(err), repr(path)) from err
@@ -51,7 +51,7 @@ def read_file(path: Path, max_bytes: int, *, inside: Path | None = None) -> byte
 
 
 def map_file(path: Path, max_bytes: int, *, inside: Path | None = None) -> bytes | mmap.mmap:
-    """As ``read_file``, without a copy in memory, for a file that may be large and is never changed in place."""
+    """As ``read_file``, without a copy in memory: for a large file that nobody changes in place."""
     with open_file(path, inside=inside) as file:
         size = os.fstat(file.fileno()).st_size
         if size > max_bytes:
