@@ -33,6 +33,7 @@ from stages.engine.outcome import StageError
 from stages.engine.progress import Progress, no_progress
 
 RUN_FILE = "run.json"
+MAX_NAMES = 8  # of splits, in a message
 MAX_HELD_OUT_CLIPS = 64  # decoded for the held-out loss of a dataset that is too large for this machine
 
 Hold = Literal["resident", "cached", "windowed", "streamed"]
@@ -128,7 +129,11 @@ def open_frame_sources(
     build_network_input(recipe.network).check_dataset(dataset.manifest, dataset.storage.address)
     ids = dataset.clips.ids_in_split(TRAIN_SPLIT)
     if not ids:
-        raise StageError(f"{request.shards}: no clip is in the split {TRAIN_SPLIT!r}")
+        splits = sorted(dataset.clips.table["split"].unique().to_pylist())[:MAX_NAMES]
+        raise StageError(
+            f"{request.shards}: no clip is in the split {TRAIN_SPLIT!r}, all are in {', '.join(splits)}; "
+            "a smaller clips.test_share leaves some to train on"
+        )
     train_ids, held_out_ids = split_held_out(ids, recipe.held_out_share, seed=recipe.seed)
     opener = _FrameSourceOpener(request, recipe, dataset, ranks, progress)
     if request.hold == "resident":

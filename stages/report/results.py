@@ -11,15 +11,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.errors import shorten
 from shards.ledger import OK
 from shards.table import Row, read_rows
+from stages.engine.json_file import read_json_file
 from stages.engine.outcome import StageError
 from stages.evaluate.columns import COLUMNS, GROUPS, Column
 from stages.evaluate.metrics.obedience import Mean
 from stages.evaluate.run import CLIPS, FRAMES, METRICS, RUN_INFO
-from stages.evaluate.scores import CLIPS_SCHEMA, CURVES, FRAMES_SCHEMA, group_means
+from stages.evaluate.scores import (
+    CLIPS_RULES,
+    CLIPS_SCHEMA,
+    CURVES,
+    FRAMES_RULES,
+    FRAMES_SCHEMA,
+    group_means,
+)
 from stages.evaluate.table import PREVIOUS, TRUTH
-from stages.report.inputs import read_json_object
 
 Floats = NDArray[np.float64]
 
@@ -100,22 +108,29 @@ class EvaluationResults:
 
 def read_evaluation(folder: Path) -> EvaluationResults:
     """Raises StageError or ShardError if the folder was not written by ``pipeline evaluate``."""
-    info, metrics = (read_json_object(folder / name, "pipeline evaluate") for name in (RUN_INFO, METRICS))
+    info, metrics = (read_json_file(folder / name, "pipeline evaluate") for name in (RUN_INFO, METRICS))
     try:
         means = {
             row: {name: _parse_cell(entry) for name, entry in cells.items()} for row, cells in metrics.items()
         }
     except (KeyError, TypeError, AttributeError, ValueError) as err:
-        raise StageError(f"{folder / METRICS}: not the table of an evaluation ({err!r})") from err
-    clips = list(read_rows(folder / CLIPS, CLIPS_SCHEMA, "table of scored clips"))
-    frames = list(read_rows(folder / FRAMES, FRAMES_SCHEMA, "table of scored frames"))
+        problem = shorten(err)
+        raise StageError(f"{folder / METRICS}: not the table of an evaluation ({problem})") from err
+    clips = list(read_rows(folder / CLIPS, CLIPS_SCHEMA, "table of scored clips", CLIPS_RULES, inside=folder))
+    frames = list(
+        read_rows(folder / FRAMES, FRAMES_SCHEMA, "table of scored frames", FRAMES_RULES, inside=folder)
+    )
     return EvaluationResults(info, means, tuple(clips), tuple(_group_curves(frames)))
 
 
 def _parse_cell(entry: Any) -> TableCell:
     if isinstance(entry, str):
         return TableCell(reason=entry.removeprefix("not computed:").strip())
-    return TableCell(float(entry["mean"]), float(entry["low"]), float(entry["high"]), int(entry["n"]))
+    numbers = [entry[name] for name in ("mean", "low", "high", "n")]
+    if any(isinstance(number, bool) or not isinstance(number, (int, float)) for number in numbers):
+        raise ValueError(f"{shorten(entry)}, expected numbers")
+    mean, low, high, n = numbers
+    return TableCell(float(mean), float(low), float(high), int(n))
 
 
 def _group_curves(frames: Sequence[Row]) -> list[ClipCurves]:

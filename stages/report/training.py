@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from model.run_log import METRICS, SELECTING_LOSSES, read_metrics
-from stages.report.inputs import read_json_object
+from stages.engine.json_file import read_json_file
 from stages.report.strips import EmbeddedImage, read_run_images
 from stages.train import RUN_FILE
 
@@ -41,7 +41,7 @@ class TrainingRun:
 
 def read_run(folder: Path) -> TrainingRun:
     """Raises StageError if the folder holds no run."""
-    info = read_json_object(folder / RUN_FILE, "pipeline train")
+    info = read_json_file(folder / RUN_FILE, "pipeline train")
     return TrainingRun(
         folder.name, info, tuple(read_metrics(folder / METRICS)), tuple(read_run_images(folder))
     )
