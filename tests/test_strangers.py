@@ -24,8 +24,6 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
-from model import loop
-from model.checkpoint import save_checkpoint
 from pipeline.main import cli
 from shards.errors import MAX_MESSAGE_LETTERS
 from shards.index import INDEX_NAME, INDEX_SCHEMA, LEDGER_NAME
@@ -41,12 +39,17 @@ from tests.alterations import (
     list_table_alterations,
     make_dataset,
 )
-from tests.model import worlds
 
 PATIENT = os.environ.get("REDUB_PATIENT")  # set to wait for what takes minutes
 MAX_SECONDS = 120.0  # on a crowded machine; each command takes a few
 MAX_BYTES = 3 * 2**30  # of memory, in a process that has imported everything
 SAMPLED = 40  # every so many alterations of the suite
+
+
+QUICK = ("--sampler", "ancestral", "--steps", "2", "--device", "cpu")
+# What the commands write beside the altered dataset.
+OUTPUTS = {"shards", "output.jsonl", "sheet.png", "published", "clip.mp4", "report.html", "resident",
+           "cached", "streamed", "samples", "scores", "cache"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -78,60 +81,59 @@ class World:
             ["explain", folder, "s1_clip1"],
             ["preview", folder, "-o", f"{scratch}/sheet.png"],
             ["prune", folder],
-            [
-                "report",
-                "--shards",
-                folder,
-                "--generated",
-                str(self.generated),
-                "-o",
-                f"{scratch}/report.html",
-            ],
             ["publish", folder, f"{scratch}/published"],
         ]
         if not all_of_them:
             return commands
-        device = ["--device", "cpu"]
+        report = [
+            "report",
+            "--shards",
+            folder,
+            "-o",
+            f"{scratch}/report.html",
+            "--generated",
+            f"{self.generated}",
+        ]
+        training = ["train", "--shards", folder, "--params", f"{self.params}", "--device", "cpu"]
+        sampling = ["sample", "--shards", folder, "--run", f"{self.run}", "-o", f"{scratch}/samples", *QUICK]
+        scores = [
+            "evaluate",
+            "--shards",
+            folder,
+            "--generated",
+            f"{self.generated}",
+            "-o",
+            f"{scratch}/scores",
+        ]
         return [
             *commands,
             ["preview", folder, "--video", "s1_clip1", "-o", f"{scratch}/clip.mp4"],
+            report,
             *(
-                ["train", "--shards", folder, "--run", f"{scratch}/{hold}", "--params", str(self.params),
-                 "--hold", hold, "--workers", workers, *device]
+                [*training, "--run", f"{scratch}/{hold}", "--hold", hold, "--workers", workers]
                 for hold, workers in (("resident", "1"), ("cached", "0"), ("streamed", "0"))
             ),
-            ["sample", "--shards", folder, "--run", str(self.run), "-o", f"{scratch}/samples",
-             "--sampler", "ancestral", "--steps", "2", *device],
-            ["evaluate", "--shards", folder, "--generated", str(self.generated), "-o", f"{scratch}/scores",
-             "--cache", f"{scratch}/cache", "--no-landmarks", "--workers", "1"],
-        ]  # fmt: skip
+            sampling,
+            [*scores, "--cache", f"{scratch}/cache", "--no-landmarks", "--workers", "1"],
+        ]
 
 
-def make_world(root: Path) -> World:
-    """Write an intact dataset, a run, its samples, and the params of a short training."""
+def make_world(root: Path, *, with_run: bool) -> World:
+    """Write an intact dataset; with a run, its samples and the params of a short training too."""
     shards = make_dataset(root / "shards")
-    run = root / "run"
-    save_checkpoint(loop.create_state(worlds.TINY, worlds.CPU), run, worlds.TINY, "digest", None)
-    params = root / "params.json"
-    changes = worlds.recipe_to_changes(worlds.TINY) | {"steps": 1, "batch": 4}
-    params.write_text(json.dumps({"train": {"preset": "multi-speaker", "changes": changes}}))
-    generated = root / "generated"
-    command = [
-        "sample",
-        "--shards",
-        shards,
-        "--run",
-        run,
-        "-o",
-        generated,
-        "--sampler",
-        "ancestral",
-        "--steps",
-        "2",
-    ]
-    result = CliRunner().invoke(cli, [*map(str, command), "--device", "cpu"])
-    assert result.exit_code == 0, result.output
-    return World(root, shards, run, generated, params)
+    world = World(root, shards, root / "run", root / "generated", root / "params.json")
+    if with_run:
+        from model import loop
+        from model.checkpoint import save_checkpoint
+        from tests.model import worlds
+
+        save_checkpoint(loop.create_state(worlds.TINY, worlds.CPU), world.run, worlds.TINY, "digest", None)
+        changes = worlds.recipe_to_changes(worlds.TINY) | {"steps": 1, "batch": 4}
+        world.params.write_text(json.dumps({"train": {"preset": "multi-speaker", "changes": changes}}))
+        command = ["sample", "--shards", shards, "--run", world.run, "-o", world.generated, *QUICK]
+        result = CliRunner().invoke(cli, [*map(str, command)])
+        assert result.exit_code == 0, result.output
+    return world
 
 
 def try_alteration(world: World, alteration: Alteration, number: int, *, all_of_them: bool) -> list[str]:
@@ -141,57 +143,51 @@ def try_alteration(world: World, alteration: Alteration, number: int, *, all_of_
     scratch.mkdir(parents=True)
     shutil.copytree(world.shards, shards)
     before = list_files(world.root, scratch)
-    problems = []
-    try:
-        alteration.apply(shards)
-    except Exception as err:  # the alteration, not what it tests
-        return [f"{alteration.name}: cannot be made: {err!r}"]
-    for command in world.list_commands(shards, scratch, all_of_them=all_of_them):
-        problem = run_limited(command, scratch)
-        if problem:
-            problems.append(f"{alteration.name}: {command[0]} {' '.join(command[2:4])}: {problem}")
-    escapes = list_files(world.root, scratch).keys() - before.keys()
-    escapes = {path for path in escapes if "outside" not in path}
-    if escapes or Path("/tmp/escape").exists() or (scratch / "escape").exists():
-        problems.append(f"{alteration.name}: wrote {sorted(escapes)[:3]}")
+    alteration.apply(shards)
+    commands = world.list_commands(shards, scratch, all_of_them=all_of_them)
+    problems = [f"{alteration.name}: {problem}" for problem in run_limited(commands, scratch)]
+    escapes = list_files(world.root, scratch) - before - list_files(world.root / "outside", scratch)
+    strays = {path.name for path in scratch.iterdir()} - OUTPUTS
+    if escapes or strays or Path("/tmp/escape").exists():
+        problems.append(f"{alteration.name}: wrote {sorted(escapes)[:3]} {sorted(strays)}")
     shutil.rmtree(scratch)
     return problems
 
 
-def list_files(root: Path, without: Path) -> dict[str, int]:
-    """Every path below a folder, without those below another."""
-    return {os.fspath(path): 0 for path in root.rglob("*") if not path.is_relative_to(without)}
+def list_files(root: Path, without: Path) -> set[str]:
+    """Every path below a folder and the folder itself, without those below another."""
+    return {os.fspath(path) for path in (root, *root.rglob("*")) if not path.is_relative_to(without)}
 
 
-def run_limited(command: Sequence[str], scratch: Path) -> str:
-    """Run a command in a fork of this process; a problem, or an empty string."""
-    output = scratch / "output.json"
-    output.unlink(missing_ok=True)
+def run_limited(commands: Sequence[Sequence[str]], scratch: Path) -> list[str]:
+    """Run commands in a fork of this process; the problems."""
+    output = scratch / "output.jsonl"
     child = os.fork()
     if child == 0:
         os.setsid()
         try:
-            output.write_text(json.dumps(run_command(command)))
+            with output.open("w", buffering=1) as file:
+                for command in commands:
+                    file.write(json.dumps(judge(run_command(command))) + "\n")
         finally:
             os._exit(0)
-    deadline, peak = time.monotonic() + MAX_SECONDS, 0
-    try:
-        while os.waitpid(child, os.WNOHANG)[0] == 0:
-            with_children = [psutil.Process(child), *psutil.Process(child).children(recursive=True)]
-            for process in with_children:
-                try:
-                    peak = max(peak, process.memory_info().rss)
-                except psutil.NoSuchProcess:
-                    continue
-            if time.monotonic() > deadline:
-                return f"hangs for {MAX_SECONDS:.0f} s"
-            if peak > MAX_BYTES:
-                return f"takes {peak / 2**30:.1f} GB"
-            time.sleep(0.02)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
+    deadline, ending = time.monotonic() + MAX_SECONDS * len(commands), ""
+    while os.waitpid(child, os.WNOHANG)[0] == 0:
+        n_bytes = 0
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(child)
+            n_bytes = max(each.memory_info().rss for each in [process, *process.children(recursive=True)])
+        if time.monotonic() > deadline or n_bytes > MAX_BYTES:
+            ending = f"takes {n_bytes / 2**30:.1f} GB" if n_bytes > MAX_BYTES else "hangs"
             os.killpg(child, signal.SIGKILL)
-    return judge(json.loads(output.read_text())) if output.is_file() else "died"
+            os.waitpid(child, 0)
+            break
+        time.sleep(0.05)
+    results = [json.loads(line) for line in output.read_text().splitlines()]
+    if len(results) < len(commands):
+        results.append(ending or "died")
+    return [f"{' '.join(command[:1] + command[2:4])}: {problem}"
+            for command, problem in zip(commands, results, strict=False) if problem]  # fmt: skip
 
 
 def run_command(command: Sequence[str]) -> dict[str, Any]:
@@ -201,7 +197,7 @@ def run_command(command: Sequence[str]) -> dict[str, Any]:
             publish(Path(command[1]), open_storage(command[2]))
         except ShardError as err:
             return {"code": 1, "lines": [f"{err}"], "traceback": ""}
-        except BaseException:
+        except BaseException:  # as click's runner does: whatever it is, it is counted
             return {"code": 1, "lines": [], "traceback": traceback.format_exc()}
         return {"code": 0, "lines": [], "traceback": ""}
     result = CliRunner().invoke(cli, list(command))
@@ -229,7 +225,7 @@ def judge(result: dict[str, Any]) -> str:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return make_world(tmp_path_factory.mktemp("strangers"))
+    return make_world(tmp_path_factory.mktemp("strangers"), with_run=bool(PATIENT))
 
 
 def test_an_altered_dataset_ends_each_command_in_one_line(world: World) -> None:
@@ -245,21 +241,18 @@ def test_an_altered_dataset_ends_each_command_in_one_line(world: World) -> None:
 
 
 def main() -> None:
-    """``python -m tests.test_strangers FOLDER [FIRST STEP]``: print every problem, then the counts."""
-    folder, first, step = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    light = len(sys.argv) > 4
+    """``python -m tests.test_strangers FOLDER FIRST STEP [light]``: print every problem, then the counts."""
+    folder, first, step, light = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), "light" in sys.argv
     shutil.rmtree(folder, ignore_errors=True)
-    world = make_world(folder)
+    world = make_world(folder, with_run=not light)
     counts: Counter[str] = Counter()
-    alterations = world.list_alterations()
-    print(len(alterations), "alterations", flush=True)
-    for number, alteration in enumerate(alterations):
+    for number, alteration in enumerate(world.list_alterations()):
         if number % step == first:
             problems = try_alteration(world, alteration, number, all_of_them=not light)
             counts["tried"] += 1
             counts["problems"] += len(problems)
-            for problem in problems:
-                print(problem, flush=True)
+            if problems or counts["tried"] % 50 == 0:
+                print(*problems or [dict(counts)], sep="\n", flush=True)
     print(dict(counts))
 
 
