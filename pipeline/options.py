@@ -14,7 +14,19 @@ import click
 from stages.corpora import CORPORA
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
-FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+class RegularFile(click.Path):
+    """A path of a file that is there, or that is to be written: never a pipe, which would block for ever."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path: Any = super().convert(value, param, ctx)
+        if path.exists() and not path.is_file():
+            self.fail(f"{path} is a pipe, a socket or a device, expected a regular file", param, ctx)
+        return path
+
+
+FILE = RegularFile(dir_okay=False, path_type=Path)
 
 landmarker_option = click.option(
     "--landmarker", default="", metavar="FILE", help="MediaPipe's face_landmarker.task."

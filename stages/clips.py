@@ -16,7 +16,16 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as params_dataclass
 
 from shards.checksum import file_sha256
-from shards.ledger import DROPPED, FAILED, OK, build_ledger, read_ledger, write_ledger
+from shards.ledger import (
+    DROPPED,
+    FAILED,
+    OK,
+    STAGE_RULES,
+    build_ledger,
+    check_clips,
+    read_ledger,
+    write_ledger,
+)
 from shards.table import Row, Rows
 from stages.corpora import FETCH_FOLDER, get_corpus
 from stages.corpora.corpus import BadName
@@ -117,7 +126,7 @@ def read_clips(work: Work) -> Rows:
     path = work.stage_folder(STAGE) / LEDGER_NAME
     if not path.is_file():
         raise StageError(f"{path}: not there; run `pipeline clips --dataset {work.corpus}` first")
-    return read_ledger(path)
+    return check_clips(read_ledger(path), f"{path}", STAGE_RULES)
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,13 +30,15 @@ from shards.frames import FrameSource
 from shards.publish import download_dataset, locate_dataset
 from shards.reader import Dataset, open_dataset
 from shards.resident import TRAIN_SPLIT, Resident, build_clip_table, load_resident, split_held_out
+from shards.schema import Text
 from shards.streaming import Cached, Decoder, Windowed, is_worker_error
-from stages.engine.info import Text, read_info
+from stages.engine.json_file import read_json_file
 from stages.engine.lock import lock_folder
 from stages.engine.outcome import StageError
 from stages.engine.progress import Progress, no_progress
 
 RUN_FILE = "run.json"
+MAX_NAMES = 8  # of splits, in a message
 MAX_HELD_OUT_CLIPS = 64  # decoded for the held-out loss of a dataset that is too large for this machine
 
 Hold = Literal["resident", "cached", "windowed", "streamed"]
@@ -132,7 +134,11 @@ def open_frame_sources(
     build_network_input(recipe.network).check_dataset(dataset.manifest, dataset.storage.address)
     ids = dataset.clips.ids_in_split(TRAIN_SPLIT)
     if not ids:
-        raise StageError(f"{request.shards}: no clip is in the split {TRAIN_SPLIT!r}")
+        splits = sorted(dataset.clips.table["split"].unique().to_pylist())[:MAX_NAMES]
+        raise StageError(
+            f"{request.shards}: no clip is in the split {TRAIN_SPLIT!r}, all are in {', '.join(splits)}; "
+            "a smaller clips.test_share leaves some to train on"
+        )
     train_ids, held_out_ids = split_held_out(ids, recipe.held_out_share, seed=recipe.seed)
     opener = _FrameSourceOpener(request, recipe, dataset, ranks, progress)
     if request.hold == "resident":
@@ -264,7 +270,7 @@ class RunFile(Document):
 
 def read_run_file(run: Path) -> dict[str, Any]:
     """The content of a run's ``run.json``. Raises StageError for one that is missing or no run's."""
-    return read_info(run, RUN_FILE, RunFile, writer="pipeline train")
+    return read_json_file(run / RUN_FILE, "pipeline train", RunFile)
 
 
 def _write_run_file(request: TrainRequest, recipe: Recipe, digest: str) -> None:

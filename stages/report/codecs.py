@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from shards.codec import JPEG_QUALITY, Codec, decode_frame, encode_frame
 from shards.schema import ClipSample, Frame
 from stages.evaluate.metrics.pixels import compute_psnr, squared_error
-from stages.report.selection import pick_evenly
+from stages.report.inputs import pick_evenly
 
 FRAMES_PER_CLIP = 10
 LOSSLESS: tuple[Codec, ...] = ("webp", "png", "raw")

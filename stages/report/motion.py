@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from shards.reader import Dataset, read_members
 from shards.schema import AFFINE_MEMBER, BOXES_MEMBER, JSON_MEMBER, ShardError, json_to_info, npy_to_array
-from stages.report.selection import pick_evenly
+from stages.report.inputs import pick_evenly
 
 Floats = NDArray[np.float64]
 

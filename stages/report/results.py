@@ -14,12 +14,20 @@ from pydantic import Field
 
 from shards.documents import Document
 from shards.ledger import OK
+from shards.schema import Text
 from shards.table import Row, read_rows
-from stages.engine.info import Text, read_info
+from stages.engine.json_file import read_json_file
 from stages.evaluate.columns import COLUMNS, GROUPS, Column
 from stages.evaluate.metrics.obedience import Mean
 from stages.evaluate.run import CLIPS, FRAMES, METRICS, RUN_INFO
-from stages.evaluate.scores import CLIPS_SCHEMA, CURVES, FRAMES_SCHEMA, group_means
+from stages.evaluate.scores import (
+    CLIPS_RULES,
+    CLIPS_SCHEMA,
+    CURVES,
+    FRAMES_RULES,
+    FRAMES_SCHEMA,
+    group_means,
+)
 from stages.evaluate.table import PREVIOUS, TRUTH
 
 Floats = NDArray[np.float64]
@@ -103,13 +111,15 @@ class EvaluationResults:
 
 def read_evaluation(folder: Path) -> EvaluationResults:
     """Raises StageError or ShardError if the folder was not written by ``pipeline evaluate``."""
-    info = read_info(folder, RUN_INFO, EvaluationFile, writer="pipeline evaluate")
-    metrics = read_info(folder, METRICS, MetricsFile, writer="pipeline evaluate")
+    info = read_json_file(folder / RUN_INFO, "pipeline evaluate", EvaluationFile)
+    metrics = read_json_file(folder / METRICS, "pipeline evaluate", MetricsFile)
     means = {
         row: {name: _parse_cell(entry) for name, entry in cells.items()} for row, cells in metrics.items()
     }
-    clips = list(read_rows(folder / CLIPS, CLIPS_SCHEMA, "table of scored clips"))
-    frames = list(read_rows(folder / FRAMES, FRAMES_SCHEMA, "table of scored frames"))
+    clips = list(read_rows(folder / CLIPS, CLIPS_SCHEMA, "table of scored clips", CLIPS_RULES, inside=folder))
+    frames = list(
+        read_rows(folder / FRAMES, FRAMES_SCHEMA, "table of scored frames", FRAMES_RULES, inside=folder)
+    )
     return EvaluationResults(info, means, tuple(clips), tuple(_group_curves(frames)))
 
 

@@ -13,25 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from model.run_log import PICTURES
-from shards.files import is_regular_file, read_file
+from shards.files import is_regular_file, open_file, read_file
 from shards.reader import Dataset, read_clip
 from shards.schema import VIDEO_FPS, ClipSample, Frames, ShardError
 from stages.preview.drawing import draw_mask_box
 from stages.preview.selection import spread_clips
 from stages.preview.sheet import choose_style, draw_cell
-from stages.report.selection import pick_evenly
-from stages.sample.pairs import (
-    CROPS,
-    VIDEOS,
-    Pair,
-    read_crops,
-    read_pair,
-    read_samples,
-    read_samples_info,
-)
+from stages.report.inputs import pick_evenly
+from stages.sample.pairs import CROPS, VIDEOS, Pair, read_crops, read_pair, read_sample_info, read_samples
 
 N_CLIPS = 12  # of the dataset
 N_STRIPS = 4  # per folder of generated clips
@@ -42,7 +34,6 @@ FRAME_PX, GAP_PX = 160, 3
 DIFFERENCE_GAIN = 4
 WEBP_QUALITY = 86
 MAX_IMAGE_PX = 4096  # per side: the folder may come from someone else
-MAX_PICTURE_BYTES = 2**26  # of a picture's file: 4096 x 4096 px
 MAX_VIDEO_BYTES = 2**20
 
 
@@ -108,17 +99,16 @@ def read_run_images(run: Path) -> list[EmbeddedImage]:
     images = []
     for path in pick_evenly(sorted((run / PICTURES).glob("*.png")), N_RUN_IMAGES):
         try:
-            with Image.open(io.BytesIO(read_file(path, MAX_PICTURE_BYTES, inside=run))) as image:
+            with open_file(path, inside=run) as file, Image.open(file, formats=["PNG"]) as image:
                 if max(image.size) > MAX_IMAGE_PX:
                     raise ShardError(f"{path}: {image.width}x{image.height} px, expected at most "
                                      f"{MAX_IMAGE_PX} per side")  # fmt: skip
                 name, _, step = path.stem.rpartition("-")
                 description = f"{name}, step {int(step):,}" if step.isdecimal() else path.stem
                 images.append(embed_image(image, description))
-        except UnidentifiedImageError as err:
-            raise ShardError(f"{path}: not an image") from err
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as err:
-            raise ShardError(f"{path}: not an image ({getattr(err, 'strerror', None) or err})") from err
+            reason = err.strerror if isinstance(err, OSError) and err.strerror else err
+            raise ShardError(f"{path}: not an image ({reason})") from err
     return images
 
 
@@ -130,17 +120,16 @@ def read_generated_clips(folder: Path, dataset: Dataset) -> GeneratedClips:
         raise ShardError(f"{folder}: none of its {len(rows)} clips is in {dataset.storage.address}")
     selected = pick_evenly(sorted(matches, key=lambda row: str(row["name"])), N_STRIPS)
     strips = [_make_strip(folder, dataset, row, with_video=i < N_VIDEOS) for i, row in enumerate(selected)]
-    return GeneratedClips(folder.name, read_samples_info(folder), len(rows), tuple(strips))
+    info = read_sample_info(folder)
+    return GeneratedClips(folder.name, info, len(rows), tuple(strips))
 
 
 def _make_strip(folder: Path, dataset: Dataset, row: dict[str, Any], *, with_video: bool) -> SampleStrip:
-    name = str(row["name"])
-    if Path(name).name != name:
-        raise ShardError(f"{folder}: {name!r} is not a plain file name")
+    name = row["name"]
     source, speech = read_pair(dataset, Pair(row["clip_id"], row["audio_clip_id"]))
     crops = folder / CROPS / f"{name}.tar"
     if not is_regular_file(crops, inside=folder):
-        raise ShardError(f"{crops}: is not there, or no file of this folder")
+        raise ShardError(f"{crops}: no file in {folder}")
     generated = read_crops(crops, source.frames.shape[1])
     n_frames = min(len(generated), len(source.frames), len(speech.frames))
     indices = pick_evenly(range(n_frames), N_FRAMES)
@@ -189,9 +178,8 @@ def _join_images(images: Sequence[Frames], description: str) -> EmbeddedImage:
 
 
 def _embed_video(folder: Path, name: str) -> str:
-    """The mp4 that ``pipeline sample`` wrote; "" if it is no file of the folder or too large to embed."""
-    try:
-        data = read_file(folder / VIDEOS / f"{name}.mp4", MAX_VIDEO_BYTES, inside=folder)
-    except OSError:
+    """The mp4 that ``pipeline sample`` wrote; "" for none, a link out, or one above MAX_VIDEO_BYTES."""
+    path = folder / VIDEOS / f"{name}.mp4"
+    if not is_regular_file(path, inside=folder) or path.stat().st_size > MAX_VIDEO_BYTES:
         return ""
-    return _make_data_url("video/mp4", data)
+    return _make_data_url("video/mp4", read_file(path, MAX_VIDEO_BYTES, inside=folder))

@@ -1,4 +1,4 @@
-"""Picks a few of many items."""
+"""Pick a few of many items."""
 
 from __future__ import annotations
 
