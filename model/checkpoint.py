@@ -12,15 +12,18 @@ of (seed, position), see ``shards.rng``.
 
 from __future__ import annotations
 
+import functools
 import json
+import logging
 import math
 import os
-import shutil
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import pydantic
+import safetensors
 import torch
 from pydantic import ConfigDict, Field
 from safetensors.torch import save_file
@@ -29,7 +32,7 @@ from torch import Tensor, nn
 from model.recipe import MAX_BATCH, MAX_STEPS, ModelError, Recipe, compare_recipes
 from model.tensor_file import MAX_MOMENT, MAX_WEIGHT, read_tensors
 from model.unet import UNet
-from shards.atomic import PARTIAL_SUFFIX
+from shards.atomic import WriteError, remove_atomically, write_folder_atomically
 from shards.files import read_file
 from shards.params import describe_params_error
 
@@ -38,10 +41,13 @@ STATE, WEIGHTS, EMA, OPTIMIZER = (
     "state.json", "weights.safetensors", "ema.safetensors", "optimizer.safetensors",
 )  # fmt: skip
 FORMAT = 1
+NAME = re.compile(r"step-[0-9]{8,}")  # no other folder is read or removed
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 MAX_STATE_BYTES = 2**20  # one has 3 KB
 
 Digest = Annotated[str, Field(max_length=200)]  # a sha256 has 64 digits
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -81,8 +87,25 @@ class StateFile(pydantic.BaseModel):
 
 
 def list_checkpoints(run: Path) -> list[Checkpoint]:
-    """The checkpoints of a run, oldest first. Raises ModelError for one that cannot be read."""
-    return [_read_state(path) for path in sorted((run / CHECKPOINTS).glob("step-*"))]
+    """The checkpoints of a run, oldest first.
+
+    One that cannot be read is skipped with a warning when there is a newer one that can; else ModelError.
+    """
+    checkpoints: list[Checkpoint] = []
+    paths = [path for path in (run / CHECKPOINTS).glob("step-*") if NAME.fullmatch(path.name)]
+    for path in sorted(paths, key=lambda path: int(path.name.removeprefix("step-")), reverse=True):
+        try:
+            checkpoints.append(_read_state(path))
+        except ModelError as err:
+            if not checkpoints:
+                raise
+            _warn_once(f"{err}; skipped, since there are newer ones")
+    return checkpoints[::-1]
+
+
+@functools.cache
+def _warn_once(message: str) -> None:  # a run lists its checkpoints at each save
+    log.warning(message)
 
 
 def find_best(checkpoints: list[Checkpoint]) -> Checkpoint | None:
@@ -98,14 +121,8 @@ def save_checkpoint(
 ) -> Checkpoint:
     """Write a checkpoint, which appears when it is complete. Replaces one of the same step."""
     path = run / CHECKPOINTS / f"step-{state.step:08d}"
-    partial = path.with_name(f".{path.name}{PARTIAL_SUFFIX}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     # A file of weights alone is enough to rebuild the network.
     metadata = {"redub": json.dumps({"format": FORMAT, "recipe": asdict(recipe), "step": state.step})}
-    save_file(_get_tensors(state.network), partial / WEIGHTS, metadata)
-    save_file(_get_tensors(state.ema), partial / EMA, metadata)
-    save_file(_get_moments(state), partial / OPTIMIZER)
     content = {
         "format": FORMAT,
         "step": state.step,
@@ -114,12 +131,17 @@ def save_checkpoint(
         "digest": digest,
         "recipe": asdict(recipe),
     }
-    (partial / STATE).write_text(json.dumps(content, indent=1) + "\n")
-    for file in partial.iterdir():
-        _sync_to_disk(file)
-    shutil.rmtree(path, ignore_errors=True)
-    partial.rename(path)
-    _sync_to_disk(path.parent)
+    with write_folder_atomically(path) as partial:
+        try:
+            save_file(_get_tensors(state.network), partial / WEIGHTS, metadata)
+            save_file(_get_tensors(state.ema), partial / EMA, metadata)
+            save_file(_get_moments(state), partial / OPTIMIZER)
+        except safetensors.SafetensorError as err:  # the way in which it reports a full disk
+            number = re.search(r"os error (\d+)", str(err))
+            if number is None:
+                raise
+            raise WriteError(int(number[1]), os.strerror(int(number[1])), str(path)) from err
+        (partial / STATE).write_text(json.dumps(content, indent=1) + "\n")
     return Checkpoint(path, state.step, state.position, held_out_loss, recipe, digest)
 
 
@@ -129,7 +151,7 @@ def prune_checkpoints(run: Path, keep_last: int) -> None:
     best = find_best(checkpoints)
     for item in checkpoints[:-keep_last]:
         if item != best:
-            shutil.rmtree(item.path)
+            remove_atomically(item.path)
 
 
 def check_resumable(checkpoint: Checkpoint, recipe: Recipe, digest: str) -> None:
@@ -228,11 +250,3 @@ def _read_state(path: Path) -> Checkpoint:
         recipe=content.recipe,
         digest=content.digest,
     )
-
-
-def _sync_to_disk(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
