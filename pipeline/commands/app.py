@@ -15,8 +15,9 @@ from typing import Any
 import click
 
 from pipeline import params as params_file
-from pipeline.options import FOLDER, device_options, landmarker_option, params_option
+from pipeline.options import FOLDER, NumberRange, device_options, landmarker_option, params_option
 
+MAX_MB = 2**20  # a terabyte
 POLL_SECONDS = 0.2
 POLLS_PER_CLEANUP = 50
 
@@ -34,10 +35,12 @@ POLLS_PER_CLEANUP = 50
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(1, 65535), help="[default: the first free port from 7860 on]")
-@click.option("--max-upload-mb", type=click.IntRange(1), default=200, show_default=True, help="Largest file.")
+@click.option(
+    "--max-upload-mb", type=click.IntRange(1, MAX_MB), default=200, show_default=True, help="Largest file."
+)
 @click.option(
     "--max-seconds",
-    type=click.FloatRange(0, min_open=True),
+    type=NumberRange(0, 86_400, min_open=True),
     default=60.0,
     show_default=True,
     help="Longest video or recording.",
@@ -47,7 +50,7 @@ POLLS_PER_CLEANUP = 50
 )
 @click.option(
     "--max-total-mb",
-    type=click.IntRange(1),
+    type=click.IntRange(1, MAX_MB),
     default=2000,
     show_default=True,
     help="All files of all visitors.",

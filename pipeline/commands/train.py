@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,15 @@ import click
 import yaml
 
 from pipeline import params as params_file
-from pipeline.options import FILE, FOLDER, add_endpoint_option, device_options, print_once
+from pipeline.options import (
+    FILE,
+    FOLDER,
+    MAX_WORKERS,
+    NumberRange,
+    add_endpoint_option,
+    device_options,
+    print_once,
+)
 from pipeline.plain_yaml import parse_yaml
 from shards.errors import shorten
 from stages.engine.outcome import StageError
@@ -70,7 +78,7 @@ def default_workers() -> int:
 )
 @click.option("--cache", type=FOLDER, help="Folder for downloaded shards.  [default: the user's cache]")
 @click.option(
-    "--cache-gb", type=click.FloatRange(0), default=100.0, show_default=True, help="Size limit of --cache."
+    "--cache-gb", type=NumberRange(0, 1e6), default=100.0, show_default=True, help="Size limit of --cache."
 )
 @click.option(
     "--window",
@@ -82,7 +90,7 @@ def default_workers() -> int:
 )
 @click.option(
     "--workers",
-    type=click.IntRange(1),
+    type=click.IntRange(1, MAX_WORKERS),
     default=default_workers,
     show_default="the machine's cores divided by its ranks; 16 at most",
     help="Decoding threads (--hold resident) or processes, per rank.",
@@ -124,9 +132,8 @@ def command(
     try:
         section = params_file.load(params).train
         name = preset or section.preset
-        recipe = build_recipe(name, section.changes, nest_changes(_parse_settings(settings)))
-        if hold == "windowed":
-            recipe = replace(recipe, window=window)
+        shuffled = {"window": window} if hold == "windowed" else {}
+        recipe = build_recipe(name, section.changes, nest_changes(_parse_settings(settings)), shuffled)
         if dry_run:
             _print_plan(name, recipe)
             return
