@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pydantic
-import yaml
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
+from pipeline.plain_yaml import parse_yaml
 from sampler.params import SampleParams
+from shards.errors import shorten
+from shards.files import read_file
+from shards.params import describe_params_error
 from stages.align import AlignParams
 from stages.clips import ClipsParams
 from stages.engine.outcome import StageError
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
     from stages.edit.run import EditParams
 
 DEFAULT_PATH = Path("params.yaml")
+MAX_PARAMS_BYTES = 2**18  # ours has 5 KB; a list of datasets and runs may be long
 DVC_SECTIONS = frozenset({"datasets", "runs"})  # read by dvc.yaml, not by a stage
 
 
@@ -58,12 +63,18 @@ class Params:
         return sections
 
     def make_edit_params(self, **options: Any) -> EditParams:
-        """Params of an edit by a network that was trained on such a dataset, with the user's options."""
+        """Params of an edit by a network that was trained on such a dataset, with the user's options.
+
+        Raises StageError for an option that is out of bounds.
+        """
         from stages.edit.run import EditParams
 
-        return EditParams(
-            landmarks=self.landmarks, align=self.align, mels=self.mels, limits=self.limits, **options
-        )
+        try:
+            return EditParams(
+                landmarks=self.landmarks, align=self.align, mels=self.mels, limits=self.limits, **options
+            )
+        except pydantic.ValidationError as err:
+            raise StageError(describe_params_error(err)) from err
 
 
 def load(path: Path | None) -> Params:
@@ -72,33 +83,38 @@ def load(path: Path | None) -> Params:
     Raises StageError in one line that names the key, its value and what was expected.
     """
     if path is None:
-        if not DEFAULT_PATH.is_file():
+        if not DEFAULT_PATH.exists():
             return Params()
         path = DEFAULT_PATH
     try:
-        sections = yaml.safe_load(path.read_text()) or {}
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as err:
-        raise StageError(f"{path}: cannot be read as YAML ({' '.join(str(err).split())})") from err
-    if not isinstance(sections, dict):
-        raise StageError(f"{path}: holds {type(sections).__name__}, expected a mapping of sections")
-    sections = {name: value or {} for name, value in sections.items() if name not in DVC_SECTIONS}
+        content = parse_yaml(read_file(path, MAX_PARAMS_BYTES).decode())
+    except FileNotFoundError as err:
+        raise StageError(f"{path}: is not there") from err
+    except OSError as err:
+        raise StageError(f"{path}: cannot be read ({err.strerror})") from err
+    except (StageError, UnicodeDecodeError) as err:
+        raise StageError(f"{path}: cannot be read as YAML ({err})") from err
+    if not isinstance(content, dict | None):
+        raise StageError(f"{path}: is {shorten(content)}, expected a mapping of sections")
+    sections = {
+        name: {} if value is None else value
+        for name, value in (content or {}).items()
+        if name not in DVC_SECTIONS
+    }
     try:
-        return Params(**sections)
+        return pydantic.TypeAdapter(Params).validate_json(json.dumps(sections), strict=True)
     except pydantic.ValidationError as err:
         raise StageError(f"{path}: {_describe_error(err)}") from err
 
 
 def _describe_error(err: pydantic.ValidationError) -> str:
     """The first problem in one line: the key, its value and what was expected."""
-    problem = err.errors()[0]
-    where = ".".join(str(part) for part in problem["loc"])
+    problem = err.errors(include_url=False)[0]
     if problem["type"] == "unexpected_keyword_argument":
-        section, _, _ = where.rpartition(".")
+        *sections, key = (str(part) for part in problem["loc"])
         params_class: Any = Params
-        for name in filter(None, section.split(".")):
+        for name in sections:
             params_class = next(item.default_factory for item in fields(params_class) if item.name == name)
         names = ", ".join(item.name for item in fields(params_class))
-        return f"{where} is not known; known are {names}"
-    message = problem["msg"].removeprefix("Value error, ")
-    value = "" if problem["type"] == "value_error" else f" is {problem['input']!r}"
-    return f"{where}{value}: {message}"
+        return f"{'.'.join([*sections, shorten(key)[1:-1]])} is not known; known are {names}"
+    return describe_params_error(err)

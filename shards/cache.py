@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
 
 from shards.atomic import remove_partials, write_atomically
+from shards.files import is_inside
 from shards.index import ShardEntry
 from shards.reader import Dataset
 from shards.schema import ShardError
@@ -79,7 +80,10 @@ class LocalShards:
         self.folder = folder
 
     def path(self, entry: ShardEntry) -> Path:
-        return self.folder / entry.name
+        path = self.folder / entry.name
+        if path.exists() and not is_inside(path, self.folder):
+            raise ShardError(f"{path}: leads out of its folder by a link; copy the file there")
+        return path
 
     def hold(self, entries: Iterable[ShardEntry]) -> None:
         pass

@@ -24,6 +24,7 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from shards.checksum import HASH_LETTERS
 from shards.index import MEMBERS, Clips
+from shards.names import check_clip_id
 from shards.reader import Dataset, decode_members, find_altered_member
 from shards.rng import derive_key
 from shards.schema import ClipSample, ShardError
@@ -125,6 +126,7 @@ def decode_sample(sample: Mapping[str, Any]) -> ClipSample:
     """A clip from its members in bytes, as webdataset groups them. Raises ShardError with shard and clip."""
     url, clip_id = sample["__url__"], sample["__key__"]
     members = _list_members(sample)
+    check_clip_id(clip_id, url)
     missing = [name for name in MEMBERS if name not in members]
     if missing:
         raise ShardError(f"{url}: {clip_id} has no {', '.join(missing)}")

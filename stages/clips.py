@@ -19,7 +19,17 @@ from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass as params_dataclass
 
 from shards.checksum import file_sha256
-from shards.ledger import DROPPED, FAILED, OK, build_ledger, read_ledger, write_ledger
+from shards.ledger import (
+    DROPPED,
+    FAILED,
+    OK,
+    STAGE_RULES,
+    build_ledger,
+    check_clips,
+    read_ledger,
+    write_ledger,
+)
+from shards.schema import MAX_FRAMES
 from shards.table import Row, Rows
 from stages.corpora import FETCH_FOLDER, get_corpus
 from stages.corpora.corpus import BadName
@@ -27,7 +37,7 @@ from stages.corpora.leftovers import check_pattern, judge_file, judge_folder
 from stages.engine import sandbox
 from stages.engine.cache import digest, entry_path, load_entry, save_entry, versions
 from stages.engine.outcome import Drop, Outcome, StageError
-from stages.engine.sandbox import ClipJob, LimitParams
+from stages.engine.sandbox import DAY, MAX_PIXELS, ClipJob, LimitParams
 from stages.engine.stage import Context, Report, Work
 from stages.media.audio import check_audio
 from stages.media.container import find_audio_stream, find_video_stream, open_media
@@ -55,19 +65,19 @@ class ClipsParams:
     """Which files are usable clips."""
 
     test_share: float = Field(default=0.05, ge=0, le=1)  # GRID 50 of 1000 (paper 3.3.1); not CREMA-D
-    min_seconds: float = Field(default=0.4, gt=0)
-    max_seconds: dict[str, float] = Field(
+    min_seconds: float = Field(default=0.4, gt=0, le=DAY)
+    max_seconds: dict[str, Annotated[float, Field(gt=0, le=DAY)]] = Field(
         # GRID's clips last 3 s, CREMA-D's 1.3 to 5.0 s.
         default_factory=lambda: {"grid": 10.0, "crema-d": 10.0, "folder": 600.0}
     )
-    max_pixels: int = Field(default=4096 * 2304, gt=0)  # of a frame
-    max_missing_seconds: float = Field(default=0.05, ge=0)  # of what the header declares
-    max_av_gap_seconds: float = Field(default=0.5, ge=0)  # between the ends of sound and picture
+    max_pixels: int = Field(default=4096 * 2304, gt=0, le=MAX_PIXELS)  # of a frame
+    max_missing_seconds: float = Field(default=0.05, ge=0, le=DAY)  # of what the header declares
+    max_av_gap_seconds: float = Field(default=0.5, ge=0, le=DAY)  # between the ends of sound and picture
     # For how long one picture may stand. In real clips of GRID, CREMA-D and the web none stands for longer
     # than 0.14 s: people and cameras always move a little.
-    max_still_seconds: float = Field(default=1.0, gt=0)
+    max_still_seconds: float = Field(default=1.0, gt=0, le=DAY)
     # Frames that a decoder repairs or loses, and packets of sound. Of 509 clips of GRID one has one.
-    max_damaged_frames: int = Field(default=2, ge=0)
+    max_damaged_frames: int = Field(default=2, ge=0, le=MAX_FRAMES)
     follow_links: bool = False  # accept symbolic links to files outside the raw folder
     # Glob patterns of files and folders to leave out (stages.corpora.leftovers.match_pattern).
     exclude: list[Annotated[str, AfterValidator(check_pattern)]] = Field(default_factory=list)
@@ -137,7 +147,7 @@ def read_clips(work: Work) -> Rows:
     path = work.stage_folder(STAGE) / LEDGER_NAME
     if not path.is_file():
         raise StageError(f"{path}: not there; run `pipeline clips --dataset {work.corpus}` first")
-    return read_ledger(path)
+    return check_clips(read_ledger(path), f"{path}", STAGE_RULES)
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,9 +44,11 @@ class LandmarksParams:
     """How faces are found and tracked."""
 
     model: str = ""  # path of face_landmarker.task; empty: environment, user's cache, download
-    max_faces: int = Field(default=4, ge=1)  # to look for in a frame; the largest is tracked
-    max_gap_frames: int = Field(default=5, ge=0)  # without a face, bridged; a longer gap drops the clip
-    min_face_pixels: float = Field(default=40.0, ge=0)  # median width; smaller ones are too coarse
+    max_faces: int = Field(default=4, ge=1, le=100)  # to look for in a frame; the largest is tracked
+    max_gap_frames: int = Field(
+        default=5, ge=0, le=100_000
+    )  # without a face, bridged; a longer gap drops the clip
+    min_face_pixels: float = Field(default=40.0, ge=0, le=16_384)  # median width; smaller ones are too coarse
 
 
 def find_points(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as params_dataclass
 
-from shards.schema import MEL_FPS, MELS_PER_FRAME
+from shards.schema import MAX_MELS, MEL_FPS, MELS_PER_FRAME
 from shards.table import Row
 from stages.engine.cache import digest, save_entry, versions
 from stages.engine.outcome import Outcome
@@ -36,11 +36,12 @@ ROWS_AT_ONCE = 4096  # 82 s; a multiple of 16, so that BLAS adds in the same ord
 class MelsParams:
     """The spectrogram, as in the paper's section 3.3.2 and its code."""
 
-    n_fft: int = Field(default=2048, ge=64)
-    win_length: int = Field(default=640, ge=16)  # samples: 40 ms
-    n_mels: int = Field(default=256, ge=8)
+    n_fft: int = Field(default=2048, ge=64, le=2**16)  # samples: 4 s are no spectrum of a moment
+    win_length: int = Field(default=640, ge=16, le=2**16)  # samples: 40 ms
+    n_mels: int = Field(default=256, ge=8, le=MAX_MELS)
     fmax: float = Field(default=8000.0, gt=0, le=SAMPLE_RATE / 2)  # Hz
-    top_db: float = Field(default=80.0, gt=0)  # the floor, below the clip's loudest cell
+    # The floor, below the clip's loudest cell. float32 power spans 380 dB.
+    top_db: float = Field(default=80.0, gt=0, le=380)
 
     def __post_init__(self) -> None:
         if self.win_length > self.n_fft:

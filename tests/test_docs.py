@@ -24,7 +24,7 @@ from tests import datasets
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("pipeline", "stages", "sampler", "model", "shards")
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Dated notes: they may name modules and options that no longer exist.
 HISTORY = {ROOT / "docs" / "decisions.md"}
 CURRENT_PAGES = [page for page in PAGES if page not in HISTORY]

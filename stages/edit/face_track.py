@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from shards.schema import VIDEO_FPS
 from stages import landmarks
@@ -39,7 +40,7 @@ from stages.media.faces import FaceDetection, FaceTrack, interpolate_gaps, open_
 from stages.media.presentation import TIME_TOLERANCE
 from stages.media.video import RgbConverter, count_instants, sample_at_25fps
 
-FaceChoice = Literal["largest", "left", "right"] | int
+FaceChoice = Literal["largest", "left", "right"] | Annotated[int, Field(ge=0, le=99)]
 
 # A face that reappears where it was within this many instants is the same face.
 MAX_ABSENCE_INSTANTS = 60 * VIDEO_FPS

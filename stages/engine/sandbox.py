@@ -55,14 +55,18 @@ MEGABYTE = 2**20
 P = ParamSpec("P")
 
 
+DAY = 86_400.0  # seconds: no recording of one person talking is longer, nor should the work on one be
+MAX_PIXELS = 2**28  # of a frame: 16384 x 16384
+
+
 @params_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class LimitParams:
     """Bounds on the work on one clip. They change no result, so no cache key includes them."""
 
-    deadline_seconds: float = Field(default=60.0, gt=0)  # for any clip
-    deadline_per_second: float = Field(default=20.0, ge=0)  # and for each second of its video
-    memory_mb: int = Field(default=1400, ge=200)  # resident, of the child
-    clips_per_child: int = Field(default=500, ge=1)  # then a fresh one, in case a library leaks
+    deadline_seconds: float = Field(default=60.0, gt=0, le=DAY)  # for any clip
+    deadline_per_second: float = Field(default=20.0, ge=0, le=DAY)  # and for each second of its video
+    memory_mb: int = Field(default=1400, ge=200, le=2**20)  # resident, of the child; 2**20: a terabyte
+    clips_per_child: int = Field(default=500, ge=1, le=10**6)  # then a fresh one, in case a library leaks
     max_drop_fraction: float = Field(default=0.5, ge=0, le=1)  # a stage that loses more exits with 1
 
     def compute_deadline(self, video_seconds: float) -> float:

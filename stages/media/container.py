@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import stat
+import errno
 from pathlib import Path
 
 import av
@@ -11,6 +10,7 @@ import av.container
 from av.audio.stream import AudioStream
 from av.video.stream import VideoStream
 
+from shards.files import open_file
 from stages.engine.outcome import Drop
 
 # Demuxers that read one file and nothing else: no playlists, which could name other files.
@@ -54,12 +54,11 @@ def _read_picture_format(path: Path) -> str | None:
     Raises Drop for what is not a regular file: opening a pipe would wait for ever.
     """
     try:
-        # O_NONBLOCK, so that a pipe opens at once.
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise Drop("not_regular", "is not a regular file")
+        with open_file(path) as file:
             head = file.read(HEAD_BYTES)
     except OSError as err:
+        if err.errno == errno.EINVAL:
+            raise Drop("not_regular", f"{err.strerror}") from err
         raise Drop("unreadable", f"cannot be read ({err.strerror})") from err
     if head[4:8] == b"ftyp":
         return PICTURE_BRANDS.get(head[8:12])
