@@ -110,7 +110,7 @@ def make_dataset(folder: Path) -> Path:
         "align": {"size": SIZE},
         "mels": {"n_mels": N_MELS, "top_db": 80.0, "n_fft": 2048, "win_length": 640, "fmax": 8000.0},
     }
-    return datasets.write(
+    datasets.write(
         folder,
         clips,
         per_shard=2,
@@ -123,6 +123,8 @@ def make_dataset(folder: Path) -> Path:
         tools={"numpy": "2"},
         clips_kept=4,
     )
+    _set(folder, ("dropped",), {"empty": 1})
+    return folder
 
 
 # --- dataset.json -------------------------------------------------------------------------------------------
@@ -321,34 +323,24 @@ def repeat_row(path: Path, n_rows: int) -> None:
 
 
 def lie_about_size(path: Path) -> None:
-    """A page that takes 2 GB, in a file whose footer says nothing of it."""
+    """Pages that declare 134 MB each, 2.7 GB in all, in a file of 2 MB whose footer says nothing of it."""
     table = pq.read_table(path)
+    table = pa.concat_tables([table] * (20 // len(table) + 1))[:20]
     place = next(i for i, field in enumerate(table.schema) if pa.types.is_string(field.type))
+    long = pa.array([f"{number:02}" * 2**20 for number in range(len(table))])
     name = table.column_names[place]
-    text = "z" * 60_000
-    long = pa.array([text + f"{number:08}" for number in range(len(table))])
-    pq.write_table(table.set_column(place, name, long), path, compression="zstd", use_dictionary=False)
+    with pq.ParquetWriter(path, table.schema, compression="zstd", use_dictionary=False, data_page_size=1,
+                          write_batch_size=1) as writer:  # fmt: skip
+        writer.write_table(table.set_column(place, name, long))
     data = bytearray(path.read_bytes())
     column = pq.read_metadata(path).row_group(0).column(place)
-    start = column.data_page_offset
-    header = bytes(data[start : start + 12])
-    size = column.total_uncompressed_size - 40
-    for guess in range(size - 200, size + 200):  # the varint of the page's uncompressed size
-        old = _encode_zigzag(guess)
-        if old in header:
-            new = _encode_zigzag(2**31 - 1)[: len(old)]
-            data[start + header.index(old) : start + header.index(old) + len(old)] = new
-            break
+    start, stop = column.data_page_offset, column.data_page_offset + column.total_compressed_size
+    head = b"\x15\0\x15"  # a data page, and then its uncompressed size: a number of four bytes
+    while (start := data.find(head, start, stop)) >= 0:
+        start += len(head)
+        if data[start + 3] < 128 and all(byte >= 128 for byte in data[start : start + 3]):
+            data[start : start + 4] = b"\xfe\xff\xff\x7f"
     path.write_bytes(bytes(data))
-
-
-def _encode_zigzag(value: int) -> bytes:
-    value <<= 1
-    out = bytearray()
-    while value >= 128:
-        out.append(value & 127 | 128)
-        value >>= 7
-    return bytes([*out, value])
 
 
 # --- members of a clip --------------------------------------------------------------------------------------
@@ -428,6 +420,12 @@ def encode_image(kind: str, size: tuple[int, int] = (SIZE, SIZE), **options: Any
     buffer = io.BytesIO()
     Image.new("RGB", size, (10, 20, 30)).save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def forge_webp(side: int) -> bytes:
+    """The header of a lossless WebP of this size, and no picture."""
+    bits = (side - 1) | (side - 1) << 14
+    return b"RIFF\x40\0\0\0WEBPVP8L\x34\0\0\0\x2f" + bits.to_bytes(4, "little") + bytes(47)
 
 
 def list_member_alterations() -> Iterator[Alteration]:
@@ -548,7 +546,7 @@ def list_member_alterations() -> Iterator[Alteration]:
         ("no image", os.urandom(99)),
         ("cut", webp[:20]),
         ("other size", encode_image("WEBP", (32, 32))),
-        ("large", encode_image("WEBP", (16000, 16000))),
+        ("large", forge_webp(16000)),
         ("VP8X bomb", b"RIFF\x20\0\0\0WEBPVP8X\x0a\0\0\0" + bytes(4) + b"\xff" * 6 + bytes(30)),
     ):
         yield Alteration(
@@ -580,13 +578,13 @@ def _set_info(folder: Path, **values: Any) -> None:
     repack(folder, clips)
 
 
-def _replace_frames(folder: Path, frames: list[bytes], **values: Any) -> None:
+def _replace_frames(folder: Path, images: list[bytes], **values: Any) -> None:
     clips = read_all_members(folder)
-    offsets = [0, *itertools.accumulate(map(len, frames))]
+    offsets = [0, *itertools.accumulate(map(len, images))]
     for clip_id in ("s1_clip0", "s1_clip1"):
         info = json.loads(clips[clip_id]["json"]) | {"frame_offsets": offsets} | values
         clips[clip_id]["json"] = json.dumps(info).encode()
-        clips[clip_id]["frames.webp"] = b"".join(frames)
+        clips[clip_id]["frames.webp"] = b"".join(images)
     repack(folder, clips, **({"frames": values["frames"]} if "frames" in values else {}))
 
 

@@ -184,7 +184,7 @@ def test_every_link_leads_to_a_file_and_a_heading_that_exist(page: Page) -> None
 
 def test_every_page_is_reached_from_the_readme() -> None:
     targets = {target.partition("#")[0] for target in LINK.findall(Page(ROOT / "README.md").prose)}
-    missing = [path.name for path in PAGES[1:] if str(path.relative_to(ROOT)) not in targets]
+    missing = [path.name for path in PAGES[1:] if path.relative_to(ROOT).as_posix() not in targets]
     assert not missing
 
 

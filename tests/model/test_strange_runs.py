@@ -25,6 +25,7 @@ from model.recipe import ModelError
 from model.run_log import METRICS, PICTURES
 from pipeline.app.models import ModelList, describe_run
 from sampler.params import SampleParams
+from shards.atomic import WriteError
 from shards.schema import ShardError
 from stages.engine.outcome import StageError
 from stages.report.training import read_run
@@ -284,7 +285,7 @@ def test_an_altered_run_is_read_or_refused_in_one_line(
         with limit_time_and_memory():
             try:
                 list_commands(shards, run, tmp_path / f"{command}-out")[command]()
-            except (ModelError, StageError, ShardError) as err:
+            except (ModelError, StageError, ShardError, WriteError) as err:
                 messages.append(str(err))
     assert all("\n" not in message and len(message) < 800 for message in messages), messages
     assert messages or name in HARMLESS, "some command refuses it"
