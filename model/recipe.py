@@ -42,7 +42,7 @@ class LossParams:
 class OptimParams:
     """AdamW, and the moving average of the weights (EMA), which sampling uses."""
 
-    learning_rate: float = Field(default=2e-4, gt=0, le=1e30)  # a loss that is not finite ends the run
+    learning_rate: float = Field(default=2e-4, gt=0, le=1e17)  # a loss that is not finite ends the run
     warmup_steps: int = Field(default=500, ge=0, le=MAX_STEPS)
     after_warmup: Literal["constant", "cosine"] = "constant"  # cosine: down to a tenth at the last step
     betas: tuple[Beta, Beta] = (0.9, 0.99)
