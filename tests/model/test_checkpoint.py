@@ -172,7 +172,7 @@ def test_a_kill_at_any_step_of_pruning_leaves_only_whole_checkpoints(tmp_path: P
     state = loop.create_state(TINY, CPU)
     for step in (1, 2, 3, 4):
         save(state, run, step, 0.1 if step == 2 else 0.9)
-    command = [sys.executable, "-W", "ignore", "-c", PRUNE_AND_BE_KILLED, run, copies]
+    command = [sys.executable, "-W", "ignore", "-c", PRUNE_AND_BE_KILLED, str(run), str(copies)]
     subprocess.run(command, check=True)
     assert len(list(copies.iterdir())) > 10, "two checkpoints of four files, renamed and removed"
     for copy in copies.iterdir():
@@ -273,7 +273,7 @@ def test_a_full_disk_is_an_error_that_names_the_checkpoint(
     trained: tuple[TrainState, Path], run: Path, tmp_path: Path
 ) -> None:
     """The limit on the size of a file makes the same system call fail; safetensors reports it as a text."""
-    command = [sys.executable, "-c", SAVE_WITH_LITTLE_DISK, run, tmp_path / "new"]
+    command = [sys.executable, "-c", SAVE_WITH_LITTLE_DISK, str(run), str(tmp_path / "new")]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     assert finished.stdout == f"{errno.EFBIG} {tmp_path / 'new' / CHECKPOINTS / 'step-00000003'}\n", (
         finished.stderr

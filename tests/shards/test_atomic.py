@@ -73,7 +73,7 @@ def test_what_a_living_process_writes_stays(tmp_path: Path) -> None:
             print("writing", flush=True)
             time.sleep(60)
     """
-    command = [sys.executable, "-c", code, tmp_path]
+    command = [sys.executable, "-c", code, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "writing\n"
         before = sorted(tmp_path.rglob("*"))
@@ -184,7 +184,7 @@ for name, write in writers.items():
 
 def test_whichever_library_writes_a_full_disk_names_the_file(tmp_path: Path) -> None:
     """The limit on the size of a file makes the same system call fail as a full disk."""
-    command = [sys.executable, "-c", FILE_SIZE_LIMIT, tmp_path]
+    command = [sys.executable, "-c", FILE_SIZE_LIMIT, str(tmp_path)]
     finished = subprocess.run(command, capture_output=True, text=True, check=True)
     expected = [
         f"{name} {errno.EFBIG} {tmp_path / name}" for name in ("bytes", "parquet", "npz", "png", "tar")
