@@ -112,8 +112,7 @@ def test_an_item_that_crashes_its_job_costs_no_other_row_of_the_clip(
     truth, frozen, previous = (
         make_item(dataset, tools, BASELINES[row], OWN["s1_a"]) for row in (TRUTH, FROZEN, PREVIOUS)
     )
-    (tmp_path / "full").write_text("a file where a folder should be")
-    frozen = replace(frozen, cache_entry=tmp_path / "full" / "frozen.npz")
+    frozen = replace(frozen, kind="crops", crops=None)  # which nothing makes
     failures = measure.measure_task(MeasureTask((truth, frozen, previous), tools, LimitParams()))
     assert {entry: (outcome.status, outcome.code) for entry, outcome in failures.items()} == {
         frozen.cache_entry: (FAILED, "crash")
