@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from model.blocks import zero_parameters
 
-# Mels are dB below the loudest value of the clip; this is their floor, and the padding beyond a clip's ends.
+# Mels are dB below the loudest value nearby; this is their floor, and the padding beyond a clip's ends.
 SILENCE_DB = -80.0
 NORM_GROUPS = 8  # of 16 channels each
 

@@ -57,12 +57,21 @@ class Params:
         del sections["landmarks"]["model"]
         return sections
 
-    def make_edit_params(self, **options: Any) -> EditParams:
-        """Params of an edit by a network that was trained on such a dataset, with the user's options."""
+    def make_edit_params(self, run: Path, **options: Any) -> EditParams:
+        """Params of an edit by the network of a run, with the user's options.
+
+        The mels are made as those that the run was trained on; as the section ``mels`` says where the run's
+        folder does not tell. Raises StageError.
+        """
         from stages.edit.run import EditParams
+        from stages.train import read_run_mels_params
 
         return EditParams(
-            landmarks=self.landmarks, align=self.align, mels=self.mels, limits=self.limits, **options
+            landmarks=self.landmarks,
+            align=self.align,
+            mels=read_run_mels_params(run) or self.mels,
+            limits=self.limits,
+            **options,
         )
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import gradio as gr
 
+from model.checkpoint import find_run_folder
 from model.recipe import ModelError
 from pipeline.app.models import ModelList, describe_run
 from pipeline.app.sessions import Kind, Session, Sessions
@@ -174,12 +175,16 @@ class Service:
                     reanchor_every=reanchor_every,
                     seed=seed,
                 )
-                edit_params = self.sections.make_edit_params(
-                    fit=fit, face=face, crf=crf, max_seconds=self.max_seconds
-                )
                 video, speech = session.get_upload("video"), session.get_upload("speech")
                 progress(0, desc="Loading the network")
                 generator = self.models.load_generator(run or "", sample_params)
+                edit_params = self.sections.make_edit_params(
+                    find_run_folder(self.models.get_checkpoint(run or "").path),
+                    fit=fit,
+                    face=face,
+                    crf=crf,
+                    max_seconds=self.max_seconds,
+                )
                 out = session.make_empty_folder("result") / f"{video.stem} says {speech.stem}.mp4"
                 result = edit(
                     video,

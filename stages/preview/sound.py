@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from stages.mels import MelsParams
 
 GRIFFIN_LIM_STEPS = 64
-PEAK = 0.7  # of full scale: mels are relative to the clip's loudest cell, so the absolute level is lost
+PEAK = 0.7  # of full scale: mels are relative to the loudest cell nearby, so the absolute level is lost
 
 
 def synthesise_audio(mels: NDArray[np.float32], params: MelsParams) -> NDArray[np.float32]:
