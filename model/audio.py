@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from model.blocks import zero_parameters
 from shards.schema import MAX_MELS
 
-# Mels are dB below the loudest value of the clip; this is their floor, and the padding beyond a clip's ends.
+# Mels are dB below the loudest value nearby; this is their floor, and the padding beyond a clip's ends.
 SILENCE_DB = -80.0
 MAX_ROWS = 1000  # before and after a frame: 20 s, more than a sentence
 NORM_GROUPS = 8  # of 16 channels each

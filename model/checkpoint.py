@@ -201,6 +201,11 @@ def find_checkpoint(path: Path, *, which: Literal["best", "newest"] = "best") ->
     return checkpoint
 
 
+def find_run_folder(path: Path) -> Path:
+    """The run that ``path`` is, or that it is a checkpoint of. Raises ModelError if there is none."""
+    return find_checkpoint(path).path.absolute().parent.parent
+
+
 def load_network(
     path: Path, *, weights: Literal["ema", "trained"] = "ema", which: Literal["best", "newest"] = "best"
 ) -> tuple[UNet, Checkpoint]:

@@ -42,10 +42,10 @@ def clip_from_file(
     model = weights.find(weights.LANDMARKER, params.landmarks.model)
     with FaceFinder(model, params.landmarks.max_faces) as find_faces:
         frames = video.read_frames_at_25fps(path, start, n_frames)
-        points, is_found, face_notes = landmarks.find_points(frames, find_faces, params.landmarks)
+        face = landmarks.find_points(frames, find_faces, params.landmarks)
 
     # Stage 3: a matrix to the crop and a mask box for every frame.
-    matrices, boxes = align.align_clip(points, params.align)
+    matrices, boxes = align.align_clip(face.points, params.align, face.jumps)
     align.check_boxes(boxes)
 
     # Stage 4: two mel rows for every frame.
@@ -60,8 +60,8 @@ def clip_from_file(
         row,
         size=size,
         codec=params.shard.codec,
-        interpolated_frames=np.flatnonzero(~is_found).tolist(),
-        notes=[*row["notes"], *face_notes, *sound_notes],
+        interpolated_frames=np.flatnonzero(~face.is_found).tolist(),
+        notes=[*row["notes"], *face.notes, *sound_notes],
         tools=versions(*shard.LIBRARIES),
         frame_facts={"source_seconds": [round(frame.seconds, 6) for frame in source_frames]},
     )

@@ -22,7 +22,7 @@ from stages.engine.outcome import StageError
 from stages.engine.parts import PartParams
 from stages.engine.sandbox import LimitParams
 from stages.landmarks import LandmarksParams
-from stages.mels import MelsParams
+from stages.mels import MelsParams, load_mels_params
 from stages.shard import ShardParams
 
 if TYPE_CHECKING:
@@ -62,19 +62,43 @@ class Params:
         del sections["landmarks"]["model"]
         return sections
 
-    def make_edit_params(self, **options: Any) -> EditParams:
-        """Params of an edit by a network that was trained on such a dataset, with the user's options.
+    def make_edit_params(self, run: Path | None = None, **options: Any) -> EditParams:
+        """Params of an edit by the network of a run, with the user's options.
 
-        Raises StageError for an option that is out of bounds.
+        The mels are made as those that the run was trained on; as the section ``mels`` says where the run's
+        folder does not tell. Raises StageError, also for an option that is out of bounds.
         """
         from stages.edit.run import EditParams
 
+        mels = None if run is None else _read_run_mels_params(run)
         try:
             return EditParams(
-                landmarks=self.landmarks, align=self.align, mels=self.mels, limits=self.limits, **options
+                landmarks=self.landmarks,
+                align=self.align,
+                mels=mels or self.mels,
+                limits=self.limits,
+                **options,
             )
         except pydantic.ValidationError as err:
             raise StageError(describe_params_error(err)) from err
+
+
+def _read_run_mels_params(run: Path) -> MelsParams | None:
+    """How the mels were made that a run was trained on; None when its folder does not say.
+
+    Raises StageError when its ``run.json`` holds something else.
+    """
+    from stages.train import RUN_FILE, read_run_file
+
+    if not (run / RUN_FILE).exists():
+        return None  # a checkpoint that was copied alone
+    section = read_run_file(run).get("mels")
+    if section is None:
+        return None  # written by an earlier version
+    try:
+        return load_mels_params(section)
+    except pydantic.ValidationError as err:
+        raise StageError(f"{run / RUN_FILE}: mels.{describe_params_error(err)}") from err
 
 
 def load(path: Path | None) -> Params:

@@ -30,7 +30,8 @@ from stages.engine.parts import (
 )
 from stages.engine.per_clip import count_outcomes, read_array
 from stages.engine.stage import Context, Report, Work
-from stages.media.faces import FACE_OVAL, N_POINTS, NOSE_BASE, STABLE_POINTS, Points
+from stages.media.crops import TEMPLATE, TEMPLATE_SIZE, fit_similarity
+from stages.media.faces import N_POINTS, NOSE_BASE, STABLE_POINTS, USED_POINTS, Points
 
 STAGE = "align"
 VERSION = 1
@@ -38,14 +39,6 @@ COLUMNS = {
     "affine": np.float32,  # (T, 2, 3), source px -> crop px
     "boxes": np.int16,  # (T, 4), x0 y0 x1 y1 in the crop, x1 and y1 exclusive
 }
-TEMPLATE_SIZE = 128
-# The five stable points in a crop of 128 px: nose base, then the corners of the eyes from the image's left to
-# its right. The mean of eight real speakers (seven of GRID, CREMA-D's 1001), made symmetric, scaled and
-# placed like the crops of the paper's authors: eyes at y 53, pupils 33 px apart.
-TEMPLATE = np.array([(63.5, 76.0), (41.0, 52.8), (54.8, 53.2), (72.2, 53.2), (86.0, 52.8)])
-
-USED_POINTS = STABLE_POINTS + FACE_OVAL  # all that alignment uses
-
 Matrices = NDArray[np.float32]  # (T, 2, 3)
 Boxes = NDArray[np.int16]  # (T, 4)
 
@@ -66,11 +59,14 @@ class AlignParams:
             raise ValueError(f"smooth_frames is {self.smooth_frames}, expected an odd number")
 
 
-def centred_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
+def centred_mean(values: NDArray[np.float64], window: int, jumps: Sequence[int] = ()) -> NDArray[np.float64]:
     """Mean over ``window`` frames around each frame, (T, ...). At the ends it shrinks on both sides.
 
-    So values that change linearly are not changed: there is no lag, and no bias at the ends.
+    So values that change linearly are not changed: there is no lag, and no bias at the ends. It does not
+    cross ``jumps``, the frames that do not continue the one before: each begins a part of its own.
     """
+    if len(jumps):
+        return np.concatenate([centred_mean(part, window) for part in np.split(values, list(jumps))])
     n_frames = len(values)
     sums = np.concatenate([np.zeros_like(values[:1]), np.cumsum(values, axis=0)])
     k = np.arange(n_frames)
@@ -80,21 +76,6 @@ def centred_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float64
     return means
 
 
-def fit_similarity(source: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Least-squares scale, rotation and translation from points (T, N, 2) to (N, 2): (T, 2, 3).
-
-    In complex numbers the map is z -> c z + d, and least squares is one division. It is never a reflection.
-    """
-    z = source[..., 0] + 1j * source[..., 1]
-    w = target[..., 0] + 1j * target[..., 1]
-    z_mean, w_mean = z.mean(axis=-1, keepdims=True), w.mean(axis=-1, keepdims=True)
-    spread = (np.abs(z - z_mean) ** 2).sum(axis=-1)
-    c = (np.conj(z - z_mean) * (w - w_mean)).sum(axis=-1) / spread
-    d = w_mean[..., 0] - c * z_mean[..., 0]
-    rows = [np.stack([c.real, -c.imag, d.real], -1), np.stack([c.imag, c.real, d.imag], -1)]
-    return np.stack(rows, axis=-2)
-
-
 def project_points(matrices: NDArray[np.floating], points: NDArray[np.floating]) -> NDArray[np.float64]:
     """Map points (T, N, 2) by matrices (T, 2, 3)."""
     rotated = points.astype(np.float64) @ matrices[:, :, :2].astype(np.float64).swapaxes(1, 2)
@@ -102,34 +83,43 @@ def project_points(matrices: NDArray[np.floating], points: NDArray[np.floating])
     return projected
 
 
-def align_clip(points: Points, params: AlignParams) -> tuple[Matrices, Boxes]:
-    """Matrices (T, 2, 3) and boxes (T, 4) of a clip from its points (T, 478, 2)."""
-    return align_used_points(points[:, USED_POINTS], params)
+def align_clip(points: Points, params: AlignParams, jumps: Sequence[int] = ()) -> tuple[Matrices, Boxes]:
+    """Matrices (T, 2, 3) and boxes (T, 4) of a clip from its points (T, 478, 2).
+
+    ``jumps`` are the frames after a cut or a zoom, in order: no mean crosses them.
+    """
+    return align_used_points(points[:, USED_POINTS], params, jumps)
 
 
-def align_used_points(points: Points, params: AlignParams) -> tuple[Matrices, Boxes]:
+def align_used_points(
+    points: Points, params: AlignParams, jumps: Sequence[int] = ()
+) -> tuple[Matrices, Boxes]:
     """As ``align_clip``, from USED_POINTS alone (T, 41, 2): the meshes of a long video are large."""
     scale = params.size / TEMPLATE_SIZE
-    stable = centred_mean(points[:, : len(STABLE_POINTS)].astype(np.float64), params.smooth_frames)
+    stable = centred_mean(points[:, : len(STABLE_POINTS)].astype(np.float64), params.smooth_frames, jumps)
     # Pixel centres are whole numbers, so the crop's edge is at -0.5, and scaling keeps it there.
     template = (TEMPLATE + 0.5) * scale - 0.5
     matrices = fit_similarity(stable, template).astype(np.float32)
     if not np.isfinite(matrices).all():
         raise Drop("no_alignment", "its eyes and nose fall on one point")
-    return matrices, compute_mask_boxes(project_points(matrices, points), params)
+    return matrices, compute_mask_boxes(project_points(matrices, points), params, jumps)
 
 
-def compute_mask_boxes(projected: NDArray[np.float64], params: AlignParams) -> Boxes:
+def compute_mask_boxes(
+    projected: NDArray[np.float64], params: AlignParams, jumps: Sequence[int] = ()
+) -> Boxes:
     """Boxes (T, 4) from USED_POINTS in the crop (T, 41, 2): below nose to below chin, cheek to cheek.
 
     A box follows the base of the nose, which the jaw does not move, and has one size throughout the clip:
     the smallest that contains the whole lower face in every frame. So the jaw is always hidden, and the size
-    does not reveal how open the mouth is. The position does: the five stable points, and with them the crop,
-    move slightly when the mouth opens. On GRID the opening that a linear predictor infers from the
-    coordinates of the boxes alone correlates 0.36 with the true one (`frames.mask_region` hides them).
+    does not reveal how open the mouth is. It stays the same after a jump, too: the crops on both sides show
+    the face at one size, and a box for each part alone would reveal more about that part. The position does
+    reveal something: the five stable points, and with them the crop, move slightly when the mouth opens. On
+    GRID the opening that a linear predictor infers from the coordinates of the boxes alone correlates 0.36
+    with the true one (`frames.mask_region` hides them).
     """
     scale = params.size / TEMPLATE_SIZE
-    anchor = centred_mean(projected[:, USED_POINTS.index(NOSE_BASE)], params.smooth_frames)
+    anchor = centred_mean(projected[:, USED_POINTS.index(NOSE_BASE)], params.smooth_frames, jumps)
     lower = projected[:, len(STABLE_POINTS) :]
     # Only what is below the nose must be hidden; the oval is wider at the cheekbones.
     below = lower[..., 1] >= anchor[:, None, 1]
@@ -154,7 +144,8 @@ def align_part(task: PartTask) -> None:
             continue
         points = read_array(row, "points", landmarks.COLUMNS, (-1, N_POINTS, 2))
         try:
-            matrices, boxes = align_clip(points, params)
+            jumps = np.flatnonzero(read_array(row, "jumps", landmarks.COLUMNS, (-1,)))
+            matrices, boxes = align_clip(points, params, jumps.tolist())
             check_boxes(boxes)
         except Drop as drop:
             rows.append((clip_id, Outcome.from_drop(drop), {}))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,20 +23,23 @@ from stages.engine.sandbox import ClipJob
 from stages.engine.stage import Context, Report, Work
 from stages.media import weights
 from stages.media.faces import (
+    FaceDetection,
     Points,
     find_longest_gap,
     interpolate_gaps,
-    measure_face_width,
     open_finder,
     track_largest_face,
 )
+from stages.media.jumps import PictureComparison, detect_faces, find_jumps
 from stages.media.video import ClockFrame, read_frames_at_25fps
 
 STAGE = "landmarks"
-VERSION = 2  # 2: square pixels, mirrored pictures
+MAX_LISTED = 20  # frames that a note names
+VERSION = 2  # 2: square pixels, mirrored pictures, jumps
 COLUMNS = {
     "points": np.float32,  # (T, 478, 2) source px, gaps bridged
     "found": np.bool_,  # (T,), False where interpolated
+    "jumps": np.bool_,  # (T,), True where a frame does not continue the one before
 }
 
 
@@ -45,26 +49,47 @@ class LandmarksParams:
 
     model: str = ""  # path of face_landmarker.task; empty: environment, user's cache, download
     max_faces: int = Field(default=4, ge=1, le=100)  # to look for in a frame; the largest is tracked
-    max_gap_frames: int = Field(
-        default=5, ge=0, le=100_000
-    )  # without a face, bridged; a longer gap drops the clip
+    # Frames without a face that are bridged; a longer gap drops the clip.
+    max_gap_frames: int = Field(default=5, ge=0, le=100_000)
     min_face_pixels: float = Field(default=40.0, ge=0, le=16_384)  # median width; smaller ones are too coarse
+    # Clips with a cut to another face (or a mirrored one). Of two people in one clip the network would be
+    # shown one and asked for the other. Zooms and jumps of the same face are always kept: crops hide them.
+    cuts: Literal["drop", "keep"] = "drop"
+
+
+@dataclass(frozen=True, slots=True)
+class ClipLandmarks:
+    """The tracked face of a clip of T frames."""
+
+    points: Points  # (T, 478, 2), source px, gaps bridged
+    is_found: NDArray[np.bool_]  # (T,), False where interpolated
+    jumps: list[int]  # frames that do not continue the one before
+    notes: tuple[str, ...]
 
 
 def find_points(
     frames: Iterable[ClockFrame],
     find: Callable[[Frame], list[Points]],
     params: LandmarksParams,
-) -> tuple[Points, NDArray[np.bool_], tuple[str, ...]]:
-    """Points (T, 478, 2) float32, whether a face was found in each frame (T,), and notes.
+) -> ClipLandmarks:
+    """Track the largest face through a clip.
 
     ``find`` returns the faces of a frame; it is called once for a source frame that several frames show.
-    Raises Drop when the gaps are too long or the face is too small.
+    Raises Drop when the gaps are too long, the face is too small or a cut shows another one.
     """
-    faces: list[list[Points]] = []
+    faces: list[list[FaceDetection]] = []
+    changes: list[float] = []
+    seconds: list[float] = []
+    compare_picture = PictureComparison()
     last: ClockFrame | None = None
     for frame in frames:
-        faces.append(faces[-1] if frame is last else find(frame.image))
+        seconds.append(frame.seconds)
+        if frame is last:
+            faces.append(faces[-1])
+            changes.append(0.0)
+            continue
+        faces.append(detect_faces(frame.image, find))
+        changes.append(compare_picture(frame.image))
         last = frame
     n_frames = len(faces)
     if not any(faces):
@@ -73,17 +98,36 @@ def find_points(
     tracked = track_largest_face(faces, params.max_gap_frames)
     is_found = np.array([face is not None for face in tracked])
     _check_gaps(list(is_found), "the largest face is away", params)
-    width = float(np.median([measure_face_width(face) for face in tracked if face is not None]))
+    width = float(np.median([face.width for face in tracked if face is not None]))
     if width < params.min_face_pixels:
         raise Drop("small_face", f"its face is {width:.0f} px wide, "
                    f"expected {params.min_face_pixels:g} or more")  # fmt: skip
+    jumps = find_jumps(tracked, changes, seconds)
+    cuts = [jump.frame for jump in jumps if jump.is_new_face]
+    if cuts and params.cuts == "drop":
+        raise Drop("cut", f"{describe_frames('cut to another face', cuts)} of {n_frames}; "
+                   "landmarks.cuts: keep accepts such clips")  # fmt: skip
     notes = []
     if not is_found.all():
         notes.append(f"face interpolated in frames {np.flatnonzero(~is_found).tolist()}")
+    moves = [jump.frame for jump in jumps if not jump.is_new_face]
+    if moves:
+        notes.append(describe_frames("jump", moves))
+    if cuts:
+        notes.append(describe_frames("cut to another face", cuts))
     most = max(len(faces_in_frame) for faces_in_frame in faces)
     if most > 1:
         notes.append(f"{most} faces seen, the largest followed")
-    return interpolate_gaps(tracked), is_found, tuple(notes)
+    starts = [jump.frame for jump in jumps]
+    points = interpolate_gaps([None if face is None else face.points for face in tracked], starts)
+    return ClipLandmarks(points, is_found, starts, tuple(notes))
+
+
+def describe_frames(what: str, frames: Sequence[int]) -> str:
+    """What happens at some frames, of which at most MAX_LISTED are named: "jump at frame 15, 30"."""
+    listed = ", ".join(str(k) for k in frames[:MAX_LISTED])
+    more = f" and {len(frames) - MAX_LISTED} more" if len(frames) > MAX_LISTED else ""
+    return f"{what} at frame {listed}{more}"
 
 
 def _check_gaps(is_found: list[bool], what: str, params: LandmarksParams) -> None:
@@ -99,9 +143,11 @@ def find_landmarks_in_file(
 ) -> Outcome:
     """Find the points of a video's frames and save them as a cache entry. Runs in the sandbox."""
     finder = open_finder(model, params.max_faces)
-    points, is_found, notes = find_points(read_frames_at_25fps(path, start, n_frames), finder, params)
-    outcome = Outcome(notes=notes)
-    save_entry(entry, outcome, {"points": points, "found": is_found})
+    clip = find_points(read_frames_at_25fps(path, start, n_frames), finder, params)
+    is_jump = np.zeros(len(clip.points), bool)
+    is_jump[clip.jumps] = True
+    outcome = Outcome(notes=clip.notes)
+    save_entry(entry, outcome, {"points": clip.points, "found": clip.is_found, "jumps": is_jump})
     return outcome
 
 

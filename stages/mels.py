@@ -6,11 +6,13 @@ what the paper's code does with them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as params_dataclass
@@ -29,6 +31,7 @@ STAGE = "mels"
 VERSION = 1
 COLUMNS = {"mels": np.float32}  # (2T, n_mels), dB
 HOP_SAMPLES = SAMPLE_RATE // MEL_FPS
+MIN_POWER = 1e-10  # as in librosa.power_to_db
 ROWS_AT_ONCE = 4096  # 82 s; a multiple of 16, so that BLAS adds in the same order as for the whole
 
 
@@ -40,12 +43,28 @@ class MelsParams:
     win_length: int = Field(default=640, ge=16, le=2**16)  # samples: 40 ms
     n_mels: int = Field(default=256, ge=8, le=MAX_MELS)
     fmax: float = Field(default=8000.0, gt=0, le=SAMPLE_RATE / 2)  # Hz
-    # The floor, below the clip's loudest cell. float32 power spans 380 dB.
+    # The floor, below the reference. float32 power spans 380 dB.
     top_db: float = Field(default=80.0, gt=0, le=380)
+    # 0 dB is the loudest cell of the whole clip, as in the paper, or of a window around each row. Clips that
+    # are not longer than the window have the same mels by both. In a long recording the same words keep
+    # their level by the window alone: docs/dataset.md has the measurement.
+    reference: Literal["clip", "windowed"] = "windowed"
+    window_seconds: float = Field(default=3.0, ge=1, le=600)
+    # How far the reference may fall below the loudest cell of the recording, dB: more would make the noise
+    # of a long pause as loud as speech.
+    max_boost_db: float = Field(default=20.0, ge=0, le=380)
 
     def __post_init__(self) -> None:
         if self.win_length > self.n_fft:
             raise ValueError(f"win_length {self.win_length} is longer than n_fft {self.n_fft}")
+
+
+def load_mels_params(section: Mapping[str, Any]) -> MelsParams:
+    """The params of a dataset's mels from its manifest. Raises pydantic's ValidationError.
+
+    Datasets that do not name their reference were made when the whole clip was the only one.
+    """
+    return MelsParams(**{"reference": "clip", **section})
 
 
 def compute_mel_rows(sound: NDArray[np.float32], params: MelsParams) -> NDArray[np.float32]:
@@ -55,8 +74,36 @@ def compute_mel_rows(sound: NDArray[np.float32], params: MelsParams) -> NDArray[
     """
     import librosa  # takes two seconds: only for code that computes mels
 
-    decibel = librosa.power_to_db(compute_mel_power(sound, params), ref=np.max, top_db=params.top_db)
+    power = compute_mel_power(sound, params)
+    if params.reference == "clip" or power.shape[1] <= count_window_rows(params):
+        whole: NDArray[np.float32] = librosa.power_to_db(power, ref=np.max, top_db=params.top_db)
+        return np.ascontiguousarray(whole.T, dtype=np.float32)
+    # In place: the mels of an hour are 180 MB.
+    decibel: NDArray[np.float32] = np.maximum(power, MIN_POWER, out=power)
+    np.log10(decibel, out=decibel)
+    decibel *= 10
+    decibel -= compute_reference(decibel.max(axis=0), params)
+    np.clip(decibel, -params.top_db, 0, out=decibel)
     return np.ascontiguousarray(decibel.T, dtype=np.float32)
+
+
+def count_window_rows(params: MelsParams) -> int:
+    """Rows in the window of the reference."""
+    return round(params.window_seconds * MEL_FPS)
+
+
+def compute_reference(loudest: NDArray[np.float32], params: MelsParams) -> NDArray[np.float32]:
+    """The level that is 0 dB at each row, (R,) dB, from the loudest cell of each row (R,).
+
+    The loudest of the window around a row (at the ends, of the first or last whole window), smoothed over
+    half a window. It is never lower than the row's own loudest cell. R is longer than the window.
+    """
+    n_rows, window = len(loudest), count_window_rows(params)
+    maxima = sliding_window_view(loudest, window).max(axis=-1)
+    around = maxima[np.clip(np.arange(n_rows) - window // 2, 0, len(maxima) - 1)]
+    radius = window // 4
+    means = sliding_window_view(np.pad(around, radius, mode="edge"), 2 * radius + 1).mean(axis=-1)
+    return np.maximum(means, loudest.max() - params.max_boost_db).astype(np.float32)
 
 
 def compute_mel_power(sound: NDArray[np.float32], params: MelsParams) -> NDArray[np.float32]:

@@ -94,7 +94,7 @@ def _train(request: TrainRequest, recipe: Recipe, ranks: Ranks, progress: Progre
             if checkpoints:
                 restore_state(state, checkpoints[-1])
         if ranks.is_first:
-            _write_run_file(request, recipe, digest)
+            _write_run_file(request, recipe, dataset)
             log.info(
                 "%s: %s parameters, %d frames of %d clips to train on, %s, %d of %d clips held out, %s",
                 request.preset, f"{count_parameters(state.network):,}", len(data), len(data.clips.ids),
@@ -256,6 +256,7 @@ class RunFile(Document):
     shards: Text = ""
     digest: Text = ""
     recipe: dict[str, Any] = Field(default_factory=dict)
+    mels: dict[str, Any] | None = None  # how the dataset's mels were made
     versions: dict[str, Text] = Field(default_factory=dict)
 
     @pydantic.field_validator("recipe")
@@ -273,12 +274,14 @@ def read_run_file(run: Path) -> dict[str, Any]:
     return read_json_file(run / RUN_FILE, "pipeline train", RunFile)
 
 
-def _write_run_file(request: TrainRequest, recipe: Recipe, digest: str) -> None:
-    """Write ``run.json``: enough to start the same run again elsewhere."""
+def _write_run_file(request: TrainRequest, recipe: Recipe, dataset: Dataset) -> None:
+    """Write ``run.json``: enough to start the same run again elsewhere, and to make mels as it knows them."""
+    dataset_params = dataset.manifest.get("params")
     content = {
         "preset": request.preset,
         "shards": request.shards,
-        "digest": digest,
+        "digest": str(dataset.manifest["digest"]),
+        "mels": dataset_params.get("mels") if isinstance(dataset_params, dict) else None,
         "recipe": asdict(recipe),
         "versions": {name: version(name) for name in ("redub", "torch", "numpy")},
     }

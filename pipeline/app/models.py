@@ -46,14 +46,18 @@ class ModelList:
                 log.warning("not offered: %s", err)
         return runs
 
-    def load_generator(self, name: str, params: SampleParams) -> FrameGenerator:
-        """A generator with a run's network. Raises ModelError."""
+    def get_checkpoint(self, name: str) -> Checkpoint:
+        """The best checkpoint of a run. Raises ModelError."""
         runs = self.find_runs()
         if name not in runs:
             raise ModelError(
                 f"run {shorten(name)}: there is no such run; known are {', '.join(runs) or 'none'}"
             )
-        checkpoint = runs[name]
+        return runs[name]
+
+    def load_generator(self, name: str, params: SampleParams) -> FrameGenerator:
+        """A generator with a run's network. Raises ModelError."""
+        checkpoint = self.get_checkpoint(name)
         network, _ = self._load_network(checkpoint.path)
         return FrameGenerator(network, checkpoint.recipe, params, self._device, self._execution)
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import gradio as gr
 
+from model.checkpoint import find_run_folder
 from model.recipe import ModelError
 from pipeline.app.models import ModelList, describe_run
 from pipeline.app.sessions import Kind, Session, Sessions
@@ -56,10 +57,13 @@ class Service:
     max_seconds: float
     max_pixels: int
 
-    def make_edit_params(self, **options: Any) -> EditParams:
-        """Params of an edit within the server's limits. Raises StageError for an option out of bounds."""
+    def make_edit_params(self, run: Path | None = None, **options: Any) -> EditParams:
+        """Params of an edit by the network of a run, within the server's limits.
+
+        Raises StageError for an option that is out of bounds.
+        """
         return self.sections.make_edit_params(
-            max_seconds=self.max_seconds, max_pixels=self.max_pixels, **options
+            run, max_seconds=self.max_seconds, max_pixels=self.max_pixels, **options
         )
 
     def list_runs(self) -> gr.Dropdown:
@@ -185,11 +189,15 @@ class Service:
                     reanchor_every=reanchor_every,
                     seed=seed,
                 )
-                edit_params = self.make_edit_params(fit=fit, face=face, crf=crf)
+                self.make_edit_params(fit=fit, face=face, crf=crf)  # refuses options that are out of bounds
                 self.sessions.check_space()
                 video, speech = session.get_upload("video"), session.get_upload("speech")
                 progress(0, desc="Loading the network")
                 generator = self.models.load_generator(str(run or ""), sample_params)
+                checkpoint = self.models.get_checkpoint(str(run or ""))
+                edit_params = self.make_edit_params(
+                    find_run_folder(checkpoint.path), fit=fit, face=face, crf=crf
+                )
                 out = session.make_empty_folder("result") / f"{video.stem} says {speech.stem}.mp4"
                 result = edit(
                     video,

@@ -113,6 +113,7 @@ def command(
     Only the lower face is re-drawn. Size, frames, their times and all other pixels are the source's; the
     video is encoded once. The audio is copied unchanged where the container can hold it.
     """
+    from model.checkpoint import find_run_folder
     from model.execution import Execution, select_device
     from model.recipe import ModelError
     from sampler.rollout import load_generator, override_params
@@ -122,12 +123,18 @@ def command(
 
     try:
         sections = params_file.load(params)
-        edit_params = sections.make_edit_params(
-            fit=fit, face=face, crf=crf, preset=preset, max_seconds=max_seconds, max_pixels=max_pixels
-        )
         model = weights.find(weights.LANDMARKER, landmarker or sections.landmarks.model)
         sample_params = override_params(sections.sample, **sampling)
         generator = load_generator(run, sample_params, select_device(device), Execution(**execution))
+        edit_params = sections.make_edit_params(
+            find_run_folder(run),
+            fit=fit,
+            face=face,
+            crf=crf,
+            preset=preset,
+            max_seconds=max_seconds,
+            max_pixels=max_pixels,
+        )
         with ProgressBars() as bars:
             result = edit(
                 video,

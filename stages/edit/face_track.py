@@ -6,10 +6,10 @@ of a dataset, here it only ends a segment. An instant is a multiple of 1/25 s of
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,10 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from shards.schema import VIDEO_FPS
+from shards.schema import VIDEO_FPS, Frame
 from stages import landmarks
 from stages.align import (
-    USED_POINTS,
     AlignParams,
     Boxes,
     Matrices,
@@ -28,7 +27,7 @@ from stages.align import (
     centred_mean,
     check_boxes,
 )
-from stages.edit.reader import TimedFrame, VideoFacts, decode_timed_frames
+from stages.edit.reader import VideoFacts, decode_timed_frames
 from stages.engine import sandbox
 from stages.engine.outcome import Drop, Outcome, StageError
 from stages.engine.progress import Progress
@@ -36,7 +35,15 @@ from stages.engine.sandbox import ClipJob, LimitParams
 from stages.landmarks import LandmarksParams
 from stages.media.container import find_video_stream, open_media
 from stages.media.crops import MAX_SUPERSAMPLE, compute_supersample
-from stages.media.faces import FaceDetection, FaceTrack, interpolate_gaps, open_finder, track_faces
+from stages.media.faces import (
+    USED_POINTS,
+    FaceDetection,
+    FaceTrack,
+    interpolate_gaps,
+    open_finder,
+    track_faces,
+)
+from stages.media.jumps import LOOK_SIDE, PictureComparison, detect_faces, find_jumps
 from stages.media.presentation import TIME_TOLERANCE
 from stages.media.video import RgbConverter, count_instants, sample_at_25fps
 
@@ -47,9 +54,26 @@ MAX_ABSENCE_INSTANTS = 60 * VIDEO_FPS
 
 # Files that the sandbox's child appends to; their sizes show its progress. No full face mesh is stored.
 STAMPS, INSTANTS, DETECTIONS = "stamps", "instants", "detections"
-STAMP = np.dtype("i8")  # ticks from the first frame, of every source frame
-INSTANT = np.dtype([("seconds", "f8"), ("faces", "i4")])  # the source frame's time stamp, faces in it
-DETECTION = np.dtype([("centre", "f4", 2), ("width", "f4"), ("points", "f4", (len(USED_POINTS), 2))])
+# Of every source frame: ticks from the first one, and how much its picture differs from the one before.
+STAMP = np.dtype([("ticks", "i8"), ("change", "f8")])
+# The source frame that an instant shows, its time stamp, faces in it.
+INSTANT = np.dtype([("source", "i8"), ("seconds", "f8"), ("faces", "i4")])
+DETECTION = np.dtype(
+    [
+        ("centre", "f4", 2),
+        ("width", "f4"),
+        ("points", "f4", (len(USED_POINTS), 2)),
+        ("look", "u1", (LOOK_SIDE, LOOK_SIDE)),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceImage:
+    """A frame of the source by number, as RGB."""
+
+    source: int
+    image: Frame
 
 
 def find_faces(
@@ -66,32 +90,38 @@ def find_faces(
         (folder / INSTANTS).open("wb", buffering=0) as instants,
         (folder / DETECTIONS).open("wb") as detections,
     ):
-
-        def record_stamps() -> Iterator[tuple[Fraction, TimedFrame]]:
-            for frame in decode_timed_frames(container, facts):
-                at = frame.ticks * facts.time_base
-                if at >= seconds - TIME_TOLERANCE and stamps.tell():
-                    return
-                stamps.write(STAMP.type(frame.ticks).tobytes())
-                yield at, frame
-
+        compare_picture = PictureComparison()
         convert = RgbConverter(find_video_stream(container))
+
+        def record_stamps() -> Iterator[tuple[Fraction, SourceImage]]:
+            for source, frame in enumerate(decode_timed_frames(container, facts)):
+                at = frame.ticks * facts.time_base
+                if at >= seconds - TIME_TOLERANCE and source:
+                    return
+                image = convert(frame.frame)
+                stamps.write(np.array((frame.ticks, compare_picture(image)), STAMP).tobytes())
+                yield at, SourceImage(source, image)
+
         frames = record_stamps()
-        current: TimedFrame | None = None
+        current: SourceImage | None = None
         for at, frame in sample_at_25fps(frames, max(1, count_instants(seconds))):
             if frame is not current:
                 current = frame
-                faces = [FaceDetection.from_points(points) for points in find(convert(frame.frame))]
+                faces = detect_faces(frame.image, find)
             detections.write(_pack_detections(faces))
-            instants.write(np.array((float(at), len(faces)), INSTANT).tobytes())
+            instants.write(np.array((frame.source, float(at), len(faces)), INSTANT).tobytes())
         for _ in frames:
             pass  # frames between the last instant and the end have time stamps too
     return Outcome()
 
 
 def _pack_detections(faces: Sequence[FaceDetection]) -> bytes:
-    rows = [(face.centre, face.width, face.points[list(USED_POINTS)]) for face in faces]
+    rows = [(face.centre, face.width, face.points[list(USED_POINTS)], face.look) for face in faces]
     return np.array(rows, DETECTION).tobytes()
+
+
+def _unpack_detection(row: np.void) -> FaceDetection:
+    return FaceDetection(row["points"], row["centre"], float(row["width"]), row["look"])
 
 
 def warm_up() -> None:
@@ -101,11 +131,18 @@ def warm_up() -> None:
 
 @dataclass(frozen=True, slots=True)
 class FaceObservations:
-    """The faces that ``find_faces`` found: at most half a kilobyte per instant and face."""
+    """The faces that ``find_faces`` found: less than a kilobyte per instant and face."""
 
     stamps: NDArray[np.int64]  # (n,), ticks of every source frame
+    changes: NDArray[np.float64]  # (n,), how much its picture differs from the one before
+    sources: NDArray[np.int64]  # (T,), the source frame that each instant shows
     seconds: NDArray[np.float64]  # (T,), time stamp of the source frame that each instant shows
     faces: list[list[FaceDetection]]  # T lists; their points are USED_POINTS
+
+    def split_changes(self) -> list[NDArray[np.float64]]:
+        """Of each instant, the changes of the source frames since the instant before: T arrays."""
+        bounds = [-1, *self.sources.tolist()]
+        return [self.changes[before + 1 : after + 1] for before, after in pairwise(bounds)]
 
 
 def observe_faces(
@@ -138,10 +175,13 @@ def observe_faces(
     instants = np.fromfile(folder / INSTANTS, INSTANT)
     rows = iter(np.fromfile(folder / DETECTIONS, DETECTION))
     faces = [
-        [FaceDetection(row["points"], row["centre"], float(row["width"])) for row in islice(rows, n)]
+        [
+            FaceDetection(row["points"], row["centre"], float(row["width"]), row["look"])
+            for row in islice(rows, n)
+        ]
         for n in instants["faces"]
     ]
-    return FaceObservations(stamps, instants["seconds"], faces)
+    return FaceObservations(stamps["ticks"], stamps["change"], instants["source"], instants["seconds"], faces)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +225,7 @@ class FacePath:
     segments: list[FaceSegment]
     segment_at: NDArray[np.int32]  # (T,), index of the segment, or -1
     reason_at: list[str]  # T codes that say why an instant is in no segment
+    borders: NDArray[np.int64]  # increasing: the source frames at which another segment begins, or none
 
 
 def choose_face_path(
@@ -199,7 +240,8 @@ def choose_face_path(
 
     ``scale`` has the factors of x and y from the frames' pixels to the square ones of the observations.
 
-    Where the face is absent for more than ``max_gap_frames`` a segment ends. With "largest", "left" and
+    Where the face is absent for more than ``max_gap_frames`` a segment ends, and where it jumps (a cut, a
+    zoom) another one begins: no mean and no previous frame crosses it. With "largest", "left" and
     "right" the next face in that order follows there, unless it is ever visible together with a face that
     is already on the path: so the same speaker after a cut is included, and a listener is not.
     """
@@ -211,9 +253,10 @@ def choose_face_path(
     first_drop: Drop | None = None
     for track in _order_tracks(track_faces(observations.faces, MAX_ABSENCE_INSTANTS), choice, params):
         runs = list(_split_at_gaps(sorted(track.detections), params.max_gap_frames, n_instants))
+        jumps = _find_track_jumps(observations, track)
         if any(is_claimed[first : last + 1].any() for first, last in runs):
             continue
-        for first, last in runs:
+        for first, last in _split_at_jumps(runs, jumps):
             span = slice(first, last + 1)
             is_claimed[span] = True
             try:
@@ -226,7 +269,7 @@ def choose_face_path(
             segment_at[span] = len(segments) - 1
     if not segments:
         raise first_drop or Drop("no_face", f"no face in any of its {n_instants} frames at {VIDEO_FPS} fps")
-    return FacePath(segments, segment_at, reason_at)
+    return FacePath(segments, segment_at, reason_at, _find_border_sources(observations, segment_at))
 
 
 def _order_tracks(tracks: list[FaceTrack], choice: FaceChoice, params: LandmarksParams) -> list[FaceTrack]:
@@ -264,6 +307,32 @@ def _split_at_gaps(instants: Sequence[int], max_gap: int, n_instants: int) -> It
             yield first, n_instants - 1 if n_instants - 1 - last <= max_gap else last
             first = k
         last = k
+
+
+def _find_track_jumps(observations: FaceObservations, track: FaceTrack) -> list[int]:
+    """Instants at which a track does not continue the instant before."""
+    changes = [float(part.max(initial=0.0)) for part in observations.split_changes()]
+    detections = [track.detections.get(k) for k in range(len(changes))]
+    return [jump.frame for jump in find_jumps(detections, changes, observations.seconds.tolist())]
+
+
+def _find_border_sources(observations: FaceObservations, segment_at: NDArray[np.int32]) -> NDArray[np.int64]:
+    """The source frames at which another segment begins, or none.
+
+    Several source frames may lie between two instants: of these, it is the one whose picture changes most.
+    """
+    borders = 1 + np.flatnonzero(np.diff(segment_at))
+    parts = observations.split_changes()
+    firsts = observations.sources[borders - 1] + 1
+    largest = [int(np.argmax(parts[k])) if len(parts[k]) else 0 for k in borders.tolist()]
+    return firsts + np.array(largest, np.int64)
+
+
+def _split_at_jumps(runs: Sequence[tuple[int, int]], jumps: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """First and last instant of each run and part of one: a jump begins a new one."""
+    for first, last in runs:
+        starts = [first, *(k for k in jumps if first < k <= last)]
+        yield from zip(starts, [*(k - 1 for k in starts[1:]), last], strict=True)
 
 
 def _align_segment(

@@ -74,6 +74,22 @@ class EditPlan:
         nearest = math.ceil(at * self.facts.time_base * VIDEO_FPS - Fraction(1, 2))
         return min(nearest, self.n_instants - 1)
 
+    def find_shown_instant(self, timing: FrameTiming) -> int:
+        """The output's instant whose crop belongs to a frame of the output: of those near, one like it.
+
+        That is the nearest one, unless there is a cut between them: then the one on this side of it.
+        """
+        nearest = self.find_nearest_instant(timing.at)
+        side = self._count_borders(timing.source)
+        for k in (nearest, nearest + 1, nearest - 1):
+            if 0 <= k < self.n_instants and self._count_borders(int(self.source_frames[k])) == side:
+                return k
+        return nearest
+
+    def _count_borders(self, source: int) -> int:
+        """How many segments, and stretches without one, begin up to a source frame."""
+        return int(np.searchsorted(self.path.borders, source, side="right"))
+
     def get_segment_index(self, k: int) -> int:
         """The face segment that instant k of the output shows, or -1."""
         return int(self.path.segment_at[self.source_instants[k]])

@@ -324,8 +324,8 @@ def _render_frames(
     k = -1  # the instant of new_crop
     new_crop: Frame | None = None
     for timing in plan.schedule():
-        nearest = plan.find_nearest_instant(timing.at)
-        while k < nearest:
+        shown = plan.find_shown_instant(timing)
+        while k < shown:
             k, new_crop = k + 1, next(generated)
         frame = frame_reader[timing.source]
         source = to_yuv(frame)

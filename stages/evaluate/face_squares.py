@@ -86,9 +86,9 @@ def save_squares_of_file(
         frames = read_frames_at_25fps(path, first, n_frames)
         return frames if crops is None else _paste_crops(frames, crops)
 
-    params = LandmarksParams()
+    params = LandmarksParams(cuts="keep")  # whatever clip is scored
     finder = open_finder(landmarker, params.max_faces)
-    points, _, _ = landmarks.find_points(read_frames(), finder, params)
+    points = landmarks.find_points(read_frames(), finder, params).points
     try:
         squares = crop_faces((frame.image for frame in read_frames()), face_boxes(points))
     except ValueError as err:

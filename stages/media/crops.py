@@ -1,4 +1,7 @@
-"""Warp source frames to face crops, with anti-aliasing where the face shrinks."""
+"""Face crops: where the face is in one, and warping a source frame to it.
+
+With anti-aliasing where the face shrinks.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,26 @@ from stages.media.video import ClockFrame
 Matrices = NDArray[np.float32]  # (T, 2, 3), source px -> crop px
 
 MAX_SUPERSAMPLE = 16  # samples along each side of a crop pixel, at most
+TEMPLATE_SIZE = 128
+# The five stable points in a crop of 128 px: nose base, then the corners of the eyes from the image's left to
+# its right. The mean of eight real speakers (seven of GRID, CREMA-D's 1001), made symmetric, scaled and
+# placed like the crops of the paper's authors: eyes at y 53, pupils 33 px apart.
+TEMPLATE = np.array([(63.5, 76.0), (41.0, 52.8), (54.8, 53.2), (72.2, 53.2), (86.0, 52.8)])
+
+
+def fit_similarity(source: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Least-squares scale, rotation and translation from points (T, N, 2) to (N, 2): (T, 2, 3).
+
+    In complex numbers the map is z -> c z + d, and least squares is one division. It is never a reflection.
+    """
+    z = source[..., 0] + 1j * source[..., 1]
+    w = target[..., 0] + 1j * target[..., 1]
+    z_mean, w_mean = z.mean(axis=-1, keepdims=True), w.mean(axis=-1, keepdims=True)
+    spread = (np.abs(z - z_mean) ** 2).sum(axis=-1)
+    c = (np.conj(z - z_mean) * (w - w_mean)).sum(axis=-1) / spread
+    d = w_mean[..., 0] - c * z_mean[..., 0]
+    rows = [np.stack([c.real, -c.imag, d.real], -1), np.stack([c.imag, c.real, d.imag], -1)]
+    return np.stack(rows, axis=-2)
 
 
 def warp(frame: Frame, matrix: NDArray[np.floating], size: int, supersample: int) -> Frame:

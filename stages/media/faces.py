@@ -10,6 +10,7 @@ import ctypes
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from shards.schema import Frame
 
 Points = NDArray[np.float32]  # (478, 2), source px, pixel centres at whole numbers
+Look = NDArray[np.uint8]  # (16, 16), a face in a few grey pixels (stages.media.jumps)
 
 N_POINTS = 478
 # Indices into the mesh; right and left are the person's own.
@@ -36,6 +38,7 @@ FACE_OVAL = (
     10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377,
     152, 148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109,
 )  # fmt: skip
+USED_POINTS = STABLE_POINTS + FACE_OVAL  # all that alignment and jumps use
 
 
 class FaceFinder:
@@ -155,11 +158,12 @@ class FaceDetection:
     points: Points
     centre: NDArray[np.float32]  # (2,), mean of all 478 points
     width: float  # px
+    look: Look
 
     @classmethod
-    def from_points(cls, points: Points) -> FaceDetection:
+    def from_points(cls, points: Points, look: Look) -> FaceDetection:
         """A face with all its points."""
-        return cls(points, points.mean(axis=0), measure_face_width(points))
+        return cls(points, points.mean(axis=0), measure_face_width(points), look)
 
 
 @dataclass(slots=True)
@@ -169,6 +173,11 @@ class FaceTrack:
     detections: dict[int, FaceDetection] = field(default_factory=dict)  # by frame
     last: int = -1
     total_width: float = 0.0
+
+    @property
+    def first(self) -> int:
+        """The first frame."""
+        return next(iter(self.detections))
 
     def add(self, k: int, face: FaceDetection) -> None:
         self.detections[k] = face
@@ -209,16 +218,39 @@ def track_faces(faces: Iterable[Sequence[FaceDetection]], max_gap_frames: int) -
     return tracks
 
 
-def track_largest_face(faces: Sequence[Sequence[Points]], max_gap_frames: int) -> list[Points | None]:
-    """The points of one face in every frame of a clip: the track with the greatest total width.
+def track_largest_face(
+    faces: Sequence[Sequence[FaceDetection]], max_gap_frames: int
+) -> list[FaceDetection | None]:
+    """One face in every frame of a clip: the track with the greatest total width.
 
-    So neither a larger face that appears for a moment nor a false detection makes the crop jump.
+    So neither a larger face that appears for a moment nor a false detection makes the crop jump. Where the
+    track ends and another one begins, at most ``max_gap_frames`` later, the largest of these continues it:
+    after a zoom or a cut the face is elsewhere in the picture.
     """
-    detections = ([FaceDetection.from_points(points) for points in frame_faces] for frame_faces in faces)
-    tracks = track_faces(detections, max_gap_frames)
+    tracks = track_faces(faces, max_gap_frames)
     # max returns the first of equals.
     largest = max(tracks, key=lambda track: track.total_width, default=FaceTrack())
-    return [largest.detections[k].points if k in largest.detections else None for k in range(len(faces))]
+    chain = dict(largest.detections)
+    for is_later in (True, False):
+        track: FaceTrack | None = largest
+        while track is not None and track.detections:
+            track = _find_continuation(track, tracks, max_gap_frames, is_later=is_later)
+            chain |= track.detections if track is not None else {}
+    return [chain.get(k) for k in range(len(faces))]
+
+
+def _find_continuation(
+    track: FaceTrack, tracks: Sequence[FaceTrack], max_gap_frames: int, *, is_later: bool
+) -> FaceTrack | None:
+    """The largest track that begins just after another one's end, or ends just before it begins."""
+
+    def count_missing(other: FaceTrack) -> int:
+        """Frames between the two tracks; negative where they overlap."""
+        earlier, later = (track, other) if is_later else (other, track)
+        return later.first - earlier.last - 1
+
+    followers = [other for other in tracks if 0 <= count_missing(other) <= max_gap_frames]
+    return max(followers, key=lambda other: other.total_width, default=None)
 
 
 def find_longest_gap(has_face: Sequence[bool]) -> tuple[int, int]:
@@ -235,8 +267,14 @@ def find_longest_gap(has_face: Sequence[bool]) -> tuple[int, int]:
     return best
 
 
-def interpolate_gaps(points: Sequence[Points | None]) -> Points:
-    """Fill frames without a face: linearly between neighbours, constant at the ends. (T, 478, 2)."""
+def interpolate_gaps(points: Sequence[Points | None], jumps: Sequence[int] = ()) -> Points:
+    """Fill frames without a face: linearly between neighbours, constant at the ends. (T, 478, 2).
+
+    ``jumps`` are the frames after a cut or a zoom, in order. They are ends: nothing is interpolated across.
+    """
+    if len(jumps):
+        bounds = [0, *jumps, len(points)]
+        return np.concatenate([interpolate_gaps(points[i:j]) for i, j in pairwise(bounds)])
     indices = np.array([k for k, face in enumerate(points) if face is not None])
     assert len(indices), "a clip without any face is dropped before"
     values = np.stack([face for face in points if face is not None]).reshape(len(indices), -1)

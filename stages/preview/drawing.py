@@ -20,7 +20,7 @@ DIM: Color = (160, 160, 168)
 BOX: Color = (0, 255, 140)
 MARK: Color = (255, 255, 255)
 INTERPOLATED: Color = (255, 96, 80)  # frames without a detected face, between frames with one
-FLOOR_DB = -80.0  # black, as is all below it; 0 dB, the clip's loudest cell, is the brightest
+FLOOR_DB = -80.0  # black, as is all below it; 0 dB is the brightest
 
 GAP_PX = 4
 

@@ -11,17 +11,15 @@ from pydantic import ValidationError
 
 from stages import clips, synth
 from stages.align import (
-    TEMPLATE,
-    USED_POINTS,
     AlignParams,
     align_clip,
     centred_mean,
     check_boxes,
     compute_mask_boxes,
-    fit_similarity,
     project_points,
 )
 from stages.engine.outcome import Drop
+from stages.media.crops import TEMPLATE, fit_similarity
 from stages.media.faces import (
     CHIN,
     FACE_OVAL,
@@ -31,6 +29,7 @@ from stages.media.faces import (
     RIGHT_PUPIL,
     STABLE_POINTS,
     UPPER_LIP_INNER,
+    USED_POINTS,
     FaceFinder,
     Points,
 )

@@ -51,22 +51,22 @@ def without_face(frames: Sequence[ClockFrame], blank: Sequence[int]) -> list[Clo
 
 
 def test_every_frame_of_a_made_clip_has_its_points(frames: list[ClockFrame], finder: FaceFinder) -> None:
-    points, found, notes = find_points(frames, finder, PARAMS)
-    assert points.shape == (15, 478, 2) and points.dtype == np.float32
-    assert found.all() and notes == ()
-    assert np.array_equal(points[7], finder(frames[7].image)[0])
+    clip = find_points(frames, finder, PARAMS)
+    assert clip.points.shape == (15, 478, 2) and clip.points.dtype == np.float32
+    assert clip.is_found.all() and clip.notes == () and clip.jumps == []
+    assert np.array_equal(clip.points[7], finder(frames[7].image)[0])
 
 
 @pytest.mark.parametrize("blank", [(5, 6, 7), (0, 1), (13, 14), (2, 6, 10), (0, 1, 2, 5, 12, 13, 14)])
 def test_a_short_gap_is_bridged_and_told(
     frames: list[ClockFrame], finder: FaceFinder, blank: tuple[int, ...]
 ) -> None:
-    whole = find_points(frames, finder, PARAMS)[0]
-    points, found, notes = find_points(without_face(frames, blank), finder, PARAMS)
-    assert np.flatnonzero(~found).tolist() == list(blank)
-    assert notes == (f"face interpolated in frames {list(blank)}",)
-    assert np.array_equal(points[found], whole[found])
-    assert np.abs(points - whole).max() < 20  # a guess within the head's and the jaw's small movements
+    whole = find_points(frames, finder, PARAMS).points
+    clip = find_points(without_face(frames, blank), finder, PARAMS)
+    assert np.flatnonzero(~clip.is_found).tolist() == list(blank)
+    assert clip.notes == (f"face interpolated in frames {list(blank)}",)
+    assert np.array_equal(clip.points[clip.is_found], whole[clip.is_found])
+    assert np.abs(clip.points - whole).max() < 20  # a guess within the head's and the jaw's small movements
 
 
 @pytest.mark.parametrize(
@@ -101,9 +101,9 @@ def test_a_second_face_is_told(finder: FaceFinder) -> None:
     image[:256, :256] = photo
     image[:200, 340:540] = cv2.resize(photo, (200, 200), interpolation=cv2.INTER_AREA)
     frame = ClockFrame(0, 0.0, image)
-    points, _, notes = find_points([frame], finder, LandmarksParams())
-    assert notes == ("2 faces seen, the largest followed",)
-    assert points[0, :, 0].max() < 256
+    clip = find_points([frame], finder, LandmarksParams())
+    assert clip.notes == ("2 faces seen, the largest followed",)
+    assert clip.points[0, :, 0].max() < 256
 
 
 def test_a_frame_shown_twice_is_looked_at_once(frames: list[ClockFrame], finder: FaceFinder) -> None:
@@ -114,7 +114,7 @@ def test_a_frame_shown_twice_is_looked_at_once(frames: list[ClockFrame], finder:
         return finder(image)
 
     twice = [frame for frame in frames[:4] for _ in range(2)]
-    points = find_points(twice, find, PARAMS)[0]
+    points = find_points(twice, find, PARAMS).points
     assert len(looked) == 4
     assert np.array_equal(points[::2], points[1::2])
 
@@ -126,12 +126,12 @@ def test_a_clip_s_points_do_not_depend_on_the_clips_before_it(
     synth.make_clip(other, ClipSpec(speaker=2, seconds=0.4, size=(200, 160)))
     others = list(read_frames_at_25fps(other, first_stamp(other), 10))
     with FaceFinder(landmarker, 4) as finder:
-        first = find_points(frames, finder, PARAMS)[0]
-        second = find_points(others, finder, PARAMS)[0]
+        first = find_points(frames, finder, PARAMS).points
+        second = find_points(others, finder, PARAMS).points
     with FaceFinder(landmarker, 4) as finder:
-        assert find_points(others, finder, PARAMS)[0].tobytes() == second.tobytes()
+        assert find_points(others, finder, PARAMS).points.tobytes() == second.tobytes()
         find_points(without_face(frames, [3, 4]), finder, PARAMS)
-        assert find_points(frames, finder, PARAMS)[0].tobytes() == first.tobytes()
+        assert find_points(frames, finder, PARAMS).points.tobytes() == first.tobytes()
 
 
 def test_what_is_found_in_a_file_is_what_the_cache_holds(
@@ -148,6 +148,7 @@ def test_what_is_found_in_a_file_is_what_the_cache_holds(
             faces._finders.popitem()[1].__exit__(None, None, None)
     kept = load_entry(entry)
     assert kept is not None and kept[0] == outcome
-    points, found, _ = find_points(frames, finder, PARAMS)
-    assert kept[1]["points"].tobytes() == points.tobytes()
-    assert kept[1]["found"].tobytes() == found.tobytes()
+    face = find_points(frames, finder, PARAMS)
+    assert kept[1]["points"].tobytes() == face.points.tobytes()
+    assert kept[1]["found"].tobytes() == face.is_found.tobytes()
+    assert not kept[1]["jumps"].any() and len(kept[1]["jumps"]) == 15

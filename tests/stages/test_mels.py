@@ -24,7 +24,9 @@ from stages.mels import (
     compute_mel_power,
     compute_mel_rows,
     compute_mels_of_file,
+    compute_reference,
     count_samples,
+    count_window_rows,
 )
 
 PARAMS = MelsParams()
@@ -187,6 +189,70 @@ def test_the_same_sound_gives_the_same_bits(tmp_path: Path) -> None:
     first, second = (find_rows(clip, 25, tmp_path / f"{k}.npz") for k in range(2))
     assert first.tobytes() == second.tobytes()
     assert (tmp_path / "0.npz").read_bytes() == (tmp_path / "1.npz").read_bytes()
+
+
+# --- the reference ----------------------------------------------------------------------------------
+
+CLIP = MelsParams(reference="clip")
+
+
+def speak(seconds: float, seed: int, gain_db: float = 0.0) -> np.ndarray:
+    """Something like speech: noise in syllables of a fifth of a second."""
+    n = round(seconds * RATE)
+    syllables = 0.525 - 0.475 * np.cos(2 * np.pi * 5 * np.arange(n) / RATE)
+    return (10 ** (gain_db / 20) * syllables * noise(n, seed)).astype(np.float32)
+
+
+@pytest.mark.parametrize("n_frames", [1, 10, 70, 75])
+def test_the_mels_of_a_clip_within_a_window_are_those_of_the_paper_to_the_bit(n_frames: int) -> None:
+    sound = speak(4, 1)[: count_samples(n_frames)]
+    assert compute_mel_rows(sound, PARAMS).tobytes() == compute_mel_rows(sound, CLIP).tobytes()
+
+
+def test_a_clip_keeps_its_mels_in_a_longer_recording_with_louder_ones() -> None:
+    levels = [-18, 0, -12, -6, -18, 0]
+    parts = [speak(6, seed, gain_db) for seed, gain_db in enumerate(levels)]
+    whole = np.concatenate(parts)[:-1]
+    drift = {}
+    for params in (PARAMS, CLIP):
+        long = compute_mel_rows(whole, params)
+        changes = []
+        for k, part in enumerate(parts):
+            alone = compute_mel_rows(part[:-1], params)[100:-100]
+            changes.append(np.abs(long[300 * k + 100 : 300 * k + 200] - alone)[alone > -60].mean())
+        drift[params.reference] = np.array(changes)
+    assert (drift["windowed"] < 1).all()
+    assert drift["clip"] == pytest.approx(-np.array(levels), abs=1.5)
+
+
+def test_no_cell_is_louder_than_the_reference_and_the_floor_is_kept() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        parts = [speak(rng.uniform(0.5, 5), k, rng.uniform(-60, 0)) for k in range(6)]
+        sound = np.concatenate(parts)
+        rows = compute_mel_rows(sound[: len(sound) // 640 * 640 - 1], PARAMS)
+        assert rows.max() <= 0 and rows.min() >= -80 and rows.max() > -1
+
+
+def test_the_noise_of_a_pause_rises_by_no_more_than_the_largest_boost() -> None:
+    pause = noise(10 * RATE, 3) * 10 ** (-50 / 20)
+    for sound in (
+        np.concatenate([speak(4, 1), pause, speak(4, 2)]),
+        np.concatenate([pause, speak(4, 1), pause]),
+    ):
+        sound = sound[: len(sound) // 640 * 640 - 1].astype(np.float32)
+        whole, boosted = compute_mel_rows(sound, CLIP), compute_mel_rows(sound, PARAMS)
+        assert (boosted - whole).max() <= PARAMS.max_boost_db + 1e-3
+        assert (boosted - whole).max() > 15  # also at the ends, where there is nothing but noise
+        assert np.median(whole[300:400]) < -50 and np.median(boosted[300:400]) < -35
+
+
+def test_the_reference_does_not_jump() -> None:
+    loudest = np.concatenate([np.full(400, 0.0), np.full(400, -18.0), np.full(400, -5.0)]).astype(np.float32)
+    reference = compute_reference(loudest, PARAMS)
+    assert np.abs(np.diff(reference)).max() <= 18 / (count_window_rows(PARAMS) // 4)
+    assert (reference >= loudest - 1e-5).all() and len(reference) == 1200
+    assert reference[[0, 600, 1199]] == pytest.approx([0, -18, -5])
 
 
 def test_a_window_longer_than_the_transform_is_refused() -> None:

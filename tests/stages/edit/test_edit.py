@@ -211,7 +211,7 @@ def build_dataset_clip(clip: Path, model: Path) -> DatasetClip:
     facts: dict[str, Any] = probe_file(clip, "folder", ClipsParams()).facts
     start, n_frames = facts["video_start"], int(facts["frames"])
     with FaceFinder(model, 4) as finder:
-        points, _, _ = find_points(read_frames_at_25fps(clip, start, n_frames), finder, LandmarksParams())
+        points = find_points(read_frames_at_25fps(clip, start, n_frames), finder, LandmarksParams()).points
     matrices, boxes = align_clip(points, AlignParams())
     supersample = crops.compute_supersample(matrices, 16)
     images = list(crops.crop_frames(read_frames_at_25fps(clip, start, n_frames), matrices, 128, supersample))

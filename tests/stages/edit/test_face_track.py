@@ -5,15 +5,17 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from stages.align import USED_POINTS, AlignParams, align_clip
+from stages.align import AlignParams, align_clip
 from stages.edit.face_track import FaceChoice, FaceObservations, FacePath, choose_face_path
 from stages.engine.outcome import Drop, StageError
 from stages.landmarks import LandmarksParams
 from stages.media.crops import compute_supersample
-from stages.media.faces import N_POINTS, FaceDetection
+from stages.media.faces import N_POINTS, USED_POINTS, FaceDetection
+from stages.media.jumps import LOOK_SIDE
 
 PARAMS = LandmarksParams()
 GAP = PARAMS.max_gap_frames
+LOOK = np.full((LOOK_SIDE, LOOK_SIDE), 128, np.uint8)
 MESH = np.random.default_rng(0).uniform(-0.5, 0.5, (N_POINTS, 2)).astype(np.float32)
 
 
@@ -22,15 +24,17 @@ def mesh(x: float, *, width: float = 80, y: float = 150) -> np.ndarray:
 
 
 def detect(x: float, width: float = 80) -> FaceDetection:
-    face = FaceDetection.from_points(mesh(x, width=width))
-    return FaceDetection(face.points[list(USED_POINTS)], face.centre, face.width)
+    face = FaceDetection.from_points(mesh(x, width=width), LOOK)
+    return FaceDetection(face.points[list(USED_POINTS)], face.centre, face.width, LOOK)
 
 
 def observe(
     faces: Sequence[Sequence[FaceDetection]], seconds: Sequence[float] | None = None
 ) -> FaceObservations:
     times = np.arange(len(faces)) / 25 if seconds is None else np.array(seconds)
-    return FaceObservations(np.arange(len(faces)), times, [list(frame_faces) for frame_faces in faces])
+    sources = np.arange(len(faces))
+    changes = np.full(len(faces), 0.5)
+    return FaceObservations(sources, changes, sources, times, [list(frame_faces) for frame_faces in faces])
 
 
 def find_path(faces: Sequence[Sequence[FaceDetection]], choice: FaceChoice = "largest") -> FacePath:

@@ -14,6 +14,7 @@ from stages.media.faces import (
     FACE_OVAL,
     N_POINTS,
     STABLE_POINTS,
+    FaceDetection,
     FaceFinder,
     Points,
     _detect,
@@ -24,6 +25,7 @@ from stages.media.faces import (
     measure_face_width,
     track_largest_face,
 )
+from stages.media.jumps import LOOK_SIDE
 
 MOUTH_PX = (223, 146)  # in the photograph, between the lips
 MAX_GAP = 5
@@ -126,7 +128,7 @@ def test_the_larger_of_two_faces_is_tracked_through_a_clip(finder: FaceFinder, p
         size: finder(make_pair(photo, *size)) for size in dict.fromkeys(sizes)
     }
     assert [len(faces[size]) for size in faces] == [2, 2, 1]
-    tracked = track_largest_face([faces[size] for size in sizes], MAX_GAP)
+    tracked = track_points([faces[size] for size in sizes])
     assert [face is not None for face in tracked] == [scale > 0 for scale, _ in sizes]
     centres = [face.mean(axis=0) for face in tracked if face is not None]
     assert np.ptp(centres, axis=0).max() < 3
@@ -135,6 +137,7 @@ def test_the_larger_of_two_faces_is_tracked_through_a_clip(finder: FaceFinder, p
 
 # --- without MediaPipe ----------------------------------------------------------------------------
 
+LOOK = np.full((LOOK_SIDE, LOOK_SIDE), 128, np.uint8)
 ANGLES = np.linspace(0, 2 * np.pi, N_POINTS, endpoint=False)
 ROUND = np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=-1) / 2
 
@@ -144,23 +147,29 @@ def face(x: float, y: float, width: float) -> Points:
     return (ROUND * width + (x, y)).astype(np.float32)
 
 
+def track_points(frames: Sequence[Sequence[Points]]) -> list[Points | None]:
+    """The points of the largest face."""
+    faces = [[FaceDetection.from_points(points, LOOK) for points in frame] for frame in frames]
+    return [None if face is None else face.points for face in track_largest_face(faces, MAX_GAP)]
+
+
 def test_a_face_that_is_absent_for_longer_than_a_gap_starts_another_track() -> None:
     one = face(100, 100, 80)
     frames = [[one]] * 6 + [[]] * (MAX_GAP + 1) + [[one]] * 4
-    tracked = track_largest_face(frames, MAX_GAP)
+    tracked = track_points(frames)
     assert [points is not None for points in tracked] == [True] * 6 + [False] * (MAX_GAP + 5)
-    bridged = track_largest_face([[one]] * 6 + [[]] * MAX_GAP + [[one]] * 4, MAX_GAP)
+    bridged = track_points([[one]] * 6 + [[]] * MAX_GAP + [[one]] * 4)
     assert sum(points is not None for points in bridged) == 10
 
 
 def test_frames_without_any_face_give_none() -> None:
-    assert track_largest_face([[], [], []], MAX_GAP) == [None, None, None]
-    assert track_largest_face([], MAX_GAP) == []
+    assert track_points([[], [], []]) == [None, None, None]
+    assert track_points([]) == []
 
 
 def test_of_two_equal_faces_the_first_is_tracked() -> None:
     left, right = face(100, 100, 80), face(400, 100, 80)
-    assert all(points is left for points in track_largest_face([[left, right]] * 5, MAX_GAP))
+    assert all(points is left for points in track_points([[left, right]] * 5))
 
 
 @settings(max_examples=30)
@@ -186,7 +195,7 @@ def test_the_larger_face_is_tracked_whatever_the_order_of_detection(
         else:
             large.append(None)
         frames.append([here[i] for i in rng.permutation(len(here))])
-    tracked = track_largest_face(frames, MAX_GAP)
+    tracked = track_points(frames)
     for expected, points in zip(large, tracked, strict=True):
         assert points is expected
 
