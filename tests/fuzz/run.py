@@ -40,6 +40,7 @@ CORPUS = Path(__file__).parent / "corpus"
 INSTRUMENTED = ["shards", "stages", "model", "pipeline", "sampler", "yaml", "zipfile", "tarfile"]
 RSS_LIMIT_MB = 2500  # torch alone takes 500
 SPARE_BYTES = 2**30  # that parsing may allocate: the inputs are small
+WALL_FACTOR = 20  # of the CPU time: an input that waits, or never leaves a library, is found by the clock
 MAX_RESTARTS = 3  # after an input that takes too long ends a process
 # What stands in the place of a value in JSON.
 ODD_VALUES: tuple[Any, ...] = (
@@ -131,9 +132,9 @@ def run_child(parser: Parser, folder: Path, log: Path, seconds: int, seed: int, 
             (folder / "inputs" / f"seed-{number}").write_bytes(data)
         limit = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + SPARE_BYTES
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-        runner = Runner(parse, folder / "findings")
+        runner = Runner(parse, parser.seconds, folder / "findings")
         if replay:
-            runner.replay(folder / "inputs", parser.seconds)
+            runner.replay(folder / "inputs")
             os._exit(0)
         fuzz(runner, parser, folder, max(1, seconds), seed)
     except BaseException:
@@ -144,23 +145,36 @@ def run_child(parser: Parser, folder: Path, log: Path, seconds: int, seed: int, 
         os._exit(9)
 
 
+class TooSlow(BaseException):
+    """An input took longer than its parser may. Not an Exception, so that no parser catches it."""
+
+
+def _raise_too_slow(number: int, frame: object) -> NoReturn:
+    raise TooSlow("its CPU time is over")
+
+
 class Runner:
     """Runs inputs, and keeps the smallest one for each line of code that lets a wrong exception out."""
 
-    def __init__(self, parse: Any, findings: Path) -> None:
+    def __init__(self, parse: Any, seconds: float, findings: Path) -> None:
         self.parse = parse
+        self.seconds = seconds  # of CPU time that an input may take: the machine may be busy
+        signal.signal(signal.SIGPROF, _raise_too_slow)
         self.findings = findings
         self.sizes: dict[str, int] = {}
 
     def run(self, data: bytes) -> None:
         from tests.fuzz.targets import call
 
+        signal.setitimer(signal.ITIMER_PROF, self.seconds)
         try:
             call(self.parse, bytes(data))
-        except Exception as err:
+        except (Exception, TooSlow) as err:
             self.save(data, err)
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
 
-    def save(self, data: bytes, err: Exception) -> None:
+    def save(self, data: bytes, err: BaseException) -> None:
         frames = [f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_tb(err.__traceback__)]
         ours = [place for place in frames if str(ROOT) in place and "/tests/" not in place] or frames
         place = hashlib.sha256(f"{type(err).__name__} {ours[-1]}".encode()).hexdigest()[:12]
@@ -173,11 +187,11 @@ class Runner:
                 f"{where} {type(err).__name__}: {str(err)[:150]}\n{text}"
             )
 
-    def replay(self, inputs: Path, seconds: float) -> None:
-        """Run each file of a folder. One that takes too long ends this process by SIGALRM."""
+    def replay(self, inputs: Path) -> None:
+        """Run each file of a folder. One that hangs ends this process by SIGALRM."""
         for number, path in enumerate(sorted(inputs.iterdir()), start=1):
             print(f"#{number} {path.name}", flush=True)
-            signal.setitimer(signal.ITIMER_REAL, seconds)
+            signal.setitimer(signal.ITIMER_REAL, WALL_FACTOR * self.seconds)
             self.run(path.read_bytes())
             signal.setitimer(signal.ITIMER_REAL, 0)
 
@@ -203,7 +217,7 @@ def fuzz(runner: Runner, parser: Parser, folder: Path, seconds: int, seed: int) 
             str(folder / "inputs"),
             f"-max_total_time={seconds}",
             f"-max_len={parser.max_bytes}",
-            f"-timeout={round(parser.seconds)}",
+            f"-timeout={round(WALL_FACTOR * parser.seconds)}",
             f"-rss_limit_mb={RSS_LIMIT_MB}",
             f"-artifact_prefix={folder / 'findings'}/",
             f"-seed={seed}",

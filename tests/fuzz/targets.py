@@ -124,7 +124,7 @@ class Parser:
     name: str
     prepare: Prepare
     max_bytes: int = 2**14
-    seconds: float = 5.0  # that one input may take
+    seconds: float = 5.0  # of CPU time that one input may take
 
 
 PARSERS: dict[str, Parser] = {}
