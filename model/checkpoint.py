@@ -12,10 +12,12 @@ of (seed, position), see ``shards.rng``.
 
 from __future__ import annotations
 
+import functools
 import json
+import logging
 import math
 import os
-import shutil
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,14 +30,17 @@ from torch import Tensor, nn
 
 from model.recipe import ModelError, Recipe, compare_recipes, recipe_from_dict
 from model.unet import UNet
-from shards.atomic import PARTIAL_SUFFIX
+from shards.atomic import WriteError, remove_atomically, write_folder_atomically
 
 CHECKPOINTS = "checkpoints"
 STATE, WEIGHTS, EMA, OPTIMIZER = (
     "state.json", "weights.safetensors", "ema.safetensors", "optimizer.safetensors",
 )  # fmt: skip
 FORMAT = 1
+NAME = re.compile(r"step-[0-9]{8,}")  # no other folder is read or removed
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -62,8 +67,25 @@ class Checkpoint:
 
 
 def list_checkpoints(run: Path) -> list[Checkpoint]:
-    """The checkpoints of a run, oldest first. Raises ModelError for one that cannot be read."""
-    return [_read_state(path) for path in sorted((run / CHECKPOINTS).glob("step-*"))]
+    """The checkpoints of a run, oldest first.
+
+    One that cannot be read is skipped with a warning when there is a newer one that can; else ModelError.
+    """
+    checkpoints: list[Checkpoint] = []
+    paths = [path for path in (run / CHECKPOINTS).glob("step-*") if NAME.fullmatch(path.name)]
+    for path in sorted(paths, key=lambda path: int(path.name.removeprefix("step-")), reverse=True):
+        try:
+            checkpoints.append(_read_state(path))
+        except ModelError as err:
+            if not checkpoints:
+                raise
+            _warn_once(f"{err}; skipped, since there are newer ones")
+    return checkpoints[::-1]
+
+
+@functools.cache
+def _warn_once(message: str) -> None:  # a run lists its checkpoints at each save
+    log.warning(message)
 
 
 def find_best(checkpoints: list[Checkpoint]) -> Checkpoint | None:
@@ -79,14 +101,8 @@ def save_checkpoint(
 ) -> Checkpoint:
     """Write a checkpoint, which appears when it is complete. Replaces one of the same step."""
     path = run / CHECKPOINTS / f"step-{state.step:08d}"
-    partial = path.with_name(f".{path.name}{PARTIAL_SUFFIX}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     # A file of weights alone is enough to rebuild the network.
     metadata = {"redub": json.dumps({"format": FORMAT, "recipe": asdict(recipe), "step": state.step})}
-    save_file(_get_tensors(state.network), partial / WEIGHTS, metadata)
-    save_file(_get_tensors(state.ema), partial / EMA, metadata)
-    save_file(_get_moments(state), partial / OPTIMIZER)
     content = {
         "format": FORMAT,
         "step": state.step,
@@ -95,12 +111,17 @@ def save_checkpoint(
         "digest": digest,
         "recipe": asdict(recipe),
     }
-    (partial / STATE).write_text(json.dumps(content, indent=1) + "\n")
-    for file in partial.iterdir():
-        _sync_to_disk(file)
-    shutil.rmtree(path, ignore_errors=True)
-    partial.rename(path)
-    _sync_to_disk(path.parent)
+    with write_folder_atomically(path) as partial:
+        try:
+            save_file(_get_tensors(state.network), partial / WEIGHTS, metadata)
+            save_file(_get_tensors(state.ema), partial / EMA, metadata)
+            save_file(_get_moments(state), partial / OPTIMIZER)
+        except safetensors.SafetensorError as err:  # the way in which it reports a full disk
+            number = re.search(r"os error (\d+)", str(err))
+            if number is None:
+                raise
+            raise WriteError(int(number[1]), os.strerror(int(number[1])), str(path)) from err
+        (partial / STATE).write_text(json.dumps(content, indent=1) + "\n")
     return Checkpoint(path, state.step, state.position, held_out_loss, recipe, digest)
 
 
@@ -110,7 +131,7 @@ def prune_checkpoints(run: Path, keep_last: int) -> None:
     best = find_best(checkpoints)
     for item in checkpoints[:-keep_last]:
         if item != best:
-            shutil.rmtree(item.path)
+            remove_atomically(item.path)
 
 
 def check_resumable(checkpoint: Checkpoint, recipe: Recipe, digest: str) -> None:
@@ -233,11 +254,3 @@ def _read_state(path: Path) -> Checkpoint:
         raise ModelError(f"{file}: {err}") from err
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as err:
         raise ModelError(f"{file}: not a checkpoint's state ({type(err).__name__}: {err})") from err
-
-
-def _sync_to_disk(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

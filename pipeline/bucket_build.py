@@ -23,14 +23,15 @@ from typing import Any, Generic
 from pipeline.dataset_stages import STAGES, carry_ledger
 from pipeline.params import Params
 from shards.index import INDEX_SCHEMA, ShardEntry
-from shards.ledger import FAILED, select_unusable, write_ledger
+from shards.ledger import FAILED, build_ledger, select_unusable, write_ledger
 from shards.ledger import SCHEMA as LEDGER_SCHEMA
 from shards.schema import SCHEMA_VERSION, ShardError
 from shards.storage import FileInfo, Storage, open_storage
 from shards.table import PackedRows, Row, Rows
 from stages import clips, shard
+from stages.clips import ClipsParams, RawFile
 from stages.engine.cache import digest, versions
-from stages.engine.outcome import StageError
+from stages.engine.outcome import Outcome, StageError
 from stages.engine.parts import Part, PartParams, group_by_hash, plan_parts
 from stages.engine.stage import Context, Item, Report, Result, Work
 from stages.media import weights
@@ -54,7 +55,8 @@ class BuildJob:
 
     def make_probe_key(self, files: Sequence[FileInfo]) -> str:
         """Key of the facts of some files: a digest of everything that decides them."""
-        facts = digest(self.tools, self.corpus, self.params.clips, [asdict(file) for file in files])
+        params = self.params.clips.select_probe_params()
+        facts = digest(self.tools, self.corpus, params, [asdict(file) for file in files])
         return f"{clips.STAGE}-{facts[:KEY_LETTERS]}"
 
     def make_part_key(self, part: Part) -> str:
@@ -110,7 +112,7 @@ class Task(Generic[Item]):
 def probe_bucket(job: BuildJob, work: Work, context: Context) -> Report:
     """Stage 1: a row for every file of the raw bucket, written to ``clips.parquet``."""
     report = Report(clips.STAGE)
-    files = list_clips(open_storage(job.raw))
+    files, left_out = list_clips(open_storage(job.raw), job.params.clips)
     tasks = [
         Task(job, job.make_probe_key(group), group)
         for _, group in group_by_hash(files, lambda file: file.name, FILES_PER_TASK)
@@ -128,7 +130,13 @@ def probe_bucket(job: BuildJob, work: Work, context: Context) -> Report:
         bucket=_list_bucket(job),
         parse_receipt=read_rows,
     )
-    clips.write_clips(work, Rows.concatenate(rows, LEDGER_SCHEMA), report)
+    raw_name = PurePosixPath(job.raw).name
+    rows.append(
+        build_ledger(
+            clips.make_row(file, None, Outcome(), job.corpus, raw_name, job.params.clips) for file in left_out
+        )
+    )
+    clips.write_clips(work, Rows.concatenate(rows, LEDGER_SCHEMA), job.params.clips, report)
     return report
 
 
@@ -202,10 +210,22 @@ def build_part(task: Task[Part]) -> BuiltPart:
     return built
 
 
-def list_clips(raw: Storage) -> list[FileInfo]:
-    """The files of a storage that get a row. Raises StageError for a name that no folder can hold."""
-    files = [file for file in raw.walk() if clips.gets_row(PurePosixPath(file.name))]
-    if not files:
+def list_clips(raw: Storage, params: ClipsParams) -> tuple[list[FileInfo], list[RawFile]]:
+    """The files of a storage that get a row, and what is left out by its name.
+
+    Raises StageError for a name that no folder can hold.
+    """
+    files: list[FileInfo] = []
+    left_out: dict[PurePosixPath, RawFile] = {}
+    for file in raw.walk():
+        path = PurePosixPath(file.name)
+        if not clips.gets_row(path):
+            continue
+        if (item := clips.find_left_out(path, params)) is not None:
+            left_out[item.path] = item
+        else:
+            files.append(file)
+    if not files and not left_out:
         raise StageError(f"--raw {raw.address}: holds no file that could be a clip")
     names = {file.name for file in files}
     for name in names:
@@ -214,7 +234,7 @@ def list_clips(raw: Storage) -> list[FileInfo]:
             raise StageError(f"--raw {raw.address}: {name!r} is no plain path below it; rename it")
         if not names.isdisjoint(parent.as_posix() for parent in path.parents):
             raise StageError(f"--raw {raw.address}: {name!r} is in a folder that is also a file; rename it")
-    return files
+    return files, list(left_out.values())
 
 
 def _run_missing(

@@ -7,12 +7,12 @@ import os
 import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pyarrow.compute as pc
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass as params_dataclass
 
 from shards.checksum import file_sha256
@@ -20,6 +20,7 @@ from shards.ledger import DROPPED, FAILED, OK, build_ledger, read_ledger, write_
 from shards.table import Row, Rows
 from stages.corpora import FETCH_FOLDER, get_corpus
 from stages.corpora.corpus import BadName
+from stages.corpora.leftovers import check_pattern, judge_file, judge_folder
 from stages.engine import sandbox
 from stages.engine.cache import digest, entry_path, load_entry, save_entry, versions
 from stages.engine.outcome import Drop, Outcome, StageError
@@ -57,12 +58,19 @@ class ClipsParams:
     max_missing_seconds: float = Field(default=0.05, ge=0)  # of what the header declares
     max_av_gap_seconds: float = Field(default=0.5, ge=0)  # between the ends of sound and picture
     follow_links: bool = False  # accept symbolic links to files outside the raw folder
+    # Glob patterns of files and folders to leave out (stages.corpora.leftovers.match_pattern).
+    exclude: list[Annotated[str, AfterValidator(check_pattern)]] = Field(default_factory=list)
+    duplicates: Literal["keep", "drop"] = "keep"  # files with the same bytes as another: a note, or dropped
+
+    def select_probe_params(self) -> dict[str, Any]:
+        """The params that decide what one file's probe returns: the key of its cache entry."""
+        return {name: value for name, value in asdict(self).items() if name not in ("exclude", "duplicates")}
 
 
 def run(work: Work, parts: tuple[()], params: ClipsParams, context: Context) -> Report:
     """Write ``clips/ledger.parquet``: one row for every file. ``parts`` are planned from it afterwards."""
     report = Report(STAGE)
-    write_clips(work, probe_files(work, params, context, report), report)
+    write_clips(work, probe_files(work, params, context, report), params, report)
     return report
 
 
@@ -76,13 +84,14 @@ def probe_files(work: Work, params: ClipsParams, context: Context, report: Repor
     with ThreadPoolExecutor(context.workers) as pool:
         hashes = pool.map(lambda path: hash_file(work.raw / path), readable)
         fingerprints = dict(zip(readable, hashes, strict=True))
+    probe_params = params.select_probe_params()
     outcomes: dict[PurePosixPath, Outcome] = {}
     tasks: list[ProbeTask] = []
     for path, fingerprint in fingerprints.items():
         if isinstance(fingerprint, Drop):
             outcomes[path] = Outcome.from_drop(fingerprint)
             continue
-        key = digest(STAGE, VERSION, fingerprint["sha256"], work.corpus, params, versions("av"))
+        key = digest(STAGE, VERSION, fingerprint["sha256"], work.corpus, probe_params, versions("av"))
         entry = entry_path(work.cache, STAGE, key, ".npz")
         cached = load_entry(entry)
         if cached is not None:
@@ -102,9 +111,9 @@ def probe_files(work: Work, params: ClipsParams, context: Context, report: Repor
     return build_ledger(make_rows())
 
 
-def write_clips(work: Work, rows: Rows, report: Report) -> None:
+def write_clips(work: Work, rows: Rows, params: ClipsParams, report: Report) -> None:
     """Write this stage's ledger, and the same as ``clips.parquet``; fill in the report."""
-    ledger = build_ledger(mark_duplicate_ids(rows))
+    ledger = build_ledger(mark_duplicates(rows, params))
     write_ledger(work.stage_folder(STAGE) / LEDGER_NAME, ledger)
     write_ledger(work.ledger, ledger)
     report.count_rows(ledger)
@@ -122,29 +131,63 @@ def read_clips(work: Work) -> Rows:
 
 @dataclass(frozen=True, slots=True)
 class RawFile:
-    """One file of the raw folder. ``problem`` says why it was not even opened."""
+    """One file of the raw folder. ``problem`` says why it was not even opened.
+
+    A folder that is left out or cannot be listed has one row, for all that is in it; its path ends in "/".
+    """
 
     path: PurePosixPath  # below the raw folder
     problem: Drop | None = None
+    is_folder: bool = False
 
 
 def find_files(raw: Path, params: ClipsParams) -> Iterator[RawFile]:
-    """Every file below ``raw``, links and special files too, except known side-cars; sorted by path."""
+    """Every file below ``raw``, links and special files too, except known side-cars; sorted by path.
 
-    def refuse(err: OSError) -> None:
-        raise StageError(f"--raw {raw}: {err.filename} cannot be listed ({err.strerror})") from err
+    Folders are listed when they are left out or cannot be listed.
+    """
+    files = []
+
+    def locate(folder: str, name: str) -> PurePosixPath:
+        return PurePosixPath(Path(folder, name).relative_to(raw).as_posix())
+
+    def add_unreadable(err: OSError) -> None:
+        if Path(err.filename) == raw:
+            raise StageError(f"--raw {raw}: cannot be listed ({err.strerror})") from err
+        drop = Drop("unreadable", f"is a folder that cannot be listed ({err.strerror})")
+        files.append(RawFile(locate(err.filename, ""), drop, is_folder=True))
 
     if not raw.is_dir():
         raise StageError(f"--raw {raw}: no such folder")
-    files = []
-    for folder, folder_names, file_names in os.walk(raw, onerror=refuse):
+    for folder, folder_names, file_names in os.walk(raw, onerror=add_unreadable):
         folder_names[:] = [name for name in folder_names if name not in SKIPPED_FOLDERS]
-        linked = [name for name in folder_names if Path(folder, name).is_symlink()]
-        for name in [*file_names, *linked]:
-            path = PurePosixPath(Path(folder, name).relative_to(raw).as_posix())
+        linked = [name for name in folder_names if _is_link(Path(folder, name))]
+        for path in (locate(folder, name) for name in [*file_names, *linked]):
             if not is_side_car(path):
-                files.append(RawFile(path, _find_problem(raw, path, params)))
+                drop = judge_file(path, params.exclude) or _find_problem(raw, path, params)
+                files.append(RawFile(path, drop))
+        for name in set(folder_names) - set(linked):
+            path = locate(folder, name)
+            if (drop := judge_folder(path, params.exclude)) is not None:
+                folder_names.remove(name)
+                files.append(RawFile(path, drop, is_folder=True))
     return iter(sorted(files, key=lambda file: file.path))
+
+
+def _is_link(path: Path) -> bool:
+    try:
+        return path.is_symlink()
+    except OSError:  # in a folder that may be listed but not entered
+        return False
+
+
+def find_left_out(path: PurePosixPath, params: ClipsParams) -> RawFile | None:
+    """What is left out by its name, if it is this file: the topmost folder around it, or itself."""
+    for folder in reversed(path.parents[:-1]):
+        if (drop := judge_folder(folder, params.exclude)) is not None:
+            return RawFile(folder, drop, is_folder=True)
+    drop = judge_file(path, params.exclude)
+    return None if drop is None else RawFile(path, drop)
 
 
 def is_side_car(path: PurePosixPath) -> bool:
@@ -189,17 +232,22 @@ def _check_link(raw: Path, link: Path, params: ClipsParams) -> Drop | None:
         return Drop("link", f"is a symbolic link to {os.fspath(link.readlink())!r}, which is not there")
     if target.is_dir():
         return Drop("link", "is a symbolic link to a folder; links to folders are not followed")
-    if _has_own_row(target, raw.resolve()):
-        return Drop("link", f"is a symbolic link to {os.fspath(link.readlink())!r}, which has its own row")
+    if (own_row := _describe_own_row(target, raw.resolve(), params)) is not None:
+        return Drop("link", f"is a symbolic link to {os.fspath(link.readlink())!r}, which {own_row}")
     if not params.follow_links:
         return Drop("link", f"is a symbolic link that leaves the raw clips, to {str(target)!r}; "
                     "clips.follow_links accepts such")  # fmt: skip
     return None
 
 
-def _has_own_row(target: Path, raw: Path) -> bool:
-    """Whether a link's target is listed by itself. Files in the folders of git-annex and DVC are not."""
-    return target.is_relative_to(raw) and gets_row(PurePosixPath(target.relative_to(raw).as_posix()))
+def _describe_own_row(target: Path, raw: Path, params: ClipsParams) -> str | None:
+    """That a link's target is listed by itself, or None: files in git-annex's and DVC's folders are not."""
+    if not target.is_relative_to(raw):
+        return None
+    path = PurePosixPath(target.relative_to(raw).as_posix())
+    if not gets_row(path):
+        return None
+    return "has its own row" if find_left_out(path, params) is None else "is left out"
 
 
 def hash_file(path: Path) -> Row | Drop:
@@ -295,10 +343,13 @@ def make_row(
     ``raw_name`` is the name of the raw folder, which some corpora read the speaker from.
     """
     corpus = get_corpus(corpus_name)
-    path = str(file.path).encode(errors="backslashreplace").decode()
+    path = str(file.path).encode(errors="backslashreplace").decode() + "/" * file.is_folder
     row: Row = {"path": path, "corpus": corpus_name, "stage": STAGE, "notes": []}
     row |= fingerprint if isinstance(fingerprint, dict) else {}
     row |= outcome.facts
+    if file.is_folder:
+        assert file.problem is not None, "other folders have no row"
+        return row | {"clip_id": path} | _make_drop_columns(file.problem)
     bad_name: Drop | None = None
     try:
         who = corpus.identify(PurePosixPath(path), raw_name)
@@ -329,16 +380,31 @@ def _make_drop_columns(drop: Drop) -> Row:
     return {"status": DROPPED, "code": drop.code, "reason": drop.reason}
 
 
-def mark_duplicate_ids(rows: Rows) -> Iterator[Row]:
-    """The rows by path; of several files with one clip id, only the first keeps it."""
+def mark_duplicates(rows: Rows, params: ClipsParams) -> Iterator[Row]:
+    """The rows by path. Of several usable files with one clip id, only the first keeps it.
+
+    Of several with the same bytes, all but the first get a note, or are dropped by ``params.duplicates``.
+    """
     sort_key = pc.replace_substring(rows.table["path"], "/", "\0")  # so "a/b" comes before "a b", like paths
-    ids = pc.value_counts(rows.table["clip_id"])
-    repeated = set(ids.filter(pc.greater(ids.field("counts"), 1)).field("values").to_pylist())
-    first_paths: dict[str, str] = {}
+    repeated_ids, repeated_hashes = (_find_repeated(rows, name) for name in ("clip_id", "sha256"))
+    paths_by_id: dict[str, str] = {}
+    paths_by_hash: dict[str, str] = {}
     for row in Rows(rows.table.take(pc.sort_indices(sort_key))):
-        if row["status"] == OK and row["clip_id"] in repeated:
-            first = first_paths.setdefault(row["clip_id"], row["path"])
+        if row["status"] == OK and row["clip_id"] in repeated_ids:
+            first = paths_by_id.setdefault(row["clip_id"], row["path"])
             if first != row["path"]:
                 drop = Drop("duplicate", f"would be clip {row['clip_id']!r} like {first!r}")
                 row |= _make_drop_columns(drop)
+        if row["status"] == OK and row["sha256"] in repeated_hashes:
+            first = paths_by_hash.setdefault(row["sha256"], row["path"])
+            if first != row["path"] and params.duplicates == "drop":
+                row |= _make_drop_columns(Drop("duplicate", f"has the same bytes as {first!r}"))
+            elif first != row["path"]:
+                row["notes"] = [*row["notes"], f"same bytes as {first}"]
         yield row
+
+
+def _find_repeated(rows: Rows, column: str) -> set[str]:
+    """The values of a column that several rows have."""
+    values = pc.value_counts(rows.table[column])
+    return set(values.filter(pc.greater(values.field("counts"), 1)).field("values").to_pylist()) - {None}

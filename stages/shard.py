@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ import pyarrow as pa
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as params_dataclass
 
-from shards.atomic import PARTIAL_SUFFIX, write_atomically
+from shards.atomic import make_scratch_folder, write_atomically
 from shards.checksum import file_sha256
 from shards.codec import Codec, encode_frame, write_frames
 from shards.index import (
@@ -139,9 +138,9 @@ def _write_to_cache(
     outcomes: dict[str, Outcome] = {}
     with (
         write_atomically(cached_tar) as partial,
-        tempfile.TemporaryDirectory(dir=inputs.work.cache, suffix=PARTIAL_SUFFIX) as scratch,
+        make_scratch_folder(inputs.work.cache) as scratch,
     ):
-        index_rows = write_tar(partial, _pack_clips(task.part, inputs, Path(scratch, "frames"), outcomes))
+        index_rows = write_tar(partial, _pack_clips(task.part, inputs, scratch / "frames", outcomes))
         sha256, size = file_sha256(partial), partial.stat().st_size
     entry = None
     if index_rows:

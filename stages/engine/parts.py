@@ -7,6 +7,7 @@ went into it. So a new clip changes one part of each stage, and a part with the 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -26,6 +27,7 @@ from stages.engine.outcome import Outcome, StageError
 from stages.engine.stage import Item, Mapper, Report
 
 KEY = b"redub_key"
+PART_NAME = re.compile(r".+-[0-9]{5,}")  # no other file is removed from a stage's folder
 
 
 @params_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -118,7 +120,7 @@ def update_parts(
         pass
     planned = {task.path for task in tasks}
     for path in folder.glob("*.parquet"):
-        if path not in planned:
+        if path not in planned and PART_NAME.fullmatch(path.stem):
             path.unlink()
     report.parts = {"total": len(tasks), "kept": len(tasks) - len(stale), "built": len(stale)}
     return stale

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import queue
+import resource
 import signal
 import subprocess
 import sys
@@ -21,6 +23,7 @@ from stages.engine import sandbox
 from stages.engine.outcome import Outcome
 from stages.engine.sandbox import ClipJob, LimitParams
 
+MEGABYTE = 2**20
 HERE = Path(__file__).parent
 QUICK = LimitParams(deadline_seconds=0.6, deadline_per_second=0.0, memory_mb=300)
 GOOD = LimitParams(deadline_seconds=30.0)
@@ -149,6 +152,59 @@ def test_a_crash_is_reported_and_neighbours_are_unharmed(
     assert (outcome.status, outcome.code) == (FAILED, "crash")
     assert words in outcome.reason and outcome.reason.endswith("(tried 2 times)")
     assert read_doubled(run("double", number=5)) == 10
+
+
+UNLIMITED = resource.RLIM_INFINITY
+
+
+@pytest.mark.parametrize("name", ["RLIMIT_CORE", "RLIMIT_FSIZE"])
+@pytest.mark.parametrize(
+    ("soft", "hard"),
+    [(10 * MEGABYTE, 20 * MEGABYTE), (30 * MEGABYTE, 30 * MEGABYTE), (10 * MEGABYTE, UNLIMITED),
+     (2**40, 2**41), (UNLIMITED, UNLIMITED)],
+)  # fmt: skip
+def test_no_limit_of_the_process_is_raised(name: str, soft: int, hard: int) -> None:
+    """As after ``ulimit`` on a login node: raising a hard limit again fails for all but root."""
+    if hard == UNLIMITED and resource.getrlimit(getattr(resource, name))[1] != UNLIMITED:
+        pytest.skip("the limits here are lower")
+    ours = sandbox.CHILD_LIMITS[getattr(resource, name)]
+    code = "import json, resource; from tests.stages.engine.test_sandbox import run; "
+    code += f"resource.setrlimit(resource.{name}, ({soft}, {hard})); "
+    code += "outcome = run('read_limits'); print(json.dumps(outcome.to_json()))"
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    outcome = json.loads(finished.stdout)
+    assert outcome["status"] == OK, outcome
+
+    def lower(limit: int) -> int:
+        return ours if limit == UNLIMITED else min(limit, ours)
+
+    assert outcome["facts"][name] == [lower(soft), lower(hard)]
+
+
+def test_every_limit_is_tested() -> None:
+    assert set(sandbox.CHILD_LIMITS) == {resource.RLIMIT_CORE, resource.RLIMIT_FSIZE}
+
+
+@pytest.mark.parametrize("place", ["file/x", "folder", "x" * 256])
+def test_a_file_that_cannot_be_written_is_no_fault_of_the_clip(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match="Errno") as caught:
+        run("write", path=tmp_path / place)
+    assert str(caught.value.filename).startswith(str(tmp_path / place.partition("/")[0]))
+    assert read_doubled(run("double", number=5)) == 10
+
+
+@pytest.mark.parametrize("number", sorted(sandbox.MACHINE_ERRORS))
+def test_a_machine_that_is_full_is_no_fault_of_the_clip(number: int) -> None:
+    with pytest.raises(OSError, match="Errno") as caught:
+        run("raise_os_error", number=number)
+    assert (caught.value.errno, caught.value.filename) == (number, "/a/file")
+
+
+def test_a_file_that_cannot_be_read_is_the_clip_s_own_fault() -> None:
+    outcome = run("raise_os_error", number=errno.EIO)
+    assert (outcome.status, outcome.code) == (FAILED, "crash") and "/a/file" in outcome.reason
 
 
 def test_a_module_that_is_not_there_is_a_crash_that_names_it() -> None:
