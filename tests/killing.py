@@ -25,7 +25,6 @@ from model.checkpoint import CHECKPOINTS, load_network
 from model.recipe import ModelError
 from model.run_log import METRICS, TENSORBOARD
 from pipeline.main import cli
-from shards.atomic import PARTIAL_SUFFIX
 from shards.index import DATASET_NAME
 from shards.verify import verify
 from tests.build import hash_files
@@ -118,8 +117,11 @@ JOBS = {
 }  # fmt: skip
 
 
-def start(words: Sequence[str | Path], log: Path) -> int:
-    """Run a command in a child, the leader of a process group. Returns its pid."""
+def start(words: Sequence[str | Path], log: Path, prepare: Callable[[], object] = lambda: None) -> int:
+    """Run a command in a child, the leader of a process group. Returns its pid.
+
+    ``prepare`` is called in the child before the command, to limit it.
+    """
     pid = os.fork()
     if pid:
         return pid
@@ -130,6 +132,7 @@ def start(words: Sequence[str | Path], log: Path) -> int:
         os.dup2(output, 1)
         os.dup2(output, 2)
         sys.argv = ["pipeline", *map(str, words)]
+        prepare()
         cli.main(list(map(str, words)), prog_name="pipeline")
     except SystemExit as err:
         code = err.code if isinstance(err.code, int) else 1
@@ -195,7 +198,7 @@ def kill_and_repeat(job: Job, world: Path, folder: Path, *, kills: int, seed: in
             job.check(out)
             run(job, world, out, log)
             output = read_output(out)
-            partials = [name for name in output if PARTIAL_SUFFIX in name]
+            partials = [name for name in output if name.endswith(".partial")]
             assert not partials, f"is left behind: {partials}"
             different = [
                 name
