@@ -141,7 +141,7 @@ def start_local_client(workers: int) -> Iterator[Client]:
     from distributed import Client, LocalCluster
 
     dask.config.set(QUIET_DASK)
-    logging.getLogger("distributed").setLevel(logging.ERROR)
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
     with (
         LocalCluster(
             n_workers=workers,
@@ -151,7 +151,8 @@ def start_local_client(workers: int) -> Iterator[Client]:
             dashboard_address="127.0.0.1:0",
             # Memory is used by the sandbox's child, which has its own limit.
             memory_limit=0,
-            silence_logs=logging.ERROR,
+            # Not even errors: the one of a task is raised in this process too.
+            silence_logs=logging.CRITICAL,
         ) as cluster,
         Client(cluster) as client,
     ):
