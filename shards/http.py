@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, quote, urlsplit, urlunsplit
 
 import requests
 import urllib3
@@ -45,7 +45,7 @@ class HttpTransport:
         headers: Mapping[str, str] | None = None,
         silence_seconds: float = SILENCE_SECONDS,
     ) -> None:
-        url = urlsplit(address)
+        url = split_address(address)
         self.url = url._replace(path=url.path.rstrip("/"))
         self.headers = dict(headers or {})
         self.silence_seconds = silence_seconds
@@ -126,6 +126,14 @@ class HttpTransport:
         if response.status_code >= 500 or response.status_code in (408, 429):
             raise TransientError(status)  # Retry-After is ignored: it can be a year
         raise ShardError(f"{path}: refused ({status})")
+
+
+def split_address(address: str) -> SplitResult:
+    """The parts of a web address. Raises ShardError for one that has none, such as http://[x/."""
+    try:
+        return urlsplit(address)
+    except ValueError as err:
+        raise ShardError(f"{address[:200]!a}: no web address ({err})") from err
 
 
 @functools.lru_cache(maxsize=1)

@@ -109,7 +109,10 @@ def locate_shard(url: str) -> tuple[Storage, str]:
     match = SCHEME.match(url)
     if match is None:
         return LocalStorage(Path(url).parent), Path(url).name
-    scheme, parts = match[1].lower(), urlsplit(url)
+    try:
+        scheme, parts = match[1].lower(), urlsplit(url)
+    except ValueError as err:
+        raise ShardError(f"{url[:200]!a}: no web address ({err})") from err
     if scheme not in SCHEMES or (scheme == "file" and parts.netloc not in ("", "localhost")):
         raise ShardError(f"{url}: shards are read from paths, file:, http(s):// and s3:// addresses only")
     if scheme == "file":

@@ -1,7 +1,7 @@
-"""Runs every command on a machine that refuses something: `python -m tests.refusing --world DIR --folder DIR`.
+"""Runs every command on a machine that refuses something: `python -m tests.refusing --world DIR ...`.
 
-Each run is a child of this process, which has imported what the commands need. ``main`` prints a JSON list: of
-each command and each refusal the exit code and what the command printed.
+Each run is a child of this process, which has imported what the commands need. ``main`` prints a JSON list:
+of each command and each refusal the exit code and what the command printed.
 """
 
 from __future__ import annotations

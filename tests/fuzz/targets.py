@@ -260,7 +260,9 @@ def write_one_clip(folder: Path, members: Mapping[str, bytes]) -> None:
     sha256, size = checksum.file_sha256(path), path.stat().st_size
     row |= {"sha256": "0" * 64, "source_sha256": "00"}
     write_index(folder / INDEX_NAME, [make_shard_rows(path.name, [row])])
-    write_ledger(folder / LEDGER_NAME, [{"clip_id": "s1_a", "path": "a.mpg", "status": "ok", "notes": []}])
+    labels = {"clip_id": "s1_a", "path": "a.mpg", "speaker": "s1", "split": "train", "stage": "shard"}
+    outcome = {"status": "ok", "code": "", "reason": "", "notes": [], "frames": 3}
+    write_ledger(folder / LEDGER_NAME, [make_row(LEDGER_SCHEMA) | labels | outcome])
     manifest_params = {"align": {"size": SIZE}, "mels": {"n_mels": N_MELS, "top_db": 80.0}}
     write_manifest(
         folder / DATASET_NAME,
@@ -369,20 +371,31 @@ _add("index", prepare_table(INDEX_NAME))
 _add("ledger", prepare_table(LEDGER_NAME))
 
 
+def make_table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+    """Rows as a table. A column whose values do not fit its type in the schema gets the type that fits."""
+    columns = {}
+    for name in dict.fromkeys(key for row in rows for key in row):
+        values = [row.get(name) for row in rows]
+        try:
+            columns[name] = pa.array(values, schema.field(name).type)
+        except (pa.ArrowException, KeyError, ValueError, TypeError, OverflowError):
+            columns[name] = pa.array(values)
+    return pa.table(columns)
+
+
 def prepare_columns(name: str) -> Callable[[Path], tuple[Parse, Sequence[bytes]]]:
     """A table from JSON, {column: value}, so that mutations reach types and values of its columns."""
 
     def prepare(folder: Path) -> tuple[Parse, Sequence[bytes]]:
         parse_table, (good,) = prepare_table(name)(folder)
-        [row] = pq.read_table(io.BytesIO(good)).to_pylist()
+        schema, [row] = pq.read_schema(io.BytesIO(good)), pq.read_table(io.BytesIO(good)).to_pylist()
 
         def parse(data: bytes) -> object:
             try:
                 content = json.loads(data)
                 rows = content if isinstance(content, list) else [content]
-                table = pa.Table.from_pylist(rows)
                 buffer = io.BytesIO()
-                pq.write_table(table, buffer)
+                pq.write_table(make_table(rows, schema), buffer)
             except Exception:  # not a table that pyarrow writes: nothing to parse
                 return None
             return parse_table(buffer.getvalue())
@@ -497,6 +510,12 @@ def safetensors_header(folder: Path) -> tuple[Parse, Sequence[bytes]]:
 # --- samples and evaluations ------------------------------------------------------------------------
 
 
+def make_row(schema: pa.Schema) -> dict[str, Any]:
+    """A row with a value in each column."""
+    values = {pa.string(): "a", pa.int64(): 1, pa.int32(): 1, pa.float64(): 0.5, pa.bool_(): True}
+    return {field.name: values.get(field.type) for field in schema}
+
+
 def write_samples(folder: Path) -> Dataset:
     write_one_clip(folder, make_members())
     dataset = open_dataset(folder)
@@ -523,9 +542,9 @@ def _write_samples_table(folder: Path) -> None:
     from shards.table import write_rows
     from stages.sample.pairs import SCHEMA
 
-    row = dict.fromkeys(SCHEMA.names) | {"name": "s1_a"}
     sha256 = checksum.file_sha256(folder / CROPS / "s1_a.tar")
-    write_rows(folder / TABLE, [row | {"crops_sha256": sha256}], SCHEMA)
+    names = dict.fromkeys(("name", "clip_id", "audio_clip_id"), "s1_a")
+    write_rows(folder / TABLE, [make_row(SCHEMA) | names | {"crops_sha256": sha256}], SCHEMA)
 
 
 @parser()
@@ -563,10 +582,9 @@ def prepare_evaluation(name: str) -> Prepare:
         cell = {"mean": 0.5, "low": 0.1, "high": 0.9, "n": 2}
         (folder / SCORES).write_text(json.dumps({"ours": {"psnr_box_db": cell, "fid": "not computed: no"}}))
         (folder / EVALUATION).write_text(json.dumps({"protocols": {}, "without_lse": {"x": 1}}))
-        clip = dict.fromkeys(CLIPS_SCHEMA.names)
-        clip |= {"row": "ours", "name": "a", "clip_id": "a", "status": "ok", "audio_clip_id": "a"}
+        clip = make_row(CLIPS_SCHEMA) | {"row": "ours", "status": "ok", "code": "", "reason": ""}
         write_rows(folder / CLIPS, [clip], CLIPS_SCHEMA)
-        frame = dict.fromkeys(FRAMES_SCHEMA.names) | {"row": "ours", "name": "a", "frame": 0}
+        frame = make_row(FRAMES_SCHEMA) | {"row": "ours"}
         write_rows(folder / FRAMES, [frame], FRAMES_SCHEMA)
 
         def parse(data: bytes) -> object:
@@ -597,7 +615,7 @@ def receipt(folder: Path) -> tuple[Parse, Sequence[bytes]]:
             content = json.loads(data)
         except (ValueError, RecursionError) as err:
             raise ShardError(str(err)) from err
-        return BuiltPart.from_json(content)
+        return BuiltPart.from_json(content, "receipt")
 
     write_one_clip(folder, make_members())
     dataset = open_dataset(folder)
