@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
-from urllib.parse import SplitResult, quote, urlsplit, urlunsplit
+from urllib.parse import quote, urlunsplit
 
 import requests
 import urllib3
@@ -28,6 +28,7 @@ from shards.transport import (
     UnreachableError,
     make_range_header,
     parse_content_range,
+    split_address,
 )
 
 
@@ -126,14 +127,6 @@ class HttpTransport:
         if response.status_code >= 500 or response.status_code in (408, 429):
             raise TransientError(status)  # Retry-After is ignored: it can be a year
         raise ShardError(f"{path}: refused ({status})")
-
-
-def split_address(address: str) -> SplitResult:
-    """The parts of a web address. Raises ShardError for one that has none, such as http://[x/."""
-    try:
-        return urlsplit(address)
-    except ValueError as err:
-        raise ShardError(f"{address[:200]!a}: no web address ({err})") from err
 
 
 @functools.lru_cache(maxsize=1)
