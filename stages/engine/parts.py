@@ -138,7 +138,7 @@ def read_part_key(path: Path) -> str | None:
     except (FileNotFoundError, pa.ArrowInvalid, OSError):
         return None
     key = metadata.get(KEY)
-    return key.decode() if key else None
+    return key.decode(errors="replace") if key else None
 
 
 OUTCOME_SCHEMA = pa.schema(
