@@ -1,4 +1,4 @@
-"""Parsers read or refuse whatever a stranger sends: what fuzzing found before, and new inputs for a second."""
+"""Parsers read or refuse what a stranger sends: what fuzzing found before, and new inputs for a second."""
 
 from __future__ import annotations
 
