@@ -117,7 +117,9 @@ def _reserve_partial(path: Path) -> Iterator[Path]:
         raise
     except OSError as err:
         is_of_network = isinstance(err, ConnectionError | TimeoutError)
-        if is_of_network or err.errno is None or err.filename not in (None, os.fspath(partial)):
+        # PyAV writes a protocol before the name
+        names_another = err.filename is not None and not str(err.filename).endswith(name)
+        if is_of_network or err.errno is None or names_another:
             raise
         raise WriteError(err.errno, os.strerror(err.errno), os.fspath(path)) from err
     finally:

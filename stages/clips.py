@@ -23,7 +23,7 @@ from stages.corpora.corpus import BadName
 from stages.corpora.leftovers import check_pattern, judge_file, judge_folder
 from stages.engine import sandbox
 from stages.engine.cache import digest, entry_path, load_entry, save_entry, versions
-from stages.engine.outcome import Drop, Outcome, StageError
+from stages.engine.outcome import MACHINE_ERRORS, Drop, Outcome, StageError
 from stages.engine.sandbox import ClipJob, LimitParams
 from stages.engine.stage import Context, Report, Work
 from stages.media import audio, video
@@ -154,6 +154,8 @@ def find_files(raw: Path, params: ClipsParams) -> Iterator[RawFile]:
     def add_unreadable(err: OSError) -> None:
         if Path(err.filename) == raw:
             raise StageError(f"--raw {raw}: cannot be listed ({err.strerror})") from err
+        if err.errno in MACHINE_ERRORS:
+            raise err
         drop = Drop("unreadable", f"is a folder that cannot be listed ({err.strerror})")
         files.append(RawFile(locate(err.filename, ""), drop, is_folder=True))
 
@@ -219,7 +221,7 @@ def _find_problem(raw: Path, path: PurePosixPath, params: ClipsParams) -> Drop |
         with full.open("rb") as file:
             head = file.read(len(LFS_HEAD))
     except OSError as err:
-        return Drop("unreadable", f"cannot be read ({err.strerror})")
+        return _make_unreadable(err)
     if head == LFS_HEAD:
         return Drop("lfs_pointer", "is a Git LFS pointer, not a video; run `git lfs pull` in the corpus")
     return None
@@ -255,7 +257,13 @@ def hash_file(path: Path) -> Row | Drop:
     try:
         return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
     except OSError as err:
-        return Drop("unreadable", f"cannot be read ({err.strerror})")
+        return _make_unreadable(err)
+
+
+def _make_unreadable(err: OSError) -> Drop:
+    if err.errno in MACHINE_ERRORS:
+        raise err
+    return Drop("unreadable", f"cannot be read ({err.strerror})")
 
 
 @dataclass(frozen=True, slots=True)

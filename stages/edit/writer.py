@@ -6,6 +6,7 @@ and here each frame keeps the one that it has in the source.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -140,7 +141,7 @@ class VideoWriter:
                 self._out.close()
             except av.FFmpegError as err:
                 if kind is None:  # otherwise the first error is the one to report
-                    raise _make_error(err) from err
+                    raise _make_error(err, self._path) from err
 
     def _add_audio(self) -> Packets:
         """Add the audio stream; returns its packets."""
@@ -167,12 +168,15 @@ class VideoWriter:
         try:
             self._out.mux(packets)
         except av.FFmpegError as err:
-            raise _make_error(err) from err
+            raise _make_error(err, self._path) from err
 
 
 def _no_packets() -> Packets:
     yield from ()
 
 
-def _make_error(err: av.FFmpegError) -> StageError:
+def _make_error(err: av.FFmpegError, path: Path) -> Exception:
+    """What to raise instead: an OSError that names the path when the system refuses to write."""
+    if isinstance(err, OSError):
+        return OSError(err.errno, err.strerror, os.fspath(path))
     return StageError(f"the output cannot be written ({err.strerror})")

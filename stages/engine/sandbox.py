@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import errno
 import faulthandler
 import importlib
 import json
@@ -41,7 +40,7 @@ from pydantic_core import to_jsonable_python
 from shards.atomic import WriteError
 from shards.ledger import FAILED, OK
 from stages.engine.cache import load_entry
-from stages.engine.outcome import Drop, Outcome, StageError
+from stages.engine.outcome import MACHINE_ERRORS, Drop, Outcome, StageError
 
 WARM_UP_SECONDS = 600.0  # loading libraries; librosa's first import on a machine compiles for half a minute
 POLL_SECONDS = 0.1
@@ -304,8 +303,6 @@ def make_child_environment() -> dict[str, str]:
 
 
 CHILD_LIMITS = {resource.RLIMIT_CORE: 0, resource.RLIMIT_FSIZE: MAX_FILE_BYTES}
-# The clip is not the reason: every other clip would fail in the same way.
-MACHINE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE})
 
 
 def serve() -> None:
@@ -363,6 +360,8 @@ def _call_function(function: Callable[..., Outcome], arguments: dict[str, Any]) 
     try:
         return validate_call(function)(**arguments)
     except Drop as drop:
+        if isinstance(drop.__cause__, OSError) and drop.__cause__.errno in MACHINE_ERRORS:
+            raise drop.__cause__ from None
         return Outcome.from_drop(drop)
 
 

@@ -21,7 +21,7 @@ import pytest
 
 from shards.ledger import DROPPED, FAILED, OK
 from stages.engine import sandbox
-from stages.engine.outcome import Outcome
+from stages.engine.outcome import MACHINE_ERRORS, Outcome
 from stages.engine.sandbox import ClipJob, LimitParams
 from tests.waiting import GUARD_SECONDS, is_gone, wait_until
 
@@ -183,7 +183,7 @@ def test_a_file_that_cannot_be_written_is_no_fault_of_the_clip(tmp_path: Path, p
     assert read_doubled(run("double", number=5)) == 10
 
 
-@pytest.mark.parametrize("number", sorted(sandbox.MACHINE_ERRORS))
+@pytest.mark.parametrize("number", sorted(MACHINE_ERRORS))
 def test_a_machine_that_is_full_is_no_fault_of_the_clip(number: int) -> None:
     with pytest.raises(OSError, match="Errno") as caught:
         run("raise_os_error", number=number)
