@@ -112,6 +112,7 @@ def _reserve_partial(path: Path) -> Iterator[Path]:
     _own_names.add(name)
     try:
         _make_folder(path.parent)
+        _remove_partials_in(path.parent)
         yield partial
     except WriteError:
         raise
@@ -125,6 +126,15 @@ def _reserve_partial(path: Path) -> Iterator[Path]:
     finally:
         _remove(partial)
         _own_names.discard(name)
+
+
+@functools.lru_cache(maxsize=1024)  # a process looks once at each folder that it writes to
+def _remove_partials_in(folder: Path) -> None:
+    """As ``remove_partials``, in the folder itself: an edit or a report writes to a folder of the user's."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for path in [Path(entry.path) for entry in entries if PARTIAL_NAME.fullmatch(entry.name)]:
+            if _is_abandoned(path):
+                _remove(path)
 
 
 def _make_folder(folder: Path) -> None:

@@ -16,7 +16,7 @@ import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import webdataset as wds
 from webdataset.shardlists import expand_urls
@@ -29,6 +29,7 @@ from shards.reader import Dataset, decode_members, find_altered_member
 from shards.rng import derive_key
 from shards.schema import ClipSample, ShardError
 from shards.storage import LocalStorage, MissingFileError, Storage, open_storage
+from shards.transport import split_address
 
 BLOCK_BYTES = 2**23  # read from the storage at a time
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
@@ -110,7 +111,7 @@ def locate_shard(url: str) -> tuple[Storage, str]:
     match = SCHEME.match(url)
     if match is None:
         return LocalStorage(Path(url).parent), Path(url).name
-    scheme, parts = match[1].lower(), urlsplit(url)
+    scheme, parts = match[1].lower(), split_address(url)
     if scheme not in SCHEMES or (scheme == "file" and parts.netloc not in ("", "localhost")):
         raise ShardError(f"{url}: shards are read from paths, file:, http(s):// and s3:// addresses only")
     if scheme == "file":

@@ -61,6 +61,22 @@ def test_what_a_dead_process_left_is_removed_at_any_depth(tmp_path: Path, dead_p
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "b"]
 
 
+def test_the_next_file_in_a_folder_removes_what_a_dead_process_left_beside_it_and_no_deeper(
+    tmp_path: Path, dead_process: int
+) -> None:
+    """As an edit or a report does: its folder is the user's, and may hold anything."""
+    for folder in (tmp_path, tmp_path / "deep"):
+        folder.mkdir(exist_ok=True)
+        (folder / name_partial(dead_process)).write_bytes(b"half")
+        (folder / "film.mp4.partial").write_bytes(b"mine")
+    with write_atomically(tmp_path / "out.mp4") as partial:
+        partial.write_bytes(b"whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"out.mp4", "deep", "film.mp4.partial"}
+    assert {path.name for path in (tmp_path / "deep").iterdir()} == {
+        name_partial(dead_process), "film.mp4.partial",
+    }  # fmt: skip
+
+
 def test_what_a_living_process_writes_stays(tmp_path: Path) -> None:
     code = """if True:
         import sys, time

@@ -37,6 +37,7 @@ from stages.engine.outcome import StageError
 from stages.engine.sandbox import LimitParams
 from stages.engine.stage import Context, Report, Work
 from stages.synth import ClipSpec
+from tests.waiting import GUARD_SECONDS
 
 CONTEXT = Context(limits=LimitParams(deadline_seconds=20.0))
 LFS_POINTER = (
@@ -661,13 +662,15 @@ def test_no_more_files_are_hashed_at_once_than_there_are_workers(
     workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lock, running, most = threading.Lock(), 0, 0
+    all_at_work = threading.Barrier(workers, timeout=GUARD_SECONDS)
 
     def hash_slowly(path: Path) -> str:
         nonlocal running, most
         with lock:
             running += 1
             most = max(most, running)
-        time.sleep(0.02)
+        all_at_work.wait()
+        time.sleep(0.02)  # in which one too many would begin
         with lock:
             running -= 1
         return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -38,6 +38,7 @@ from tests.media import (
     read_stamps,
     read_yuv_frames,
 )
+from tests.waiting import GUARD_SECONDS, is_gone, wait_until
 
 ROOT = Path(__file__).parents[3]
 QUICK = EditParams(preset="ultrafast", crf=12)
@@ -603,7 +604,7 @@ class Slow(BoxPainter):
     def paint(self, frame, k):
         if k == 8:
             print("generating", flush=True)
-            time.sleep(60)
+            time.sleep(3600)
         return super().paint(frame, k)
 
 video, audio, out, model = map(Path, sys.argv[1:])
@@ -622,11 +623,10 @@ def test_ctrl_c_leaves_no_file_and_no_process(
     assert any(path.name.endswith(".partial") for path in folder.iterdir())
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=GUARD_SECONDS)
     assert "KeyboardInterrupt" in errors and process.returncode != 0
     assert list(folder.iterdir()) == []
-    _, alive = psutil.wait_procs(children, timeout=5)
-    assert not alive
+    assert wait_until(lambda: all(is_gone(child.pid) for child in children))
 
 
 MEMORY = """
@@ -654,7 +654,7 @@ def test_memory_does_not_grow_with_the_video_s_length(tmp_path: Path, landmarker
     synth.make_clip(ten, ClipSpec(seconds=10, fps="5", size=(480, 360)))
     ffmpeg("-stream_loop", 5, "-i", ten, "-c", "copy", minute)
     process = start_process(MEMORY, tmp_path / "out.mp4", landmarker, ten, minute)
-    output, errors = process.communicate(timeout=120)
+    output, errors = process.communicate(timeout=GUARD_SECONDS)
     assert process.returncode == 0, errors
     short, long = ([int(number) for number in line.split()] for line in output.splitlines())
     assert short[0] == 50 and long[0] == pytest.approx(300, abs=3)

@@ -26,6 +26,7 @@ from tests.media import (
     read_stamps,
     read_yuv_frames,
 )
+from tests.waiting import GUARD_SECONDS
 
 SECONDS = Fraction(12, 10)
 FORMAT = OutputFormat(
@@ -215,7 +216,7 @@ def test_the_same_video_has_the_same_bytes_whatever_is_in_memory(
             [sys.executable, "-c", SCRIPT, folder, record("wav")],
             env=os.environ | {"MALLOC_PERTURB_": fill, "PYTHONPATH": os.fspath(Path(__file__).parents[3])},
             check=True,
-            timeout=60,
+            timeout=GUARD_SECONDS,
         )
         outputs.append({path.name: path.read_bytes() for path in folder.iterdir()})
     assert len(outputs[0]) == len(CONTAINERS)

@@ -20,6 +20,7 @@ from stages.media.container import find_video_stream, open_media
 from stages.media.presentation import TIME_TOLERANCE, StreamSpan
 from stages.media.video import count_frames_at_25fps, read_frames_at_25fps
 from stages.synth import ClipSpec, Truth, read_counter
+from tests.waiting import GUARD_SECONDS
 
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
 STAMP_S = 0.001  # FLV and MKV stamp whole milliseconds
@@ -27,7 +28,7 @@ STAMP_S = 0.001  # FLV and MKV stamp whole milliseconds
 
 def ffmpeg(*args: object) -> None:
     command = [FFMPEG, "-nostdin", "-loglevel", "error", "-y", *map(str, args)]
-    subprocess.run(command, check=True, timeout=60)
+    subprocess.run(command, check=True, timeout=GUARD_SECONDS)
 
 
 def probe_clip(clip: Path) -> dict[str, float]:
