@@ -103,7 +103,8 @@ def compute_reference(loudest: NDArray[np.float32], params: MelsParams) -> NDArr
     around = maxima[np.clip(np.arange(n_rows) - window // 2, 0, len(maxima) - 1)]
     radius = window // 4
     means = sliding_window_view(np.pad(around, radius, mode="edge"), 2 * radius + 1).mean(axis=-1)
-    return np.maximum(means, loudest.max() - params.max_boost_db).astype(np.float32)
+    reference: NDArray[np.float32] = np.maximum(means, loudest.max() - params.max_boost_db)
+    return reference.astype(np.float32)
 
 
 def compute_mel_power(sound: NDArray[np.float32], params: MelsParams) -> NDArray[np.float32]:
