@@ -372,7 +372,7 @@ def test_inputs_of_another_dataset_and_scores_of_training_clips_give_warnings(
     dataset = open_dataset(folder / "shards")
     of_training = reports.write_evaluation(tmp_path / "evaluation", dataset, ["s1_a", "s1_b"])
     other = reports.write_samples(tmp_path / "other", dataset, [("s1_a", "s1_a")])
-    (other / "samples.json").write_text(json.dumps({"dataset": "f00"}))
+    (other / "samples.json").write_text(json.dumps({"dataset": "f00", "audio": "own", "params": {"seed": 0}}))
     write_report(
         ReportRequest(str(dataset.folder), tmp_path / "a.html", evaluation=of_training, generated=(other,))
     )
