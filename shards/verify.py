@@ -214,7 +214,8 @@ def _check_members(path: Path, rows: Sequence[Row]) -> Iterator[str]:
                 if zlib.crc32(data) != row[f"{name}_crc32"]:
                     yield f"{path}: {row['clip_id']}'s {name} have another CRC than the index names"
             if (sha256 := compute_members_digest(members.values())) != row["sha256"]:
-                yield f"{path}: {row['clip_id']} has sha256 {sha256[:12]}, the index says {row['sha256'][:12]}"
+                name = f"{path}: {row['clip_id']}"
+                yield f"{name} has sha256 {sha256[:12]}, the index says {row['sha256'][:12]}"
 
 
 def _check_contents(dataset: Dataset, rows: Sequence[Row]) -> Iterator[str]:
