@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 import traceback
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -128,7 +129,7 @@ def make_world(root: Path, *, with_run: bool) -> World:
         from tests.model import worlds
 
         # In a process of its own: a fork of one whose torch has computed anything waits for its threads.
-        child = os.fork()
+        child = fork()
         if child:
             assert os.waitpid(child, 0)[1] == 0
             return world
@@ -163,10 +164,17 @@ def list_files(root: Path, without: Path) -> set[str]:
     return {os.fspath(path) for path in (root, *root.rglob("*")) if not path.is_relative_to(without)}
 
 
+def fork() -> int:
+    """As ``os.fork``, which from Python 3.12 on warns of threads; those of Arrow are idle here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
+
+
 def run_limited(commands: Sequence[Sequence[str]], scratch: Path) -> list[str]:
     """Run commands in a fork of this process; the problems."""
     output = scratch / "output.jsonl"
-    child = os.fork()
+    child = fork()
     if child == 0:
         os.setsid()
         try:
