@@ -19,7 +19,10 @@ from tests.refusing import REFUSALS
 from tests.test_kills import make_world
 from tests.waiting import GUARD_SECONDS, is_gone, wait_until
 
-IN_THE_SUITE = ("disk of 16 KB", "read-only folder", "20 MB of memory")
+IN_THE_SUITE = ("disk of 16 KB",)
+patient = pytest.mark.skipif(
+    not os.environ.get("REDUB_PATIENT"), reason="takes a minute; $REDUB_PATIENT=1 waits for it"
+)
 FUTURE = 4_102_444_800  # 2100-01-01
 
 
@@ -30,12 +33,16 @@ def world(grid: Path, landmarker: Path, tmp_path_factory: pytest.TempPathFactory
     return folder
 
 
-@pytest.mark.parametrize("refusal", [refusal.name for refusal in REFUSALS])
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        pytest.param(refusal.name, marks=() if refusal.name in IN_THE_SUITE else patient)
+        for refusal in REFUSALS
+    ],
+)
 def test_what_the_machine_refuses_ends_a_command_in_one_line_or_does_not_stop_it(
     refusal: str, world: Path, tmp_path: Path
 ) -> None:
-    if refusal not in IN_THE_SUITE and not os.environ.get("REDUB_PATIENT"):
-        pytest.skip("takes a minute; $REDUB_PATIENT=1 waits for it")
     command = [sys.executable, "-m", "tests.refusing", "--world", world, "--folder", tmp_path]
     process = subprocess.run(
         [*map(str, command), "--refusal", refusal],
@@ -77,10 +84,11 @@ def test_files_from_the_future_are_as_good_as_others(world: Path) -> None:
     ("name", "victim", "out"),
     [
         ("shard", "stages.engine.sandbox", "work/shards"),
-        ("shard", "multiprocessing.spawn", "work/shards"),  # Dask's worker, with its own sandbox
+        # Dask's worker, with its own sandbox.
+        pytest.param("shard", "multiprocessing.spawn", "work/shards", marks=patient),
         ("edit", "stages.engine.sandbox", ""),
-        ("evaluate", "stages.engine.sandbox", "evaluation"),
-        ("evaluate", "multiprocessing.spawn", "evaluation"),
+        pytest.param("evaluate", "stages.engine.sandbox", "evaluation", marks=patient),
+        pytest.param("evaluate", "multiprocessing.spawn", "evaluation", marks=patient),
     ],
 )
 def test_a_killed_process_of_a_command_is_replaced_and_changes_no_byte(
