@@ -340,7 +340,7 @@ def probe_file(path: Path, corpus: str, params: ClipsParams) -> Outcome:
         _check_damage(shown.report, heard, params)
     except Drop as drop:  # with its facts, so that the ledger shows what was measured
         return Outcome(DROPPED, drop.code, drop.reason, facts=facts)
-    damage = (("frames", shown.report), ("sound", heard))
+    damage = (("video", shown.report), ("audio", heard))
     notes = tuple(report.describe(kind) for kind, report in damage if report.count)
     return Outcome(facts=facts, notes=notes)
 
@@ -392,10 +392,10 @@ def _check_pictures(shown: ShownVideo, params: ClipsParams) -> None:
 def _check_damage(picture: DecodeReport, sound: DecodeReport, params: ClipsParams) -> None:
     """Raise Drop when the decoder had to repair or to leave out too much."""
     if picture.count > params.max_damaged_frames:
-        raise Drop("damaged", f"{picture.describe('frames')}, "
+        raise Drop("damaged", f"{picture.describe('video')}, "
                    f"expected at most {params.max_damaged_frames}")  # fmt: skip
     if sound.count > params.max_damaged_frames:
-        raise Drop("damaged_audio", f"{sound.describe('sound')}, "
+        raise Drop("damaged_audio", f"{sound.describe('audio')}, "
                    f"expected at most {params.max_damaged_frames}")  # fmt: skip
 
 

@@ -260,15 +260,19 @@ class DecodeReport:
         return len(self.damaged) + self.n_lost
 
     def describe(self, kind: str) -> str:
-        """For example "2 frames damaged (3, 4), 1 packet lost"."""
+        """For example "2 frames damaged (3, 4), 1 packet of video cannot be decoded"."""
         parts = []
         if self.damaged:
             listed = ", ".join(map(str, self.damaged[:MAX_LISTED_FRAMES]))
             more = ", ..." if len(self.damaged) > MAX_LISTED_FRAMES else ""
-            parts.append(f"{len(self.damaged)} {kind} damaged ({listed}{more})")
+            parts.append(f"{_count(len(self.damaged), 'frame')} damaged ({listed}{more})")
         if self.n_lost:
-            parts.append(f"{self.n_lost} packets of {kind} cannot be decoded")
+            parts.append(f"{_count(self.n_lost, 'packet')} of {kind} cannot be decoded")
         return ", ".join(parts)
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def decode_frames(
