@@ -49,11 +49,11 @@ def unpack(archive: Path, name: str, to: Path, suffixes: frozenset[str]) -> dict
                 for path, member in sorted(members.items())
                 if PurePosixPath(path).suffix.lower() in suffixes
             }
-    except (FileExistsError, NotADirectoryError) as err:
-        raise UnpackError("unsafe", f"{name}: {err.filename} is both a file and a folder") from err
     except DAMAGED_ZIP_ERRORS as err:
         raise UnpackError("bad_archive", f"{name}: {err}") from err
     except OSError as err:
+        if err.errno in (errno.EEXIST, errno.ENOTDIR):
+            raise UnpackError("unsafe", f"{name}: {err.filename} is both a file and a folder") from err
         if err.errno != errno.EINVAL:  # from seeking to before the start, where a damaged archive points
             raise
         raise UnpackError("bad_archive", f"{name}: damaged") from err

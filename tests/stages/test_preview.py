@@ -240,7 +240,7 @@ def test_audio_can_be_made_for_a_clip_of_one_frame() -> None:
 
 def test_a_dataset_without_the_params_of_its_mels_is_an_error(tmp_path: Path) -> None:
     for i, (params, message) in enumerate(
-        [({}, "has no params.mels"), ({"mels": {"n_fft": 8}}, "n_fft: Input should be"), (7, "has no")]
+        [({}, "has no params.mels"), ({"mels": {"n_fft": 8}}, "n_fft: Input should be")]
     ):
         dataset = make_dataset(tmp_path / str(i), [make_sample("s1_a")], params=params)
         with pytest.raises(ShardError, match=message):
