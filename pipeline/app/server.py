@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -35,7 +36,7 @@ log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def serve(
-    page: gr.Blocks,
+    build_page: Callable[[], gr.Blocks],
     *,
     host: str,
     port: int | None,
@@ -48,26 +49,33 @@ def serve(
     theme = gr.themes.Default(
         primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
     )
-    app = gr.mount_gradio_app(
-        FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
-        page,
-        path="/",
-        server_name=host,
-        root_path=os.environ.get("GRADIO_ROOT_PATH"),
-        max_file_size=max_upload_mb * MEGABYTE,
-        theme=theme,
-        css=CSS,
-        show_error=False,
-        enable_monitoring=False,
-        run_history=False,
-        pwa=False,
-        mcp_server=False,
-        ssr_mode=False,
-        footer_links=[],
-        app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
-    )
-    # Gradio checks only then that a file which a request names was uploaded, not any file of this machine
-    page.has_launched = True
+
+    async def make_app() -> FastAPI:
+        page = build_page()
+        app: FastAPI = gr.mount_gradio_app(
+            FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
+            page,
+            path="/",
+            server_name=host,
+            root_path=os.environ.get("GRADIO_ROOT_PATH"),
+            max_file_size=max_upload_mb * MEGABYTE,
+            theme=theme,
+            css=CSS,
+            show_error=False,
+            enable_monitoring=False,
+            run_history=False,
+            pwa=False,
+            mcp_server=False,
+            ssr_mode=False,
+            footer_links=[],
+            app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
+        )
+        # Gradio checks only then that a file which a request names was uploaded, not any file of this machine
+        page.has_launched = True
+        return app
+
+    # In an event loop: outside one, Gradio opens several and closes none.
+    app = asyncio.run(make_app())
     guard = RequestGuard(
         app, [host, *allowed_hosts], max_upload_bytes=max_upload_mb * MEGABYTE, check_space=check_space
     )

@@ -126,7 +126,7 @@ def command(
             )
             service.make_edit_params()  # raises StageError for an option that is out of bounds
             with serve(
-                build_page(service),
+                lambda: build_page(service),
                 host=host,
                 port=port,
                 allowed_hosts=allowed_hosts,

@@ -32,11 +32,15 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     root = tmp_path_factory.mktemp("uploads")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(root))
-        with gr.Blocks(analytics_enabled=False) as page:
-            zone = gr.File()
-            zone.upload(lambda upload: None, zone, None, preprocess=False)
+
+        def build_page() -> gr.Blocks:
+            with gr.Blocks(analytics_enabled=False) as page:
+                zone = gr.File()
+                zone.upload(lambda upload: None, zone, None, preprocess=False)
+            return page
+
         with serve(
-            page,
+            build_page,
             host="127.0.0.1",
             port=None,
             allowed_hosts=[NAME],
