@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,12 +65,11 @@ class Params:
         folder does not tell. Raises StageError.
         """
         from stages.edit.run import EditParams
-        from stages.train import read_run_mels_params
 
         return EditParams(
             landmarks=self.landmarks,
             align=self.align,
-            mels=read_run_mels_params(run) or self.mels,
+            mels=_read_run_mels_params(run) or self.mels,
             limits=self.limits,
             **options,
         )
@@ -97,13 +97,37 @@ def load(path: Path | None) -> Params:
         raise StageError(f"{path}: {_describe_error(err)}") from err
 
 
-def _describe_error(err: pydantic.ValidationError) -> str:
+def _read_run_mels_params(run: Path) -> MelsParams | None:
+    """How the mels were made that a run was trained on; None when its folder does not say.
+
+    Raises StageError when its ``run.json`` holds something else.
+    """
+    from stages.train import RUN_FILE
+
+    path = run / RUN_FILE
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None  # a checkpoint that was copied alone
+    except (OSError, ValueError) as err:
+        raise StageError(f"{path}: cannot be read as JSON ({err})") from err
+    section = content.get("mels") if isinstance(content, dict) else None
+    if section is None:
+        return None  # written by an earlier version
+    if not isinstance(section, dict):
+        raise StageError(f"{path}: mels is {str(section)[:40]!r}, expected an object")
+    try:
+        return MelsParams(**section)
+    except pydantic.ValidationError as err:
+        raise StageError(f"{path}: mels.{_describe_error(err, MelsParams)}") from err
+
+
+def _describe_error(err: pydantic.ValidationError, params_class: Any = Params) -> str:
     """The first problem in one line: the key, its value and what was expected."""
     problem = err.errors()[0]
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "unexpected_keyword_argument":
         section, _, _ = where.rpartition(".")
-        params_class: Any = Params
         for name in filter(None, section.split(".")):
             params_class = next(item.default_factory for item in fields(params_class) if item.name == name)
         names = ", ".join(item.name for item in fields(params_class))

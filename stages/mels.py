@@ -48,7 +48,7 @@ class MelsParams:
     # are not longer than the window have the same mels by both. In a long recording the same words keep
     # their level by the window alone: docs/dataset.md has the measurement.
     reference: Literal["clip", "windowed"] = "windowed"
-    window_seconds: float = Field(default=3.0, ge=1, le=600)
+    window_seconds: float = Field(default=3.0, ge=1, le=60)
     # How far the reference may fall below the loudest cell of the recording, dB: more would make the noise
     # of a long pause as loud as speech.
     max_boost_db: float = Field(default=20.0, ge=0)
@@ -94,7 +94,8 @@ def compute_reference(loudest: NDArray[np.float32], params: MelsParams) -> NDArr
     around = maxima[np.clip(np.arange(n_rows) - window // 2, 0, len(maxima) - 1)]
     radius = window // 4
     means = sliding_window_view(np.pad(around, radius, mode="edge"), 2 * radius + 1).mean(axis=-1)
-    return np.maximum(means, loudest.max() - params.max_boost_db).astype(np.float32)
+    reference: NDArray[np.float32] = np.maximum(means, loudest.max() - params.max_boost_db)
+    return reference.astype(np.float32)
 
 
 def compute_mel_power(sound: NDArray[np.float32], params: MelsParams) -> NDArray[np.float32]:

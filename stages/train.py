@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import ValidationError
 
 from model import loop
 from model.batch import build_network_input
@@ -32,7 +31,6 @@ from shards.streaming import Cached, Decoder, Windowed, is_worker_error
 from stages.engine.lock import lock_folder
 from stages.engine.outcome import StageError
 from stages.engine.progress import Progress, no_progress
-from stages.mels import MelsParams
 
 RUN_FILE = "run.json"
 MAX_HELD_OUT_CLIPS = 64  # decoded for the held-out loss of a dataset that is too large for this machine
@@ -254,27 +252,3 @@ def _write_run_file(request: TrainRequest, recipe: Recipe, dataset: Dataset) -> 
     }
     with write_atomically(request.run / RUN_FILE) as partial:
         partial.write_text(json.dumps(content, indent=1) + "\n")
-
-
-def read_run_mels_params(run: Path) -> MelsParams | None:
-    """How the mels were made that a run was trained on; None when its folder does not say.
-
-    Raises StageError when its ``run.json`` holds something else.
-    """
-    path = run / RUN_FILE
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        return None  # a checkpoint that was copied alone
-    except (OSError, ValueError) as err:
-        raise StageError(f"{path}: cannot be read as JSON ({err})") from err
-    section = content.get("mels") if isinstance(content, dict) else None
-    if section is None:
-        return None  # written by an earlier version
-    if not isinstance(section, dict):
-        raise StageError(f"{path}: mels is {str(section)[:40]!r}, expected an object")
-    try:
-        return MelsParams(**section)
-    except (TypeError, ValidationError) as err:
-        problem = " ".join(str(err).split())[:200]
-        raise StageError(f"{path}: its mels are not those of this version of redub ({problem})") from err
