@@ -42,12 +42,9 @@ def read_file(path: Path, max_bytes: int, *, inside: Path | None = None) -> byte
     """The bytes of a regular file. Raises OSError, also when there are more than ``max_bytes``."""
     with open_file(path, inside=inside) as file:
         size = os.fstat(file.fileno()).st_size
-        if size <= max_bytes:
-            data = file.read(max_bytes + 1)  # it may be growing
-            size = max(size, len(data))
         if size > max_bytes:
             raise OSError(errno.EFBIG, f"holds {size} bytes, expected at most {max_bytes}", os.fspath(path))
-    return data
+        return file.read(size)  # not more: Python takes memory for all that is asked for
 
 
 def map_file(path: Path, max_bytes: int, *, inside: Path | None = None) -> bytes | mmap.mmap:

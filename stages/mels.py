@@ -49,7 +49,7 @@ class MelsParams:
     # are not longer than the window have the same mels by both. In a long recording the same words keep
     # their level by the window alone: docs/dataset.md has the measurement.
     reference: Literal["clip", "windowed"] = "windowed"
-    window_seconds: float = Field(default=3.0, ge=1, le=600)
+    window_seconds: float = Field(default=3.0, ge=1, le=60)
     # How far the reference may fall below the loudest cell of the recording, dB: more would make the noise
     # of a long pause as loud as speech.
     max_boost_db: float = Field(default=20.0, ge=0, le=380)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -9,9 +10,10 @@ import pytest
 from skimage.data import astronaut
 
 from stages import synth
+from stages.align import AlignParams, align_clip
 from stages.engine.cache import load_entry
 from stages.engine.outcome import Drop
-from stages.landmarks import LandmarksParams, find_landmarks_in_file, find_points
+from stages.landmarks import LandmarksParams, describe_frames, find_landmarks_in_file, find_points
 from stages.media.faces import FaceFinder, Points
 from stages.media.video import ClockFrame, read_frames_at_25fps
 from stages.synth import ClipSpec
@@ -87,6 +89,79 @@ def test_a_longer_gap_drops_the_clip_and_names_the_frames(
     with pytest.raises(Drop) as caught:
         find_points(without_face(frames, blank), finder, PARAMS)
     assert (caught.value.code, caught.value.reason) == ("no_face", words)
+
+
+# --- jumps ------------------------------------------------------------------------------------------
+
+
+def zoom_in(frames: Sequence[ClockFrame], factor: float) -> list[ClockFrame]:
+    """Enlarged about the middle of the picture, of which the same size is shown."""
+    zoomed = []
+    for frame in frames:
+        height, width = frame.image.shape[:2]
+        centre = (np.array([width, height]) - 1) / 2
+        matrix = np.column_stack([factor * np.eye(2), (1 - factor) * centre])
+        zoomed.append(replace(frame, image=cv2.warpAffine(frame.image, matrix, (width, height))))
+    return zoomed
+
+
+def shrink_picture(frames: Sequence[ClockFrame]) -> list[ClockFrame]:
+    """As a stream whose picture gets smaller midway."""
+    return [replace(frame, image=cv2.resize(frame.image, (200, 160))) for frame in frames]
+
+
+@pytest.mark.parametrize("change", ["zoom 1.15", "zoom 1.4", "size"])
+def test_both_sides_of_a_jump_are_cropped_as_if_they_were_alone(
+    frames: list[ClockFrame], finder: FaceFinder, change: str
+) -> None:
+    before, after = frames[:7], frames[7:]
+    after = shrink_picture(after) if change == "size" else zoom_in(after, float(change.split()[1]))
+    clip = find_points([*before, *after], finder, PARAMS)
+    assert clip.jumps == [7] and clip.notes == ("jump at frame 7",)
+    matrices, boxes = align_clip(clip.points, AlignParams(), clip.jumps)
+    halves = [align_clip(find_points(half, finder, PARAMS).points, AlignParams()) for half in (before, after)]
+    assert np.array_equal(matrices, np.concatenate([half[0] for half in halves]))
+    # One box size for the clip: that of the halves, or a few pixels more.
+    assert np.abs(boxes - np.concatenate([half[1] for half in halves])).max() <= 3
+    smeared, _ = align_clip(clip.points, AlignParams())
+    assert np.flatnonzero((np.abs(smeared - matrices) > 1e-3).any(axis=(1, 2))).tolist() == [*range(4, 10)]
+
+
+def test_a_face_that_a_zoom_moves_far_is_still_tracked(frames: list[ClockFrame], finder: FaceFinder) -> None:
+    """By more than half its width, which ends a track."""
+    moved = [replace(frame, image=np.roll(frame.image, 100, axis=1)) for frame in frames[8:]]
+    clip = find_points([*frames[:8], *moved], finder, PARAMS)
+    assert clip.jumps == [8] and clip.is_found.all()
+
+
+@pytest.mark.parametrize("at", [6, 7, 8])
+def test_a_gap_is_not_bridged_across_a_jump(frames: list[ClockFrame], finder: FaceFinder, at: int) -> None:
+    """Frames 6 and 7 have no face; the picture changes at one of them or after."""
+    blank = without_face([*frames[:at], *shrink_picture(frames[at:])], (6, 7))
+    clip = find_points(blank, finder, PARAMS)
+    assert clip.jumps == [at] and np.flatnonzero(~clip.is_found).tolist() == [6, 7]
+    for k in (6, 7):
+        assert np.array_equal(clip.points[k], clip.points[5 if k < at else 8])
+
+
+def test_a_cut_to_another_face_drops_the_clip_or_is_noted(
+    frames: list[ClockFrame], finder: FaceFinder, tmp_path: Path
+) -> None:
+    other = tmp_path / "b.mpg"
+    synth.make_clip(other, ClipSpec(speaker=2, seconds=0.6, size=(240, 192)))
+    others = list(read_frames_at_25fps(other, first_stamp(other), 15))
+    joined = [*frames[:5], *others[5:10], *frames[10:]]
+    with pytest.raises(Drop) as caught:
+        find_points(joined, finder, PARAMS)
+    reason = "cut to another face at frame 5, 10 of 15; landmarks.cuts: keep accepts such clips"
+    assert (caught.value.code, caught.value.reason) == ("cut", reason)
+    clip = find_points(joined, finder, replace(PARAMS, cuts="keep"))
+    assert clip.jumps == [5, 10] and clip.notes == ("cut to another face at frame 5, 10",)
+
+
+def test_a_note_names_no_more_than_twenty_frames() -> None:
+    assert describe_frames("jump", [15, 30]) == "jump at frame 15, 30"
+    assert describe_frames("jump", range(500)).endswith(", 18, 19 and 480 more")
 
 
 def test_a_face_too_small_is_dropped_with_its_width(frames: list[ClockFrame], finder: FaceFinder) -> None:

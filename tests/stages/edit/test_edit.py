@@ -198,6 +198,32 @@ def test_the_painted_spot_moves_with_the_face_between_instants(
 # --- pixels -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("fps", "at"), [("30", 13), ("30", 14), ("30", 15), ("30", 16), ("50", 21), ("50", 22)]
+)
+def test_no_frame_beside_a_zoom_is_painted_where_the_face_was_on_the_other_side(
+    tmp_path: Path, landmarker: Path, speech: Callable[[float], Path], fps: str, at: int
+) -> None:
+    """Whether an instant shows the first frame after it or not."""
+    clip, zoomed, out = (tmp_path / f"{name}.mp4" for name in ("clip", "zoomed", "out"))
+    truth = synth.make_clip(clip, ClipSpec(seconds=1.0, fps=fps, size=(480, 384), clip=3))
+    graph = (
+        f"[0:v]split[x][y];[x]trim=end_frame={at}[a];"
+        f"[y]trim=start_frame={at},setpts=PTS-STARTPTS,scale=672:538,"
+        "crop=480:384:48:77[b];[a][b]concat=n=2:v=1[v]"
+    )
+    ffmpeg("-i", clip, "-an", "-filter_complex", graph, "-map", "[v]", "-crf", 8, zoomed)
+    edited = edit(zoomed, speech(1.0), out, Spot(), model=landmarker, params=QUICK)
+    assert edited.redrawn == len(truth.frames)
+    distance = []
+    for k, (image, frame) in enumerate(zip(read_rgb_frames(out), truth.frames, strict=True)):
+        rows, columns = np.nonzero(find_blue(image))
+        zoom, origin = (1.4, (48, 77)) if k >= at else (1, (0, 0))
+        brow = zoom * np.mean(frame.corners_px, axis=0) - origin
+        distance.append((np.array([columns.mean(), rows.mean()]) - brow) / zoom)
+    assert np.abs(np.diff(distance, axis=0)).max() < 2  # some 50 px from the other side's place
+
+
 @dataclass(frozen=True)
 class DatasetClip:
     """The results of the dataset's stages for a clip."""

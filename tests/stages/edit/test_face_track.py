@@ -161,3 +161,29 @@ def test_false_detections_and_small_faces_are_not_tracked() -> None:
     path = find_path([[detect(100, 90)]] * 20 + [[]] * 10 + [[detect(400, 30)]] * 10)
     assert path.segment_at.tolist() == [0] * 20 + [-1] * 20
     assert path.reason_at[20:] == ["no_face"] * 10 + ["small_face"] * 10
+
+
+@pytest.mark.parametrize("width", [88, 120, 300])
+def test_a_zoom_begins_another_segment_aligned_on_its_own(width: float) -> None:
+    faces = [[detect(200 + k)] for k in range(12)] + [[detect(200 + k, width)] for k in range(12, 30)]
+    path = find_path(faces)
+    assert path.segment_at.tolist() == [0] * 12 + [1] * 18 and path.borders.tolist() == [12]
+    for segment, part in zip(path.segments, (faces[:12], faces[12:]), strict=True):
+        [alone] = find_path(part).segments
+        assert np.array_equal(segment.matrices, alone.matrices)
+        assert np.array_equal(segment.boxes, alone.boxes)
+
+
+def test_a_border_between_instants_is_the_source_frame_whose_picture_changes_most() -> None:
+    """At 75 fps: three source frames to an instant; the zoom is at frame 31, instant 11 shows frame 33."""
+    faces = [[detect(200, 80 if k <= 10 else 120)] for k in range(20)]
+    changes = np.full(60, 0.5)
+    changes[31] = 30.0
+    sources = np.arange(0, 60, 3)
+    path = choose_face_path(
+        FaceObservations(np.arange(60), changes, sources, sources / 75, faces),
+        "largest",
+        PARAMS,
+        AlignParams(),
+    )
+    assert path.segment_at.tolist() == [0] * 11 + [1] * 9 and path.borders.tolist() == [31]
