@@ -31,6 +31,8 @@ from shards.transport import (
     split_address,
 )
 
+MAX_DIGITS = 18  # of a size in bytes
+
 
 class HttpTransport:
     """``https://host/path``: the files below it, or the file that it is the address of, whose name is "".
@@ -142,7 +144,8 @@ def _get_session(pid: int) -> requests.Session:
 
 def _get_length(response: requests.Response) -> int | None:
     length = response.headers.get("Content-Length", "")
-    return int(length) if length.isdecimal() else None
+    # A number of thousands of digits is an error of int, and no length.
+    return int(length) if length.isdecimal() and len(length) <= MAX_DIGITS else None
 
 
 def _find_cause(err: BaseException) -> str:

@@ -84,7 +84,7 @@ class ZenodoRecord:
                 for file in record["files"]
                 if re.fullmatch(self.pattern, file["key"])
             ]
-        except (KeyError, TypeError, ValueError) as err:
+        except (KeyError, TypeError, ValueError, OverflowError) as err:  # int(inf) overflows
             raise DownloadError(
                 "wrong", f"{url} is no record with files, sizes and checksums ({err!r})"
             ) from err
