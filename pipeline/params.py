@@ -109,13 +109,15 @@ def _read_run_mels_params(run: Path) -> MelsParams | None:
         content = json.loads(path.read_text())
     except FileNotFoundError:
         return None  # a checkpoint that was copied alone
-    except (OSError, ValueError) as err:
+    except (OSError, ValueError, RecursionError) as err:
         raise StageError(f"{path}: cannot be read as JSON ({err})") from err
-    section = content.get("mels") if isinstance(content, dict) else None
+    if not isinstance(content, dict):
+        raise StageError(f"{path}: holds {type(content).__name__}, expected an object")
+    section = content.get("mels")
     if section is None:
         return None  # written by an earlier version
     if not isinstance(section, dict):
-        raise StageError(f"{path}: mels is {str(section)[:40]!r}, expected an object")
+        raise StageError(f"{path}: mels is {type(section).__name__}, expected an object")
     try:
         return MelsParams(**section)
     except pydantic.ValidationError as err:

@@ -51,7 +51,7 @@ class MelsParams:
     window_seconds: float = Field(default=3.0, ge=1, le=60)
     # How far the reference may fall below the loudest cell of the recording, dB: more would make the noise
     # of a long pause as loud as speech.
-    max_boost_db: float = Field(default=20.0, ge=0)
+    max_boost_db: float = Field(default=20.0, ge=0, le=200)
 
     def __post_init__(self) -> None:
         if self.win_length > self.n_fft:

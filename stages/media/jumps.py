@@ -16,8 +16,8 @@ Measured on 521 clips with nothing edited (GRID: 507 clips of 11 speakers; CREMA
     change of its look      6.5     11.0    13      16.7 (mirrored), 16.1 (another speaker)
     ======================  ======  ======  ======  =================================================
 
-No unedited clip reaches 0.9 of a limit, and each made jump above was found in each of the clips. A head that is shaken fast can, so a jump must also stand out from
-the pictures around it.
+No unedited clip reaches 0.9 of a limit, and each made jump above was found in each of the clips. A head that
+is shaken fast can reach it, so a jump must also stand out from the pictures around it.
 """
 
 from __future__ import annotations
