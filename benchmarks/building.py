@@ -75,7 +75,7 @@ def run_finish_dataset(folder: Path, n_clips: int) -> int:
         entry = ShardEntry(f"{part.name}-0123456789ab.tar", part.split, 1, digest(1), len(part.rows), 1)
         index = make_shard_rows(entry.name, map(make_index_row, part.rows))
         receipt = json.dumps(BuiltPart(PackedShard(entry, index), part.rows).to_json())
-        built_parts.append(BuiltPart.from_json(json.loads(receipt)))
+        built_parts.append(BuiltPart.from_json(json.loads(receipt), "receipt"))
         n_bytes += len(receipt)
     ledger = Rows.concatenate((built.ledger for built in built_parts), SCHEMA)
     write_ledger(work.ledger, ledger)

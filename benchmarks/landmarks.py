@@ -24,14 +24,15 @@ from shards.schema import VIDEO_FPS
 from stages.align import centred_mean
 from stages.media import weights
 from stages.media.faces import FaceFinder
-from stages.media.video import count_frames_at_25fps, read_frames_at_25fps, read_video_span
+from stages.media.presentation import read_shown_video
+from stages.media.video import count_frames_at_25fps, read_frames_at_25fps
 
 Array = np.ndarray[Any, Any]
 Frames = list[Array]
 
 
 def read_frames(path: Path) -> Frames:
-    span = read_video_span(path)
+    span = read_shown_video(path).span
     n_frames = count_frames_at_25fps(span)
     return [frame.image for frame in read_frames_at_25fps(path, float(span.start), n_frames)]
 

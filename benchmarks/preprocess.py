@@ -22,7 +22,8 @@ from processes import list_videos, pin_to_one_core, run_pipeline
 
 from stages.media import weights
 from stages.media.faces import FaceFinder
-from stages.media.video import count_frames_at_25fps, read_frames_at_25fps, read_video_span
+from stages.media.presentation import read_shown_video
+from stages.media.video import count_frames_at_25fps, read_frames_at_25fps
 
 
 def measure_landmarker(files: list[Path], model: Path) -> tuple[int, float]:
@@ -30,7 +31,7 @@ def measure_landmarker(files: list[Path], model: Path) -> tuple[int, float]:
     n_frames, seconds = 0, 0.0
     with FaceFinder(model, max_faces=1) as find:
         for path in files:
-            span = read_video_span(path)
+            span = read_shown_video(path).span
             n = count_frames_at_25fps(span)
             images = [
                 find.make_image(frame.image) for frame in read_frames_at_25fps(path, float(span.start), n)

@@ -31,11 +31,21 @@ class Usage:
     wall_seconds: float
     memory_mb: dict[str, list[tuple[float, float]]] = field(default_factory=dict)  # kind -> (wall s, RSS)
     cpu_by_kind: dict[str, float] = field(default_factory=dict)  # sampled, so slightly less than the total
+    totals: list[Total] = field(default_factory=list)
 
     def format_peaks(self) -> str:
         return ", ".join(
             f"{kind} {max(size for _, size in series):.0f} MB" for kind, series in self.memory_mb.items()
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    """All processes of a command at one moment."""
+
+    wall_seconds: float  # since the command started
+    memory_mb: float  # RSS, summed: pages that processes share count several times
+    cpu_seconds: float  # since the command started, with processes that have ended
 
 
 def run_pipeline(*args: str, one_core: bool = False) -> Usage:
@@ -49,8 +59,9 @@ def run_pipeline(*args: str, one_core: bool = False) -> Usage:
     process = subprocess.Popen(command, stdout=subprocess.PIPE, preexec_fn=pin)
     memory: dict[str, list[tuple[float, float]]] = {}
     cpu_by_process: dict[tuple[str, int], float] = {}
+    totals: list[Total] = []
     threading.Thread(
-        target=_sample_processes, args=(process.pid, start, memory, cpu_by_process), daemon=True
+        target=_sample_processes, args=(process.pid, start, memory, cpu_by_process, totals), daemon=True
     ).start()
     output, _ = process.communicate()
     wall = time.monotonic() - start
@@ -64,7 +75,7 @@ def run_pipeline(*args: str, one_core: bool = False) -> Usage:
     by_kind: dict[str, float] = {}
     for (kind, _), seconds in cpu_by_process.items():
         by_kind[kind] = by_kind.get(kind, 0.0) + seconds
-    return Usage(json.loads(output), cpu, wall, memory, by_kind)
+    return Usage(json.loads(output), cpu, wall, memory, by_kind, totals)
 
 
 def _sample_processes(
@@ -72,6 +83,7 @@ def _sample_processes(
     start: float,
     memory: dict[str, list[tuple[float, float]]],
     cpu_by_process: dict[tuple[str, int], float],
+    totals: list[Total],
 ) -> None:
     """Sample the RSS of the largest process per kind and the CPU time of each, until the command ends."""
     root = psutil.Process(pid)
@@ -81,6 +93,7 @@ def _sample_processes(
         except psutil.NoSuchProcess:
             return
         largest: dict[str, float] = {}
+        total = 0.0
         for process in processes:
             try:
                 line = " ".join(process.cmdline())
@@ -91,8 +104,10 @@ def _sample_processes(
             kind = next((kind for word, kind in KINDS.items() if word in line), "command")
             cpu_by_process[kind, process.pid] = times.user + times.system
             largest[kind] = max(largest.get(kind, 0.0), size)
+            total += size
         for kind, size in largest.items():
             memory.setdefault(kind, []).append((time.monotonic() - start, size))
+        totals.append(Total(time.monotonic() - start, total, sum(cpu_by_process.values())))
         time.sleep(SAMPLE_SECONDS)
 
 

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.blocks import zero_parameters
+from shards.schema import MAX_MELS
 
 # Mels are dB below the loudest value nearby; this is their floor, and the padding beyond a clip's ends.
 SILENCE_DB = -80.0
+MAX_ROWS = 1000  # before and after a frame: 20 s, more than a sentence
 NORM_GROUPS = 8  # of 16 channels each
 
 
@@ -21,11 +23,11 @@ NORM_GROUPS = 8  # of 16 channels each
 class AudioParams:
     """The window of mel rows, and how it is encoded."""
 
-    n_mels: int = Field(default=256, ge=1)
+    n_mels: int = Field(default=256, ge=1, le=MAX_MELS)
     # The window of frame i is rows 2i - before .. 2i + after. Two and two are the paper's 120 ms, centred;
     # its code takes one row after: 100 ms, mostly in the past.
-    rows_before: int = Field(default=2, ge=0)
-    rows_after: int = Field(default=2, ge=0)
+    rows_before: int = Field(default=2, ge=0, le=MAX_ROWS)
+    rows_after: int = Field(default=2, ge=0, le=MAX_ROWS)
     # dB -> [-1, 1]. Raw dB make the audio branch a hundred times as large as the noise branch at the start.
     normalised: bool = True
     # `flat`: an MLP on the flattened window, as in the paper. `conv`: convolutions over time and

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from model.jitter import change_colours, draw_similarity
 from model.unet import UNetParams
 from shards.frames import BatchIndex, BoxMargins, ClipTable, FrameSource, NetworkInput, RawBatch
 from shards.rng import Keys, Purpose, derive_sample_keys, normals, uniforms
+from shards.schema import MAX_SIZE
 
 BINOMIAL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
 # The lips within the mask box, as x0 y0 x1 y1 in shares of its width and height: all of MediaPipe's lip
@@ -41,6 +42,8 @@ IDENTITY, WARP, BLUR, NOISE, HIDE, DROP_AUDIO, LEVEL = 0, slice(1, 7), 7, 8, 9, 
 CONTEXT_FRAME, CONTEXT, MOVE, COLOUR = 12, 13, slice(14, 18), slice(18, 23)
 N_UNIFORMS = 23
 
+Edge = Annotated[int, Field(ge=0, le=MAX_SIZE)]  # px
+
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class FrameParams:
@@ -54,8 +57,10 @@ class FrameParams:
     before_first: Literal["target", "hidden"] = "hidden"
     # Against drift: generated frames are less clean than the training frames. Each number is the maximum
     # strength; the strength of a sample is uniform between 0 and it.
-    previous_noise: float = Field(default=0.1, ge=0)  # standard deviation, of frames in [-1, 1]
-    previous_warp: float = Field(default=2.0, ge=0)  # px that a corner moves along each axis, at most
+    previous_noise: float = Field(default=0.1, ge=0, le=10)  # standard deviation, of frames in [-1, 1]
+    previous_warp: float = Field(
+        default=2.0, ge=0, le=MAX_SIZE
+    )  # px that a corner moves along each axis, at most
     previous_blur: float = Field(default=1.0, ge=0, le=1)  # share of a blur of sigma 1 px
     # Against mumbling: how often the mouth of the previous frame is hidden, so that it cannot be copied.
     previous_hidden: float = Field(default=0.5, ge=0, le=1)
@@ -70,10 +75,10 @@ class FrameParams:
     context_min_noise: float = Field(default=0.0, ge=0, le=1)
     # x0 y0 x1 y1 in px of the crop, x1 and y1 exclusive: a region to generate in place of the dataset's mask
     # boxes, in training and in sampling. It does not move with the face, so its place tells nothing.
-    mask_region: tuple[int, int, int, int] | None = None
+    mask_region: tuple[Edge, Edge, Edge, Edge] | None = None
     # Against knowing people by heart: how far target, previous and context frame are moved and coloured, all
     # in one way and the identity frame not. Each number is a maximum; a sample's own is uniform below it.
-    jitter_shift: float = Field(default=0.0, ge=0)  # px
+    jitter_shift: float = Field(default=0.0, ge=0, le=MAX_SIZE)  # px
     jitter_rotation: float = Field(default=0.0, ge=0, le=45)  # degrees
     jitter_scale: float = Field(default=0.0, ge=0, lt=1)  # share of the size
     jitter_colour: float = Field(default=0.0, ge=0, lt=1)  # of contrast, brightness and each channel's own

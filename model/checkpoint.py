@@ -12,30 +12,42 @@ of (seed, position), see ``shards.rng``.
 
 from __future__ import annotations
 
+import functools
 import json
+import logging
 import math
 import os
-import shutil
-from collections.abc import Mapping
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Literal
 
+import pydantic
 import safetensors
 import torch
-from safetensors.torch import load_file, save_file
+from pydantic import ConfigDict, Field
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from model.recipe import ModelError, Recipe, compare_recipes, recipe_from_dict
+from model.recipe import MAX_BATCH, MAX_STEPS, ModelError, Recipe, compare_recipes
+from model.tensor_file import MAX_MOMENT, MAX_WEIGHT, read_tensors
 from model.unet import UNet
-from shards.atomic import PARTIAL_SUFFIX
+from shards.atomic import WriteError, remove_atomically, write_folder_atomically
+from shards.files import read_file
+from shards.params import describe_params_error
 
 CHECKPOINTS = "checkpoints"
 STATE, WEIGHTS, EMA, OPTIMIZER = (
     "state.json", "weights.safetensors", "ema.safetensors", "optimizer.safetensors",
 )  # fmt: skip
 FORMAT = 1
+NAME = re.compile(r"step-[0-9]{8,}")  # no other folder is read or removed
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+MAX_STATE_BYTES = 2**20  # one has 3 KB
+
+Digest = Annotated[str, Field(max_length=200)]  # a sha256 has 64 digits
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -61,9 +73,39 @@ class Checkpoint:
     digest: str
 
 
+class StateFile(pydantic.BaseModel):
+    """The content of ``state.json``. A number that an older redub's recipe lacks has its default."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    format: Literal[1]
+    step: int = Field(ge=0, le=MAX_STEPS)
+    drawn: int = Field(ge=0, le=MAX_STEPS * MAX_BATCH)
+    held_out: float | None  # may be NaN or infinite: a loss that was
+    digest: Digest
+    recipe: Recipe
+
+
 def list_checkpoints(run: Path) -> list[Checkpoint]:
-    """The checkpoints of a run, oldest first. Raises ModelError for one that cannot be read."""
-    return [_read_state(path) for path in sorted((run / CHECKPOINTS).glob("step-*"))]
+    """The checkpoints of a run, oldest first.
+
+    One that cannot be read is skipped with a warning when there is a newer one that can; else ModelError.
+    """
+    checkpoints: list[Checkpoint] = []
+    paths = [path for path in (run / CHECKPOINTS).glob("step-*") if NAME.fullmatch(path.name)]
+    for path in sorted(paths, key=lambda path: int(path.name.removeprefix("step-")), reverse=True):
+        try:
+            checkpoints.append(_read_state(path))
+        except ModelError as err:
+            if not checkpoints:
+                raise
+            _warn_once(f"{err}; skipped, since there are newer ones")
+    return checkpoints[::-1]
+
+
+@functools.cache
+def _warn_once(message: str) -> None:  # a run lists its checkpoints at each save
+    log.warning(message)
 
 
 def find_best(checkpoints: list[Checkpoint]) -> Checkpoint | None:
@@ -79,14 +121,8 @@ def save_checkpoint(
 ) -> Checkpoint:
     """Write a checkpoint, which appears when it is complete. Replaces one of the same step."""
     path = run / CHECKPOINTS / f"step-{state.step:08d}"
-    partial = path.with_name(f".{path.name}{PARTIAL_SUFFIX}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     # A file of weights alone is enough to rebuild the network.
     metadata = {"redub": json.dumps({"format": FORMAT, "recipe": asdict(recipe), "step": state.step})}
-    save_file(_get_tensors(state.network), partial / WEIGHTS, metadata)
-    save_file(_get_tensors(state.ema), partial / EMA, metadata)
-    save_file(_get_moments(state), partial / OPTIMIZER)
     content = {
         "format": FORMAT,
         "step": state.step,
@@ -95,12 +131,17 @@ def save_checkpoint(
         "digest": digest,
         "recipe": asdict(recipe),
     }
-    (partial / STATE).write_text(json.dumps(content, indent=1) + "\n")
-    for file in partial.iterdir():
-        _sync_to_disk(file)
-    shutil.rmtree(path, ignore_errors=True)
-    partial.rename(path)
-    _sync_to_disk(path.parent)
+    with write_folder_atomically(path) as partial:
+        try:
+            save_file(_get_tensors(state.network), partial / WEIGHTS, metadata)
+            save_file(_get_tensors(state.ema), partial / EMA, metadata)
+            save_file(_get_moments(state), partial / OPTIMIZER)
+        except safetensors.SafetensorError as err:  # the way in which it reports a full disk
+            number = re.search(r"os error (\d+)", str(err))
+            if number is None:
+                raise
+            raise WriteError(int(number[1]), os.strerror(int(number[1])), str(path)) from err
+        (partial / STATE).write_text(json.dumps(content, indent=1) + "\n")
     return Checkpoint(path, state.step, state.position, held_out_loss, recipe, digest)
 
 
@@ -110,7 +151,7 @@ def prune_checkpoints(run: Path, keep_last: int) -> None:
     best = find_best(checkpoints)
     for item in checkpoints[:-keep_last]:
         if item != best:
-            shutil.rmtree(item.path)
+            remove_atomically(item.path)
 
 
 def check_resumable(checkpoint: Checkpoint, recipe: Recipe, digest: str) -> None:
@@ -131,14 +172,12 @@ def restore_state(state: TrainState, checkpoint: Checkpoint) -> None:
     _load_weights(state.network, checkpoint.path / WEIGHTS)
     _load_weights(state.ema, checkpoint.path / EMA)
     parameters = dict(state.network.named_parameters()) if checkpoint.step else {}
-    moments = _read_tensors(
-        checkpoint.path / OPTIMIZER,
-        {
-            f"{name}.{moment}": () if moment == "step" else tuple(parameter.shape)
-            for name, parameter in parameters.items()
-            for moment in MOMENTS
-        },
-    )
+    shapes = {
+        f"{name}.{moment}": () if moment == "step" else tuple(parameter.shape)
+        for name, parameter in parameters.items()
+        for moment in MOMENTS
+    }
+    moments = read_tensors(checkpoint.path / OPTIMIZER, shapes, max_value=MAX_MOMENT)
     for name, parameter in parameters.items():
         parameter_state: dict[str, Tensor] = {}
         for moment in MOMENTS:
@@ -193,56 +232,26 @@ def _get_moments(state: TrainState) -> dict[str, Tensor]:
 
 def _load_weights(module: nn.Module, path: Path, *, assign: bool = False) -> None:
     shapes = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    module.load_state_dict(_read_tensors(path, shapes), assign=assign)
-
-
-def _read_tensors(path: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Read tensors and check that their names and shapes are the expected ones."""
-    tensors = _read_safetensors(path)
-    shapes = {name: tuple(value.shape) for name, value in tensors.items()}
-    if shapes != expected:
-        wrong = sorted(set(expected.items()) ^ set(shapes.items()))
-        raise ModelError(
-            f"{path}: {len(wrong)} tensors do not fit its recipe, e.g. {wrong[0][0]} {wrong[0][1]}"
-        )
-    return tensors
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except FileNotFoundError as err:
-        raise ModelError(f"{path}: is missing, so this checkpoint is incomplete") from err
-    except (OSError, safetensors.SafetensorError) as err:
-        raise ModelError(f"{path}: not a complete safetensors file ({err})") from err
+    module.load_state_dict(read_tensors(path, shapes, max_value=MAX_WEIGHT), assign=assign)
 
 
 def _read_state(path: Path) -> Checkpoint:
     file = path / STATE
     try:
-        content: Mapping[str, Any] = json.loads(file.read_text())
-        if content["format"] != FORMAT:
-            raise ModelError(f"format {content['format']!r}, this redub reads {FORMAT}")
-        loss = content["held_out"]
-        return Checkpoint(
-            path=path,
-            step=int(content["step"]),
-            position=int(content["drawn"]),
-            held_out_loss=None if loss is None or not math.isfinite(loss) else float(loss),
-            recipe=recipe_from_dict(content["recipe"]),
-            digest=str(content["digest"]),
-        )
+        data = read_file(file, MAX_STATE_BYTES, inside=path)
+        content = StateFile.model_validate_json(data)
     except FileNotFoundError as err:
         raise ModelError(f"{file}: is missing, so {path} is not a complete checkpoint") from err
-    except ModelError as err:
-        raise ModelError(f"{file}: {err}") from err
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as err:
-        raise ModelError(f"{file}: not a checkpoint's state ({type(err).__name__}: {err})") from err
-
-
-def _sync_to_disk(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    except OSError as err:
+        raise ModelError(f"{file}: cannot be read ({err.strerror})") from err
+    except pydantic.ValidationError as err:
+        raise ModelError(f"{file}: not a checkpoint's state: {describe_params_error(err)}") from err
+    loss = content.held_out
+    return Checkpoint(
+        path=path,
+        step=content.step,
+        position=content.drawn,
+        held_out_loss=loss if loss is not None and math.isfinite(loss) else None,
+        recipe=content.recipe,
+        digest=content.digest,
+    )

@@ -22,6 +22,7 @@ Target = Literal["epsilon", "v"]
 NoiseEmbedding = Literal["gamma", "log_snr"]
 
 MAX_BETA = 0.999
+MIN_SHARE = 1e-15  # of signal or noise at each level, since both are divided by
 COSINE_OFFSET = 0.008
 # log-SNR of the training levels is within +-20; sinusoidal embeddings distinguish values of about 0 to 1000.
 LOG_SNR_SCALE = 25.0
@@ -33,7 +34,7 @@ class NoiseParams:
     """The diffusion: noise schedule, prediction target, embedding of the noise level."""
 
     schedule: Schedule = "cosine"
-    steps: int = Field(default=1000, ge=2)
+    steps: int = Field(default=1000, ge=2, le=100_000)  # a table of floats; noise levels lie between too
     beta_start: float = Field(default=1e-6, gt=0, lt=1)  # of the linear schedule
     beta_end: float = Field(default=0.01, gt=0, lt=1)
     target: Target = "epsilon"
@@ -41,7 +42,15 @@ class NoiseParams:
     # schedule get nearly the same embedding. log-SNR spreads them.
     embedding: NoiseEmbedding = "log_snr"
     # Weight min(SNR, this) / SNR for epsilon (Hang et al. 2023); 0 switches it off.
-    min_snr: float = Field(default=0.0, ge=0)
+    min_snr: float = Field(default=0.0, ge=0, le=1e6)
+
+    def __post_init__(self) -> None:
+        most, least = gammas(self)[[0, -1]]
+        if most > 1 - MIN_SHARE or least < MIN_SHARE:
+            raise ValueError(
+                f"the noise schedule goes from {1 - most:.3g} of noise to {least:.3g} of signal, expected at "
+                f"least {MIN_SHARE:g} of each"
+            )
 
 
 def betas(params: NoiseParams) -> NDArray[np.float64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, field, replace
 from typing import Annotated, Any, Literal
@@ -14,9 +15,13 @@ from model.audio import AudioParams
 from model.batch import FrameParams
 from model.denoiser import NoiseParams
 from model.unet import UNetParams
+from shards.errors import shorten
+from shards.params import MAX_SEED, describe_params_error
 
 FORBID = ConfigDict(extra="forbid")
 Beta = Annotated[float, Field(ge=0, lt=1)]
+MAX_STEPS = 10**9  # at a hundred steps a second, a third of a year
+MAX_BATCH = 10**6  # frames: a thousand GPUs with a thousand each
 
 
 class ModelError(Exception):
@@ -30,19 +35,19 @@ class LossParams:
     # Divide by the mask's area. The authors' code divides by all pixels, so large masks count more.
     over_mask: bool = True
     # Additional weight of the pixels around the lips: a quarter of the mask, and what people look at.
-    lip_weight: float = Field(default=1.0, ge=0)
+    lip_weight: float = Field(default=1.0, ge=0, le=1000)
 
 
 @dataclass(frozen=True, config=FORBID)
 class OptimParams:
     """AdamW, and the moving average of the weights (EMA), which sampling uses."""
 
-    learning_rate: float = Field(default=2e-4, gt=0)
-    warmup_steps: int = Field(default=500, ge=0)
+    learning_rate: float = Field(default=2e-4, gt=0, le=1e17)  # a loss that is not finite ends the run
+    warmup_steps: int = Field(default=500, ge=0, le=MAX_STEPS)
     after_warmup: Literal["constant", "cosine"] = "constant"  # cosine: down to a tenth at the last step
     betas: tuple[Beta, Beta] = (0.9, 0.99)
-    weight_decay: float = Field(default=0.0, ge=0)
-    max_grad_norm: float = Field(default=1.0, ge=0)  # 0: do not clip
+    weight_decay: float = Field(default=0.0, ge=0, le=1000)
+    max_grad_norm: float = Field(default=1.0, ge=0, le=1e9)  # 0: do not clip
     ema_decay: float = Field(default=0.9995, ge=0, lt=1)
     # min(decay, (1 + step) / (10 + step)): the average forgets the random initial weights.
     ema_warmup: bool = True
@@ -52,12 +57,14 @@ class OptimParams:
 class WatchParams:
     """How often a run is logged, evaluated and saved. Changes no result, so a resumed run may change it."""
 
-    log_every: int = Field(default=50, ge=1)  # steps
-    evaluate_every: int = Field(default=1000, ge=1)  # steps between held-out losses and pictures
-    save_every: int = Field(default=1000, ge=1)  # steps between checkpoints
-    keep_last: int = Field(default=3, ge=1)  # checkpoints, besides the best
-    held_out_frames: int = Field(default=512, ge=1)  # at most
-    pictures: int = Field(default=6, ge=0)  # held-out frames in the picture of each evaluation
+    log_every: int = Field(default=50, ge=1, le=MAX_STEPS)  # steps
+    evaluate_every: int = Field(
+        default=1000, ge=1, le=MAX_STEPS
+    )  # steps between held-out losses and pictures
+    save_every: int = Field(default=1000, ge=1, le=MAX_STEPS)  # steps between checkpoints
+    keep_last: int = Field(default=3, ge=1, le=MAX_STEPS)  # checkpoints, besides the best
+    held_out_frames: int = Field(default=512, ge=1, le=10**7)  # at most
+    pictures: int = Field(default=6, ge=0, le=100)  # held-out frames in the picture of each evaluation
 
 
 @dataclass(frozen=True, config=FORBID)
@@ -70,11 +77,11 @@ class Recipe:
     loss: LossParams = field(default_factory=LossParams)
     optim: OptimParams = field(default_factory=OptimParams)
     watch: WatchParams = field(default_factory=WatchParams)
-    batch: int = Field(default=160, ge=1)  # frames per step, over all ranks
-    steps: int = Field(default=200_000, ge=1)
-    seed: int = Field(default=0, ge=0)
+    batch: int = Field(default=160, ge=1, le=MAX_BATCH)  # frames per step, over all ranks
+    steps: int = Field(default=200_000, ge=1, le=MAX_STEPS)
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)
     # Shards whose frames are shuffled together, for datasets larger than the disk; 0: all frames.
-    window: int = Field(default=0, ge=0)
+    window: int = Field(default=0, ge=0, le=10**6)
     # Share of the training clips that is not trained on: the held-out loss selects the best checkpoint. The
     # test split is not used.
     held_out_share: float = Field(default=0.05, ge=0, lt=1)
@@ -83,7 +90,7 @@ class Recipe:
     # surroundings (`listening`), where only the audio tells how the mouth moves.
     best_by: Literal["seeing", "listening"] = "seeing"
     # Stop when the mean loss exceeds this; an untrained network has about 1. 0: never.
-    max_loss: float = Field(default=10.0, ge=0)
+    max_loss: float = Field(default=10.0, ge=0, le=1e9)
 
     def __post_init__(self) -> None:
         if self.frames.audio_dropped and not self.network.audio.null:
@@ -185,7 +192,7 @@ def build_recipe(preset: str, *changes: Mapping[str, Any]) -> Recipe:
     Raises ModelError with one line that names the key, its value and what was expected.
     """
     if preset not in PRESETS:
-        raise ModelError(f"preset {preset!r} is not known; known are {', '.join(PRESETS)}")
+        raise ModelError(f"preset {shorten(preset)} is not known; known are {', '.join(PRESETS)}")
     values: dict[str, Any] = asdict(PRESETS[preset])
     for change in changes:
         values = _merge(values, change, "")
@@ -193,7 +200,7 @@ def build_recipe(preset: str, *changes: Mapping[str, Any]) -> Recipe:
 
 
 def recipe_from_dict(values: Mapping[str, Any]) -> Recipe:
-    """Build a recipe from the result of ``asdict``, e.g. in a checkpoint. Raises ModelError."""
+    """Build a recipe from the result of ``asdict``. Raises ModelError."""
     return _validate(values)
 
 
@@ -241,22 +248,20 @@ def _merge(base: Mapping[str, Any], changes: Mapping[str, Any], prefix: str) -> 
     merged = dict(base)
     for key, value in changes.items():
         if key not in base:
-            raise ModelError(f"{prefix}{key} is not known; known are {', '.join(base)}")
+            raise ModelError(f"{prefix}{shorten(key)[1:-1]} is not known; known are {', '.join(base)}")
         nested = isinstance(base[key], Mapping)
         if nested != isinstance(value, Mapping):
             expected = f"a section of {', '.join(base[key])}" if nested else "a value, not a section"
-            raise ModelError(f"{prefix}{key} is {value!r}, expected {expected}")
+            raise ModelError(f"{prefix}{key} is {shorten(value)}, expected {expected}")
         merged[key] = _merge(base[key], value, f"{prefix}{key}.") if nested else value
     return merged
 
 
 def _validate(values: Mapping[str, Any]) -> Recipe:
     try:
-        return pydantic.TypeAdapter(Recipe).validate_python(values)
+        # as JSON, where a tuple is a list and no string becomes a number
+        return pydantic.TypeAdapter(Recipe).validate_json(json.dumps(values), strict=True)
     except pydantic.ValidationError as err:
-        problem = err.errors()[0]
-        name = ".".join(str(key) for key in problem["loc"])
-        message = problem["msg"].removeprefix("Value error, ")
-        value = "" if problem["type"] == "value_error" else f" is {problem['input']!r}"
-        subject = f"{name or 'the recipe'}{value}" if value else name
-        raise ModelError(f"{subject}: {message}".removeprefix(": ")) from err
+        raise ModelError(describe_params_error(err)) from err
+    except (TypeError, ValueError) as err:
+        raise ModelError(f"the recipe: not numbers and names ({err})") from err

@@ -6,13 +6,19 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated
 
+import pydantic
 import torch
 from PIL import Image
+from pydantic import ConfigDict, Field
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from model.recipe import MAX_STEPS, ModelError
 from shards.atomic import write_atomically
+from shards.files import open_file
+from shards.params import describe_params_error
 
 METRICS = "metrics.jsonl"
 PICTURES = "pictures"
@@ -20,7 +26,20 @@ TENSORBOARD = "tensorboard"
 # The column of metrics.jsonl that selects the best checkpoint, by the recipe's ``best_by``.
 SELECTING_LOSSES = {"seeing": "held_out_loss", "listening": "listening_loss"}
 
-Record = Mapping[str, float | int | str | None]
+MAX_LINE_BYTES = 2**16  # of metrics.jsonl; a line has 400 bytes
+MAX_READ_BYTES = 2**26  # of metrics.jsonl in memory: 160,000 lines
+
+Record = Mapping[str, float | int]
+Number = Annotated[float, Field(ge=-1e38, le=1e38)] | Annotated[int, Field(ge=-(2**63), le=2**63)]
+
+
+class MetricsLine(pydantic.BaseModel):
+    """A line of ``metrics.jsonl``: numbers by name, and the step they were measured at."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+    __pydantic_extra__: dict[Annotated[str, Field(max_length=100)], Number]
+
+    step: int = Field(ge=0, le=MAX_STEPS)
 
 
 class RunLog:
@@ -61,22 +80,39 @@ def open_run_log(run: Path, step: int) -> Iterator[RunLog]:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The lines of ``metrics.jsonl``, without a last one that a killed run did not finish."""
-    lines = path.read_text().splitlines() if path.is_file() else []
-    records = []
-    for line in lines:
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
-    return records
+    """The lines of ``metrics.jsonl``, without a last one that a killed run did not finish.
+
+    Raises ModelError for a line that a run does not write, and for a file of more than MAX_READ_BYTES.
+    """
+    if path.exists() and path.stat().st_size > MAX_READ_BYTES:
+        size = path.stat().st_size
+        raise ModelError(f"{path}: has {size:,} bytes, expected at most {MAX_READ_BYTES:,}")
+    return [json.loads(line) for _, line in _iterate_metrics(path)]
 
 
-def _truncate_metrics(path: Path, step: int) -> None:
-    records = [record for record in read_metrics(path) if record["step"] <= step]
-    if path.is_file():
-        with write_atomically(path) as partial:
-            partial.write_text("".join(json.dumps(record) + "\n" for record in records))
+def _iterate_metrics(path: Path) -> Iterator[tuple[int, bytes]]:
+    """(step, line) of each complete line, checked. Nothing if there is no file."""
+    try:
+        with open_file(path, inside=path.parent) as file:
+            number = 0
+            while (line := file.readline(MAX_LINE_BYTES)).endswith(b"\n"):
+                number += 1
+                yield MetricsLine.model_validate_json(line).step, line
+            if len(line) == MAX_LINE_BYTES:
+                raise ModelError(f"{path}: line {number + 1} has more than {MAX_LINE_BYTES:,} bytes")
+    except FileNotFoundError:
+        return
+    except OSError as err:
+        raise ModelError(f"{path}: cannot be read ({err.strerror})") from err
+    except pydantic.ValidationError as err:
+        raise ModelError(f"{path}: line {number} is not a run's: {describe_params_error(err)}") from err
+
+
+def _truncate_metrics(path: Path, last_step: int) -> None:
+    if not path.exists():
+        return
+    with write_atomically(path) as partial, partial.open("wb") as file:
+        file.writelines(line for step, line in _iterate_metrics(path) if step <= last_step)
 
 
 def tile_images(rows: list[list[Tensor]], gap: int = 2) -> Tensor:

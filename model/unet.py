@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import field
 from itertools import count
+from typing import Annotated
 
 import torch
-from pydantic import ConfigDict, Field, PositiveInt
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,28 +15,37 @@ from torch.nn import functional as F
 from model.audio import AudioEncoder, AudioParams
 from model.blocks import GROUPS, Attention, Resample, ResidualBlock, embed_sinusoidal, zero_parameters
 from model.dropout import Dropout
+from shards.schema import MAX_SIZE
 
 RGB = 3
+# The bounds are several times what is in use; they keep a number in a stranger's file from becoming hours.
+MAX_LEVELS = 8  # 1024 px halved seven times
+MAX_ATTENTION_SIZE = 128  # px: 16,384 places that all look at each other; twice the size costs 16 times more
+
+Multiple = Annotated[int, Field(ge=1, le=64)]
+FeatureSize = Annotated[int, Field(ge=1, le=MAX_ATTENTION_SIZE)]
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class UNetParams:
     """Shape of the network. With the authors' audio window, the defaults are their multi-speaker JSON."""
 
-    size: int = Field(default=128, ge=16)  # px
+    size: int = Field(default=128, ge=16, le=MAX_SIZE)  # px
     # One more input channel with the mask. The paper's network has to infer it from the noise.
     mask_channel: bool = False
-    channels: int = Field(default=64, ge=GROUPS, multiple_of=GROUPS)
-    multiples: tuple[PositiveInt, ...] = Field(default=(1, 2, 3), min_length=1)  # of channels, per resolution
-    blocks: int = Field(default=2, ge=1)  # residual blocks per resolution
+    channels: int = Field(default=64, ge=GROUPS, le=2048, multiple_of=GROUPS)
+    multiples: tuple[Multiple, ...] = Field(
+        default=(1, 2, 3), min_length=1, max_length=MAX_LEVELS
+    )  # of channels, per resolution
+    blocks: int = Field(default=2, ge=1, le=16)  # residual blocks per resolution
     # Widths in px of the feature maps with attention, out of ``feature_sizes``. The middle always has it.
-    attention_sizes: tuple[int, ...] = (32,)
-    head_channels: int = Field(default=64, ge=1)
+    attention_sizes: tuple[FeatureSize, ...] = Field(default=(32,), max_length=MAX_LEVELS)
+    head_channels: int = Field(default=64, ge=1, le=2048)
     dropout: float = Field(default=0.1, ge=0, lt=1)
     # Fold squares of so many px into channels (Hoogeboom et al. 2023): 2 costs a fourth. For small machines.
-    patch: int = Field(default=1, ge=1)
+    patch: int = Field(default=1, ge=1, le=64)
     # Rows of px above this one are cut off: aligned mouths are below them. 56 saves 44 % of the work.
-    top: int = Field(default=0, ge=0)
+    top: int = Field(default=0, ge=0, le=MAX_SIZE)
     # Zero the last layer of each branch. The authors' code overwrites these zeros with kaiming's weights.
     zero_init: bool = True
     audio: AudioParams = field(default_factory=AudioParams)
@@ -53,6 +63,11 @@ class UNetParams:
                     f"attention_sizes {size} matches no feature map; with size {self.size} and patch "
                     f"{self.patch} they are {available} px wide"
                 )
+        if self.feature_sizes[-1] > MAX_ATTENTION_SIZE:
+            raise ValueError(
+                f"the smallest feature map is {self.feature_sizes[-1]} px wide, expected at most "
+                f"{MAX_ATTENTION_SIZE}, since it has attention: use more multiples or a larger patch"
+            )
         for multiple in self.multiples:
             if multiple * self.channels % self.head_channels:
                 raise ValueError(

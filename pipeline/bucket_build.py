@@ -22,15 +22,17 @@ from typing import Any, Generic
 
 from pipeline.dataset_stages import STAGES, carry_ledger
 from pipeline.params import Params
-from shards.index import INDEX_SCHEMA, ShardEntry
-from shards.ledger import FAILED, select_unusable, write_ledger
+from shards.documents import Document, check_document, parse_json
+from shards.index import ShardFields, check_index_rows, make_shard_entry
+from shards.ledger import FAILED, build_ledger, check_ledger_rows, select_unusable, write_ledger
 from shards.ledger import SCHEMA as LEDGER_SCHEMA
 from shards.schema import SCHEMA_VERSION, ShardError
 from shards.storage import FileInfo, Storage, open_storage
-from shards.table import PackedRows, Row, Rows
+from shards.table import PackedRows, Rows
 from stages import clips, shard
+from stages.clips import ClipsParams, RawFile
 from stages.engine.cache import digest, versions
-from stages.engine.outcome import StageError
+from stages.engine.outcome import Outcome, StageError
 from stages.engine.parts import Part, PartParams, group_by_hash, plan_parts
 from stages.engine.stage import Context, Item, Report, Result, Work
 from stages.media import weights
@@ -54,7 +56,8 @@ class BuildJob:
 
     def make_probe_key(self, files: Sequence[FileInfo]) -> str:
         """Key of the facts of some files: a digest of everything that decides them."""
-        facts = digest(self.tools, self.corpus, self.params.clips, [asdict(file) for file in files])
+        params = self.params.clips.select_probe_params()
+        facts = digest(self.tools, self.corpus, params, [asdict(file) for file in files])
         return f"{clips.STAGE}-{facts[:KEY_LETTERS]}"
 
     def make_part_key(self, part: Part) -> str:
@@ -86,12 +89,28 @@ class BuiltPart:
         return {"packed": packed, "ledger": list(self.ledger)}
 
     @classmethod
-    def from_json(cls, receipt: dict[str, Any]) -> BuiltPart:
-        ledger, packed = PackedRows.from_rows(receipt["ledger"], LEDGER_SCHEMA), receipt["packed"]
+    def from_json(cls, receipt: Any, name: str) -> BuiltPart:
+        """The result in a receipt. Raises ShardError for anything else: a bucket is not ours alone."""
+        check_document(receipt, ReceiptFields, name)
+        ledger, packed = check_ledger_rows(receipt["ledger"], name), receipt["packed"]
         if packed is None:
             return cls(None, ledger)
-        index = PackedRows.from_rows(packed["index"], INDEX_SCHEMA)
-        return cls(PackedShard(ShardEntry(**packed["entry"]), index), ledger)
+        entry = make_shard_entry(packed["entry"])
+        return cls(PackedShard(entry, check_index_rows(packed["index"], entry.name, name)), ledger)
+
+
+class PackedFields(Document):
+    """A shard in a receipt. Its rows are checked as those of an index."""
+
+    entry: ShardFields
+    index: list[dict[str, Any]]
+
+
+class ReceiptFields(Document):
+    """The receipt of a part. Its rows are checked as those of a ledger."""
+
+    packed: PackedFields | None
+    ledger: list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,14 +129,16 @@ class Task(Generic[Item]):
 def probe_bucket(job: BuildJob, work: Work, context: Context) -> Report:
     """Stage 1: a row for every file of the raw bucket, written to ``clips.parquet``."""
     report = Report(clips.STAGE)
-    files = list_clips(open_storage(job.raw))
+    files, left_out = list_clips(open_storage(job.raw), job.params.clips)
     tasks = [
         Task(job, job.make_probe_key(group), group)
         for _, group in group_by_hash(files, lambda file: file.name, FILES_PER_TASK)
     ]
 
-    def read_rows(receipt: list[Row]) -> Rows:
-        return PackedRows.from_rows(receipt, LEDGER_SCHEMA)
+    def read_rows(receipt: Any, name: str) -> Rows:
+        if not isinstance(receipt, list):
+            raise ShardError(f"{name}: holds {type(receipt).__name__}, expected a list of rows")
+        return check_ledger_rows(receipt, name)
 
     rows, report.clips_computed = _run_missing(
         probe_group,
@@ -128,7 +149,13 @@ def probe_bucket(job: BuildJob, work: Work, context: Context) -> Report:
         bucket=_list_bucket(job),
         parse_receipt=read_rows,
     )
-    clips.write_clips(work, Rows.concatenate(rows, LEDGER_SCHEMA), report)
+    raw_name = PurePosixPath(job.raw).name
+    rows.append(
+        build_ledger(
+            clips.make_row(file, None, Outcome(), job.corpus, raw_name, job.params.clips) for file in left_out
+        )
+    )
+    clips.write_clips(work, Rows.concatenate(rows, LEDGER_SCHEMA), job.params.clips, report)
     return report
 
 
@@ -139,8 +166,8 @@ def build_shards(job: BuildJob, work: Work, context: Context) -> Report:
     tasks = [Task(job, job.make_part_key(part), part) for part in parts]
     bucket = _list_bucket(job)
 
-    def read_part(receipt: dict[str, Any]) -> BuiltPart | None:
-        part = BuiltPart.from_json(receipt)
+    def read_part(receipt: Any, name: str) -> BuiltPart | None:
+        part = BuiltPart.from_json(receipt, name)
         entry = part.packed.entry if part.packed else None
         return part if entry is None or bucket.get(entry.name) == entry.bytes else None
 
@@ -202,10 +229,22 @@ def build_part(task: Task[Part]) -> BuiltPart:
     return built
 
 
-def list_clips(raw: Storage) -> list[FileInfo]:
-    """The files of a storage that get a row. Raises StageError for a name that no folder can hold."""
-    files = [file for file in raw.walk() if clips.gets_row(PurePosixPath(file.name))]
-    if not files:
+def list_clips(raw: Storage, params: ClipsParams) -> tuple[list[FileInfo], list[RawFile]]:
+    """The files of a storage that get a row, and what is left out by its name.
+
+    Raises StageError for a name that no folder can hold.
+    """
+    files: list[FileInfo] = []
+    left_out: dict[PurePosixPath, RawFile] = {}
+    for file in raw.walk():
+        path = PurePosixPath(file.name)
+        if not clips.gets_row(path):
+            continue
+        if (item := clips.find_left_out(path, params)) is not None:
+            left_out[item.path] = item
+        else:
+            files.append(file)
+    if not files and not left_out:
         raise StageError(f"--raw {raw.address}: holds no file that could be a clip")
     names = {file.name for file in files}
     for name in names:
@@ -214,7 +253,7 @@ def list_clips(raw: Storage) -> list[FileInfo]:
             raise StageError(f"--raw {raw.address}: {name!r} is no plain path below it; rename it")
         if not names.isdisjoint(parent.as_posix() for parent in path.parents):
             raise StageError(f"--raw {raw.address}: {name!r} is in a folder that is also a file; rename it")
-    return files
+    return files, list(left_out.values())
 
 
 def _run_missing(
@@ -225,22 +264,22 @@ def _run_missing(
     label: str,
     count_frames: Callable[[Item], int],
     bucket: Mapping[str, int],
-    parse_receipt: Callable[[Any], Result | None],
+    parse_receipt: Callable[[Any, str], Result | None],
 ) -> tuple[list[Result], int]:
     """The result of each task, from its receipt or from a worker; and how many workers computed.
 
     ``bucket`` are the bytes of every file in the bucket of shards. ``parse_receipt`` makes a result of a
-    receipt's JSON, or None when the shard that it names is not in the bucket.
+    receipt's JSON and its name, or None when the shard that it names is not in the bucket.
     """
 
     def read_receipt(task: Task[Item]) -> Result | None:
         if f"{RECEIPTS}/{task.receipt_name}" not in bucket:
             return None
         try:
-            receipt = json.loads(_open_receipts(task.job).read_all(task.receipt_name))
-        except (ShardError, ValueError):
+            receipt = parse_json(_open_receipts(task.job).read_all(task.receipt_name), task.receipt_name)
+            return parse_receipt(receipt, task.receipt_name)
+        except ShardError:
             return None  # the task runs again
-        return parse_receipt(receipt)
 
     with ThreadPoolExecutor(READERS) as pool:
         results = list(pool.map(read_receipt, tasks))

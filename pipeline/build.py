@@ -31,6 +31,7 @@ from shards.schema import ShardError
 from shards.storage import MissingFileError, Storage, open_storage
 from shards.table import Rows
 from stages import clips, shard
+from stages.corpora.leftovers import LEFT_OUT
 from stages.engine.lock import lock_folder
 from stages.engine.outcome import StageError
 from stages.engine.stage import Context, Report, Work
@@ -157,10 +158,11 @@ def _check_drops(report: Report, settings: Params) -> str:
     """A sentence when so many clips were dropped that something must be wrong; else an empty string."""
     if not report.n_usable:
         return f"{report.stage}: no clip of {report.clips} is usable; see the reasons above"
-    n_dropped = report.clips - report.n_usable
-    share = n_dropped / report.clips
+    n_clips = report.clips - sum(report.counts.get(code, 0) for code in LEFT_OUT)
+    n_dropped = n_clips - report.n_usable
+    share = n_dropped / n_clips
     if share > settings.limits.max_drop_fraction:
-        return (f"{report.stage}: {n_dropped} of {report.clips} clips are lost ({share:.0%}), more than "
+        return (f"{report.stage}: {n_dropped} of {n_clips} clips are lost ({share:.0%}), more than "
                 f"limits.max_drop_fraction {settings.limits.max_drop_fraction:g} allows")  # fmt: skip
     return ""
 
@@ -170,7 +172,8 @@ def _print_plan(request: BuildRequest, settings: Params, stages: Sequence[str]) 
         files = list(clips.find_files(request.raw.absolute(), settings.clips))
         n_files, n_unreadable = len(files), sum(file.problem is not None for file in files)
     else:
-        n_files, n_unreadable = len(bucket_build.list_clips(open_storage(request.source))), 0
+        listed, left_out = bucket_build.list_clips(open_storage(request.source), settings.clips)
+        n_files, n_unreadable = len(listed) + len(left_out), len(left_out)
     plan = {
         "stages": list(stages),
         "raw": request.source or str(request.raw),

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
 import click
+
+from pipeline.errors import describe_error
 
 # name -> (module in pipeline.commands, its line in --help)
 COMMANDS = {
@@ -42,6 +45,16 @@ class LazyGroup(click.Group):
         module = importlib.import_module(f"pipeline.commands.{module_name}")
         command: click.Command = getattr(module, "command", None) or getattr(module, cmd_name)
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command. What the machine refuses it ends it with one line, whichever command it is."""
+        try:
+            return super().invoke(ctx)
+        except Exception as err:
+            line = describe_error(err)
+            if line is None:
+                raise
+            raise click.ClickException(line) from err
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,32 @@ import click
 from stages.corpora import CORPORA
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
-FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+class RegularFile(click.Path):
+    """A path of a file that is there, or that is to be written: never a pipe, which would block for ever."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path: Any = super().convert(value, param, ctx)
+        if path.exists() and not path.is_file():
+            self.fail(f"{path} is a pipe, a socket or a device, expected a regular file", param, ctx)
+        return path
+
+
+FILE = RegularFile(dir_okay=False, path_type=Path)
+
+
+class NumberRange(click.FloatRange):
+    """A float between bounds, and never NaN, which no comparison refuses."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number: float = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail("nan is no number", param, ctx)
+        return number
+
+
+MAX_WORKERS = 4096  # more than a machine has cores
 
 landmarker_option = click.option(
     "--landmarker", default="", metavar="FILE", help="MediaPipe's face_landmarker.task."
@@ -52,7 +78,7 @@ BUILD_OPTIONS = (
                  help="Where the finished shards go; those in WORK/shards are uploaded to a bucket.  "
                  "[default: WORK/shards]"),
     click.option("--cache", type=FOLDER, help="Cache of results.  [default: WORK/.cache]"),
-    click.option("--workers", type=click.IntRange(1), default=os.cpu_count() or 1,
+    click.option("--workers", type=click.IntRange(1, MAX_WORKERS), default=os.cpu_count() or 1,
                  show_default="one per core", help="Worker processes on this machine."),
     click.option("--scheduler", metavar="tcp://HOST:PORT", help="A Dask scheduler to use instead."),
     click.option("--params", type=FILE, help="Params file.  [default: ./params.yaml if it is there]"),
@@ -111,9 +137,9 @@ SAMPLER_OPTIONS = (
     click.option("--sampler", type=click.Choice(["ancestral", "ddim", "dpm++2m", "heun"]),
                  help="Sampling method."),
     click.option("--steps", type=click.IntRange(1, 2000), help="Sampling steps per frame."),
-    click.option("--guidance", type=click.FloatRange(0),
+    click.option("--guidance", type=NumberRange(0, 100),
                  help="Classifier-free guidance on the audio; above 1: follow it more closely."),
-    click.option("--common-noise", type=click.FloatRange(0, 1), metavar="SHARE",
+    click.option("--common-noise", type=NumberRange(0, 1), metavar="SHARE",
                  help="Share of the noise that all frames of a clip have in common, against flicker."),
     click.option("--reanchor-every", type=click.IntRange(0), metavar="N",
                  help="Hide the previous frame's mouth every N frames, against drift.  [0: never]"),

@@ -8,24 +8,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pydantic
-import yaml
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
+from pipeline.plain_yaml import parse_yaml
 from sampler.params import SampleParams
+from shards.errors import shorten
+from shards.files import read_file
+from shards.params import describe_params_error
 from stages.align import AlignParams
 from stages.clips import ClipsParams
 from stages.engine.outcome import StageError
 from stages.engine.parts import PartParams
 from stages.engine.sandbox import LimitParams
 from stages.landmarks import LandmarksParams
-from stages.mels import MelsParams
+from stages.mels import MelsParams, load_mels_params
 from stages.shard import ShardParams
 
 if TYPE_CHECKING:
     from stages.edit.run import EditParams
 
 DEFAULT_PATH = Path("params.yaml")
+MAX_PARAMS_BYTES = 2**18  # ours has 5 KB; a list of datasets and runs may be long
 DVC_SECTIONS = frozenset({"datasets", "runs"})  # read by dvc.yaml, not by a stage
 
 
@@ -58,21 +62,43 @@ class Params:
         del sections["landmarks"]["model"]
         return sections
 
-    def make_edit_params(self, run: Path, **options: Any) -> EditParams:
+    def make_edit_params(self, run: Path | None = None, **options: Any) -> EditParams:
         """Params of an edit by the network of a run, with the user's options.
 
         The mels are made as those that the run was trained on; as the section ``mels`` says where the run's
-        folder does not tell. Raises StageError.
+        folder does not tell. Raises StageError, also for an option that is out of bounds.
         """
         from stages.edit.run import EditParams
 
-        return EditParams(
-            landmarks=self.landmarks,
-            align=self.align,
-            mels=_read_run_mels_params(run) or self.mels,
-            limits=self.limits,
-            **options,
-        )
+        mels = None if run is None else _read_run_mels_params(run)
+        try:
+            return EditParams(
+                landmarks=self.landmarks,
+                align=self.align,
+                mels=mels or self.mels,
+                limits=self.limits,
+                **options,
+            )
+        except pydantic.ValidationError as err:
+            raise StageError(describe_params_error(err)) from err
+
+
+def _read_run_mels_params(run: Path) -> MelsParams | None:
+    """How the mels were made that a run was trained on; None when its folder does not say.
+
+    Raises StageError when its ``run.json`` holds something else.
+    """
+    from stages.train import RUN_FILE, read_run_file
+
+    if not (run / RUN_FILE).exists():
+        return None  # a checkpoint that was copied alone
+    section = read_run_file(run).get("mels")
+    if section is None:
+        return None  # written by an earlier version
+    try:
+        return load_mels_params(section)
+    except pydantic.ValidationError as err:
+        raise StageError(f"{run / RUN_FILE}: mels.{describe_params_error(err)}") from err
 
 
 def load(path: Path | None) -> Params:
@@ -81,59 +107,38 @@ def load(path: Path | None) -> Params:
     Raises StageError in one line that names the key, its value and what was expected.
     """
     if path is None:
-        if not DEFAULT_PATH.is_file():
+        if not DEFAULT_PATH.exists():
             return Params()
         path = DEFAULT_PATH
     try:
-        sections = yaml.safe_load(path.read_text()) or {}
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as err:
-        raise StageError(f"{path}: cannot be read as YAML ({' '.join(str(err).split())})") from err
-    if not isinstance(sections, dict):
-        raise StageError(f"{path}: holds {type(sections).__name__}, expected a mapping of sections")
-    sections = {name: value or {} for name, value in sections.items() if name not in DVC_SECTIONS}
+        content = parse_yaml(read_file(path, MAX_PARAMS_BYTES).decode())
+    except FileNotFoundError as err:
+        raise StageError(f"{path}: is not there") from err
+    except OSError as err:
+        raise StageError(f"{path}: cannot be read ({err.strerror})") from err
+    except (StageError, UnicodeDecodeError) as err:
+        raise StageError(f"{path}: cannot be read as YAML ({err})") from err
+    if not isinstance(content, dict | None):
+        raise StageError(f"{path}: is {shorten(content)}, expected a mapping of sections")
+    sections = {
+        name: {} if value is None else value
+        for name, value in (content or {}).items()
+        if name not in DVC_SECTIONS
+    }
     try:
-        return Params(**sections)
+        return pydantic.TypeAdapter(Params).validate_json(json.dumps(sections), strict=True)
     except pydantic.ValidationError as err:
         raise StageError(f"{path}: {_describe_error(err)}") from err
 
 
-def _read_run_mels_params(run: Path) -> MelsParams | None:
-    """How the mels were made that a run was trained on; None when its folder does not say.
-
-    Raises StageError when its ``run.json`` holds something else.
-    """
-    from stages.train import RUN_FILE
-
-    path = run / RUN_FILE
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        return None  # a checkpoint that was copied alone
-    except (OSError, ValueError, RecursionError) as err:
-        raise StageError(f"{path}: cannot be read as JSON ({err})") from err
-    if not isinstance(content, dict):
-        raise StageError(f"{path}: holds {type(content).__name__}, expected an object")
-    section = content.get("mels")
-    if section is None:
-        return None  # written by an earlier version
-    if not isinstance(section, dict):
-        raise StageError(f"{path}: mels is {type(section).__name__}, expected an object")
-    try:
-        return MelsParams(**section)
-    except pydantic.ValidationError as err:
-        raise StageError(f"{path}: mels.{_describe_error(err, MelsParams)}") from err
-
-
-def _describe_error(err: pydantic.ValidationError, params_class: Any = Params) -> str:
+def _describe_error(err: pydantic.ValidationError) -> str:
     """The first problem in one line: the key, its value and what was expected."""
-    problem = err.errors()[0]
-    where = ".".join(str(part) for part in problem["loc"])
+    problem = err.errors(include_url=False)[0]
     if problem["type"] == "unexpected_keyword_argument":
-        section, _, _ = where.rpartition(".")
-        for name in filter(None, section.split(".")):
+        *sections, key = (str(part) for part in problem["loc"])
+        params_class: Any = Params
+        for name in sections:
             params_class = next(item.default_factory for item in fields(params_class) if item.name == name)
         names = ", ".join(item.name for item in fields(params_class))
-        return f"{where} is not known; known are {names}"
-    message = problem["msg"].removeprefix("Value error, ")
-    value = "" if problem["type"] == "value_error" else f" is {problem['input']!r}"
-    return f"{where}{value}: {message}"
+        return f"{'.'.join([*sections, shorten(key)[1:-1]])} is not known; known are {names}"
+    return describe_params_error(err)

@@ -7,6 +7,8 @@ from typing import Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from shards.params import MAX_SEED
+
 SamplerName = Literal["ancestral", "ddim", "dpm++2m", "heun"]
 
 
@@ -21,11 +23,11 @@ class SampleParams:
     # Classifier-free guidance on the audio: 1 as trained, 0 ignores the audio, above 1 exaggerates it. Other
     # values than 1 need a network that was trained with audio dropout, and make each forward pass twice as
     # large.
-    guidance: float = Field(default=1.0, ge=0)
+    guidance: float = Field(default=1.0, ge=0, le=100)  # 7 is much for images, 100 absurd
     # Share of the variance of a frame's noise that is the same in all frames of its clip. With independent
     # noise (0, as in the paper) the generated mouth flickers, with the same noise (1) it moves too little.
     common_noise: float = Field(default=0.95, ge=0, le=1)
     # Every this many frames the mouth of the previous frame is hidden, as often happens in training, so that
     # errors do not accumulate. 0: never.
-    reanchor_every: int = Field(default=0, ge=0)
-    seed: int = Field(default=0, ge=0)
+    reanchor_every: int = Field(default=0, ge=0, le=10**6)  # 11 hours
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)

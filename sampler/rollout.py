@@ -31,6 +31,7 @@ from model.recipe import ModelError, Recipe
 from model.unet import UNet
 from sampler.params import SampleParams
 from sampler.steps import SAMPLERS, KnownPixels, noise_levels, run_steps
+from shards.params import describe_params_error
 from shards.rng import Purpose, derive_key, normals
 from shards.schema import MELS_PER_FRAME
 
@@ -221,6 +222,12 @@ class FrameGenerator:
         for clip, one, image in zip(clips, conditioning, images, strict=False):
             clip.previous, clip.previous_mask = image, one.known_pixels.mask
             pixels.append(to_pixels(image)[0].permute(1, 2, 0))
+        if not torch.cat(images[: len(clips)]).isfinite().all():
+            clip = clips[0]
+            raise ModelError(
+                f"{clip.request.key or 'the video'}: frame {clip.number} as the network generates it is not "
+                f"finite; its weights are damaged"
+            )
         return list(torch.stack(pixels).cpu().numpy())
 
     def _build_conditioning(self, clip: _ActiveClip, frame: CropFrame) -> _Conditioning:
@@ -280,7 +287,8 @@ class FrameGenerator:
                 prediction = self.forward(x, level.films, films).float()
             if guidance != 1:
                 prediction = guidance * prediction[:n] + (1 - guidance) * prediction[n:]
-            return estimate_y_0(y, prediction, level.gamma, self.recipe.noise.target).clamp(-1, 1)
+            y_0 = estimate_y_0(y, prediction, level.gamma, self.recipe.noise.target)
+            return y_0.clamp(-1, 1).where(y_0.isfinite(), torch.nan)  # else infinity would become a colour
 
         return run_steps(self.steps, denoise, noise(-1), noise=noise, known_pixels=conditioning.known_pixels)
 
@@ -320,8 +328,7 @@ def override_params(params: SampleParams, **overrides: Any) -> SampleParams:
     try:
         return replace(params, **{name: value for name, value in overrides.items() if value is not None})
     except ValidationError as err:
-        problem = err.errors()[0]
-        raise ModelError(f"{problem['loc'][0]} is {problem['input']!r}: {problem['msg']}") from err
+        raise ModelError(describe_params_error(err)) from err
 
 
 def load_generator(

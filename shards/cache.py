@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import threading
 import uuid
 from collections import Counter
@@ -23,7 +24,8 @@ from typing import Protocol
 from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
 
-from shards.atomic import PARTIAL_SUFFIX
+from shards.atomic import remove_partials, write_atomically
+from shards.files import is_inside
 from shards.index import ShardEntry
 from shards.reader import Dataset
 from shards.schema import ShardError
@@ -31,6 +33,8 @@ from shards.storage import LocalStorage
 
 DOWNLOADS = 8  # at the same time
 SUFFIX = ".tar"
+USER_NAME = re.compile(r"[0-9a-f]{32}")
+SHARD_NAME = re.compile(rf"[0-9a-f]{{64}}{re.escape(SUFFIX)}")  # no other file is removed to make room
 
 
 class ShardStore(Protocol):
@@ -76,7 +80,10 @@ class LocalShards:
         self.folder = folder
 
     def path(self, entry: ShardEntry) -> Path:
-        return self.folder / entry.name
+        path = self.folder / entry.name
+        if path.exists() and not is_inside(path, self.folder):
+            raise ShardError(f"{path}: leads out of its folder by a link; copy the file there")
+        return path
 
     def hold(self, entries: Iterable[ShardEntry]) -> None:
         pass
@@ -148,15 +155,13 @@ class ShardCache:
             for sha256 in hashes:
                 self._holds[sha256] += change
             self._holds = +self._holds
-            partial = self._list.with_suffix(PARTIAL_SUFFIX)
-            partial.write_text("\n".join(self._holds))
-            partial.replace(self._list)
+            with write_atomically(self._list) as partial:
+                partial.write_text("\n".join(self._holds))
 
     def _make_room(self, n_bytes: int, keep: set[str]) -> None:
-        for partial in self.folder.glob(f".*{PARTIAL_SUFFIX}"):  # of a killed process: no other writes now
-            partial.unlink()
+        remove_partials(self.folder)
         files = []
-        for path in self.folder.glob(f"*{SUFFIX}"):
+        for path in filter(lambda path: SHARD_NAME.fullmatch(path.name), self.folder.iterdir()):
             stat = path.stat()
             files.append((stat.st_mtime_ns, stat.st_size, path))
         excess = sum(size for _, size, _ in files) + n_bytes - self.limit_bytes
@@ -180,7 +185,7 @@ class ShardCache:
         in_use = set(self._holds)
         for lock_file in self._list.parent.glob("*.lock"):
             shard_list = lock_file.with_suffix("")
-            if shard_list == self._list:
+            if shard_list == self._list or not USER_NAME.fullmatch(shard_list.name):
                 continue
             try:
                 with FileLock(lock_file, timeout=0):

@@ -10,7 +10,7 @@ import io
 import os
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import BinaryIO, Literal, get_args
+from typing import BinaryIO, get_args
 
 # OpenCV reads this when it is imported. A forged image header must not allocate gigabytes.
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(4096 * 4096))
@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from shards.schema import Codec as Codec
 from shards.schema import Frame, ShardError
 
-Codec = Literal["webp", "jpeg", "png", "raw"]
 CODECS: tuple[str, ...] = get_args(Codec)
 JPEG_QUALITY = 95
 PNG_LEVEL = 1
@@ -58,6 +58,9 @@ def decode_frame(data: bytes | memoryview, codec: Codec, size: tuple[int, int]) 
         if len(data) != height * width * 3:
             raise ShardError(f"raw frame of {len(data)} bytes, expected {height}x{width}x3")
         return np.frombuffer(data, np.uint8).reshape(height, width, 3)
+    if (actual := read_image_size(data, codec)) != size:  # before memory is taken for what it declares
+        what = f"not {codec}" if actual is None else f"{actual[0]}x{actual[1]}, expected {height}x{width}"
+        raise ShardError(f"a frame of {len(data)} bytes is {what}")
     try:
         frame = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     except cv2.error as err:
@@ -67,6 +70,40 @@ def decode_frame(data: bytes | memoryview, codec: Codec, size: tuple[int, int]) 
     if frame.shape[:2] != (height, width):
         raise ShardError(f"a frame is {frame.shape[0]}x{frame.shape[1]}, expected {height}x{width}")
     return np.asarray(frame, np.uint8)
+
+
+def read_image_size(data: bytes | memoryview, codec: Codec) -> tuple[int, int] | None:
+    """(H, W) that the header of an image declares; None when it is no image of this codec."""
+    head = bytes(data[:30])
+    if codec == "png" and head.startswith(b"\x89PNG\r\n\x1a\n") and head[12:16] == b"IHDR":
+        return int.from_bytes(head[20:24], "big"), int.from_bytes(head[16:20], "big")
+    if codec == "webp" and len(head) == 30 and head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        kind = head[12:16]
+        if kind == b"VP8L":
+            bits = int.from_bytes(head[21:25], "little")
+            return (bits >> 14 & 0x3FFF) + 1, (bits & 0x3FFF) + 1
+        if kind == b"VP8 ":
+            return (
+                int.from_bytes(head[28:30], "little") & 0x3FFF,
+                int.from_bytes(head[26:28], "little") & 0x3FFF,
+            )
+        if kind == b"VP8X":
+            return int.from_bytes(head[27:30], "little") + 1, int.from_bytes(head[24:27], "little") + 1
+    if codec == "jpeg" and head.startswith(b"\xff\xd8"):
+        return _read_jpeg_size(data)
+    return None
+
+
+def _read_jpeg_size(data: bytes | memoryview) -> tuple[int, int] | None:
+    """(H, W) of the first start of frame, the marker C0 to CF that is neither C4, C8 nor CC."""
+    place = 2
+    while place + 9 <= len(data) and data[place] == 0xFF:
+        marker = data[place + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = bytes(data[place + 5 : place + 7]), bytes(data[place + 7 : place + 9])
+            return int.from_bytes(height, "big"), int.from_bytes(width, "big")
+        place += 1 if marker == 0xFF else 2 + int.from_bytes(bytes(data[place + 2 : place + 4]), "big")
+    return None
 
 
 def write_frames(file: BinaryIO, encoded: Iterable[bytes]) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,9 @@ from shards.reader import Dataset, open_dataset
 from shards.storage import Storage
 from shards.table import Row
 
+MEMBER_COLUMNS = {f"{name}_{column}": name for name in MEMBERS for column in ("size", "crc32")}
+PLACES = ("shard", *(f"{name}_offset" for name in MEMBERS))
+
 
 @dataclass(slots=True)
 class Difference:
@@ -20,17 +23,20 @@ class Difference:
 
     added: list[str] = field(default_factory=list)
     removed: dict[str, str] = field(default_factory=dict)  # clip id -> why, by the second ledger
-    changed: dict[str, list[str]] = field(default_factory=dict)  # clip id -> members that differ
+    changed: dict[str, list[str]] = field(default_factory=dict)  # clip id -> members and columns that differ
     moved: dict[str, str] = field(default_factory=dict)  # clip id -> "train -> test"
+    places: dict[str, str] = field(default_factory=dict)  # clip id -> "shard at byte -> shard at byte"
     reasons: dict[str, str] = field(default_factory=dict)  # file dropped in both -> "reason -> reason"
+    files: dict[str, list[str]] = field(default_factory=dict)  # path -> columns of the ledger that differ
     params: dict[str, str] = field(default_factory=dict)  # "mels.n_mels" -> "256 -> 80"
+    manifest: dict[str, str] = field(default_factory=dict)  # other keys of dataset.json -> "before -> after"
 
     def __bool__(self) -> bool:
-        return any((self.added, self.removed, self.changed, self.moved, self.reasons, self.params))
+        return any(getattr(self, item.name) for item in fields(self))
 
 
 def diff(first: Path | Storage, second: Path | Storage) -> Difference:
-    """Compare two datasets by their indexes and ledgers, without opening shards."""
+    """Compare two datasets by their manifests, indexes and ledgers, without opening shards."""
     before, after = open_dataset(first), open_dataset(second)
     difference = Difference(added=sorted(set(after.clips) - set(before.clips)))
     rows_before, rows_after = _map_paths(before), _map_paths(after)
@@ -39,11 +45,12 @@ def diff(first: Path | Storage, second: Path | Storage) -> Difference:
         difference.removed[clip_id] = reasons.get(clip_id, "its file is gone")
     for clip_id in sorted(set(before.clips) & set(after.clips)):
         _compare_clip(difference, clip_id, before.clips[clip_id], after.clips[clip_id])
-    for path in sorted(set(rows_before) & set(rows_after)):
-        row, other = rows_before[path], rows_after[path]
-        if OK not in (row["status"], other["status"]) and row["reason"] != other["reason"]:
-            difference.reasons[path] = f"{row['reason']} -> {other['reason']}"
-    difference.params = _compare_params(before, after)
+    if before.shards.keys() != after.shards.keys():
+        difference.places.clear()  # where clips are follows from the contents of their shards
+    for path in sorted(set(rows_before) | set(rows_after)):
+        _compare_files(difference, path, rows_before.get(path), rows_after.get(path))
+    difference.params = _compare_values(_list_params(before), _list_params(after))
+    difference.manifest = _compare_values(_list_fields(before), _list_fields(after))
     return difference
 
 
@@ -55,22 +62,49 @@ def _map_paths(dataset: Dataset) -> dict[str, Row]:
 def _compare_clip(
     difference: Difference, clip_id: str, before: Mapping[str, Any], after: Mapping[str, Any]
 ) -> None:
-    names = [
-        name
-        for name in MEMBERS
-        if any(before[f"{name}_{column}"] != after[f"{name}_{column}"] for column in ("size", "crc32"))
-    ]
-    if before["sha256"] != after["sha256"]:
-        difference.changed[clip_id] = names
-    if before["split"] != after["split"]:
+    columns = [name for name in before if before[name] != after[name]]
+    names = [MEMBER_COLUMNS.get(name, name) for name in columns if name not in ("split", *PLACES)]
+    if names:
+        difference.changed[clip_id] = list(dict.fromkeys(names))
+    if "split" in columns:
         difference.moved[clip_id] = f"{before['split']} -> {after['split']}"
+    if place := next((name for name in PLACES if name in columns), None):
+        name = "frames_offset" if place == "shard" else place
+        difference.places[clip_id] = " -> ".join(
+            f"{row['shard']} {name} {row[name]}" for row in (before, after)
+        )
 
 
-def _compare_params(first: Dataset, second: Dataset) -> dict[str, str]:
-    before, after = (
-        _flatten(dataset.manifest.get("params", {})) | _flatten({"tools": dataset.manifest.get("tools", {})})
-        for dataset in (first, second)
-    )
+def _compare_files(difference: Difference, path: str, before: Row | None, after: Row | None) -> None:
+    """Compare the rows of a file in the two ledgers. A file that is a clip of one dataset alone is listed."""
+    if before is None or after is None:
+        row = before or after
+        if row is not None and row["status"] != OK:
+            difference.files[path] = ["removed" if after is None else "added"]
+        return
+    if OK not in (before["status"], after["status"]) and before["reason"] != after["reason"]:
+        difference.reasons[path] = f"{before['reason']} -> {after['reason']}"
+    columns = [name for name in before if before[name] != after[name]]
+    if before["status"] == after["status"] and columns:
+        difference.files[path] = columns
+
+
+def _list_params(dataset: Dataset) -> dict[str, Any]:
+    params, tools = (dataset.manifest.get(name) or {} for name in ("params", "tools"))
+    return _flatten(params) | _flatten({"tools": tools})
+
+
+def _list_fields(dataset: Dataset) -> dict[str, Any]:
+    """What the manifest says besides params, counts and what follows from the clips."""
+    return {
+        name: value
+        for name, value in dataset.manifest.items()
+        if name
+        not in ("params", "tools", "tables", "shards", "splits", "files_found", "clips_kept", "dropped")
+    }
+
+
+def _compare_values(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, str]:
     return {
         name: f"{before.get(name)} -> {after.get(name)}"
         for name in sorted(set(before) | set(after))

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import quote, urlunsplit
 
 import requests
 import urllib3
@@ -28,6 +28,7 @@ from shards.transport import (
     UnreachableError,
     make_range_header,
     parse_content_range,
+    split_address,
 )
 
 
@@ -45,7 +46,7 @@ class HttpTransport:
         headers: Mapping[str, str] | None = None,
         silence_seconds: float = SILENCE_SECONDS,
     ) -> None:
-        url = urlsplit(address)
+        url = split_address(address)
         self.url = url._replace(path=url.path.rstrip("/"))
         self.headers = dict(headers or {})
         self.silence_seconds = silence_seconds

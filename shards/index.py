@@ -8,24 +8,53 @@ import json
 import re
 from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
 from dataclasses import asdict, dataclass
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+from pydantic import AfterValidator, Field
 
 from shards.atomic import write_atomically
 from shards.checksum import HASH_LETTERS, file_sha256
-from shards.schema import SCHEMA_VERSION, ShardError
+from shards.documents import Document, check_document, parse_object
+from shards.errors import shorten
+from shards.names import (
+    FILE_PATTERN,
+    FILE_RULE,
+    ID_PATTERN,
+    ID_RULE,
+    MAX_ID_BYTES,
+    MAX_NAME_BYTES,
+    is_file_name,
+    is_id,
+)
+from shards.schema import MAX_FRAMES, MAX_SIZE, SCHEMA_VERSION, Codec, ShardError, Text
 from shards.storage import LocalStorage, MissingFileError, Storage, open_storage
-from shards.table import ROWS_AT_ONCE, PackedRows, Row, Rows, group_tables, parse_table, write_tables
+from shards.table import (
+    MAX_ROWS,
+    ROWS_AT_ONCE,
+    PackedRows,
+    Row,
+    Rows,
+    Rule,
+    check_rows,
+    convert_rows,
+    group_tables,
+    parse_table,
+    write_tables,
+)
 
 INDEX_NAME = "index.parquet"
 DATASET_NAME = "dataset.json"
 LEDGER_NAME = "ledger.parquet"
-MAX_ID_BYTES = 255  # of a name in a tar header
+MAX_SHARD_BYTES = 2**46
+MAX_MEMBER_BYTES = 2**32
+SHARD_SUFFIX = ".tar"
 SHA256 = re.compile("[0-9a-f]{64}")
 
 # Each member has three columns: the offset and size of its bytes in the shard, and their CRC-32.
@@ -47,6 +76,110 @@ INDEX_SCHEMA = pa.schema(
         pa.field("source_sha256", pa.string()),
     ]
 )
+_ID = Rule(required=True, names=(ID_PATTERN, MAX_ID_BYTES), expected=ID_RULE)
+INDEX_RULES = MappingProxyType(
+    {
+        "clip_id": _ID,
+        "split": _ID,
+        "speaker": Rule(required=True),
+        "frames": Rule(required=True, low=1, high=MAX_FRAMES),
+        "shard": Rule(required=True, names=(FILE_PATTERN, MAX_NAME_BYTES), expected=FILE_RULE),
+        **{
+            f"{member}_{column}": Rule(required=True, low=0, high=high)
+            for member in MEMBERS
+            for column, high in (("offset", MAX_SHARD_BYTES), ("size", MAX_MEMBER_BYTES), ("crc32", None))
+        },
+        "sha256": Rule(required=True, pattern=r"\A[0-9a-f]{64}\z", expected="64 hex digits"),
+        "source_sha256": Rule(required=True, pattern=r"\A[0-9a-f]{0,64}\z", expected="hex digits"),
+    }
+)
+
+
+def _check_shard_name(name: str) -> str:
+    if not is_file_name(name) or not name.endswith(SHARD_SUFFIX):
+        raise ValueError(f"{FILE_RULE} that ends in {SHARD_SUFFIX}")
+    return name
+
+
+def _check_id(name: str) -> str:
+    if not is_id(name):
+        raise ValueError(ID_RULE)
+    return name
+
+
+def _check_sha256(text: str) -> str:
+    if not SHA256.fullmatch(text):
+        raise ValueError("64 hex digits")
+    return text
+
+
+Count = Annotated[int, Field(ge=0, le=2**50)]
+Sha256 = Annotated[str, AfterValidator(_check_sha256)]
+Split = Annotated[str, AfterValidator(_check_id)]
+Number = Annotated[float, Field(ge=-1e9, le=1e9)]
+
+
+class ShardFields(Document):
+    """A shard in ``dataset.json``, and in the receipt of a part: what ``ShardEntry`` is made of."""
+
+    name: Annotated[str, AfterValidator(_check_shard_name)]
+    split: Split
+    bytes: Annotated[int, Field(ge=0, le=MAX_SHARD_BYTES)]
+    sha256: Sha256
+    clips: Annotated[int, Field(ge=0, le=MAX_ROWS)]
+    frames: Count
+
+
+class SplitFields(Document):
+    """Counts of a split."""
+
+    shards: Count = 0
+    clips: Count
+    frames: Count
+
+
+class AlignFields(Document):
+    """What readers use of ``params.align``."""
+
+    size: Annotated[int, Field(ge=1, le=MAX_SIZE)] | None = None
+    below_nose: Number | None = None
+    below_chin: Number | None = None
+    beside_face: Number | None = None
+
+
+class MelsFields(Document):
+    """What readers use of ``params.mels``."""
+
+    n_fft: Annotated[int, Field(ge=1, le=2**16)] | None = None
+    win_length: Annotated[int, Field(ge=1, le=2**16)] | None = None
+    n_mels: Annotated[int, Field(ge=1, le=2**12)] | None = None
+    top_db: Annotated[float, Field(gt=0, le=1000)] | None = None
+
+
+class ParamsFields(Document):
+    """The params of all stages, by section."""
+
+    align: AlignFields | None = None
+    mels: MelsFields | None = None
+
+
+class ManifestFields(Document):
+    """``dataset.json``: see docs/shards.md."""
+
+    schema_version: Literal[1]
+    digest: Sha256
+    shards: Annotated[list[ShardFields], Field(fail_fast=True, max_length=MAX_ROWS)]
+    dataset: Text | None = None
+    tables: dict[Text, Sha256] = Field(default_factory=dict, max_length=100)
+    codec: Codec | None = None
+    size: Annotated[int, Field(ge=1, le=MAX_SIZE)] | None = None
+    n_mels: Annotated[int, Field(ge=1, le=2**12)] | None = None
+    splits: dict[Split, SplitFields] = Field(default_factory=dict, max_length=10_000)
+    files_found: Count | None = None
+    clips_kept: Count | None = None
+    dropped: dict[Text, Count] = Field(default_factory=dict, max_length=10_000)
+    params: ParamsFields | None = None
+    tools: dict[Text, Text] = Field(default_factory=dict, max_length=1000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +273,8 @@ class Clips(Mapping[str, Row]):
 
     def ids_in_split(self, split: str) -> list[str]:
         """Ids of a split's clips, in the shards' order."""
+        if not is_id(split):  # an argument, which Arrow may not take
+            return []
         ids: list[str] = self.table["clip_id"].filter(pc.equal(self.table["split"], split)).to_pylist()
         return ids
 
@@ -162,7 +297,7 @@ class Clips(Mapping[str, Row]):
         return np.asarray(self._row_numbers[places], np.int64)
 
     def _find_row(self, clip_id: str) -> int | None:
-        key = clip_id.encode()
+        key = clip_id.encode(errors="surrogatepass")  # an argument may be no UTF-8
         place = int(np.searchsorted(self._sorted_keys, key))
         if place < len(self._sorted_keys) and self._sorted_keys[place] == key:
             return int(self._row_numbers[place])
@@ -206,26 +341,24 @@ def read_index(location: Path | Storage, manifest: Mapping[str, Any], *, hashes:
     path = f"{storage.address}/{INDEX_NAME}"
     schema = INDEX_SCHEMA if hashes else pa.schema([f for f in INDEX_SCHEMA if f.name not in HASHES])
     data = read_table(storage, manifest, INDEX_NAME)
-    table = parse_table(data, schema, path, "index", repetitive=("shard", "split", "speaker"))
+    table = parse_table(data, schema, path, "index", INDEX_RULES, repetitive=("shard", "split", "speaker"))
     del data  # 100 MB for a million clips
-    for name in table.column_names:
-        if table[name].null_count:
-            row = int(np.argmax(table[name].is_null()))
-            raise ShardError(f"{path}: the row of {table['clip_id'][row].as_py()!r} has no {name}")
-    longest = pc.max(pc.binary_length(table["clip_id"])).as_py() or 0
-    if longest > MAX_ID_BYTES:
-        raise ShardError(f"{path}: a clip id of {longest} bytes, expected {MAX_ID_BYTES} at most")
     clips = Clips(table)
     if (duplicate := clips.find_duplicate()) is not None:
         raise ShardError(f"{path}: holds {duplicate} twice")
     return clips
 
 
+def check_index_rows(rows: Iterable[Mapping[str, Any]], shard: str, path: str) -> Rows:
+    """The index rows of a shard, from JSON that someone else may have written. Raises ShardError."""
+    return check_rows(
+        convert_rows(({**row, "shard": shard} for row in rows), INDEX_SCHEMA, path), INDEX_RULES, path
+    )
+
+
 def read_table_hashes(manifest: Mapping[str, Any]) -> dict[str, str]:
     """sha256 of the index and the ledger by name, as far as the manifest has them: older ones have none."""
-    tables = manifest.get("tables", {})
-    if not isinstance(tables, dict) or not all(SHA256.fullmatch(str(sha256)) for sha256 in tables.values()):
-        raise ShardError(f"{DATASET_NAME}: tables {str(tables)[:80]!r}, expected a sha256 by name")
+    tables: Mapping[str, str] = manifest.get("tables", {})
     return {name: tables[name] for name in (INDEX_NAME, LEDGER_NAME) if name in tables}
 
 
@@ -273,30 +406,38 @@ def write_manifest(path: Path, shards: Iterable[ShardEntry], **fields: Any) -> N
 
 
 def read_manifest(location: Path | Storage) -> dict[str, Any]:
-    """Read ``dataset.json``. Raises ShardError if it is missing, not JSON, or of another schema version."""
+    """Read ``dataset.json``. Raises ShardError unless it is what ManifestFields allows."""
     storage = open_storage(location)
     path = f"{storage.address}/{DATASET_NAME}"
     try:
-        manifest = json.loads(storage.read_all(DATASET_NAME))
+        data = storage.read_all(DATASET_NAME)
     except MissingFileError as err:
         raise ShardError(
             f"{storage.address}: no {DATASET_NAME} here, so this is not a complete dataset"
         ) from err
-    except (ValueError, RecursionError) as err:
-        raise ShardError(f"{path}: not JSON ({err})") from err
-    if not isinstance(manifest, dict) or manifest.get("schema_version") != SCHEMA_VERSION:
-        schema_version = manifest.get("schema_version") if isinstance(manifest, dict) else None
-        raise ShardError(f"{path}: schema version {schema_version!r}, this redub reads {SCHEMA_VERSION}")
+    manifest = parse_object(data, path)
+    if manifest.get("schema_version") != SCHEMA_VERSION:
+        raise ShardError(
+            f"{path}: schema version {shorten(manifest.get('schema_version'))}, "
+            f"this redub reads {SCHEMA_VERSION}"
+        )
+    check_document(manifest, ManifestFields, path)
+    entries = parse_shard_entries(manifest)
+    if len({entry.name for entry in entries}) < len(entries):
+        raise ShardError(f"{path}: lists a shard twice")
     return manifest
 
 
-def parse_shard_entries(manifest: Mapping[str, Any], path: Path | str) -> list[ShardEntry]:
-    """The shards that a manifest lists. Raises ShardError for a name with a path in it."""
-    try:
-        entries = [ShardEntry(**entry) for entry in manifest["shards"]]
-    except (KeyError, TypeError) as err:
-        raise ShardError(f"{path}: its list of shards cannot be read ({err})") from err
-    for entry in entries:
-        if Path(entry.name).name != entry.name or entry.name in ("", ".", ".."):
-            raise ShardError(f"{path}: shard name {entry.name!r} is not a plain file name")
-    return entries
+def parse_shard_entries(manifest: Mapping[str, Any]) -> list[ShardEntry]:
+    """The shards that a manifest lists."""
+    return [make_shard_entry(fields) for fields in manifest["shards"]]
+
+
+def make_shard_entry(fields: Mapping[str, Any]) -> ShardEntry:
+    """A shard from fields that ShardFields allows; others are left out."""
+    return ShardEntry(**{item.name: fields[item.name] for item in dataclass_fields(ShardEntry)})
+
+
+def parse_shard_entry(data: str, path: str) -> ShardEntry:
+    """A shard from JSON that someone else may have written. Raises ShardError."""
+    return make_shard_entry(parse_object(data, path, ShardFields))

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, Literal, get_args
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shards.table import Row, Rows, read_rows, write_tables
+from shards.names import ID_PATTERN, ID_RULE, MAX_ID_BYTES
+from shards.table import Row, Rows, Rule, Rules, check_rows, convert_rows, parse_rows, read_rows, write_tables
 
 Status = Literal["ok", "dropped", "failed"]
 OK: Status = "ok"
@@ -49,18 +51,53 @@ FIELDS: dict[str, pa.DataType] = {
     "reason": pa.string(),  # one sentence: the value and what was expected
 }
 SCHEMA = pa.schema([pa.field(name, kind) for name, kind in FIELDS.items()])
+_COUNT = Rule(low=0)
+_SECONDS = Rule(low=-1e9, high=1e9)
+RULES = MappingProxyType(
+    {
+        "path": Rule(required=True),
+        "status": Rule(required=True, choices=get_args(Status)),
+        "notes": Rule(required=True),
+        "fps": Rule(low=0, high=1e6),
+        "bytes": _COUNT,
+        **dict.fromkeys(
+            ("width", "height", "source_frames", "frames", "audio_rate", "audio_channels"), _COUNT
+        ),
+        **dict.fromkeys(("video_start", "video_seconds", "audio_start", "audio_seconds"), _SECONDS),
+    }
+)
+# Of files that are clips of the dataset: these values become names of files and keys in tars. A file that was
+# dropped for its name has its path as its id.
+CLIP_RULES = MappingProxyType(
+    {
+        "clip_id": Rule(required=True, names=(ID_PATTERN, MAX_ID_BYTES), expected=ID_RULE),
+        "split": Rule(names=(ID_PATTERN, MAX_ID_BYTES), expected=ID_RULE),
+        "path": Rule(
+            pattern=r"\A([^/\x00.]|\.[^/\x00.]|\.\.[^/\x00])[^/\x00]*"
+            r"(/([^/\x00.]|\.[^/\x00.]|\.\.[^/\x00])[^/\x00]*)*\z",
+            expected="a path below the raw folder",
+        ),
+    }
+)
+# What the stages after the first read of the files that it found usable.
+STAGE_RULES = MappingProxyType(
+    {
+        name: Rule(required=True)
+        for name in ("split", "sha256", "video_start", "video_seconds", "fps", "frames")
+    }
+)
 
 
 def build_ledger(rows: Iterable[Mapping[str, Any]]) -> Rows:
     """Rows in the ledger's columns. An unknown key is a programming error and raises AssertionError."""
 
-    def check_rows() -> Iterator[Mapping[str, Any]]:
+    def check_names() -> Iterator[Mapping[str, Any]]:
         for row in rows:
             unknown = set(row) - set(FIELDS)
             assert not unknown, f"{row['path']}: ledger has no column {sorted(unknown)}"
             yield row
 
-    return rows if isinstance(rows, Rows) else Rows.from_rows(check_rows(), SCHEMA)
+    return rows if isinstance(rows, Rows) else Rows.from_rows(check_names(), SCHEMA)
 
 
 def write_ledger(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -68,9 +105,28 @@ def write_ledger(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     write_tables(path, [build_ledger(rows).table.sort_by("path")], SCHEMA)
 
 
-def read_ledger(path: Path) -> Rows:
-    """Read a ledger. Raises ShardError if the file is not one."""
-    return read_rows(path, SCHEMA, "ledger")
+def read_ledger(path: Path, *, inside: Path | None = None) -> Rows:
+    """Read a ledger. Raises ShardError if the file is not one; ``inside`` as in ``read_rows``."""
+    return check_clips(read_rows(path, SCHEMA, "ledger", RULES, inside=inside), f"{path}")
+
+
+def parse_ledger(data: bytes, path: str) -> Rows:
+    """As ``read_ledger``, for a file in memory; ``path`` is its name in messages."""
+    return check_clips(parse_rows(data, SCHEMA, path, "ledger", RULES), path)
+
+
+def check_ledger_rows(rows: Iterable[Mapping[str, Any]], path: str) -> Rows:
+    """Ledger rows from JSON that someone else may have written. Raises ShardError."""
+    ledger = check_rows(convert_rows(rows, SCHEMA, path), RULES, path)
+    return check_clips(ledger, path, STAGE_RULES)
+
+
+def check_clips(ledger: Rows, path: str, rules: Rules = MappingProxyType({})) -> Rows:
+    """The ledger. Raises ShardError if a file that was not dropped breaks CLIP_RULES, or other rules."""
+    usable = Rows(ledger.table.filter(pc.equal(ledger.table["status"], OK)))
+    check_rows(usable, CLIP_RULES, path)
+    check_rows(usable.select_columns(*rules), rules, path)
+    return ledger
 
 
 def select_unusable(ledger: Rows) -> Rows:

@@ -17,6 +17,7 @@ from platformdirs import user_cache_path
 from shards.atomic import write_atomically
 from shards.cache import get_cached_shard_path, get_user_shard_cache
 from shards.checksum import file_sha256
+from shards.files import is_regular_file
 from shards.index import (
     DATASET_NAME,
     INDEX_NAME,
@@ -48,7 +49,7 @@ def download_dataset(address: str, cache: Path | None = None) -> Path:
         return Path(address)
     storage = open_storage(address)
     manifest = read_manifest(storage)
-    entries = parse_shard_entries(manifest, f"{storage.address}/{DATASET_NAME}")
+    entries = parse_shard_entries(manifest)
     folder = _locate_copy(storage, manifest, cache)
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
@@ -79,7 +80,7 @@ def locate_dataset(address: str, cache: Path | None = None) -> Path | Storage:
 def _locate_copy(storage: Storage, manifest: Mapping[str, Any], cache: Path | None) -> Path:
     """The folder for a copy of a dataset. Raises ShardError when the manifest's digest is wrong."""
     path = f"{storage.address}/{DATASET_NAME}"
-    digest = compute_digest(parse_shard_entries(manifest, path))
+    digest = compute_digest(parse_shard_entries(manifest))
     if manifest.get("digest") != digest:
         raise ShardError(f"{path}: digest {manifest.get('digest')!r}, its shards make {digest!r}")
     return (cache or user_cache_path("redub") / "datasets") / digest
@@ -140,7 +141,7 @@ def publish(
 def _list_uploads(folder: Path) -> Iterator[Upload]:
     """All files of a dataset but its manifest."""
     manifest = read_manifest(folder)
-    for entry in parse_shard_entries(manifest, folder / DATASET_NAME):
+    for entry in parse_shard_entries(manifest):
         yield Upload(folder / entry.name, entry.name, entry.bytes, entry.sha256)
     for name in (INDEX_NAME, LEDGER_NAME):
         sha256 = read_table_hashes(manifest).get(name)
@@ -155,8 +156,8 @@ def _upload_if_missing(upload: Upload, storage: Storage) -> tuple[int, bool]:
     """Upload a file that the storage does not have; (its bytes, whether they were sent)."""
     if storage.has_file(upload.name, upload.size, upload.sha256):
         return upload.size, False
-    if not upload.path.is_file():
-        raise ShardError(f"{upload.path}: not there, but {DATASET_NAME} names it")
+    if not is_regular_file(upload.path, inside=upload.path.parent):
+        raise ShardError(f"{upload.path}: no file in this folder, but {DATASET_NAME} names it")
     sha256 = file_sha256(upload.path)
     if sha256 != upload.sha256:
         raise ShardError(f"{upload.path}: sha256 {sha256[:12]}, its manifest says {upload.sha256[:12]}")
@@ -169,6 +170,6 @@ def _upload_if_missing(upload: Upload, storage: Storage) -> tuple[int, bool]:
 def find_leftovers(storage: Storage) -> list[str]:
     """Shards and tables that the dataset does not name: an older dataset's, or an interrupted upload's."""
     manifest = read_manifest(storage)
-    names = {entry.name for entry in parse_shard_entries(manifest, f"{storage.address}/{DATASET_NAME}")}
+    names = {entry.name for entry in parse_shard_entries(manifest)}
     names |= {get_published_name(name, sha256) for name, sha256 in read_table_hashes(manifest).items()}
     return [name for name in storage.list_names() if PUBLISHED.fullmatch(name) and name not in names]

@@ -10,13 +10,14 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from shards.codec import CODECS, Codec, unpack_frames
+from shards.codec import unpack_frames
+from shards.errors import shorten
 from shards.index import (
     DATASET_NAME,
     INDEX_NAME,
@@ -29,7 +30,8 @@ from shards.index import (
     read_manifest,
     read_table,
 )
-from shards.ledger import SCHEMA as LEDGER_SCHEMA
+from shards.ledger import parse_ledger
+from shards.names import check_clip_id
 from shards.schema import (
     AFFINE_MEMBER,
     BOXES_MEMBER,
@@ -41,10 +43,8 @@ from shards.schema import (
     npy_to_array,
 )
 from shards.storage import TRIES, Storage, open_storage
-from shards.table import ROWS_AT_ONCE, Rows, parse_rows
+from shards.table import ROWS_AT_ONCE, Rows
 
-MAX_SIZE = 1024  # px of a crop's side; an untrusted json must not allocate all memory
-MAX_FRAMES = 1_000_000
 MAX_GAP_BYTES = 2**16  # between a clip's members: tar headers and padding
 
 
@@ -65,7 +65,7 @@ class Dataset:
     def ledger(self) -> Rows:
         """Read the ledger that belongs to the manifest."""
         data = read_table(self.storage, self.manifest, LEDGER_NAME)
-        return parse_rows(data, LEDGER_SCHEMA, f"{self.storage.address}/{LEDGER_NAME}", "ledger")
+        return parse_ledger(data, f"{self.storage.address}/{LEDGER_NAME}")
 
 
 def open_dataset(location: Path | Storage, *, hashes: bool = True) -> Dataset:
@@ -75,8 +75,7 @@ def open_dataset(location: Path | Storage, *, hashes: bool = True) -> Dataset:
     """
     storage = open_storage(location)
     manifest = read_manifest(storage)
-    entries = parse_shard_entries(manifest, f"{storage.address}/{DATASET_NAME}")
-    shards = {entry.name: entry for entry in entries}
+    shards = {entry.name: entry for entry in parse_shard_entries(manifest)}
     clips = read_index(storage, manifest, hashes=hashes)
     _check_byte_ranges(clips, shards, f"{storage.address}/{INDEX_NAME}")
     return Dataset(storage, manifest, shards, clips)
@@ -128,7 +127,7 @@ def read_members(dataset: Dataset, clip_id: str, names: Sequence[str] = MEMBERS)
     row = dataset.clips.get(clip_id)
     if row is None:
         raise ShardError(
-            f"{dataset.storage.address}: holds no clip {clip_id!r}; `pipeline explain` may know why"
+            f"{dataset.storage.address}: holds no clip {shorten(clip_id)}; `pipeline explain` may know why"
         )
     starts = {name: row[f"{name}_offset"] for name in names}
     ends = {name: start + row[f"{name}_size"] for name, start in starts.items()}
@@ -148,25 +147,14 @@ def find_altered_member(row: Mapping[str, Any], members: Mapping[str, bytes]) ->
     return next((name for name, data in members.items() if zlib.crc32(data) != row[f"{name}_crc32"]), None)
 
 
-def read_frame_layout(name: str, info: Mapping[str, Any]) -> tuple[Codec, list[int]]:
-    """The codec and the offsets of a clip's frames, from its json. Raises ShardError."""
-    codec, size, offsets = info.get("codec"), info.get("size"), info.get("frame_offsets")
-    if codec not in CODECS:
-        raise ShardError(f"{name}: codec {codec!r}, known are {', '.join(CODECS)}")
-    if not isinstance(size, int) or not 0 < size <= MAX_SIZE:
-        raise ShardError(f"{name}: size {size!r}, expected 1 to {MAX_SIZE} px")
-    if not isinstance(offsets, list) or not 2 <= len(offsets) <= MAX_FRAMES:
-        raise ShardError(f"{name}: frame_offsets are not a list of 2 to {MAX_FRAMES} numbers")
-    return cast(Codec, codec), offsets
-
-
 def decode_members(clip_id: str, members: Mapping[str, bytes]) -> ClipSample:
     """Decode a clip's members. Raises ShardError for anything that does not follow the schema."""
+    check_clip_id(clip_id)
     info = json_to_info(members["json"], f"{clip_id}.{JSON_MEMBER}")
-    codec, offsets = read_frame_layout(clip_id, info)
+    size = (info["size"], info["size"])
     return ClipSample(
         key=clip_id,
-        frames=unpack_frames(members["frames"], offsets, codec, (info["size"], info["size"]), clip_id),
+        frames=unpack_frames(members["frames"], info["frame_offsets"], info["codec"], size, clip_id),
         boxes=npy_to_array(members["boxes"], f"{clip_id}.{BOXES_MEMBER}"),
         mels=npy_to_array(members["mels"], f"{clip_id}.{MELS_MEMBER}"),
         affine=npy_to_array(members["affine"], f"{clip_id}.{AFFINE_MEMBER}"),
@@ -175,5 +163,17 @@ def decode_members(clip_id: str, members: Mapping[str, bytes]) -> ClipSample:
 
 
 def read_clip(dataset: Dataset, clip_id: str) -> ClipSample:
-    """Read, decode and check one clip."""
-    return decode_members(clip_id, read_members(dataset, clip_id))
+    """Read, decode and check one clip. Raises ShardError, which names its shard."""
+    members = read_members(dataset, clip_id)
+    try:
+        clip = decode_members(clip_id, members)
+        check_index_row(clip.info, dataset.clips[clip_id], clip_id)
+    except ShardError as err:
+        raise ShardError(f"{dataset.storage.address}/{dataset.clips[clip_id]['shard']}: {err}") from err
+    return clip
+
+
+def check_index_row(info: Mapping[str, Any], row: Mapping[str, Any], clip_id: str) -> None:
+    """Raise ShardError unless a clip's json has the number of frames of its index row."""
+    if info["frames"] != row["frames"]:
+        raise ShardError(f"{clip_id}: its json has {info['frames']} frames, the index {row['frames']}")

@@ -12,13 +12,12 @@ from typing import TypeVar
 from shards.atomic import write_atomically
 from shards.retry import Retries, RetryPolicy
 from shards.schema import ShardError
-from shards.storage import TRIES, ChangedFileError, FileInfo, MissingFileError, check_file
+from shards.storage import MAX_FILE_BYTES, TRIES, ChangedFileError, FileInfo, MissingFileError, check_file
 from shards.transport import TransientError, Transport
 
 T = TypeVar("T")
 
 RETRY_POLICY = RetryPolicy(deadline_seconds=60, slowest_bytes_per_second=1e6)
-MAX_FILE_BYTES = 2**31  # of what is read into memory: a manifest, an index or a ledger
 
 
 class RemoteStorage:

@@ -5,12 +5,18 @@ from __future__ import annotations
 import io
 import json
 import math
+import tokenize
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
+
+from shards.documents import Document, check_document, parse_object
+from shards.errors import ShardError as ShardError  # the error of whatever breaks this contract
+from shards.errors import shorten
 
 Frame = NDArray[np.uint8]  # (H, W, 3), RGB
 Frames = NDArray[np.uint8]  # (T, H, W, 3), RGB
@@ -19,6 +25,7 @@ SCHEMA_VERSION = 1
 
 VIDEO_FPS = 25
 MEL_FPS = 50
+MAX_MELS = 2048  # bands: more than an FFT of 4096 samples has bins
 MELS_PER_FRAME = MEL_FPS // VIDEO_FPS
 
 BOXES_MEMBER = "boxes.npy"
@@ -27,10 +34,13 @@ AFFINE_MEMBER = "affine.npy"
 JSON_MEMBER = "json"
 
 MAX_NPY_HEADER_BYTES = 10_000
+MAX_SIZE = 1024  # px of a crop's side
+MAX_FRAMES = 1_000_000  # of a clip: 11 hours
+MAX_CLIP_BYTES = 2**32  # of decoded frames: 10 minutes of 256 px are 2.9 GB
+MAX_MEL_DB = 300.0  # either way: float32 has no larger range of powers
+MIN_CROP_SCALE = 1e-4  # crop px per source px: a smaller matrix cannot be inverted in float32
 
-
-class ShardError(Exception):
-    """A sample, shard or dataset does not follow the schema, or cannot be read."""
+Codec = Literal["webp", "jpeg", "png", "raw"]
 
 
 def get_frames_member(codec: str) -> str:
@@ -91,8 +101,24 @@ def check_arrays(
             f"{key}: box of frame {worst} is {boxes[worst].tolist()}, "
             f"expected 0 <= x0 < x1 <= {width} and 0 <= y0 < y1 <= {height}"
         )
+    check_values(key, mels, affine)
+
+
+def check_values(key: str, mels: NDArray[np.float32], affine: NDArray[np.float32]) -> None:
+    """Raise ShardError unless mels are decibels and each matrix maps the source to a crop and back."""
     if not (np.isfinite(mels).all() and np.isfinite(affine).all()):
         raise ShardError(f"{key}: mels or affine hold values that are not finite")
+    loudest = float(np.abs(mels).max(initial=0))
+    if loudest > MAX_MEL_DB:
+        raise ShardError(f"{key}: mels reach {loudest:.3g} dB, expected at most {MAX_MEL_DB:g} either way")
+    matrices = affine[:, :, :2].astype(np.float64)
+    scales = np.sqrt(np.abs(np.linalg.det(matrices)))
+    is_wrong = (scales < MIN_CROP_SCALE) | (np.abs(affine).max(axis=(1, 2)) > 1 / MIN_CROP_SCALE**2)
+    if is_wrong.any():
+        worst = int(np.argmax(is_wrong))
+        raise ShardError(
+            f"{key}: the matrix of frame {worst} is {affine[worst].tolist()}, which cannot be inverted"
+        )
 
 
 def array_to_npy(array: NDArray[Any]) -> bytes:
@@ -119,8 +145,15 @@ def npy_to_array(data: bytes, name: str) -> NDArray[Any]:
         values = np.frombuffer(data, dtype, offset=file.tell())
         array: NDArray[Any] = values.reshape(shape, order="F" if is_fortran else "C").copy()
         return array
-    except (ValueError, EOFError, OSError, MemoryError, TypeError, SyntaxError) as err:
+    except NPY_ERRORS as err:
         raise ShardError(f"{name}: not a plain .npy array ({err})") from err
+
+
+# What numpy raises for a header that is none: it evaluates a literal and makes a dtype of what it says.
+NPY_ERRORS = (
+    ValueError, EOFError, OSError, MemoryError, TypeError, SyntaxError, KeyError, IndexError, AttributeError,
+    OverflowError, RecursionError, tokenize.TokenError,
+)  # fmt: skip
 
 
 def info_to_json(info: Mapping[str, Any]) -> bytes:
@@ -128,16 +161,58 @@ def info_to_json(info: Mapping[str, Any]) -> bytes:
     return json.dumps(info, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
+Text = Annotated[str, Field(max_length=2**16)]
+Seconds = Annotated[float, Field(ge=-1e9, le=1e9)]
+Offset = Annotated[int, Field(ge=0, le=2**40)]
+
+
+class SampleInfo(Document):
+    """The json member: see docs/shards.md. Only what redub needs is required."""
+
+    schema_version: Literal[1]
+    frames: int = Field(ge=1, le=MAX_FRAMES)
+    size: int = Field(ge=1, le=MAX_SIZE)
+    codec: Codec
+    frame_offsets: Annotated[list[Offset], Field(fail_fast=True, min_length=2, max_length=MAX_FRAMES + 1)]
+    clip_id: Text | None = None
+    corpus: Text | None = None
+    speaker: Text | None = None
+    sentence: Text | None = None
+    emotion: Text | None = None
+    level: Text | None = None
+    split: Text | None = None
+    source: Text | None = None
+    source_sha256: Text | None = None
+    source_fps: Annotated[float, Field(ge=0, le=1e6)] | None = None
+    source_size: (
+        Annotated[list[Annotated[int, Field(ge=0, le=2**16)]], Field(min_length=2, max_length=2)] | None
+    ) = None
+    source_start: Seconds | None = None
+    source_seconds: Annotated[list[Seconds], Field(fail_fast=True, max_length=MAX_FRAMES)] | None = None
+    interpolated_frames: (
+        Annotated[
+            list[Annotated[int, Field(ge=0, lt=MAX_FRAMES)]], Field(fail_fast=True, max_length=MAX_FRAMES)
+        ]
+        | None
+    ) = None
+    notes: Annotated[list[Text], Field(fail_fast=True, max_length=1000)] | None = None
+    tools: Annotated[dict[Text, Text], Field(max_length=1000)] | None = None
+
+
 def json_to_info(data: bytes, name: str) -> dict[str, Any]:
-    """Read an untrusted json member. Raises ShardError unless it is an object of this schema version."""
-    try:
-        info = json.loads(data)
-    except (ValueError, RecursionError) as err:
-        raise ShardError(f"{name}: not JSON ({err})") from err
-    if not isinstance(info, dict):
-        raise ShardError(f"{name}: JSON holds {type(info).__name__}, expected an object")
+    """Read an untrusted json member. Raises ShardError unless it is an object that SampleInfo allows."""
+    info = parse_object(data, name)
     if info.get("schema_version") != SCHEMA_VERSION:
         raise ShardError(
-            f"{name}: schema version {info.get('schema_version')!r}, this redub reads {SCHEMA_VERSION}"
+            f"{name}: schema version {shorten(info.get('schema_version'))}, this redub reads {SCHEMA_VERSION}"
+        )
+    check_document(info, SampleInfo, name)
+    n_frames, n_offsets = info["frames"], len(info["frame_offsets"])
+    if n_offsets != n_frames + 1:
+        raise ShardError(f"{name}: {n_offsets} frame offsets, {n_frames} frames need {n_frames + 1}")
+    if (n_bytes := n_frames * info["size"] ** 2 * 3) > MAX_CLIP_BYTES:
+        raise ShardError(
+            f"{name}: {n_frames} frames of {info['size']} px are {n_bytes / 1e9:.3g} GB, "
+            f"expected at most {MAX_CLIP_BYTES / 1e9:.3g}"
         )
     return info

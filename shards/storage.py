@@ -12,8 +12,10 @@ from typing import Protocol
 
 from shards.atomic import write_atomically
 from shards.checksum import file_sha256
+from shards.files import is_regular_file, open_file, read_file
 from shards.schema import ShardError
 
+MAX_FILE_BYTES = 2**30  # of what is read into memory: a manifest, an index or a ledger
 TRIES = 2  # altered bytes are read once more before an error is raised
 
 
@@ -107,26 +109,28 @@ class LocalStorage:
 
     def size(self, name: str) -> int | None:
         path = self.path / name
-        return path.stat().st_size if path.is_file() else None
+        return path.stat().st_size if is_regular_file(path, inside=self.path) else None
 
     def has_file(self, name: str, size: int, sha256: str) -> bool:
         return self.size(name) == size
 
     def read(self, name: str, start: int, stop: int) -> bytes:
         try:
-            with (self.path / name).open("rb") as file:
-                file.seek(start)
-                data = file.read(stop - start)
+            with open_file(self.path / name, inside=self.path) as file:
+                n_bytes = os.fstat(file.fileno()).st_size  # before memory is taken for the range
+                data = b""
+                if stop <= n_bytes:
+                    file.seek(start)
+                    data = file.read(stop - start)
         except OSError as err:
             raise self._make_error(name, err) from err
         if len(data) != stop - start:
-            end = self.size(name)
-            raise ShardError(f"{self.path / name}: ends at byte {end}, expected {stop} or more")
+            raise ShardError(f"{self.path / name}: ends at byte {n_bytes}, expected {stop} or more")
         return data
 
     def read_all(self, name: str, *, sha256: str | None = None) -> bytes:
         try:
-            data = (self.path / name).read_bytes()
+            data = read_file(self.path / name, MAX_FILE_BYTES, inside=self.path)
         except OSError as err:
             raise self._make_error(name, err) from err
         if sha256 is not None:
@@ -136,7 +140,8 @@ class LocalStorage:
     def download(self, name: str, path: Path, *, size: int | None = None, sha256: str | None = None) -> None:
         try:
             with write_atomically(path) as partial:
-                shutil.copyfile(self.path / name, partial)
+                with open_file(self.path / name, inside=self.path) as file, partial.open("wb") as copy:
+                    shutil.copyfileobj(file, copy)
                 check_file(f"{self.path / name}", partial.stat().st_size, file_sha256(partial), size, sha256)
         except OSError as err:
             raise self._make_error(name, err) from err

@@ -24,12 +24,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
 from shards.cache import ShardStore
-from shards.codec import Codec, check_offsets, decode_frame
+from shards.codec import check_offsets, decode_frame
+from shards.files import open_file
 from shards.frames import BatchIndex, ClipTable, NetworkInput, Numbers, RawBatch
 from shards.index import MEMBERS, ShardEntry
-from shards.reader import Dataset, find_altered_member, read_frame_layout
+from shards.reader import Dataset, check_index_row, find_altered_member
 from shards.rng import epoch_order
-from shards.schema import MELS_PER_FRAME, ShardError, check_arrays, json_to_info, npy_to_array
+from shards.schema import MELS_PER_FRAME, Codec, ShardError, check_arrays, json_to_info, npy_to_array
 from shards.windows import Window, Windows
 
 OPEN_CLIPS = 2**14  # clips whose layout a process remembers
@@ -84,7 +85,11 @@ class Decoder:
             with _RangeReader(layout.path) as file:
                 for image, frame in zip(pixels_out[:, row], clip_frames, strict=True):
                     data = file.read(layout.frame_offsets[frame], layout.frame_offsets[frame + 1])
-                    image[...] = decode_frame(data, layout.codec, (size, size))
+                    try:
+                        image[...] = decode_frame(data, layout.codec, (size, size))
+                    except ShardError as err:
+                        name = f"{layout.path}: {self.clips.ids[clip]}: frame {frame}"
+                        raise ShardError(f"{name}: {err}") from err
                 boxes_out[:, row] = layout.boxes[clip_frames[:2]]
                 self._read_mels(file, layout, MELS_PER_FRAME * clip_frames[0] - before, mels_out[row])
         return batch
@@ -121,7 +126,8 @@ class Decoder:
             raise ShardError(f"{name}'s {member} are not the bytes that the index names")
         info = json_to_info(members["json"], f"{name}.json")
         boxes = npy_to_array(members["boxes"], f"{name}.boxes")
-        codec, offsets = read_frame_layout(name, info)
+        check_index_row(info, row, name)
+        offsets = info["frame_offsets"]
         check_offsets(offsets, row["frames"], row["frames_size"], name)
         if not is_checked:
             mels, affine = (npy_to_array(members[part], f"{name}.{part}") for part in ("mels", "affine"))
@@ -134,7 +140,7 @@ class Decoder:
         )
         return _ClipLayout(
             path,
-            codec,
+            info["codec"],
             [row["frames_offset"] + offset for offset in offsets],
             boxes,
             row["mels_offset"] + row["mels_size"] - mels_bytes,  # a .npy file ends with its rows
@@ -169,18 +175,21 @@ class _RangeReader:
 
     def __enter__(self) -> _RangeReader:
         try:
-            self._file = os.open(self.path, os.O_RDONLY)
+            self._file = open_file(self.path)
+            self._n_bytes = os.fstat(self._file.fileno()).st_size
         except OSError as err:
             raise ShardError(f"{self.path}: cannot be read ({err.strerror})") from err
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._file)
+        self._file.close()
 
     def read(self, start: int, stop: int) -> bytes:
         """The bytes from ``start`` to ``stop``. Raises ShardError if the file ends before."""
+        if stop > self._n_bytes:  # before memory is taken for the range
+            raise ShardError(f"{self.path}: ends before byte {stop}")
         try:
-            data = os.pread(self._file, stop - start, start)
+            data = os.pread(self._file.fileno(), stop - start, start)
         except OSError as err:
             raise ShardError(f"{self.path}: cannot be read ({err.strerror})") from err
         if len(data) != stop - start:

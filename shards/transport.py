@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
+from urllib.parse import SplitResult, urlsplit
 
 from shards.schema import ShardError
 from shards.storage import FileInfo
@@ -64,6 +65,14 @@ class Transport(Protocol):
 
     def list_page(self, after: str) -> tuple[list[FileInfo], str]:
         """One page of all files, and the token that gets the next page; it is empty after the last one."""
+
+
+def split_address(address: str) -> SplitResult:
+    """The parts of a web address. Raises ShardError for one that has none, such as http://[x/."""
+    try:
+        return urlsplit(address)
+    except ValueError as err:
+        raise ShardError(f"{address[:200]!a}: no web address ({err})") from err
 
 
 def parse_content_range(value: str | None, length: int | None) -> tuple[int, int | None]:

@@ -6,10 +6,11 @@ A full one downloads the shards, one after another.
 
 from __future__ import annotations
 
+import os
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,25 @@ from typing import Any
 import numpy as np
 
 from shards.checksum import file_sha256
+from shards.errors import shorten, shorten_message
+from shards.files import open_file
 from shards.index import DATASET_NAME, INDEX_NAME, MEMBERS, ShardEntry, compute_digest, read_table_hashes
 from shards.ledger import OK, count_by_code
-from shards.reader import Dataset, decode_members, open_dataset, read_members
-from shards.schema import ShardError
+from shards.reader import Dataset, open_dataset, read_clip
+from shards.schema import ClipSample, ShardError
 from shards.storage import LocalStorage, Storage
 from shards.table import Row, Rows
+from shards.writer import compute_members_digest
+
+MEL_MARGIN_DB = 0.01  # for the rounding of float32
 
 
 def verify(where: Path | Storage, *, full: bool) -> Iterator[str]:
-    """Problems of a dataset, one sentence each."""
+    """Problems of a dataset, one line each."""
+    return map(shorten_message, _find_problems(where, full=full))
+
+
+def _find_problems(where: Path | Storage, *, full: bool) -> Iterator[str]:
     try:
         dataset = open_dataset(where)
         yield from _check_tables(dataset)
@@ -87,7 +97,11 @@ def _check_table_hashes(dataset: Dataset) -> Iterator[str]:
         return
     for name, expected in read_table_hashes(dataset.manifest).items():
         path = dataset.storage.path / name
-        sha256 = file_sha256(path)
+        try:
+            sha256 = file_sha256(path)
+        except OSError as err:
+            yield f"{path}: cannot be read ({err.strerror})"
+            continue
         if sha256 != expected:
             yield f"{path}: sha256 {sha256}, expected {expected}"
 
@@ -144,7 +158,7 @@ def _check_local_shard(
 ) -> Iterator[str]:
     """A shard in a folder of this machine. Every byte is hashed."""
     path = storage.path / entry.name
-    if problem := _check_file(path, entry):
+    if problem := _check_file(storage, entry):
         yield problem
         return
     yield from _check_members(path, rows)
@@ -152,10 +166,12 @@ def _check_local_shard(
         yield from _check_contents(replace(dataset, storage=storage), rows)
 
 
-def _check_file(path: Path, entry: ShardEntry) -> str:
+def _check_file(storage: LocalStorage, entry: ShardEntry) -> str:
     """The shard's size and sha256 against the manifest: a problem, or an empty string."""
+    path = storage.path / entry.name
     try:
-        size = path.stat().st_size
+        with open_file(path, inside=storage.path) as file:
+            size = os.fstat(file.fileno()).st_size
         if size != entry.bytes:
             return f"{path}: {size} bytes, expected {entry.bytes}"
         sha256 = file_sha256(path)
@@ -169,10 +185,14 @@ def _check_file(path: Path, entry: ShardEntry) -> str:
 def _check_members(path: Path, rows: Sequence[Row]) -> Iterator[str]:
     """The index's byte ranges against the tar's headers, and its CRCs against the bytes."""
     in_tar: dict[tuple[str, str], tuple[int, int]] = {}
-    with tarfile.open(path, "r:") as tar:
-        for member in tar:
-            clip_id, _, name = member.name.partition(".")
-            in_tar[clip_id, name.partition(".")[0]] = (member.offset_data, member.size)
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                clip_id, _, name = member.name.partition(".")
+                in_tar[clip_id, name.partition(".")[0]] = (member.offset_data, member.size)
+    except (tarfile.TarError, ValueError, EOFError, OSError, OverflowError) as err:
+        yield f"{path}: not a complete tar ({err})"
+        return
     in_index = {
         (row["clip_id"], name): (row[f"{name}_offset"], row[f"{name}_size"])
         for row in rows
@@ -184,12 +204,18 @@ def _check_members(path: Path, rows: Sequence[Row]) -> Iterator[str]:
     for (clip_id, name), byte_range in in_index.items():
         if in_tar.get((clip_id, name), byte_range) != byte_range:
             yield f"{path}: {clip_id}'s {name} is at {in_tar[clip_id, name]}, the index says {byte_range}"
-    with path.open("rb") as file:
+    with open_file(path) as file:
         for row in rows:
+            members = {}
             for name in MEMBERS:
                 file.seek(row[f"{name}_offset"])
-                if zlib.crc32(file.read(row[f"{name}_size"])) != row[f"{name}_crc32"]:
+                members[name] = file.read(row[f"{name}_size"])
+            for name, data in members.items():
+                if zlib.crc32(data) != row[f"{name}_crc32"]:
                     yield f"{path}: {row['clip_id']}'s {name} have another CRC than the index names"
+            if (sha256 := compute_members_digest(members.values())) != row["sha256"]:
+                stated = row["sha256"][:12]
+                yield f"{path}: {row['clip_id']} has sha256 {sha256[:12]}, the index says {stated}"
 
 
 def _check_contents(dataset: Dataset, rows: Sequence[Row]) -> Iterator[str]:
@@ -197,7 +223,8 @@ def _check_contents(dataset: Dataset, rows: Sequence[Row]) -> Iterator[str]:
     for row in rows:
         clip_id = row["clip_id"]
         try:
-            sample = decode_members(clip_id, read_members(dataset, clip_id))
+            sample = read_clip(dataset, clip_id)
+            _check_against_manifest(sample, dataset.manifest)
         except ShardError as err:
             yield str(err)
             continue
@@ -210,6 +237,32 @@ def _check_contents(dataset: Dataset, rows: Sequence[Row]) -> Iterator[str]:
         }
         for name, value in expected.items():
             if sample.info.get(name) != value:
-                yield f"{clip_id}: its json says {name} {sample.info.get(name)!r}, the index {value!r}"
-        if len(sample.frames) != row["frames"]:
-            yield f"{clip_id}: {len(sample.frames)} frames decode, the index says {row['frames']}"
+                yield (
+                    f"{clip_id}: its json says {name} {shorten(sample.info.get(name))}, "
+                    f"the index {shorten(value)}"
+                )
+
+
+def _check_against_manifest(sample: ClipSample, manifest: Mapping[str, Any]) -> None:
+    """Raise ShardError unless a clip is as the manifest says that all are: codec, sizes, range of mels."""
+    params: Mapping[str, Any] = manifest.get("params") or {}
+    top_db = (params.get("mels") or {}).get("top_db")
+    for name, actual, expected in (
+        ("codec", sample.info["codec"], manifest.get("codec")),
+        ("size", sample.info["size"], manifest.get("size")),
+        ("n_mels", sample.mels.shape[1], manifest.get("n_mels")),
+    ):
+        if expected is not None and actual != expected:
+            raise ShardError(f"{sample.key}: {name} {actual!r}, {DATASET_NAME} says {expected!r}")
+    n_seconds = len(sample.info.get("source_seconds") or sample.frames)
+    if n_seconds != len(sample.frames):
+        raise ShardError(f"{sample.key}: {n_seconds} source_seconds for {len(sample.frames)} frames")
+    last = max(sample.info.get("interpolated_frames") or [0])
+    if last >= len(sample.frames):
+        raise ShardError(f"{sample.key}: interpolated frame {last} of {len(sample.frames)} frames")
+    lowest, highest = float(sample.mels.min()), float(sample.mels.max())
+    if top_db is not None and not -top_db - MEL_MARGIN_DB <= lowest <= highest <= MEL_MARGIN_DB:
+        raise ShardError(
+            f"{sample.key}: mels are {lowest:.2f} to {highest:.2f} dB, expected -{top_db:g} to 0 "
+            "(params.mels.top_db)"
+        )

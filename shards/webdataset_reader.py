@@ -16,7 +16,7 @@ import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import webdataset as wds
 from webdataset.shardlists import expand_urls
@@ -24,10 +24,12 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from shards.checksum import HASH_LETTERS
 from shards.index import MEMBERS, Clips
+from shards.names import check_clip_id
 from shards.reader import Dataset, decode_members, find_altered_member
 from shards.rng import derive_key
 from shards.schema import ClipSample, ShardError
 from shards.storage import LocalStorage, MissingFileError, Storage, open_storage
+from shards.transport import split_address
 
 BLOCK_BYTES = 2**23  # read from the storage at a time
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
@@ -109,7 +111,7 @@ def locate_shard(url: str) -> tuple[Storage, str]:
     match = SCHEME.match(url)
     if match is None:
         return LocalStorage(Path(url).parent), Path(url).name
-    scheme, parts = match[1].lower(), urlsplit(url)
+    scheme, parts = match[1].lower(), split_address(url)
     if scheme not in SCHEMES or (scheme == "file" and parts.netloc not in ("", "localhost")):
         raise ShardError(f"{url}: shards are read from paths, file:, http(s):// and s3:// addresses only")
     if scheme == "file":
@@ -125,6 +127,7 @@ def decode_sample(sample: Mapping[str, Any]) -> ClipSample:
     """A clip from its members in bytes, as webdataset groups them. Raises ShardError with shard and clip."""
     url, clip_id = sample["__url__"], sample["__key__"]
     members = _list_members(sample)
+    check_clip_id(clip_id, url)
     missing = [name for name in MEMBERS if name not in members]
     if missing:
         raise ShardError(f"{url}: {clip_id} has no {', '.join(missing)}")

@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.checksum import HASH_LETTERS
+from shards.names import check_clip_id
 from shards.schema import (
     AFFINE_MEMBER,
     BOXES_MEMBER,
     JSON_MEMBER,
     MELS_MEMBER,
-    ShardError,
     array_to_npy,
     check_arrays,
     get_frames_member,
@@ -40,8 +40,7 @@ class PackedClip:
     info: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        if not self.key or "." in self.key or "/" in self.key:
-            raise ShardError(f"clip id {self.key!r} holds a dot or slash, which would split it in the tar")
+        check_clip_id(self.key)
         size = (self.info["size"], self.info["size"])
         check_arrays(self.key, self.info["frames"], size, self.boxes, self.mels, self.affine)
 

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as params_dataclass
@@ -20,7 +19,15 @@ from shards.table import Row
 from stages import landmarks
 from stages.engine.cache import digest
 from stages.engine.outcome import Drop, Outcome, StageError
-from stages.engine.parts import Part, PartTask, read_part, read_part_key, update_parts, write_part
+from stages.engine.parts import (
+    Part,
+    PartTask,
+    list_columns,
+    read_part,
+    read_part_key,
+    update_parts,
+    write_part,
+)
 from stages.engine.per_clip import count_outcomes, read_array
 from stages.engine.stage import Context, Report, Work
 from stages.media.crops import TEMPLATE, TEMPLATE_SIZE, fit_similarity
@@ -43,9 +50,9 @@ class AlignParams:
     size: int = Field(default=128, ge=32, le=1024)  # px, of the square crop
     smooth_frames: Annotated[int, Field(ge=1, le=99)] = 7  # of the centred mean; odd
     # Margins of the box, in px of a crop of 128. With a negative one the box begins above the nose's base.
-    below_nose: float = Field(default=2.0, ge=-64)
-    below_chin: float = Field(default=4.0, ge=0)
-    beside_face: float = Field(default=2.0, ge=0)
+    below_nose: float = Field(default=2.0, ge=-64, le=TEMPLATE_SIZE)
+    below_chin: float = Field(default=4.0, ge=0, le=TEMPLATE_SIZE)
+    beside_face: float = Field(default=2.0, ge=0, le=TEMPLATE_SIZE)
 
     def __post_init__(self) -> None:
         if self.smooth_frames % 2 == 0:
@@ -132,7 +139,7 @@ def align_part(task: PartTask) -> None:
     """Write one part from the landmarks' part."""
     source, params = task.inputs
     rows: list[tuple[str, Outcome, Row]] = []
-    for clip_id, row in read_part(source).items():
+    for clip_id, row in read_part(source, list_columns(landmarks.COLUMNS)).items():
         if row["status"] != OK:
             continue
         points = read_array(row, "points", landmarks.COLUMNS, (-1, N_POINTS, 2))
@@ -144,7 +151,7 @@ def align_part(task: PartTask) -> None:
             rows.append((clip_id, Outcome.from_drop(drop), {}))
             continue
         rows.append((clip_id, Outcome(), {"affine": matrices.tobytes(), "boxes": boxes.tobytes()}))
-    write_part(task.path, task.key, [pa.field(name, pa.binary()) for name in COLUMNS], rows)
+    write_part(task.path, task.key, list_columns(COLUMNS), rows)
 
 
 def check_boxes(boxes: Boxes) -> None:

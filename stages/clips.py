@@ -7,28 +7,45 @@ import os
 import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pyarrow.compute as pc
-from pydantic import ConfigDict, Field
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+from av.video.stream import VideoStream
+from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass as params_dataclass
 
 from shards.checksum import file_sha256
-from shards.ledger import DROPPED, FAILED, OK, build_ledger, read_ledger, write_ledger
+from shards.ledger import (
+    DROPPED,
+    FAILED,
+    OK,
+    STAGE_RULES,
+    build_ledger,
+    check_clips,
+    read_ledger,
+    write_ledger,
+)
+from shards.schema import MAX_FRAMES
 from shards.table import Row, Rows
 from stages.corpora import FETCH_FOLDER, get_corpus
 from stages.corpora.corpus import BadName
+from stages.corpora.leftovers import check_pattern, judge_file, judge_folder
 from stages.engine import sandbox
 from stages.engine.cache import digest, entry_path, load_entry, save_entry, versions
-from stages.engine.outcome import Drop, Outcome, StageError
-from stages.engine.sandbox import ClipJob, LimitParams
+from stages.engine.outcome import MACHINE_ERRORS, Drop, Outcome, StageError
+from stages.engine.sandbox import DAY, MAX_PIXELS, ClipJob, LimitParams
 from stages.engine.stage import Context, Report, Work
-from stages.media import audio, video
+from stages.media.audio import check_audio
+from stages.media.container import find_audio_stream, find_video_stream, open_media
+from stages.media.presentation import DecodeReport, ShownVideo, decode_shown_video, read_timeline
+from stages.media.video import count_frames_at_25fps
 
 STAGE = "clips"
-VERSION = 1
+VERSION = 2  # 2: clocks, discarded packets, damage, still pictures
 LEDGER_NAME = "ledger.parquet"
 
 # Files beside clips in the corpora as they are published, and what operating systems leave behind.
@@ -48,21 +65,33 @@ class ClipsParams:
     """Which files are usable clips."""
 
     test_share: float = Field(default=0.05, ge=0, le=1)  # GRID 50 of 1000 (paper 3.3.1); not CREMA-D
-    min_seconds: float = Field(default=0.4, gt=0)
-    max_seconds: dict[str, float] = Field(
+    min_seconds: float = Field(default=0.4, gt=0, le=DAY)
+    max_seconds: dict[str, Annotated[float, Field(gt=0, le=DAY)]] = Field(
         # GRID's clips last 3 s, CREMA-D's 1.3 to 5.0 s.
         default_factory=lambda: {"grid": 10.0, "crema-d": 10.0, "folder": 600.0}
     )
-    max_pixels: int = Field(default=4096 * 2304, gt=0)  # of a frame
-    max_missing_seconds: float = Field(default=0.05, ge=0)  # of what the header declares
-    max_av_gap_seconds: float = Field(default=0.5, ge=0)  # between the ends of sound and picture
+    max_pixels: int = Field(default=4096 * 2304, gt=0, le=MAX_PIXELS)  # of a frame
+    max_missing_seconds: float = Field(default=0.05, ge=0, le=DAY)  # of what the header declares
+    max_av_gap_seconds: float = Field(default=0.5, ge=0, le=DAY)  # between the ends of sound and picture
+    # For how long one picture may stand. In real clips of GRID, CREMA-D and the web none stands for longer
+    # than 0.14 s: people and cameras always move a little.
+    max_still_seconds: float = Field(default=1.0, gt=0, le=DAY)
+    # Frames that a decoder repairs or loses, and packets of sound. Of 509 clips of GRID one has one.
+    max_damaged_frames: int = Field(default=2, ge=0, le=MAX_FRAMES)
     follow_links: bool = False  # accept symbolic links to files outside the raw folder
+    # Glob patterns of files and folders to leave out (stages.corpora.leftovers.match_pattern).
+    exclude: list[Annotated[str, AfterValidator(check_pattern)]] = Field(default_factory=list)
+    duplicates: Literal["keep", "drop"] = "keep"  # files with the same bytes as another: a note, or dropped
+
+    def select_probe_params(self) -> dict[str, Any]:
+        """The params that decide what one file's probe returns: the key of its cache entry."""
+        return {name: value for name, value in asdict(self).items() if name not in ("exclude", "duplicates")}
 
 
 def run(work: Work, parts: tuple[()], params: ClipsParams, context: Context) -> Report:
     """Write ``clips/ledger.parquet``: one row for every file. ``parts`` are planned from it afterwards."""
     report = Report(STAGE)
-    write_clips(work, probe_files(work, params, context, report), report)
+    write_clips(work, probe_files(work, params, context, report), params, report)
     return report
 
 
@@ -76,13 +105,14 @@ def probe_files(work: Work, params: ClipsParams, context: Context, report: Repor
     with ThreadPoolExecutor(context.workers) as pool:
         hashes = pool.map(lambda path: hash_file(work.raw / path), readable)
         fingerprints = dict(zip(readable, hashes, strict=True))
+    probe_params = params.select_probe_params()
     outcomes: dict[PurePosixPath, Outcome] = {}
     tasks: list[ProbeTask] = []
     for path, fingerprint in fingerprints.items():
         if isinstance(fingerprint, Drop):
             outcomes[path] = Outcome.from_drop(fingerprint)
             continue
-        key = digest(STAGE, VERSION, fingerprint["sha256"], work.corpus, params, versions("av"))
+        key = digest(STAGE, VERSION, fingerprint["sha256"], work.corpus, probe_params, versions("av"))
         entry = entry_path(work.cache, STAGE, key, ".npz")
         cached = load_entry(entry)
         if cached is not None:
@@ -102,9 +132,9 @@ def probe_files(work: Work, params: ClipsParams, context: Context, report: Repor
     return build_ledger(make_rows())
 
 
-def write_clips(work: Work, rows: Rows, report: Report) -> None:
+def write_clips(work: Work, rows: Rows, params: ClipsParams, report: Report) -> None:
     """Write this stage's ledger, and the same as ``clips.parquet``; fill in the report."""
-    ledger = build_ledger(mark_duplicate_ids(rows))
+    ledger = build_ledger(mark_duplicates(rows, params))
     write_ledger(work.stage_folder(STAGE) / LEDGER_NAME, ledger)
     write_ledger(work.ledger, ledger)
     report.count_rows(ledger)
@@ -117,34 +147,70 @@ def read_clips(work: Work) -> Rows:
     path = work.stage_folder(STAGE) / LEDGER_NAME
     if not path.is_file():
         raise StageError(f"{path}: not there; run `pipeline clips --dataset {work.corpus}` first")
-    return read_ledger(path)
+    return check_clips(read_ledger(path), f"{path}", STAGE_RULES)
 
 
 @dataclass(frozen=True, slots=True)
 class RawFile:
-    """One file of the raw folder. ``problem`` says why it was not even opened."""
+    """One file of the raw folder. ``problem`` says why it was not even opened.
+
+    A folder that is left out or cannot be listed has one row, for all that is in it; its path ends in "/".
+    """
 
     path: PurePosixPath  # below the raw folder
     problem: Drop | None = None
+    is_folder: bool = False
 
 
 def find_files(raw: Path, params: ClipsParams) -> Iterator[RawFile]:
-    """Every file below ``raw``, links and special files too, except known side-cars; sorted by path."""
+    """Every file below ``raw``, links and special files too, except known side-cars; sorted by path.
 
-    def refuse(err: OSError) -> None:
-        raise StageError(f"--raw {raw}: {err.filename} cannot be listed ({err.strerror})") from err
+    Folders are listed when they are left out or cannot be listed.
+    """
+    files = []
+
+    def locate(folder: str, name: str) -> PurePosixPath:
+        return PurePosixPath(Path(folder, name).relative_to(raw).as_posix())
+
+    def add_unreadable(err: OSError) -> None:
+        if Path(err.filename) == raw:
+            raise StageError(f"--raw {raw}: cannot be listed ({err.strerror})") from err
+        if err.errno in MACHINE_ERRORS:
+            raise err
+        drop = Drop("unreadable", f"is a folder that cannot be listed ({err.strerror})")
+        files.append(RawFile(locate(err.filename, ""), drop, is_folder=True))
 
     if not raw.is_dir():
         raise StageError(f"--raw {raw}: no such folder")
-    files = []
-    for folder, folder_names, file_names in os.walk(raw, onerror=refuse):
+    for folder, folder_names, file_names in os.walk(raw, onerror=add_unreadable):
         folder_names[:] = [name for name in folder_names if name not in SKIPPED_FOLDERS]
-        linked = [name for name in folder_names if Path(folder, name).is_symlink()]
-        for name in [*file_names, *linked]:
-            path = PurePosixPath(Path(folder, name).relative_to(raw).as_posix())
+        linked = [name for name in folder_names if _is_link(Path(folder, name))]
+        for path in (locate(folder, name) for name in [*file_names, *linked]):
             if not is_side_car(path):
-                files.append(RawFile(path, _find_problem(raw, path, params)))
+                drop = judge_file(path, params.exclude) or _find_problem(raw, path, params)
+                files.append(RawFile(path, drop))
+        for name in set(folder_names) - set(linked):
+            path = locate(folder, name)
+            if (drop := judge_folder(path, params.exclude)) is not None:
+                folder_names.remove(name)
+                files.append(RawFile(path, drop, is_folder=True))
     return iter(sorted(files, key=lambda file: file.path))
+
+
+def _is_link(path: Path) -> bool:
+    try:
+        return path.is_symlink()
+    except OSError:  # in a folder that may be listed but not entered
+        return False
+
+
+def find_left_out(path: PurePosixPath, params: ClipsParams) -> RawFile | None:
+    """What is left out by its name, if it is this file: the topmost folder around it, or itself."""
+    for folder in reversed(path.parents[:-1]):
+        if (drop := judge_folder(folder, params.exclude)) is not None:
+            return RawFile(folder, drop, is_folder=True)
+    drop = judge_file(path, params.exclude)
+    return None if drop is None else RawFile(path, drop)
 
 
 def is_side_car(path: PurePosixPath) -> bool:
@@ -176,7 +242,7 @@ def _find_problem(raw: Path, path: PurePosixPath, params: ClipsParams) -> Drop |
         with full.open("rb") as file:
             head = file.read(len(LFS_HEAD))
     except OSError as err:
-        return Drop("unreadable", f"cannot be read ({err.strerror})")
+        return _make_unreadable(err)
     if head == LFS_HEAD:
         return Drop("lfs_pointer", "is a Git LFS pointer, not a video; run `git lfs pull` in the corpus")
     return None
@@ -189,17 +255,22 @@ def _check_link(raw: Path, link: Path, params: ClipsParams) -> Drop | None:
         return Drop("link", f"is a symbolic link to {os.fspath(link.readlink())!r}, which is not there")
     if target.is_dir():
         return Drop("link", "is a symbolic link to a folder; links to folders are not followed")
-    if _has_own_row(target, raw.resolve()):
-        return Drop("link", f"is a symbolic link to {os.fspath(link.readlink())!r}, which has its own row")
+    if (own_row := _describe_own_row(target, raw.resolve(), params)) is not None:
+        return Drop("link", f"is a symbolic link to {os.fspath(link.readlink())!r}, which {own_row}")
     if not params.follow_links:
         return Drop("link", f"is a symbolic link that leaves the raw clips, to {str(target)!r}; "
                     "clips.follow_links accepts such")  # fmt: skip
     return None
 
 
-def _has_own_row(target: Path, raw: Path) -> bool:
-    """Whether a link's target is listed by itself. Files in the folders of git-annex and DVC are not."""
-    return target.is_relative_to(raw) and gets_row(PurePosixPath(target.relative_to(raw).as_posix()))
+def _describe_own_row(target: Path, raw: Path, params: ClipsParams) -> str | None:
+    """That a link's target is listed by itself, or None: files in git-annex's and DVC's folders are not."""
+    if not target.is_relative_to(raw):
+        return None
+    path = PurePosixPath(target.relative_to(raw).as_posix())
+    if not gets_row(path):
+        return None
+    return "has its own row" if find_left_out(path, params) is None else "is left out"
 
 
 def hash_file(path: Path) -> Row | Drop:
@@ -207,7 +278,13 @@ def hash_file(path: Path) -> Row | Drop:
     try:
         return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
     except OSError as err:
-        return Drop("unreadable", f"cannot be read ({err.strerror})")
+        return _make_unreadable(err)
+
+
+def _make_unreadable(err: OSError) -> Drop:
+    if err.errno in MACHINE_ERRORS:
+        raise err
+    return Drop("unreadable", f"cannot be read ({err.strerror})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,48 +307,70 @@ def run_probe(task: ProbeTask) -> tuple[PurePosixPath, Outcome]:
 
 def probe_file(path: Path, corpus: str, params: ClipsParams) -> Outcome:
     """Facts of one media file. Runs in the sandbox; raises Drop when a rule says it cannot be used."""
-    with video.open_media(path) as container:
-        picture = video.find_video_stream(container)
-        sound = audio.find_audio_stream(container)
+    with open_media(path) as container:
+        picture = find_video_stream(container)
+        sound = _find_sound(container, picture)
         codec = picture.codec_context
-        pixels = codec.width * codec.height
-        if not 0 < pixels <= params.max_pixels:
-            raise Drop("too_large", f"frames are {codec.width}x{codec.height}, "
-                       f"expected at most {params.max_pixels} pixels")  # fmt: skip
-        declared_end = video.read_declared_end(container)
-        video_span, audio_span = video.read_stream_spans(container, picture, sound)
-        width, height = video.read_display_size(path)
+        _check_pixels(codec.width, codec.height, params)
+        timeline = read_timeline(container, picture, sound)
+        video_span, audio_span = timeline.spans
+        shown = decode_shown_video(path, video_span)
+        width, height = shown.form.size
+        _check_pixels(width, height, params)
+        span = shown.span
         facts = {
             "video_codec": codec.name,
             "width": width,
             "height": height,
-            "source_frames": video_span.packets,
-            "fps": float(video_span.packets / video_span.seconds) if video_span.seconds > 0 else 0.0,
-            "video_start": float(video_span.start),
-            "video_seconds": float(video_span.seconds),
-            "frames": video.count_frames_at_25fps(video_span),
+            "source_frames": span.packets,
+            "fps": float(span.packets / span.seconds) if span.seconds > 0 else 0.0,
+            "video_start": float(span.start),
+            "video_seconds": float(span.seconds),
+            "frames": count_frames_at_25fps(span),
             "audio_codec": sound.codec_context.name,
             "audio_rate": sound.codec_context.sample_rate,
             "audio_channels": sound.codec_context.layout.nb_channels,
             "audio_start": float(audio_span.start),
             "audio_seconds": float(audio_span.seconds),
         }
+    heard = check_audio(path)
     try:
-        _check_times(facts, declared_end, corpus, params)
+        _check_times(facts, timeline.missing_seconds, corpus, params)
+        _check_pictures(shown, params)
+        _check_damage(shown.report, heard, params)
     except Drop as drop:  # with its facts, so that the ledger shows what was measured
         return Outcome(DROPPED, drop.code, drop.reason, facts=facts)
-    return Outcome(facts=facts)
+    damage = (("video", shown.report), ("audio", heard))
+    notes = tuple(report.describe(kind) for kind, report in damage if report.count)
+    return Outcome(facts=facts, notes=notes)
 
 
-def _check_times(facts: dict[str, Any], declared_end: float | None, corpus: str, params: ClipsParams) -> None:
+def _find_sound(container: InputContainer, picture: VideoStream) -> AudioStream:
+    """The stream of sound. Raises Drop when there is none, or the file breaks off before it begins."""
+    try:
+        return find_audio_stream(container)
+    except Drop:
+        (span,) = read_timeline(container, picture).spans
+        if span.packets < 2:
+            raise Drop("damaged", f"breaks off after {span.packets} packet of video") from None
+        raise
+
+
+def _check_pixels(width: int, height: int, params: ClipsParams) -> None:
+    """Raise Drop when a frame is too large to be decoded or shown."""
+    if not 0 < width * height <= params.max_pixels:
+        raise Drop("too_large", f"frames are {width}x{height}, expected at most {params.max_pixels} pixels")
+
+
+def _check_times(facts: dict[str, Any], missing_seconds: float, corpus: str, params: ClipsParams) -> None:
     """Raise Drop when a clip's times break a rule."""
     seconds = facts["video_seconds"]
     video_end = facts["video_start"] + seconds
     audio_end = facts["audio_start"] + facts["audio_seconds"]
-    missing = 0.0 if declared_end is None else declared_end - max(video_end, audio_end)
-    if missing > params.max_missing_seconds:
-        raise Drop("truncated", f"ends at {max(video_end, audio_end):.3f} s, but its header says "
-                   f"{declared_end:.3f} s: it is cut short")  # fmt: skip
+    if missing_seconds > params.max_missing_seconds:
+        end = max(video_end, audio_end)
+        raise Drop("truncated", f"ends at {end:.3f} s, but its header says "
+                   f"{end + missing_seconds:.3f} s: it is cut short")  # fmt: skip
     longest = params.max_seconds.get(corpus, math.inf)
     if not params.min_seconds <= seconds <= longest:
         raise Drop("too_long" if seconds > longest else "too_short", f"lasts {seconds:.2f} s, "
@@ -280,6 +379,24 @@ def _check_times(facts: dict[str, Any], declared_end: float | None, corpus: str,
         raise Drop("av_mismatch", f"its picture ends at {video_end:.2f} s and its sound at "
                    f"{audio_end:.2f} s, expected at most "
                    f"{params.max_av_gap_seconds:g} s between")  # fmt: skip
+
+
+def _check_pictures(shown: ShownVideo, params: ClipsParams) -> None:
+    """Raise Drop when one picture stands for too long: a hole in a recording, or a photo."""
+    if shown.still_seconds > params.max_still_seconds:
+        raise Drop("still", f"shows the same picture from {shown.still_start:.2f} s for "
+                   f"{shown.still_seconds:.2f} s, expected at most "
+                   f"{params.max_still_seconds:g} s")  # fmt: skip
+
+
+def _check_damage(picture: DecodeReport, sound: DecodeReport, params: ClipsParams) -> None:
+    """Raise Drop when the decoder had to repair or to leave out too much."""
+    if picture.count > params.max_damaged_frames:
+        raise Drop("damaged", f"{picture.describe('video')}, "
+                   f"expected at most {params.max_damaged_frames}")  # fmt: skip
+    if sound.count > params.max_damaged_frames:
+        raise Drop("damaged_audio", f"{sound.describe('audio')}, "
+                   f"expected at most {params.max_damaged_frames}")  # fmt: skip
 
 
 def make_row(
@@ -295,10 +412,13 @@ def make_row(
     ``raw_name`` is the name of the raw folder, which some corpora read the speaker from.
     """
     corpus = get_corpus(corpus_name)
-    path = str(file.path).encode(errors="backslashreplace").decode()
+    path = str(file.path).encode(errors="backslashreplace").decode() + "/" * file.is_folder
     row: Row = {"path": path, "corpus": corpus_name, "stage": STAGE, "notes": []}
     row |= fingerprint if isinstance(fingerprint, dict) else {}
     row |= outcome.facts
+    if file.is_folder:
+        assert file.problem is not None, "other folders have no row"
+        return row | {"clip_id": path} | _make_drop_columns(file.problem)
     bad_name: Drop | None = None
     try:
         who = corpus.identify(PurePosixPath(path), raw_name)
@@ -320,8 +440,9 @@ def make_row(
         return row | {"status": outcome.status, "code": outcome.code, "reason": outcome.reason}
     if bad_name is not None:
         return row | _make_drop_columns(bad_name)
+    row["notes"] = list(outcome.notes)
     if corpus.NOMINAL_FRAMES not in (None, row["frames"]):
-        row["notes"] = [f"{row['frames']} frames, {corpus_name} clips have {corpus.NOMINAL_FRAMES}"]
+        row["notes"] += [f"{row['frames']} frames, {corpus_name} clips have {corpus.NOMINAL_FRAMES}"]
     return row | {"status": OK, "code": "", "reason": ""}
 
 
@@ -329,16 +450,31 @@ def _make_drop_columns(drop: Drop) -> Row:
     return {"status": DROPPED, "code": drop.code, "reason": drop.reason}
 
 
-def mark_duplicate_ids(rows: Rows) -> Iterator[Row]:
-    """The rows by path; of several files with one clip id, only the first keeps it."""
+def mark_duplicates(rows: Rows, params: ClipsParams) -> Iterator[Row]:
+    """The rows by path. Of several usable files with one clip id, only the first keeps it.
+
+    Of several with the same bytes, all but the first get a note, or are dropped by ``params.duplicates``.
+    """
     sort_key = pc.replace_substring(rows.table["path"], "/", "\0")  # so "a/b" comes before "a b", like paths
-    ids = pc.value_counts(rows.table["clip_id"])
-    repeated = set(ids.filter(pc.greater(ids.field("counts"), 1)).field("values").to_pylist())
-    first_paths: dict[str, str] = {}
+    repeated_ids, repeated_hashes = (_find_repeated(rows, name) for name in ("clip_id", "sha256"))
+    paths_by_id: dict[str, str] = {}
+    paths_by_hash: dict[str, str] = {}
     for row in Rows(rows.table.take(pc.sort_indices(sort_key))):
-        if row["status"] == OK and row["clip_id"] in repeated:
-            first = first_paths.setdefault(row["clip_id"], row["path"])
+        if row["status"] == OK and row["clip_id"] in repeated_ids:
+            first = paths_by_id.setdefault(row["clip_id"], row["path"])
             if first != row["path"]:
                 drop = Drop("duplicate", f"would be clip {row['clip_id']!r} like {first!r}")
                 row |= _make_drop_columns(drop)
+        if row["status"] == OK and row["sha256"] in repeated_hashes:
+            first = paths_by_hash.setdefault(row["sha256"], row["path"])
+            if first != row["path"] and params.duplicates == "drop":
+                row |= _make_drop_columns(Drop("duplicate", f"has the same bytes as {first!r}"))
+            elif first != row["path"]:
+                row["notes"] = [*row["notes"], f"same bytes as {first}"]
         yield row
+
+
+def _find_repeated(rows: Rows, column: str) -> set[str]:
+    """The values of a column that several rows have."""
+    values = pc.value_counts(rows.table[column])
+    return set(values.filter(pc.greater(values.field("counts"), 1)).field("values").to_pylist()) - {None}

@@ -35,7 +35,7 @@ from stages.media.video import ClockFrame, read_frames_at_25fps
 
 STAGE = "landmarks"
 MAX_LISTED = 20  # frames that a note names
-VERSION = 2
+VERSION = 2  # 2: square pixels, mirrored pictures, jumps
 COLUMNS = {
     "points": np.float32,  # (T, 478, 2) source px, gaps bridged
     "found": np.bool_,  # (T,), False where interpolated
@@ -48,9 +48,10 @@ class LandmarksParams:
     """How faces are found and tracked."""
 
     model: str = ""  # path of face_landmarker.task; empty: environment, user's cache, download
-    max_faces: int = Field(default=4, ge=1)  # to look for in a frame; the largest is tracked
-    max_gap_frames: int = Field(default=5, ge=0)  # without a face, bridged; a longer gap drops the clip
-    min_face_pixels: float = Field(default=40.0, ge=0)  # median width; smaller ones are too coarse
+    max_faces: int = Field(default=4, ge=1, le=100)  # to look for in a frame; the largest is tracked
+    # Frames without a face that are bridged; a longer gap drops the clip.
+    max_gap_frames: int = Field(default=5, ge=0, le=100_000)
+    min_face_pixels: float = Field(default=40.0, ge=0, le=16_384)  # median width; smaller ones are too coarse
     # Clips with a cut to another face (or a mirrored one). Of two people in one clip the network would be
     # shown one and asked for the other. Zooms and jumps of the same face are always kept: crops hide them.
     cuts: Literal["drop", "keep"] = "drop"

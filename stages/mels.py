@@ -6,10 +6,10 @@ what the paper's code does with them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as params_dataclass
 
-from shards.schema import MEL_FPS, MELS_PER_FRAME
+from shards.schema import MAX_MELS, MEL_FPS, MELS_PER_FRAME
 from shards.table import Row
 from stages.engine.cache import digest, save_entry, versions
 from stages.engine.outcome import Outcome
@@ -39,11 +39,12 @@ ROWS_AT_ONCE = 4096  # 82 s; a multiple of 16, so that BLAS adds in the same ord
 class MelsParams:
     """The spectrogram, as in the paper's section 3.3.2 and its code."""
 
-    n_fft: int = Field(default=2048, ge=64)
-    win_length: int = Field(default=640, ge=16)  # samples: 40 ms
-    n_mels: int = Field(default=256, ge=8)
+    n_fft: int = Field(default=2048, ge=64, le=2**16)  # samples: 4 s are no spectrum of a moment
+    win_length: int = Field(default=640, ge=16, le=2**16)  # samples: 40 ms
+    n_mels: int = Field(default=256, ge=8, le=MAX_MELS)
     fmax: float = Field(default=8000.0, gt=0, le=SAMPLE_RATE / 2)  # Hz
-    top_db: float = Field(default=80.0, gt=0)  # the floor, below the reference
+    # The floor, below the reference. float32 power spans 380 dB.
+    top_db: float = Field(default=80.0, gt=0, le=380)
     # 0 dB is the loudest cell of the whole clip, as in the paper, or of a window around each row. Clips that
     # are not longer than the window have the same mels by both. In a long recording the same words keep
     # their level by the window alone: docs/dataset.md has the measurement.
@@ -51,11 +52,19 @@ class MelsParams:
     window_seconds: float = Field(default=3.0, ge=1, le=60)
     # How far the reference may fall below the loudest cell of the recording, dB: more would make the noise
     # of a long pause as loud as speech.
-    max_boost_db: float = Field(default=20.0, ge=0, le=200)
+    max_boost_db: float = Field(default=20.0, ge=0, le=380)
 
     def __post_init__(self) -> None:
         if self.win_length > self.n_fft:
             raise ValueError(f"win_length {self.win_length} is longer than n_fft {self.n_fft}")
+
+
+def load_mels_params(section: Mapping[str, Any]) -> MelsParams:
+    """The params of a dataset's mels from its manifest. Raises pydantic's ValidationError.
+
+    Datasets that do not name their reference were made when the whole clip was the only one.
+    """
+    return MelsParams(**{"reference": "clip", **section})
 
 
 def compute_mel_rows(sound: NDArray[np.float32], params: MelsParams) -> NDArray[np.float32]:
@@ -67,15 +76,15 @@ def compute_mel_rows(sound: NDArray[np.float32], params: MelsParams) -> NDArray[
 
     power = compute_mel_power(sound, params)
     if params.reference == "clip" or power.shape[1] <= count_window_rows(params):
-        decibel = librosa.power_to_db(power, ref=np.max, top_db=params.top_db)
-        return np.ascontiguousarray(decibel.T, dtype=np.float32)
+        whole: NDArray[np.float32] = librosa.power_to_db(power, ref=np.max, top_db=params.top_db)
+        return np.ascontiguousarray(whole.T, dtype=np.float32)
     # In place: the mels of an hour are 180 MB.
-    decibel = np.maximum(power, MIN_POWER, out=power)
+    decibel: NDArray[np.float32] = np.maximum(power, MIN_POWER, out=power)
     np.log10(decibel, out=decibel)
     decibel *= 10
     decibel -= compute_reference(decibel.max(axis=0), params)
     np.clip(decibel, -params.top_db, 0, out=decibel)
-    return np.ascontiguousarray(decibel.T)
+    return np.ascontiguousarray(decibel.T, dtype=np.float32)
 
 
 def count_window_rows(params: MelsParams) -> int:

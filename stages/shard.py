@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,21 +14,24 @@ import pyarrow as pa
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as params_dataclass
 
-from shards.atomic import PARTIAL_SUFFIX, write_atomically
+from shards.atomic import make_scratch_folder, write_atomically
 from shards.checksum import file_sha256
 from shards.codec import Codec, encode_frame, write_frames
+from shards.documents import parse_object
 from shards.index import (
     DATASET_NAME,
     INDEX_NAME,
     LEDGER_NAME,
     ShardEntry,
-    make_shard_rows,
+    check_index_rows,
     parse_shard_entries,
+    parse_shard_entry,
     read_manifest,
     write_index,
     write_manifest,
 )
 from shards.ledger import OK, count_by_code, write_ledger
+from shards.publish import PUBLISHED
 from shards.schema import SCHEMA_VERSION, ShardError
 from shards.table import Row, Rows
 from shards.writer import PackedClip, make_shard_name, write_tar
@@ -37,7 +39,15 @@ from stages import align, landmarks, mels
 from stages.engine import sandbox
 from stages.engine.cache import digest, entry_path, link_or_copy, versions
 from stages.engine.outcome import Outcome, StageError
-from stages.engine.parts import Part, PartTask, read_part, read_part_key, update_parts, write_part
+from stages.engine.parts import (
+    Part,
+    PartTask,
+    list_columns,
+    read_part,
+    read_part_key,
+    update_parts,
+    write_part,
+)
 from stages.engine.per_clip import read_array
 from stages.engine.sandbox import ClipJob, LimitParams
 from stages.engine.stage import Context, Report, Work
@@ -45,7 +55,7 @@ from stages.media.crops import MAX_SUPERSAMPLE, compute_supersample, crop_frames
 from stages.media.video import ClockFrame, read_frames_at_25fps
 
 STAGE = "shard"
-VERSION = 1
+VERSION = 2  # 2: square pixels, mirrored pictures
 COLUMNS = [
     pa.field("entry", pa.string()),  # JSON of the part's ShardEntry, the same in every row
     pa.field("index", pa.string()),  # JSON of the clip's row of index.parquet
@@ -139,9 +149,9 @@ def _write_to_cache(
     outcomes: dict[str, Outcome] = {}
     with (
         write_atomically(cached_tar) as partial,
-        tempfile.TemporaryDirectory(dir=inputs.work.cache, suffix=PARTIAL_SUFFIX) as scratch,
+        make_scratch_folder(inputs.work.cache) as scratch,
     ):
-        index_rows = write_tar(partial, _pack_clips(task.part, inputs, Path(scratch, "frames"), outcomes))
+        index_rows = write_tar(partial, _pack_clips(task.part, inputs, scratch / "frames", outcomes))
         sha256, size = file_sha256(partial), partial.stat().st_size
     entry = None
     if index_rows:
@@ -169,10 +179,10 @@ def _pack_clips(
     """
     work = inputs.work
     align_path = work.part_path(align.STAGE, part.name)
-    align_rows = read_part(align_path)
-    mels_rows = read_part(work.part_path(mels.STAGE, part.name))
+    align_rows = read_part(align_path, list_columns(align.COLUMNS))
+    mels_rows = read_part(work.part_path(mels.STAGE, part.name), list_columns(mels.COLUMNS))
     landmarks_path = work.part_path(landmarks.STAGE, part.name)
-    landmarks_rows = read_part(landmarks_path, ["clip_id", "found", "notes"])
+    landmarks_rows = read_part(landmarks_path, list_columns(["found"]))
     for row in part.rows:
         clip_id = row["clip_id"]
         if any(rows.get(clip_id, {}).get("status") != OK for rows in (align_rows, mels_rows)):
@@ -245,7 +255,7 @@ def encode_crops_of_file(
 ) -> Outcome:
     """Crop and encode a video's frames to the file ``blob``. Runs in the sandbox."""
     cv2.setNumThreads(1)
-    row = read_part(align_part, ["clip_id", "affine"])[clip_id]
+    row = read_part(align_part, list_columns(["affine"]))[clip_id]
     matrices = read_array(row, "affine", align.COLUMNS, (-1, 2, 3))
     supersample = compute_supersample(matrices, params.max_supersample)
     source_seconds: list[float] = []
@@ -266,8 +276,8 @@ def _read_entry(part: Path) -> ShardEntry | None:
     """The shard that a part's rows describe, or None when there is no part or it has no shard."""
     if read_part_key(part) is None:
         return None
-    row = next((row for row in read_part(part, ["clip_id", "entry"]).values() if row["entry"]), None)
-    return None if row is None else ShardEntry(**json.loads(row["entry"]))
+    row = next((row for row in read_part(part, COLUMNS).values() if row["entry"]), None)
+    return None if row is None else parse_shard_entry(row["entry"], f"{part}")
 
 
 def _is_written(task: PartTask) -> bool:
@@ -287,10 +297,12 @@ def read_packed(work: Work, parts: Sequence[Part]) -> list[PackedShard]:
     shards = []
     for part in parts:
         path = work.part_path(STAGE, part.name)
-        rows = [row for row in read_part(path, ["clip_id", "entry", "index"]).values() if row["index"]]
+        rows = [row for row in read_part(path, COLUMNS).values() if row["index"]]
         if rows:
-            entry = ShardEntry(**json.loads(rows[0]["entry"]))
-            index = make_shard_rows(entry.name, (json.loads(row["index"]) for row in rows))
+            entry = parse_shard_entry(rows[0]["entry"] or "", f"{path}")
+            index = check_index_rows(
+                [parse_object(row["index"], f"{path}") for row in rows], entry.name, f"{path}"
+            )
             shards.append(PackedShard(entry, index))
     return shards
 
@@ -333,12 +345,13 @@ def finish_dataset(
         tools=versions(*LIBRARIES),
     )
     for name in old_names - {entry.name for entry in entries}:
-        (work.out / name).unlink(missing_ok=True)
+        if PUBLISHED.fullmatch(name):  # a name that redub gives, whatever else a manifest lists
+            (work.out / name).unlink(missing_ok=True)
 
 
 def _list_old_shards(out: Path) -> set[str]:
     """Shards of the dataset that is in the folder now. Other files there are not touched."""
     try:
-        return {entry.name for entry in parse_shard_entries(read_manifest(out), out / DATASET_NAME)}
+        return {entry.name for entry in parse_shard_entries(read_manifest(out))}
     except ShardError:
         return set()

@@ -9,30 +9,36 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import pydantic
 import torch
+from pydantic import Field
 
 from model import loop
 from model.batch import build_network_input
 from model.checkpoint import check_resumable, list_checkpoints, restore_state
 from model.execution import Execution, Ranks, join_ranks
-from model.recipe import Recipe
+from model.recipe import ModelError, Recipe, recipe_from_dict
 from model.signals import explain_out_of_memory
 from model.unet import count_parameters
 from shards.atomic import write_atomically
 from shards.cache import open_shard_store
 from shards.clip_stream import ClipStream
+from shards.documents import Document
 from shards.frames import FrameSource
 from shards.publish import download_dataset, locate_dataset
 from shards.reader import Dataset, open_dataset
 from shards.resident import TRAIN_SPLIT, Resident, build_clip_table, load_resident, split_held_out
+from shards.schema import Text
 from shards.streaming import Cached, Decoder, Windowed, is_worker_error
+from stages.engine.json_file import read_json_file
 from stages.engine.lock import lock_folder
 from stages.engine.outcome import StageError
 from stages.engine.progress import Progress, no_progress
 
 RUN_FILE = "run.json"
+MAX_NAMES = 8  # of splits, in a message
 MAX_HELD_OUT_CLIPS = 64  # decoded for the held-out loss of a dataset that is too large for this machine
 
 Hold = Literal["resident", "cached", "windowed", "streamed"]
@@ -128,7 +134,11 @@ def open_frame_sources(
     build_network_input(recipe.network).check_dataset(dataset.manifest, dataset.storage.address)
     ids = dataset.clips.ids_in_split(TRAIN_SPLIT)
     if not ids:
-        raise StageError(f"{request.shards}: no clip is in the split {TRAIN_SPLIT!r}")
+        splits = sorted(dataset.clips.table["split"].unique().to_pylist())[:MAX_NAMES]
+        raise StageError(
+            f"{request.shards}: no clip is in the split {TRAIN_SPLIT!r}, all are in {', '.join(splits)}; "
+            "a smaller clips.test_share leaves some to train on"
+        )
     train_ids, held_out_ids = split_held_out(ids, recipe.held_out_share, seed=recipe.seed)
     opener = _FrameSourceOpener(request, recipe, dataset, ranks, progress)
     if request.hold == "resident":
@@ -237,6 +247,31 @@ class _FrameSourceOpener:
             workers=self.request.workers,
             done=report,
         )
+
+
+class RunFile(Document):
+    """The content of ``run.json``, which the report and the page show. An older redub wrote less of it."""
+
+    preset: Text = ""
+    shards: Text = ""
+    digest: Text = ""
+    recipe: dict[str, Any] = Field(default_factory=dict)
+    mels: dict[str, Any] | None = None  # how the dataset's mels were made
+    versions: dict[str, Text] = Field(default_factory=dict)
+
+    @pydantic.field_validator("recipe")
+    @classmethod
+    def _check_recipe(cls, recipe: dict[str, Any]) -> dict[str, Any]:
+        try:
+            recipe_from_dict(recipe)
+        except ModelError as err:
+            raise ValueError(str(err)) from err
+        return recipe
+
+
+def read_run_file(run: Path) -> dict[str, Any]:
+    """The content of a run's ``run.json``. Raises StageError for one that is missing or no run's."""
+    return read_json_file(run / RUN_FILE, "pipeline train", RunFile)
 
 
 def _write_run_file(request: TrainRequest, recipe: Recipe, dataset: Dataset) -> None:

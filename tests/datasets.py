@@ -101,7 +101,9 @@ def write(
         for clip in clips
     ]
     corpus = fields.get("dataset")
-    write_ledger(folder / LEDGER_NAME, [row | {"corpus": corpus} for row in [*clip_rows, *dropped]])
+    write_ledger(
+        folder / LEDGER_NAME, [{"notes": []} | row | {"corpus": corpus} for row in [*clip_rows, *dropped]]
+    )
     splits: dict[str, dict[str, int]] = {}
     for row in chain.from_iterable(shards):
         counts = splits.setdefault(row["split"], {"shards": 1, "clips": 0, "frames": 0})

@@ -10,12 +10,14 @@ import av
 import imageio_ffmpeg
 import numpy as np
 
+from tests.waiting import GUARD_SECONDS
+
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
 
 
 def ffmpeg(*args: object) -> None:
     command = [FFMPEG, "-nostdin", "-loglevel", "error", "-y", *map(str, args)]
-    subprocess.run(command, check=True, timeout=60)
+    subprocess.run(command, check=True, timeout=GUARD_SECONDS)
 
 
 def read_yuv_frames(path: Path) -> list[np.ndarray]:

@@ -139,7 +139,9 @@ def write_samples(folder: Path, dataset: Dataset, pairs: Sequence[tuple[str, str
         rows.append(ids | {"split": dataset.clips[clip_id]["split"]})
     write_rows(folder / TABLE, rows, SCHEMA)
     (folder / SAMPLES_INFO).write_text(
-        json.dumps({"dataset": dataset.manifest["digest"], "params": {"steps": 10}})
+        json.dumps(
+            {"dataset": dataset.manifest["digest"], "audio": "own", "params": {"steps": 10, "seed": seed}}
+        )
     )
     return folder
 

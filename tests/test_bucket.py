@@ -31,6 +31,7 @@ from shards.verify import verify
 from stages.synth import ClipSpec, make_clip
 from tests import datasets, faults, s3
 from tests.build import build, hash_files
+from tests.waiting import GUARD_SECONDS
 
 BIG_BYTES = 3_000_000
 
@@ -298,10 +299,10 @@ def test_a_storage_can_be_forked_pickled_and_shared(address: str, tmp_path: Path
     with context.Pool(2) as pool:
         future = pool.map_async(read_shade, [storage] * 4)  # pickled
         assert read_shade(storage) == 7
-        assert future.get(timeout=60) == [7] * 4
+        assert future.get(timeout=GUARD_SECONDS) == [7] * 4
     inherited = context.Process(target=lambda: os._exit(read_shade(storage)))
     inherited.start()
-    inherited.join(timeout=60)
+    inherited.join(timeout=GUARD_SECONDS)
     assert inherited.exitcode == 7
     with ThreadPoolExecutor(8) as threads:
         assert set(threads.map(read_shade, [storage] * 8)) == {7}

@@ -24,7 +24,7 @@ from tests import datasets
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("pipeline", "stages", "sampler", "model", "shards")
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Dated notes: they may name modules and options that no longer exist.
 HISTORY = {ROOT / "docs" / "decisions.md"}
 CURRENT_PAGES = [page for page in PAGES if page not in HISTORY]
@@ -184,7 +184,7 @@ def test_every_link_leads_to_a_file_and_a_heading_that_exist(page: Page) -> None
 
 def test_every_page_is_reached_from_the_readme() -> None:
     targets = {target.partition("#")[0] for target in LINK.findall(Page(ROOT / "README.md").prose)}
-    missing = [path.name for path in PAGES[1:] if f"docs/{path.name}" not in targets]
+    missing = [path.name for path in PAGES[1:] if path.relative_to(ROOT).as_posix() not in targets]
     assert not missing
 
 

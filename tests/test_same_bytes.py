@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from shards.index import DATASET_NAME
 from shards.verify import verify
 from stages.synth import SynthParams, make_corpus
 from tests.build import PIPELINE, build, dvc, find_stage_summary, hash_files, pipeline
+from tests.waiting import GUARD_SECONDS, wait_until
 
 ROOT = Path(__file__).parent.parent
 KILLS = 10
@@ -69,9 +69,7 @@ def scheduler(tmp_path: Path) -> Iterator[str]:
         )
     ]  # fmt: skip
     try:
-        deadline = time.monotonic() + 30
-        while not address.is_file() and time.monotonic() < deadline:
-            time.sleep(0.1)
+        assert wait_until(address.is_file)
         processes += [
             subprocess.Popen(
                 [*dask, "worker", "--scheduler-file", str(address), "--nthreads", "1", "--no-dashboard",
@@ -86,7 +84,7 @@ def scheduler(tmp_path: Path) -> Iterator[str]:
         for process in reversed(processes):
             process.terminate()
         for process in reversed(processes):
-            process.wait(timeout=30)
+            process.wait(timeout=GUARD_SECONDS)
 
 
 def test_a_dask_cluster_makes_the_bytes_of_one_worker(

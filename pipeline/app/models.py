@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from functools import lru_cache
@@ -15,7 +14,9 @@ from model.execution import Execution
 from model.recipe import ModelError
 from sampler.params import SampleParams
 from sampler.rollout import FrameGenerator
-from stages.train import RUN_FILE
+from shards.errors import shorten
+from stages.engine.outcome import StageError
+from stages.train import read_run_file
 
 CACHED_NETWORKS = 2
 
@@ -49,7 +50,9 @@ class ModelList:
         """The best checkpoint of a run. Raises ModelError."""
         runs = self.find_runs()
         if name not in runs:
-            raise ModelError(f"run {name!r}: there is no such run; known are {', '.join(runs) or 'none'}")
+            raise ModelError(
+                f"run {shorten(name)}: there is no such run; known are {', '.join(runs) or 'none'}"
+            )
         return runs[name]
 
     def load_generator(self, name: str, params: SampleParams) -> FrameGenerator:
@@ -63,7 +66,7 @@ def describe_run(name: str, checkpoint: Checkpoint) -> str:
     """A run in one line: its name, its step, and the dataset it was trained on."""
     run = checkpoint.path.parent.parent
     try:
-        dataset = str(json.loads((run / RUN_FILE).read_text())["shards"])
-    except (OSError, ValueError, KeyError, TypeError):
+        dataset = read_run_file(run)["shards"]
+    except (StageError, KeyError):
         dataset = f"dataset {checkpoint.digest[:12]}"
     return f"{name} · step {checkpoint.step:,} · trained on {dataset}"

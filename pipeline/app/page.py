@@ -11,8 +11,6 @@ from sampler.steps import SAMPLERS
 from stages.edit.face_track import FaceChoice
 from stages.edit.run import EditParams
 from stages.edit.timing import Fit
-from stages.engine.outcome import StageError
-from stages.engine.sandbox import MEGABYTE
 
 HOUR, DAY = 3600, 86_400  # seconds
 PLAYER_PX, SPEECH_PX = 320, 190
@@ -61,7 +59,7 @@ UNQUEUED: dict[str, Any] = {**PRIVATE, "queue": False}
 
 
 def build_page(service: Service) -> gr.Blocks:
-    """Build the page; ``serve`` launches it."""
+    """Build the page; ``pipeline.app.server`` serves it."""
     page = gr.Blocks(title="redub", analytics_enabled=False, delete_cache=(HOUR, DAY))
     with page:
         gr.HTML(
@@ -106,37 +104,6 @@ def build_page(service: Service) -> gr.Blocks:
         page.unload(service.end_session)
         page.queue(max_size=MAX_QUEUED_EDITS, api_open=False)
     return page
-
-
-def serve(page: gr.Blocks, *, host: str, port: int | None, max_upload_mb: int) -> str:
-    """Start to serve the page, in threads; returns its address. Raises StageError if it cannot listen."""
-    theme = gr.themes.Default(
-        primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
-    )
-    try:
-        _, url, _ = page.launch(
-            server_name=host,
-            server_port=port,
-            max_file_size=max_upload_mb * MEGABYTE,
-            theme=theme,
-            css=CSS,
-            prevent_thread_lock=True,
-            quiet=True,
-            share=False,
-            enable_monitoring=False,
-            run_history=False,
-            pwa=False,
-            mcp_server=False,
-            ssr_mode=False,
-            footer_links=[],
-            app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
-        )
-    except OSError as err:
-        address = f"--host {host}" + (f" --port {port}" if port else "")
-        raise StageError(
-            f"{address}: cannot listen there; the port is in use, or the address is not this machine's"
-        ) from err
-    return url
 
 
 def _add_video_input(service: Service) -> None:

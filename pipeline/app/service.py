@@ -7,6 +7,7 @@ checks whether it can be used, before anyone waits for an edit.
 from __future__ import annotations
 
 import html
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -24,6 +25,7 @@ from pipeline.app.sessions import Kind, Session, Sessions
 from pipeline.params import Params
 from pipeline.progress import format_time_left
 from sampler.rollout import override_params
+from shards.errors import shorten
 from stages.edit.browser_copy import copy_audio, copy_video
 from stages.edit.face_track import FaceChoice
 from stages.edit.reader import VideoFacts
@@ -35,6 +37,8 @@ from stages.engine.sandbox import ClipJob
 
 PASS_LABELS = {"faces": "Finding the face", "frames": "Generating the mouth"}
 STOPPED = "Stopped. No file was written."
+
+log = logging.getLogger(__name__)
 
 
 class EditStopped(Exception):
@@ -51,6 +55,16 @@ class Service:
     landmarker: Path
     max_upload_mb: int
     max_seconds: float
+    max_pixels: int
+
+    def make_edit_params(self, run: Path | None = None, **options: Any) -> EditParams:
+        """Params of an edit by the network of a run, within the server's limits.
+
+        Raises StageError for an option that is out of bounds.
+        """
+        return self.sections.make_edit_params(
+            run, max_seconds=self.max_seconds, max_pixels=self.max_pixels, **options
+        )
 
     def list_runs(self) -> gr.Dropdown:
         """Update of the list of runs."""
@@ -67,7 +81,7 @@ class Service:
                 copy_video,
                 path=path,
                 out=out,
-                max_pixels=EditParams().max_pixels,
+                max_pixels=self.max_pixels,
                 max_seconds=self.max_seconds,
             )
 
@@ -79,7 +93,7 @@ class Service:
         line = f"{float(facts.seconds):.2f} s, {facts.width}x{facts.height} at {float(facts.fps):.4g} fps"
         return (
             gr.File(value=None, visible=False),
-            gr.Video(value=copy, label=f"Source: {_get_file_name(upload)}", visible=True),
+            gr.Video(value=copy, label=f"Source: {_get_path(upload).name}", visible=True),
             _format_note(line),
             gr.Button(visible=True),
         )
@@ -107,7 +121,7 @@ class Service:
         return (
             gr.File(value=None, visible=False),
             gr.Audio(value=None, visible=False),
-            gr.Audio(value=copy, label=f"Speech: {_get_file_name(upload)}", visible=True),
+            gr.Audio(value=copy, label=f"Speech: {_get_path(upload).name}", visible=True),
             _format_note(f"{seconds:.2f} s"),
             gr.Button(visible=True),
         )
@@ -120,7 +134,7 @@ class Service:
         make_job: Callable[[Path, Path], ClipJob],
     ) -> tuple[Path, Outcome]:
         """Store an upload for the edit, and copy it to a format that browsers play."""
-        check = session.check_upload(kind, Path(upload["path"]), max_mb=self.max_upload_mb)
+        check = session.check_upload(kind, _get_path(upload), max_mb=self.max_upload_mb)
         with session.keep_files(), check as path:
             copy = session.make_empty_folder(kind) / f"{path.stem}.mp4"
             outcome = sandbox.run_or_raise(
@@ -175,15 +189,14 @@ class Service:
                     reanchor_every=reanchor_every,
                     seed=seed,
                 )
+                self.make_edit_params(fit=fit, face=face, crf=crf)  # refuses options that are out of bounds
+                self.sessions.check_space()
                 video, speech = session.get_upload("video"), session.get_upload("speech")
                 progress(0, desc="Loading the network")
-                generator = self.models.load_generator(run or "", sample_params)
-                edit_params = self.sections.make_edit_params(
-                    find_run_folder(self.models.get_checkpoint(run or "").path),
-                    fit=fit,
-                    face=face,
-                    crf=crf,
-                    max_seconds=self.max_seconds,
+                generator = self.models.load_generator(str(run or ""), sample_params)
+                checkpoint = self.models.get_checkpoint(str(run or ""))
+                edit_params = self.make_edit_params(
+                    find_run_folder(checkpoint.path), fit=fit, face=face, crf=crf
                 )
                 out = session.make_empty_folder("result") / f"{video.stem} says {speech.stem}.mp4"
                 result = edit(
@@ -215,7 +228,11 @@ class Service:
         self.sessions.end(request.session_hash or "")
 
     def _get_session(self, request: gr.Request) -> Session:
-        return self.sessions.get(request.session_hash or "")
+        try:
+            return self.sessions.get(request.session_hash or "")
+        except StageError as err:
+            log.warning("%s", err)
+            raise gr.Error(str(err), print_exception=False) from err
 
 
 class _PageProgress:
@@ -235,8 +252,12 @@ class _PageProgress:
         self._bar((done, total), desc=f"{PASS_LABELS[label]}{remaining}", unit="frames")
 
 
-def _get_file_name(upload: Mapping[str, Any]) -> str:
-    return Path(upload["path"]).name
+def _get_path(upload: Any) -> Path:
+    """The path of an upload, as the page names it. Raises StageError for what no page sends."""
+    path = upload.get("path") if isinstance(upload, dict) else None
+    if not isinstance(path, str):
+        raise StageError(f"the upload is {shorten(upload)}, expected a file")
+    return Path(path)
 
 
 def _update_buttons(*, running: bool) -> tuple[gr.Button, gr.Button]:

@@ -1,25 +1,31 @@
 """The files of the page's sessions: uploads, copies and results. They are deleted when a session ends.
 
+A session ends when its page is closed or was not used for some hours. All files together have a bound too.
 A session's folder has a name that cannot be guessed, since Gradio serves a file to anyone who knows its path.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import secrets
 import shutil
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from shards.errors import shorten
+from shards.files import is_regular_file
 from stages.engine.outcome import StageError
 from stages.engine.sandbox import MEGABYTE
 
 Kind = Literal["video", "speech"]
+MAX_SESSIONS = 100
 STOP_SECONDS = 10.0  # until an edit notices that it is cancelled: one frame may take some seconds
 
 
@@ -33,6 +39,9 @@ class UploadCounter:
     def acquire(self, upload: Path) -> None:
         with self._lock:
             self._users[upload] += 1
+
+    def is_used(self, upload: Path) -> bool:
+        return self._users[upload] > 0
 
     def release(self, upload: Path) -> None:
         """The last user's release deletes the file."""
@@ -54,8 +63,14 @@ class Session:
     stop: threading.Event = field(default_factory=threading.Event)  # set when the edit is cancelled
     _uploads: dict[Kind, Path] = field(default_factory=dict)
     _condition: threading.Condition = field(default_factory=threading.Condition)
+    last_use: float = field(default_factory=time.monotonic)  # seconds
     _n_jobs: int = 0
     _is_over: bool = False
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a file is being checked or edited."""
+        return self._n_jobs > 0
 
     @contextlib.contextmanager
     def keep_files(self) -> Iterator[None]:
@@ -67,6 +82,7 @@ class Session:
         finally:
             with self._condition:
                 self._n_jobs -= 1
+                self.last_use = time.monotonic()
                 self._clear()
 
     def end(self, *, wait_seconds: float = 0) -> None:
@@ -103,8 +119,9 @@ class Session:
         Raises StageError when it is too large.
         """
         self.remove_upload(kind)
-        if not upload.is_file():
-            raise StageError(f"{upload}: is not there any more; choose it again")
+        uploads = self.folder.parent  # each upload is in a folder of its own there
+        if upload.parent.parent != uploads or not is_regular_file(upload, inside=uploads):
+            raise StageError(f"{shorten(upload.name)[1:-1]}: is not there any more; choose it again")
         self._counter.acquire(upload)
         try:
             size = upload.stat().st_size
@@ -139,21 +156,39 @@ class Session:
 
 
 class Sessions:
-    """The open sessions by the id that Gradio gives them."""
+    """The open sessions by the id that Gradio gives them, and bounds on what they keep."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, max_mb: int = 2000, keep_seconds: float = 2 * 3600.0) -> None:
         self._root = root
+        self._max_mb, self._keep_seconds = max_mb, keep_seconds
         self._counter = UploadCounter()
         self._lock = threading.Lock()
-        self._sessions: dict[str, Session] = {}
+        self._sessions: dict[str, Session] = {}  # the one that was used last is last
 
     def get(self, session_id: str) -> Session:
-        """The session with this id; a new one if there is none."""
+        """The session with this id; a new one if there is none.
+
+        A request can name any id, and end no session that it began: MAX_SESSIONS of them at most. Raises
+        StageError when so many have work in progress.
+        """
         with self._lock:
-            if session_id not in self._sessions:
+            session = self._sessions.pop(session_id, None)
+            if session is None:
+                if len(self._sessions) >= MAX_SESSIONS:
+                    self._end_oldest()
                 folder = self._root / secrets.token_urlsafe(24)  # created with its first file
-                self._sessions[session_id] = Session(folder, self._counter)
-            return self._sessions[session_id]
+                session = Session(folder, self._counter)
+            session.last_use = time.monotonic()
+            self._sessions[session_id] = session
+            return session
+
+    def _end_oldest(self) -> None:
+        for session_id, session in self._sessions.items():
+            if not session.is_busy:
+                del self._sessions[session_id]
+                session.end()
+                return
+        raise StageError(f"{MAX_SESSIONS} pages are open; try again later")
 
     def end(self, session_id: str) -> None:
         with self._lock:
@@ -166,3 +201,40 @@ class Sessions:
         while self._sessions:
             _, session = self._sessions.popitem()
             session.end(wait_seconds=STOP_SECONDS)
+
+    def check_space(self, n_bytes: int = 0) -> None:
+        """Raise StageError when all uploads and results, and so many bytes more, take too much space."""
+        n_total = n_bytes + sum(size for _, size, _ in self._list_files())
+        if n_total > self._max_mb * MEGABYTE:
+            raise StageError(
+                f"the files of all pages would take {n_total / MEGABYTE:.1f} MB, expected at most "
+                f"{self._max_mb} MB (--max-total-mb); try again when others have left"
+            )
+
+    def remove_old(self) -> None:
+        """End the sessions that were not used for so long, and delete files that no session has."""
+        now = time.monotonic()
+        with self._lock:
+            old = [
+                session_id
+                for session_id, session in self._sessions.items()
+                if now - session.last_use > self._keep_seconds and not session.is_busy
+            ]
+            folders = [session.folder for session in self._sessions.values()]
+        for session_id in old:
+            self.end(session_id)
+        oldest = time.time() - self._keep_seconds
+        for path, _, changed in self._list_files():
+            has_session = any(path.is_relative_to(folder) for folder in folders)
+            if changed < oldest and not has_session and not self._counter.is_used(path):
+                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # not empty, or the root
+                    path.parent.rmdir()
+
+    def _list_files(self) -> Iterator[tuple[Path, int, float]]:
+        """(path, bytes, time of the last change in seconds) of every file that is kept."""
+        for folder, _, names in os.walk(self._root):  # skips what is deleted meanwhile; rglob raises
+            for path in (Path(folder, name) for name in names):
+                with contextlib.suppress(OSError):
+                    status = path.lstat()
+                    yield path, status.st_size, status.st_mtime

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import ipaddress
+import logging
 import os
+import sys
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,9 +15,11 @@ from typing import Any
 import click
 
 from pipeline import params as params_file
-from pipeline.options import FOLDER, device_options, landmarker_option, params_option
+from pipeline.options import FOLDER, NumberRange, device_options, landmarker_option, params_option
 
+MAX_MB = 2**20  # a terabyte
 POLL_SECONDS = 0.2
+POLLS_PER_CLEANUP = 50
 
 
 @click.command("app")
@@ -31,13 +35,39 @@ POLL_SECONDS = 0.2
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(1, 65535), help="[default: the first free port from 7860 on]")
-@click.option("--max-upload-mb", type=click.IntRange(1), default=200, show_default=True, help="Largest file.")
+@click.option(
+    "--max-upload-mb", type=click.IntRange(1, MAX_MB), default=200, show_default=True, help="Largest file."
+)
 @click.option(
     "--max-seconds",
-    type=click.FloatRange(0, min_open=True),
+    type=NumberRange(0, 86_400, min_open=True),
     default=60.0,
     show_default=True,
     help="Longest video or recording.",
+)
+@click.option(
+    "--max-pixels", type=click.IntRange(1), default=4096 * 2304, show_default=True, help="Largest frame."
+)
+@click.option(
+    "--max-total-mb",
+    type=click.IntRange(1, MAX_MB),
+    default=2000,
+    show_default=True,
+    help="All files of all visitors.",
+)
+@click.option(
+    "--keep-minutes",
+    type=click.IntRange(1, 60 * 24 * 7),
+    default=120,
+    show_default=True,
+    help="The files of a page that is not used for so long are deleted.",
+)
+@click.option(
+    "--allow-host",
+    "allowed_hosts",
+    multiple=True,
+    metavar="NAME",
+    help="Also answer to this name of the server, e.g. of a proxy; may be repeated.",
 )
 @params_option
 @landmarker_option
@@ -49,6 +79,10 @@ def command(
     port: int | None,
     max_upload_mb: int,
     max_seconds: float,
+    max_pixels: int,
+    max_total_mb: int,
+    keep_minutes: int,
+    allowed_hosts: tuple[str, ...],
     params: Path | None,
     landmarker: str,
     device: str,
@@ -63,6 +97,7 @@ def command(
     """
     if importlib.util.find_spec("gradio") is None:
         raise click.ClickException('the page needs Gradio, which is not installed: pip install "redub[app]"')
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     with TemporaryDirectory(prefix="redub-app.", ignore_cleanup_errors=True) as folder:
         # Gradio reads these when it is imported: the folder of uploads, and no analytics.
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
@@ -70,13 +105,14 @@ def command(
         from model.recipe import ModelError
         from model.signals import catch_stop_signals
         from pipeline.app.models import ModelList
-        from pipeline.app.page import build_page, serve
+        from pipeline.app.page import build_page
+        from pipeline.app.server import serve
         from pipeline.app.service import Service
         from pipeline.app.sessions import Sessions
         from stages.engine.outcome import StageError
         from stages.media import weights
 
-        sessions = Sessions(Path(folder))
+        sessions = Sessions(Path(folder), max_mb=max_total_mb, keep_seconds=keep_minutes * 60.0)
         try:
             sections = params_file.load(params)
             service = Service(
@@ -86,21 +122,33 @@ def command(
                 landmarker=weights.find(weights.LANDMARKER, landmarker or sections.landmarks.model),
                 max_upload_mb=max_upload_mb,
                 max_seconds=max_seconds,
+                max_pixels=max_pixels,
             )
-            page = build_page(service)
-            url = serve(page, host=host, port=port, max_upload_mb=max_upload_mb)
+            service.make_edit_params()  # raises StageError for an option that is out of bounds
+            with serve(
+                lambda: build_page(service),
+                host=host,
+                port=port,
+                allowed_hosts=allowed_hosts,
+                max_upload_mb=max_upload_mb,
+                check_space=sessions.check_space,
+            ) as url:
+                if not is_loopback(host):
+                    click.echo(f"{host}: anyone who can reach it can use the page and this machine", err=True)
+                if not service.models.find_runs():
+                    no_run = "has no run yet; `pipeline train` makes one, then reload the page"
+                    click.echo(f"{runs}: {no_run}", err=True)
+                click.echo(f"{url} is served until Ctrl-C")
+                with catch_stop_signals() as stop_request:
+                    n_polls = 0
+                    while stop_request.signal_name is None:
+                        time.sleep(POLL_SECONDS)
+                        n_polls += 1
+                        if n_polls % POLLS_PER_CLEANUP == 0:
+                            sessions.remove_old()
+                sessions.end_all()
         except (StageError, ModelError) as err:
             raise click.ClickException(str(err)) from err
-        if not is_loopback(host):
-            click.echo(f"{host}: anyone who can reach it can use the page and this machine", err=True)
-        if not service.models.find_runs():
-            click.echo(f"{runs}: has no run yet; `pipeline train` makes one, then reload the page", err=True)
-        click.echo(f"{url} is served until Ctrl-C")
-        with catch_stop_signals() as stop_request:
-            while stop_request.signal_name is None:
-                time.sleep(POLL_SECONDS)
-        sessions.end_all()
-        page.close(verbose=False)
 
 
 def is_loopback(host: str) -> bool:

@@ -33,20 +33,25 @@ def command(first: str, second: str, as_json: bool) -> None:
         click.echo("the same clips with the same bytes, built with the same params")
     else:
         _print("params", [f"{name}: {change}" for name, change in difference.params.items()])
+        _print("dataset.json", [f"{name}: {change}" for name, change in difference.manifest.items()])
         _print("added", difference.added)
         _print("removed", [f"{clip}: {why}" for clip, why in difference.removed.items()])
         _print("changed", [f"{clip}: {', '.join(names)}" for clip, names in difference.changed.items()])
         _print("moved", [f"{clip}: {move}" for clip, move in difference.moved.items()])
+        _print("at another place", [f"{clip}: {place}" for clip, place in difference.places.items()])
+        _print("ledger rows", [f"{path}: {', '.join(names)}" for path, names in difference.files.items()])
         _print("dropped for another reason", [f"{path}: {why}" for path, why in difference.reasons.items()])
     if difference:
         raise SystemExit(1)
 
 
 def _print(title: str, lines: list[str]) -> None:
+    from shards.errors import shorten_message
+
     if not lines:
         return
     click.echo(f"{title}: {len(lines)}")
     for line in lines[:MAX_LINES]:
-        click.echo(f"  {line}")
+        click.echo(f"  {shorten_message(line)}")
     if len(lines) > MAX_LINES:
         click.echo(f"  ... and {len(lines) - MAX_LINES} more (--json lists all)")

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline import params as params_file
-from pipeline.options import FILE, FOLDER, device_options, landmarker_option, params_option, sampler_options
+from pipeline.options import (
+    FILE,
+    FOLDER,
+    NumberRange,
+    device_options,
+    landmarker_option,
+    params_option,
+    sampler_options,
+)
 from pipeline.progress import ProgressBars
 
 if TYPE_CHECKING:
@@ -22,7 +30,7 @@ def _parse_face(ctx: click.Context, param: click.Parameter, value: str) -> FaceC
     choices: dict[str, FaceChoice] = {"largest": "largest", "left": "left", "right": "right"}
     if value in choices:
         return choices[value]
-    if value.isdecimal():
+    if value.isdecimal() and len(value) <= 2:
         return int(value)
     raise click.BadParameter(f"{value}: expected largest, left, right or a number")
 
@@ -70,7 +78,7 @@ def _parse_face(ctx: click.Context, param: click.Parameter, value: str) -> FaceC
 )
 @click.option(
     "--max-seconds",
-    type=click.FloatRange(0, min_open=True),
+    type=NumberRange(0, 86_400, min_open=True),
     default=3600.0,
     show_default=True,
     help="Longest output.",

@@ -22,6 +22,7 @@ def command(shards: str, clip: str, as_json: bool) -> None:
 
     DIR is a finished dataset, or the work folder of one that is being built.
     """
+    from shards.errors import shorten, shorten_message
     from shards.index import LEDGER_NAME
     from shards.ledger import OK, find_rows, read_ledger
     from shards.reader import open_dataset
@@ -31,7 +32,7 @@ def command(shards: str, clip: str, as_json: bool) -> None:
     index: Mapping[str, Mapping[str, Any]] = {}
     unfinished = Path(shards, "clips.parquet")
     try:
-        if unfinished.is_file() and not Path(shards, LEDGER_NAME).is_file():
+        if unfinished.exists() and not Path(shards, LEDGER_NAME).exists():
             ledger = read_ledger(unfinished)
         else:
             dataset = open_dataset(open_storage(shards))
@@ -40,23 +41,26 @@ def command(shards: str, clip: str, as_json: bool) -> None:
         raise click.ClickException(str(err)) from err
     rows = find_rows(ledger, clip)
     if not rows:
-        raise click.ClickException(f"{clip!r} is in no ledger row of {shards}: no such file was in --raw")
+        raise click.ClickException(
+            f"{shorten(clip)} is in no ledger row of {shards}: no such file was in --raw"
+        )
     for row in rows:
         entry = index.get(row["clip_id"]) if row["status"] == OK else None
         if as_json:
             click.echo(json.dumps(row | {"index": entry}))
         else:
-            click.echo("\n".join(_describe_row(row, entry)))
+            click.echo("\n".join(map(shorten_message, _describe_row(row, entry))))
 
 
 def _describe_row(row: dict[str, Any], entry: Mapping[str, Any] | None) -> list[str]:
     """The lines that describe a row of the ledger and its entry in the index."""
     lines = [f"{row['clip_id']}  ({row['path']})"]
     if row["video_codec"]:
+        fps, video_start, audio_start = (row[name] or 0 for name in ("fps", "video_start", "audio_start"))
         lines.append(
             f"  source  {row['video_codec']} {row['width']}x{row['height']}, {row['source_frames']} frames "
-            f"at {row['fps']:.2f} fps from {row['video_start']:.3f} s; {row['audio_codec']} "
-            f"{row['audio_rate']} Hz from {row['audio_start']:.3f} s"
+            f"at {fps:.2f} fps from {video_start:.3f} s; {row['audio_codec']} "
+            f"{row['audio_rate']} Hz from {audio_start:.3f} s"
         )
     if row["sha256"]:
         lines.append(f"  sha256  {row['sha256']}")

@@ -79,8 +79,6 @@ def command(
         message = _write_sheet(dataset, request) if video is None else _write_video(dataset, video, out)
     except (ShardError, StageError) as err:
         raise click.ClickException(str(err)) from err
-    except OSError as err:
-        raise click.ClickException(f"{out}: cannot be written ({err.strerror or err})") from err
     click.echo(message)
 
 

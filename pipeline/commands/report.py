@@ -35,6 +35,4 @@ def command(
         n_bytes = write_report(ReportRequest(shards, out, run, evaluation, generated))
     except (ShardError, StageError) as err:
         raise click.ClickException(str(err)) from err
-    except OSError as err:
-        raise click.ClickException(f"{out}: cannot be written ({err.strerror or err})") from err
     click.echo(f"{out}: {n_bytes / 1e6:.1f} MB")

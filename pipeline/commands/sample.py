@@ -25,7 +25,9 @@ from pipeline.progress import ProgressBars
     help="The clip's own speech, or another clip's, paired by --seed.",
 )
 @click.option("--clips", type=click.IntRange(1), help="Only the first N clips, by name.")
-@click.option("--slots", type=click.IntRange(1), default=16, show_default=True, help="Clips at a time.")
+@click.option(
+    "--slots", type=click.IntRange(1, 10_000), default=16, show_default=True, help="Clips at a time."
+)
 @click.option("--videos/--no-videos", default=True, show_default=True, help="Write an mp4 beside the crops.")
 @click.option(
     "--params",

@@ -81,7 +81,7 @@ def command(
     except ValidationError as err:
         messages = (f"{'.'.join(map(str, e['loc']))} = {e['input']!r}: {e['msg']}" for e in err.errors())
         raise click.ClickException("; ".join(messages)) from err
-    except (synth.SynthError, OSError) as err:
+    except synth.SynthError as err:
         raise click.ClickException(str(err)) from err
 
     n_new = sum(clip.is_new for clip in synth_clips)

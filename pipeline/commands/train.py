@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,18 @@ import click
 import yaml
 
 from pipeline import params as params_file
-from pipeline.options import FILE, FOLDER, add_endpoint_option, device_options, print_once
+from pipeline.options import (
+    FILE,
+    FOLDER,
+    MAX_WORKERS,
+    NumberRange,
+    add_endpoint_option,
+    device_options,
+    print_once,
+)
+from pipeline.plain_yaml import parse_yaml
+from shards.errors import shorten
+from stages.engine.outcome import StageError
 
 if TYPE_CHECKING:
     from model.recipe import Recipe
@@ -67,7 +78,7 @@ def default_workers() -> int:
 )
 @click.option("--cache", type=FOLDER, help="Folder for downloaded shards.  [default: the user's cache]")
 @click.option(
-    "--cache-gb", type=click.FloatRange(0), default=100.0, show_default=True, help="Size limit of --cache."
+    "--cache-gb", type=NumberRange(0, 1e6), default=100.0, show_default=True, help="Size limit of --cache."
 )
 @click.option(
     "--window",
@@ -79,7 +90,7 @@ def default_workers() -> int:
 )
 @click.option(
     "--workers",
-    type=click.IntRange(1),
+    type=click.IntRange(1, MAX_WORKERS),
     default=default_workers,
     show_default="the machine's cores divided by its ranks; 16 at most",
     help="Decoding threads (--hold resident) or processes, per rank.",
@@ -114,7 +125,6 @@ def command(
     from pipeline.progress import ProgressBars
     from shards.schema import ShardError
     from stages import train
-    from stages.engine.outcome import StageError
 
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     for package in ("model", "stages"):
@@ -122,9 +132,8 @@ def command(
     try:
         section = params_file.load(params).train
         name = preset or section.preset
-        recipe = build_recipe(name, section.changes, nest_changes(_parse_settings(settings)))
-        if hold == "windowed":
-            recipe = replace(recipe, window=window)
+        shuffled = {"window": window} if hold == "windowed" else {}
+        recipe = build_recipe(name, section.changes, nest_changes(_parse_settings(settings)), shuffled)
         if dry_run:
             _print_plan(name, recipe)
             return
@@ -155,12 +164,11 @@ def _parse_settings(settings: tuple[str, ...]) -> dict[str, object]:
     for setting in settings:
         name, equals, value = setting.partition("=")
         if not equals or not name:
-            raise click.BadParameter(f"{setting}: expected NAME=VALUE", param_hint="--set")
+            raise click.BadParameter(f"{shorten(setting)[1:-1]}: expected NAME=VALUE", param_hint="--set")
         try:
-            values[name] = yaml.safe_load(value)
-        except yaml.YAMLError as err:
-            reason = " ".join(str(err).split())
-            raise click.BadParameter(f"{setting}: not YAML ({reason})", param_hint="--set") from err
+            values[name] = parse_yaml(value)
+        except StageError as err:
+            raise click.BadParameter(f"{name}: not YAML ({err})", param_hint="--set") from err
     return values
 
 

@@ -18,7 +18,7 @@ from stages.edit.speech import Speech, encode_packets, probe_speech
 from stages.edit.writer import BITEXACT, CONTAINERS, OutputFormat, VideoWriter
 from stages.edit.yuv import YuvConverter
 from stages.engine.outcome import Drop, Outcome
-from stages.media.video import open_media
+from stages.media.container import open_media
 
 # Of the codecs that an mp4 may hold, browsers play these.
 MP4 = replace(CONTAINERS[".mp4"], audio_codecs=frozenset({"aac", "mp3", "opus", "flac"}))

@@ -7,14 +7,15 @@ of a dataset, here it only ends a segment. An instant is a multiple of 1/25 s of
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from shards.schema import VIDEO_FPS, Frame
 from stages import landmarks
@@ -32,6 +33,7 @@ from stages.engine.outcome import Drop, Outcome, StageError
 from stages.engine.progress import Progress
 from stages.engine.sandbox import ClipJob, LimitParams
 from stages.landmarks import LandmarksParams
+from stages.media.container import find_video_stream, open_media
 from stages.media.crops import MAX_SUPERSAMPLE, compute_supersample
 from stages.media.faces import (
     USED_POINTS,
@@ -42,9 +44,10 @@ from stages.media.faces import (
     track_faces,
 )
 from stages.media.jumps import LOOK_SIDE, PictureComparison, detect_faces, find_jumps
-from stages.media.video import TIME_TOLERANCE, RgbConverter, count_instants, open_media, sample_at_25fps
+from stages.media.presentation import TIME_TOLERANCE
+from stages.media.video import RgbConverter, count_instants, sample_at_25fps
 
-FaceChoice = Literal["largest", "left", "right"] | int
+FaceChoice = Literal["largest", "left", "right"] | Annotated[int, Field(ge=0, le=99)]
 
 # A face that reappears where it was within this many instants is the same face.
 MAX_ABSENCE_INSTANTS = 60 * VIDEO_FPS
@@ -88,7 +91,7 @@ def find_faces(
         (folder / DETECTIONS).open("wb") as detections,
     ):
         compare_picture = PictureComparison()
-        convert = RgbConverter()
+        convert = RgbConverter(find_video_stream(container))
 
         def record_stamps() -> Iterator[tuple[Fraction, SourceImage]]:
             for source, frame in enumerate(decode_timed_frames(container, facts)):
@@ -191,6 +194,16 @@ class FaceSegment:
     boxes: Boxes  # (n, 4)
     supersample: int
 
+    def rescale_source(self, scale: tuple[float, float]) -> FaceSegment:
+        """The segment for frames whose x and y times ``scale`` are those of this one's matrices."""
+        if scale == (1.0, 1.0):
+            return self
+        # Pixel centres are whole numbers, so an image's edge is at -0.5 and stays there.
+        to_square = np.diag([*scale, 1.0])
+        to_square[:2, 2] = (np.array(scale) - 1) / 2
+        matrices = (self.matrices @ to_square).astype(np.float32)
+        return replace(self, matrices=matrices, supersample=compute_supersample(matrices, MAX_SUPERSAMPLE))
+
     def interpolate_matrix(self, seconds: float) -> NDArray[np.float32]:
         """The matrix (2, 3) for a frame with this time stamp, linearly between its neighbours'.
 
@@ -216,9 +229,16 @@ class FacePath:
 
 
 def choose_face_path(
-    observations: FaceObservations, choice: FaceChoice, params: LandmarksParams, align: AlignParams
+    observations: FaceObservations,
+    choice: FaceChoice,
+    params: LandmarksParams,
+    align: AlignParams,
+    *,
+    scale: tuple[float, float] = (1.0, 1.0),
 ) -> FacePath:
     """The path of the chosen face through a video. Raises Drop when no such face can be re-drawn.
+
+    ``scale`` has the factors of x and y from the frames' pixels to the square ones of the observations.
 
     Where the face is absent for more than ``max_gap_frames`` a segment ends, and where it jumps (a cut, a
     zoom) another one begins: no mean and no previous frame crosses it. With "largest", "left" and
@@ -240,11 +260,12 @@ def choose_face_path(
             span = slice(first, last + 1)
             is_claimed[span] = True
             try:
-                segments.append(_align_segment(observations, track, first, last, params, align))
+                segment = _align_segment(observations, track, first, last, params, align)
             except Drop as drop:
                 first_drop = first_drop or drop
                 reason_at[span] = [drop.code] * (last + 1 - first)
                 continue
+            segments.append(segment.rescale_source(scale))
             segment_at[span] = len(segments) - 1
     if not segments:
         raise first_drop or Drop("no_face", f"no face in any of its {n_instants} frames at {VIDEO_FPS} fps")

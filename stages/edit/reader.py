@@ -13,13 +13,8 @@ import av.container
 
 from stages.edit.yuv import Colours, read_colours
 from stages.engine.outcome import Drop, Outcome, StageError
-from stages.media.video import (
-    decode_frames,
-    find_video_stream,
-    get_upright_size,
-    open_media,
-    read_stream_spans,
-)
+from stages.media.container import find_video_stream, open_media
+from stages.media.presentation import decode_frames, read_form, read_timeline
 
 BUFFER_BYTES = 128 * 2**20  # of decoded frames, while a video is read backwards
 FRACTIONS = ("time_base", "seconds", "fps", "pixel_aspect")  # strings in JSON
@@ -30,7 +25,7 @@ BYTES_PER_PIXEL = 3  # of a decoded frame: 4:2:0 has 1.5, 4:2:2 in 10 bits has 4
 class VideoFacts:
     """The properties of a video, as a player shows it."""
 
-    width: int  # px, upright
+    width: int  # px, upright, as coded
     height: int
     start: int  # ticks, of the first frame on the container's clock
     time_base: Fraction  # seconds per tick
@@ -38,6 +33,12 @@ class VideoFacts:
     fps: Fraction  # on average
     pixel_aspect: Fraction | None  # width to height of an upright pixel, if the file says so
     colours: Colours
+
+    @property
+    def square_scale(self) -> tuple[float, float]:
+        """Factors of x and y from upright coded pixels to square ones, in which faces are found."""
+        aspect = float(self.pixel_aspect or 1)
+        return max(aspect, 1.0), max(1 / aspect, 1.0)
 
     def to_json(self) -> dict[str, Any]:
         facts = asdict(self)
@@ -54,35 +55,41 @@ def probe_video(path: Path, max_pixels: int) -> Outcome:
     with open_media(path) as container:
         stream = find_video_stream(container)
         codec = stream.codec_context
-        if not 0 < codec.width * codec.height <= max_pixels:
-            raise Drop("too_large", f"its frames are {codec.width}x{codec.height}, expected at most "
-                       f"{max_pixels} pixels; --max-pixels allows more")  # fmt: skip
-        [span] = read_stream_spans(container, stream)
-        if span.seconds <= 0:
-            raise Drop("too_short", f"its picture lasts {float(span.seconds):g} s")
+        _check_pixels(codec.width, codec.height, max_pixels)
+        (span,) = read_timeline(container, stream).spans
         time_base = stream.time_base
-        assert time_base is not None, "read_stream_spans checks it"
-        # Headers of videos with a variable rate are unreliable, and x264 derives the output's level from it.
-        fps = (span.packets / span.seconds).limit_denominator(1001)
-        aspect = stream.sample_aspect_ratio
+        assert time_base is not None, "read_timeline checks it"
     with open_media(path) as container:
+        stream = find_video_stream(container)
         first = next(decode_frames(container), None)
         if first is None:
             raise Drop("no_video", "none of its video frames can be decoded")
-        width, height = get_upright_size(first[1])
-        if aspect and first[1].rotation % 180:
-            aspect = 1 / aspect
+        start, form = max(span.start, first[0]), read_form(stream, first[1])
+        _check_pixels(*form.size, max_pixels)
+        seconds = span.end - start
+        if seconds <= 0:
+            raise Drop("too_short", f"its picture lasts {float(seconds):g} s")
+        width, height = form.upright_size
+        aspect = 1 / form.pixel_aspect if form.orientation.transposes else form.pixel_aspect
         facts = VideoFacts(
             width=width,
             height=height,
-            start=round(span.start / time_base),
+            start=round(start / time_base),
             time_base=time_base,
-            seconds=span.seconds,
-            fps=fps,
-            pixel_aspect=aspect,
+            seconds=seconds,
+            # Headers of videos with a variable rate are unreliable, and x264 derives the output's level
+            # from it.
+            fps=(span.packets / span.seconds).limit_denominator(1001),
+            pixel_aspect=aspect if stream.sample_aspect_ratio else None,
             colours=read_colours(first[1]),
         )
     return Outcome(facts=facts.to_json())
+
+
+def _check_pixels(width: int, height: int, max_pixels: int) -> None:
+    if not 0 < width * height <= max_pixels:
+        raise Drop("too_large", f"its frames are {width}x{height}, expected at most "
+                   f"{max_pixels} pixels; --max-pixels allows more")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,20 +103,13 @@ class TimedFrame:
 def decode_timed_frames(
     container: av.container.InputContainer, facts: VideoFacts
 ) -> Generator[TimedFrame, None, None]:
-    """Decoded frames with increasing time stamps. A frame not later than the one before is never shown.
-
-    Raises Drop when the frame size changes midway.
-    """
+    """Decoded frames with increasing time stamps. Raises Drop when the picture changes its form midway."""
     last: int | None = None
     for at, frame in decode_frames(container):
         ticks = round(at / facts.time_base) - facts.start
-        if last is not None and ticks <= last:
+        if ticks < 0 or (last is not None and ticks <= last):
             continue
         last = ticks
-        width, height = get_upright_size(frame)
-        if (width, height) != (facts.width, facts.height):
-            raise Drop("changes_size", f"its picture changes from {facts.width}x{facts.height} to "
-                       f"{width}x{height} at {float(ticks * facts.time_base):.2f} s")  # fmt: skip
         yield TimedFrame(ticks, frame)
 
 

@@ -44,7 +44,7 @@ from stages.edit.yuv import YuvConverter, YuvImage
 from stages.engine import sandbox
 from stages.engine.outcome import Drop, StageError
 from stages.engine.progress import Progress, no_progress
-from stages.engine.sandbox import ClipJob, LimitParams
+from stages.engine.sandbox import DAY, MAX_PIXELS, ClipJob, LimitParams
 from stages.landmarks import LandmarksParams
 from stages.media.video import RgbConverter
 from stages.mels import MelsParams, compute_mels_of_file
@@ -88,8 +88,8 @@ class EditParams:
     face: FaceChoice = "largest"  # or left, right, or a number from the left; 0 is the leftmost
     crf: int = Field(default=18, ge=1, le=51)  # of x264: lower is better and larger
     preset: Preset = "medium"  # of x264
-    max_seconds: float = Field(default=3600.0, gt=0)  # of the output
-    max_pixels: int = Field(default=4096 * 2304, gt=0)  # of a frame
+    max_seconds: float = Field(default=3600.0, gt=0, le=DAY)  # of the output
+    max_pixels: int = Field(default=4096 * 2304, gt=0, le=MAX_PIXELS)  # of a frame
     landmarks: LandmarksParams = field(default_factory=LandmarksParams)
     align: AlignParams = field(default_factory=AlignParams)  # its size is the network's
     mels: MelsParams = field(default_factory=MelsParams)
@@ -244,7 +244,7 @@ def _make_plan(
     )
     align = replace(params.align, size=size)
     try:
-        path = choose_face_path(observations, params.face, params.landmarks, align)
+        path = choose_face_path(observations, params.face, params.landmarks, align, scale=facts.square_scale)
     except Drop as drop:
         raise StageError(f"{video}: {drop.reason}") from drop
     return EditPlan(video, facts, params.fit, seconds, observations.stamps.tolist(), path)
@@ -293,7 +293,7 @@ def _write_outputs(
         fps=float(facts.fps),
         source_size=(facts.width, facts.height),
         size=(output_format.width, output_format.height),
-        audio="copied" if can_copy_audio(out, speech) else "encoded",
+        audio="copied" if can_copy_audio(select_container(out), speech) else "encoded",
     )
 
 

@@ -17,7 +17,9 @@ from av.audio.stream import AudioStream
 from numpy.typing import NDArray
 
 from stages.engine.outcome import Outcome
-from stages.media.audio import decode_blocks, find_audio_stream, join_blocks, open_audio
+from stages.media.audio import decode_blocks, join_blocks
+from stages.media.container import find_audio_stream, open_audio
+from stages.media.presentation import DecodeReport, read_timeline
 
 AAC_RATE = 48_000  # Hz; stages.media.encode says why not the speech's own
 AAC_BITS_PER_CHANNEL = 96_000
@@ -37,32 +39,65 @@ class Speech:
     start: Fraction  # seconds on the container's clock at which its first sample plays
     seconds: Fraction
     channels: int
+    lead_seconds: Fraction  # of packets that a player decodes before the first sample and does not play
+    is_continuous: bool  # its other packets all play, one after the other without a gap
 
     @classmethod
     def from_facts(cls, path: Path, facts: dict[str, Any]) -> Speech:
         """Make one from the facts of ``probe_speech``."""
-        return cls(
-            path, facts["codec"], Fraction(facts["start"]), Fraction(facts["seconds"]), facts["channels"]
-        )
+        fractions = {name: Fraction(facts[name]) for name in ("start", "seconds", "lead_seconds")}
+        return cls(path, **{**facts, **fractions})
 
 
 def probe_speech(path: Path) -> Outcome:
-    """Read the facts of a recording. Runs in the sandbox.
+    """Read the facts of a recording. Runs in the sandbox. Raises Drop when it cannot be played.
 
     Decodes all of it, because durations in headers are unreliable.
     """
     with open_audio(path) as container:
+        read_timeline(container, find_audio_stream(container))
+    with open_audio(path) as container:
+        lead_seconds, is_continuous = _check_packets(container)
+    report = DecodeReport()
+    with open_audio(path) as container:
         codec = find_audio_stream(container).codec_context.codec.canonical_name
-        blocks = decode_blocks(container)
+        blocks = decode_blocks(container, report)
         first = next(blocks)
-        n_samples = max(block.at + block.samples.shape[1] for block in chain([first], blocks))
+        n_samples = 0
+        for block in chain([first], blocks):
+            is_continuous = is_continuous and block.at == n_samples
+            n_samples = max(n_samples, block.at + block.samples.shape[1])
     facts = {
         "codec": codec,
         "start": str(first.start),
         "seconds": str(Fraction(n_samples, first.rate)),
         "channels": len(first.samples),
+        "lead_seconds": str(lead_seconds),
+        "is_continuous": is_continuous and not report.n_lost,
     }
     return Outcome(facts=facts)
+
+
+def _check_packets(container: av.container.InputContainer) -> tuple[Fraction, bool]:
+    """``lead_seconds``, and whether the packets after it all play and their times increase."""
+    lead, is_continuous = Fraction(0), True
+    last: int | None = None
+    n_shown = n_discards = 0
+    for packet in container.demux(find_audio_stream(container)):
+        if not packet.size:
+            continue
+        if packet.pts is None or packet.dts is None or (last is not None and packet.dts <= last):
+            is_continuous = False
+        last = packet.dts if last is None or packet.dts is None else max(last, packet.dts)
+        if not packet.is_discard:
+            # Discarded packets at the end are not copied; those between others are.
+            is_continuous = is_continuous and not n_discards
+            n_shown += 1
+        elif n_shown:
+            n_discards += 1
+        else:
+            lead += (packet.duration or 0) * packet.time_base
+    return lead, is_continuous
 
 
 def copy_packets(speech: Speech, out: av.container.OutputContainer, until: Fraction) -> Packets:
@@ -80,6 +115,8 @@ def copy_packets(speech: Speech, out: av.container.OutputContainer, until: Fract
         with source:
             for packet in source.demux(stream):
                 if not packet.size or packet.pts is None or packet.dts is None:
+                    continue
+                if packet.is_discard and packet.pts >= shift:  # an edit list cuts the end off
                     continue
                 packet.pts -= shift
                 packet.dts -= shift

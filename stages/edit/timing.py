@@ -12,7 +12,7 @@ from itertools import count, pairwise, takewhile
 from statistics import median_low
 from typing import Literal
 
-from stages.media.video import TIME_TOLERANCE
+from stages.media.presentation import TIME_TOLERANCE
 
 Fit = Literal["trim", "hold", "loop"]
 FITS: tuple[Fit, ...] = ("trim", "hold", "loop")

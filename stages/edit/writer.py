@@ -6,6 +6,7 @@ and here each frame keeps the one that it has in the source.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -28,20 +29,24 @@ class Container:
     muxer: str
     options: dict[str, str]
     audio_codecs: frozenset[str]
+    has_edit_lists: bool  # so that a player skips what comes before the first sample
 
 
 # +faststart: the index comes first, so that a browser can play the file before all of it has arrived.
 MP4 = {"movflags": "+faststart"}
 COMMON_AUDIO_CODECS = frozenset({"aac", "mp3", "ac3", "eac3", "alac"})
 CONTAINERS = {
-    ".mp4": Container("mp4", MP4, COMMON_AUDIO_CODECS | {"opus", "flac"}),
-    ".mov": Container("mov", MP4, COMMON_AUDIO_CODECS | {"pcm_s16le", "pcm_s24le"}),
+    ".mp4": Container("mp4", MP4, COMMON_AUDIO_CODECS | {"opus", "flac"}, True),
+    ".mov": Container("mov", MP4, COMMON_AUDIO_CODECS | {"pcm_s16le", "pcm_s24le"}, True),
     ".mkv": Container(
         "matroska",
         {},
         COMMON_AUDIO_CODECS | {"opus", "flac", "vorbis", "mp2", "pcm_s16le", "pcm_s24le", "pcm_f32le"},
+        False,
     ),
 }
+# What an encoder puts before the first sample: up to 2112 samples of AAC at 44.1 kHz.
+MAX_LEAD_SECONDS = Fraction(6, 100)
 # A fixed number, since x264's bytes depend on it.
 THREADS = 4
 # mbtree=0: with AVX-512, x264's mbtree reads uninitialised memory, and the same frames give different bytes
@@ -89,9 +94,14 @@ def select_container(path: Path) -> Container:
         raise StageError(f"{path}: supported are {', '.join(CONTAINERS)}") from None
 
 
-def can_copy_audio(path: Path, speech: Speech) -> bool:
-    """Whether the speech can be copied into that file unchanged; otherwise it is encoded as AAC."""
-    return speech.codec in select_container(path).audio_codecs
+def can_copy_audio(container: Container, speech: Speech) -> bool:
+    """Whether the speech can be copied unchanged and then plays as its own file does.
+
+    Otherwise it is encoded as AAC. A recording that was cut without encoding keeps what was cut off, and
+    Matroska has no edit list to hide it.
+    """
+    hides_lead = container.has_edit_lists or speech.lead_seconds <= MAX_LEAD_SECONDS
+    return speech.codec in container.audio_codecs and speech.is_continuous and hides_lead
 
 
 class VideoWriter:
@@ -140,13 +150,13 @@ class VideoWriter:
                 self._out.close()
             except av.FFmpegError as err:
                 if kind is None:  # otherwise the first error is the one to report
-                    raise _make_error(err) from err
+                    raise _make_error(err, self._path) from err
 
     def _add_audio(self) -> Packets:
         """Add the audio stream; returns its packets."""
         if self._speech is None:
             return _no_packets()
-        can_copy = self._speech.codec in self._container.audio_codecs
+        can_copy = can_copy_audio(self._container, self._speech)
         make_packets = copy_packets if can_copy else encode_packets
         return make_packets(self._speech, self._out, self._format.seconds)
 
@@ -167,12 +177,15 @@ class VideoWriter:
         try:
             self._out.mux(packets)
         except av.FFmpegError as err:
-            raise _make_error(err) from err
+            raise _make_error(err, self._path) from err
 
 
 def _no_packets() -> Packets:
     yield from ()
 
 
-def _make_error(err: av.FFmpegError) -> StageError:
+def _make_error(err: av.FFmpegError, path: Path) -> Exception:
+    """What to raise instead: an OSError that names the path when the system refuses to write."""
+    if isinstance(err, OSError):
+        return OSError(err.errno, err.strerror, os.fspath(path))
     return StageError(f"the output cannot be written ({err.strerror})")

@@ -15,6 +15,8 @@ from av.video.plane import VideoPlane
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
+from stages.media.presentation import read_orientation
+
 Plane = NDArray[np.uint8]
 
 PIXEL_FORMAT = "yuv420p"  # the one that plays everywhere
@@ -106,7 +108,8 @@ class YuvConverter:
                 threads=1,
             )
         y, u, v = (_view_plane(plane) for plane in frame.planes)
-        y, u, v = (np.rot90(plane, frame.rotation // 90) for plane in (y, u, v))
+        orientation = read_orientation(frame)
+        y, u, v = (orientation.apply(plane) for plane in (y, u, v))
         return YuvImage(_pad_to_even(y), u.copy(), v.copy())
 
 

@@ -6,6 +6,7 @@ changed clip or parameter has a new key, and every other result is read from the
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import json
@@ -20,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.atomic import write_atomically
-from stages.engine.outcome import Outcome
+from stages.engine.outcome import MACHINE_ERRORS, Outcome
 
 OUTCOME = "outcome.json"
 
@@ -64,7 +65,9 @@ def load_entry(path: Path) -> tuple[Outcome, dict[str, NDArray[Any]]] | None:
         outcome = Outcome.from_json(json.loads(arrays.pop(OUTCOME).tobytes()))
     except FileNotFoundError:
         return None
-    except Exception:  # whatever a damaged file raises: it is computed again
+    except Exception as err:  # whatever a damaged file raises: it is computed again
+        if isinstance(err, OSError) and err.errno in (errno.EACCES, *MACHINE_ERRORS):
+            raise  # it may be intact
         path.unlink(missing_ok=True)
         return None
     return outcome, arrays

@@ -16,10 +16,12 @@ LOCK_NAME = ".lock"
 
 @contextlib.contextmanager
 def lock_folder(folder: Path, *others: Path, busy: str) -> Iterator[None]:
-    """Lock a folder for this process, and remove partial files that a killed process left there.
+    """Lock a folder for this process, and remove partial files that killed processes left there.
 
-    The folder is created if it does not exist; partial files in ``others`` are removed too. The lock of a
-    killed process is released by the system. Raises StageError(``busy``) when another process has it.
+    The folder is created if it does not exist; partial files in ``others`` are removed too. They are removed
+    again at the end: a killed command's workers may outlive it for seconds, and a child that hangs is killed
+    while it writes. The lock of a killed process is released by the system. Raises StageError(``busy``) when
+    another process has it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK_NAME)
@@ -30,6 +32,10 @@ def lock_folder(folder: Path, *others: Path, busy: str) -> Iterator[None]:
     try:
         for each in {folder, *others}:
             remove_partials(each)
-        yield
+        try:
+            yield
+        finally:
+            for each in {folder, *others}:
+                remove_partials(each)
     finally:
         lock.release()

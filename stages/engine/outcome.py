@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from shards.ledger import DROPPED, OK, Status
+
+# The system's reasons that are no clip's fault: every other clip would fail in the same way.
+MACHINE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE})
 
 
 class StageError(Exception):

@@ -7,11 +7,13 @@ went into it. So a new clip changes one part of each stage, and a part with the 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,20 +22,26 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as params_dataclass
 
 from shards.atomic import write_atomically
-from shards.ledger import OK
-from shards.table import PackedRows, Row, Rows
+from shards.files import open_file
+from shards.ledger import OK, Status
+from shards.names import ID_PATTERN, ID_RULE, MAX_ID_BYTES
+from shards.params import MAX_SEED
+from shards.schema import ShardError
+from shards.table import PackedRows, Row, Rows, Rule, read_rows
 from stages.engine.outcome import Outcome, StageError
 from stages.engine.stage import Item, Mapper, Report
 
 KEY = b"redub_key"
+PART_NAME = re.compile(r".+-[0-9]{5,}")  # no other file is removed from a stage's folder
 
 
 @params_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class PartParams:
     """How clips are assigned to parts, and so to shards."""
 
-    clips_per_part: int = Field(default=64, ge=1)  # average at most; at least half of it
-    seed: int = Field(default=0, ge=0)  # of the shuffle
+    # Average at most; at least half of it. 100,000 clips of GRID are a shard of 100 GB.
+    clips_per_part: int = Field(default=64, ge=1, le=100_000)
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)  # of the shuffle
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +126,7 @@ def update_parts(
         pass
     planned = {task.path for task in tasks}
     for path in folder.glob("*.parquet"):
-        if path not in planned:
+        if path not in planned and PART_NAME.fullmatch(path.stem):
             path.unlink()
     report.parts = {"total": len(tasks), "kept": len(tasks) - len(stale), "built": len(stale)}
     return stale
@@ -132,11 +140,12 @@ def has_planned_key(task: PartTask) -> bool:
 def read_part_key(path: Path) -> str | None:
     """The key that a part was built with, or None when there is no intact part."""
     try:
-        metadata = pq.read_schema(path).metadata or {}
-    except (FileNotFoundError, pa.ArrowInvalid, OSError):
+        with open_file(path) as file:
+            metadata = pq.read_schema(file).metadata or {}
+    except (pa.ArrowException, OSError):
         return None
     key = metadata.get(KEY)
-    return key.decode() if key else None
+    return key.decode(errors="replace") if key else None
 
 
 OUTCOME_SCHEMA = pa.schema(
@@ -148,6 +157,21 @@ OUTCOME_SCHEMA = pa.schema(
         pa.field("notes", pa.list_(pa.string())),
     ]
 )
+
+
+PART_RULES = MappingProxyType(
+    {
+        "clip_id": Rule(required=True, names=(ID_PATTERN, MAX_ID_BYTES), expected=ID_RULE),
+        "status": Rule(required=True, choices=get_args(Status)),
+        "notes": Rule(required=True),
+    }
+)
+MAX_PART_BYTES = 2**34  # 64 clips of ten minutes with their landmarks are 3.7 GB
+
+
+def list_columns(arrays: Iterable[str]) -> list[pa.Field]:
+    """The columns of a part that hold arrays as bytes."""
+    return [pa.field(name, pa.binary()) for name in arrays]
 
 
 def write_part(
@@ -170,17 +194,21 @@ def write_part(
         pq.write_table(pa.Table.from_pylist(records, schema), partial, compression="zstd")
 
 
-def read_part(path: Path, columns: Sequence[str] | None = None) -> dict[str, Row]:
-    """Rows of a part by clip id. Raises StageError when the part is missing or damaged."""
+def read_part(path: Path, columns: Iterable[pa.Field] = ()) -> dict[str, Row]:
+    """Rows of a part by clip id: the outcomes, and some of the stage's own columns.
+
+    Raises StageError when the part is missing, damaged or has columns of other types.
+    """
+    schema = pa.schema([*OUTCOME_SCHEMA, *columns])
     try:
-        rows = pq.read_table(path, columns=None if columns is None else list(columns)).to_pylist()
-    except (FileNotFoundError, pa.ArrowInvalid, OSError) as err:
-        raise StageError(f"{path}: cannot be read ({err}); run the stage before this one again") from err
+        rows = read_rows(path, schema, "part", PART_RULES, max_bytes=MAX_PART_BYTES)
+    except ShardError as err:
+        raise StageError(f"{err}; run the stage before this one again") from err
     return {row["clip_id"]: row for row in rows}
 
 
 def read_outcomes(folder: Path, parts: Iterable[Part]) -> Rows:
     """Outcomes of the clips of some parts, as far as the stage of this folder has processed them."""
     paths = [folder / f"{part.name}.parquet" for part in parts]
-    outcomes = (read_part(path, OUTCOME_SCHEMA.names).values() for path in paths if path.is_file())
+    outcomes = (read_part(path).values() for path in paths if path.is_file())
     return Rows.from_rows(chain.from_iterable(outcomes), OUTCOME_SCHEMA)

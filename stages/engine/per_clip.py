@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import DTypeLike, NDArray
 
 from shards.ledger import FAILED, OK
@@ -21,7 +20,15 @@ from shards.table import Row
 from stages.engine import sandbox
 from stages.engine.cache import digest, entry_path, load_entry, save_entry
 from stages.engine.outcome import Outcome, StageError
-from stages.engine.parts import Part, PartTask, read_outcomes, read_part_key, update_parts, write_part
+from stages.engine.parts import (
+    Part,
+    PartTask,
+    list_columns,
+    read_outcomes,
+    read_part_key,
+    update_parts,
+    write_part,
+)
 from stages.engine.sandbox import ClipJob, LimitParams
 from stages.engine.stage import Context, Report, Work
 
@@ -70,7 +77,7 @@ def assemble_part(task: PartTask) -> None:
         outcome, arrays = entry
         values = {name: arrays[name].tobytes() for name in inputs.columns if name in arrays}
         rows.append((clip_id, outcome, values))
-    write_part(task.path, task.key, [pa.field(name, pa.binary()) for name in inputs.columns], rows)
+    write_part(task.path, task.key, list_columns(inputs.columns), rows)
 
 
 def run_per_clip(
@@ -145,5 +152,12 @@ def _plan_part(
 
 
 def read_array(row: Row, name: str, columns: Columns, shape: tuple[int, ...]) -> NDArray[Any]:
-    """An array from a part's row; one length may be -1."""
-    return np.frombuffer(row[name], columns[name]).reshape(shape)
+    """An array from a part's row; one length may be -1. Raises StageError for bytes of another shape."""
+    try:
+        return np.frombuffer(row[name], columns[name]).reshape(shape)
+    except (ValueError, TypeError) as err:
+        n_bytes = len(row[name] or b"")
+        raise StageError(
+            f"{row['clip_id']}: its part has {name} of {n_bytes} bytes, expected {columns[name]} {shape}; "
+            "run the stage again"
+        ) from err

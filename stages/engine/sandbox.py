@@ -37,9 +37,10 @@ from pydantic import ConfigDict, Field, validate_call
 from pydantic.dataclasses import dataclass as params_dataclass
 from pydantic_core import to_jsonable_python
 
+from shards.atomic import WriteError
 from shards.ledger import FAILED, OK
 from stages.engine.cache import load_entry
-from stages.engine.outcome import Drop, Outcome, StageError
+from stages.engine.outcome import MACHINE_ERRORS, Drop, Outcome, StageError
 
 WARM_UP_SECONDS = 600.0  # loading libraries; librosa's first import on a machine compiles for half a minute
 POLL_SECONDS = 0.1
@@ -53,14 +54,18 @@ MEGABYTE = 2**20
 P = ParamSpec("P")
 
 
+DAY = 86_400.0  # seconds: no recording of one person talking is longer, nor should the work on one be
+MAX_PIXELS = 2**28  # of a frame: 16384 x 16384
+
+
 @params_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class LimitParams:
     """Bounds on the work on one clip. They change no result, so no cache key includes them."""
 
-    deadline_seconds: float = Field(default=60.0, gt=0)  # for any clip
-    deadline_per_second: float = Field(default=20.0, ge=0)  # and for each second of its video
-    memory_mb: int = Field(default=1400, ge=200)  # resident, of the child
-    clips_per_child: int = Field(default=500, ge=1)  # then a fresh one, in case a library leaks
+    deadline_seconds: float = Field(default=60.0, gt=0, le=DAY)  # for any clip
+    deadline_per_second: float = Field(default=20.0, ge=0, le=DAY)  # and for each second of its video
+    memory_mb: int = Field(default=1400, ge=200, le=2**20)  # resident, of the child; 2**20: a terabyte
+    clips_per_child: int = Field(default=500, ge=1, le=10**6)  # then a fresh one, in case a library leaks
     max_drop_fraction: float = Field(default=0.5, ge=0, le=1)  # a stage that loses more exits with 1
 
     def compute_deadline(self, video_seconds: float) -> float:
@@ -104,7 +109,8 @@ def run(
     """Run a job in a child process. A failure is final only after a second try, alone in a fresh child.
 
     The deadline grows with ``video_seconds``. ``on_poll`` is called some ten times a second meanwhile: a
-    long job may report its progress in a file.
+    long job may report its progress in a file. Raises OSError when the machine is the reason and not the
+    clip: a full disk, a folder that cannot be written to, too many open files.
     """
     deadline_seconds = limits.compute_deadline(video_seconds)
     failure: SandboxFailure | None = None
@@ -261,6 +267,8 @@ class Child:
                 raise SandboxFailure("crash", f"its answer is longer than {MAX_REPLY_BYTES} bytes")
         line, self._buffer = self._buffer.split(b"\n", 1)
         reply: dict[str, Any] = json.loads(line)
+        if "os_error" in reply:
+            raise OSError(*reply["os_error"])
         if "error" in reply:
             raise SandboxFailure("crash", reply["error"])
         return reply
@@ -298,10 +306,13 @@ def make_child_environment() -> dict[str, str]:
     return inherited | CHILD_ENVIRONMENT
 
 
+CHILD_LIMITS = {resource.RLIMIT_CORE: 0, resource.RLIMIT_FSIZE: MAX_FILE_BYTES}
+
+
 def serve() -> None:
     """The child's loop: read a job, reply "warm" once its module is loaded, then reply with the outcome."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_FILE_BYTES, MAX_FILE_BYTES))
+    for kind, value in CHILD_LIMITS.items():
+        _lower_limit(kind, value)
     # Libraries print to descriptor 1 as they please; replies go through one that they do not know.
     replies = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
@@ -325,10 +336,27 @@ def serve() -> None:
                 faulthandler.cancel_dump_traceback_later()
             reply = json.dumps(outcome.to_json())
         except (Exception, SystemExit) as err:  # exiting here would abort: another thread reads stdin
-            traceback.print_exc()
-            where = traceback.extract_tb(err.__traceback__)[-1]
-            reply = json.dumps({"error": f"{type(err).__name__}: {err} ({where.name}:{where.lineno})"})
+            reply = json.dumps(_describe_error(err))
         replies.write(reply.encode() + b"\n")
+
+
+def _describe_error(err: BaseException) -> dict[str, Any]:
+    """The reply to a job that raised: of the machine, or of the clip."""
+    if isinstance(err, WriteError) or (isinstance(err, OSError) and err.errno in MACHINE_ERRORS):
+        return {"os_error": [err.errno, err.strerror, err.filename and str(err.filename)]}
+    traceback.print_exception(err)
+    where = traceback.extract_tb(err.__traceback__)[-1]
+    return {"error": f"{type(err).__name__}: {err} ({where.name}:{where.lineno})"}
+
+
+def _lower_limit(kind: int, value: int) -> None:
+    """Set both limits of this process to ``value``, except those that are lower already."""
+
+    def take_lower(limit: int) -> int:
+        return value if limit == resource.RLIM_INFINITY else min(limit, value)
+
+    soft, hard = resource.getrlimit(kind)
+    resource.setrlimit(kind, (take_lower(soft), take_lower(hard)))
 
 
 def _call_function(function: Callable[..., Outcome], arguments: dict[str, Any]) -> Outcome:
@@ -336,6 +364,8 @@ def _call_function(function: Callable[..., Outcome], arguments: dict[str, Any]) 
     try:
         return validate_call(function)(**arguments)
     except Drop as drop:
+        if isinstance(drop.__cause__, OSError) and drop.__cause__.errno in MACHINE_ERRORS:
+            raise drop.__cause__ from None
         return Outcome.from_drop(drop)
 
 

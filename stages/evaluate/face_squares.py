@@ -25,7 +25,8 @@ from stages.engine.sandbox import ClipJob, LimitParams
 from stages.evaluate.metrics.face_crops import crop_faces, face_boxes
 from stages.landmarks import LandmarksParams
 from stages.media.faces import open_finder
-from stages.media.video import ClockFrame, read_frames_at_25fps, read_video_span
+from stages.media.presentation import read_shown_video
+from stages.media.video import ClockFrame, read_frames_at_25fps
 
 
 def crop_squares(path: Path, n_frames: int, landmarker: Path, limits: LimitParams) -> Frames:
@@ -79,7 +80,7 @@ def save_squares_of_file(
     do not fit in memory.
     """
     cv2.setNumThreads(1)
-    first = float(read_video_span(path).start) if start is None else start
+    first = float(read_shown_video(path).span.start) if start is None else start
 
     def read_frames() -> Iterator[ClockFrame]:
         frames = read_frames_at_25fps(path, first, n_frames)

@@ -7,7 +7,6 @@ stored matrices map to the crop, or the crop. They are untrusted: only the sandb
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ import cv2
 import numpy as np
 
 from shards.checksum import file_sha256
+from shards.files import is_regular_file
 from shards.ledger import DROPPED, FAILED, OK
 from shards.reader import Dataset, open_cached_dataset, read_clip
 from shards.schema import VIDEO_FPS, ClipSample, Frame
@@ -26,12 +26,8 @@ from stages.engine.outcome import Drop, Outcome, StageError
 from stages.engine.sandbox import ClipJob, LimitParams
 from stages.engine.stage import Mapper
 from stages.media.crops import MAX_SUPERSAMPLE, compute_supersample, warp
-from stages.media.video import (
-    count_frames_at_25fps,
-    read_display_size,
-    read_frames_at_25fps,
-    read_video_span,
-)
+from stages.media.presentation import read_shown_video
+from stages.media.video import count_frames_at_25fps, read_frames_at_25fps
 from stages.sample.pairs import (
     CROPS,
     RUN_INFO,
@@ -39,12 +35,13 @@ from stages.sample.pairs import (
     Pair,
     count_pair_frames,
     make_pairs,
+    read_sample_info,
     read_samples,
     write_crops,
 )
 
 STAGE = "generated"
-VERSION = 2
+VERSION = 3
 VIDEO_SUFFIXES = frozenset(
     {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".flv", ".mpg", ".mpeg", ".ts", ".wmv", ".ogv"}
 )
@@ -80,7 +77,7 @@ def find_systems(
     Each has every clip to score, whether the folder has it or not. Raises StageError when the folder holds
     neither samples nor videos.
     """
-    if (folder / RUN_INFO).is_file() or (folder / TABLE).is_file():
+    if (folder / RUN_INFO).exists() or (folder / TABLE).exists():
         return [_read_sample_folder(name or "ours", folder, dataset, split, n_clips)]
     return _read_video_folder(name or folder.resolve().name, folder, dataset, split, n_clips)
 
@@ -89,16 +86,12 @@ def _read_sample_folder(
     name: str, folder: Path, dataset: Dataset, split: str, n_clips: int | None
 ) -> GeneratedSystem:
     """The row of a folder that ``pipeline sample`` wrote."""
-    try:
-        description = json.loads((folder / RUN_INFO).read_text())
-        json.dumps(description, allow_nan=False)  # it is copied to evaluation.json
-        audio, seed = description["audio"], int(description["params"]["seed"])
-        sampled_dataset = description["dataset"]
-    except (OSError, ValueError, TypeError, KeyError) as err:
-        raise StageError(f"{folder / RUN_INFO}: cannot be read ({type(err).__name__}: {err})") from err
+    description = read_sample_info(folder)
+    audio, seed = description["audio"], description["params"]["seed"]
+    sampled_dataset = description["dataset"]
     if sampled_dataset != dataset.manifest["digest"]:
         raise StageError(
-            f"{folder} was generated from the dataset {str(sampled_dataset)[:12]}, "
+            f"{folder} was generated from the dataset {sampled_dataset[:12]}, "
             f"{dataset.storage.address} is {dataset.manifest['digest'][:12]}"
         )
     rows = {row["name"]: row for row in read_samples(folder)}
@@ -112,7 +105,7 @@ def _select_crops(folder: Path, pair: Pair, row: Mapping[str, Any] | None) -> Ge
     path = folder / CROPS / f"{pair.name}.tar"
     if row is None:
         return _make_missing(pair, f"{TABLE} does not list {pair.name}")
-    if not _is_file_in(folder, path):
+    if not is_regular_file(path, inside=folder):
         return _make_missing(pair, f"there is no {CROPS}/{path.name}")
     if file_sha256(path) != row["crops_sha256"]:
         reason = f"{CROPS}/{path.name} is not the file that {TABLE} names"
@@ -191,18 +184,13 @@ def _select_video(folder: Path, pair: Pair, paths: Sequence[Path]) -> GeneratedC
     if len(paths) > 1:
         names = ", ".join(path.name for path in paths)
         return GeneratedClip(pair, outcome=Outcome(DROPPED, "ambiguous", f"there are several: {names}"))
-    if not _is_file_in(folder, paths[0]):
+    if not is_regular_file(paths[0], inside=folder):
         return _make_missing(pair, f"{paths[0].name} is not a file in this folder")
     return GeneratedClip(pair, paths[0])
 
 
 def _make_missing(pair: Pair, reason: str) -> GeneratedClip:
     return GeneratedClip(pair, outcome=Outcome(DROPPED, "missing", reason))
-
-
-def _is_file_in(folder: Path, path: Path) -> bool:
-    """Whether ``path`` is a file below the folder, and not a name or a link that leads out of it."""
-    return path.is_file() and path.resolve().is_relative_to(folder.resolve())
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,8 +288,8 @@ def write_crops_of_video(
     """Write a tar of the clip's crop of each frame of a video, at 25 fps. Runs in the sandbox."""
     cv2.setNumThreads(1)
     clip = read_clip(open_cached_dataset(shards, dataset_digest), clip_id)
-    size = read_display_size(path)
-    span = read_video_span(path)
+    shown = read_shown_video(path)
+    size, span = shown.form.size, shown.span
     n_frames = min(n_frames, count_frames_at_25fps(span))
     images = (frame.image for frame in read_frames_at_25fps(path, float(span.start), n_frames))
     write_crops(crops, np.stack(list(crop_images(images, size, clip))))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from shards.ledger import OK
-from shards.table import Row
+from shards.schema import MAX_FRAMES
+from shards.table import Row, Rule
 from stages.evaluate.columns import COLUMNS
 from stages.evaluate.listening import OBEDIENCE, RATIOS, score_errors, score_openings
 from stages.evaluate.measure import Measurements
@@ -33,6 +35,9 @@ CLIPS_SCHEMA = pa.schema(
         *(pa.field(column, pa.float64()) for column in COLUMNS),
     ]
 )
+CLIPS_RULES = MappingProxyType(
+    dict.fromkeys(("row", "name", "clip_id", "audio_clip_id", "split", "status"), Rule(required=True))
+)
 CPBD = ("cpbd_box", "cpbd_frame")
 SSIM = ("ssim_box", "ssim_frame")
 CURVES = ("psnr_box_db", "identity_distance", "opening", "opening_speech")
@@ -43,6 +48,14 @@ FRAMES_SCHEMA = pa.schema(
         pa.field("frame", pa.int32()),
         *(pa.field(curve, pa.float32()) for curve in CURVES),
     ]
+)
+
+
+FRAMES_RULES = MappingProxyType(
+    {
+        **dict.fromkeys(("row", "name"), Rule(required=True)),
+        "frame": Rule(required=True, low=0, high=MAX_FRAMES),
+    }
 )
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from shards.files import is_regular_file, read_file
+from shards.names import is_id
 from shards.table import Row
 from stages.engine.outcome import StageError
 from stages.evaluate.metrics.closure import Word
 
 UNITS_PER_SECOND = 25_000  # of the times in these files
+TIME = re.compile("[0-9]{1,12}")
 MAX_BYTES = 2**16  # of a file; GRID's have 200
 
 
@@ -22,12 +26,13 @@ def read_alignments(folder: Path, clips: Mapping[str, Row]) -> dict[str, list[Wo
     if not folder.is_dir():
         raise StageError(f"--alignments {folder}: no such folder")
     paths = {
-        clip_id: folder / locate_alignment(clip_id, str(row["speaker"])) for clip_id, row in clips.items()
+        clip_id: folder / locate_alignment(clip_id, row["speaker"])
+        for clip_id, row in clips.items()
+        if is_id(row["speaker"])  # it becomes a part of a path
     }
     words = {}
     for clip_id, path in paths.items():
-        # A dataset may be hostile: its names must not lead out of the folder.
-        if path.is_file() and path.resolve().is_relative_to(folder.resolve()):
+        if is_regular_file(path, inside=folder):
             try:
                 words[clip_id] = read_alignment(path)
             except (OSError, ValueError) as err:
@@ -45,9 +50,7 @@ def locate_alignment(clip_id: str, speaker: str) -> Path:
 
 def read_alignment(path: Path) -> list[Word]:
     """The words of a file, ``start end word`` in each line. Raises OSError, or ValueError with the line."""
-    if path.stat().st_size > MAX_BYTES:
-        raise ValueError(f"has more than {MAX_BYTES} bytes")
-    return parse_alignment(path.read_text(encoding="utf-8").splitlines())
+    return parse_alignment(read_file(path, MAX_BYTES).decode("utf-8").splitlines())
 
 
 def parse_alignment(lines: Iterable[str]) -> list[Word]:
@@ -57,7 +60,7 @@ def parse_alignment(lines: Iterable[str]) -> list[Word]:
         fields = line.split()
         if not fields:
             continue
-        if len(fields) != 3 or not (fields[0].isdecimal() and fields[1].isdecimal()):
+        if len(fields) != 3 or not all(TIME.fullmatch(field) for field in fields[:2]):
             raise ValueError(f"line {number} is {line[:80]!r}, expected start, end and word")
         start, end = (int(field) / UNITS_PER_SECOND for field in fields[:2])
         words.append(Word(start, end, fields[2]))

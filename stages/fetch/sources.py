@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from shards.http import HttpTransport
 from shards.retry import RetryPolicy
+from shards.schema import ShardError
 from stages.corpora import crema_d, grid
 from stages.media.download import DownloadError, RemoteFile, read_response
 from stages.media.packages import CREMA_D_CLIPS, PackagedFiles
@@ -160,7 +161,7 @@ def _parse_lfs_object(item: Any, file: RemoteFile, policy: RetryPolicy) -> HttpT
         action = item["actions"]["download"]
         headers = {str(name): str(value) for name, value in action.get("header", {}).items()}
         return HttpTransport(str(action["href"]), headers=headers, silence_seconds=policy.silence_seconds)
-    except (KeyError, TypeError, AttributeError, ValueError):
+    except (KeyError, TypeError, AttributeError, ShardError):
         reason = item.get("error") if isinstance(item, dict) else "the response does not list it"
         return DownloadError("refused", f"{file.path}: {reason}")
 

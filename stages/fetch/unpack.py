@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import re
 import shutil
 import stat
 import zipfile
-import zlib
 from pathlib import Path, PurePosixPath
 
 from shards.atomic import write_atomically
 from shards.checksum import CHUNK_BYTES, file_sha256
+from stages.media.packages import DAMAGED_ZIP_ERRORS
 
 MAX_MEMBERS = 100_000
 MAX_RATIO = 20  # unpacked bytes to the archive's: video hardly compresses, word lists by a factor of ten
@@ -48,10 +49,14 @@ def unpack(archive: Path, name: str, to: Path, suffixes: frozenset[str]) -> dict
                 for path, member in sorted(members.items())
                 if PurePosixPath(path).suffix.lower() in suffixes
             }
-    except (FileExistsError, NotADirectoryError) as err:
-        raise UnpackError("unsafe", f"{name}: {err.filename} is both a file and a folder") from err
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as err:
+    except DAMAGED_ZIP_ERRORS as err:
         raise UnpackError("bad_archive", f"{name}: {err}") from err
+    except OSError as err:
+        if err.errno in (errno.EEXIST, errno.ENOTDIR):
+            raise UnpackError("unsafe", f"{name}: {err.filename} is both a file and a folder") from err
+        if err.errno != errno.EINVAL:  # from seeking to before the start, where a damaged archive points
+            raise
+        raise UnpackError("bad_archive", f"{name}: damaged") from err
 
 
 def _check_members(zip_file: zipfile.ZipFile, name: str, n_bytes: int) -> dict[str, zipfile.ZipInfo]:

@@ -14,12 +14,12 @@ import av.container
 import numpy as np
 import soxr  # type: ignore[import-untyped]
 from av.audio.resampler import AudioResampler
-from av.audio.stream import AudioStream
 from numpy.typing import NDArray
 
 from shards.schema import VIDEO_FPS
 from stages.engine.outcome import Drop
-from stages.media.video import DEMUXERS, open_media
+from stages.media.container import find_audio_stream, open_audio
+from stages.media.presentation import DecodeReport
 
 SAMPLE_RATE = 16_000
 SAMPLES_PER_FRAME = SAMPLE_RATE // VIDEO_FPS
@@ -27,24 +27,9 @@ SAMPLES_PER_FRAME = SAMPLE_RATE // VIDEO_FPS
 SILENCE_PEAK = 2**-15
 # Channels cancel each other when their mean has less than this share of their power.
 ANTIPHASE_POWER = 0.05
-# Also formats that hold audio only. Like DEMUXERS, these read one file and nothing else.
-AUDIO_DEMUXERS = f"{DEMUXERS},wav,w64,aiff,caf,au,mp3,aac,ac3,eac3,flac,amr"
 # A time stamp this far from the end of the last block means that audio was lost; less is rounding.
 GAP_SECONDS = 0.01
 BUFFER_SECONDS = 10.0
-
-
-def find_audio_stream(container: av.container.InputContainer) -> AudioStream:
-    """The stream that a player plays. Raises Drop when there is none."""
-    best = container.streams.best("audio")
-    if not isinstance(best, AudioStream) or best.codec_context is None:
-        raise Drop("no_audio", "has no sound")
-    return best
-
-
-def open_audio(path: Path) -> av.container.InputContainer:
-    """Open a local audio or video file. Raises Drop when it is neither."""
-    return open_media(path, demuxers=AUDIO_DEMUXERS, kind="sound")
 
 
 def read_channels(path: Path, start: float, n_samples: int) -> NDArray[np.float32]:
@@ -64,6 +49,15 @@ def read_channels(path: Path, start: float, n_samples: int) -> NDArray[np.float3
     return audio
 
 
+def check_audio(path: Path) -> DecodeReport:
+    """Decode all of a file's sound. Raises Drop when there is none or its format changes."""
+    report = DecodeReport()
+    with open_audio(path) as container:
+        for _ in decode_blocks(container, report):
+            pass
+    return report
+
+
 @dataclass(frozen=True, slots=True)
 class AudioBlock:
     """Decoded audio of a few hundredths of a second."""
@@ -74,8 +68,11 @@ class AudioBlock:
     samples: NDArray[np.float32]  # (channels, n)
 
 
-def decode_blocks(container: av.container.InputContainer) -> Iterator[AudioBlock]:
+def decode_blocks(
+    container: av.container.InputContainer, report: DecodeReport | None = None
+) -> Iterator[AudioBlock]:
     """The blocks of the stream that a player plays. Raises Drop if there is none or its format changes."""
+    report = DecodeReport() if report is None else report
     stream = find_audio_stream(container)
     to_float: AudioResampler | None = None
     first = Fraction(0)
@@ -85,7 +82,8 @@ def decode_blocks(container: av.container.InputContainer) -> Iterator[AudioBlock
         try:
             frames = packet.decode()
         except av.FFmpegError:
-            continue  # a damaged packet loses its own samples only; the next stamp is right again
+            report.n_lost += 1  # a damaged packet loses its own samples only; the next stamp is right again
+            continue
         for frame in frames:
             assert isinstance(frame, av.AudioFrame), "only the audio stream is demuxed"
             if to_float is None:

@@ -242,14 +242,21 @@ def track_largest_face(
 def _find_continuation(
     track: FaceTrack, tracks: Sequence[FaceTrack], max_gap_frames: int, *, is_later: bool
 ) -> FaceTrack | None:
-    """The largest track that begins just after another one's end, or ends just before it begins."""
+    """The largest track that begins just after another one's end, or ends just before it begins.
+
+    One that is no longer than a gap may be: it is rather a false detection than the same face after a cut.
+    """
 
     def count_missing(other: FaceTrack) -> int:
         """Frames between the two tracks; negative where they overlap."""
         earlier, later = (track, other) if is_later else (other, track)
         return later.first - earlier.last - 1
 
-    followers = [other for other in tracks if 0 <= count_missing(other) <= max_gap_frames]
+    followers = [
+        other
+        for other in tracks
+        if 0 <= count_missing(other) <= max_gap_frames and len(other.detections) > max_gap_frames
+    ]
     return max(followers, key=lambda other: other.total_width, default=None)
 
 

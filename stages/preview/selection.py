@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 
+from shards.errors import shorten
 from shards.reader import Dataset
 from shards.schema import ShardError
 
@@ -17,7 +18,7 @@ def select_clips(dataset: Dataset, clip_ids: Sequence[str]) -> list[str]:
     unique = list(dict.fromkeys(clip_ids))
     unknown = [clip_id for clip_id in unique if clip_id not in dataset.clips]
     if unknown:
-        names = ", ".join(map(repr, unknown))
+        names = _abbreviate(list(map(shorten, unknown)))
         raise ShardError(f"{dataset.storage.address}: holds no clip {names}; `pipeline explain` may know why")
     return unique
 
@@ -35,7 +36,7 @@ def spread_clips(
         values = sorted({row[name] or "" for row in dataset.clips.values()})
         if value is not None and value not in values:
             raise ShardError(
-                f"{dataset.storage.address}: has no {name} {value!r}; known are {_abbreviate(values)}"
+                f"{dataset.storage.address}: has no {name} {shorten(value)}; known are {_abbreviate(values)}"
             )
     groups: dict[tuple[str, str], list[str]] = {}
     for clip_id, row in dataset.clips.items():

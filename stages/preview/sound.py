@@ -51,7 +51,7 @@ def synthesise_audio(mels: NDArray[np.float32], params: MelsParams) -> NDArray[n
 
 def read_mels_params(dataset: Dataset) -> MelsParams:
     """The params of the dataset's mels, from its manifest. Raises ShardError if it has none."""
-    from stages.mels import MelsParams
+    from stages.mels import load_mels_params
 
     path = f"{dataset.storage.address}/{DATASET_NAME}"
     params = dataset.manifest.get("params")
@@ -59,7 +59,7 @@ def read_mels_params(dataset: Dataset) -> MelsParams:
     if not isinstance(section, Mapping):
         raise ShardError(f"{path}: has no params.mels, which are needed to make audio from mels")
     try:
-        return MelsParams(**section)
+        return load_mels_params(section)
     except ValidationError as err:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in err.errors())
         raise ShardError(f"{path}: params.mels are not those of this version of redub ({problems})") from err

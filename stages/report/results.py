@@ -6,22 +6,33 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
+from shards.documents import Document
 from shards.ledger import OK
+from shards.schema import Text
 from shards.table import Row, read_rows
-from stages.engine.outcome import StageError
+from stages.engine.json_file import read_json_file
 from stages.evaluate.columns import COLUMNS, GROUPS, Column
 from stages.evaluate.metrics.obedience import Mean
 from stages.evaluate.run import CLIPS, FRAMES, METRICS, RUN_INFO
-from stages.evaluate.scores import CLIPS_SCHEMA, CURVES, FRAMES_SCHEMA, group_means
+from stages.evaluate.scores import (
+    CLIPS_RULES,
+    CLIPS_SCHEMA,
+    CURVES,
+    FRAMES_RULES,
+    FRAMES_SCHEMA,
+    group_means,
+)
 from stages.evaluate.table import PREVIOUS, TRUTH
-from stages.report.inputs import read_json_object
 
 Floats = NDArray[np.float64]
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Value = Annotated[float, Field(ge=-1e38, le=1e38)]
 
 # Rows that contain the ground-truth mouth. They show what a metric can reach and are never marked as best.
 REFERENCES = (TRUTH, PREVIOUS)
@@ -100,22 +111,45 @@ class EvaluationResults:
 
 def read_evaluation(folder: Path) -> EvaluationResults:
     """Raises StageError or ShardError if the folder was not written by ``pipeline evaluate``."""
-    info, metrics = (read_json_object(folder / name, "pipeline evaluate") for name in (RUN_INFO, METRICS))
-    try:
-        means = {
-            row: {name: _parse_cell(entry) for name, entry in cells.items()} for row, cells in metrics.items()
-        }
-    except (KeyError, TypeError, AttributeError, ValueError) as err:
-        raise StageError(f"{folder / METRICS}: not the table of an evaluation ({err!r})") from err
-    clips = list(read_rows(folder / CLIPS, CLIPS_SCHEMA, "table of scored clips"))
-    frames = list(read_rows(folder / FRAMES, FRAMES_SCHEMA, "table of scored frames"))
+    info = read_json_file(folder / RUN_INFO, "pipeline evaluate", EvaluationFile)
+    metrics = read_json_file(folder / METRICS, "pipeline evaluate", MetricsFile)
+    means = {
+        row: {name: _parse_cell(entry) for name, entry in cells.items()} for row, cells in metrics.items()
+    }
+    clips = list(read_rows(folder / CLIPS, CLIPS_SCHEMA, "table of scored clips", CLIPS_RULES, inside=folder))
+    frames = list(
+        read_rows(folder / FRAMES, FRAMES_SCHEMA, "table of scored frames", FRAMES_RULES, inside=folder)
+    )
     return EvaluationResults(info, means, tuple(clips), tuple(_group_curves(frames)))
+
+
+class EvaluationFile(Document):
+    """What the page uses of ``evaluation.json``."""
+
+    dataset: Text = ""
+    without_lse: dict[str, Count] = Field(default_factory=dict)
+    protocols: dict[str, Text] = Field(default_factory=dict)
+
+
+class MetricEntry(Document):
+    """A mean of ``metrics.json`` with its interval."""
+
+    mean: Value
+    low: Value
+    high: Value
+    n: Count
+
+
+class MetricsFile(Document):
+    """``metrics.json``: for each row and column a mean, or the reason why there is none."""
+
+    __pydantic_extra__: dict[str, dict[str, MetricEntry | Text]]
 
 
 def _parse_cell(entry: Any) -> TableCell:
     if isinstance(entry, str):
         return TableCell(reason=entry.removeprefix("not computed:").strip())
-    return TableCell(float(entry["mean"]), float(entry["low"]), float(entry["high"]), int(entry["n"]))
+    return TableCell(float(entry["mean"]), float(entry["low"]), float(entry["high"]), entry["n"])
 
 
 def _group_curves(frames: Sequence[Row]) -> list[ClipCurves]:

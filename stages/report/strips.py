@@ -16,13 +16,14 @@ import numpy as np
 from PIL import Image
 
 from model.run_log import PICTURES
+from shards.files import is_regular_file, open_file, read_file
 from shards.reader import Dataset, read_clip
 from shards.schema import VIDEO_FPS, ClipSample, Frames, ShardError
 from stages.preview.drawing import draw_mask_box
 from stages.preview.selection import spread_clips
 from stages.preview.sheet import choose_style, draw_cell
-from stages.report.inputs import pick_evenly, read_json_object
-from stages.sample.pairs import CROPS, RUN_INFO, VIDEOS, Pair, read_crops, read_pair, read_samples
+from stages.report.inputs import pick_evenly
+from stages.sample.pairs import CROPS, VIDEOS, Pair, read_crops, read_pair, read_sample_info, read_samples
 
 N_CLIPS = 12  # of the dataset
 N_STRIPS = 4  # per folder of generated clips
@@ -98,15 +99,16 @@ def read_run_images(run: Path) -> list[EmbeddedImage]:
     images = []
     for path in pick_evenly(sorted((run / PICTURES).glob("*.png")), N_RUN_IMAGES):
         try:
-            with Image.open(path) as image:
+            with open_file(path, inside=run) as file, Image.open(file, formats=["PNG"]) as image:
                 if max(image.size) > MAX_IMAGE_PX:
                     raise ShardError(f"{path}: {image.width}x{image.height} px, expected at most "
                                      f"{MAX_IMAGE_PX} per side")  # fmt: skip
                 name, _, step = path.stem.rpartition("-")
                 description = f"{name}, step {int(step):,}" if step.isdecimal() else path.stem
                 images.append(embed_image(image, description))
-        except (OSError, Image.DecompressionBombError) as err:
-            raise ShardError(f"{path}: not an image ({err})") from err
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as err:
+            reason = err.strerror if isinstance(err, OSError) and err.strerror else err
+            raise ShardError(f"{path}: not an image ({reason})") from err
     return images
 
 
@@ -118,16 +120,17 @@ def read_generated_clips(folder: Path, dataset: Dataset) -> GeneratedClips:
         raise ShardError(f"{folder}: none of its {len(rows)} clips is in {dataset.storage.address}")
     selected = pick_evenly(sorted(matches, key=lambda row: str(row["name"])), N_STRIPS)
     strips = [_make_strip(folder, dataset, row, with_video=i < N_VIDEOS) for i, row in enumerate(selected)]
-    info = read_json_object(folder / RUN_INFO, "pipeline sample")
+    info = read_sample_info(folder)
     return GeneratedClips(folder.name, info, len(rows), tuple(strips))
 
 
 def _make_strip(folder: Path, dataset: Dataset, row: dict[str, Any], *, with_video: bool) -> SampleStrip:
-    name = str(row["name"])
-    if Path(name).name != name:
-        raise ShardError(f"{folder}: {name!r} is not a plain file name")
+    name = row["name"]
     source, speech = read_pair(dataset, Pair(row["clip_id"], row["audio_clip_id"]))
-    generated = read_crops(folder / CROPS / f"{name}.tar", source.frames.shape[1])
+    crops = folder / CROPS / f"{name}.tar"
+    if not is_regular_file(crops, inside=folder):
+        raise ShardError(f"{crops}: no file in {folder}")
+    generated = read_crops(crops, source.frames.shape[1])
     n_frames = min(len(generated), len(source.frames), len(speech.frames))
     indices = pick_evenly(range(n_frames), N_FRAMES)
     audio = "its own speech" if speech is source else f"speech of {speech.key}"
@@ -140,7 +143,7 @@ def _make_strip(folder: Path, dataset: Dataset, row: dict[str, Any], *, with_vid
             (label, _join_images(images, f"{name}: {label}"))
             for label, images in _draw_rows(source, speech, generated, indices).items()
         ),
-        video=_embed_video(folder / VIDEOS / f"{name}.mp4") if with_video else "",
+        video=_embed_video(folder, name) if with_video else "",
         poster=embed_image(Image.fromarray(middle), f"{name}: source and generated"),
     )
 
@@ -174,8 +177,9 @@ def _join_images(images: Sequence[Frames], description: str) -> EmbeddedImage:
     return embed_image(Image.fromarray(np.concatenate([*padded, images[-1]], axis=1)), description)
 
 
-def _embed_video(path: Path) -> str:
-    """The mp4 that ``pipeline sample`` wrote; "" if it is missing or larger than MAX_VIDEO_BYTES."""
-    if not path.is_file() or path.stat().st_size > MAX_VIDEO_BYTES:
+def _embed_video(folder: Path, name: str) -> str:
+    """The mp4 that ``pipeline sample`` wrote; "" for none, a link out, or one above MAX_VIDEO_BYTES."""
+    path = folder / VIDEOS / f"{name}.mp4"
+    if not is_regular_file(path, inside=folder) or path.stat().st_size > MAX_VIDEO_BYTES:
         return ""
-    return _make_data_url("video/mp4", path.read_bytes())
+    return _make_data_url("video/mp4", read_file(path, MAX_VIDEO_BYTES, inside=folder))

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from model.recipe import ModelError
 from model.run_log import METRICS, SELECTING_LOSSES, read_metrics
-from stages.report.inputs import read_json_object
+from stages.engine.outcome import StageError
 from stages.report.strips import EmbeddedImage, read_run_images
-from stages.train import RUN_FILE
+from stages.train import read_run_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +41,9 @@ class TrainingRun:
 
 
 def read_run(folder: Path) -> TrainingRun:
-    """Raises StageError if the folder holds no run."""
-    info = read_json_object(folder / RUN_FILE, "pipeline train")
-    return TrainingRun(
-        folder.name, info, tuple(read_metrics(folder / METRICS)), tuple(read_run_images(folder))
-    )
+    """Raises StageError or ShardError if the folder holds no run."""
+    try:
+        records = read_metrics(folder / METRICS)
+    except ModelError as err:
+        raise StageError(str(err)) from err
+    return TrainingRun(folder.name, read_run_file(folder), tuple(records), tuple(read_run_images(folder)))

@@ -6,17 +6,23 @@ import io
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
+from pydantic import Field
 
 from shards.atomic import write_atomically
 from shards.codec import decode_frame, encode_frame
+from shards.documents import Document
+from shards.errors import shorten
+from shards.files import open_file
 from shards.reader import Dataset, read_clip
 from shards.rng import derive_key
-from shards.schema import ClipSample, Frames, ShardError
-from shards.table import read_rows
+from shards.schema import MAX_CLIP_BYTES, MAX_FRAMES, ClipSample, Frames, ShardError, Text
+from shards.table import Rule, read_rows
+from stages.engine.json_file import read_json_file
 from stages.engine.outcome import StageError
 
 TABLE, RUN_INFO, CROPS, VIDEOS = "samples.parquet", "samples.json", "crops", "videos"
@@ -32,8 +38,30 @@ SCHEMA = pa.schema(
     ]
 )
 MAX_DISTANCE = 100  # between the two clips of a swapped pair, in the ring of shuffled clips
-MAX_FRAMES = 1_000_000
 MAX_FRAME_BYTES = 2**24
+MAX_NAMES = 8  # in a message
+RULES = MappingProxyType(
+    {
+        # CLIP or CLIP~SPEECH, ids of clips: a path is made of it
+        "name": Rule(required=True, pattern=r"\A[^/\\.\pC\p{Zl}\p{Zp}]+\z", expected="a plain file name"),
+        **dict.fromkeys(("clip_id", "audio_clip_id", "split"), Rule(required=True)),
+        "frames": Rule(required=True, low=1, high=MAX_FRAMES),
+    }
+)
+
+
+class SampleParamsFields(Document):
+    """What is read of the sampler's params."""
+
+    seed: Annotated[int, Field(ge=0)]
+
+
+class SampleFields(Document):
+    """What is read of ``samples.json``."""
+
+    dataset: Text
+    audio: Literal["own", "swapped"]
+    params: SampleParamsFields
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +99,16 @@ def make_pairs(
         if speaker in (None, dataset.clips[clip_id]["speaker"])
     )
     if not ids and speaker is not None:
-        raise StageError(f"{address}: no clip of the speaker {speaker!r} is in the split {split!r}")
+        raise StageError(
+            f"{address}: no clip of the speaker {shorten(speaker)} is in the split {shorten(split)}"
+        )
     if not ids:
         splits = sorted(dataset.clips.table["split"].unique().to_pylist())
-        raise StageError(f"{address}: no clip is in the split {split!r}; it has {', '.join(splits)}")
+        names = ", ".join(splits[:MAX_NAMES])
+        raise StageError(
+            f"{address}: no clip is in the split {shorten(split)}; it has {names} "
+            "(clips.test_share of the params decides how many are in test)"
+        )
     if audio == "own":
         return [Pair(clip_id, clip_id) for clip_id in ids]
     if len(ids) < 2:
@@ -118,15 +152,20 @@ def write_crops(path: Path, frames: Frames) -> None:
 def read_crops(path: Path, size: int) -> Frames:
     """Read frames (T, size, size, 3) from a tar of WebP images, by name. Raises ShardError."""
     frames: dict[str, Frames] = {}
+    max_frames = min(MAX_FRAMES, MAX_CLIP_BYTES // (3 * size**2))
     try:
-        with tarfile.open(path, "r:") as tar:
+        with open_file(path) as data, tarfile.open(fileobj=data, mode="r:") as tar:
             for member in tar:
                 file = tar.extractfile(member) if member.isreg() and member.size <= MAX_FRAME_BYTES else None
-                if file is None or len(frames) >= MAX_FRAMES:
-                    raise ShardError(f"{path}: {member.name} is not a frame")
-                frames[member.name] = decode_frame(file.read(), "webp", (size, size))
-    except (OSError, tarfile.TarError) as err:
-        raise ShardError(f"{path}: not a complete tar of frames ({err})") from err
+                if file is None or len(frames) >= max_frames:
+                    raise ShardError(f"{path}: {shorten(member.name)} is not a frame, or one too many")
+                try:
+                    frames[member.name] = decode_frame(file.read(), "webp", (size, size))
+                except ShardError as err:
+                    raise ShardError(f"{path}: {shorten(member.name)}: {err}") from err
+    except (OSError, tarfile.TarError, ValueError, EOFError, OverflowError) as err:
+        reason = err.strerror if isinstance(err, OSError) and err.strerror else err
+        raise ShardError(f"{path}: not a complete tar of frames ({reason})") from err
     if not frames:
         raise ShardError(f"{path}: holds no frames")
     return np.stack([frames[name] for name in sorted(frames)])
@@ -134,4 +173,12 @@ def read_crops(path: Path, size: int) -> Frames:
 
 def read_samples(out: Path) -> list[dict[str, Any]]:
     """Rows of the table in a complete folder of samples. Raises ShardError."""
-    return list(read_rows(out / TABLE, SCHEMA, "table of samples"))
+    rows = list(read_rows(out / TABLE, SCHEMA, "table of samples", RULES, inside=out))
+    if len({row["name"] for row in rows}) < len(rows):
+        raise ShardError(f"{out / TABLE}: lists a clip twice")
+    return rows
+
+
+def read_sample_info(out: Path) -> dict[str, Any]:
+    """What generated the clips of a folder of samples: ``samples.json``. Raises StageError."""
+    return read_json_file(out / RUN_INFO, "pipeline sample", SampleFields)

@@ -11,6 +11,7 @@ from pathlib import Path
 import av
 import numpy as np
 
+from shards.atomic import write_atomically
 from stages.synth.appearance import sample_appearance
 from stages.synth.barcode import BARCODE_BITS
 from stages.synth.curves import make_opening_curve, make_rng
@@ -168,50 +169,48 @@ def make_clip(path: Path, spec: ClipSpec, *, speaker: str | None = None) -> Trut
         right = -mono if spec.antiphase else mono
         return np.stack([mono, right][: settings.channels]).astype(np.float32)
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    _encode(
-        partial,
-        settings,
-        frames=draw_frames(appearance, openings, poses, size=spec.size),
-        ticks=ticks,
-        clock=clock,
-        rate=rate,
-        size=spec.size,
-        make_audio=make_audio,
-        seconds=spec.seconds,
-    )
-    stamps = _read_time_stamps(partial)
-    assert len(stamps) == len(ticks), f"{path}: {len(ticks)} frames encoded, {len(stamps)} in the file"
-    # A container may shift all streams to make room for the audio encoder's priming samples.
-    shifts = np.array(stamps) - times_s
-    assert np.ptp(shifts) < 1.5e-3, f"{path}: time stamps shifted unevenly, by {np.ptp(shifts)} s"
+    with write_atomically(path) as partial:
+        _encode(
+            partial,
+            settings,
+            frames=draw_frames(appearance, openings, poses, size=spec.size),
+            ticks=ticks,
+            clock=clock,
+            rate=rate,
+            size=spec.size,
+            make_audio=make_audio,
+            seconds=spec.seconds,
+        )
+        stamps = _read_time_stamps(partial)
+        assert len(stamps) == len(ticks), f"{path}: {len(ticks)} frames encoded, {len(stamps)} in the file"
+        # A container may shift all streams to make room for the audio encoder's priming samples.
+        shifts = np.array(stamps) - times_s
+        assert np.ptp(shifts) < 1.5e-3, f"{path}: time stamps shifted unevenly, by {np.ptp(shifts)} s"
 
-    corners = np.round(compute_barcode_corners(poses, appearance), 2)
-    truth = Truth(
-        version=SYNTH_VERSION,
-        speaker=speaker or f"speaker-{spec.speaker}",
-        container=container,
-        fps=spec.fps,
-        av_offset_ms=spec.av_offset_ms,
-        seed=spec.seed,
-        sample_rate=SAMPLE_RATE,
-        channels=settings.channels,
-        sha256=hashlib.sha256(partial.read_bytes()).hexdigest(),
-        spec=spec,
-        frames=[
-            FrameTruth(
-                seconds=round(stamps[i], 6),
-                opening=round(float(openings[i]), 6),
-                counter=i % 2**BARCODE_BITS,
-                corners_px=[(float(x), float(y)) for x, y in corners[i]],
-            )
-            for i in range(len(ticks))
-        ],
-    )
-    truth_partial = Truth.path_for(path).with_suffix(".json.partial")
-    truth_partial.write_text(truth.to_json())
-    Truth.path_for(path).unlink(missing_ok=True)  # a new clip must never have the ground truth of an old one
-    partial.rename(path)
-    truth_partial.rename(Truth.path_for(path))
+        corners = np.round(compute_barcode_corners(poses, appearance), 2)
+        truth = Truth(
+            version=SYNTH_VERSION,
+            speaker=speaker or f"speaker-{spec.speaker}",
+            container=container,
+            fps=spec.fps,
+            av_offset_ms=spec.av_offset_ms,
+            seed=spec.seed,
+            sample_rate=SAMPLE_RATE,
+            channels=settings.channels,
+            sha256=hashlib.sha256(partial.read_bytes()).hexdigest(),
+            spec=spec,
+            frames=[
+                FrameTruth(
+                    seconds=round(stamps[i], 6),
+                    opening=round(float(openings[i]), 6),
+                    counter=i % 2**BARCODE_BITS,
+                    corners_px=[(float(x), float(y)) for x, y in corners[i]],
+                )
+                for i in range(len(ticks))
+            ],
+        )
+        # a new clip must never have the ground truth of an old one
+        Truth.path_for(path).unlink(missing_ok=True)
+    with write_atomically(Truth.path_for(path)) as partial:
+        partial.write_text(truth.to_json())
     return truth

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, TypeAdapter, field_validator
 from pydantic.dataclasses import dataclass
 
+from shards.params import MAX_SEED
+
 Image = NDArray[np.uint8]  # (H, W, 3), RGB
 Floats = NDArray[np.float64]
 Floats32 = NDArray[np.float32]
@@ -70,7 +72,7 @@ class SynthParams:
     av_offset_ms: OffsetMs = 0.0  # positive: the audio is late
     antiphase: bool = False  # stereo whose right channel is minus the left
     first_speaker: Annotated[int, Field(ge=1, le=1000)] = 1  # crema-d: 15 is actor 1015
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
 
     @field_validator("fps")
     @classmethod
@@ -82,14 +84,14 @@ class SynthParams:
 class ClipSpec:
     """Everything that determines a clip, except the container, which the file suffix selects."""
 
-    speaker: Annotated[int, Field(ge=1)] = 1  # selects appearance and voice
-    clip: Annotated[int, Field(ge=1)] = 1  # selects speech and head motion
+    speaker: Annotated[int, Field(ge=1, le=MAX_SEED)] = 1  # selects appearance and voice
+    clip: Annotated[int, Field(ge=1, le=MAX_SEED)] = 1  # selects speech and head motion
     seconds: Seconds = 2.4
     fps: str = "25"
     size: tuple[Side, Side] = (360, 288)
     av_offset_ms: OffsetMs = 0.0
     antiphase: bool = False
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
 
     @field_validator("fps")
     @classmethod

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import pickle
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +36,7 @@ from model.checkpoint import (
     restore_state,
 )
 from model.recipe import ModelError
+from shards import atomic
 from shards.atomic import remove_partials
 from tests.model import worlds
 from tests.model.worlds import CPU, TINY
@@ -135,6 +140,82 @@ def test_pruning_leaves_the_newest_and_the_best(trained: tuple[TrainState, Path]
     assert load_network(tmp_path, which="newest")[1].step == 7
 
 
+PRUNE_AND_BE_KILLED = """
+import os, shutil, signal, sys
+from itertools import count
+from pathlib import Path
+from model.checkpoint import prune_checkpoints
+
+run, copies = map(Path, sys.argv[1:])
+for n_steps in count():
+    copy = shutil.copytree(run, copies / str(n_steps))
+    process = os.fork()
+    if not process:
+        done = 0
+        def count_steps(event, arguments):
+            global done
+            if event in ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree"):
+                done += 1
+                if done > n_steps:
+                    os.kill(os.getpid(), signal.SIGKILL)
+        sys.addaudithook(count_steps)
+        prune_checkpoints(copy, 1)
+        os._exit(0)
+    _, status = os.waitpid(process, 0)
+    if not status:
+        break
+"""
+
+
+def test_a_kill_at_any_step_of_pruning_leaves_only_whole_checkpoints(tmp_path: Path) -> None:
+    run, copies = tmp_path / "run", tmp_path / "copies"
+    state = loop.create_state(TINY, CPU)
+    for step in (1, 2, 3, 4):
+        save(state, run, step, 0.1 if step == 2 else 0.9)
+    command = [sys.executable, "-W", "ignore", "-c", PRUNE_AND_BE_KILLED, str(run), str(copies)]
+    subprocess.run(command, check=True)
+    assert len(list(copies.iterdir())) > 10, "two checkpoints of four files, renamed and removed"
+    for copy in copies.iterdir():
+        steps = list_steps(copy)
+        assert steps in ([1, 2, 3, 4], [2, 3, 4], [2, 4]), copy
+        for step in steps:
+            load_network(copy / CHECKPOINTS / f"step-{step:08d}")
+        remove_partials(copy)
+        assert len(list((copy / CHECKPOINTS).iterdir())) == len(steps), "nothing half is left"
+        prune_checkpoints(copy, 1)
+        assert list_steps(copy) == [2, 4]
+
+
+@pytest.mark.parametrize("files", [[STATE], [STATE, EMA], [STATE, EMA, WEIGHTS, OPTIMIZER]])
+def test_half_an_old_checkpoint_is_skipped_with_a_warning_unless_it_is_asked_for(
+    files: list[str], run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As versions before this one left it when they were killed."""
+    old = run / CHECKPOINTS / "step-00000001"
+    shutil.copytree(run / CHECKPOINTS / "step-00000003", old)
+    for name in files:
+        (old / name).unlink()
+    with caplog.at_level(logging.WARNING):
+        assert [list_steps(run) for _ in range(3)] == [[3]] * 3
+    assert [str(old / STATE) in message for message in caplog.messages] == [True], "it is said once"
+    assert load_network(run)[1].step == 3
+    with pytest.raises(ModelError, match=f"{old}.*(no checkpoint|missing)"):
+        load_network(old)
+    prune_checkpoints(run, 1)
+    (run / CHECKPOINTS / "step-00000003" / STATE).unlink()
+    with pytest.raises(ModelError, match="step-00000003"):
+        load_network(run)
+
+
+def test_folders_that_are_no_checkpoints_are_neither_read_nor_removed(run: Path) -> None:
+    names = ["step-best-of-all", "step-00000001.bak", "step-1", "backup"]
+    for name in names:
+        (run / CHECKPOINTS / name).mkdir()
+    assert list_steps(run) == [3]
+    prune_checkpoints(run, 1)
+    assert all((run / CHECKPOINTS / name).is_dir() for name in names)
+
+
 def test_without_held_out_losses_the_newest_is_the_best(tmp_path: Path) -> None:
     state = loop.create_state(TINY, CPU)
     for step in (1, 2, 3):
@@ -160,29 +241,58 @@ def test_a_failed_write_leaves_the_older_checkpoints(
     def fail(*_: object, **__: object) -> None:
         raise OSError("No space left on device")
 
-    for name in ("_sync_to_disk", "_get_moments"):
+    for module, name in ((atomic, "sync_to_disk"), (checkpoint, "_get_moments")):
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoint, name, fail)
+            patch.setattr(module, name, fail)
             with pytest.raises(OSError, match="No space"):
                 save(trained[0], run, 8)
         trained[0].step = STEPS
         assert list_steps(run) == [STEPS]
         assert load_network(run)[1].step == STEPS
-    assert list((run / CHECKPOINTS).glob(".step-*")), "as a killed process would leave it"
-    remove_partials(run)
     assert [path.name for path in (run / CHECKPOINTS).iterdir()] == ["step-00000003"]
 
 
-def test_a_resumed_run_removes_the_partial_checkpoint_of_a_killed_one(run: Path, tmp_path: Path) -> None:
-    partial = run / CHECKPOINTS / ".step-00000009.partial"
-    partial.mkdir()
-    (partial / WEIGHTS).write_bytes(b"half")
+SAVE_WITH_LITTLE_DISK = """
+import resource, sys
+from pathlib import Path
+from model import checkpoint, loop
+from tests.model.worlds import CPU, TINY
+
+state = loop.create_state(TINY, CPU)
+[saved] = checkpoint.list_checkpoints(Path(sys.argv[1]))
+checkpoint.restore_state(state, saved)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+try:
+    checkpoint.save_checkpoint(state, Path(sys.argv[2]), TINY, "digest", None)
+except OSError as err:
+    print(err.errno, err.filename)
+"""
+
+
+def test_a_full_disk_is_an_error_that_names_the_checkpoint(
+    trained: tuple[TrainState, Path], run: Path, tmp_path: Path
+) -> None:
+    """The limit on the size of a file makes the same system call fail; safetensors reports it as a text."""
+    command = [sys.executable, "-c", SAVE_WITH_LITTLE_DISK, str(run), str(tmp_path / "new")]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert finished.stdout == f"{errno.EFBIG} {tmp_path / 'new' / CHECKPOINTS / 'step-00000003'}\n", (
+        finished.stderr
+    )
+    assert list((tmp_path / "new" / CHECKPOINTS).iterdir()) == []
+
+
+def test_a_resumed_run_removes_the_partial_checkpoint_of_a_killed_one(tmp_path: Path) -> None:
     shards = worlds.make_dataset(tmp_path / "shards", [9])
     fresh = tmp_path / "fresh"
-    (fresh / CHECKPOINTS).mkdir(parents=True)
-    shutil.move(partial, fresh / CHECKPOINTS)
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    name = f".redub-{atomic._identify_machine()}-{process.pid}-{'0' * 12}.partial"
+    for folder in (name, ".step-00000009.partial", "backup.partial"):
+        (fresh / CHECKPOINTS / folder).mkdir(parents=True)
+        (fresh / CHECKPOINTS / folder / WEIGHTS).write_bytes(b"half")
     worlds.run_training(shards, fresh, replace(TINY, steps=1))
-    assert [path.name for path in (fresh / CHECKPOINTS).iterdir()] == ["step-00000001"]
+    names = {path.name for path in (fresh / CHECKPOINTS).iterdir()}
+    assert names == {"step-00000001", ".step-00000009.partial", "backup.partial"}, "a user's folders stay"
 
 
 def test_a_checkpoint_of_the_same_step_is_replaced(trained: tuple[TrainState, Path], run: Path) -> None:
@@ -268,14 +378,14 @@ def change_values(**change: Any) -> Callable[[Path], None]:
         (empty, "not a checkpoint's state"),
         (pickle_file, "not a checkpoint's state"),
         (lambda path: path.write_text("[1, 2]"), "not a checkpoint's state"),
-        (lambda path: path.write_text("{}"), "not a checkpoint's state (KeyError: 'format')"),
+        (lambda path: path.write_text("{}"), "not a checkpoint's state: format is missing"),
         (lambda path: path.write_text("[" * 100_000), "not a checkpoint's state"),
-        (change_values(format=99), "format 99, this redub reads 1"),
+        (change_values(format=99), "format is 99, expected 1"),
         (change_values(step="soon"), "not a checkpoint's state"),
         (change_values(step=float("inf")), "not a checkpoint's state"),
         (change_values(held_out="low"), "not a checkpoint's state"),
-        (change_values(recipe=7), "the recipe is 7: "),
-        (change_values(recipe={"bogus": 1}), "bogus is 1: "),
+        (change_values(recipe=7), "recipe is 7, expected "),
+        (change_values(recipe={"bogus": 1}), "recipe.bogus is 1, which is not known"),
         (Path.unlink, "is missing, so"),
     ],
 )

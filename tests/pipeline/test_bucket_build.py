@@ -84,14 +84,14 @@ class Named(LocalStorage):
 )
 def test_a_name_that_would_leave_the_folder_is_refused(name: str) -> None:
     with pytest.raises(StageError, match="is no plain path"):
-        bucket_build.list_clips(Named("good.mp4", name))
+        bucket_build.list_clips(Named("good.mp4", name), ClipsParams())
 
 
 def test_a_name_that_is_file_and_folder_is_refused() -> None:
     with pytest.raises(StageError, match="a folder that is also a file"):
-        bucket_build.list_clips(Named("a.mp4", "a.mp4/b.mp4"))
+        bucket_build.list_clips(Named("a.mp4", "a.mp4/b.mp4"), ClipsParams())
 
 
 def test_a_bucket_without_clips_is_an_error() -> None:
     with pytest.raises(StageError, match="holds no file that could be a clip"):
-        bucket_build.list_clips(Named("notes.txt", ".git/a.mp4"))
+        bucket_build.list_clips(Named("notes.txt", ".git/a.mp4"), ClipsParams())

@@ -65,7 +65,7 @@ def test_params_yaml_says_the_defaults() -> None:
         ("mels: {win_length: 4096}", "win_length 4096 is longer than n_fft 2048"),
         ("shard: {codec: gif}", "shard.codec is 'gif'"),
         ("limits: {memory_mb: 1}", "limits.memory_mb is 1"),
-        ("- 1", "holds list, expected a mapping of sections"),
+        ("- 1", "is [1], expected a mapping of sections"),
         ("a: [", "cannot be read as YAML"),
     ],
 )
@@ -92,7 +92,7 @@ def test_a_wrong_param_is_one_line_that_names_it(text: str, told: str, tmp_path:
             "are built by `pipeline shard`",
         ),
         (["shard", "--dataset", "grid", "--raw", ".", "--work", "w"], 1, "which is never written to"),
-        (["shard", "--dataset", "grid", "--params", "none.yaml"], 1, "none.yaml: cannot be read"),
+        (["shard", "--dataset", "grid", "--params", "none.yaml"], 1, "none.yaml: is not there"),
         (["clips", "--dataset", "grid", "--workers", "0"], 2, "0 is not in the range"),
         (["verify", "nowhere"], 1, "not a complete dataset"),
         (["explain", "nowhere", "x"], 1, "not a complete dataset"),

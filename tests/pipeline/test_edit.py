@@ -106,7 +106,7 @@ def test_mels_of_a_run_that_cannot_be_made_are_one_line(tmp_path: Path, content:
         (("--face", "middle"), "run", 2, "middle: expected largest, left, right or a number"),
         (("--audio", "none.wav"), "run", 1, "none.wav: there is no such file"),
         (("--max-seconds", "0.2"), "run", 1, "would last 0.4 s, expected at most 0.2 s; --max-seconds"),
-        (("--params", "none.yaml"), "run", 1, "none.yaml: cannot be read"),
+        (("--params", "none.yaml"), "run", 1, "none.yaml: is not there"),
     ],
 )
 @pytest.mark.usefixtures("landmarker")

@@ -83,3 +83,24 @@ def test_a_task_that_ends_its_workers_ends_the_run_with_a_line(address: str, sta
         pytest.raises(StageError, match="killed every worker that ran it"),
     ):
         list(mapper(end_this_worker, [0], label=""))
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "result"),
+    [(16, 16, "--workers 2: they need 80 open files, and this shell allows 16 (`ulimit -n`)"),
+     (16, 200, "80"), (100, 200, "100"), (79, 79, "--workers 2: they need 80 open files")],
+)  # fmt: skip
+def test_too_few_open_files_are_a_line_before_the_scheduler_spins(soft: int, hard: int, result: str) -> None:
+    code = f"""if True:
+        import resource
+        from pipeline.runner import allow_open_files
+        from stages.engine.outcome import StageError
+        resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))
+        try:
+            allow_open_files(2)
+            print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        except StageError as err:
+            print(err)
+    """
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert finished.stdout.startswith(result)

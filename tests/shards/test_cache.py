@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from shards.atomic import write_atomically
+from shards.atomic import _identify_machine, write_atomically
 from shards.cache import ShardCache
 from shards.index import ShardEntry
 from shards.schema import ShardError
@@ -111,16 +111,25 @@ def test_a_shard_held_twice_stays_until_it_is_released_twice(tmp_path: Path) -> 
         assert list_cached(tmp_path) == {"a", "c"}
 
 
-def test_a_file_of_another_size_is_replaced_and_old_partials_are_removed(
-    tmp_path: Path,
-) -> None:
+def test_a_file_of_another_size_is_replaced(tmp_path: Path) -> None:
     with cache(tmp_path) as shards:
         shards.path(A).write_bytes(b"a")
-        partial = tmp_path / "cache" / ".x.0.partial"
-        partial.write_bytes(b"x")
         shards.hold([A])
         assert shards.path(A).stat().st_size == SIZE
-        assert not partial.exists()
+
+
+def test_only_files_of_the_cache_are_removed_to_make_room(tmp_path: Path) -> None:
+    users = ["backup.tar", "film.mp4.partial", ".x.0.partial", "users/keys.lock", "users/notes.txt"]
+    with cache(tmp_path, 2 * SIZE) as shards:
+        for name in users:
+            (tmp_path / "cache" / name).write_bytes(bytes(5 * SIZE))
+        abandoned = shards.path(A).with_name(f".redub-{_identify_machine()}-{os.getpid()}-{'0' * 12}.partial")
+        abandoned.write_bytes(b"x")
+        for shard in (A, B, C):
+            shards.hold([shard])
+            shards.release([shard])
+        assert not abandoned.exists() and not shards.path(A).exists() and shards.path(C).exists()
+        assert all((tmp_path / "cache" / name).is_file() for name in users)
 
 
 def test_a_shard_that_cannot_be_downloaded_is_not_held(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import re
+import shutil
 import tarfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,20 +14,22 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import webdataset as wds
 from numpy.typing import NDArray
 
 from shards.codec import CODECS, Codec, decode_frame
 from shards.diff import diff
-from shards.index import DATASET_NAME, LEDGER_NAME, Clips, read_manifest
+from shards.index import DATASET_NAME, INDEX_NAME, INDEX_SCHEMA, LEDGER_NAME, Clips, read_manifest
 from shards.ledger import write_ledger
 from shards.reader import decode_members, open_dataset, read_clip, read_members
 from shards.schema import ShardError, array_to_npy, npy_to_array
 from shards.table import Row
 from shards.verify import verify
 from shards.writer import PackedClip, write_tar
-from tests import datasets
+from tests import alterations, datasets
 
 SIZE = 32
 N_FRAMES = 5
@@ -162,15 +166,19 @@ def test_a_manifest_cannot_name_a_file_outside_its_folder(dataset: Path) -> None
     manifest = read_manifest(dataset)
     manifest["shards"][0]["name"] = "../../etc/passwd"
     (dataset / DATASET_NAME).write_text(json.dumps(manifest))
-    with pytest.raises(ShardError, match="not a plain file name"):
+    with pytest.raises(ShardError, match="expected a plain file name"):
         open_dataset(dataset)
 
 
 def test_a_manifest_cannot_name_a_table_outside_its_folder(dataset: Path) -> None:
     manifest = read_manifest(dataset)
-    for tables in ({"index.parquet": "/../../../etc/passwd"}, ["index.parquet"], {"index.parquet": None}):
+    for tables, expected in (
+        ({"index.parquet": "/../../../etc/passwd"}, "64 hex digits"),
+        (["index.parquet"], "a valid dictionary"),
+        ({"index.parquet": None}, "a valid string"),
+    ):
         (dataset / DATASET_NAME).write_text(json.dumps(manifest | {"tables": tables}))
-        with pytest.raises(ShardError, match="expected a sha256 by name"):
+        with pytest.raises(ShardError, match=f"tables.* expected {expected}"):
             open_dataset(dataset)
 
 
@@ -244,11 +252,11 @@ def test_a_forged_member_is_refused(member: str, forged: bytes, message: str) ->
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("codec", "exe", "codec 'exe', known are"),
-        ("size", 100_000, "size 100000"),
+        ("codec", "exe", "codec is 'exe', expected 'webp'"),
+        ("size", 100_000, "size is 100000"),
         ("frame_offsets", [0, 5, 3], "frame offsets"),
-        ("frame_offsets", "all", "frame_offsets are not a list"),
-        ("frame_offsets", [-1, 4, 9], "frame offsets"),
+        ("frame_offsets", "all", "frame_offsets is 'all', expected a valid list"),
+        ("frame_offsets", [-1, 4, 9], "frame_offsets.0 is -1"),
     ],
 )
 def test_a_forged_json_is_refused(key: str, value: object, message: str) -> None:
@@ -267,7 +275,7 @@ def test_an_image_whose_header_declares_gigabytes_is_refused() -> None:
 
 @pytest.mark.parametrize("key", ["s1.x", "a/b", ""])
 def test_a_clip_id_that_would_split_in_the_tar_is_refused(key: str) -> None:
-    with pytest.raises(ShardError, match="would split it"):
+    with pytest.raises(ShardError, match="is not a plain name"):
         replace(make_clip("s1_x"), key=key)
 
 
@@ -278,3 +286,56 @@ def test_diff_lists_what_changed(dataset: Path, tmp_path: Path) -> None:
     assert changes.removed == {"s1_b": "its file is gone"}
     assert set(changes.changed["s1_a"]) >= {"frames", "mels"}
     assert not diff(dataset, dataset)
+
+
+@pytest.mark.parametrize("name", INDEX_SCHEMA.names)
+def test_diff_sees_every_column_of_the_index(name: str, dataset: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(dataset, other)
+    table = pq.read_table(other / INDEX_NAME)
+    values = table[name].to_pylist()
+    if name == "shard":
+        (other / values[0]).rename(other / "other.tar")
+        manifest = json.loads((other / DATASET_NAME).read_text())
+        manifest["shards"][0]["name"] = "other.tar"
+        (other / DATASET_NAME).write_text(json.dumps(manifest))
+        values = ["other.tar"] * len(values)
+    elif isinstance(values[0], int):
+        values[0] = values[0] + (-1 if name.endswith("size") else 1)
+    else:
+        values[0] = values[0][:-1] + ("0" if values[0][-1] != "0" else "1")
+    column = pa.array(values, table.schema.field(name).type)
+    pq.write_table(table.set_column(table.column_names.index(name), name, column), other / INDEX_NAME)
+    assert diff(dataset, other) or name == "shard"
+
+
+@pytest.mark.parametrize(
+    ("alteration", "message"),
+    [
+        ("mels.npy 3e38", "s1_clip0: mels reach 3e.38 dB"),
+        ("mels.npy positive", "s1_clip0: mels are 50.00 to 50.00 dB, expected -80 to 0"),
+        ("affine.npy zero", "s1_clip0: the matrix of frame 0 is .* cannot be inverted"),
+        ("frames TIFF", r"shards/train-.*\.tar: s1_clip0: frame 0: a frame of \d+ bytes is not webp"),
+        ("frames PNG", "s1_clip0: frame 0: a frame of .* is not webp"),
+        ("frames large", "s1_clip0: frame 0: a frame of .* is 16000x16000, expected 16x16"),
+        ("frames many of one byte", "200000 frames of 1024 px are 629 GB"),
+        ("boxes.npy outside", "s1_clip0: box of frame 0 is .* expected 0 <= x0"),
+    ],
+)
+def test_a_full_check_compares_values(alteration: str, message: str, tmp_path: Path) -> None:
+    folder = alterations.make_dataset(tmp_path / "shards")
+    assert list(verify(folder, full=True)) == []
+    next(each for each in alterations.list_member_alterations() if each.name == alteration).apply(folder)
+    quick = list(verify(folder, full=False))
+    assert not any("s1_clip0" in problem for problem in quick), "nothing but its values can show it"
+    problems = list(verify(folder, full=True))
+    assert any(re.search(message, problem) for problem in problems), problems
+
+
+def test_verify_compares_the_sha256_of_the_index_with_the_bytes(dataset: Path) -> None:
+    table = pq.read_table(dataset / INDEX_NAME)
+    column = pa.array(["0" * 64, *table["sha256"].to_pylist()[1:]])
+    path = dataset / INDEX_NAME
+    pq.write_table(table.set_column(table.column_names.index("sha256"), "sha256", column), path)
+    problems = list(verify(dataset, full=False))
+    assert any("has sha256" in problem and "the index says 0000" in problem for problem in problems), problems

@@ -204,7 +204,7 @@ def test_an_index_that_counts_other_frames_is_refused(folder: Path) -> None:
     table = pq.read_table(folder / INDEX_NAME)
     wrong = pa.array([n + 1 for n in table["frames"].to_pylist()], pa.int32())
     pq.write_table(table.set_column(table.column_names.index("frames"), "frames", wrong), folder / INDEX_NAME)
-    assert "s1_a holds frames (3, 8, 8, 3)" in load_error(folder, "s1_a")
+    assert "s1_a: its json has 3 frames, the index 4" in load_error(folder, "s1_a")
 
 
 def test_an_empty_list_of_clips_is_refused(folder: Path) -> None:

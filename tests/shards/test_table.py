@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import pickle
+import re
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from shards import table
-from shards.table import PackedRows, Rows
+from shards.parquet_pages import sum_pages
+from shards.schema import ShardError
+from shards.table import PackedRows, Rows, Rule, parse_rows, read_rows, write_rows
+from tests.alterations import lie_about_size, repeat_row
 
 SCHEMA = pa.schema([("name", pa.string()), ("number", pa.int64()), ("notes", pa.list_(pa.string()))])
 ROWS = st.lists(
@@ -44,3 +51,60 @@ def test_rows_in_columns_equal_the_rows(rows: list[dict[str, Any]], cut: int, at
 def test_a_slice_is_pickled_without_the_other_rows() -> None:
     rows = Rows.from_rows(({"name": "x" * 100, "number": number} for number in range(10_000)), SCHEMA)
     assert len(pickle.dumps(PackedRows(rows[:10].table))) < 5_000
+
+
+@given(rows=ROWS, version=st.sampled_from(["1.0", "2.0"]), dictionary=st.booleans(), group=st.integers(1, 5))
+def test_a_table_is_read_back_however_parquet_stores_it(
+    rows: list[dict[str, Any]], version: str, dictionary: bool, group: int
+) -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(Rows.from_rows(rows, SCHEMA).table, sink, data_page_version=version,
+                   use_dictionary=dictionary, row_group_size=group)  # fmt: skip
+    data = sink.getvalue().to_pybytes()
+    assert list(parse_rows(data, SCHEMA, "x.parquet", "table")) == rows
+    values = [totals.values for _, totals in sum_pages(data, pq.read_metadata(pa.BufferReader(data)))]
+    assert sum(values) >= len(rows) * 3
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (Rule(required=True), "x.parquet: row 1 has no name"),
+        (Rule(choices=("a", "b")), "x.parquet: name is 'long', expected one of a, b"),
+        (Rule(pattern=r"\A[a-z]\z", expected="a letter"), "x.parquet: name is 'long', expected a letter"),
+    ],
+)
+def test_a_rule_names_column_and_value(rule: Rule, message: str, tmp_path: Path) -> None:
+    rows = [{"name": "a", "notes": []}, {"name": None, "notes": []}, {"name": "long", "notes": []}]
+    write_rows(tmp_path / "x.parquet", rows, SCHEMA)
+    assert len(read_rows(tmp_path / "x.parquet", SCHEMA, "table")) == 3
+    with pytest.raises(ShardError, match=re.escape(message)):
+        read_rows(tmp_path / "x.parquet", SCHEMA, "table", {"name": rule})
+
+
+def test_a_small_file_of_many_rows_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    write_rows(path, [{"name": "z" * 1000, "number": 1, "notes": ["z" * 1000]}], SCHEMA)
+    repeat_row(path, 3_000_000)
+    assert path.stat().st_size < 2**20
+    with pytest.raises(ShardError, match=r"take more than 2\.15 GB"):
+        read_rows(path, SCHEMA, "table")
+    repeat_row(path, 30_000_000)
+    with pytest.raises(ShardError, match="table of 30000000 rows, expected at most"):
+        read_rows(path, SCHEMA, "table")
+
+
+def test_a_page_that_declares_gigabytes_is_refused_whatever_the_footer_says(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    write_rows(path, [{"name": f"{number}", "notes": []} for number in range(50)], SCHEMA)
+    lie_about_size(path)
+    with pytest.raises(ShardError, match=r"table of \d+ values in name and .* GB, expected"):
+        read_rows(path, SCHEMA, "table")
+
+
+def test_text_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    bad = pa.StringArray.from_buffers(1, pa.py_buffer(np.array([0, 2], np.int32)), pa.py_buffer(b"\xff\xfe"))
+    columns = [bad, pa.array([1]), pa.array([["a"]])]
+    pq.write_table(pa.Table.from_arrays(columns, schema=SCHEMA), tmp_path / "x.parquet")
+    with pytest.raises(ShardError, match="UTF8"):
+        read_rows(tmp_path / "x.parquet", SCHEMA, "table")

@@ -22,6 +22,8 @@ import av
 import numpy as np
 import pytest
 
+from pipeline import build
+from pipeline import params as pipeline_params
 from shards.ledger import DROPPED, OK, build_ledger, read_ledger
 from shards.reader import open_dataset
 from shards.table import Row
@@ -35,6 +37,7 @@ from stages.engine.outcome import StageError
 from stages.engine.sandbox import LimitParams
 from stages.engine.stage import Context, Report, Work
 from stages.synth import ClipSpec
+from tests.waiting import GUARD_SECONDS
 
 CONTEXT = Context(limits=LimitParams(deadline_seconds=20.0))
 LFS_POINTER = (
@@ -289,6 +292,121 @@ def test_a_name_that_is_not_utf_8_costs_its_own_file(tmp_path: Path, good: Path,
     assert len(rows) == 2
 
 
+# --- a raw folder as computers leave it ---------------------------------------------------------------
+
+
+def test_what_computers_leave_behind_has_rows_and_is_no_clip(tmp_path: Path, good: Path) -> None:
+    raw = tmp_path / "raw"
+    put(good / "a.mp4", raw / "one" / "a.mp4")
+    for name in (".Trash-1000/files/a.mp4", ".Trash-1000/info/a", "one/$RECYCLE.BIN/S-1-5/$R1.mp4",
+                 "lost+found/#12/x.mp4", "x.mp4.download/x.mp4", "one/.a.mp4.Xy12Zq", "one/b.mp4.part",
+                 "one/c.mp4.crdownload", "one/a.mp4~", "one/a.jpg.tmp", "takes/d.mp4",
+                 "e-raw.mp4"):  # fmt: skip
+        put(good / "a.mp4", raw / name)
+    (raw / "@eaDir").mkdir()
+    put(good / "a.mp4", raw / ".git" / "a.mp4")
+    put(good / "a.mp4", raw / ".DS_Store")
+    report = run_on(tmp_path, exclude=["takes", "*-raw.mp4"])
+    rows = rows_in(tmp_path)
+    assert {path: row["code"] for path, row in rows.items()} == {
+        "one/a.mp4": "", ".Trash-1000/": "trash", "one/$RECYCLE.BIN/": "trash", "lost+found/": "trash",
+        "@eaDir/": "trash", "x.mp4.download/": "partial", "one/.a.mp4.Xy12Zq": "partial",
+        "one/b.mp4.part": "partial", "one/c.mp4.crdownload": "partial", "one/a.mp4~": "partial",
+        "one/a.jpg.tmp": "partial", "takes/": "excluded", "e-raw.mp4": "excluded",
+    }  # fmt: skip
+    assert "clips.exclude 'takes'" in rows["takes/"]["reason"]
+    assert all(len(row["reason"]) > 10 for row in rows.values() if row["code"])
+    assert report.n_usable == 1 and report.clips_computed == 1, "the others are not even opened"
+    assert rows["one/a.mp4"]["notes"] == []
+
+
+def test_what_is_left_out_is_no_lost_clip(tmp_path: Path, good: Path) -> None:
+    put(good / "a.mp4", tmp_path / "raw" / "a.mp4")
+    for k in range(9):
+        put(good / "a.mp4", tmp_path / "raw" / f"{k}.mp4.part")
+    settings = pipeline_params.Params(limits=LimitParams(max_drop_fraction=0.0))
+    assert build._check_drops(run_on(tmp_path), settings) == ""
+    (tmp_path / "raw" / "b.mp4").touch()
+    problem = build._check_drops(run_on(tmp_path), settings)
+    assert problem.startswith("clips: 1 of 2 clips are lost (50%)")
+
+
+def test_a_link_to_what_is_left_out_says_so(tmp_path: Path, good: Path) -> None:
+    put(good / "a.mp4", tmp_path / "raw" / ".Trash-0" / "files" / "a.mp4")
+    (tmp_path / "raw" / "a.mp4").symlink_to(".Trash-0/files/a.mp4")
+    run_on(tmp_path, follow_links=True)
+    rows = rows_in(tmp_path)
+    assert rows["a.mp4"]["reason"] == "is a symbolic link to '.Trash-0/files/a.mp4', which is left out"
+
+
+def test_a_folder_that_cannot_be_listed_is_a_row_and_no_stop(tmp_path: Path, good: Path) -> None:
+    """A path longer than the system takes stops even root."""
+    put(good / "a.mp4", tmp_path / "raw" / "a.mp4")
+    handle = os.open(tmp_path / "raw", os.O_RDONLY)
+    for _ in range(20):
+        os.mkdir("d" * 250, dir_fd=handle)
+        inner = os.open("d" * 250, os.O_RDONLY, dir_fd=handle)
+        os.close(handle)
+        handle = inner
+    os.close(handle)
+    clips.run(work_in(tmp_path), (), ClipsParams(), CONTEXT)
+    rows = rows_in(tmp_path)
+    assert rows.pop("a.mp4")["status"] == OK
+    [(path, row)] = rows.items()
+    assert path.endswith("d/") and row["code"] == "unreadable" and row["clip_id"] == path
+    assert row["reason"] == "is a folder that cannot be listed (File name too long)"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_without_permission_is_a_row_and_no_stop(tmp_path: Path, good: Path) -> None:
+    put(good / "a.mp4", tmp_path / "raw" / "a.mp4")
+    for name, mode in (("closed", 0), ("listable", 0o444)):
+        put(good / "a.mp4", tmp_path / "raw" / name / "b.mp4")
+        (tmp_path / "raw" / name / "deep").mkdir()
+        (tmp_path / "raw" / name).chmod(mode)
+    try:
+        clips.run(work_in(tmp_path), (), ClipsParams(), CONTEXT)
+    finally:
+        for name in ("closed", "listable"):
+            (tmp_path / "raw" / name).chmod(0o755)
+    codes = {path: row["code"] for path, row in rows_in(tmp_path).items()}
+    assert codes == {"a.mp4": "", "closed/": "unreadable", "listable/b.mp4": "unreadable",
+                     "listable/deep/": "unreadable"}  # fmt: skip
+
+
+# --- files with the same bytes ------------------------------------------------------------------------
+
+
+def test_copies_of_a_file_are_noted_or_dropped(tmp_path: Path, good: Path) -> None:
+    for name in ("a/x.mp4", "a b/x.mp4", "c.mp4", "broken/1.mp4", "broken/2.mp4"):
+        put(good / "a.mp4", tmp_path / "raw" / name, 0.5 if "broken" in name else 1)
+    put(good / "b.flv", tmp_path / "raw" / "b.flv")
+    run_on(tmp_path)
+    rows = rows_in(tmp_path)
+    assert {path: row["notes"] for path, row in rows.items() if row["status"] == OK} == {
+        "a/x.mp4": [], "b.flv": [],
+        "a b/x.mp4": ["same bytes as a/x.mp4"], "c.mp4": ["same bytes as a/x.mp4"],
+    }  # fmt: skip
+    assert all(row["notes"] == [] for path, row in rows.items() if "broken" in path), "no clips anyway"
+    report = run_on(tmp_path, duplicates="drop")
+    rows = rows_in(tmp_path)
+    assert {path for path, row in rows.items() if row["status"] == OK} == {"a/x.mp4", "b.flv"}
+    assert rows["c.mp4"]["code"] == "duplicate"
+    assert rows["c.mp4"]["reason"] == "has the same bytes as 'a/x.mp4'"
+    assert report.clips_computed == 0, "the new parameters change no probe"
+
+
+def test_a_copy_whose_first_has_another_s_id_is_compared_with_the_one_that_is_used(
+    tmp_path: Path, good: Path
+) -> None:
+    for name in ("a/s1/bbaf2n.mpg", "b/s1/bbaf2n.mpg", "c/s1/lbax4n.mpg"):
+        put(good / "c.mpg", tmp_path / "raw" / name)
+    run_on(tmp_path, "grid")
+    rows = rows_in(tmp_path)
+    assert rows["b/s1/bbaf2n.mpg"]["reason"].startswith("would be clip")
+    assert rows["c/s1/lbax4n.mpg"]["notes"][-1] == "same bytes as a/s1/bbaf2n.mpg"
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_what_may_not_be_read_is_said(tmp_path: Path, good: Path) -> None:
     put(good / "a.mp4", tmp_path / "raw" / "a.mp4").chmod(0)
@@ -330,7 +448,7 @@ def test_grid_clips_are_known_at_any_depth(
     rows = rows_in(tmp_path).values()
     assert {row["clip_id"] for row in rows if row["status"] == OK} == {"s1_bbaf2n", "s2_lbax4n"}
     assert {row["speaker"] for row in rows} == {"s1", "s2"}
-    assert all(row["notes"] == ["25 frames, grid clips have 75"] for row in rows)
+    assert all(row["notes"][0] == "25 frames, grid clips have 75" for row in rows)
 
 
 def test_a_speaker_s_folder_may_be_the_raw_folder_itself(tmp_path: Path, good: Path) -> None:
@@ -358,7 +476,7 @@ def test_of_two_files_that_give_one_id_the_first_usable_one_is_kept(tmp_path: Pa
 def test_files_that_give_one_id_are_told_apart_in_the_order_of_their_paths() -> None:
     paths = ["a b/x", "a/x", "a!/x", "a/x y", "a/x/z", "b", "é/x"]  # as text "a b/x" is before "a/x"
     rows = build_ledger({"path": path, "clip_id": "same", "status": OK, "notes": []} for path in paths)
-    marked = list(clips.mark_duplicate_ids(rows))
+    marked = list(clips.mark_duplicates(rows, ClipsParams()))
     assert [row["path"] for row in marked] == [str(path) for path in sorted(map(PurePosixPath, paths))]
     assert [row["code"] for row in marked] == [None] + ["duplicate"] * 6
 
@@ -544,13 +662,15 @@ def test_no_more_files_are_hashed_at_once_than_there_are_workers(
     workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lock, running, most = threading.Lock(), 0, 0
+    all_at_work = threading.Barrier(workers, timeout=GUARD_SECONDS)
 
     def hash_slowly(path: Path) -> str:
         nonlocal running, most
         with lock:
             running += 1
             most = max(most, running)
-        time.sleep(0.02)
+        all_at_work.wait()
+        time.sleep(0.02)  # in which one too many would begin
         with lock:
             running -= 1
         return hashlib.sha256(path.read_bytes()).hexdigest()

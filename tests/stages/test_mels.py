@@ -28,6 +28,7 @@ from stages.mels import (
     count_samples,
     count_window_rows,
 )
+from tests.waiting import GUARD_SECONDS
 
 PARAMS = MelsParams()
 RATE = 16_000
@@ -131,7 +132,7 @@ def test_rows_of_real_clips_are_librosa_s_and_ours_by_hand(crema_d: Path, grid: 
         # A road that shares no code with ours: another FFmpeg, its resampler, its sense of time.
         ffmpeg = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-loglevel", "error", "-i", os.fspath(clip)]
         ffmpeg += ["-vn", "-ac", "1", "-ar", str(RATE), "-f", "f32le", "-"]
-        done = subprocess.run(ffmpeg, capture_output=True, check=True, timeout=60)
+        done = subprocess.run(ffmpeg, capture_output=True, check=True, timeout=GUARD_SECONDS)
         other = np.frombuffer(done.stdout, np.float32)
         shifts = range(-1200, 1201, 8)
         middle = sound[4000:-4000]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import re
 from collections import Counter
 from dataclasses import replace
@@ -275,7 +276,26 @@ def test_a_video_is_embedded_unless_it_is_large_and_names_cannot_leave_the_folde
     assert small.video == f"data:video/mp4;base64,{base64.b64encode(b'small').decode()}" and large.video == ""
     rows = read_samples(generated)
     write_rows(generated / "samples.parquet", [rows[0] | {"name": "../videos/s1_a"}], SCHEMA)
-    with pytest.raises(ShardError, match=r"'\.\./videos/s1_a' is not a plain file name"):
+    with pytest.raises(ShardError, match=r"name is '\.\./videos/s1_a', expected a plain file name"):
+        read_generated_clips(generated, dataset)
+
+
+def test_nothing_outside_a_folder_of_samples_is_embedded(dataset: Dataset, tmp_path: Path) -> None:
+    generated = reports.write_samples(tmp_path / "samples", dataset, [("s1_a", "s1_a")])
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"secret")
+    (generated / "videos").mkdir()
+    (generated / "videos" / "s1_a.mp4").symlink_to(secret)
+    (strip,) = read_generated_clips(generated, dataset).strips
+    assert strip.video == ""
+    crops = generated / "crops" / "s1_a.tar"
+    crops.rename(tmp_path / "crops.tar")
+    crops.symlink_to(tmp_path / "crops.tar")
+    with pytest.raises(ShardError, match=r"s1_a\.tar: no file in .*samples"):
+        read_generated_clips(generated, dataset)
+    crops.unlink()
+    os.mkfifo(crops)
+    with pytest.raises(ShardError, match=r"s1_a\.tar: no file in .*samples"):
         read_generated_clips(generated, dataset)
 
 
@@ -352,7 +372,7 @@ def test_inputs_of_another_dataset_and_scores_of_training_clips_give_warnings(
     dataset = open_dataset(folder / "shards")
     of_training = reports.write_evaluation(tmp_path / "evaluation", dataset, ["s1_a", "s1_b"])
     other = reports.write_samples(tmp_path / "other", dataset, [("s1_a", "s1_a")])
-    (other / "samples.json").write_text(json.dumps({"dataset": "f00"}))
+    (other / "samples.json").write_text(json.dumps({"dataset": "f00", "audio": "own", "params": {"seed": 0}}))
     write_report(
         ReportRequest(str(dataset.folder), tmp_path / "a.html", evaluation=of_training, generated=(other,))
     )

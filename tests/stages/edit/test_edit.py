@@ -38,6 +38,7 @@ from tests.media import (
     read_stamps,
     read_yuv_frames,
 )
+from tests.waiting import GUARD_SECONDS, is_gone, wait_until
 
 ROOT = Path(__file__).parents[3]
 QUICK = EditParams(preset="ultrafast", crf=12)
@@ -338,6 +339,59 @@ def test_a_rotated_phone_video_is_written_upright(
         assert read_counter(image, truth.frames[k].corners_px) == k and read_index(image) == k % COLOURS
 
 
+@pytest.mark.parametrize(("flip", "degrees"), [("hflip", 0), ("transpose=cclock_flip", 270)])
+def test_a_video_that_is_shown_mirrored_is_written_as_it_is_shown(
+    tmp_path: Path, landmarker: Path, speech: Callable[[float], Path], flip: str, degrees: int
+) -> None:
+    clip, stored, shown = (tmp_path / f"{name}.mp4" for name in ("clip", "stored", "shown"))
+    truth = synth.make_clip(clip, ClipSpec(seconds=0.4, size=(192, 240)))
+    ffmpeg("-i", clip, "-an", "-vf", flip, "-c:v", "libx264", "-crf", 8, stored)
+    ffmpeg("-display_rotation", degrees, "-display_hflip", "-i", stored, "-c", "copy", shown)
+    edited = edit(shown, speech(1), tmp_path / "out.mp4", BoxPainter(), model=landmarker, params=QUICK)
+    assert edited.size == (192, 240) and edited.redrawn == 10
+    for k, image in enumerate(read_rgb_frames(tmp_path / "out.mp4")):
+        assert read_counter(image, truth.frames[k].corners_px) == k and read_index(image) == k % COLOURS
+
+
+def test_pixels_that_are_not_square_stay_and_the_face_is_found_as_it_is_shown(
+    tmp_path: Path, landmarker: Path, speech: Callable[[float], Path]
+) -> None:
+    """The same clip with half its columns, which a player widens: the same crops, the file's own pixels."""
+    clip, narrow = tmp_path / "clip.mp4", tmp_path / "narrow.mp4"
+    synth.make_clip(clip, ClipSpec(seconds=0.4, size=(384, 480)))
+    ffmpeg("-i", clip, "-an", "-vf", "scale=192:480:flags=area,setsar=2", "-c:v", "libx264", "-crf", 8,
+           narrow)  # fmt: skip
+    painters = BoxPainter(), BoxPainter()
+    for source, painter in zip((clip, narrow), painters, strict=True):
+        out = tmp_path / f"out-{source.name}"
+        edited = edit(source, speech(1), out, painter, model=landmarker, params=QUICK)
+        assert edited.redrawn == 10
+    for wide, squeezed in zip(*(painter.inputs for painter in painters), strict=True):
+        assert np.abs(wide.box - squeezed.box).max() <= 1
+        assert np.abs(wide.pixels.astype(int) - squeezed.pixels).mean() < 4
+    for wide_image, image in zip(
+        *(read_rgb_frames(tmp_path / f"out-{name}.mp4") for name in ("clip", "narrow")), strict=True
+    ):
+        assert image.shape == (480, 192, 3)
+        assert np.abs(find_blue(wide_image)[:, ::2] ^ find_blue(image)).mean() < 0.01
+        assert find_blue(image).sum() > 1000
+
+
+def test_the_edit_refuses_recordings_that_were_joined(
+    tmp_path: Path, landmarker: Path, speech: Callable[[float], Path]
+) -> None:
+    first, second, joined = (tmp_path / f"{name}.mpg" for name in ("first", "second", "joined"))
+    synth.make_clip(first, ClipSpec(seconds=0.8, size=(160, 128)))
+    synth.make_clip(second, ClipSpec(seconds=0.8, size=(160, 128), speaker=2))
+    joined.write_bytes(first.read_bytes() + second.read_bytes())
+    out = tmp_path / "out.mp4"
+    with pytest.raises(StageError, match=r"joined.mpg: its video clock restarts: 0\.76 s is followed by 0"):
+        edit(joined, speech(1), out, BoxPainter(), model=landmarker, params=QUICK)
+    with pytest.raises(StageError, match=r"joined.mpg: its audio clock restarts"):
+        edit(first, joined, out, BoxPainter(), model=landmarker, params=QUICK)
+    assert not out.exists()
+
+
 # --- faces ------------------------------------------------------------------------------------------
 
 
@@ -576,7 +630,7 @@ class Slow(BoxPainter):
     def paint(self, frame, k):
         if k == 8:
             print("generating", flush=True)
-            time.sleep(60)
+            time.sleep(3600)
         return super().paint(frame, k)
 
 video, audio, out, model = map(Path, sys.argv[1:])
@@ -595,11 +649,10 @@ def test_ctrl_c_leaves_no_file_and_no_process(
     assert any(path.name.endswith(".partial") for path in folder.iterdir())
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=GUARD_SECONDS)
     assert "KeyboardInterrupt" in errors and process.returncode != 0
     assert list(folder.iterdir()) == []
-    _, alive = psutil.wait_procs(children, timeout=5)
-    assert not alive
+    assert wait_until(lambda: all(is_gone(child.pid) for child in children))
 
 
 MEMORY = """
@@ -627,7 +680,7 @@ def test_memory_does_not_grow_with_the_video_s_length(tmp_path: Path, landmarker
     synth.make_clip(ten, ClipSpec(seconds=10, fps="5", size=(480, 360)))
     ffmpeg("-stream_loop", 5, "-i", ten, "-c", "copy", minute)
     process = start_process(MEMORY, tmp_path / "out.mp4", landmarker, ten, minute)
-    output, errors = process.communicate(timeout=120)
+    output, errors = process.communicate(timeout=GUARD_SECONDS)
     assert process.returncode == 0, errors
     short, long = ([int(number) for number in line.split()] for line in output.splitlines())
     assert short[0] == 50 and long[0] == pytest.approx(300, abs=3)

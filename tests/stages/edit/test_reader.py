@@ -11,7 +11,7 @@ from stages.edit import reader
 from stages.edit.reader import FrameReader, VideoFacts, decode_timed_frames, probe_video
 from stages.edit.yuv import YuvConverter
 from stages.engine.outcome import Drop, StageError
-from stages.media.video import open_media
+from stages.media.container import open_media
 from stages.synth import ClipSpec
 from tests.media import ffmpeg, read_yuv_frames
 

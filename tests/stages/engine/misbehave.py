@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+from shards.atomic import write_atomically
 from stages.engine.outcome import Drop, Outcome
 
 LONG_SECONDS = 600
@@ -23,6 +25,21 @@ def double(number: int) -> Outcome:
 def note_pid(path: str) -> None:
     with Path(path).open("a") as file:
         file.write(f"{os.getpid()}\n")
+
+
+def read_limits() -> Outcome:
+    limits = {name: resource.getrlimit(getattr(resource, name)) for name in ("RLIMIT_CORE", "RLIMIT_FSIZE")}
+    return Outcome(facts=limits)
+
+
+def write(path: Path) -> Outcome:
+    with write_atomically(path) as partial:
+        partial.write_bytes(bytes(MEGABYTE))
+    return Outcome()
+
+
+def raise_os_error(number: int) -> Outcome:
+    raise OSError(number, os.strerror(number), "/a/file")
 
 
 def hang(pids: str) -> Outcome:
@@ -40,8 +57,8 @@ def hang_in_c(pids: str) -> Outcome:
 
 def hang_with_a_child(pids: str) -> Outcome:
     note_pid(pids)
-    code = f"import sys, os; sys.path.insert(0, {os.path.dirname(__file__)!r}); "  # noqa: PTH120
-    code += f"import misbehave; misbehave.hang({pids!r})"
+    # It imports nothing of ours, so that it is there before the deadline on a busy machine too.
+    code = f"import os, time; print(os.getpid(), file=open({pids!r}, 'a'), flush=True); time.sleep(600)"
     subprocess.Popen([sys.executable, "-c", code])
     time.sleep(LONG_SECONDS)
     return Outcome()

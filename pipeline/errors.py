@@ -1,0 +1,61 @@
+"""What this machine refuses a command, in one line: disk, permissions, memory, handles. The rest are bugs.
+
+``pipeline.main`` asks here for every command, so that none of them needs to know which errors there are.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from pathlib import Path
+
+# The errors of libraries that report what the system refused as a text.
+SYSTEM_ERRORS = (
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EFBIG, errno.EIO,
+    errno.EACCES,
+)  # fmt: skip
+SYSTEM_MESSAGES = (
+    *map(os.strerror, SYSTEM_ERRORS), "can't start new thread", "bad_alloc", "can't allocate memory",
+)  # fmt: skip
+# Not imported here: a command that raises one has loaded its module.
+LIBRARY_ERRORS = (("pyarrow", "ArrowException"), ("safetensors", "SafetensorError"))
+MAX_LETTERS = 500
+
+
+def describe_error(err: BaseException) -> str | None:
+    """One line that names the path and what the system said; None when the error is a bug of ours."""
+    if isinstance(err, OSError):
+        return None if err.errno == errno.EPIPE else _describe_os_error(err)  # click ends quietly at EPIPE
+    if isinstance(err, MemoryError):
+        return _join("out of memory", str(err))
+    if any(isinstance(err, kind) for kind in _find_library_errors()):
+        return _join(type(err).__name__, str(err))
+    if isinstance(err, RuntimeError | ImportError):
+        if isinstance(err.__cause__, OSError | MemoryError):
+            return describe_error(err.__cause__)
+        if any(message in str(err) for message in SYSTEM_MESSAGES):
+            return _join("", str(err))
+    return None
+
+
+def _describe_os_error(err: OSError) -> str:
+    reason = os.strerror(err.errno) if err.errno else str(err)
+    if err.filename is None:
+        return _join("", err.strerror or reason)
+    path = Path(os.fsdecode(err.filename) if isinstance(err.filename, bytes) else str(err.filename))
+    if err.errno in (errno.EEXIST, errno.ENOTDIR):
+        reason += "; a file is where a folder is expected"
+    # as it is written in Python where a line cannot show it
+    name = str(path) if str(path).isprintable() else ascii(str(path))
+    return _join(name, reason)
+
+
+def _find_library_errors() -> list[type[BaseException]]:
+    return [getattr(sys.modules[module], name) for module, name in LIBRARY_ERRORS if module in sys.modules]
+
+
+def _join(name: str, reason: str) -> str:
+    line = " ".join(reason.split())
+    line = line if len(line) <= MAX_LETTERS else f"{line[:MAX_LETTERS]}..."
+    return ": ".join(filter(None, (name, line)))

@@ -1,0 +1,215 @@
+"""Files appear complete or not at all; what a killed process left is removed, and nothing else ever is."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from shards.atomic import (
+    ABANDONED_SECONDS,
+    PARTIAL_NAME,
+    WriteError,
+    _identify_machine,
+    make_scratch_folder,
+    remove_atomically,
+    remove_partials,
+    write_atomically,
+    write_folder_atomically,
+)
+
+TOKEN = "0123456789ab"
+
+
+def name_partial(process: int, machine: str = "") -> str:
+    return f".redub-{machine or _identify_machine()}-{process}-{TOKEN}.partial"
+
+
+@pytest.fixture
+def dead_process() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_a_user_s_files_stay_whatever_their_names(tmp_path: Path) -> None:
+    files = ["film.mp4.partial", "x.partial", ".hidden.partial", ".partial", ".a.tar.0123456789ab.partial",
+             ".redub.partial", f".redub-{TOKEN}.partial", f"redub-00000000-1-{TOKEN}.partial",
+             f".redub-00000000-1-{TOKEN.upper()}.partial", f"{name_partial(1)}.mp4", "backup.partial/a.mp4",
+             "backup.partial/deep/er", ".step-00000009.partial/weights.safetensors"]  # fmt: skip
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"mine")
+        os.utime(tmp_path / name, (0, 0))
+    remove_partials(tmp_path)
+    assert all((tmp_path / name).read_bytes() == b"mine" for name in files)
+
+
+def test_what_a_dead_process_left_is_removed_at_any_depth(tmp_path: Path, dead_process: int) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / name_partial(dead_process)).write_bytes(b"half")
+    (tmp_path / "a" / name_partial(dead_process) / "deep").mkdir(parents=True)
+    (tmp_path / name_partial(dead_process)).symlink_to("a")
+    remove_partials(tmp_path)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "b"]
+
+
+def test_the_next_file_in_a_folder_removes_what_a_dead_process_left_beside_it_and_no_deeper(
+    tmp_path: Path, dead_process: int
+) -> None:
+    """As an edit or a report does: its folder is the user's, and may hold anything."""
+    for folder in (tmp_path, tmp_path / "deep"):
+        folder.mkdir(exist_ok=True)
+        (folder / name_partial(dead_process)).write_bytes(b"half")
+        (folder / "film.mp4.partial").write_bytes(b"mine")
+    with write_atomically(tmp_path / "out.mp4") as partial:
+        partial.write_bytes(b"whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"out.mp4", "deep", "film.mp4.partial"}
+    assert {path.name for path in (tmp_path / "deep").iterdir()} == {
+        name_partial(dead_process), "film.mp4.partial",
+    }  # fmt: skip
+
+
+def test_what_a_living_process_writes_stays(tmp_path: Path) -> None:
+    code = """if True:
+        import sys, time
+        from pathlib import Path
+        from shards.atomic import write_atomically, write_folder_atomically
+        folder = Path(sys.argv[1])
+        with write_atomically(folder / "a") as a, write_folder_atomically(folder / "b") as b:
+            a.write_text("half")
+            (b / "c").write_text("half")
+            print("writing", flush=True)
+            time.sleep(60)
+    """
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "writing\n"
+        before = sorted(tmp_path.rglob("*"))
+        assert len(before) == 3
+        remove_partials(tmp_path)
+        assert sorted(tmp_path.rglob("*")) == before
+        process.send_signal(signal.SIGKILL)
+        deadline = time.monotonic() + 5
+        while before[0].exists() and time.monotonic() < deadline:
+            remove_partials(tmp_path)  # it is a zombie until it is waited for: dead as well
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_this_process_s_own_number_is_no_proof_that_it_writes(tmp_path: Path) -> None:
+    """In a container, a process that was killed had the same number as the one that resumes."""
+    (tmp_path / name_partial(os.getpid())).write_bytes(b"half")
+    with write_atomically(tmp_path / "x") as partial, make_scratch_folder(tmp_path) as scratch:
+        partial.write_text("whole")
+        remove_partials(tmp_path)
+        assert sorted(tmp_path.iterdir()) == sorted([partial, scratch])
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_another_machine_s_process_counts_as_dead_after_a_day_without_change(tmp_path: Path) -> None:
+    young, old = (tmp_path / name_partial(process, "00000000") for process in (1, 2))
+    for path, age in ((young, ABANDONED_SECONDS - 60), (old, ABANDONED_SECONDS + 60)):
+        path.write_bytes(b"half")
+        os.utime(path, (time.time() - age,) * 2)
+    remove_partials(tmp_path)
+    assert list(tmp_path.iterdir()) == [young]
+
+
+def test_the_longest_file_name_can_be_written(tmp_path: Path) -> None:
+    path = tmp_path / ("x" * 255)
+    with write_atomically(path) as partial:
+        assert PARTIAL_NAME.fullmatch(partial.name)
+        partial.write_text("whole")
+    assert path.read_text() == "whole"
+
+
+def test_a_folder_replaces_another_whole_or_not_at_all(tmp_path: Path) -> None:
+    def write(text: str, *, fail: bool = False) -> None:
+        with write_folder_atomically(tmp_path / "folder") as partial:
+            (partial / text).write_text(text)
+            if fail:
+                raise KeyboardInterrupt
+
+    write("first")
+    with pytest.raises(KeyboardInterrupt):
+        write("second", fail=True)
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder", "first"]
+    write("third")
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder", "third"]
+    remove_atomically(tmp_path / "folder")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("place", "named", "number"),
+    [("file/x", "file", errno.EEXIST), ("file/deep/x", "file", errno.ENOTDIR),
+     ("folder", "folder", errno.EISDIR), ("x" * 256, "x" * 256, errno.ENAMETOOLONG)],
+)  # fmt: skip
+def test_an_error_names_the_file_and_never_the_partial_one(
+    tmp_path: Path, place: str, named: str, number: int
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(WriteError) as caught, write_atomically(tmp_path / place) as partial:
+        partial.write_text("x")
+    assert str(caught.value.filename).startswith(str(tmp_path / named))
+    assert caught.value.errno == number
+    copy = pickle.loads(pickle.dumps(caught.value))  # as it comes back from a worker
+    assert type(copy) is WriteError and str(copy) == str(caught.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+FILE_SIZE_LIMIT = """
+import io, os, resource, sys, tarfile
+from pathlib import Path
+import numpy as np, pyarrow as pa, pyarrow.parquet as pq
+from PIL import Image
+from shards.atomic import write_atomically
+
+data = os.urandom(3_000_000)
+
+def write_tar(path):
+    with tarfile.open(path, "w:") as tar:
+        info = tarfile.TarInfo("a")
+        info.size = len(data)
+        tar.addfile(info, io.BytesIO(data))
+
+writers = {
+    "bytes": lambda path: path.write_bytes(data),
+    "parquet": lambda path: pq.write_table(pa.table({"a": [data]}), path),
+    "npz": lambda path: np.savez(path.open("wb"), a=np.frombuffer(data, np.uint8)),
+    "png": lambda path: Image.frombytes("RGB", (1000, 1000), data).save(path, "PNG"),
+    "tar": write_tar,
+}
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+for name, write in writers.items():
+    try:
+        with write_atomically(Path(sys.argv[1], name)) as partial:
+            write(partial)
+    except OSError as err:
+        print(name, err.errno, err.filename)
+"""
+
+
+def test_whichever_library_writes_a_full_disk_names_the_file(tmp_path: Path) -> None:
+    """The limit on the size of a file makes the same system call fail as a full disk."""
+    command = [sys.executable, "-c", FILE_SIZE_LIMIT, str(tmp_path)]
+    finished = subprocess.run(command, capture_output=True, text=True, check=True)
+    expected = [
+        f"{name} {errno.EFBIG} {tmp_path / name}" for name in ("bytes", "parquet", "npz", "png", "tar")
+    ]
+    assert finished.stdout.splitlines() == expected
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_input_that_is_missing_keeps_its_own_name(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught, write_atomically(tmp_path / "out") as partial:
+        partial.write_bytes((tmp_path / "input").read_bytes())
+    assert caught.value.filename == str(tmp_path / "input") and list(tmp_path.iterdir()) == []

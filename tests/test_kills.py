@@ -1,0 +1,70 @@
+"""A command that is killed at any moment and run again ends with the bytes of an unbroken one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.build import pipeline
+from tests.killing import JOBS
+from tests.model import worlds
+
+KILLS = 50 if os.environ.get("REDUB_PATIENT") else 2  # of each command: more take CI's time
+SIZE, N_MELS = 32, worlds.N_MELS
+PARAMS = f"parts: {{clips_per_part: 1}}\nalign: {{size: {SIZE}}}\nmels: {{n_mels: {N_MELS}}}\n"
+RECIPE = replace(
+    worlds.TINY,
+    network=replace(worlds.TINY.network, size=SIZE),
+    steps=16,
+    # A checkpoint every other step, of which one is kept besides the best: most steps prune one.
+    watch=replace(worlds.TINY.watch, log_every=1, evaluate_every=4, save_every=2, keep_last=1),
+)
+
+
+@pytest.fixture(scope="module")
+def world(grid: Path, landmarker: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two real clips, and everything that is made of them, once and unbroken."""
+    folder = tmp_path_factory.mktemp("world")
+    make_world(folder, grid)
+    return folder
+
+
+def make_world(folder: Path, grid: Path) -> None:
+    for path in sorted(grid.rglob("*.mpg"))[:2]:
+        target = folder / "raw" / path.relative_to(grid)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    (folder / "params.yaml").write_text(PARAMS)
+    changes = worlds.recipe_to_changes(RECIPE)
+    content = {"train": {"preset": "multi-speaker", "changes": changes}}
+    (folder / "pruning.yaml").write_text(json.dumps(content))
+    outputs = {"shard": "work", "train": "run", "sample": "samples", "evaluate": ".", "report": "."}
+    for name, output in outputs.items():
+        pipeline(*JOBS[name].words(folder, folder / output))
+
+
+@pytest.mark.parametrize("name", list(JOBS))
+def test_a_killed_command_runs_again_to_the_bytes_of_an_unbroken_one(
+    name: str, world: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "tests.killing", name, "--world", world, "--folder", tmp_path]
+    seed = int(os.environ.get("REDUB_SEED", "0"))
+    process = subprocess.run(
+        [*map(str, command), "--kills", str(KILLS), "--seed", str(seed)],
+        env=os.environ | worlds.ONE_THREAD,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    result = json.loads(process.stdout)
+    print(result)
+    assert not result["problems"], "\n".join(result["problems"])
+    assert result["same bytes"] == result["killed"] == KILLS
