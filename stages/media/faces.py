@@ -38,6 +38,8 @@ FACE_OVAL = (
     10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377,
     152, 148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109,
 )  # fmt: skip
+LOOK_STD = 40.0  # grey levels, of a look before it is compared
+MAX_LOOK_CHANGE = 13.0  # of one face from a picture to the next (stages.media.jumps)
 USED_POINTS = STABLE_POINTS + FACE_OVAL  # all that alignment and jumps use
 
 
@@ -185,6 +187,20 @@ class FaceTrack:
         self.total_width += face.width
 
 
+def compare_looks(one: Look, other: Look) -> float:
+    """Mean difference of two looks, in grey levels, after their brightness and contrast are made equal.
+
+    Only what is inside both pictures counts; 0 when that is less than a quarter.
+    """
+    inside = (one > 0) & (other > 0)
+    if inside.sum() < inside.size / 4:
+        return 0.0
+    values = np.stack([one[inside], other[inside]]).astype(np.float64)
+    values -= values.mean(axis=1, keepdims=True)
+    values *= LOOK_STD / np.maximum(values.std(axis=1, keepdims=True), 1.0)
+    return float(np.abs(values[0] - values[1]).mean())
+
+
 def track_faces(faces: Iterable[Sequence[FaceDetection]], max_gap_frames: int) -> list[FaceTrack]:
     """The tracks of all faces in a video's frames, in order of appearance.
 
@@ -244,7 +260,8 @@ def _find_continuation(
 ) -> FaceTrack | None:
     """The largest track that begins just after another one's end, or ends just before it begins.
 
-    One that is no longer than a gap may be: it is rather a false detection than the same face after a cut.
+    Not one of another look that is no longer than a gap may be: it is rather a false detection than a face
+    after a cut.
     """
 
     def count_missing(other: FaceTrack) -> int:
@@ -252,10 +269,16 @@ def _find_continuation(
         earlier, later = (track, other) if is_later else (other, track)
         return later.first - earlier.last - 1
 
+    def looks_alike(other: FaceTrack) -> bool:
+        earlier, later = (track, other) if is_later else (other, track)
+        looks = earlier.detections[earlier.last].look, later.detections[later.first].look
+        return compare_looks(*looks) <= MAX_LOOK_CHANGE
+
     followers = [
         other
         for other in tracks
-        if 0 <= count_missing(other) <= max_gap_frames and len(other.detections) > max_gap_frames
+        if 0 <= count_missing(other) <= max_gap_frames
+        and (len(other.detections) > max_gap_frames or looks_alike(other))
     ]
     return max(followers, key=lambda other: other.total_width, default=None)
 

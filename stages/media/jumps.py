@@ -16,8 +16,8 @@ Measured on 521 clips with nothing edited (GRID: 507 clips of 11 speakers; CREMA
     change of its look      6.5     11.0    13      16.7 (mirrored), 16.1 (another speaker)
     ======================  ======  ======  ======  =================================================
 
-No unedited clip reaches 0.9 of a limit, and each made jump above was found in each of the clips. A head
-that is shaken fast can, so a jump must also stand out from the pictures around it.
+No unedited clip reaches 0.9 of a limit, and each made jump above was found in each of the clips. A head that
+is shaken fast can reach it, so a jump must also stand out from the pictures around it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,16 @@ from numpy.typing import NDArray
 
 from shards.schema import VIDEO_FPS, Frame
 from stages.media.crops import TEMPLATE, TEMPLATE_SIZE, fit_similarity, warp
-from stages.media.faces import N_POINTS, STABLE_POINTS, USED_POINTS, FaceDetection, Look, Points
+from stages.media.faces import (
+    MAX_LOOK_CHANGE,
+    N_POINTS,
+    STABLE_POINTS,
+    USED_POINTS,
+    FaceDetection,
+    Look,
+    Points,
+    compare_looks,
+)
 
 # Limits of a step from one picture to the next, see above. At a low rate a head moves further from one to the
 # next: the limits of points grow with the square root of the time between pictures, that of looks with the
@@ -42,14 +51,12 @@ MAX_SHIFT = 0.09  # of the centre, in widths of the face
 MAX_ZOOM = 0.055  # of the logarithm of the size
 MAX_TURN = 0.055  # radians
 MAX_RESHAPE = 0.0225  # root mean square distance after the best similarity, in widths of the face
-MAX_LOOK_CHANGE = 13.0  # as compare_looks returns it
 # A jump is so many times as large as the nearest steps around it, of which one may be a jump itself.
 MIN_PROMINENCE = 2.0
 STEPS_AROUND = 4  # two on each side, except at the ends
 
 LOOK_SIDE = 16  # px
 LOOK_SUPERSAMPLE = 8
-LOOK_STD = 40.0  # grey levels, of a look before it is compared
 PICTURE_SIDE = 32  # px
 
 
@@ -105,20 +112,6 @@ def crop_look(picture: Frame, points: Points) -> Look:
     height, width = picture.shape[:2]
     inside = ((in_picture >= -0.5) & (in_picture <= [[width - 0.5], [height - 0.5]])).all(axis=0)
     return np.where(inside.reshape(grey.shape), np.rint(grey).clip(1, 255), 0).astype(np.uint8)
-
-
-def compare_looks(one: Look, other: Look) -> float:
-    """Mean difference of two looks, in grey levels, after their brightness and contrast are made equal.
-
-    Only what is inside both pictures counts; 0 when that is less than a quarter.
-    """
-    inside = (one > 0) & (other > 0)
-    if inside.sum() < inside.size / 4:
-        return 0.0
-    values = np.stack([one[inside], other[inside]]).astype(np.float64)
-    values -= values.mean(axis=1, keepdims=True)
-    values *= LOOK_STD / np.maximum(values.std(axis=1, keepdims=True), 1.0)
-    return float(np.abs(values[0] - values[1]).mean())
 
 
 def measure_step(before: Points, after: Points) -> float:

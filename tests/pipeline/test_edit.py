@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +12,11 @@ from click.testing import CliRunner, Result
 
 from model import loop
 from model.checkpoint import save_checkpoint
+from pipeline import params as params_file
 from pipeline.main import cli
 from stages import synth
+from stages.engine.outcome import StageError
+from stages.mels import MelsParams
 from stages.synth import ClipSpec
 from tests.media import read_rgb_frames
 from tests.model.worlds import CPU, TINY
@@ -60,6 +64,39 @@ def test_a_run_redraws_the_mouth_and_the_command_prints_what_it_did(world: Path,
     assert rows.min() > 90 and rows.max() < 180 and columns.min() > 60 and columns.max() < 170
     edit(world, tmp_path / "again.mp4", "--sampler", "ddim", "--seed", "1")
     assert (tmp_path / "again.mp4").read_bytes() == out.read_bytes()
+
+
+def test_mels_are_made_as_those_that_the_run_was_trained_on(world: Path, tmp_path: Path) -> None:
+    sections = params_file.load(world / "params.yaml")
+    run = tmp_path / "run"
+    run.mkdir()
+    assert sections.make_edit_params(run).mels == sections.mels  # a checkpoint that was copied alone
+    (run / "run.json").write_text('{"shards": "data/grid"}')  # of an earlier version
+    assert sections.make_edit_params(run).mels == sections.mels
+    section = {"n_mels": 40, "reference": "clip"}
+    (run / "run.json").write_text(json.dumps({"mels": section}))
+    assert sections.make_edit_params(run).mels == MelsParams(**section)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("{", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ("[1]", "JSON holds list, expected an object"),
+        ('{"mels": [80]}', "mels is [80], expected a valid dictionary"),
+        ('{"mels": {"n_mels": 1e9}}', "mels.n_mels is 1000000000.0, expected less than or equal to"),
+        ('{"mels": {"reference": "loud"}}', "mels.reference is 'loud', expected 'clip' or 'windowed'"),
+        ('{"mels": {"hop": 3}}', "mels.hop is 3, which is not known"),
+        ('{"mels": {"n_fft": 128}}', "mels.win_length 640 is longer than n_fft 128"),
+    ],
+)
+def test_mels_of_a_run_that_cannot_be_made_are_one_line(tmp_path: Path, content: str, problem: str) -> None:
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(StageError) as caught:
+        params_file.Params().make_edit_params(tmp_path)
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path / 'run.json'}: {problem}") and "\n" not in message
 
 
 @pytest.mark.parametrize(

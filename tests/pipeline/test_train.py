@@ -158,6 +158,7 @@ def test_a_run_writes_everything_that_is_needed_to_start_it_again(tmp_path: Path
     run = tmp_path / "runs" / "multi-speaker"
     content = json.loads((run / "run.json").read_text())
     assert content["shards"] == str(shards) and content["preset"] == "multi-speaker"
+    assert content["mels"] == json.loads((shards / "dataset.json").read_text())["params"]["mels"]
     assert recipe_from_dict(content["recipe"]).steps == 2
     assert set(content["versions"]) == {"redub", "torch", "numpy"}
     names = {path.name for path in run.iterdir()}

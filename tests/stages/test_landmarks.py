@@ -127,11 +127,14 @@ def test_both_sides_of_a_jump_are_cropped_as_if_they_were_alone(
     assert np.flatnonzero((np.abs(smeared - matrices) > 1e-3).any(axis=(1, 2))).tolist() == [*range(4, 10)]
 
 
-def test_a_face_that_a_zoom_moves_far_is_still_tracked(frames: list[ClockFrame], finder: FaceFinder) -> None:
-    """By more than half its width, which ends a track."""
-    moved = [replace(frame, image=np.roll(frame.image, 100, axis=1)) for frame in frames[8:]]
-    clip = find_points([*frames[:8], *moved], finder, PARAMS)
-    assert clip.jumps == [8] and clip.is_found.all()
+@pytest.mark.parametrize("at", [2, 8, 13])
+def test_a_face_that_moves_far_at_a_jump_is_still_tracked(
+    frames: list[ClockFrame], finder: FaceFinder, at: int
+) -> None:
+    """By more than half its width, which ends a track; also just after a clip's start or before its end."""
+    moved = [replace(frame, image=np.roll(frame.image, 60, axis=1)) for frame in frames[at:]]
+    clip = find_points([*frames[:at], *moved], finder, PARAMS)
+    assert clip.jumps == [at] and clip.is_found.all()
 
 
 @pytest.mark.parametrize("at", [6, 7, 8])

@@ -14,13 +14,11 @@ from skimage.data import astronaut
 from shards.schema import VIDEO_FPS
 from stages.clips import ClipsParams, probe_file
 from stages.landmarks import LandmarksParams, find_points
-from stages.media.faces import N_POINTS, FaceDetection, FaceFinder
+from stages.media.faces import MAX_LOOK_CHANGE, N_POINTS, FaceDetection, FaceFinder, compare_looks
 from stages.media.jumps import (
     LOOK_SIDE,
-    MAX_LOOK_CHANGE,
     Jump,
     PictureComparison,
-    compare_looks,
     crop_look,
     find_jumps,
 )
@@ -56,7 +54,7 @@ def find(faces: Sequence[FaceDetection | None], changes: Sequence[float] | None 
 @settings(max_examples=60)
 @given(
     shake=st.floats(0, 0.3),
-    nod_hertz=st.floats(0.2, 3.0),
+    nod_hertz=st.floats(0.2, 1.5),
     lean=st.floats(0, 0.3),
     tilt=st.floats(0, 0.4),
     seed=st.integers(0, 99),
