@@ -19,9 +19,9 @@ from tests.refusing import REFUSALS
 from tests.test_kills import make_world
 from tests.waiting import GUARD_SECONDS, is_gone, wait_until
 
-IN_THE_SUITE = ("disk of 16 KB",)
-patient = pytest.mark.skipif(
-    not os.environ.get("REDUB_PATIENT"), reason="takes a minute; $REDUB_PATIENT=1 waits for it"
+# tests/pipeline/test_errors.py has the commonest refusals of each command.
+pytestmark = pytest.mark.skipif(
+    not os.environ.get("REDUB_PATIENT"), reason="takes minutes; $REDUB_PATIENT=1 waits for it"
 )
 FUTURE = 4_102_444_800  # 2100-01-01
 
@@ -33,13 +33,7 @@ def world(grid: Path, landmarker: Path, tmp_path_factory: pytest.TempPathFactory
     return folder
 
 
-@pytest.mark.parametrize(
-    "refusal",
-    [
-        pytest.param(refusal.name, marks=() if refusal.name in IN_THE_SUITE else patient)
-        for refusal in REFUSALS
-    ],
-)
+@pytest.mark.parametrize("refusal", [refusal.name for refusal in REFUSALS])
 def test_what_the_machine_refuses_ends_a_command_in_one_line_or_does_not_stop_it(
     refusal: str, world: Path, tmp_path: Path
 ) -> None:
@@ -85,10 +79,10 @@ def test_files_from_the_future_are_as_good_as_others(world: Path) -> None:
     [
         ("shard", "stages.engine.sandbox", "work/shards"),
         # Dask's worker, with its own sandbox.
-        pytest.param("shard", "multiprocessing.spawn", "work/shards", marks=patient),
+        ("shard", "multiprocessing.spawn", "work/shards"),
         ("edit", "stages.engine.sandbox", ""),
-        pytest.param("evaluate", "stages.engine.sandbox", "evaluation", marks=patient),
-        pytest.param("evaluate", "multiprocessing.spawn", "evaluation", marks=patient),
+        ("evaluate", "stages.engine.sandbox", "evaluation"),
+        ("evaluate", "multiprocessing.spawn", "evaluation"),
     ],
 )
 def test_a_killed_process_of_a_command_is_replaced_and_changes_no_byte(
