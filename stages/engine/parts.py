@@ -142,7 +142,7 @@ def read_part_key(path: Path) -> str | None:
     try:
         with open_file(path) as file:
             metadata = pq.read_schema(file).metadata or {}
-    except (pa.ArrowException, OSError):
+    except (pa.ArrowException, OSError, ValueError):  # a name that is not UTF-8 is a ValueError
         return None
     key = metadata.get(KEY)
     return key.decode(errors="replace") if key else None
