@@ -58,6 +58,9 @@ def main() -> None:
     )
     options.add_argument("--seconds", type=int, default=3, help="per parser")
     options.add_argument("--seed", type=int, default=1, help="of the mutations")
+    options.add_argument(
+        "--runs", type=int, default=-1, help="of each parser at most, so that they are always the same"
+    )
     options.add_argument("--replay", action="store_true", help="only run the inputs that are kept")
     options.add_argument("--findings", type=Path, default=Path("fuzz-findings"))
     args = options.parse_args()
@@ -70,7 +73,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             start = time.monotonic()
             n_executions = run_parser(
-                parsers[name], Path(folder), args.seconds, args.seed, replay=args.replay
+                parsers[name], Path(folder), args.seconds, args.seed, args.runs, replay=args.replay
             )
             minutes = (time.monotonic() - start) / 60
             findings = describe_findings(Path(folder, "findings"), args.findings / name)
@@ -94,7 +97,7 @@ def load_parsers(*, instrument: bool) -> Mapping[str, Parser]:
     return PARSERS
 
 
-def run_parser(parser: Parser, folder: Path, seconds: int, seed: int, *, replay: bool) -> int:
+def run_parser(parser: Parser, folder: Path, seconds: int, seed: int, runs: int, *, replay: bool) -> int:
     """Run a parser in child processes until the time is over. Returns the number of executions."""
     inputs, findings = folder / "inputs", folder / "findings"
     inputs.mkdir()
@@ -107,7 +110,7 @@ def run_parser(parser: Parser, folder: Path, seconds: int, seed: int, *, replay:
         log = folder / f"log-{restart}"
         pid = os.fork()
         if not pid:
-            run_child(parser, folder, log, round(end - time.monotonic()), seed + restart, replay=replay)
+            run_child(parser, folder, log, round(end - time.monotonic()), seed + restart, runs, replay=replay)
         _, status = os.waitpid(pid, 0)
         text = log.read_text(errors="replace")
         n_executions += max(map(int, re.findall(r"^#(\d+)", text, re.MULTILINE)), default=0)
@@ -120,7 +123,9 @@ def run_parser(parser: Parser, folder: Path, seconds: int, seed: int, *, replay:
     return n_executions
 
 
-def run_child(parser: Parser, folder: Path, log: Path, seconds: int, seed: int, *, replay: bool) -> NoReturn:
+def run_child(
+    parser: Parser, folder: Path, log: Path, seconds: int, seed: int, runs: int, *, replay: bool
+) -> NoReturn:
     """What a child process does: prepare the parser, limit this process, and run inputs."""
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT)
     os.dup2(descriptor, 1)
@@ -136,7 +141,7 @@ def run_child(parser: Parser, folder: Path, log: Path, seconds: int, seed: int, 
         if replay:
             runner.replay(folder / "inputs")
             os._exit(0)
-        fuzz(runner, parser, folder, max(1, seconds), seed)
+        fuzz(runner, parser, folder, max(1, seconds), seed, runs)
     except BaseException:
         traceback.print_exc()
     finally:
@@ -196,7 +201,7 @@ class Runner:
             signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def fuzz(runner: Runner, parser: Parser, folder: Path, seconds: int, seed: int) -> NoReturn:
+def fuzz(runner: Runner, parser: Parser, folder: Path, seconds: int, seed: int, runs: int) -> NoReturn:
     """Hand this process over to libFuzzer, which ends it."""
     import atheris
 
@@ -216,6 +221,7 @@ def fuzz(runner: Runner, parser: Parser, folder: Path, seconds: int, seed: int) 
             "fuzz",
             str(folder / "inputs"),
             f"-max_total_time={seconds}",
+            f"-runs={runs}",
             f"-max_len={parser.max_bytes}",
             f"-timeout={round(WALL_FACTOR * parser.seconds)}",
             f"-rss_limit_mb={RSS_LIMIT_MB}",
