@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import importlib
 import json
 import os
@@ -22,6 +23,7 @@ from pathlib import Path
 
 from tests.killing import JOBS, start
 
+CLONE_NEWNS = 0x20000  # of Linux: unshare the list of mounts
 DEADLINE_SECONDS = 300
 LOG_LETTERS = 3000
 
@@ -95,7 +97,14 @@ def make_folder(parent: Path, mount: str) -> Iterator[Path]:
 
 
 def can_mount(folder: Path) -> bool:
+    """Whether this process may mount. What it mounts is seen by it and its children, and ends with them.
+
+    A mount of the whole machine would outlive a test that is killed, in a folder that nobody can remove then.
+    """
+    if not hasattr(ctypes.CDLL(None), "unshare") or ctypes.CDLL(None).unshare(CLONE_NEWNS):
+        return False
     try:
+        subprocess.run(["mount", "--make-rprivate", "/"], check=True)
         with make_folder(folder, "size=16k"):
             return True
     except (OSError, subprocess.CalledProcessError):
