@@ -161,6 +161,16 @@ def _add_settings(service: Service, page: gr.Blocks) -> list[Any]:
             step=0.1,
             label="Guidance",
             info="Above 1: follow the speech more closely.",
+            elem_id="guidance",
+        )
+        common_noise = gr.Slider(
+            0,
+            1,
+            defaults.common_noise,
+            step=0.01,
+            label="Common noise",
+            info="Share of the noise that all frames have in common: more is steadier.",
+            elem_id="common-noise",
         )
         sampler = gr.Dropdown(
             list(SAMPLERS), value=defaults.sampler, label="Sampler", info="Sampling method."
@@ -177,7 +187,7 @@ def _add_settings(service: Service, page: gr.Blocks) -> list[Any]:
         crf = gr.Slider(
             1, 51, EditParams().crf, step=1, label="CRF", info="Quality of x264: lower is better and larger."
         )
-    return [run, steps, fit, face, sampler, guidance, reanchor_every, seed, crf]
+    return [run, steps, fit, face, sampler, guidance, common_noise, reanchor_every, seed, crf]
 
 
 def _add_note(name: str) -> gr.HTML:

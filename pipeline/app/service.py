@@ -170,6 +170,7 @@ class Service:
         face: FaceChoice,
         sampler: str,
         guidance: float,
+        common_noise: float,
         reanchor_every: int,
         seed: int,
         crf: int,
@@ -186,6 +187,7 @@ class Service:
                     sampler=sampler,
                     steps=steps,
                     guidance=guidance,
+                    common_noise=common_noise,
                     reanchor_every=reanchor_every,
                     seed=seed,
                 )

@@ -33,6 +33,7 @@ from stages import synth
 from stages.engine.outcome import StageError
 from stages.synth import ClipSpec
 from tests.browser import launch_browser
+from tests.build import pipeline
 from tests.media import ffmpeg, read_audio, read_rgb_frames, read_stamps
 from tests.model.worlds import CPU, TINY
 
@@ -207,6 +208,29 @@ def test_a_clip_no_browser_plays_is_shown_edited_played_and_downloaded(
     assert {path.name for path in server.files()} == {"clip.mpg", "clip.mp4", "clip says clip.mp4"}
     page.close()
     wait_until(lambda: not server.files())
+
+
+def test_the_settings_reach_the_edit_which_is_the_file_that_the_command_writes(
+    page: Page, world: Path, landmarker: Path, tmp_path: Path
+) -> None:
+    settings = {"steps": 2, "guidance": 2.5, "common-noise": 0.4}
+    upload_clip(page, world, steps=settings["steps"])
+    page.get_by_role("button", name="More").click()
+    for name in ("guidance", "common-noise"):
+        page.fill(f"#{name} input[type=number]", str(settings[name]))
+        page.keyboard.press("Tab")
+    page.click("#start")
+    expect(page.locator("#note")).to_contain_text("20 of 20 frames re-drawn")
+    with page.expect_download() as download:
+        page.click("#download")
+    download.value.save_as(tmp_path / "page.mp4")
+    clip, run = world / "clip.mpg", world / "runs" / "tiny"
+    pipeline(
+        "edit", "--video", clip, "--audio", clip, "--run", run, "-o", tmp_path / "command.mp4",
+        "--params", world / "params.yaml", "--landmarker", landmarker, "--device", "cpu",
+        *(f"--{name}={value}" for name, value in settings.items()),
+    )  # fmt: skip
+    assert (tmp_path / "page.mp4").read_bytes() == (tmp_path / "command.mp4").read_bytes()
 
 
 def test_a_file_that_cannot_be_used_gives_one_line_and_is_deleted(
