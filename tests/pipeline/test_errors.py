@@ -1,4 +1,4 @@
-"""What the machine refuses is one line that names the path, in every command; a bug keeps its traceback."""
+"""What a user can fix and what the machine refuses is one line in every command; a bug has a traceback."""
 
 from __future__ import annotations
 
@@ -12,9 +12,13 @@ import pytest
 from click.testing import CliRunner
 from safetensors import SafetensorError
 
+from model.recipe import ModelError
 from pipeline.errors import describe_error
 from pipeline.main import COMMANDS, cli
 from shards.atomic import WriteError
+from shards.errors import ShardError
+from stages.engine.outcome import StageError
+from stages.synth import SynthError
 
 
 def make_error(number: int, path: str | bytes | None = "/a/file") -> OSError:
@@ -53,6 +57,10 @@ def chain(err: Exception, cause: Exception) -> Exception:
          "libcudart.so: cannot open shared object file: Too many open files"),
         (chain(RuntimeError("Cluster failed to start"), make_error(errno.EMFILE)),
          "/a/file: Too many open files"),
+        (StageError("--raw /a/\n\x1b[2J\udcff: no such folder"), "--raw /a/ \\x1b[2J\\udcff: no such folder"),
+        (ShardError("x.tar: is damaged"), "x.tar: is damaged"),
+        (ModelError("no checkpoint here"), "no checkpoint here"),
+        (SynthError("speaker 35 requested"), "speaker 35 requested"),
         (make_error(errno.EPIPE), None),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), None),
         (ValueError("a bug"), None),
@@ -60,7 +68,9 @@ def chain(err: Exception, cause: Exception) -> Exception:
         (AssertionError("a bug"), None),
     ],
 )  # fmt: skip
-def test_an_error_of_the_machine_is_a_line_and_a_bug_is_none(err: Exception, line: str | None) -> None:
+def test_an_error_of_the_user_or_the_machine_is_a_line_and_a_bug_is_none(
+    err: Exception, line: str | None
+) -> None:
     assert describe_error(err) == line
 
 
