@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from shards.errors import make_printable
+from shards.errors import make_printable, shorten
 
 # The errors of libraries that report what the system refused as a text.
 SYSTEM_ERRORS = (
@@ -28,6 +28,7 @@ OWN_ERRORS = (
     ("stages.synth.spec", "SynthError"),
 )  # fmt: skip
 MAX_LETTERS = 500
+CONTEXT = 30  # letters on each side of the one that is wrong
 
 
 def describe_error(err: BaseException) -> str | None:
@@ -38,6 +39,8 @@ def describe_error(err: BaseException) -> str | None:
         return None if err.errno == errno.EPIPE else _describe_os_error(err)  # click ends quietly at EPIPE
     if isinstance(err, MemoryError):
         return _join("out of memory", str(err))
+    if isinstance(err, UnicodeEncodeError) and err.reason == "surrogates not allowed":
+        return _join(shorten(err.object[max(0, err.start - CONTEXT) : err.end + CONTEXT]), "it is not UTF-8")
     if isinstance(err, _load_classes(LIBRARY_ERRORS)):
         return _join(type(err).__name__, str(err))
     if isinstance(err, RuntimeError | ImportError):

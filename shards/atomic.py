@@ -8,6 +8,7 @@ program gives to a file. So what a killed process left behind is told apart from
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import os
@@ -86,6 +87,10 @@ def sync_to_disk(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as err:
+        # Network file systems, such as SMB, flush files alone.
+        if err.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
+            raise
     finally:
         os.close(handle)
 
@@ -160,9 +165,22 @@ def _is_abandoned(path: Path) -> bool:
     try:
         return psutil.Process(process).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
-        return True
+        return not _is_hidden(process)
     except psutil.Error:
         return False
+
+
+def _is_hidden(process: int) -> bool:
+    """Whether a process exists that /proc does not show, as on machines that hide those of other users."""
+    if os.name != "posix":  # os.kill would end it there
+        return False
+    try:
+        os.kill(process, 0)  # sends nothing
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return True
 
 
 @functools.cache

@@ -61,6 +61,9 @@ def chain(err: Exception, cause: Exception) -> Exception:
         (ShardError("x.tar: is damaged"), "x.tar: is damaged"),
         (ModelError("no checkpoint here"), "no checkpoint here"),
         (SynthError("speaker 35 requested"), "speaker 35 requested"),
+        (UnicodeEncodeError("utf-8", f"{'x' * 50}/b\udcff/{'y' * 50}", 52, 53, "surrogates not allowed"),
+         f"'{'x' * 28}/b\\udcff/{'y' * 29}': it is not UTF-8"),
+        (UnicodeEncodeError("ascii", "\u00fc", 0, 1, "ordinal not in range(128)"), None),
         (make_error(errno.EPIPE), None),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), None),
         (ValueError("a bug"), None),
@@ -107,6 +110,15 @@ def list_commands(place: Path) -> dict[str, list[str]]:
         "evaluate": [*shards, "-o", str(place), "--device", "cpu"],
         "fetch": ["--dataset", "crema-d", "--to", str(place), "--only", "1001_DFA_*"],
     }
+
+
+@pytest.mark.parametrize("name", list_commands(Path("/x")).keys() - {"synth"})  # it writes there
+def test_a_folder_whose_name_is_not_utf8_is_refused_before_any_work(name: str, tmp_path: Path) -> None:
+    place = tmp_path / "b\udcffd"
+    result = CliRunner().invoke(cli, [name, *list_commands(place)[name]], catch_exceptions=False)
+    assert result.exit_code == 2, result.output
+    assert f"'{tmp_path}/b\\udcffd': the name is not UTF-8" in result.output
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", list_commands(Path("/x")))

@@ -21,9 +21,11 @@ from shards.atomic import (
     make_scratch_folder,
     remove_atomically,
     remove_partials,
+    sync_to_disk,
     write_atomically,
     write_folder_atomically,
 )
+from tests.mounting import mount_before
 
 TOKEN = "0123456789ab"
 
@@ -102,6 +104,37 @@ def test_what_a_living_process_writes_stays(tmp_path: Path) -> None:
             remove_partials(tmp_path)  # it is a zombie until it is waited for: dead as well
             time.sleep(0.01)
         assert list(tmp_path.iterdir()) == []
+
+
+HIDING = """
+import os, sys
+from pathlib import Path
+from shards.atomic import _identify_machine, remove_partials
+os.chdir(sys.argv[1])
+path = Path(f".redub-{_identify_machine()}-{os.getppid()}-0123456789ab.partial")
+path.write_bytes(b"half")
+Path().chmod(0o777)
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+remove_partials(Path())
+print(path.exists())
+"""
+
+
+def test_what_another_user_s_living_process_writes_stays_where_proc_hides_it(tmp_path: Path) -> None:
+    """As on the login nodes of clusters."""
+    hide = mount_before("-t", "proc", "-o", "hidepid=2", "proc", "/proc")
+    command = [*hide, sys.executable, "-c", HIDING, tmp_path]
+    finished = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert finished.stdout == "True\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="on other systems /proc is no file system")
+def test_a_folder_of_a_file_system_that_flushes_no_folders_is_no_error() -> None:
+    sync_to_disk(Path("/proc/self"))
+    with pytest.raises(OSError, match=os.strerror(errno.EINVAL)):
+        sync_to_disk(Path("/proc/self/stat"))
 
 
 def test_this_process_s_own_number_is_no_proof_that_it_writes(tmp_path: Path) -> None:
