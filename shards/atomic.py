@@ -50,8 +50,8 @@ def write_folder_atomically(path: Path) -> Iterator[Path]:
     with _reserve_partial(path) as partial:
         partial.mkdir()
         yield partial
-        for file in partial.iterdir():
-            sync_to_disk(file)
+        for written in (*partial.iterdir(), partial):
+            sync_to_disk(written)
         with contextlib.ExitStack() as stack:
             if path.exists():
                 path.rename(stack.enter_context(_reserve_partial(path)))
@@ -106,7 +106,6 @@ def remove_partials(folder: Path) -> None:
             path = Path(parent, name)
             if _is_abandoned(path):
                 _remove(path)
-        folder_names[:] = [name for name in folder_names if not PARTIAL_NAME.fullmatch(name)]
 
 
 @contextlib.contextmanager

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -19,6 +21,7 @@ from shards.atomic import WriteError
 from shards.errors import ShardError
 from stages.engine.outcome import StageError
 from stages.synth import SynthError
+from tests.build import PIPELINE
 
 
 def make_error(number: int, path: str | bytes | None = "/a/file") -> OSError:
@@ -75,6 +78,33 @@ def test_an_error_of_the_user_or_the_machine_is_a_line_and_a_bug_is_none(
     err: Exception, line: str | None
 ) -> None:
     assert describe_error(err) == line
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="of Linux")
+@pytest.mark.parametrize("words", [["--help"], ["synth", "--help"], ["explain", "--help"]])
+def test_a_full_disk_behind_the_output_is_one_line(words: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        finished = subprocess.run(
+            [*PIPELINE, *words], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (finished.returncode, finished.stderr) == (1, "Error: No space left on device\n")
+
+
+def test_closed_standard_streams_are_no_error(tmp_path: Path) -> None:
+    """As of a process that some schedulers start. A progress bar asks whether the stream is a terminal."""
+    words = ["synth", "--to", str(tmp_path), "--speakers", "1", "--clips", "1", "--seconds", "1"]
+    close = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh"]
+    subprocess.run([*close, *PIPELINE, *words], check=True)
+    assert len(list(tmp_path.rglob("*.mpg"))) == 1
+    code = """if True:
+        import os, sys
+        from pipeline import main
+        main.cli = lambda prog_name: open(sys.argv[1], "w").write(f"{os.open(os.devnull, 0)}")
+        main.main()
+        assert not sys.stderr.isatty() and not sys.stdout.isatty() and sys.stdin.read() == ""
+    """
+    subprocess.run([*close, sys.executable, "-c", code, str(tmp_path / "number")], check=True)
+    assert int((tmp_path / "number").read_text()) > 2
 
 
 @pytest.mark.parametrize("name", COMMANDS)
