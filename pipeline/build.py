@@ -27,7 +27,6 @@ from pipeline.runner import DaskMapper
 from shards.index import DATASET_NAME, read_manifest
 from shards.ledger import OK, read_ledger
 from shards.publish import publish
-from shards.schema import ShardError
 from shards.storage import MissingFileError, Storage, open_storage
 from shards.table import Rows
 from stages import clips, shard
@@ -42,27 +41,24 @@ MEGABYTE = 10**6
 def build_dataset(request: BuildRequest, stages: Sequence[str]) -> None:
     """Run ``stages`` in order and print. Exits with 1 when a stage drops everything or too much."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
-    try:
-        settings = _load_params(request)
-        work = resolve_folders(request)
-        stages = _select_stages(request, stages)
-        if request.dry_run:
-            _print_plan(request, settings, stages)
-            return
-        storage = _open_destination(request)
-        busy = f"--work {work.root}: another pipeline command is at work there"
-        with (
-            lock_folder(work.root, work.out, busy=busy),
-            DaskMapper(request.workers, request.scheduler, quiet=request.as_json) as map_tasks,
-        ):
-            context = Context(map_tasks, settings.limits, request.workers, settings.describe_dataset())
-            reports, problem = _run_stages(request, stages, work, settings, context)
-            n_bytes_sent = 0
-            if storage is not None and reports[-1].stage == shard.STAGE and not problem:
-                with ProgressBars("MB", scale=MEGABYTE, quiet=request.as_json) as bars:
-                    n_bytes_sent = publish(work.out, storage, progress=bars)
-    except (StageError, ShardError) as err:
-        raise click.ClickException(str(err)) from err
+    settings = _load_params(request)
+    work = resolve_folders(request)
+    stages = _select_stages(request, stages)
+    if request.dry_run:
+        _print_plan(request, settings, stages)
+        return
+    storage = _open_destination(request)
+    busy = f"--work {work.root}: another pipeline command is at work there"
+    with (
+        lock_folder(work.root, work.out, busy=busy),
+        DaskMapper(request.workers, request.scheduler, quiet=request.as_json) as map_tasks,
+    ):
+        context = Context(map_tasks, settings.limits, request.workers, settings.describe_dataset())
+        reports, problem = _run_stages(request, stages, work, settings, context)
+        n_bytes_sent = 0
+        if storage is not None and reports[-1].stage == shard.STAGE and not problem:
+            with ProgressBars("MB", scale=MEGABYTE, quiet=request.as_json) as bars:
+                n_bytes_sent = publish(work.out, storage, progress=bars)
     if request.as_json:
         click.echo(json.dumps(_summarize(request, work, reports)))
     elif reports[-1].stage == shard.STAGE and reports[-1].n_usable:

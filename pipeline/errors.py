@@ -1,4 +1,4 @@
-"""What this machine refuses a command, in one line: disk, permissions, memory, handles. The rest are bugs.
+"""What ends a command with one line: what a user can fix, and what this machine refuses. The rest are bugs.
 
 ``pipeline.main`` asks here for every command, so that none of them needs to know which errors there are.
 """
@@ -8,7 +8,10 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+
+from shards.errors import make_printable, shorten
 
 # The errors of libraries that report what the system refused as a text.
 SYSTEM_ERRORS = (
@@ -18,18 +21,27 @@ SYSTEM_ERRORS = (
 SYSTEM_MESSAGES = (
     *map(os.strerror, SYSTEM_ERRORS), "can't start new thread", "bad_alloc", "can't allocate memory",
 )  # fmt: skip
-# Not imported here: a command that raises one has loaded its module.
+# Modules of errors are not imported here: a command that raises one has loaded its module.
 LIBRARY_ERRORS = (("pyarrow", "ArrowException"), ("safetensors", "SafetensorError"))
+OWN_ERRORS = (
+    ("shards.errors", "ShardError"), ("stages.engine.outcome", "StageError"), ("model.recipe", "ModelError"),
+    ("stages.synth.spec", "SynthError"),
+)  # fmt: skip
 MAX_LETTERS = 500
+CONTEXT = 30  # letters on each side of the one that is wrong
 
 
 def describe_error(err: BaseException) -> str | None:
     """One line that names the path and what the system said; None when the error is a bug of ours."""
+    if isinstance(err, _load_classes(OWN_ERRORS)):
+        return make_printable(str(err))
     if isinstance(err, OSError):
         return None if err.errno == errno.EPIPE else _describe_os_error(err)  # click ends quietly at EPIPE
     if isinstance(err, MemoryError):
         return _join("out of memory", str(err))
-    if any(isinstance(err, kind) for kind in _find_library_errors()):
+    if isinstance(err, UnicodeEncodeError) and err.reason == "surrogates not allowed":
+        return _join(shorten(err.object[max(0, err.start - CONTEXT) : err.end + CONTEXT]), "it is not UTF-8")
+    if isinstance(err, _load_classes(LIBRARY_ERRORS)):
         return _join(type(err).__name__, str(err))
     if isinstance(err, RuntimeError | ImportError):
         if isinstance(err.__cause__, OSError | MemoryError):
@@ -51,8 +63,8 @@ def _describe_os_error(err: OSError) -> str:
     return _join(name, reason)
 
 
-def _find_library_errors() -> list[type[BaseException]]:
-    return [getattr(sys.modules[module], name) for module, name in LIBRARY_ERRORS if module in sys.modules]
+def _load_classes(names: Sequence[tuple[str, str]]) -> tuple[type[BaseException], ...]:
+    return tuple(getattr(sys.modules[module], name) for module, name in names if module in sys.modules)
 
 
 def _join(name: str, reason: str) -> str:

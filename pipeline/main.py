@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import os
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -46,15 +50,13 @@ class LazyGroup(click.Group):
         command: click.Command = getattr(module, "command", None) or getattr(module, cmd_name)
         return command
 
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        with _print_errors():  # of --help and --version
+            return super().make_context(*args, **kwargs)
+
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command. What the machine refuses it ends it with one line, whichever command it is."""
-        try:
+        with _print_errors():
             return super().invoke(ctx)
-        except Exception as err:
-            line = describe_error(err)
-            if line is None:
-                raise
-            raise click.ClickException(line) from err
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -70,7 +72,33 @@ def cli() -> None:
     """
 
 
+@contextlib.contextmanager
+def _print_errors() -> Iterator[None]:
+    """End with one line for what a user can fix and what the machine refuses, whichever command it is."""
+    try:
+        yield
+    except Exception as err:
+        line = describe_error(err)
+        if line is None:
+            raise
+        raise click.ClickException(line) from err
+
+
+def _open_standard_streams() -> None:
+    """Give the null device to standard streams that are closed, as under some schedulers.
+
+    Else the next file that is opened gets their number, and what libraries print is written into it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+            setattr(sys, name, os.fdopen(number, "r" if name == "stdin" else "w"))
+
+
 def main() -> None:
+    _open_standard_streams()
     cli(prog_name="pipeline")
 
 

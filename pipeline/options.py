@@ -12,9 +12,21 @@ from typing import Any
 
 import click
 
+from shards.names import is_utf8
 from stages.corpora import CORPORA
 
-FOLDER = click.Path(file_okay=False, path_type=Path)
+
+class Folder(click.Path):
+    """A path of a folder. Its name is UTF-8, as Parquet, JSON, safetensors and TensorBoard require."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path: Any = super().convert(value, param, ctx)
+        if not is_utf8(os.fspath(path)):
+            self.fail(f"{os.fspath(path)!a}: the name is not UTF-8", param, ctx)
+        return path
+
+
+FOLDER = Folder(file_okay=False, path_type=Path)
 
 
 class RegularFile(click.Path):
@@ -115,7 +127,7 @@ def stage_options(function: Callable[..., Any]) -> Callable[..., Any]:
             raw=Path(raw) if raw else Path("data", dataset, "raw"),
             source=source,
             work=work,
-            out=Path(out) if out else work / ("published" if source else "shards"),
+            out=FOLDER.convert(out, None, None) if out else work / ("published" if source else "shards"),
             publish=publish,
             cache=cache or work / ".cache",
             **{name: others.pop(name) for name in names},

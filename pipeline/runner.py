@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline import progress
+from pipeline.errors import describe_error
 from stages.engine.outcome import StageError
 
 if TYPE_CHECKING:
@@ -165,8 +166,8 @@ def start_local_client(workers: int) -> Iterator[Client]:
     allow_open_files(workers)
     dask.config.set(QUIET_DASK)
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
-    with (
-        LocalCluster(
+    try:
+        cluster = LocalCluster(
             n_workers=workers,
             threads_per_worker=1,
             processes=True,
@@ -176,10 +177,22 @@ def start_local_client(workers: int) -> Iterator[Client]:
             memory_limit=0,
             # Not even errors: the one of a task is raised in this process too.
             silence_logs=logging.CRITICAL,
-        ) as cluster,
-        Client(cluster) as client,
-    ):
+        )
+    except (OSError, RuntimeError) as err:
+        cause = _find_system_error(err)
+        raise StageError(
+            f"--workers {workers}: they do not start ({describe_error(cause) or cause})"
+        ) from err
+    with cluster, Client(cluster) as client:
         yield client
+
+
+def _find_system_error(err: BaseException) -> BaseException:
+    """The OSError behind an error of Dask's, or the error itself."""
+    cause: BaseException | None = err
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__ or cause.__context__
+    return cause or err
 
 
 @contextlib.contextmanager

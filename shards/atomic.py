@@ -8,6 +8,7 @@ program gives to a file. So what a killed process left behind is told apart from
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import os
@@ -49,8 +50,8 @@ def write_folder_atomically(path: Path) -> Iterator[Path]:
     with _reserve_partial(path) as partial:
         partial.mkdir()
         yield partial
-        for file in partial.iterdir():
-            sync_to_disk(file)
+        for written in (*partial.iterdir(), partial):
+            sync_to_disk(written)
         with contextlib.ExitStack() as stack:
             if path.exists():
                 path.rename(stack.enter_context(_reserve_partial(path)))
@@ -86,6 +87,10 @@ def sync_to_disk(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as err:
+        # Network file systems, such as SMB, flush files alone.
+        if err.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
+            raise
     finally:
         os.close(handle)
 
@@ -101,7 +106,6 @@ def remove_partials(folder: Path) -> None:
             path = Path(parent, name)
             if _is_abandoned(path):
                 _remove(path)
-        folder_names[:] = [name for name in folder_names if not PARTIAL_NAME.fullmatch(name)]
 
 
 @contextlib.contextmanager
@@ -160,9 +164,22 @@ def _is_abandoned(path: Path) -> bool:
     try:
         return psutil.Process(process).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
-        return True
+        return not _is_hidden(process)
     except psutil.Error:
         return False
+
+
+def _is_hidden(process: int) -> bool:
+    """Whether a process exists that /proc does not show, as on machines that hide those of other users."""
+    if os.name != "posix":  # os.kill would end it there
+        return False
+    try:
+        os.kill(process, 0)  # sends nothing
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return True
 
 
 @functools.cache

@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
 
 from shards.atomic import remove_partials, write_atomically
-from shards.files import is_inside
+from shards.files import is_inside, name_errors
 from shards.index import ShardEntry
 from shards.reader import Dataset
 from shards.schema import ShardError
@@ -110,7 +110,7 @@ class ShardCache:
         self._process_lock = FileLock(folder / ".lock", thread_local=False)
         self._list = users / uuid.uuid4().hex
         self._is_alive = FileLock(f"{self._list}.lock", thread_local=False)  # released when the process ends
-        with self._process_lock:
+        with name_errors(folder / ".lock"), self._process_lock:
             self._is_alive.acquire()
 
     def path(self, entry: ShardEntry) -> Path:

@@ -37,10 +37,18 @@ class _ShortRepr(reprlib.Repr):
 def shorten_message(message: str) -> str:
     """A message as one line that a terminal can print, with its middle left out if it is too long."""
     is_long = len(message) > 4 * MAX_MESSAGE_LETTERS
-    message = f"{message[:MAX_MESSAGE_LETTERS]} {message[-MAX_MESSAGE_LETTERS:]}" if is_long else message
-    line = "".join(letter if letter.isprintable() else " " if letter in "\n\t" else f"\\x{ord(letter):02x}"
-                   for letter in message)  # fmt: skip
+    line = make_printable(
+        f"{message[:MAX_MESSAGE_LETTERS]} {message[-MAX_MESSAGE_LETTERS:]}" if is_long else message
+    )
     if len(line) <= MAX_MESSAGE_LETTERS:
         return line
     n_last = MAX_MESSAGE_LETTERS // 3
     return f"{line[: MAX_MESSAGE_LETTERS - n_last]} ... {line[-n_last:]}"
+
+
+def make_printable(text: str) -> str:
+    """A text as one line that a terminal can print: other letters as in Python's source."""
+    return "".join(
+        letter if letter.isprintable() else " " if letter in "\n\t" else ascii(letter)[1:-1]
+        for letter in text
+    )

@@ -6,10 +6,12 @@ any file of this machine.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -40,20 +42,26 @@ def open_file(path: Path, *, inside: Path | None = None) -> BinaryIO:
 
 def read_file(path: Path, max_bytes: int, *, inside: Path | None = None) -> bytes:
     """The bytes of a regular file. Raises OSError, also when there are more than ``max_bytes``."""
-    with open_file(path, inside=inside) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > max_bytes:
-            raise OSError(errno.EFBIG, f"holds {size} bytes, expected at most {max_bytes}", os.fspath(path))
-        return file.read(size)  # not more: Python takes memory for all that is asked for
+    with name_errors(path), open_file(path, inside=inside) as file:
+        return file.read(_check_size(file, path, max_bytes))  # not more: Python takes memory for all that
 
 
 def map_file(path: Path, max_bytes: int, *, inside: Path | None = None) -> bytes | mmap.mmap:
     """As ``read_file``, without a copy in memory: for a large file that nobody changes in place."""
-    with open_file(path, inside=inside) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > max_bytes:
-            raise OSError(errno.EFBIG, f"holds {size} bytes, expected at most {max_bytes}", os.fspath(path))
+    with name_errors(path), open_file(path, inside=inside) as file:
+        size = _check_size(file, path, max_bytes)
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+
+
+@contextlib.contextmanager
+def name_errors(path: Path) -> Iterator[None]:
+    """Give ``path`` as its name to an OSError that has none, as that of a lock or of reading an open file."""
+    try:
+        yield
+    except OSError as err:
+        if err.errno is None or err.filename is not None:
+            raise
+        raise OSError(err.errno, os.strerror(err.errno), os.fspath(path)) from err
 
 
 def is_inside(path: Path, folder: Path) -> bool:
@@ -67,6 +75,14 @@ def is_inside(path: Path, folder: Path) -> bool:
 def is_regular_file(path: Path, *, inside: Path | None = None) -> bool:
     """Whether ``open_file`` would open the path, as far as its kind and its place decide."""
     return path.is_file() and (inside is None or is_inside(path, inside))
+
+
+def _check_size(file: BinaryIO, path: Path, max_bytes: int) -> int:
+    """The size of a file. Raises OSError when it is more than ``max_bytes``."""
+    size = os.fstat(file.fileno()).st_size
+    if size > max_bytes:
+        raise OSError(errno.EFBIG, f"holds {size} bytes, expected at most {max_bytes}", os.fspath(path))
+    return size
 
 
 def _check_mode(mode: int, path: Path) -> None:

@@ -40,6 +40,15 @@ def is_file_name(value: object) -> bool:
     return _is_name(value, FILE_PATTERN, MAX_NAME_BYTES)
 
 
+def is_utf8(text: str) -> bool:
+    """Whether a text can be written as UTF-8: a path whose bytes are something else cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def check_clip_id(clip_id: object, where: str = "") -> None:
     """Raise ShardError unless this can be a clip's id; ``where`` is the file that has it."""
     if not is_id(clip_id):

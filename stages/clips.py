@@ -29,6 +29,7 @@ from shards.ledger import (
     read_ledger,
     write_ledger,
 )
+from shards.names import is_utf8
 from shards.schema import MAX_FRAMES
 from shards.table import Row, Rows
 from stages.corpora import FETCH_FOLDER, get_corpus
@@ -227,9 +228,7 @@ def gets_row(path: PurePosixPath) -> bool:
 def _find_problem(raw: Path, path: PurePosixPath, params: ClipsParams) -> Drop | None:
     """Why a file must not be opened, or None."""
     full = raw / path
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
+    if not is_utf8(str(path)):
         return Drop("bad_name", "its name is not UTF-8")
     try:
         if full.is_symlink() and (drop := _check_link(raw, full, params)) is not None:

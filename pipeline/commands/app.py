@@ -102,53 +102,48 @@ def command(
         # Gradio reads these when it is imported: the folder of uploads, and no analytics.
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
         from model.execution import Execution, select_device
-        from model.recipe import ModelError
         from model.signals import catch_stop_signals
         from pipeline.app.models import ModelList
         from pipeline.app.page import build_page
         from pipeline.app.server import serve
         from pipeline.app.service import Service
         from pipeline.app.sessions import Sessions
-        from stages.engine.outcome import StageError
         from stages.media import weights
 
         sessions = Sessions(Path(folder), max_mb=max_total_mb, keep_seconds=keep_minutes * 60.0)
-        try:
-            sections = params_file.load(params)
-            service = Service(
-                models=ModelList(runs, extra_runs, select_device(device), Execution(**execution)),
-                sessions=sessions,
-                sections=sections,
-                landmarker=weights.find(weights.LANDMARKER, landmarker or sections.landmarks.model),
-                max_upload_mb=max_upload_mb,
-                max_seconds=max_seconds,
-                max_pixels=max_pixels,
-            )
-            service.make_edit_params()  # raises StageError for an option that is out of bounds
-            with serve(
-                lambda: build_page(service),
-                host=host,
-                port=port,
-                allowed_hosts=allowed_hosts,
-                max_upload_mb=max_upload_mb,
-                check_space=sessions.check_space,
-            ) as url:
-                if not is_loopback(host):
-                    click.echo(f"{host}: anyone who can reach it can use the page and this machine", err=True)
-                if not service.models.find_runs():
-                    no_run = "has no run yet; `pipeline train` makes one, then reload the page"
-                    click.echo(f"{runs}: {no_run}", err=True)
-                click.echo(f"{url} is served until Ctrl-C")
-                with catch_stop_signals() as stop_request:
-                    n_polls = 0
-                    while stop_request.signal_name is None:
-                        time.sleep(POLL_SECONDS)
-                        n_polls += 1
-                        if n_polls % POLLS_PER_CLEANUP == 0:
-                            sessions.remove_old()
-                sessions.end_all()
-        except (StageError, ModelError) as err:
-            raise click.ClickException(str(err)) from err
+        sections = params_file.load(params)
+        service = Service(
+            models=ModelList(runs, extra_runs, select_device(device), Execution(**execution)),
+            sessions=sessions,
+            sections=sections,
+            landmarker=weights.find(weights.LANDMARKER, landmarker or sections.landmarks.model),
+            max_upload_mb=max_upload_mb,
+            max_seconds=max_seconds,
+            max_pixels=max_pixels,
+        )
+        service.make_edit_params()  # raises StageError for an option that is out of bounds
+        with serve(
+            lambda: build_page(service),
+            host=host,
+            port=port,
+            allowed_hosts=allowed_hosts,
+            max_upload_mb=max_upload_mb,
+            check_space=sessions.check_space,
+        ) as url:
+            if not is_loopback(host):
+                click.echo(f"{host}: anyone who can reach it can use the page and this machine", err=True)
+            if not service.models.find_runs():
+                no_run = "has no run yet; `pipeline train` makes one, then reload the page"
+                click.echo(f"{runs}: {no_run}", err=True)
+            click.echo(f"{url} is served until Ctrl-C")
+            with catch_stop_signals() as stop_request:
+                n_polls = 0
+                while stop_request.signal_name is None:
+                    time.sleep(POLL_SECONDS)
+                    n_polls += 1
+                    if n_polls % POLLS_PER_CLEANUP == 0:
+                        sessions.remove_old()
+            sessions.end_all()
 
 
 def is_loopback(host: str) -> bool:

@@ -115,37 +115,32 @@ def command(
     """
     from model.checkpoint import find_run_folder
     from model.execution import Execution, select_device
-    from model.recipe import ModelError
     from sampler.rollout import load_generator, override_params
     from stages.edit.run import edit
-    from stages.engine.outcome import StageError
     from stages.media import weights
 
-    try:
-        sections = params_file.load(params)
-        model = weights.find(weights.LANDMARKER, landmarker or sections.landmarks.model)
-        sample_params = override_params(sections.sample, **sampling)
-        generator = load_generator(run, sample_params, select_device(device), Execution(**execution))
-        edit_params = sections.make_edit_params(
-            find_run_folder(run),
-            fit=fit,
-            face=face,
-            crf=crf,
-            preset=preset,
-            max_seconds=max_seconds,
-            max_pixels=max_pixels,
+    sections = params_file.load(params)
+    model = weights.find(weights.LANDMARKER, landmarker or sections.landmarks.model)
+    sample_params = override_params(sections.sample, **sampling)
+    generator = load_generator(run, sample_params, select_device(device), Execution(**execution))
+    edit_params = sections.make_edit_params(
+        find_run_folder(run),
+        fit=fit,
+        face=face,
+        crf=crf,
+        preset=preset,
+        max_seconds=max_seconds,
+        max_pixels=max_pixels,
+    )
+    with ProgressBars() as bars:
+        result = edit(
+            video,
+            audio,
+            out,
+            generator,
+            model=model,
+            params=edit_params,
+            preview=preview,
+            progress=bars,
         )
-        with ProgressBars() as bars:
-            result = edit(
-                video,
-                audio,
-                out,
-                generator,
-                model=model,
-                params=edit_params,
-                preview=preview,
-                progress=bars,
-            )
-    except (StageError, ModelError) as err:
-        raise click.ClickException(str(err)) from err
     click.echo(f"{out}: " + "\n  ".join(result.summary_lines()))

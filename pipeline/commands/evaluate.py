@@ -104,41 +104,35 @@ def command(
     Run again to continue after an interruption; what has not changed is read from the cache.
     """
     from model.execution import select_device
-    from model.recipe import ModelError
     from pipeline.progress import ProgressBars
     from pipeline.runner import DaskMapper
     from shards.ledger import OK
-    from shards.schema import ShardError
-    from stages.engine.outcome import StageError
     from stages.evaluate import run as evaluate
     from stages.evaluate.table import NOT_GENERATED
 
     if mouths_only and not landmarks:
         raise click.UsageError("--mouths-only needs landmarks: leave out --no-landmarks")
-    try:
-        request = evaluate.EvaluateRequest(
-            shards=shards,
-            out=out,
-            cache=cache or out.parent / ".cache",
-            generated=tuple(map(_parse_generated, generated)),
-            split=split,
-            clips=clips,
-            landmarks=landmarks,
-            mouths_only=mouths_only,
-            alignments=alignments,
-            landmarker=landmarker,
-            weights=weights,
-            raw=raw,
-            device=str(select_device(device)),
-        )
-        limits = params_file.load(params).limits
-        with (
-            DaskMapper(workers, scheduler, quiet=as_json) as map_tasks,
-            ProgressBars("clips", quiet=as_json) as progress,
-        ):
-            result = evaluate.run(request, limits, map_tasks, progress)
-    except (StageError, ShardError, ModelError) as err:
-        raise click.ClickException(str(err)) from err
+    request = evaluate.EvaluateRequest(
+        shards=shards,
+        out=out,
+        cache=cache or out.parent / ".cache",
+        generated=tuple(map(_parse_generated, generated)),
+        split=split,
+        clips=clips,
+        landmarks=landmarks,
+        mouths_only=mouths_only,
+        alignments=alignments,
+        landmarker=landmarker,
+        weights=weights,
+        raw=raw,
+        device=str(select_device(device)),
+    )
+    limits = params_file.load(params).limits
+    with (
+        DaskMapper(workers, scheduler, quiet=as_json) as map_tasks,
+        ProgressBars("clips", quiet=as_json) as progress,
+    ):
+        result = evaluate.run(request, limits, map_tasks, progress)
     counts = _count_by_row(result.rows)
     if as_json:
         click.echo(json.dumps({"out": str(out), "metrics": result.metrics, "clips": counts}))

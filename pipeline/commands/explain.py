@@ -26,19 +26,15 @@ def command(shards: str, clip: str, as_json: bool) -> None:
     from shards.index import LEDGER_NAME
     from shards.ledger import OK, find_rows, read_ledger
     from shards.reader import open_dataset
-    from shards.schema import ShardError
     from shards.storage import open_storage
 
     index: Mapping[str, Mapping[str, Any]] = {}
     unfinished = Path(shards, "clips.parquet")
-    try:
-        if unfinished.exists() and not Path(shards, LEDGER_NAME).exists():
-            ledger = read_ledger(unfinished)
-        else:
-            dataset = open_dataset(open_storage(shards))
-            ledger, index = dataset.ledger(), dataset.clips
-    except ShardError as err:
-        raise click.ClickException(str(err)) from err
+    if unfinished.exists() and not Path(shards, LEDGER_NAME).exists():
+        ledger = read_ledger(unfinished)
+    else:
+        dataset = open_dataset(open_storage(shards))
+        ledger, index = dataset.ledger(), dataset.clips
     rows = find_rows(ledger, clip)
     if not rows:
         raise click.ClickException(

@@ -52,37 +52,29 @@ def command(
 
 
 def _fetch_weights(name: str) -> None:
-    from stages.engine.outcome import StageError
     from stages.media.weights import NETWORKS, fetch
 
     if name not in NETWORKS:
         raise click.BadParameter(
             f"{name!r} is not known; known are {', '.join(NETWORKS)}", param_hint="--weights"
         )
-    try:
-        click.echo(fetch(NETWORKS[name]))
-    except StageError as err:
-        raise click.ClickException(str(err)) from err
+    click.echo(fetch(NETWORKS[name]))
 
 
 def _fetch_corpus(dataset: str, to: Path, only: str, jobs: int, *, as_json: bool) -> None:
     from pipeline.progress import ProgressBars
-    from stages.engine.outcome import StageError
     from stages.fetch import run as fetch
     from stages.fetch.sources import SOURCES
 
     source = SOURCES[dataset]
-    try:
-        plan = fetch.plan_fetch(source, to, only, jobs)
-        click.echo(
-            f"{dataset}: {len(plan.absent)} files to download, {plan.download_bytes / 1e9:.2f} GB; "
-            f"they need {plan.needed_bytes / 1e9:.2f} GB of disk, {plan.free_bytes / 1e9:.1f} GB are free",
-            err=True,
-        )
-        with ProgressBars("MB", scale=MEGABYTE, quiet=as_json) as bars:
-            files = list(fetch.fetch_files(plan, jobs, bars))
-    except StageError as err:
-        raise click.ClickException(str(err)) from err
+    plan = fetch.plan_fetch(source, to, only, jobs)
+    click.echo(
+        f"{dataset}: {len(plan.absent)} files to download, {plan.download_bytes / 1e9:.2f} GB; "
+        f"they need {plan.needed_bytes / 1e9:.2f} GB of disk, {plan.free_bytes / 1e9:.1f} GB are free",
+        err=True,
+    )
+    with ProgressBars("MB", scale=MEGABYTE, quiet=as_json) as bars:
+        files = list(fetch.fetch_files(plan, jobs, bars))
     missing = [file for file in files if file.status == "missing"]
     if as_json:
         click.echo(json.dumps({"to": str(to), "files": [file.to_json() for file in files]}))

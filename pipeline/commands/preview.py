@@ -70,15 +70,10 @@ def command(
     _check_out(out, suffix=".png" if video is None else ".mp4")
 
     from shards.reader import open_dataset
-    from shards.schema import ShardError
     from shards.storage import open_storage
-    from stages.engine.outcome import StageError
 
-    try:
-        dataset = open_dataset(open_storage(shards))
-        message = _write_sheet(dataset, request) if video is None else _write_video(dataset, video, out)
-    except (ShardError, StageError) as err:
-        raise click.ClickException(str(err)) from err
+    dataset = open_dataset(open_storage(shards))
+    message = _write_sheet(dataset, request) if video is None else _write_video(dataset, video, out)
     click.echo(message)
 
 

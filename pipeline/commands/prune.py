@@ -19,16 +19,12 @@ def command(shards: str, delete: bool) -> None:
     there are no such jobs and uploads.
     """
     from shards.publish import find_leftovers
-    from shards.schema import ShardError
     from shards.storage import open_storage
 
-    try:
-        storage = open_storage(shards)
-        names = find_leftovers(storage)
-        for name in names:
-            if delete:
-                storage.delete(name)
-            click.echo(name)
-    except ShardError as err:
-        raise click.ClickException(str(err)) from err
+    storage = open_storage(shards)
+    names = find_leftovers(storage)
+    for name in names:
+        if delete:
+            storage.delete(name)
+        click.echo(name)
     click.echo(f"{storage.address}: {len(names)} files {'removed' if delete else 'that no dataset names'}")

@@ -25,14 +25,9 @@ def command(
 
     The file is self-contained and makes no requests. A section without input says which option to give.
     """
-    from shards.schema import ShardError
-    from stages.engine.outcome import StageError
     from stages.report.run import ReportRequest, write_report
 
     if out.suffix.lower() != ".html":
         raise click.BadParameter(f"{out}: the page is written as .html", param_hint="--out")
-    try:
-        n_bytes = write_report(ReportRequest(shards, out, run, evaluation, generated))
-    except (ShardError, StageError) as err:
-        raise click.ClickException(str(err)) from err
+    n_bytes = write_report(ReportRequest(shards, out, run, evaluation, generated))
     click.echo(f"{out}: {n_bytes / 1e6:.1f} MB")

@@ -57,28 +57,22 @@ def command(
     On several GPUs: torchrun --nproc-per-node 8 -m -- pipeline.main sample ...
     """
     from model.execution import Execution
-    from model.recipe import ModelError
     from sampler.rollout import override_params
-    from shards.schema import ShardError
-    from stages.engine.outcome import StageError
     from stages.sample import run as sample
 
-    try:
-        params = override_params(params_file.load(params_path).sample, **sampling)
-        request = sample.SampleRequest(
-            shards=shards,
-            run=run,
-            out=out,
-            split=split,
-            audio=audio,
-            clips=clips,
-            slots=slots,
-            videos=videos,
-            device=device,
-            execution=Execution(**execution),
-        )
-        with ProgressBars() as bars:
-            n_clips = sample.run(request, params, bars)
-    except (StageError, ShardError, ModelError) as err:
-        raise click.ClickException(str(err)) from err
+    params = override_params(params_file.load(params_path).sample, **sampling)
+    request = sample.SampleRequest(
+        shards=shards,
+        run=run,
+        out=out,
+        split=split,
+        audio=audio,
+        clips=clips,
+        slots=slots,
+        videos=videos,
+        device=device,
+        execution=Execution(**execution),
+    )
+    with ProgressBars() as bars:
+        n_clips = sample.run(request, params, bars)
     print_once(f"{out}: {n_clips} clips of {split}, with {audio} speech")

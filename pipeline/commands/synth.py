@@ -61,6 +61,7 @@ def command(
     """
     from pydantic import TypeAdapter, ValidationError
 
+    from shards.params import describe_params_error
     from stages import synth
 
     options = {
@@ -79,10 +80,7 @@ def command(
         params = TypeAdapter(synth.SynthParams).validate_python(options)
         synth_clips = synth.make_corpus(to, params)
     except ValidationError as err:
-        messages = (f"{'.'.join(map(str, e['loc']))} = {e['input']!r}: {e['msg']}" for e in err.errors())
-        raise click.ClickException("; ".join(messages)) from err
-    except synth.SynthError as err:
-        raise click.ClickException(str(err)) from err
+        raise click.ClickException(describe_params_error(err)) from err
 
     n_new = sum(clip.is_new for clip in synth_clips)
     if as_json:

@@ -121,40 +121,36 @@ def command(
     Without the -- torchrun reads --run as an option of its own.
     """
     from model.execution import Execution
-    from model.recipe import ModelError, build_recipe, nest_changes
+    from model.recipe import build_recipe, nest_changes
     from pipeline.progress import ProgressBars
-    from shards.schema import ShardError
     from stages import train
 
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     for package in ("model", "stages"):
         logging.getLogger(package).setLevel(logging.INFO)
-    try:
-        section = params_file.load(params).train
-        name = preset or section.preset
-        shuffled = {"window": window} if hold == "windowed" else {}
-        recipe = build_recipe(name, section.changes, nest_changes(_parse_settings(settings)), shuffled)
-        if dry_run:
-            _print_plan(name, recipe)
-            return
-        if shards is None:
-            raise click.UsageError("--shards is required: the folder or address of a dataset")
-        request = train.TrainRequest(
-            shards=shards,
-            run=run or Path("runs", name),
-            preset=name,
-            device=device,
-            frames_on=frames_on,
-            workers=workers,
-            hold=hold,
-            cache=cache,
-            cache_gb=cache_gb,
-            execution=Execution(micro_batch=micro_batch or 0, **execution),
-        )
-        with ProgressBars() as bars:
-            outcome = train.run(request, recipe, bars)
-    except (StageError, ShardError, ModelError) as err:
-        raise click.ClickException(str(err)) from err
+    section = params_file.load(params).train
+    name = preset or section.preset
+    shuffled = {"window": window} if hold == "windowed" else {}
+    recipe = build_recipe(name, section.changes, nest_changes(_parse_settings(settings)), shuffled)
+    if dry_run:
+        _print_plan(name, recipe)
+        return
+    if shards is None:
+        raise click.UsageError("--shards is required: the folder or address of a dataset")
+    request = train.TrainRequest(
+        shards=shards,
+        run=run or Path("runs", name),
+        preset=name,
+        device=device,
+        frames_on=frames_on,
+        workers=workers,
+        hold=hold,
+        cache=cache,
+        cache_gb=cache_gb,
+        execution=Execution(micro_batch=micro_batch or 0, **execution),
+    )
+    with ProgressBars() as bars:
+        outcome = train.run(request, recipe, bars)
     print_once(f"{request.run}: {outcome}")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from shards.atomic import remove_partials
+from shards.files import name_errors
 from stages.engine.outcome import StageError
 
 LOCK_NAME = ".lock"
@@ -26,7 +27,8 @@ def lock_folder(folder: Path, *others: Path, busy: str) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK_NAME)
     try:
-        lock.acquire(blocking=False)
+        with name_errors(folder / LOCK_NAME):
+            lock.acquire(blocking=False)
     except Timeout as err:
         raise StageError(busy) from err
     try:

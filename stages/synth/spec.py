@@ -42,7 +42,7 @@ MPEG1_RATES = [*NTSC_RATES, *map(Fraction, (24, 25, 30, 50, 60))]
 
 
 def _check_fps(fps: str) -> str:
-    expected = f"fps is {fps!r}, expected variable or a rate in [5, 120] such as 25 or 30000/1001"
+    expected = f"{fps!r} is not a rate, expected variable or a rate in [5, 120] such as 25 or 30000/1001"
     try:
         rate = parse_frame_rate(fps)
     except (ValueError, ZeroDivisionError) as err:

@@ -1,9 +1,11 @@
-"""What the machine refuses is one line that names the path, in every command; a bug keeps its traceback."""
+"""What a user can fix and what the machine refuses is one line in every command; a bug has a traceback."""
 
 from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -12,9 +14,14 @@ import pytest
 from click.testing import CliRunner
 from safetensors import SafetensorError
 
+from model.recipe import ModelError
 from pipeline.errors import describe_error
 from pipeline.main import COMMANDS, cli
 from shards.atomic import WriteError
+from shards.errors import ShardError
+from stages.engine.outcome import StageError
+from stages.synth import SynthError
+from tests.build import PIPELINE
 
 
 def make_error(number: int, path: str | bytes | None = "/a/file") -> OSError:
@@ -53,6 +60,13 @@ def chain(err: Exception, cause: Exception) -> Exception:
          "libcudart.so: cannot open shared object file: Too many open files"),
         (chain(RuntimeError("Cluster failed to start"), make_error(errno.EMFILE)),
          "/a/file: Too many open files"),
+        (StageError("--raw /a/\n\x1b[2J\udcff: no such folder"), "--raw /a/ \\x1b[2J\\udcff: no such folder"),
+        (ShardError("x.tar: is damaged"), "x.tar: is damaged"),
+        (ModelError("no checkpoint here"), "no checkpoint here"),
+        (SynthError("speaker 35 requested"), "speaker 35 requested"),
+        (UnicodeEncodeError("utf-8", f"{'x' * 50}/b\udcff/{'y' * 50}", 52, 53, "surrogates not allowed"),
+         f"'{'x' * 28}/b\\udcff/{'y' * 29}': it is not UTF-8"),
+        (UnicodeEncodeError("ascii", "\u00fc", 0, 1, "ordinal not in range(128)"), None),
         (make_error(errno.EPIPE), None),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), None),
         (ValueError("a bug"), None),
@@ -60,8 +74,37 @@ def chain(err: Exception, cause: Exception) -> Exception:
         (AssertionError("a bug"), None),
     ],
 )  # fmt: skip
-def test_an_error_of_the_machine_is_a_line_and_a_bug_is_none(err: Exception, line: str | None) -> None:
+def test_an_error_of_the_user_or_the_machine_is_a_line_and_a_bug_is_none(
+    err: Exception, line: str | None
+) -> None:
     assert describe_error(err) == line
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="of Linux")
+@pytest.mark.parametrize("words", [["--help"], ["synth", "--help"], ["explain", "--help"]])
+def test_a_full_disk_behind_the_output_is_one_line(words: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        finished = subprocess.run(
+            [*PIPELINE, *words], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (finished.returncode, finished.stderr) == (1, "Error: No space left on device\n")
+
+
+def test_closed_standard_streams_are_no_error(tmp_path: Path) -> None:
+    """As of a process that some schedulers start. A progress bar asks whether the stream is a terminal."""
+    words = ["synth", "--to", str(tmp_path), "--speakers", "1", "--clips", "1", "--seconds", "1"]
+    close = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh"]
+    subprocess.run([*close, *PIPELINE, *words], check=True)
+    assert len(list(tmp_path.rglob("*.mpg"))) == 1
+    code = """if True:
+        import os, sys
+        from pipeline import main
+        main.cli = lambda prog_name: open(sys.argv[1], "w").write(f"{os.open(os.devnull, 0)}")
+        main.main()
+        assert not sys.stderr.isatty() and not sys.stdout.isatty() and sys.stdin.read() == ""
+    """
+    subprocess.run([*close, sys.executable, "-c", code, str(tmp_path / "number")], check=True)
+    assert int((tmp_path / "number").read_text()) > 2
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -97,6 +140,15 @@ def list_commands(place: Path) -> dict[str, list[str]]:
         "evaluate": [*shards, "-o", str(place), "--device", "cpu"],
         "fetch": ["--dataset", "crema-d", "--to", str(place), "--only", "1001_DFA_*"],
     }
+
+
+@pytest.mark.parametrize("name", list_commands(Path("/x")).keys() - {"synth"})  # it writes there
+def test_a_folder_whose_name_is_not_utf8_is_refused_before_any_work(name: str, tmp_path: Path) -> None:
+    place = tmp_path / "b\udcffd"
+    result = CliRunner().invoke(cli, [name, *list_commands(place)[name]], catch_exceptions=False)
+    assert result.exit_code == 2, result.output
+    assert f"'{tmp_path}/b\\udcffd': the name is not UTF-8" in result.output
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", list_commands(Path("/x")))

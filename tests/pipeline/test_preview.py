@@ -5,7 +5,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from pipeline.commands.preview import command
+from pipeline.main import cli
 from tests import datasets
 
 N_FRAMES = 4
@@ -22,7 +22,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def invoke(*arguments: object) -> Result:
-    return CliRunner().invoke(command, [str(argument) for argument in arguments])
+    return CliRunner().invoke(cli, ["preview", *map(str, arguments)])
 
 
 def test_a_sheet_and_a_video_are_written_and_reported(shards: Path, tmp_path: Path) -> None:

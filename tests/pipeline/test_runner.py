@@ -13,6 +13,7 @@ import pytest
 
 from pipeline.runner import DaskMapper
 from stages.engine.outcome import StageError
+from tests.mounting import mount_before
 
 DASK = [sys.executable, "-m", "dask"]
 ONE_DEATH = {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0"}
@@ -104,3 +105,21 @@ def test_too_few_open_files_are_a_line_before_the_scheduler_spins(soft: int, har
     """
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert finished.stdout.startswith(result)
+
+
+START = """if True:
+    from pipeline.runner import start_local_client
+    from stages.engine.outcome import StageError
+    try:
+        with start_local_client(1):
+            pass
+    except StageError as err:
+        print(err)
+"""
+
+
+def test_workers_that_the_system_does_not_start_are_a_line_with_its_reason() -> None:
+    """As in a sandbox without shared memory, which the semaphores of processes need."""
+    command = [*mount_before("-t", "tmpfs", "-o", "ro", "tmpfs", "/dev/shm"), sys.executable, "-c", START]
+    finished = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert finished.stdout == "--workers 1: they do not start (Read-only file system)\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,9 +22,11 @@ from shards.atomic import (
     make_scratch_folder,
     remove_atomically,
     remove_partials,
+    sync_to_disk,
     write_atomically,
     write_folder_atomically,
 )
+from tests.mounting import mount_before
 
 TOKEN = "0123456789ab"
 
@@ -104,6 +107,37 @@ def test_what_a_living_process_writes_stays(tmp_path: Path) -> None:
         assert list(tmp_path.iterdir()) == []
 
 
+HIDING = """
+import os, sys
+from pathlib import Path
+from shards.atomic import _identify_machine, remove_partials
+os.chdir(sys.argv[1])
+path = Path(f".redub-{_identify_machine()}-{os.getppid()}-0123456789ab.partial")
+path.write_bytes(b"half")
+Path().chmod(0o777)
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+remove_partials(Path())
+print(path.exists())
+"""
+
+
+def test_what_another_user_s_living_process_writes_stays_where_proc_hides_it(tmp_path: Path) -> None:
+    """As on the login nodes of clusters."""
+    hide = mount_before("-t", "proc", "-o", "hidepid=2", "proc", "/proc")
+    command = [*hide, sys.executable, "-c", HIDING, str(tmp_path)]
+    finished = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert finished.stdout == "True\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="on other systems /proc is no file system")
+def test_a_folder_of_a_file_system_that_flushes_no_folders_is_no_error() -> None:
+    sync_to_disk(Path("/proc/self"))
+    with pytest.raises(OSError, match=os.strerror(errno.EINVAL)):
+        sync_to_disk(Path("/proc/self/stat"))
+
+
 def test_this_process_s_own_number_is_no_proof_that_it_writes(tmp_path: Path) -> None:
     """In a container, a process that was killed had the same number as the one that resumes."""
     (tmp_path / name_partial(os.getpid())).write_bytes(b"half")
@@ -131,7 +165,33 @@ def test_the_longest_file_name_can_be_written(tmp_path: Path) -> None:
     assert path.read_text() == "whole"
 
 
-def test_a_folder_replaces_another_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_a_file_is_on_the_disk_before_it_has_its_name_and_its_name_before_it_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power failure leaves what was flushed. Recorded are the calls, for a test cannot cut the power."""
+    flushes: list[tuple[int, bool]] = []  # inode, and whether the file or folder has its final name already
+    flush = os.fsync
+
+    def record(handle: int) -> None:
+        flush(handle)
+        flushes.append((os.fstat(handle).st_ino, path.exists()))
+
+    monkeypatch.setattr(os, "fsync", record)
+    folder = tmp_path.stat().st_ino
+    path = tmp_path / "file"
+    with write_atomically(path) as partial:
+        partial.write_text("whole")
+    assert flushes == [(path.stat().st_ino, False), (folder, True)]
+    flushes.clear()
+    path = tmp_path / "folder"
+    with write_folder_atomically(path) as partial:
+        (partial / "a").write_text("whole")
+    assert flushes == [((path / "a").stat().st_ino, False), (path.stat().st_ino, False), (folder, True)]
+
+
+def test_a_folder_replaces_another_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def write(text: str, *, fail: bool = False) -> None:
         with write_folder_atomically(tmp_path / "folder") as partial:
             (partial / text).write_text(text)
@@ -142,9 +202,18 @@ def test_a_folder_replaces_another_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         write("second", fail=True)
     assert [path.name for path in tmp_path.rglob("*")] == ["folder", "first"]
+    removed: list[str] = []
+    remove = shutil.rmtree
+
+    def record(path: Path, *, ignore_errors: bool) -> None:
+        removed.append(path.name)
+        remove(path, ignore_errors=ignore_errors)
+
+    monkeypatch.setattr(shutil, "rmtree", record)
     write("third")
     assert [path.name for path in tmp_path.rglob("*")] == ["folder", "third"]
     remove_atomically(tmp_path / "folder")
+    assert len(removed) == 2 and all(map(PARTIAL_NAME.fullmatch, removed)), "never under the name that counts"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
-from shards.files import is_inside, open_file, read_file
+from shards.files import is_inside, name_errors, open_file, read_file
 from tests.alterations import replace_file
 
 
@@ -48,3 +50,15 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
         file.truncate(2**40)
     with pytest.raises(OSError, match="holds 1099511627776 bytes"):
         read_file(path, 100)
+
+
+def test_an_error_of_an_open_file_names_the_file(tmp_path: Path) -> None:
+    """Only the system call that opens a file is told its name."""
+    with pytest.raises(OSError, match="Bad file descriptor") as caught, name_errors(tmp_path):
+        os.read(-1, 1)
+    assert (caught.value.errno, caught.value.filename) == (errno.EBADF, os.fspath(tmp_path))
+    with pytest.raises(FileNotFoundError) as caught, name_errors(tmp_path):
+        (tmp_path / "gone").stat()
+    assert caught.value.filename == os.fspath(tmp_path / "gone")
+    with pytest.raises(TimeoutError, match="of ours"), name_errors(tmp_path):
+        raise TimeoutError("of ours")

@@ -19,7 +19,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from pipeline.commands.report import command
+from pipeline.main import cli
 from shards.ledger import read_ledger
 from shards.reader import Dataset, open_dataset, read_clip
 from shards.schema import ShardError
@@ -356,7 +356,7 @@ def test_a_remote_dataset_gives_the_same_page_as_a_local_one(folder: Path, tmp_p
 
 def test_sections_without_inputs_name_the_option_to_give(folder: Path) -> None:
     out = folder / "bare.html"
-    result = CliRunner().invoke(command, ["--shards", str(folder / "shards"), "-o", str(out)])
+    result = CliRunner().invoke(cli, ["report", "--shards", str(folder / "shards"), "-o", str(out)])
     assert result.exit_code == 0, result.output
     assert re.fullmatch(r".*bare\.html: \d+\.\d MB\n", result.output)
     html = out.read_text()
@@ -391,9 +391,11 @@ def test_an_unreadable_input_gives_an_error_of_one_line(folder: Path, tmp_path: 
     (tmp_path / "run.json").write_text("[1]")
     with pytest.raises(StageError, match=r"run\.json: JSON holds list, expected an object"):
         write_report(replace(bare, run=tmp_path))
-    wrong = CliRunner().invoke(command, ["--shards", str(folder / "shards"), "-o", str(tmp_path / "a.pdf")])
+    wrong = CliRunner().invoke(
+        cli, ["report", "--shards", str(folder / "shards"), "-o", str(tmp_path / "a.pdf")]
+    )
     assert wrong.exit_code == 2 and "the page is written as .html" in wrong.output
-    missing = CliRunner().invoke(command, ["--shards", str(tmp_path), "-o", str(tmp_path / "a.html")])
+    missing = CliRunner().invoke(cli, ["report", "--shards", str(tmp_path), "-o", str(tmp_path / "a.html")])
     assert missing.exit_code == 1 and missing.output.startswith(f"Error: {tmp_path}: no dataset.json here")
     assert not (tmp_path / "a.html").exists()
 

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pipeline.commands.synth import command
+from pipeline.main import cli
 from stages.synth import (
     ClipSpec,
     SynthError,
@@ -274,10 +274,10 @@ def test_impossible_parameters_are_refused_with_a_reason() -> None:
 def test_the_command_writes_a_corpus_and_prints_its_paths(tmp_path: Path) -> None:
     options = ["--to", str(tmp_path / "made"), "--style", "crema-d", "--speakers", "1"]
     options += ["--clips", "2", "--seconds", "0.4"]
-    result = CliRunner().invoke(command, options)
+    result = CliRunner().invoke(cli, ["synth", *options])
     assert result.exit_code == 0, result.output
     assert "2 clips of 1 speakers" in result.output and "1001_" in result.output
-    again = CliRunner().invoke(command, [*options, "--json"])
+    again = CliRunner().invoke(cli, ["synth", *options, "--json"])
     summary = json.loads(again.output)
     assert (summary["clips"], summary["new"], summary["frames"]) == (2, 0, 24)
     assert all((tmp_path / "made" / path).is_file() for path in summary["paths"])
@@ -286,13 +286,13 @@ def test_the_command_writes_a_corpus_and_prints_its_paths(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        (["--fps", "0"], "fps = '0'"),
+        (["--fps", "0"], "fps: '0' is not a rate"),
         (["--offset-ms", "900"], "av_offset_ms"),
         (["--fps", "26"], "an mpg has one of"),
     ],
 )
 def test_the_command_prints_an_error_of_one_line(tmp_path: Path, option: list[str], message: str) -> None:
-    result = CliRunner().invoke(command, ["--to", str(tmp_path), *option])
+    result = CliRunner().invoke(cli, ["synth", "--to", str(tmp_path), *option])
     assert result.exit_code == 1
     assert message in result.output and result.output.count("\n") == 1
 
