@@ -19,7 +19,15 @@ import numpy as np
 from shards.checksum import file_sha256
 from shards.errors import shorten, shorten_message
 from shards.files import open_file
-from shards.index import DATASET_NAME, INDEX_NAME, MEMBERS, ShardEntry, compute_digest, read_table_hashes
+from shards.index import (
+    DATASET_NAME,
+    INDEX_NAME,
+    MEMBERS,
+    ShardEntry,
+    compute_digest,
+    get_params_section,
+    read_table_hashes,
+)
 from shards.ledger import OK, count_by_code
 from shards.reader import Dataset, open_dataset, read_clip
 from shards.schema import ClipSample, ShardError
@@ -245,8 +253,7 @@ def _check_contents(dataset: Dataset, rows: Sequence[Row]) -> Iterator[str]:
 
 def _check_against_manifest(sample: ClipSample, manifest: Mapping[str, Any]) -> None:
     """Raise ShardError unless a clip is as the manifest says that all are: codec, sizes, range of mels."""
-    params: Mapping[str, Any] = manifest.get("params") or {}
-    top_db = (params.get("mels") or {}).get("top_db")
+    top_db = get_params_section(manifest, "mels").get("top_db")
     for name, actual, expected in (
         ("codec", sample.info["codec"], manifest.get("codec")),
         ("size", sample.info["size"], manifest.get("size")),
