@@ -99,6 +99,9 @@ class Download:
         Raises DownloadError. The bytes received so far are kept if the download can be resumed.
         """
         self.partial.parent.mkdir(parents=True, exist_ok=True)
+        for path in (self.partial, self._etag):
+            if path.is_symlink() or not path.is_file():  # not written by us: it could lead anywhere
+                path.unlink(missing_ok=True)
         digest = ""
         for _ in range(TRIES):
             with _convert_errors(self.source):
