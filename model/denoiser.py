@@ -42,7 +42,7 @@ class NoiseParams:
     # schedule get nearly the same embedding. log-SNR spreads them.
     embedding: NoiseEmbedding = "log_snr"
     # Weight min(SNR, this) / SNR for epsilon (Hang et al. 2023); 0 switches it off.
-    min_snr: float = Field(default=0.0, ge=0, le=1e6)
+    min_snr: float = Field(default=0.0, ge=0, le=1000)
 
     def __post_init__(self) -> None:
         most, least = gammas(self)[[0, -1]]

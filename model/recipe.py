@@ -35,19 +35,20 @@ class LossParams:
     # Divide by the mask's area. The authors' code divides by all pixels, so large masks count more.
     over_mask: bool = True
     # Additional weight of the pixels around the lips: a quarter of the mask, and what people look at.
-    lip_weight: float = Field(default=1.0, ge=0, le=1000)
+    lip_weight: float = Field(default=1.0, ge=0, le=100)
 
 
 @dataclass(frozen=True, config=FORBID)
 class OptimParams:
     """AdamW, and the moving average of the weights (EMA), which sampling uses."""
 
-    learning_rate: float = Field(default=2e-4, gt=0, le=1e17)  # a loss that is not finite ends the run
+    # A step moves a weight by about this much, and weights are below 1: with 0.1 no network learns.
+    learning_rate: float = Field(default=2e-4, gt=0, le=1)
     warmup_steps: int = Field(default=500, ge=0, le=MAX_STEPS)
     after_warmup: Literal["constant", "cosine"] = "constant"  # cosine: down to a tenth at the last step
     betas: tuple[Beta, Beta] = (0.9, 0.99)
-    weight_decay: float = Field(default=0.0, ge=0, le=1000)
-    max_grad_norm: float = Field(default=1.0, ge=0, le=1e9)  # 0: do not clip
+    weight_decay: float = Field(default=0.0, ge=0, le=10)  # 0.01 to 0.3 are usual
+    max_grad_norm: float = Field(default=1.0, ge=0, le=1e4)  # 0: do not clip; 1 is usual
     ema_decay: float = Field(default=0.9995, ge=0, lt=1)
     # min(decay, (1 + step) / (10 + step)): the average forgets the random initial weights.
     ema_warmup: bool = True
@@ -62,7 +63,7 @@ class WatchParams:
         default=1000, ge=1, le=MAX_STEPS
     )  # steps between held-out losses and pictures
     save_every: int = Field(default=1000, ge=1, le=MAX_STEPS)  # steps between checkpoints
-    keep_last: int = Field(default=3, ge=1, le=MAX_STEPS)  # checkpoints, besides the best
+    keep_last: int = Field(default=3, ge=1, le=10_000)  # checkpoints, besides the best
     held_out_frames: int = Field(default=512, ge=1, le=10**7)  # at most
     pictures: int = Field(default=6, ge=0, le=100)  # held-out frames in the picture of each evaluation
 
@@ -90,7 +91,7 @@ class Recipe:
     # surroundings (`listening`), where only the audio tells how the mouth moves.
     best_by: Literal["seeing", "listening"] = "seeing"
     # Stop when the mean loss exceeds this; an untrained network has about 1. 0: never.
-    max_loss: float = Field(default=10.0, ge=0, le=1e9)
+    max_loss: float = Field(default=10.0, ge=0, le=1e4)
 
     def __post_init__(self) -> None:
         if self.frames.audio_dropped and not self.network.audio.null:

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from shards.index import get_params_section
 from shards.schema import ShardError
 
 Numbers = NDArray[np.int64]
@@ -32,9 +33,9 @@ class BoxMargins:
     @classmethod
     def from_manifest(cls, manifest: Mapping[str, Any]) -> BoxMargins:
         """The margins that a dataset was built with; the default ones if its manifest does not say."""
-        params: Any = manifest.get("params") or {}
-        align = params.get("align", {})
-        return cls(**{field.name: float(align.get(field.name, field.default)) for field in fields(cls)})
+        align = get_params_section(manifest, "align")
+        values = {field.name: align.get(field.name) for field in fields(cls)}
+        return cls(**{name: float(value) for name, value in values.items() if value is not None})
 
 
 @dataclass(frozen=True)
@@ -81,13 +82,12 @@ class NetworkInput:
 
     def check_dataset(self, manifest: Mapping[str, Any], name: str) -> None:
         """Raise ShardError if a dataset's manifest says that it was built for another network."""
-        params: Any = manifest.get("params") or {}
         for section, key, expected, what in (
             ("align", "size", self.size, "px crops"),
             ("mels", "n_mels", self.n_mels, "mel bins"),
             ("mels", "top_db", -self.silence_db, "dB of range"),
         ):
-            value = params.get(section, {}).get(key)
+            value = get_params_section(manifest, section).get(key)
             if value is not None and value != expected:
                 raise ShardError(f"{name}: holds {value:g} {what}, the network takes {expected:g}")
 

@@ -13,7 +13,6 @@ from urllib.parse import quote, urlunsplit
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
-from urllib3.exceptions import HTTPError
 
 from shards.schema import ShardError
 from shards.storage import FileInfo, MissingFileError
@@ -65,14 +64,11 @@ class HttpTransport:
             begin, size = parse_content_range(response.headers.get("Content-Range"), _get_length(response))
             yield Response(response.raw, begin, size, response.headers.get("ETag", ""))
 
-    def read_response(self, max_bytes: int, *, body: bytes | None = None) -> bytes:
-        """The first ``max_bytes`` of the response to a GET of the address, or to a POST of ``body``."""
+    @contextlib.contextmanager
+    def open_response(self, body: bytes | None = None) -> Iterator[urllib3.BaseHTTPResponse]:
+        """The response to a GET of the address, or to a POST of ``body``; its bytes are not read yet."""
         with self._send("GET" if body is None else "POST", "", {}, body) as response:
-            try:
-                data: bytes = response.raw.read(max_bytes)
-            except (HTTPError, ConnectionError) as err:
-                raise TransientError(str(err)) from err
-        return data
+            yield response.raw
 
     def stat(self, name: str) -> tuple[int, str | None]:
         with self._send("HEAD", name, {}) as response:
@@ -116,7 +112,7 @@ class HttpTransport:
         except (requests.ConnectionError, requests.Timeout) as err:
             is_unreachable = err.args and isinstance(err.args[0], urllib3.exceptions.MaxRetryError)
             raise (UnreachableError if is_unreachable else TransientError)(_find_cause(err)) from err
-        except requests.RequestException as err:
+        except (requests.RequestException, ValueError) as err:  # ValueError: a redirect to http://[x/
             raise ShardError(f"{path}: request failed ({_find_cause(err)})") from err
         if response.ok:
             return response
@@ -137,9 +133,17 @@ def _get_session(pid: int) -> requests.Session:
     session = requests.Session()
     session.headers["User-Agent"] = f"redub/{metadata.version('redub')}"  # Zenodo slows down other clients
     session.headers["Accept-Encoding"] = "identity"  # bytes are counted and resumed as they are in the file
+    session.hooks["response"].append(_leave_out_redirect_body)
     for scheme in ("http://", "https://"):
         session.mount(scheme, HTTPAdapter(pool_maxsize=MAX_CONNECTIONS))
     return session
+
+
+def _leave_out_redirect_body(response: requests.Response, **_: object) -> None:
+    """Close a redirect's response. Else requests reads its body into memory and unpacks it, however long."""
+    if response.is_redirect:
+        response._content = b""
+        response.close()
 
 
 def _get_length(response: requests.Response) -> int | None:

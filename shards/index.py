@@ -428,6 +428,11 @@ def read_manifest(location: Path | Storage) -> dict[str, Any]:
     return manifest
 
 
+def get_params_section(manifest: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """The params of a stage that a manifest states; empty where it states none, or null."""
+    return (manifest.get("params") or {}).get(name) or {}
+
+
 def parse_shard_entries(manifest: Mapping[str, Any]) -> list[ShardEntry]:
     """The shards that a manifest lists."""
     return [make_shard_entry(fields) for fields in manifest["shards"]]

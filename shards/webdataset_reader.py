@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
-import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from urllib.parse import unquote
 
 import webdataset as wds
 from webdataset.shardlists import expand_urls
-from webdataset.tariterators import group_by_keys, tar_file_expander
+from webdataset.tariterators import group_by_keys
 
 from shards.checksum import HASH_LETTERS
 from shards.index import MEMBERS, Clips
@@ -29,12 +28,15 @@ from shards.reader import Dataset, decode_members, find_altered_member
 from shards.rng import derive_key
 from shards.schema import ClipSample, ShardError
 from shards.storage import LocalStorage, MissingFileError, Storage, open_storage
+from shards.tar_members import iterate_members
 from shards.transport import split_address
 
 BLOCK_BYTES = 2**23  # read from the storage at a time
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 SCHEMES = ("file", "http", "https", "s3")
 HASH_IN_NAME = re.compile(rf"-([0-9a-f]{{{HASH_LETTERS}}})\.tar$")
+
+META_NAME = re.compile(r"__[^/]*__($|/)")  # about a shard: no clip's, by webdataset's convention
 
 NodeSplitter = Callable[[Iterator[dict[str, Any]]], Iterator[dict[str, Any]]]
 split_by_node: NodeSplitter = wds.split_by_node  # by torch.distributed, or RANK and WORLD_SIZE
@@ -180,8 +182,8 @@ class _ShardReader:
         for shard in shards:
             stream = _ShardStream(*self.locate(shard["url"]))
             try:
-                yield from group_by_keys(tar_file_expander([{"url": stream.path, "stream": stream}]))
-            except (tarfile.TarError, ValueError) as err:  # webdataset appends to its first argument
+                yield from group_by_keys(stream.iterate_files())
+            except ValueError as err:  # webdataset appends to its first argument
                 message = str(err.args[0]).partition(" @ ")[0] if err.args else ""
                 raise ShardError(f"{stream.path}: the tar is cut short or damaged ({message})") from err
             stream.check_end(self.hashes.get(shard["url"]))
@@ -231,6 +233,12 @@ class _ShardStream:
         data, self._block = bytes(self._block[:size]), self._block[size:]
         self._is_exhausted |= not data
         return data
+
+    def iterate_files(self) -> Iterator[dict[str, Any]]:
+        """Name and bytes of each plain file, as ``group_by_keys`` takes them."""
+        for member, read in iterate_members(self, self._n_bytes, "r|"):
+            if read is not None and not META_NAME.match(member.name):
+                yield {"fname": member.name, "data": read(), "__url__": self.path}
 
     def check_end(self, sha256: str | None) -> None:
         """Read what follows the last clip; raise ShardError unless the shard is complete and unaltered."""

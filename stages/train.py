@@ -27,6 +27,7 @@ from shards.cache import open_shard_store
 from shards.clip_stream import ClipStream
 from shards.documents import Document
 from shards.frames import FrameSource
+from shards.index import get_params_section
 from shards.publish import download_dataset, locate_dataset
 from shards.reader import Dataset, open_dataset
 from shards.resident import TRAIN_SPLIT, Resident, build_clip_table, load_resident, split_held_out
@@ -276,12 +277,11 @@ def read_run_file(run: Path) -> dict[str, Any]:
 
 def _write_run_file(request: TrainRequest, recipe: Recipe, dataset: Dataset) -> None:
     """Write ``run.json``: enough to start the same run again elsewhere, and to make mels as it knows them."""
-    dataset_params = dataset.manifest.get("params")
     content = {
         "preset": request.preset,
         "shards": request.shards,
         "digest": str(dataset.manifest["digest"]),
-        "mels": dataset_params.get("mels") if isinstance(dataset_params, dict) else None,
+        "mels": get_params_section(dataset.manifest, "mels") or None,
         "recipe": asdict(recipe),
         "versions": {name: version(name) for name in ("redub", "torch", "numpy")},
     }

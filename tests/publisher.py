@@ -75,6 +75,15 @@ class _Handler(BaseHTTPRequestHandler):
         pending = self.publisher.faults.get(path, [])
         fault = pending.pop(0) if pending else "well"
         data = self.publisher.files.get(path)
+        if fault.startswith("redirect "):
+            self.send_response(302)
+            self.send_header("Location", fault.removeprefix("redirect "))
+            self.send_header("Content-Encoding", "gzip")
+            self.send_header("Content-Length", str(len(data or b"")))
+            self.end_headers()
+            with contextlib.suppress(OSError):  # the client has disconnected
+                self.wfile.write(data or b"")
+            return
         if data is None or fault.isdigit():
             self.send_error(int(fault) if fault.isdigit() else 404)
             return

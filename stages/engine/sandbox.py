@@ -63,7 +63,7 @@ class LimitParams:
     """Bounds on the work on one clip. They change no result, so no cache key includes them."""
 
     deadline_seconds: float = Field(default=60.0, gt=0, le=DAY)  # for any clip
-    deadline_per_second: float = Field(default=20.0, ge=0, le=DAY)  # and for each second of its video
+    deadline_per_second: float = Field(default=20.0, ge=0, le=3600)  # and for each second of its video
     memory_mb: int = Field(default=1400, ge=200, le=2**20)  # resident, of the child; 2**20: a terabyte
     clips_per_child: int = Field(default=500, ge=1, le=10**6)  # then a fresh one, in case a library leaks
     max_drop_fraction: float = Field(default=0.5, ge=0, le=1)  # a stage that loses more exits with 1

@@ -14,22 +14,27 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import AfterValidator, Field
 
 from shards.atomic import move_into_place, write_atomically
 from shards.checksum import file_digest, file_sha256
+from shards.documents import MAX_JSON_BYTES, Document, check_document, parse_json
+from shards.files import is_inside, is_regular_file, read_file
 from shards.retry import RetryPolicy
+from shards.schema import ShardError, Text
 from stages.corpora import FETCH_FOLDER
 from stages.engine.lock import lock_folder
 from stages.engine.outcome import StageError
 from stages.engine.progress import Progress, no_progress
 from stages.fetch.sources import CorpusSource
-from stages.fetch.unpack import SPARE_BYTES, UnpackError, unpack
-from stages.media.download import RETRY_POLICY, Download, DownloadError, RemoteFile
+from stages.fetch.unpack import SPARE_BYTES, UnpackError, is_plain_path, unpack
+from stages.media.download import DIGEST, RETRY_POLICY, Download, DownloadError, RemoteFile
 from stages.media.packages import PackagedFiles, PackageReader, open_package
 
 if TYPE_CHECKING:
@@ -40,6 +45,36 @@ log = logging.getLogger(__name__)
 ARCHIVE_SUFFIX = ".zip"
 LISTING_NAME = "listing.json"
 PRESENT, DIFFERENT, ABSENT = "present", "different", "absent"  # states of a file on this machine
+
+
+def _check_plain_path(path: str) -> str:
+    if not is_plain_path(path):
+        raise ValueError("a plain path below the folder")
+    return path
+
+
+PlainPath = Annotated[str, AfterValidator(_check_plain_path)]
+
+
+class KeptFile(Document):
+    """A ``RemoteFile`` of the list that is kept."""
+
+    path: PlainPath
+    bytes: Annotated[int, Field(ge=0, le=2**50)]
+    digest: Annotated[str, Field(pattern=f"^({DIGEST.pattern})$")]
+
+
+class KeptListing(Document):
+    """The publisher's list of files, as an earlier run wrote it."""
+
+    files: list[KeptFile]
+
+
+class Receipt(Document):
+    """What an archive contained."""
+
+    digest: Text
+    members: dict[PlainPath, Text]  # sha256 by path
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +117,7 @@ def plan_fetch(
     ``only`` is a pattern of paths, of file names, or of file names without suffix. Raises StageError when it
     matches no file, when the list of files cannot be downloaded, and when the disk is too small.
     """
+    _check_inside(to / FETCH_FOLDER, to)
     listing = _read_listing(source, to / FETCH_FOLDER / LISTING_NAME, only, policy)
     files = [file for file in listing if _matches(Path(file.path), only)]
     if not files:
@@ -191,12 +227,15 @@ class _DownloadQueue:
                 detail = self._unpack(file, partial)
             else:
                 path = self.plan.to / file.path
+                _check_inside(path, self.plan.to)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 move_into_place(partial, path)
                 detail = source.address
         except (DownloadError, UnpackError) as err:
             self._note_error(err)
             return FetchResult(file.path, "missing", err.code, str(err), file.bytes)
+        except StageError as err:
+            return FetchResult(file.path, "missing", "unsafe", str(err), file.bytes)
         except OSError as err:
             return FetchResult(file.path, "missing", "disk", f"{file.path}: {err.strerror}", file.bytes)
         return FetchResult(file.path, "fetched", "", detail, file.bytes)
@@ -232,8 +271,8 @@ def _read_listing(source: CorpusSource, path: Path, only: str, policy: RetryPoli
     """The publisher's list of files. It is downloaded once, so that later runs check without a network."""
     if source.package is not None and only == source.package.pattern:
         return source.package.files
-    with contextlib.suppress(FileNotFoundError, ValueError, TypeError):
-        return [RemoteFile(**file) for file in json.loads(path.read_text())]
+    if (kept := _read_own_file(path, lambda value: {"files": value}, KeptListing)) is not None:
+        return [RemoteFile(file["path"], file["bytes"], file["digest"]) for file in kept["files"]]
     try:
         listing = source.list_files(policy)
     except DownloadError as err:
@@ -242,6 +281,26 @@ def _read_listing(source: CorpusSource, path: Path, only: str, policy: RetryPoli
     with write_atomically(path) as partial:
         partial.write_text(json.dumps([asdict(file) for file in listing], indent=1))
     return listing
+
+
+def _read_own_file(path: Path, wrap: Callable[[Any], Any], model: type[Document]) -> dict[str, Any] | None:
+    """What an earlier run wrote, as ``wrap`` makes a document of it; None for anything else, or nothing.
+
+    It is made again then: the folder may come from someone else.
+    """
+    try:
+        value = wrap(parse_json(read_file(path, MAX_JSON_BYTES, inside=path.parent), f"{path}"))
+        check_document(value, model, f"{path}")
+    except (OSError, ShardError):
+        return None
+    document: dict[str, Any] = value
+    return document
+
+
+def _check_inside(path: Path, to: Path) -> None:
+    """Raise StageError for a place that a link of the folder puts elsewhere."""
+    if not is_inside(path, to):
+        raise StageError(f"{path}: leads out of {to} by a link; nothing is written there")
 
 
 def _matches(path: Path, only: str) -> bool:
@@ -258,16 +317,15 @@ def _find_state(file: RemoteFile, to: Path) -> str:
         path = to / file.path
         if not path.exists():
             return ABSENT
+        if not is_regular_file(path, inside=to):
+            return DIFFERENT
         return PRESENT if file_digest(path, file.digest_name) == file.digest_hex else DIFFERENT
-    try:
-        receipt = json.loads(_receipt_path(file, to).read_text())
-        members: dict[str, str] = receipt["members"]
-        if receipt["digest"] != file.digest:
-            return ABSENT
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    receipt = _read_own_file(_receipt_path(file, to), lambda value: value, Receipt)
+    if receipt is None or receipt["digest"] != file.digest:
         return ABSENT
+    members: dict[str, str] = receipt["members"]
     hashes = {to / name: sha256 for name, sha256 in members.items()}
-    if not all(path.exists() for path in hashes):
+    if not all(is_regular_file(path, inside=to) for path in hashes):
         return ABSENT
     return PRESENT if all(file_sha256(path) == sha256 for path, sha256 in hashes.items()) else DIFFERENT
 

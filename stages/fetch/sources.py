@@ -6,7 +6,6 @@ import gzip
 import io
 import json
 import re
-import tarfile
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any, Protocol
 from shards.http import HttpTransport
 from shards.retry import RetryPolicy
 from shards.schema import ShardError
+from shards.tar_members import iterate_members
 from stages.corpora import crema_d, grid
 from stages.media.download import DownloadError, RemoteFile, read_response
 from stages.media.packages import CREMA_D_CLIPS, PackagedFiles
@@ -120,18 +120,16 @@ class LfsRepository:
         data = read_response(source, policy, limit_bytes=MAX_ARCHIVE_BYTES)
         files = []
         try:
-            with tarfile.open(fileobj=_LimitedStream(gzip.open(io.BytesIO(data))), mode="r|") as archive:
-                for member in archive:
-                    path = member.name.partition("/")[2]  # below the folder that the archive packs
-                    if not (member.isreg() and re.fullmatch(self.pattern, path)):
-                        continue
-                    stream = archive.extractfile(member)
-                    assert stream is not None, "a regular file has contents"
-                    pointer = LFS_POINTER.fullmatch(stream.read(MAX_POINTER_BYTES))
-                    if pointer is None:
-                        raise DownloadError("wrong", f"{self.archive_url}: {path} is no LFS pointer")
-                    files.append(RemoteFile(path, int(pointer[2]), f"sha256:{pointer[1].decode()}"))
-        except (tarfile.TarError, zlib.error, EOFError, OSError) as err:
+            stream = _LimitedStream(gzip.GzipFile(fileobj=io.BytesIO(data)))
+            for member, read in iterate_members(stream, MAX_UNPACKED_BYTES, "r|"):
+                path = member.name.partition("/")[2]  # below the folder that the archive packs
+                if read is None or not re.fullmatch(self.pattern, path):
+                    continue
+                pointer = LFS_POINTER.fullmatch(read()) if member.size <= MAX_POINTER_BYTES else None
+                if pointer is None:
+                    raise DownloadError("wrong", f"{self.archive_url}: {path} is no LFS pointer")
+                files.append(RemoteFile(path, int(pointer[2]), f"sha256:{pointer[1].decode()}"))
+        except (ValueError, zlib.error, OSError) as err:
             raise DownloadError("wrong", f"{self.archive_url}: {err}") from err
         return _check_count(files, self.n_files, self.archive_url)
 

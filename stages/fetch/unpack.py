@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from shards.atomic import write_atomically
 from shards.checksum import CHUNK_BYTES, file_sha256
+from shards.files import is_inside
 from stages.media.packages import DAMAGED_ZIP_ERRORS
 
 MAX_MEMBERS = 100_000
@@ -45,7 +46,7 @@ def unpack(archive: Path, name: str, to: Path, suffixes: frozenset[str]) -> dict
             members = _check_members(zip_file, name, archive.stat().st_size)
             _check_free_space(sum(member.file_size for member in members.values()), to)
             return {
-                path: _extract(zip_file, member, to / path)
+                path: _extract(zip_file, member, to / path, to)
                 for path, member in sorted(members.items())
                 if PurePosixPath(path).suffix.lower() in suffixes
             }
@@ -57,6 +58,11 @@ def unpack(archive: Path, name: str, to: Path, suffixes: frozenset[str]) -> dict
         if err.errno != errno.EINVAL:  # from seeking to before the start, where a damaged archive points
             raise
         raise UnpackError("bad_archive", f"{name}: damaged") from err
+
+
+def is_plain_path(path: str) -> bool:
+    """Whether this is a path below a folder, for every system."""
+    return PATH.fullmatch(path) is not None and {".", ".."}.isdisjoint(path.split("/"))
 
 
 def _check_members(zip_file: zipfile.ZipFile, name: str, n_bytes: int) -> dict[str, zipfile.ZipInfo]:
@@ -76,7 +82,7 @@ def _check_members(zip_file: zipfile.ZipFile, name: str, n_bytes: int) -> dict[s
             raise UnpackError("unsafe", f"{name}: {path!r} is a link or a special file")
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise UnpackError("bad_archive", f"{name}: {path!r} is packed by method {member.compress_type}")
-        if not PATH.fullmatch(path) or not {".", ".."}.isdisjoint(path.split("/")):
+        if not is_plain_path(path):
             raise UnpackError("unsafe", f"{name}: {path!r} is no plain path below a folder")
         if not path.startswith(f"{name}/"):
             path = f"{name}/{path}"  # so that archives do not share files
@@ -93,8 +99,10 @@ def _check_free_space(n_bytes: int, to: Path) -> None:
         raise UnpackError("no_space", f"{to}: {n_bytes} bytes to unpack, {free} free")
 
 
-def _extract(zip_file: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> str:
-    """Extract one member, unless the same file is there already. Returns its sha256."""
+def _extract(zip_file: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path, to: Path) -> str:
+    """Extract one member below ``to``, unless the same file is there already. Returns its sha256."""
+    if not is_inside(path, to):
+        raise UnpackError("unsafe", f"{path}: leads out of {to} by a link; nothing is written there")
     sha256 = hashlib.sha256()
     with zip_file.open(member) as stream, write_atomically(path) as partial:
         with partial.open("wb") as out:

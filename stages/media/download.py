@@ -65,11 +65,19 @@ def read_response(
     source: HttpTransport, policy: RetryPolicy, *, limit_bytes: int, body: bytes | None = None
 ) -> bytes:
     """The whole response to a GET, or to a POST of ``body``. Raises DownloadError."""
+    retries = Retries(source.address, policy)
+
+    def read_once() -> bytes:
+        data = bytearray()
+        with source.open_response(body) as response:
+            for block in retries.read_blocks(response):  # gives up a server that sends a byte now and then
+                data += block
+                if len(data) > limit_bytes:
+                    raise DownloadError("wrong", f"{source.address} sends more than {limit_bytes} bytes")
+        return bytes(data)
+
     with _convert_errors(source):
-        data = Retries(source.address, policy).run(lambda: source.read_response(limit_bytes + 1, body=body))
-    if len(data) > limit_bytes:
-        raise DownloadError("wrong", f"{source.address} sends more than {limit_bytes} bytes")
-    return data
+        return retries.run(read_once)
 
 
 @dataclass(slots=True)
@@ -91,6 +99,9 @@ class Download:
         Raises DownloadError. The bytes received so far are kept if the download can be resumed.
         """
         self.partial.parent.mkdir(parents=True, exist_ok=True)
+        for path in (self.partial, self._etag):
+            if path.is_symlink() or not path.is_file():  # not written by us: it could lead anywhere
+                path.unlink(missing_ok=True)
         digest = ""
         for _ in range(TRIES):
             with _convert_errors(self.source):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from shards.index import DATASET_NAME
+from shards.index import DATASET_NAME, get_params_section
 from shards.reader import Dataset
 from shards.schema import ShardError
 from stages.preview.drawing import FLOOR_DB
@@ -54,9 +53,8 @@ def read_mels_params(dataset: Dataset) -> MelsParams:
     from stages.mels import load_mels_params
 
     path = f"{dataset.storage.address}/{DATASET_NAME}"
-    params = dataset.manifest.get("params")
-    section = params.get("mels") if isinstance(params, Mapping) else None
-    if not isinstance(section, Mapping):
+    section = get_params_section(dataset.manifest, "mels")
+    if not section:
         raise ShardError(f"{path}: has no params.mels, which are needed to make audio from mels")
     try:
         return load_mels_params(section)

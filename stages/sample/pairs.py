@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from shards.reader import Dataset, read_clip
 from shards.rng import derive_key
 from shards.schema import MAX_CLIP_BYTES, MAX_FRAMES, ClipSample, Frames, ShardError, Text
 from shards.table import Rule, read_rows
+from shards.tar_members import iterate_members
 from stages.engine.json_file import read_json_file
 from stages.engine.outcome import StageError
 
@@ -154,16 +156,15 @@ def read_crops(path: Path, size: int) -> Frames:
     frames: dict[str, Frames] = {}
     max_frames = min(MAX_FRAMES, MAX_CLIP_BYTES // (3 * size**2))
     try:
-        with open_file(path) as data, tarfile.open(fileobj=data, mode="r:") as tar:
-            for member in tar:
-                file = tar.extractfile(member) if member.isreg() and member.size <= MAX_FRAME_BYTES else None
-                if file is None or len(frames) >= max_frames:
+        with open_file(path) as file:
+            for member, read in iterate_members(file, os.fstat(file.fileno()).st_size):
+                if read is None or member.size > MAX_FRAME_BYTES or len(frames) >= max_frames:
                     raise ShardError(f"{path}: {shorten(member.name)} is not a frame, or one too many")
                 try:
-                    frames[member.name] = decode_frame(file.read(), "webp", (size, size))
+                    frames[member.name] = decode_frame(read(), "webp", (size, size))
                 except ShardError as err:
                     raise ShardError(f"{path}: {shorten(member.name)}: {err}") from err
-    except (OSError, tarfile.TarError, ValueError, EOFError, OverflowError) as err:
+    except (OSError, ValueError) as err:
         reason = err.strerror if isinstance(err, OSError) and err.strerror else err
         raise ShardError(f"{path}: not a complete tar of frames ({reason})") from err
     if not frames:

@@ -118,6 +118,18 @@ def test_a_file_that_is_larger_than_its_recipe_takes_no_memory(path: Path) -> No
     assert peak < 2**20
 
 
+def test_a_header_of_more_than_names_and_shapes_need_takes_no_memory(path: Path) -> None:
+    tracemalloc.start()
+    n_bytes = 2**20
+    with path.open("wb") as file:
+        file.write(n_bytes.to_bytes(8, "little") + b'{"a":[' + b"[]," * (n_bytes // 3 - 3) + b"1]}".ljust(9))
+    with pytest.raises(ModelError, match="header claims 1,048,576 bytes, expected at most"):
+        read_tensors(path, {"w": (2**26,)}, max_value=1.0)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 8 * 2**20
+
+
 def test_only_a_regular_file_of_the_folder_is_read(path: Path, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     path.rename(outside)

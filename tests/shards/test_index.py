@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shards import table
+from shards.frames import BoxMargins, NetworkInput
 from shards.index import (
     HASHES,
     INDEX_NAME,
@@ -97,3 +98,13 @@ def test_an_index_with_gaps_or_wrong_ids_is_refused(
     pq.write_table(pa.Table.from_pylist(rows, INDEX_SCHEMA), tmp_path / INDEX_NAME)
     with pytest.raises(ShardError, match=message):
         read_index(tmp_path, {})
+
+
+@pytest.mark.parametrize(
+    "params",
+    [None, {}, {"align": None, "mels": None}, {"align": {"below_nose": None}, "mels": {"n_mels": None}}],
+)
+def test_params_of_null_are_params_that_a_manifest_does_not_state(params: Any) -> None:
+    manifest = {"params": params}
+    assert BoxMargins.from_manifest(manifest) == BoxMargins()
+    NetworkInput(16, 8, -80.0).check_dataset(manifest, "made")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import os
 import shutil
 import stat
 import zipfile
@@ -11,6 +13,7 @@ from collections import namedtuple
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -439,3 +442,78 @@ def test_the_error_for_a_missing_model_says_how_to_get_it(model: Weights) -> Non
         weights.find(away)
     assert model.sha256 in str(caught.value)
     assert "--a-model or A_MODEL" in str(caught.value)
+
+
+# --- a folder that someone else has used ------------------------------------------------------
+
+
+def list_altered_files() -> dict[str, str]:
+    """Texts in the place of the files that an earlier run keeps in .fetch."""
+    entry = {"path": "s1.zip", "bytes": 3, "digest": f"md5:{'0' * 32}"}
+    members: list[Any] = [[1], {"../x": ""}, {"/etc/passwd": ""}, {"a\0b": ""}, {"a": 3}, None]
+    return {
+        **{
+            f"listing.json {key} {value!r}": json.dumps([entry | {key: value}])
+            for key, value in (
+                ("path", "../../escape.mpg"),
+                ("path", 5),
+                ("bytes", "3"),
+                ("bytes", -1),
+                ("digest", 1),
+            )
+        },
+        "listing.json deep": "[" * 100_000,
+        "listing.json pipe": "pipe",
+        **{
+            f"s1.zip.json {value!r}": json.dumps({"digest": entry["digest"], "members": value})
+            for value in members
+        },
+        "s1.zip.json deep": "[" * 100_000,
+        "s1.zip.json pipe": "pipe",
+    }
+
+
+@pytest.mark.parametrize("name", list_altered_files())
+def test_what_an_earlier_run_did_not_write_is_made_again(
+    name: str, grid: ZenodoRecord, tmp_path: Path
+) -> None:
+    to = tmp_path / "a" / "to"
+    run_fetch(grid, to)
+    file, text = to / ".fetch" / name.partition(" ")[0], list_altered_files()[name]
+    file.unlink()
+    if text == "pipe":
+        os.mkfifo(file)
+    else:
+        file.write_text(text)
+    assert set(get_codes(run_fetch(grid, to)).values()) <= {"there", "fetched"}
+    assert {path.name for path in tmp_path.iterdir()} == {"a"}
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {"to"}
+    assert set(get_codes(run_fetch(grid, to)).values()) == {"there"}
+
+
+@pytest.mark.parametrize("link", [".fetch", "s1", "VideoFlash", "partial"])
+def test_nothing_is_written_where_a_link_of_the_folder_leads(
+    link: str, crema: LfsRepository, grid: ZenodoRecord, tmp_path: Path
+) -> None:
+    to, outside = tmp_path / "to", tmp_path / "outside"
+    (to / ".fetch").mkdir(parents=True)
+    outside.mkdir()
+    if link == "partial":
+        (outside / "x").write_bytes(b"mine")
+        for data in CLIPS.values():
+            partial = to / ".fetch" / f"{hashlib.sha256(data).hexdigest()}.part"
+            partial.symlink_to(outside / "x")
+            partial.with_suffix(".etag").symlink_to(outside / "x")
+        assert set(get_codes(run_fetch(crema, to)).values()) == {"fetched"}
+        assert (outside / "x").read_bytes() == b"mine"
+        return
+    if link == ".fetch":
+        (to / link).rmdir()
+    (to / link).symlink_to(outside)
+    source = crema if link == "VideoFlash" else grid
+    if link == ".fetch":
+        with pytest.raises(StageError, match="leads out of"):
+            run_fetch(source, to)
+    else:
+        assert "unsafe" in get_codes(run_fetch(source, to)).values()
+    assert list(outside.iterdir()) == []
