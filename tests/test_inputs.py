@@ -136,6 +136,55 @@ def make_pipe(folder: Path) -> Path:
     return folder / "pipe.mp4"
 
 
+def make_avi(folder: Path) -> Path:
+    make_film(folder, "film.mp4", "testsrc2=size=160x128:rate=25:duration=1.6,hue=H=2.3*n", 1.6)
+    ffmpeg("-i", folder / "film.mp4", "-c:v", "copy", "-c:a", "libmp3lame", folder / "film.avi")
+    return folder / "film.avi"
+
+
+def make_truncated_avi(folder: Path) -> Path:
+    path = make_avi(folder)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return path
+
+
+def make_late_avi(folder: Path) -> Path:
+    """The first picture lasts two ticks, as ffmpeg writes it beside the padding of MP3."""
+    pictures = "testsrc2=size=160x128:rate=25:duration=1.6,hue=H=2.3*n"
+    ffmpeg("-f", "lavfi", "-i", pictures, "-f", "lavfi", "-i", "aevalsrc=sin(t*2000):duration=1.6",
+           "-c:v", "libx264", "-bf", 0, "-c:a", "libmp3lame", folder / "late.avi")  # fmt: skip
+    return folder / "late.avi"
+
+
+def make_flv(folder: Path) -> Path:
+    ffmpeg("-i", make_usual(folder), "-c", "copy", folder / "reordered.flv")
+    return folder / "reordered.flv"
+
+
+def make_negative_times(folder: Path) -> Path:
+    ffmpeg("-i", make_usual(folder), "-c", "copy", "-output_ts_offset", -0.7,
+           "-avoid_negative_ts", "disabled", folder / "negative.mkv")  # fmt: skip
+    return folder / "negative.mkv"
+
+
+def make_coded_crop(folder: Path) -> Path:
+    ffmpeg("-i", make_usual(folder), "-c", "copy", "-bsf:v", "h264_metadata=crop_left=16:crop_top=8",
+           folder / "crop.mp4")  # fmt: skip
+    return folder / "crop.mp4"
+
+
+def make_ogg(folder: Path) -> Path:
+    ffmpeg("-i", make_usual(folder), "-c:v", "libtheora", "-b:v", "2M", "-c:a", "libvorbis",
+           folder / "vorbis.ogv")  # fmt: skip
+    return folder / "vorbis.ogv"
+
+
+def make_surround(folder: Path) -> Path:
+    ffmpeg("-i", make_usual(folder), "-c:v", "copy", "-af", "pan=7.1|FC=c0|FL=0.2*c0|FR=0.2*c0",
+           "-c:a", "flac", folder / "surround.mkv")  # fmt: skip
+    return folder / "surround.mkv"
+
+
 def make_usual(folder: Path) -> Path:
     path = odd_files.make_odd_file(folder, Oddities("mp4"))
     assert path is not None
@@ -157,6 +206,14 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
     "text": make_text,
     "playlist": make_playlist,
     "pipe": make_pipe,
+    "avi": make_avi,
+    "late-avi": make_late_avi,
+    "truncated-avi": make_truncated_avi,
+    "reordered": make_flv,
+    "negative-times": make_negative_times,
+    "coded-crop": make_coded_crop,
+    "ogg": make_ogg,
+    "surround": make_surround,
 }
 
 
