@@ -158,8 +158,8 @@ class FrameReader:
         try:
             self._seek(first)
             return {k: self._read_forward(k) for k in range(first, last + 1)}
-        except (StageError, av.FFmpegError):
-            # Some containers have no index, or one that points past the frame.
+        except (Drop, StageError, av.FFmpegError):
+            # Some containers have no index, or one that points past the frame or to one without a time stamp.
             self.__exit__()
             self._open()
             return {k: self._read_forward(k) for k in range(first, last + 1)}

@@ -47,6 +47,8 @@ def read_channels(path: Path, start: float, n_samples: int) -> NDArray[np.float3
         for piece in _resample(join_blocks(chain([first], blocks)), first.rate):
             copy_samples(piece, at, audio)
             at += piece.shape[1]
+            if at >= n_samples:  # the rest of a long recording, or of a gap of years, is not needed
+                break
     return audio
 
 

@@ -127,7 +127,8 @@ class _PacketClock:
         self.n_discards = 0
 
     def add(self, packet: av.Packet[Any]) -> None:
-        if packet.dts is not None:
+        # Before each part of an edit list, decoding goes back to a key picture: those packets are discarded.
+        if packet.dts is not None and not packet.is_discard:
             self._check_clock(packet.dts * packet.time_base)
         stamp = _read_stamp(packet, self._container)
         if packet.is_discard:
@@ -166,15 +167,8 @@ def _find_missing_seconds(
 ) -> float:
     """By how much a file's packets end before its header says; 0 for formats that do not say."""
     kind = container.format.name.split(",")[0]
-    if kind == "mov":  # each track declares its own
-        return max(
-            (
-                float((stream.start_time or 0) + stream.duration) * float(stream.time_base) - float(span.end)
-                for stream, span in zip(streams, spans, strict=True)
-                if stream.duration and stream.time_base
-            ),
-            default=0.0,
-        )
+    if kind == "mov":
+        return max(float(_find_lost_seconds(container, stream)) for stream in streams)
     if kind == "avi":  # declares how many pictures it has; the rest is FFmpeg's estimate by the file's size
         counts = [
             float((stream.frames or 0) * (stream.time_base or 0) - span.end)
@@ -186,6 +180,19 @@ def _find_missing_seconds(
         return 0.0
     start = 0 if kind in COUNTS_FROM_ZERO else container.start_time or 0
     return (container.duration + start) / av.time_base - float(last_end)
+
+
+def _find_lost_seconds(container: av.container.InputContainer, stream: Stream) -> Fraction:
+    """How long the packets last that the index of an mp4 places behind the end of the file."""
+    entries, stamps = stream.index_entries, []
+    for k in reversed(range(len(entries))):
+        entry = entries[k]
+        if entry.is_discard:
+            continue
+        if entry.pos + entry.size <= container.size:
+            break
+        stamps.append(entry.timestamp)
+    return (stamps[0] - stamps[-1]) * (stream.time_base or Fraction(0)) if stamps else Fraction(0)
 
 
 @dataclass(frozen=True, slots=True)
