@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -136,6 +137,108 @@ def make_pipe(folder: Path) -> Path:
     return folder / "pipe.mp4"
 
 
+def make_avi(folder: Path) -> Path:
+    make_film(folder, "film.mp4", "testsrc2=size=160x128:rate=25:duration=1.6,hue=H=2.3*n", 1.6)
+    ffmpeg("-i", folder / "film.mp4", "-c:v", "copy", "-c:a", "libmp3lame", folder / "film.avi")
+    return folder / "film.avi"
+
+
+def make_truncated_avi(folder: Path) -> Path:
+    path = make_avi(folder)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return path
+
+
+def make_late_avi(folder: Path) -> Path:
+    """The first picture lasts two ticks, as ffmpeg writes it beside the padding of MP3."""
+    pictures = "testsrc2=size=160x128:rate=25:duration=1.6,hue=H=2.3*n"
+    ffmpeg("-f", "lavfi", "-i", pictures, "-f", "lavfi", "-i", "aevalsrc=sin(t*2000):duration=1.6",
+           "-c:v", "libx264", "-bf", 0, "-c:a", "libmp3lame", folder / "late.avi")  # fmt: skip
+    return folder / "late.avi"
+
+
+def write_edit_lists(path: Path, *edits: list[tuple[float, float]]) -> None:
+    """Give each track of a mov parts to play, as pairs (seconds, start in its media; -1: nothing)."""
+    data = path.read_bytes()
+    begin = data.index(b"moov") - 4
+    assert begin + int.from_bytes(data[begin : begin + 4], "big") == len(data), "the index is last"
+
+    def read_boxes(body: bytes) -> Iterator[tuple[bytes, bytes]]:
+        while body:
+            size = int.from_bytes(body[:4], "big")
+            yield body[4:8], body[8:size]
+            body = body[size:]
+
+    def make_box(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I4s", 8 + len(body), kind) + body
+
+    def make_list(parts: list[tuple[float, float]], track: bytes, per_second: int) -> bytes:
+        at = track.index(b"mdhd") + 16
+        ticks = int.from_bytes(track[at : at + 4], "big")
+        rows = [(round(n * per_second), round(start * ticks) if start >= 0 else -1) for n, start in parts]
+        body = b"".join(struct.pack(">iii", *row, 1 << 16) for row in rows)
+        return make_box(b"edts", make_box(b"elst", struct.pack(">II", 0, len(rows)) + body))
+
+    index, lists, per_second = b"", iter(edits), 0
+    for kind, body in read_boxes(data[begin + 8 :]):
+        if kind == b"mvhd":
+            per_second = int.from_bytes(body[12:16], "big")
+        if kind == b"trak":
+            boxes = [make_box(*box) for box in read_boxes(body) if box[0] != b"edts"]
+            body = boxes[0] + make_list(next(lists), body, per_second) + b"".join(boxes[1:])
+        index += make_box(kind, body)
+    path.write_bytes(data[:begin] + make_box(b"moov", index))
+
+
+def make_mov(folder: Path) -> Path:
+    path = folder / "edits.mov"
+    ffmpeg("-f", "lavfi", "-i", "testsrc2=size=160x128:rate=25:duration=1.6,hue=H=2.3*n",
+           "-f", "lavfi", "-i", "aevalsrc=sin(2*PI*t*(300+400*t)):duration=1.6",
+           "-c:v", "libx264", "-g", 10, "-c:a", "pcm_s16le", path)  # fmt: skip
+    return path
+
+
+def make_cut_middle(folder: Path) -> Path:
+    path = make_mov(folder)
+    write_edit_lists(path, *[[(0.4, 0.0), (0.6, 1.0)]] * 2)
+    return path
+
+
+def make_late_part(folder: Path) -> Path:
+    path = make_mov(folder)
+    write_edit_lists(path, [(0.3, -1), (1.2, 0.2)], [(1.6, 0.0)])
+    return path
+
+
+def make_flv(folder: Path) -> Path:
+    ffmpeg("-i", make_usual(folder), "-c", "copy", folder / "reordered.flv")
+    return folder / "reordered.flv"
+
+
+def make_negative_times(folder: Path) -> Path:
+    ffmpeg("-i", make_usual(folder), "-c", "copy", "-output_ts_offset", -0.7,
+           "-avoid_negative_ts", "disabled", folder / "negative.mkv")  # fmt: skip
+    return folder / "negative.mkv"
+
+
+def make_coded_crop(folder: Path) -> Path:
+    ffmpeg("-i", make_usual(folder), "-c", "copy", "-bsf:v", "h264_metadata=crop_left=16:crop_top=8",
+           folder / "crop.mp4")  # fmt: skip
+    return folder / "crop.mp4"
+
+
+def make_ogg(folder: Path) -> Path:
+    ffmpeg("-i", make_usual(folder), "-c:v", "libtheora", "-b:v", "2M", "-c:a", "libvorbis",
+           folder / "vorbis.ogv")  # fmt: skip
+    return folder / "vorbis.ogv"
+
+
+def make_surround(folder: Path) -> Path:
+    ffmpeg("-i", make_usual(folder), "-c:v", "copy", "-af", "pan=7.1|FC=c0|FL=0.2*c0|FR=0.2*c0",
+           "-c:a", "flac", folder / "surround.mkv")  # fmt: skip
+    return folder / "surround.mkv"
+
+
 def make_usual(folder: Path) -> Path:
     path = odd_files.make_odd_file(folder, Oddities("mp4"))
     assert path is not None
@@ -157,6 +260,16 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
     "text": make_text,
     "playlist": make_playlist,
     "pipe": make_pipe,
+    "avi": make_avi,
+    "late-avi": make_late_avi,
+    "truncated-avi": make_truncated_avi,
+    "reordered": make_flv,
+    "negative-times": make_negative_times,
+    "coded-crop": make_coded_crop,
+    "ogg": make_ogg,
+    "surround": make_surround,
+    "cut-middle": make_cut_middle,
+    "late-part": make_late_part,
 }
 
 

@@ -36,9 +36,11 @@ from stages.landmarks import LandmarksParams
 from stages.media.container import find_video_stream, open_media
 from stages.media.crops import MAX_SUPERSAMPLE, compute_supersample
 from stages.media.faces import (
+    MAX_LOOK_CHANGE,
     USED_POINTS,
     FaceDetection,
     FaceTrack,
+    compare_looks,
     interpolate_gaps,
     open_finder,
     track_faces,
@@ -243,7 +245,8 @@ def choose_face_path(
     Where the face is absent for more than ``max_gap_frames`` a segment ends, and where it jumps (a cut, a
     zoom) another one begins: no mean and no previous frame crosses it. With "largest", "left" and
     "right" the next face in that order follows there, unless it is ever visible together with a face that
-    is already on the path: so the same speaker after a cut is included, and a listener is not.
+    is already on the path: so the same speaker after a cut is included, and a listener is not. With a number
+    the path has one face, by its look, wherever a jump puts it.
     """
     n_instants = len(observations.seconds)
     segments: list[FaceSegment] = []
@@ -289,7 +292,25 @@ def _order_tracks(tracks: list[FaceTrack], choice: FaceChoice, params: Landmarks
             for k, track in enumerate(from_left)
         )
         raise StageError(f"--face {choice}: there is no such face; from the left there are {faces or 'none'}")
-    return [from_left[choice]]
+    return _select_same_face(from_left[choice], tracks, params.max_gap_frames)
+
+
+def _select_same_face(track: FaceTrack, tracks: Sequence[FaceTrack], max_gap: int) -> list[FaceTrack]:
+    """A track and the others of its face, which looks the same elsewhere in the picture after a jump."""
+    tracks_at: dict[int, list[FaceTrack]] = {}
+    for other in tracks:
+        for k in other.detections:
+            tracks_at.setdefault(k, []).append(other)
+    selected, known = [track], dict(track.detections)
+    for current in selected:  # which grows
+        for k, face in current.detections.items():
+            for near in range(k - max_gap - 1, k + max_gap + 2):
+                for other in tracks_at.get(near, []):
+                    is_apart = known.keys().isdisjoint(other.detections)  # they are never both visible
+                    if is_apart and compare_looks(face.look, other.detections[near].look) <= MAX_LOOK_CHANGE:
+                        selected.append(other)
+                        known |= other.detections
+    return selected
 
 
 def _get_first_x(track: FaceTrack) -> float:

@@ -14,7 +14,13 @@ import av.container
 from stages.edit.yuv import Colours, read_colours
 from stages.engine.outcome import Drop, Outcome, StageError
 from stages.media.container import find_video_stream, open_media
-from stages.media.presentation import decode_frames, read_form, read_timeline
+from stages.media.presentation import (
+    decode_frames,
+    decode_shown_video,
+    read_form,
+    read_timeline,
+    stores_no_pts,
+)
 
 BUFFER_BYTES = 128 * 2**20  # of decoded frames, while a video is read backwards
 FRACTIONS = ("time_base", "seconds", "fps", "pixel_aspect")  # strings in JSON
@@ -57,6 +63,8 @@ def probe_video(path: Path, max_pixels: int) -> Outcome:
         codec = stream.codec_context
         _check_pixels(codec.width, codec.height, max_pixels)
         (span,) = read_timeline(container, stream).spans
+        if stores_no_pts(container):
+            span = decode_shown_video(path, span).span
         time_base = stream.time_base
         assert time_base is not None, "read_timeline checks it"
     with open_media(path) as container:
@@ -150,8 +158,8 @@ class FrameReader:
         try:
             self._seek(first)
             return {k: self._read_forward(k) for k in range(first, last + 1)}
-        except (StageError, av.FFmpegError):
-            # Some containers have no index, or one that points past the frame.
+        except (Drop, StageError, av.FFmpegError):
+            # Some containers have no index, or one that points past the frame or to one without a time stamp.
             self.__exit__()
             self._open()
             return {k: self._read_forward(k) for k in range(first, last + 1)}

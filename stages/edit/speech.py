@@ -16,7 +16,7 @@ from av.audio.resampler import AudioResampler
 from av.audio.stream import AudioStream
 from numpy.typing import NDArray
 
-from stages.engine.outcome import Outcome
+from stages.engine.outcome import Drop, Outcome
 from stages.media.audio import decode_blocks, join_blocks
 from stages.media.container import find_audio_stream, open_audio
 from stages.media.presentation import DecodeReport, read_timeline
@@ -75,6 +75,11 @@ def probe_speech(path: Path) -> Outcome:
         "lead_seconds": str(lead_seconds),
         "is_continuous": is_continuous and not report.n_lost,
     }
+    try:
+        next(_read_frames(Speech.from_facts(path, facts), "stereo", Fraction(1, 10)), None)
+    except av.FFmpegError as err:
+        raise Drop("odd_channels", f"its {facts['channels']} channels cannot be mixed to stereo "
+                   f"({err.strerror})") from err  # fmt: skip
     return Outcome(facts=facts)
 
 
@@ -153,20 +158,24 @@ def _read_frames(speech: Speech, layout: str, until: Fraction) -> Iterator[av.Au
         codec = find_audio_stream(source).codec_context
         source_layout, source_rate = codec.layout.name, codec.sample_rate
         pieces = (
-            _make_frame(piece, source_layout, source_rate) for piece in join_blocks(decode_blocks(source))
+            # Not planar, as in stages.media.audio.
+            _make_frame(piece.T.reshape(1, -1), "flt", source_layout, source_rate)
+            for piece in join_blocks(decode_blocks(source))
         )
         for piece in chain(pieces, [None]):
             for resampled in resampler.resample(piece):
                 samples = resampled.to_ndarray().astype(np.float32, copy=False)[:, : end - at]
                 if samples.size:
-                    yield _make_frame(samples, layout, AAC_RATE, at)
+                    yield _make_frame(samples, "fltp", layout, AAC_RATE, at)
                 at += samples.shape[1]
             if at >= end:
                 return
 
 
-def _make_frame(samples: NDArray[np.float32], layout: str, rate: int, at: int | None = None) -> av.AudioFrame:
-    """Samples (channels, n) as an FFmpeg frame whose first sample has index ``at``."""
-    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples), "fltp", layout)
+def _make_frame(
+    samples: NDArray[np.float32], sample_format: str, layout: str, rate: int, at: int | None = None
+) -> av.AudioFrame:
+    """An FFmpeg frame of samples, packed or planar, whose first sample has index ``at``."""
+    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples), sample_format, layout)
     frame.sample_rate, frame.time_base, frame.pts = rate, Fraction(1, rate), at
     return frame

@@ -27,8 +27,9 @@ SAMPLES_PER_FRAME = SAMPLE_RATE // VIDEO_FPS
 SILENCE_PEAK = 2**-15
 # Channels cancel each other when their mean has less than this share of their power.
 ANTIPHASE_POWER = 0.05
-# A time stamp this far from the end of the last block means that audio was lost; less is rounding.
-GAP_SECONDS = 0.01
+# A time stamp this far from the end of the last block means that audio was lost. Less is rounding, or Vorbis
+# in Ogg, whose stamps are up to 14 ms wrong between long and short blocks. A packet of AAC lasts 21 ms.
+GAP_SECONDS = 0.015
 BUFFER_SECONDS = 10.0
 
 
@@ -46,6 +47,8 @@ def read_channels(path: Path, start: float, n_samples: int) -> NDArray[np.float3
         for piece in _resample(join_blocks(chain([first], blocks)), first.rate):
             copy_samples(piece, at, audio)
             at += piece.shape[1]
+            if at >= n_samples:  # the rest of a long recording, or of a gap of years, is not needed
+                break
     return audio
 
 
@@ -87,7 +90,8 @@ def decode_blocks(
         for frame in frames:
             assert isinstance(frame, av.AudioFrame), "only the audio stream is demuxed"
             if to_float is None:
-                to_float = AudioResampler("fltp", frame.layout, frame.sample_rate)
+                # Not planar: PyAV miscounts eight planes or more, and reads memory that is not theirs.
+                to_float = AudioResampler("flt", frame.layout, frame.sample_rate)
                 first = Fraction(frame.pts or 0) * (frame.time_base or 0)
             at = end  # for a block without a time stamp
             if frame.pts is not None and frame.time_base is not None:
@@ -100,7 +104,7 @@ def decode_blocks(
             except ValueError as err:
                 raise Drop("damaged_audio", f"its sound changes its form midway ({err})") from err
             for out in converted:
-                samples = out.to_ndarray().astype(np.float32, copy=False)
+                samples = out.to_ndarray().reshape(out.samples, -1).T.astype(np.float32, copy=False)
                 yield AudioBlock(first, to_float.rate, at, samples)
                 is_empty = False
                 at += out.samples

@@ -8,6 +8,7 @@ from pathlib import Path
 import av
 import av.container
 from av.audio.stream import AudioStream
+from av.codec.context import Flags
 from av.video.stream import VideoStream
 
 from shards.files import open_file
@@ -76,12 +77,15 @@ def find_video_stream(container: av.container.InputContainer) -> VideoStream:
         raise Drop("no_video", "has a cover picture but no video stream")
     if not best.codec_context.is_open:  # it is open already after a seek
         best.thread_type = "NONE"
+        # Else a picture keeps columns that its coding crops off on the left, for the sake of alignment.
+        best.codec_context.flags |= Flags.unaligned
     return best
 
 
 def find_audio_stream(container: av.container.InputContainer) -> AudioStream:
-    """The stream that a player plays. Raises Drop when there is none."""
-    best = container.streams.best("audio")
+    """The stream that a player plays with the picture. Raises Drop when there is none."""
+    # Of a broadcast with several programmes, that of the picture's own one.
+    best = container.streams.best("audio", related=container.streams.best("video"))
     if not isinstance(best, AudioStream) or best.codec_context is None:
         raise Drop("no_audio", "has no sound")
     return best

@@ -54,6 +54,8 @@ MAX_RESHAPE = 0.0225  # root mean square distance after the best similarity, in 
 # A jump is so many times as large as the nearest steps around it, of which one may be a jump itself.
 MIN_PROMINENCE = 2.0
 STEPS_AROUND = 4  # two on each side, except at the ends
+# A face that does not move, and looks as before after so many pictures, is the same one: a flash has lit it.
+MAX_FLASH_PICTURES = 3
 
 LOOK_SIDE = 16  # px
 LOOK_SUPERSAMPLE = 8
@@ -154,6 +156,7 @@ def find_jumps(
     # Pictures, not frames: at a low rate several frames show one picture.
     pairs: list[tuple[int, int]] = []
     steps: list[float] = []
+    moves: list[float] = []  # of the points alone
     look_changes: list[float] = []
     shown = frames[0] if frames else 0
     for k in frames[1:]:
@@ -164,9 +167,11 @@ def find_jumps(
         pairs.append((shown, k))
         intervals = max(1.0, (seconds[k] - seconds[shown]) * VIDEO_FPS)
         look_changes.append(compare_looks(before.look, after.look) / MAX_LOOK_CHANGE / intervals ** (1 / 3))
-        step = measure_step(_select_used(before.points), _select_used(after.points)) / math.sqrt(intervals)
-        steps.append(max(step, look_changes[-1]))
+        step = measure_step(_select_used(before.points), _select_used(after.points))
+        moves.append(step / math.sqrt(intervals))
+        steps.append(max(moves[-1], look_changes[-1]))
         shown = k
+    pictures = [frame for frame, _ in pairs[:1]] + [frame for _, frame in pairs]
     jumps = []
     for i, (before_frame, frame) in enumerate(pairs):
         first = max(0, min(i - STEPS_AROUND // 2, len(steps) - 1 - STEPS_AROUND))
@@ -174,11 +179,24 @@ def find_jumps(
         # The second largest around: two jumps may follow each other, as around a picture shown once.
         usual = around[-2] if len(around) > 1 else 0.0
         stands_out = steps[i] > max(1.0, MIN_PROMINENCE * usual)
+        if stands_out and moves[i] <= 1:
+            shown_faces = [faces[k] for k in pictures]
+            stands_out = not _returns(shown_faces[: i + 1], shown_faces[i + 1 :])
         between = np.asarray(changes[before_frame + 1 : frame + 1])
         if stands_out or np.isinf(between).any():
             at = before_frame + 1 + int(np.argmax(between))
             jumps.append(Jump(at, look_changes[i] > 1))
     return jumps
+
+
+def _returns(before: Sequence[FaceDetection | None], after: Sequence[FaceDetection | None]) -> bool:
+    """Whether a face in pictures soon looks as it did before: a flash or a hand has changed its look."""
+    return any(
+        compare_looks(one.look, other.look) <= MAX_LOOK_CHANGE
+        for one in before[-MAX_FLASH_PICTURES - 1 :]
+        for other in after[: MAX_FLASH_PICTURES + 1]
+        if one is not None and other is not None
+    )
 
 
 def _select_used(points: Points) -> Points:

@@ -29,8 +29,12 @@ from numpy.typing import NDArray
 from stages.engine.outcome import Drop
 from stages.media.container import find_video_stream, open_media
 
-# Formats that write their duration in the header, so that a truncated file is recognised.
-DECLARES_DURATION = frozenset({"flv", "mov", "matroska", "avi", "asf"})
+# Formats that write one duration in the header, so that a truncated file is recognised.
+DECLARES_DURATION = frozenset({"flv", "matroska", "asf"})
+# Formats whose duration counts from 0, not from their first packet. Some writers of Matroska count otherwise.
+COUNTS_FROM_ZERO = frozenset({"matroska", "flv"})
+# Formats that store no presentation times. FFmpeg guesses some, up to two frames wrong for H.264 and Xvid.
+STORES_NO_PTS = frozenset({"avi"})
 # AVFMT_TS_DISCONT: the clock of a format, such as MPEG, may jump.
 TS_DISCONT = 0x0200
 # Times closer than this count as equal: half of the millisecond in which FLV and Matroska count.
@@ -82,7 +86,7 @@ def read_timeline(container: av.container.InputContainer, *streams: Stream) -> T
             if not packet.size:
                 continue
             n_packets += 1
-            stamp = packet.dts if packet.pts is None else packet.pts  # AVI has dts only
+            stamp = _read_stamp(packet, container)
             if stamp is not None:
                 last_end = max(last_end, (stamp + (packet.duration or 0)) * packet.time_base)
             if packet.stream.index in clocks:
@@ -101,20 +105,32 @@ def read_timeline(container: av.container.InputContainer, *streams: Stream) -> T
     )
 
 
+def _read_stamp(item: av.Packet[Any] | av.VideoFrame, container: av.container.InputContainer) -> int | None:
+    """When a packet or a picture is shown, in ticks; None where the file does not say."""
+    return item.dts if item.pts is None or stores_no_pts(container) else item.pts
+
+
+def stores_no_pts(container: av.container.InputContainer) -> bool:
+    """Whether a file stores decoding times only."""
+    return container.format.name in STORES_NO_PTS
+
+
 class _PacketClock:
     """Collects the packets of one stream that a player shows, and checks that their clock runs on."""
 
     def __init__(self, stream: Stream, container: av.container.InputContainer) -> None:
         self._stream = stream
+        self._container = container
         self._can_jump = bool(container.format.flags & TS_DISCONT)
         self._last: Fraction | None = None  # decoding time
         self._packets: list[tuple[int, int]] = []  # time stamp and duration
         self.n_discards = 0
 
     def add(self, packet: av.Packet[Any]) -> None:
-        if packet.dts is not None:
+        # Before each part of an edit list, decoding goes back to a key picture: those packets are discarded.
+        if packet.dts is not None and not packet.is_discard:
             self._check_clock(packet.dts * packet.time_base)
-        stamp = packet.dts if packet.pts is None else packet.pts
+        stamp = _read_stamp(packet, self._container)
         if packet.is_discard:
             self.n_discards += 1
         elif stamp is not None:
@@ -151,20 +167,32 @@ def _find_missing_seconds(
 ) -> float:
     """By how much a file's packets end before its header says; 0 for formats that do not say."""
     kind = container.format.name.split(",")[0]
-    if kind == "mov":  # each track declares its own
-        return max(
-            (
-                float((stream.start_time or 0) + stream.duration) * float(stream.time_base) - float(span.end)
-                for stream, span in zip(streams, spans, strict=True)
-                if stream.duration and stream.time_base
-            ),
-            default=0.0,
-        )
+    if kind == "mov":
+        return max(float(_find_lost_seconds(container, stream)) for stream in streams)
+    if kind == "avi":  # declares how many pictures it has; the rest is FFmpeg's estimate by the file's size
+        counts = [
+            float((stream.frames or 0) * (stream.time_base or 0) - span.end)
+            for stream, span in zip(streams, spans, strict=True)
+            if stream.type == "video"
+        ]
+        return max(counts, default=0.0)
     if container.duration is None or kind not in DECLARES_DURATION:
         return 0.0
-    # Matroska's duration counts from 0, and in files of some writers from the first packet: the lower counts.
-    start = 0 if kind == "matroska" else container.start_time or 0
+    start = 0 if kind in COUNTS_FROM_ZERO else container.start_time or 0
     return (container.duration + start) / av.time_base - float(last_end)
+
+
+def _find_lost_seconds(container: av.container.InputContainer, stream: Stream) -> Fraction:
+    """How long the packets last that the index of an mp4 places behind the end of the file."""
+    entries, stamps = stream.index_entries, []
+    for k in reversed(range(len(entries))):
+        entry = entries[k]
+        if entry.is_discard:
+            continue
+        if entry.pos + entry.size <= container.size:
+            break
+        stamps.append(entry.timestamp)
+    return (stamps[0] - stamps[-1]) * (stream.time_base or Fraction(0)) if stamps else Fraction(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,12 +308,14 @@ def decode_frames(
 ) -> Iterator[tuple[Fraction, av.VideoFrame]]:
     """The frames that a player shows, with their time stamps in seconds, which increase.
 
-    A frame that is not later than the one before is never shown. Raises Drop where the form of the picture
-    changes: a player would scale or turn it, and landmarks before and after would not fit together.
+    A frame without a time stamp follows the one before, as in ffmpeg; a frame that is not later than the one
+    before is never shown. Raises Drop where the first frames have no time stamp, and where the form of the
+    picture changes: a player would scale or turn it, and landmarks before and after would not fit together.
     """
     report = DecodeReport() if report is None else report
     stream = find_video_stream(container)
     last: Fraction | None = None
+    step = Fraction(0)
     form: PictureForm | None = None
     n_frames = 0
     for packet in container.demux(stream):
@@ -296,12 +326,17 @@ def decode_frames(
             continue
         for frame in frames:
             assert isinstance(frame, av.VideoFrame), "only the video stream is demuxed"
-            stamp = frame.dts if frame.pts is None else frame.pts
-            if stamp is None or frame.time_base is None:
-                continue
-            at = stamp * frame.time_base
-            if last is not None and at <= last:
-                continue
+            stamp, tick = _read_stamp(frame, container), frame.time_base or Fraction(0)
+            if stamp is not None:
+                at = stamp * tick
+            elif last is not None:
+                at = last + (step or frame.duration * tick)  # AVI: a tick, even where each lasts many
+            else:
+                raise Drop("clock", "its first pictures have no time stamps")
+            if last is not None:
+                if at <= last:
+                    continue
+                step = at - last
             last = at
             now = read_form(stream, frame)
             if form is not None and now != form:
@@ -343,12 +378,14 @@ def decode_shown_video(path: Path, span: StreamSpan) -> ShownVideo:
     """As ``read_shown_video``, for a file whose packets have been read."""
     report = DecodeReport()
     first = changed = None  # time stamps
+    step, last = span.seconds / span.packets, span.start
     still_picture = np.zeros(0, np.int16)
     form: PictureForm | None = None
     still = (Fraction(0), Fraction(0))
     with open_media(path) as container:
         stream = find_video_stream(container)
         for at, frame in decode_frames(container, report):
+            step, last = at - last if first is not None else step, at
             brightness = _measure_brightness(frame)
             if first is None or changed is None:
                 first = changed = at
@@ -357,9 +394,11 @@ def decode_shown_video(path: Path, span: StreamSpan) -> ShownVideo:
             elif np.abs(brightness - still_picture).max() > STILL_LEVELS:
                 still = max(still, (at - changed, -changed))
                 changed, still_picture = at, brightness
-    if first is None or changed is None or form is None:
-        raise Drop("no_video", "none of its video frames can be decoded")
-    end = max(span.end, changed)
+        if first is None or changed is None or form is None:
+            raise Drop("no_video", "none of its video frames can be decoded")
+        end = max(span.end, changed)
+        if stores_no_pts(container):  # the decoder's delay: pictures come later than their packets
+            end = last + step
     still = max(still, (end - changed, -changed))
     # Packets before the first frame that can be decoded show nothing.
     start = span.start if abs(first - span.start) <= TIME_TOLERANCE else first

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -137,8 +138,23 @@ def test_a_speaker_is_tracked_after_a_cut_and_a_listener_is_not() -> None:
     xs = locate_crops(find_path(faces))
     assert xs[10] == pytest.approx(200, abs=40) and xs[40] == pytest.approx(380, abs=50)
     assert xs[60:] == [None] * 20
-    # A face chosen by number is the only one.
-    assert locate_crops(find_path(faces, 0))[30:] == [None] * 50
+    assert locate_crops(find_path(faces, 0)) == xs
+
+
+def test_a_face_chosen_by_number_is_followed_across_jumps_by_its_look() -> None:
+    """A zoom and back, as in one recording with a punch-in, then a cut to somebody else."""
+    own = np.tile(np.arange(1, 16 * LOOK_SIDE, 16, dtype=np.uint8), (LOOK_SIDE, 1))
+    wide, close, stranger = (
+        replace(detect(x, width), look=look)
+        for x, width, look in ((200, 80, own), (380, 120, own), (300, 120, own.T))
+    )
+    faces = [[wide]] * 30 + [[close]] * 20 + [[wide]] * 30 + [[stranger]] * 30
+    xs = locate_crops(find_path(faces, 0))
+    assert xs[:30] == pytest.approx([200] * 30, abs=40) and xs[30:50] == pytest.approx([380] * 20, abs=50)
+    assert xs[50:80] == pytest.approx([200] * 30, abs=40) and xs[80:] == [None] * 30
+    # The close-up is the second from the left, and the same face.
+    assert locate_crops(find_path(faces, 2)) == xs
+    assert locate_crops(find_path(faces, 1))[:80] == [None] * 80
 
 
 def test_a_face_that_reappears_where_it_was_is_the_same_face() -> None:

@@ -18,6 +18,7 @@ from stages.engine.outcome import Drop
 from stages.media.audio import SAMPLE_RATE, decode_blocks, read_channels
 from stages.media.container import open_audio
 from stages.media.presentation import read_shown_video
+from tests.media import ffmpeg
 from tests.stages.media.odd_files import Oddities, draw_oddities, make_odd_file, render
 
 # $REDUB_PATIENT=1000 tries so many files.
@@ -97,3 +98,11 @@ def test_speech_from_an_odd_file_sounds_as_a_player_plays_it(
     verdict = check_against_ffmpeg(tmp_path_factory.mktemp("speech"), odd, suffix)
     event(verdict)
     assume(verdict != "cannot be made")
+
+
+def test_channels_that_ffmpeg_cannot_mix_are_refused_before_any_work(tmp_path: Path) -> None:
+    path = tmp_path / "nine.wav"
+    ffmpeg("-f", "lavfi", "-i", f"aevalsrc={'|'.join(['sin(t*2000)'] * 9)}:duration=0.5", path)
+    with pytest.raises(Drop, match="its 9 channels cannot be mixed to stereo") as caught:
+        probe_speech(path)
+    assert caught.value.code == "odd_channels"

@@ -15,7 +15,9 @@ from stages import synth
 from stages.engine.outcome import Drop
 from stages.media import audio
 from stages.media.audio import SAMPLE_RATE, AudioBlock, copy_samples, join_blocks, mix_to_mono, read_channels
+from stages.media.container import find_audio_stream, find_video_stream, open_media
 from stages.synth import ClipSpec
+from tests.media import ffmpeg
 
 SOURCE_RATE = 44_100
 
@@ -235,3 +237,24 @@ def test_resampling_is_bit_identical_to_librosa(tmp_path: Path, rate: int) -> No
     assert np.array_equal(read_channels(path, 0.0, expected.shape[1]), expected)
     with pytest.raises(Drop, match="cannot be opened as sound"):
         read_channels(Path(__file__), 0.0, 10)
+
+
+def test_the_sound_of_a_broadcast_belongs_to_its_picture(tmp_path: Path) -> None:
+    """Two programmes; the other one's sound has a higher rate and more channels, its picture is smaller."""
+    path = tmp_path / "broadcast.ts"
+    ffmpeg("-f", "lavfi", "-i", "testsrc2=size=320x240:rate=25:duration=1",
+           "-f", "lavfi", "-i", "aevalsrc=sin(t*2000):duration=1",
+           "-f", "lavfi", "-i", "color=size=64x64:rate=25:duration=1",
+           "-f", "lavfi", "-i", "aevalsrc=sin(t*9000)|sin(t*9000):duration=1",
+           "-map", 0, "-map", 1, "-map", 2, "-map", 3, "-c:v", "libx264", "-c:a", "mp2",
+           "-b:a:0", "48k", "-b:a:1", "384k", "-program", "st=0:st=1", "-program", "st=2:st=3",
+           path)  # fmt: skip
+    with open_media(path) as container:
+        video, sound = find_video_stream(container), find_audio_stream(container)
+        assert (video.width, sound.index) == (320, 1)
+    channels = read_channels(path, 0.0, 3 * SAMPLE_RATE)
+    assert len(channels) == 1 and measure_frequency(channels[0]) == pytest.approx(2000 / 2 / np.pi, abs=5)
+
+
+def measure_frequency(sound: np.ndarray) -> float:
+    return float(np.argmax(np.abs(np.fft.rfft(sound)))) * SAMPLE_RATE / len(sound)

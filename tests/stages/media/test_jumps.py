@@ -97,8 +97,19 @@ def test_jumps_near_each_other_are_all_found() -> None:
 
 
 def test_a_picture_that_is_shown_once_has_a_jump_on_both_sides() -> None:
-    faces = [detect(k, look=LOOKS[int(k == 9)]) for k in range(N_FRAMES)]
+    stranger = np.random.default_rng(2).uniform(-0.5, 0.5, (N_POINTS, 2))
+    faces = [detect(k, shape=stranger, look=LOOKS[1]) if k == 9 else detect(k) for k in range(N_FRAMES)]
     assert find(faces) == [Jump(9, True), Jump(10, True)]
+
+
+@pytest.mark.parametrize("n_pictures", [1, 2, 3])
+@pytest.mark.parametrize("at", [0, 9, N_FRAMES - 1])
+def test_a_flash_that_lights_a_face_for_some_pictures_is_no_cut(at: int, n_pictures: int) -> None:
+    faces = [detect(k, look=LOOKS[int(at <= k < at + n_pictures)]) for k in range(N_FRAMES)]
+    at_the_end = [
+        Jump(k, True) for k in (at, at + n_pictures) if at in (0, N_FRAMES - 1) and 0 < k < N_FRAMES
+    ]
+    assert find(faces) == at_the_end  # nothing says that the face before the first picture was the same
 
 
 @pytest.mark.parametrize("at", [11, 12, 13, 14])
