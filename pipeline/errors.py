@@ -20,6 +20,7 @@ SYSTEM_ERRORS = (
 )  # fmt: skip
 SYSTEM_MESSAGES = (
     *map(os.strerror, SYSTEM_ERRORS), "can't start new thread", "bad_alloc", "can't allocate memory",
+    "Symlink loop",  # pathlib's, up to Python 3.12
 )  # fmt: skip
 # Modules of errors are not imported here: a command that raises one has loaded its module.
 LIBRARY_ERRORS = (("pyarrow", "ArrowException"), ("safetensors", "SafetensorError"))

@@ -58,10 +58,10 @@ def check_document(value: Any, model: type[Document], name: str) -> None:
     try:
         model.model_validate(value)
     except pydantic.ValidationError as err:
-        raise ShardError(f"{name}: {describe_error(err)}") from err
+        raise ShardError(f"{name}: {describe_mismatch(err)}") from err
 
 
-def describe_error(err: pydantic.ValidationError) -> str:
+def describe_mismatch(err: pydantic.ValidationError) -> str:
     """The first problem in one line: the key, its value and what was expected."""
     problem = err.errors(include_url=False, include_context=False)[0]
     key = ".".join(str(part) for part in problem["loc"])

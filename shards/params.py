@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pydantic
 
-from shards.documents import describe_error
+from shards.documents import describe_mismatch
 from shards.errors import shorten
 
 MAX_SEED = 2**53 - 1  # some programs read larger integers of JSON and YAML inexactly
@@ -25,4 +25,4 @@ def describe_params_error(err: pydantic.ValidationError) -> str:
         return f"{name} is missing"
     if not name:
         return f"{shorten(problem['input'])} is not a mapping"
-    return describe_error(err)
+    return describe_mismatch(err)

@@ -10,13 +10,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from shards.index import DATASET_NAME
 from shards.verify import verify
 from stages.synth import SynthParams, make_corpus
 from tests.build import PIPELINE, build, dvc, find_stage_summary, hash_files, pipeline
-from tests.waiting import GUARD_SECONDS, wait_until
+from tests.waiting import GUARD_SECONDS, is_gone, wait_until
 
 ROOT = Path(__file__).parent.parent
 KILLS = 10
@@ -69,7 +70,7 @@ def scheduler(tmp_path: Path) -> Iterator[str]:
         )
     ]  # fmt: skip
     try:
-        assert wait_until(address.is_file)
+        assert wait_until(lambda: address.is_file() and address.read_text().rstrip().endswith("}"))
         processes += [
             subprocess.Popen(
                 [*dask, "worker", "--scheduler-file", str(address), "--nthreads", "1", "--no-dashboard",
@@ -110,9 +111,12 @@ def test_a_run_killed_ten_times_ends_with_the_bytes_of_an_unbroken_one(
             process.wait(timeout=moments.uniform(0.3, 9.0))
             shutil.rmtree(work)  # it was done first: begin again
         except subprocess.TimeoutExpired:
+            family = psutil.Process(process.pid).children(recursive=True)
             process.send_signal(signal.SIGKILL)
             process.wait()
             kills += 1
+            # Its workers end by themselves. One that is still at work owns its partial file.
+            assert wait_until(lambda family=family: all(is_gone(child.pid) for child in family))
             if (work / "shards" / DATASET_NAME).exists():
                 assert list(verify(work / "shards", full=False)) == []
     build(raw, work, "--workers", "2", "--params", params)

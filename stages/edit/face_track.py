@@ -122,10 +122,6 @@ def _pack_detections(faces: Sequence[FaceDetection]) -> bytes:
     return np.array(rows, DETECTION).tobytes()
 
 
-def _unpack_detection(row: np.void) -> FaceDetection:
-    return FaceDetection(row["points"], row["centre"], float(row["width"]), row["look"])
-
-
 def warm_up() -> None:
     """Load MediaPipe before the deadline starts."""
     landmarks.warm_up()

@@ -9,8 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -36,24 +35,17 @@ from tests.browser import launch_browser
 from tests.build import pipeline
 from tests.media import ffmpeg, read_audio, read_rgb_frames, read_stamps
 from tests.model.worlds import CPU, TINY
+from tests.waiting import GUARD_SECONDS, wait_until
 
 SECONDS = 0.8  # of the clip
 MAX_SECONDS, MAX_MB = 3, 1
 RECIPE = replace(TINY, network=replace(TINY.network, size=32))
-TIMEOUT_MS = 60_000
+TIMEOUT_MS = GUARD_SECONDS * 1000
 FLAGS = (
     "--autoplay-policy=no-user-gesture-required",
     "--use-fake-device-for-media-stream",
     "--use-fake-ui-for-media-stream",
 )
-
-
-def wait_until(is_true: Callable[[], bool]) -> None:
-    """Wait for something that happens in another process or thread."""
-    deadline = time.monotonic() + TIMEOUT_MS / 1000
-    while not is_true():
-        assert time.monotonic() < deadline, "timeout"
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +148,7 @@ def page(chromium: BrowserContext, server: Server) -> Iterator[Page]:
         expect(run).to_have_value(description)
     yield page
     page.close()
-    wait_until(lambda: not server.files())  # the next test starts without files
+    assert wait_until(lambda: not server.files())  # the next test starts without files
 
 
 def choose_file(page: Page, zone: str, file: Path) -> None:
@@ -207,7 +199,7 @@ def test_a_clip_no_browser_plays_is_shown_edited_played_and_downloaded(
 
     assert {path.name for path in server.files()} == {"clip.mpg", "clip.mp4", "clip says clip.mp4"}
     page.close()
-    wait_until(lambda: not server.files())
+    assert wait_until(lambda: not server.files())
 
 
 def test_the_settings_reach_the_edit_which_is_the_file_that_the_command_writes(
@@ -269,11 +261,11 @@ def test_stopping_or_leaving_ends_an_edit_without_a_partial_file(
     expect(page.locator("#note")).to_have_text("Stopped. No file was written.")
     expect(page.locator("#start")).to_be_enabled()
     expect(page.locator("#stop")).to_be_disabled()
-    wait_until(lambda: {path.name for path in server.files()} == {"clip.mpg", "clip.mp4"})
+    assert wait_until(lambda: {path.name for path in server.files()} == {"clip.mpg", "clip.mp4"})
     page.click("#start")
     expect(page.get_by_text("Generating the mouth, ")).to_contain_text("s left")
     page.close()
-    wait_until(lambda: not server.files())
+    assert wait_until(lambda: not server.files())
 
 
 def test_speech_can_be_recorded_and_discarded(page: Page, server: Server) -> None:
@@ -296,7 +288,7 @@ def test_nothing_leaves_this_machine_and_the_console_is_clean(server: Server) ->
 
 def test_ending_the_server_deletes_its_folder(server: Server) -> None:
     server.process.send_signal(signal.SIGTERM)
-    assert server.process.wait(timeout=60) == 0
+    assert server.process.wait(timeout=GUARD_SECONDS) == 0
     assert not list(server.scratch.iterdir())
 
 

@@ -56,6 +56,7 @@ def chain(err: Exception, cause: Exception) -> Exception:
         (SafetensorError("Error while serializing"), "SafetensorError: Error while serializing"),
         (RuntimeError("unable to write to file </torch_1>: No space left on device (28)"),
          "unable to write to file </torch_1>: No space left on device (28)"),
+        (RuntimeError("Symlink loop from '/a/file'"), "Symlink loop from '/a/file'"),
         (ImportError("libcudart.so: cannot open shared object file: Too many open files"),
          "libcudart.so: cannot open shared object file: Too many open files"),
         (chain(RuntimeError("Cluster failed to start"), make_error(errno.EMFILE)),

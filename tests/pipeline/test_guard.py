@@ -18,6 +18,7 @@ from pipeline.app.guard import MAX_BODY_BYTES
 from pipeline.app.server import serve
 from pipeline.app.sessions import MAX_SESSIONS, Sessions
 from stages.engine.outcome import StageError
+from tests.waiting import GUARD_SECONDS
 
 # The server runs in this process, and Gradio warns of what its next version does.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -51,7 +52,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def ask(url: str, path: str = "", *, method: str = "GET", **options: Any) -> httpx.Response:
-    return httpx.request(method, f"{url}{path}", timeout=30, **options)
+    return httpx.request(method, f"{url}{path}", timeout=GUARD_SECONDS, **options)
 
 
 def get_port(url: str) -> int:
@@ -141,7 +142,7 @@ def join_queue(url: str, data: Any) -> str:
     """The last message of an event."""
     body = {"fn_index": 0, "data": data, "session_hash": "x", "event_data": None, "trigger_id": None}
     assert ask(url, "gradio_api/queue/join", method="POST", json=body).status_code == 200
-    with httpx.stream("GET", f"{url}gradio_api/queue/data?session_hash=x", timeout=30) as response:
+    with httpx.stream("GET", f"{url}gradio_api/queue/data?session_hash=x", timeout=GUARD_SECONDS) as response:
         return next(line for line in response.iter_lines() if "process_completed" in line)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +55,10 @@ def test_plain_values_are_those_of_yaml_1_2() -> None:
     ],
 )
 def test_what_is_not_plain_is_one_short_line(text: str, message: str) -> None:
-    start = time.monotonic()
     with pytest.raises(StageError) as caught:
         parse_yaml(text)
     assert str(caught.value).startswith(message)
     assert len(str(caught.value)) < 300 and "\n" not in str(caught.value)
-    assert time.monotonic() - start < 20
 
 
 def write(path: Path, text: str) -> Path:

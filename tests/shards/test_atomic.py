@@ -27,6 +27,7 @@ from shards.atomic import (
     write_folder_atomically,
 )
 from tests.mounting import mount_before
+from tests.waiting import wait_until
 
 TOKEN = "0123456789ab"
 
@@ -82,7 +83,7 @@ def test_the_next_file_in_a_folder_removes_what_a_dead_process_left_beside_it_an
 
 def test_what_a_living_process_writes_stays(tmp_path: Path) -> None:
     code = """if True:
-        import sys, time
+        import sys
         from pathlib import Path
         from shards.atomic import write_atomically, write_folder_atomically
         folder = Path(sys.argv[1])
@@ -90,21 +91,22 @@ def test_what_a_living_process_writes_stays(tmp_path: Path) -> None:
             a.write_text("half")
             (b / "c").write_text("half")
             print("writing", flush=True)
-            time.sleep(60)
+            sys.stdin.read()
     """
     command = [sys.executable, "-c", code, str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "writing\n"
         before = sorted(tmp_path.rglob("*"))
         assert len(before) == 3
         remove_partials(tmp_path)
         assert sorted(tmp_path.rglob("*")) == before
         process.send_signal(signal.SIGKILL)
-        deadline = time.monotonic() + 60
-        while any(tmp_path.iterdir()) and time.monotonic() < deadline:
+
+        def remove_all() -> bool:
             remove_partials(tmp_path)  # it is a zombie until it is waited for: dead as well
-            time.sleep(0.01)
-        assert list(tmp_path.iterdir()) == []
+            return not list(tmp_path.iterdir())
+
+        assert wait_until(remove_all)
 
 
 HIDING = """
@@ -277,6 +279,13 @@ def test_whichever_library_writes_a_full_disk_names_the_file(tmp_path: Path) -> 
     ]
     assert finished.stdout.splitlines() == expected
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_of_the_network_is_not_the_file_s(tmp_path: Path) -> None:
+    """A download that is cut off is tried again; one that cannot be written is not."""
+    with pytest.raises(ConnectionResetError) as caught, write_atomically(tmp_path / "out"):
+        raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+    assert caught.value.filename is None and list(tmp_path.iterdir()) == []
 
 
 def test_an_input_that_is_missing_keeps_its_own_name(tmp_path: Path) -> None:

@@ -28,6 +28,23 @@ def test_what_is_no_regular_file_is_refused_at_once(kind: str, message: str, tmp
         open_file(path)
 
 
+def test_a_pipe_that_replaces_a_file_while_it_is_opened_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"bytes")
+    open_handle = os.open
+
+    def open_replaced(name: Path, flags: int) -> int:
+        assert flags & os.O_NONBLOCK, "else it waits for a writer"
+        replace_file(path, "pipe", tmp_path / "outside")
+        return open_handle(name, flags)
+
+    monkeypatch.setattr(os, "open", open_replaced)
+    with pytest.raises(OSError, match="is a pipe"):
+        open_file(path)
+
+
 def test_a_link_is_followed_as_long_as_it_stays_in_the_folder(tmp_path: Path) -> None:
     folder, outside = tmp_path / "folder", tmp_path / "outside"
     folder.mkdir()

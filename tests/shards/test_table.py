@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import re
 from pathlib import Path
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shards import table
-from shards.parquet_pages import sum_pages
+from shards.parquet_pages import MAX_PAGES, sum_pages
 from shards.schema import ShardError
 from shards.table import PackedRows, Rows, Rule, parse_rows, read_rows, write_rows
 from tests.alterations import lie_about_size, repeat_row
@@ -100,6 +101,30 @@ def test_a_page_that_declares_gigabytes_is_refused_whatever_the_footer_says(tmp_
     lie_about_size(path)
     with pytest.raises(ShardError, match=r"table of \d+ values in name and .* GB, expected"):
         read_rows(path, SCHEMA, "table")
+
+
+def test_a_file_of_countless_pages_is_refused(tmp_path: Path) -> None:
+    """Each page costs time and a header, whatever it holds."""
+    n_rows = MAX_PAGES + 1
+    columns = [
+        pa.array(["a"] * n_rows),
+        pa.array(range(n_rows)),
+        pa.array([[]] * n_rows, SCHEMA.field("notes").type),
+    ]
+    pq.write_table(pa.Table.from_arrays(columns, schema=SCHEMA), tmp_path / "x.parquet", data_page_size=1,
+                   write_batch_size=1, use_dictionary=False)  # fmt: skip
+    with pytest.raises(ShardError, match=f"more than {MAX_PAGES} pages"):
+        read_rows(tmp_path / "x.parquet", SCHEMA, "table")
+
+
+def test_a_page_header_of_countless_structs_is_refused() -> None:
+    data = io.BytesIO()
+    pq.write_table(pa.table({"number": [1]}), data, use_dictionary=False)
+    metadata = pq.read_metadata(data)
+    start = metadata.row_group(0).column(0).data_page_offset
+    nested = b"\x1c" * 100_000  # a struct in field 1 of a struct in field 1 ...
+    with pytest.raises(ValueError, match="nested too deeply"):
+        list(sum_pages(b"\0" * start + nested, metadata))
 
 
 def test_text_that_is_not_utf8_is_refused(tmp_path: Path) -> None:

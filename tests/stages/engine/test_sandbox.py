@@ -99,7 +99,7 @@ def test_a_warm_child_is_used_again_and_replaced_after_its_number_of_clips() -> 
 @pytest.mark.parametrize("how", ["hang", "hang_in_c", "hang_with_a_child"])
 def test_a_hang_ends_at_its_deadline_and_neighbours_are_unharmed(tmp_path: Path, how: str) -> None:
     pids = tmp_path / "pids"
-    # Within the deadline the job writes down its pid, and a child of its own starts and writes its pid.
+    # Within the deadline the job starts a child and writes down both pids.
     limits = replace(QUICK, deadline_seconds=4.0)
     started = time.monotonic()
     outcome = run(how, limits, pids=os.fspath(pids))
@@ -315,12 +315,14 @@ def test_a_child_that_holds_the_interpreter_ends_itself_when_its_parent_dies(tmp
 
 
 def test_who_waits_is_polled_again_and_again() -> None:
-    polls: list[float] = []
-    limits = LimitParams(deadline_seconds=0.6, deadline_per_second=0.0)
-    started = time.monotonic()
-    outcome = run("hang", limits, pids="/dev/null", on_poll=lambda: polls.append(time.monotonic()))
-    assert outcome.code == "hang"
-    assert len(polls) > 5 and polls[-1] - started > 1  # two tries of 0.6 s
+    polls = iter(range(20))
+
+    def interrupt_at_last() -> None:
+        if next(polls, None) is None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run("hang", pids="/dev/null", on_poll=interrupt_at_last)
 
 
 def test_a_call_that_is_interrupted_leaves_no_answer_to_the_next(tmp_path: Path) -> None:

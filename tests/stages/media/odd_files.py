@@ -12,6 +12,7 @@ import av
 import hypothesis.strategies as st
 
 from tests.media import FFMPEG, ffmpeg
+from tests.waiting import GUARD_SECONDS
 
 SECONDS = 1.6
 SIZE = (160, 128)
@@ -163,5 +164,5 @@ def render(path: Path, target: Path) -> bool:
     command = [FFMPEG, "-nostdin", "-loglevel", "error", "-y", "-threads", 1, "-i", path, "-sn", "-dn"]
     command += ["-vf", f"{square},setsar=1", "-fps_mode", "passthrough", "-enc_time_base", "demux"]
     command += ["-c:v", "ffv1", "-pix_fmt", "bgr0", "-c:a", "pcm_f32le", "-f", "nut", target]
-    result = subprocess.run(list(map(str, command)), check=False, timeout=60, capture_output=True)
+    result = subprocess.run(list(map(str, command)), check=False, timeout=GUARD_SECONDS, capture_output=True)
     return result.returncode == 0 and target.stat().st_size > 0
