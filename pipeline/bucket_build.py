@@ -135,10 +135,11 @@ def probe_bucket(job: BuildJob, work: Work, context: Context) -> Report:
         for _, group in group_by_hash(files, lambda file: file.name, FILES_PER_TASK)
     ]
 
-    def read_rows(receipt: Any, name: str) -> Rows:
+    def read_rows(receipt: Any, task: Task[tuple[FileInfo, ...]]) -> Rows:
+        name = task.receipt_name
         if not isinstance(receipt, list):
             raise ShardError(f"{name}: holds {type(receipt).__name__}, expected a list of rows")
-        return check_ledger_rows(receipt, name)
+        return _check_paths(check_ledger_rows(receipt, name), [file.name for file in task.item], name)
 
     rows, report.clips_computed = _run_missing(
         probe_group,
@@ -166,10 +167,15 @@ def build_shards(job: BuildJob, work: Work, context: Context) -> Report:
     tasks = [Task(job, job.make_part_key(part), part) for part in parts]
     bucket = _list_bucket(job)
 
-    def read_part(receipt: Any, name: str) -> BuiltPart | None:
+    def read_part(receipt: Any, task: Task[Part]) -> BuiltPart | None:
+        name = task.receipt_name
         part = BuiltPart.from_json(receipt, name)
-        entry = part.packed.entry if part.packed else None
-        return part if entry is None or bucket.get(entry.name) == entry.bytes else None
+        _check_paths(part.ledger, task.item.rows.table["path"].to_pylist(), name)
+        if part.packed is None:
+            return part
+        shard.check_packed(part.packed, task.item, name)
+        entry = part.packed.entry
+        return part if bucket.get(entry.name) == entry.bytes else None
 
     built, n_computed = _run_missing(
         build_part,
@@ -264,12 +270,13 @@ def _run_missing(
     label: str,
     count_frames: Callable[[Item], int],
     bucket: Mapping[str, int],
-    parse_receipt: Callable[[Any, str], Result | None],
+    parse_receipt: Callable[[Any, Task[Item]], Result | None],
 ) -> tuple[list[Result], int]:
     """The result of each task, from its receipt or from a worker; and how many workers computed.
 
     ``bucket`` are the bytes of every file in the bucket of shards. ``parse_receipt`` makes a result of a
-    receipt's JSON and its name, or None when the shard that it names is not in the bucket.
+    receipt's JSON, or None when the shard that it names is not in the bucket. It raises ShardError for a
+    receipt that is not the task's: a bucket is not ours alone.
     """
 
     def read_receipt(task: Task[Item]) -> Result | None:
@@ -277,7 +284,7 @@ def _run_missing(
             return None
         try:
             receipt = parse_json(_open_receipts(task.job).read_all(task.receipt_name), task.receipt_name)
-            return parse_receipt(receipt, task.receipt_name)
+            return parse_receipt(receipt, task)
         except ShardError:
             return None  # the task runs again
 
@@ -287,6 +294,13 @@ def _run_missing(
     sizes = [count_frames(task.item) for task in missing]
     computed = list(context.map_tasks(function, missing, label=label, sizes=sizes))
     return [*(result for result in results if result is not None), *computed], len(missing)
+
+
+def _check_paths(ledger: Rows, paths: Sequence[str], name: str) -> Rows:
+    """The rows of a receipt. Raises ShardError unless they are of exactly the files of its task."""
+    if sorted(ledger.table["path"].to_pylist()) != sorted(paths):
+        raise ShardError(f"{name}: its {len(ledger)} rows are not of the {len(paths)} files of its task")
+    return ledger
 
 
 def _list_bucket(job: BuildJob) -> dict[str, int]:

@@ -130,12 +130,10 @@ def pack_part(task: PartTask) -> None:
     inputs: PackInputs = task.inputs
     cached_tar = entry_path(inputs.work.cache, STAGE, task.key, ".tar")
     cached_part = entry_path(inputs.work.cache, STAGE, task.key, ".parquet")
-    entry = _read_entry(cached_part)
+    is_planned, entry = _read_planned(cached_part, task)
     # The cached tar is a hard link of the one in --out, which may have been damaged since.
-    is_intact = read_part_key(cached_part) == task.key and (
-        entry is None or (cached_tar.is_file() and file_sha256(cached_tar) == entry.sha256)
-    )
-    if not is_intact:
+    is_intact = entry is None or (cached_tar.is_file() and file_sha256(cached_tar) == entry.sha256)
+    if not (is_planned and is_intact):
         entry = _write_to_cache(task, inputs, cached_tar, cached_part)
     if entry is not None:
         link_or_copy(cached_tar, inputs.work.out / entry.name)
@@ -272,24 +270,47 @@ def encode_crops_of_file(
     return Outcome(facts={"frame_offsets": offsets, "source_seconds": source_seconds})
 
 
-def _read_entry(part: Path) -> ShardEntry | None:
-    """The shard that a part's rows describe, or None when there is no part or it has no shard."""
-    if read_part_key(part) is None:
-        return None
-    row = next((row for row in read_part(part, COLUMNS).values() if row["entry"]), None)
-    return None if row is None else parse_shard_entry(row["entry"], f"{part}")
+def _read_planned(path: Path, task: PartTask) -> tuple[bool, ShardEntry | None]:
+    """Whether a file is the planned one of a part and not damaged, and the shard that its rows describe."""
+    if read_part_key(path) != task.key:
+        return False, None
+    try:
+        row = next((row for row in read_part(path, COLUMNS).values() if row["entry"]), None)
+        entry = None if row is None else parse_shard_entry(row["entry"], f"{path}")
+    except (StageError, ShardError):
+        return False, None
+    return entry is None or _is_named_for(entry, task.part), entry
 
 
 def _is_written(task: PartTask) -> bool:
     """Whether a part and its shard are on disk as planned."""
-    if read_part_key(task.path) != task.key:
-        return False
-    entry = _read_entry(task.path)
+    is_planned, entry = _read_planned(task.path, task)
+    if not is_planned or entry is None:
+        return is_planned
     inputs: PackInputs = task.inputs
-    if entry is None:
-        return True
     path = inputs.work.out / entry.name
     return path.is_file() and path.stat().st_size == entry.bytes
+
+
+def _is_named_for(entry: ShardEntry, part: Part) -> bool:
+    name = make_shard_name(part.split, part.number, entry.sha256)
+    return (entry.name, entry.split) == (name, part.split)
+
+
+def check_packed(packed: PackedShard, part: Part, path: str) -> None:
+    """Raise ShardError unless this can be the shard of a part; ``path`` is the file that says it is."""
+    entry, frames = packed.entry, packed.index.table["frames"].to_pylist()
+    ids = packed.index.table["clip_id"].to_pylist()
+    if (
+        not _is_named_for(entry, part)
+        or not set(ids) <= set(part.rows.table["clip_id"].to_pylist())
+        or (entry.clips, entry.frames) != (len(set(ids)), sum(frames))
+        or len(set(ids)) < len(ids)
+    ):
+        raise ShardError(
+            f"{path}: describes {entry.name} of {entry.clips} clips, which is not the shard of {part.name}; "
+            "remove the file and run again"
+        )
 
 
 def read_packed(work: Work, parts: Sequence[Part]) -> list[PackedShard]:
@@ -303,7 +324,9 @@ def read_packed(work: Work, parts: Sequence[Part]) -> list[PackedShard]:
             index = check_index_rows(
                 [parse_object(row["index"], f"{path}") for row in rows], entry.name, f"{path}"
             )
-            shards.append(PackedShard(entry, index))
+            packed = PackedShard(entry, index)
+            check_packed(packed, part, f"{path}")
+            shards.append(packed)
     return shards
 
 

@@ -54,13 +54,14 @@ class RequestGuard:
         self._names = LOOPBACK_NAMES | {host.strip("[]").lower().rstrip(".") for host in hosts}
         self._max_upload_bytes = max_upload_bytes
         self._check_space = check_space
+        self._arriving_bytes = 0  # of uploads that are not complete: together they need room too
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
         try:
-            limit = self._check(scope)
+            limit, upload_bytes = self._check(scope)
         except Refusal as err:
             _log_refusal(scope, err)
             if scope["type"] == "websocket":
@@ -81,15 +82,21 @@ class RequestGuard:
                 headers["X-Content-Type-Options"] = "nosniff"
             await send(message)
 
+        self._arriving_bytes += upload_bytes
         try:
             await self._app(scope, _limit_body(scope, receive, limit), send_with_headers)
         except Exception as err:  # of Gradio, by a request that its page does not make
             _log_refusal(scope, err)
             if not is_started and scope["type"] == "http":
                 await PlainTextResponse("the request failed\n", 500)(scope, receive, send)
+        finally:
+            self._arriving_bytes -= upload_bytes
 
-    def _check(self, scope: Scope) -> int:
-        """The most bytes that the request's body may have. Raises Refusal for a request of a stranger."""
+    def _check(self, scope: Scope) -> tuple[int, int]:
+        """The most bytes that the request's body may have, and those of an upload that it announces.
+
+        Raises Refusal for a request of a stranger.
+        """
         headers = Headers(scope=scope)
         hosts = [_get_one(headers, name) for name in ("host", "x-forwarded-host")]
         if hosts[0] is None:
@@ -116,19 +123,20 @@ class RequestGuard:
             return False
         return bool(ANY_ADDRESS & self._names)
 
-    def _check_length(self, scope: Scope, headers: Headers) -> int:
+    def _check_length(self, scope: Scope, headers: Headers) -> tuple[int, int]:
         is_upload = scope["path"].rstrip("/") == UPLOAD_ROUTE
         limit = self._max_upload_bytes + MULTIPART_BYTES if is_upload else MAX_BODY_BYTES
         text = headers.get("content-length")
         n_bytes = limit if text is None else int(text) if text.isdecimal() and len(text) < 20 else limit + 1
         if n_bytes > limit:
             raise Refusal(413, f"the request has {shorten(text)} bytes, expected at most {limit:,}")
-        if is_upload and scope.get("method") == "POST":
-            try:
-                self._check_space(n_bytes)
-            except StageError as err:
-                raise Refusal(507, str(err)) from err
-        return limit
+        if not is_upload or scope.get("method") != "POST":
+            return limit, 0
+        try:
+            self._check_space(n_bytes + self._arriving_bytes)
+        except StageError as err:
+            raise Refusal(507, str(err)) from err
+        return limit, n_bytes
 
 
 def _split(host: str) -> SplitResult:

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.atomic import write_atomically
+from shards.files import open_file
 from stages.engine.outcome import MACHINE_ERRORS, Outcome
 
 OUTCOME = "outcome.json"
@@ -60,7 +61,7 @@ def save_entry(path: Path, outcome: Outcome, arrays: dict[str, NDArray[Any]] | N
 def load_entry(path: Path) -> tuple[Outcome, dict[str, NDArray[Any]]] | None:
     """The outcome and arrays that ``save_entry`` wrote, or None when there is no intact entry."""
     try:
-        with np.load(path, allow_pickle=False) as entry:
+        with open_file(path) as file, np.load(file, allow_pickle=False) as entry:
             arrays = {name: entry[name] for name in entry.files}
         outcome = Outcome.from_json(json.loads(arrays.pop(OUTCOME).tobytes()))
     except FileNotFoundError:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, get_args
 
+from shards.errors import shorten
 from shards.ledger import DROPPED, OK, Status
 
 # The system's reasons that are no clip's fault: every other clip would fail in the same way.
@@ -44,4 +45,10 @@ class Outcome:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Outcome:
-        return cls(**{**data, "notes": tuple(data["notes"])})
+        """What ``to_json`` made. Raises ValueError for values of other types."""
+        outcome = cls(**{**data, "notes": tuple(data["notes"])})
+        texts = (outcome.code, outcome.reason, *outcome.notes)
+        is_plain = all(isinstance(text, str) for text in texts) and isinstance(outcome.facts, dict)
+        if outcome.status not in get_args(Status) or not is_plain:
+            raise ValueError(f"{shorten(data)} is no outcome")
+        return outcome

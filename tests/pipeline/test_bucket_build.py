@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +12,20 @@ import pytest
 from pipeline import bucket_build
 from pipeline.bucket_build import BuildJob
 from pipeline.params import Params
-from shards.ledger import read_ledger
+from shards.index import INDEX_SCHEMA
+from shards.ledger import build_ledger, read_ledger
+from shards.reader import open_dataset
+from shards.schema import ShardError
 from shards.storage import FileInfo, LocalStorage
+from shards.table import PackedRows
+from shards.writer import make_shard_name
 from stages.clips import ClipsParams
 from stages.engine.outcome import StageError
+from stages.engine.parts import Part
 from stages.engine.sandbox import LimitParams
 from stages.engine.stage import Context, Work
+from stages.shard import PackedShard, check_packed
+from tests.alterations import make_dataset
 
 CONTEXT = Context()
 
@@ -49,7 +58,7 @@ def test_what_has_a_receipt_is_not_done_again(job: BuildJob, work: Work) -> None
     assert bucket_build.probe_bucket(other, work, CONTEXT).clips_computed == 0
 
 
-@pytest.mark.parametrize("change", ["file", "params", "receipt"])
+@pytest.mark.parametrize("change", ["file", "params", "receipt", "row gone", "row twice", "row of another"])
 def test_what_changed_is_done_again(change: str, job: BuildJob, work: Work) -> None:
     bucket_build.probe_bucket(job, work, CONTEXT)
     if change == "file":
@@ -58,7 +67,13 @@ def test_what_changed_is_done_again(change: str, job: BuildJob, work: Work) -> N
         job = replace(job, params=replace(job.params, clips=ClipsParams(min_seconds=1)))
     else:
         (receipt,) = Path(job.out, bucket_build.RECEIPTS).iterdir()
-        receipt.write_text("[cut")
+        rows = json.loads(receipt.read_text())
+        altered = {
+            "row gone": rows[:1],
+            "row twice": [*rows, rows[0]],
+            "row of another": [rows[0], rows[1] | {"path": "c.mp4"}],
+        }
+        receipt.write_text(json.dumps(altered[change]) if change in altered else "[cut")
     assert bucket_build.probe_bucket(job, work, CONTEXT).clips_computed == 1
 
 
@@ -95,3 +110,31 @@ def test_a_name_that_is_file_and_folder_is_refused() -> None:
 def test_a_bucket_without_clips_is_an_error() -> None:
     with pytest.raises(StageError, match="holds no file that could be a clip"):
         bucket_build.list_clips(Named("notes.txt", ".git/a.mp4"), ClipsParams())
+
+
+@pytest.mark.parametrize(
+    "change", ["", "number", "split", "clips", "frames", "sha256", "clip of another", "twice"]
+)
+def test_only_the_shard_of_a_part_is_taken_as_its_shard(change: str, tmp_path: Path) -> None:
+    dataset = open_dataset(make_dataset(tmp_path / "shards"))
+    entry = next(entry for entry in dataset.shards.values() if entry.split == "train")
+    entry = replace(entry, name=make_shard_name("train", 0, entry.sha256))
+    rows = [row for row in dataset.clips.rows() if row["split"] == "train"]
+    ids = {row["clip_id"] for row in rows}
+    part = Part("train", 0, build_ledger(row for row in dataset.ledger() if row["clip_id"] in ids))
+    if change == "number":
+        entry = replace(entry, name=make_shard_name("train", 1, entry.sha256))
+    elif change == "clip of another":
+        rows[0]["clip_id"] = "s9_other"
+    elif change == "twice":
+        rows[0]["clip_id"] = rows[1]["clip_id"]
+    elif change in ("clips", "frames"):
+        entry = replace(entry, **{change: 1})  # type: ignore[arg-type]
+    elif change:
+        entry = replace(entry, **{change: "f" * 64})  # type: ignore[arg-type]
+    packed = PackedShard(entry, PackedRows.from_rows(rows, INDEX_SCHEMA))
+    if not change:
+        check_packed(packed, part, "receipt")
+        return
+    with pytest.raises(ShardError, match="receipt: describes"):
+        check_packed(packed, part, "receipt")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -13,8 +14,10 @@ from typing import Any
 import gradio as gr
 import httpx
 import pytest
+from starlette.responses import PlainTextResponse
+from starlette.types import Message, Receive, Scope, Send
 
-from pipeline.app.guard import MAX_BODY_BYTES
+from pipeline.app.guard import MAX_BODY_BYTES, UPLOAD_ROUTE, RequestGuard
 from pipeline.app.server import serve
 from pipeline.app.sessions import MAX_SESSIONS, Sessions
 from stages.engine.outcome import StageError
@@ -167,6 +170,38 @@ def test_uploads_have_a_size_each_and_together(url: str) -> None:
     )
     for response in responses[:3]:
         Path(response.json()[0]).unlink()
+
+
+def test_uploads_that_arrive_at_the_same_time_have_a_size_together(tmp_path: Path) -> None:
+    is_answered = asyncio.Event()
+    statuses: list[int] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await is_answered.wait()
+        await PlainTextResponse("stored")(scope, receive, send)
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            statuses.append(message["status"])
+
+    check_space = Sessions(tmp_path, max_mb=TOTAL_MB).check_space
+    guard = RequestGuard(app, ["localhost"], max_upload_bytes=2**20, check_space=check_space)
+    headers = [(b"host", b"localhost"), (b"content-length", b"1000000")]
+    scope = {"type": "http", "method": "POST", "path": UPLOAD_ROUTE, "headers": headers}
+
+    async def upload_five_twice() -> None:
+        for _ in range(2):  # the second time, the first five have left
+            is_answered.clear()
+            tasks = [asyncio.ensure_future(guard(scope, receive, send)) for _ in range(5)]
+            await asyncio.sleep(0.05)
+            is_answered.set()
+            await asyncio.gather(*tasks)
+
+    asyncio.run(upload_five_twice())
+    assert statuses == [507, 507, 200, 200, 200] * 2
 
 
 def test_a_body_without_a_length_is_bounded_too(url: str) -> None:
