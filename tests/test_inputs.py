@@ -227,6 +227,13 @@ def make_coded_crop(folder: Path) -> Path:
     return folder / "crop.mp4"
 
 
+def make_mxf(folder: Path) -> Path:
+    make_film(folder, "film.mp4", "testsrc2=size=160x128:rate=25:duration=1.6,hue=H=2.3*n", 1.6)
+    ffmpeg("-i", folder / "film.mp4", "-c:v", "libx264", "-bf", 2, "-c:a", "pcm_s16le", "-ar", 48000,
+           folder / "film.mxf")  # fmt: skip
+    return folder / "film.mxf"
+
+
 def make_ogg(folder: Path) -> Path:
     ffmpeg("-i", make_usual(folder), "-c:v", "libtheora", "-b:v", "2M", "-c:a", "libvorbis",
            folder / "vorbis.ogv")  # fmt: skip
@@ -266,6 +273,7 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
     "reordered": make_flv,
     "negative-times": make_negative_times,
     "coded-crop": make_coded_crop,
+    "mxf": make_mxf,
     "ogg": make_ogg,
     "surround": make_surround,
     "cut-middle": make_cut_middle,

@@ -17,7 +17,8 @@ Measured on 521 clips with nothing edited (GRID: 507 clips of 11 speakers; CREMA
     ======================  ======  ======  ======  =================================================
 
 No unedited clip reaches 0.9 of a limit, and each made jump above was found in each of the clips. A head that
-is shaken fast can reach it, so a jump must also stand out from the pictures around it.
+is shaken fast can reach it, so a jump must also stand out from the pictures around it. A flash changes the
+look of a face that stays where it is: what looks as before after three pictures is no jump.
 """
 
 from __future__ import annotations

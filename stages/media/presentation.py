@@ -32,9 +32,9 @@ from stages.media.container import find_video_stream, open_media
 # Formats that write one duration in the header, so that a truncated file is recognised.
 DECLARES_DURATION = frozenset({"flv", "matroska", "asf"})
 # Formats whose duration counts from 0, not from their first packet. Some writers of Matroska count otherwise.
-COUNTS_FROM_ZERO = frozenset({"matroska", "flv"})
+COUNTS_FROM_ZERO = frozenset({"matroska", "flv", "asf"})
 # Formats that store no presentation times. FFmpeg guesses some, up to two frames wrong for H.264 and Xvid.
-STORES_NO_PTS = frozenset({"avi"})
+STORES_NO_PTS = frozenset({"avi", "asf"})
 # AVFMT_TS_DISCONT: the clock of a format, such as MPEG, may jump.
 TS_DISCONT = 0x0200
 # Times closer than this count as equal: half of the millisecond in which FLV and Matroska count.
@@ -50,6 +50,9 @@ ORIENTATION_TOLERANCE = np.sin(np.pi / 180)
 STILL_GRID = (64, 48)
 STILL_LEVELS = 1
 MAX_LISTED_FRAMES = 5
+# Pictures whose times go back are not shown. More than so many, and more than one in so many, and the times
+# are not what a player shows: FFmpeg's guess of them is wrong, for H.264 in MXF for example.
+MAX_DISORDERED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,10 +285,11 @@ class DecodeReport:
 
     damaged: list[int] = field(default_factory=list)  # indices of frames that the decoder had to repair
     n_lost: int = 0  # packets that could not be decoded
+    n_disordered: int = 0  # frames left out, since their time stamps are before that of the frame before
 
     @property
     def count(self) -> int:
-        return len(self.damaged) + self.n_lost
+        return len(self.damaged) + self.n_lost + self.n_disordered
 
     def describe(self, kind: str) -> str:
         """For example "2 frames damaged (3, 4), 1 packet of video cannot be decoded"."""
@@ -296,6 +300,8 @@ class DecodeReport:
             parts.append(f"{_count(len(self.damaged), 'frame')} damaged ({listed}{more})")
         if self.n_lost:
             parts.append(f"{_count(self.n_lost, 'packet')} of {kind} cannot be decoded")
+        if self.n_disordered:
+            parts.append(f"{_count(self.n_disordered, 'frame')} left out, with times that go back")
         return ", ".join(parts)
 
 
@@ -335,6 +341,10 @@ def decode_frames(
                 raise Drop("clock", "its first pictures have no time stamps")
             if last is not None:
                 if at <= last:
+                    report.n_disordered += at < last
+                    if report.n_disordered > max(MAX_DISORDERED, n_frames // MAX_DISORDERED):
+                        raise Drop("clock", f"the times of {report.n_disordered} of its first "
+                                   f"{n_frames + report.n_disordered} pictures go back")  # fmt: skip
                     continue
                 step = at - last
             last = at

@@ -239,6 +239,15 @@ def test_resampling_is_bit_identical_to_librosa(tmp_path: Path, rate: int) -> No
         read_channels(Path(__file__), 0.0, 10)
 
 
+def test_vorbis_in_ogg_has_no_gaps_where_its_blocks_change_length(tmp_path: Path) -> None:
+    ogg, wav = tmp_path / "sound.ogg", tmp_path / "sound.wav"
+    sound = "sin(2*PI*t*(300+400*t))*(0.3+0.6*mod(t*5\\,1))"
+    ffmpeg("-f", "lavfi", "-i", f"aevalsrc={sound}:sample_rate=44100:duration=1.6", "-c:a", "libvorbis", ogg)
+    ffmpeg("-i", ogg, "-c:a", "pcm_f32le", wav)  # wav has no time stamps
+    sounds = [read_channels(path, 0.0, int(1.5 * SAMPLE_RATE)) for path in (ogg, wav)]
+    assert sounds[0] == pytest.approx(sounds[1], abs=1e-3)
+
+
 def test_the_sound_of_a_broadcast_belongs_to_its_picture(tmp_path: Path) -> None:
     """Two programmes; the other one's sound has a higher rate and more channels, its picture is smaller."""
     path = tmp_path / "broadcast.ts"
