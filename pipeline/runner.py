@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import logging
 import math
+import os
 import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -36,8 +37,7 @@ QUIET_DASK = {
     "distributed.admin.tick.interval": "1s",
     "distributed.admin.system-monitor.interval": "10s",
 }
-
-
+QUIET_TRACKER = "ignore:resource_tracker:UserWarning"
 # Measured: 21 in the command, 10 more for each worker, and 18 in a worker.
 OPEN_FILES = 48
 OPEN_FILES_PER_WORKER = 16
@@ -164,6 +164,8 @@ def start_local_client(workers: int) -> Iterator[Client]:
     from distributed import Client, LocalCluster
 
     allow_open_files(workers)
+    # Python's own process that tidies up after killed ones would say so after our line.
+    os.environ["PYTHONWARNINGS"] = f"{os.environ.get('PYTHONWARNINGS', '')},{QUIET_TRACKER}".lstrip(",")
     dask.config.set(QUIET_DASK)
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
     try:
