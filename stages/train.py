@@ -26,6 +26,7 @@ from shards.atomic import write_atomically
 from shards.cache import open_shard_store
 from shards.clip_stream import ClipStream
 from shards.documents import Document
+from shards.files import is_inside
 from shards.frames import FrameSource
 from shards.index import get_params_section
 from shards.publish import download_dataset, locate_dataset
@@ -74,7 +75,15 @@ def run(request: TrainRequest, recipe: Recipe, progress: Progress = no_progress)
         join_ranks(request.device) as ranks,
         lock_folder(request.run, busy=busy) if ranks.is_first else contextlib.nullcontext(),
     ):
+        _check_links(request.run)
         return _train(request, recipe, ranks, progress if ranks.is_first else no_progress)
+
+
+def _check_links(run: Path) -> None:
+    """Raise ModelError when a name in a run's folder leads out of it: training would write there."""
+    for path in sorted(run.iterdir()) if run.is_dir() else []:
+        if not is_inside(path, run):
+            raise ModelError(f"{path}: leads out of its folder by a link; --run itself may be a link")
 
 
 def _train(request: TrainRequest, recipe: Recipe, ranks: Ranks, progress: Progress) -> str:

@@ -22,7 +22,7 @@ from torch import Tensor
 from model.checkpoint import CHECKPOINTS, EMA, OPTIMIZER, STATE, WEIGHTS
 from model.execution import Execution
 from model.recipe import ModelError
-from model.run_log import METRICS, PICTURES
+from model.run_log import METRICS, PICTURES, TENSORBOARD
 from pipeline.app.models import ModelList, describe_run
 from sampler.params import SampleParams
 from shards.atomic import WriteError
@@ -295,3 +295,20 @@ def test_an_unaltered_run_is_read_by_every_command(shards: Path, trained: Path, 
     run = shutil.copytree(trained, tmp_path / "run")
     for command, call in list_commands(shards, run, tmp_path / "out").items():
         assert call(), command
+
+
+@pytest.mark.parametrize("name", [CHECKPOINTS, METRICS, PICTURES, TENSORBOARD])
+def test_training_writes_to_no_place_that_a_link_in_the_run_leads_to(
+    shards: Path, trained: Path, tmp_path: Path, name: str
+) -> None:
+    run, outside = shutil.copytree(trained, tmp_path / "run"), tmp_path / "outside"
+    outside.mkdir()
+    if (run / name).is_dir():
+        shutil.rmtree(run / name)
+    else:
+        (run / name).unlink(missing_ok=True)
+    # Of a file that does not exist yet, the link would make one.
+    (run / name).symlink_to(outside / "new" if name == METRICS else outside)
+    with pytest.raises(ModelError, match=f"run/{name}: leads out of its folder by a link"):
+        worlds.run_training(shards, run, replace(RECIPE, steps=RECIPE.steps + 1))
+    assert not list(outside.iterdir())
