@@ -185,11 +185,12 @@ def _is_hidden(process: int) -> bool:
 @functools.cache
 def _identify_machine() -> str:
     """Eight letters for this machine, or for this container: the numbers of its processes are its own."""
-    try:
-        namespace = os.fspath(Path("/proc/self/ns/pid").readlink())
-    except OSError:  # not Linux
-        namespace = ""
-    return hashlib.sha256(f"{platform.node()} {namespace}".encode()).hexdigest()[:8]
+    names = [platform.node()]  # many machines are called localhost, and containers lack the others
+    with contextlib.suppress(OSError):
+        names.append(Path("/etc/machine-id").read_text())
+    with contextlib.suppress(OSError):
+        names.append(os.fspath(Path("/proc/self/ns/pid").readlink()))
+    return hashlib.sha256(" ".join(names).encode()).hexdigest()[:8]
 
 
 def _remove(path: Path) -> None:

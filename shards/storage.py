@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from shards.atomic import write_atomically
+from shards.atomic import WriteError, write_atomically
 from shards.checksum import file_sha256
 from shards.files import is_regular_file, open_file, read_file
 from shards.schema import ShardError
@@ -143,6 +143,8 @@ class LocalStorage:
                 with open_file(self.path / name, inside=self.path) as file, partial.open("wb") as copy:
                     shutil.copyfileobj(file, copy)
                 check_file(f"{self.path / name}", partial.stat().st_size, file_sha256(partial), size, sha256)
+        except WriteError:
+            raise
         except OSError as err:
             raise self._make_error(name, err) from err
 

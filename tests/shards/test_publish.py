@@ -17,11 +17,12 @@ import numpy as np
 import pytest
 
 from shards import remote
+from shards.atomic import WriteError
 from shards.cache import open_shard_store
 from shards.publish import download_dataset, locate_dataset
 from shards.reader import open_dataset, read_clip
 from shards.schema import ShardError
-from shards.storage import open_storage
+from shards.storage import LocalStorage, open_storage
 from shards.verify import verify
 from tests import datasets
 
@@ -236,3 +237,14 @@ def test_a_password_in_an_address_is_sent_and_not_printed(dataset: Path) -> None
                 act()
             assert "hidden" not in str(caught.value)
             assert "hidden" not in repr(caught.value.__cause__)
+
+
+def test_a_copy_that_cannot_be_written_does_not_blame_the_file_that_is_read(tmp_path: Path) -> None:
+    source, target = LocalStorage(tmp_path), tmp_path / "file" / "copy"
+    for name in ("a", "file"):
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(WriteError) as caught:
+        source.download("a", target)
+    assert caught.value.filename == str(target.parent)
+    with pytest.raises(ShardError, match="/b: cannot be read"):
+        source.download("b", tmp_path / "copy")
