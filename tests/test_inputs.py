@@ -27,6 +27,7 @@ ODDITIES = {
     "usual": Oddities("mp4"),
     "ntsc": Oddities("flv", fps="30000/1001"),
     "lost-frames": Oddities("mkv", lost_frames=(10, 24)),
+    "late-last": Oddities("wmv", lost_frames=(20, 38)),
     "late-clock": Oddities("mkv", clock_start=1000.0),
     "wrapped-clock": Oddities("ts", clock_start=95443.0),
     "late-sound": Oddities("mp4", audio_delay=0.2),
@@ -56,13 +57,22 @@ def make_fragmented(folder: Path) -> Path:
     return folder / "fragmented.mp4"
 
 
-def make_jumping_clock(folder: Path) -> Path:
+def join_later(folder: Path, seconds: float) -> Path:
+    """A transport stream, and itself so much later."""
     first = odd_files.make_odd_file(folder, Oddities("ts"))
     assert first is not None
     second = folder / "later.ts"
-    ffmpeg("-i", first, "-c", "copy", "-output_ts_offset", 3600, second)
-    (folder / "jump.ts").write_bytes(first.read_bytes() + second.read_bytes())
-    return folder / "jump.ts"
+    ffmpeg("-i", first, "-c", "copy", "-output_ts_offset", seconds, second)
+    (folder / "joined.ts").write_bytes(first.read_bytes() + second.read_bytes())
+    return folder / "joined.ts"
+
+
+def make_jumping_clock(folder: Path) -> Path:
+    return join_later(folder, 3600)
+
+
+def make_overlapping_clock(folder: Path) -> Path:
+    return join_later(folder, odd_files.SECONDS - 0.06)
 
 
 def make_film(folder: Path, name: str, pictures: str, sound_seconds: float) -> Path:
@@ -255,6 +265,7 @@ def make_usual(folder: Path) -> Path:
 MAKERS: dict[str, Callable[[Path], Path]] = {
     "fragmented": make_fragmented,
     "jumping-clock": make_jumping_clock,
+    "overlapping-clock": make_overlapping_clock,
     "hole": make_hole,
     "photo-film": make_photo_film,
     "header-only": make_header_only,

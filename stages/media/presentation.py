@@ -39,8 +39,9 @@ STORES_NO_PTS = frozenset({"avi", "asf"})
 TS_DISCONT = 0x0200
 # Times closer than this count as equal: half of the millisecond in which FLV and Matroska count.
 TIME_TOLERANCE = Fraction(1, 2000)
-# A decoding time that goes back further than this is a restarted clock. ffmpeg's own tolerance.
-MAX_BACKWARD_SECONDS = Fraction(1, 10)
+# A decoding time that goes back further than this is a restarted clock. No muxer writes one, and none of 526
+# real clips has one; Ogg's are up to 14 ms wrong. ffmpeg allows 0.1 s, in which two recordings can overlap.
+MAX_BACKWARD_SECONDS = Fraction(1, 50)
 # A longer step forwards, in a format whose clock may jump (MPEG), is a jump and not a pause. As in ffmpeg.
 MAX_FORWARD_SECONDS = 10
 # An orientation within one degree of a quarter turn counts as that one, as in ffmpeg.
@@ -50,8 +51,8 @@ ORIENTATION_TOLERANCE = np.sin(np.pi / 180)
 STILL_GRID = (64, 48)
 STILL_LEVELS = 1
 MAX_LISTED_FRAMES = 5
-# Pictures whose times go back are not shown. More than so many, and more than one in so many, and the times
-# are not what a player shows: FFmpeg's guess of them is wrong, for H.264 in MXF for example.
+# Pictures whose times do not increase are not shown. More than so many, and more than one in so many, and the
+# times are not what a player shows: FFmpeg's guess of them is wrong, for H.264 in MXF for example.
 MAX_DISORDERED = 5
 
 
@@ -301,7 +302,7 @@ class DecodeReport:
         if self.n_lost:
             parts.append(f"{_count(self.n_lost, 'packet')} of {kind} cannot be decoded")
         if self.n_disordered:
-            parts.append(f"{_count(self.n_disordered, 'frame')} left out, with times that go back")
+            parts.append(f"{_count(self.n_disordered, 'frame')} left out, with times that do not increase")
         return ", ".join(parts)
 
 
@@ -341,10 +342,10 @@ def decode_frames(
                 raise Drop("clock", "its first pictures have no time stamps")
             if last is not None:
                 if at <= last:
-                    report.n_disordered += at < last
+                    report.n_disordered += 1
                     if report.n_disordered > max(MAX_DISORDERED, n_frames // MAX_DISORDERED):
                         raise Drop("clock", f"the times of {report.n_disordered} of its first "
-                                   f"{n_frames + report.n_disordered} pictures go back")  # fmt: skip
+                                   f"{n_frames + report.n_disordered} pictures do not increase")  # fmt: skip
                     continue
                 step = at - last
             last = at
@@ -388,14 +389,14 @@ def decode_shown_video(path: Path, span: StreamSpan) -> ShownVideo:
     """As ``read_shown_video``, for a file whose packets have been read."""
     report = DecodeReport()
     first = changed = None  # time stamps
-    step, last = span.seconds / span.packets, span.start
+    stamps: list[Fraction] = []
     still_picture = np.zeros(0, np.int16)
     form: PictureForm | None = None
     still = (Fraction(0), Fraction(0))
     with open_media(path) as container:
         stream = find_video_stream(container)
         for at, frame in decode_frames(container, report):
-            step, last = at - last if first is not None else step, at
+            stamps.append(at)
             brightness = _measure_brightness(frame)
             if first is None or changed is None:
                 first = changed = at
@@ -408,7 +409,8 @@ def decode_shown_video(path: Path, span: StreamSpan) -> ShownVideo:
             raise Drop("no_video", "none of its video frames can be decoded")
         end = max(span.end, changed)
         if stores_no_pts(container):  # the decoder's delay: pictures come later than their packets
-            end = last + step
+            steps = [later - earlier for earlier, later in pairwise(stamps)]
+            end = stamps[-1] + (median(steps) if steps else span.seconds / span.packets)
     still = max(still, (end - changed, -changed))
     # Packets before the first frame that can be decoded show nothing.
     start = span.start if abs(first - span.start) <= TIME_TOLERANCE else first

@@ -73,6 +73,8 @@ def check_against_ffmpeg(folder: Path, odd: Oddities, suffix: str) -> str:
     with open_audio(out) as container:
         assert next(decode_blocks(container)).start >= start - 0.06, "plays what was cut off"
     end = round(float(speech.seconds) * SAMPLE_RATE) - SAMPLE_RATE // 20
+    if end <= 0:
+        return "too short to compare"
     loudness = [np.sqrt(np.square(s[:end]).mean()) for s in (sound, expected)]
     assert loudness[0] == pytest.approx(loudness[1], rel=0.1)
     # Millisecond clocks and encoders move the sound by less than a fiftieth of a frame.

@@ -16,17 +16,22 @@ from tests.waiting import GUARD_SECONDS
 
 SECONDS = 1.6
 SIZE = (160, 128)
-# Container, and codecs of pictures and sound.
+# Of each container the codecs of pictures and sound, the usual ones first.
 FORMATS = {
-    "mp4": ("libx264", "aac"),
-    "mov": ("libx264", "pcm_s16le"),
-    "mkv": ("libx264", "aac"),
-    "ts": ("libx264", "mp2"),
-    "mpg": ("mpeg1video", "mp2"),
-    "flv": ("flv1", "libmp3lame"),
-    "avi": ("mpeg4", "libmp3lame"),
-    "webm": ("libvpx", "libvorbis"),
+    "mp4": [("libx264", "aac"), ("mpeg4", "libmp3lame"), ("libx265", "ac3"), ("libvpx-vp9", "libopus")],
+    "mov": [("libx264", "pcm_s16le"), ("prores_ks", "pcm_s24le"), ("mjpeg", "aac")],
+    "mkv": [("libx264", "aac"), ("mpeg2video", "ac3"), ("libvpx-vp9", "libopus"), ("ffv1", "flac")],
+    "ts": [("libx264", "mp2"), ("mpeg2video", "aac"), ("libx265", "ac3")],
+    "mpg": [("mpeg1video", "mp2"), ("mpeg2video", "mp2"), ("libx264", "mp2")],
+    "flv": [("flv1", "libmp3lame"), ("libx264", "aac")],
+    "avi": [("mpeg4", "libmp3lame"), ("libx264", "libmp3lame"), ("libx264", "pcm_s16le"), ("mjpeg", "ac3")],
+    "webm": [("libvpx", "libvorbis"), ("libvpx-vp9", "libopus")],
+    "ogv": [("libtheora", "libvorbis")],
+    "wmv": [("wmv2", "wmav2"), ("libx264", "wmav2")],
+    "mxf": [("mpeg2video", "pcm_s16le"), ("libx264", "pcm_s16le")],
 }
+HAS_B_FRAMES = ("libx264", "libx265", "mpeg4", "mpeg1video", "mpeg2video")
+PIXELS = {"prores_ks": "yuv422p10le", "mjpeg": "yuvj420p"}
 TURNS_PICTURES = ("mp4", "mov")
 
 
@@ -35,6 +40,8 @@ class Oddities:
     """What is odd about a file."""
 
     container: str
+    codecs: tuple[str, str] | None = None  # None: the usual ones
+    b_frames: int = 2  # where the codec has such
     fps: str = "25"
     pixel_aspect: Fraction = Fraction(1)
     lost_frames: tuple[int, int] = (0, 0)  # first and last; a hole
@@ -55,6 +62,11 @@ class Oddities:
 
 
 def draw_oddities() -> st.SearchStrategy[Oddities]:
+    """Oddities of any container, in any combination."""
+    return st.sampled_from(sorted(FORMATS)).flatmap(draw_oddities_of_container)
+
+
+def draw_oddities_of_container(container: str) -> st.SearchStrategy[Oddities]:
     """Oddities in any combination, few of them at a time being away from their usual value."""
 
     def mostly(usual: object, *others: object) -> st.SearchStrategy[object]:
@@ -62,7 +74,9 @@ def draw_oddities() -> st.SearchStrategy[Oddities]:
 
     return st.builds(
         Oddities,
-        container=st.sampled_from(sorted(FORMATS)),
+        container=st.just(container),
+        codecs=mostly(None, *FORMATS[container]),
+        b_frames=mostly(2, 0, 3),
         fps=mostly("25", "30000/1001", "50", "12"),
         pixel_aspect=mostly(Fraction(1), Fraction(2), Fraction(1, 2), Fraction(16, 15), Fraction(12, 11)),
         lost_frames=mostly((0, 0), (0, 6), (5, 9), (10, 24), (30, 39)),
@@ -74,7 +88,8 @@ def draw_oddities() -> st.SearchStrategy[Oddities]:
         degrees=mostly(0.0, 90.0, 180.0, 270.0, 5.0, 0.4),
         is_mirrored=mostly(False, True),
         subtitle_seconds=mostly(0.0, 1.0, 9.0),
-        clock_start=mostly(0.0, 0.5, 1000.0, 95443.0),  # a 33 bit clock of 90 kHz restarts at 95443.7 s
+        # The 33 bit clock of MPEG restarts at 95443.7 s.
+        clock_start=mostly(0.0, 0.5, 1000.0, *([95443.0] if container in ("ts", "mpg") else [])),
         is_joined=mostly(False, True),
         changes_size=mostly(False, True),
         flipped_bits=mostly(0, 1, 30),
@@ -106,18 +121,19 @@ def make_odd_file(folder: Path, odd: Oddities) -> Path | None:
 
 def _encode(path: Path, odd: Oddities, size: tuple[int, int], *, pattern: str, tone: int) -> Path:
     """Pictures whose colours turn by 132 degrees from one to the next, and sound that never repeats."""
-    video, audio = FORMATS[odd.container]
+    video, audio = odd.codecs or FORMATS[odd.container][0]
     first, last = odd.lost_frames
     select = f"not(between(n\\,{first}\\,{last}))" if last else "1"
-    options = ["-preset", "ultrafast", "-bf", 2] if video == "libx264" else ["-b:v", "2M"]
+    options: list[object] = ["-preset", "ultrafast"] if video in ("libx264", "libx265") else ["-b:v", "2M"]
+    options += ["-bf", odd.b_frames] if video in HAS_B_FRAMES else []
     sound = f"sin(2*PI*t*({tone}+400*t))*(0.3+0.6*mod(t*5\\,1))"
     ffmpeg(
         *("-f", "lavfi", "-i", f"{pattern}=size={size[0]}x{size[1]}:rate={odd.fps}:duration={SECONDS}"),
         *("-itsoffset", odd.audio_delay),
         *("-f", "lavfi", "-i", f"aevalsrc={sound}:sample_rate=44100:duration={odd.audio_seconds}"),
         *("-vf", f"hue=H=2.3*n,select={select},setsar={odd.pixel_aspect}", "-fps_mode", "passthrough"),
-        *("-pix_fmt", "yuv420p", "-c:v", video, *options, "-g", odd.keyframe_interval, "-threads", 1),
-        *("-c:a", audio, path),
+        *("-pix_fmt", PIXELS.get(video, "yuv420p"), "-c:v", video, *options, "-g", odd.keyframe_interval),
+        *("-threads", 1, "-c:a", audio, "-ar", 48000 if odd.container == "mxf" else 44100, path),
     )  # fmt: skip
     return path
 
@@ -161,8 +177,18 @@ def render(path: Path, target: Path) -> bool:
         "scale=w='if(gt(sar,1),round(iw*sar),iw)':h='if(lt(sar,1),round(ih/sar),ih)'"
         ":flags=bicubic+accurate_rnd"
     )
-    command = [FFMPEG, "-nostdin", "-loglevel", "error", "-y", "-threads", 1, "-i", path, "-sn", "-dn"]
-    command += ["-vf", f"{square},setsar=1", "-fps_mode", "passthrough", "-enc_time_base", "demux"]
+    command = [FFMPEG, "-nostdin", "-loglevel", "error", "-y", "-threads", 1, "-copyts", "-i", path]
+    # Times as in the file: with its start subtracted they would be rounded to its clock, 1/25 s in Ogg.
+    command += [
+        "-sn",
+        "-dn",
+        "-vf",
+        f"{square},setsar=1",
+        "-fps_mode",
+        "passthrough",
+        "-enc_time_base",
+        "demux",
+    ]
     command += ["-c:v", "ffv1", "-pix_fmt", "bgr0", "-c:a", "pcm_f32le", "-f", "nut", target]
     result = subprocess.run(list(map(str, command)), check=False, timeout=GUARD_SECONDS, capture_output=True)
     return result.returncode == 0 and target.stat().st_size > 0

@@ -23,6 +23,8 @@ N_FILES = int(os.environ.get("REDUB_PATIENT") or 0)
 PARAMS = ClipsParams(max_av_gap_seconds=9.0, max_still_seconds=9.0, min_seconds=0.1)
 # Another version of FFmpeg converts; the frame before or after differs by some 60 levels.
 MAX_LEVELS, MAX_DB = 4.0, 1.5
+# Their headers are stored once in a file: pictures of another size are decoded to rubbish without an error.
+ONE_HEADER = ("libx265", "ffv1")
 
 
 def probe(path: Path) -> Outcome:
@@ -68,12 +70,20 @@ def compare_with_ffmpeg(path: Path, outcome: Outcome) -> None:
     assert render(path, rendering), "accepted, but the ffmpeg command shows nothing"
     shown = probe(rendering)
     assert shown.status == OK, f"accepted, but its rendering is not: {shown.reason}"
-    assert outcome.facts["frames"] == shown.facts["frames"]
+    n_frames = min(outcome.facts["frames"], shown.facts["frames"])
+    # How long the last picture stands, ASF does not say.
+    assert max(outcome.facts["frames"], shown.facts["frames"]) - n_frames <= (path.suffix == ".wmv")
     assert (outcome.facts["width"], outcome.facts["height"]) == (shown.facts["width"], shown.facts["height"])
-    pictures, expected = read_pictures(path, outcome.facts), read_pictures(rendering, shown.facts)
+    pictures, expected = (
+        read_pictures(clip, {**facts, "frames": n_frames})
+        for clip, facts in ((path, outcome.facts), (rendering, shown.facts))
+    )
     levels = np.abs(pictures - expected).mean(axis=(1, 2, 3))
     assert levels.max() < MAX_LEVELS, f"frame {levels.argmax()} differs by {levels.max():.1f} levels"
-    mels, heard = read_mels(path, outcome.facts), read_mels(rendering, shown.facts)
+    mels, heard = (
+        read_mels(clip, {**facts, "frames": n_frames})
+        for clip, facts in ((path, outcome.facts), (rendering, shown.facts))
+    )
     assert (mels is None) == (heard is None)
     if mels is not None and heard is not None:
         decibel = np.abs(mels - heard).mean(axis=1)
@@ -94,6 +104,7 @@ def test_an_odd_file_is_a_clip_as_a_player_shows_it_or_is_refused(
 ) -> None:
     # VP8 has no code for errors: what it makes of wrong bits differs from one FFmpeg to the next.
     assume(not (odd.container == "webm" and odd.flipped_bits))
+    assume(not (odd.changes_size and odd.codecs and odd.codecs[0] in ONE_HEADER))
     verdict = check_against_ffmpeg(tmp_path_factory.mktemp("odd"), odd)
     event(verdict)
     assume(verdict != "cannot be made")
