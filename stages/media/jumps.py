@@ -53,7 +53,8 @@ MAX_ZOOM = 0.055  # of the logarithm of the size
 MAX_TURN = 0.055  # radians
 MAX_RESHAPE = 0.0225  # root mean square distance after the best similarity, in widths of the face
 # A jump is so many times as large as the nearest steps around it, of which one may be a jump itself.
-MIN_PROMINENCE = 2.0
+# A head that starts to move has up to 7 / 3 times the step of three pictures before.
+MIN_PROMINENCE = 2.5
 STEPS_AROUND = 4  # two on each side, except at the ends
 # A face that does not move, and looks as before after so many pictures, is the same one: a flash has lit it.
 MAX_FLASH_PICTURES = 3

@@ -136,7 +136,7 @@ def test_the_average_of_constant_weights_matches_its_closed_form() -> None:
 def test_gradients_are_clipped_to_max_grad_norm(data: Resident, tmp_path: Path) -> None:
     """After one step AdamW's first moment is a tenth of the gradient."""
     norms = {}
-    for limit in (0.0, 0.05, 1e6):
+    for limit in (0.0, 0.05, 1e4):
         recipe = replace(TINY, steps=1, optim=replace(TINY.optim, max_grad_norm=limit))
         state = worlds.train_on(data, tmp_path / f"{limit}", recipe)
         first_moments = [moments["exp_avg"].flatten() for moments in state.optimizer.state.values()]
@@ -145,7 +145,7 @@ def test_gradients_are_clipped_to_max_grad_norm(data: Resident, tmp_path: Path) 
         if limit != 0.05:
             assert line["grad_norm"] == pytest.approx(norms[limit], rel=1e-5)
     assert norms[0.05] == pytest.approx(0.05, rel=1e-3)
-    assert norms[0.0] == norms[1e6] > 0.05
+    assert norms[0.0] == norms[1e4] > 0.05
 
 
 def test_a_first_step_moves_no_weight_further_than_the_learning_rate(data: Resident, tmp_path: Path) -> None:

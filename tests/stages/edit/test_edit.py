@@ -622,7 +622,7 @@ def start_process(script: str, *args: object) -> subprocess.Popen[str]:
 
 
 SLOW = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from tests.stages.edit.test_edit import BoxPainter, QUICK, edit
 
@@ -634,6 +634,7 @@ class Slow(BoxPainter):
         return super().paint(frame, k)
 
 video, audio, out, model = map(Path, sys.argv[1:])
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 edit(video, audio, out, Slow(), model=model, params=QUICK)
 """
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from skimage.data import astronaut
 
@@ -52,6 +52,7 @@ def find(faces: Sequence[FaceDetection | None], changes: Sequence[float] | None 
 
 
 @settings(max_examples=60)
+@example(shake=0.0, nod_hertz=1.25, lean=0.0, tilt=0.25, seed=0)  # it starts to move as the clip ends
 @given(
     shake=st.floats(0, 0.3),
     nod_hertz=st.floats(0.2, 1.5),
