@@ -165,7 +165,9 @@ def start_local_client(workers: int) -> Iterator[Client]:
 
     allow_open_files(workers)
     # Python's own process that tidies up after killed ones would say so after our line.
-    os.environ["PYTHONWARNINGS"] = f"{os.environ.get('PYTHONWARNINGS', '')},{QUIET_TRACKER}".lstrip(",")
+    filters = os.environ.get("PYTHONWARNINGS", "")
+    if QUIET_TRACKER not in filters:  # workers are started again after a lost scheduler
+        os.environ["PYTHONWARNINGS"] = f"{filters},{QUIET_TRACKER}".lstrip(",")
     dask.config.set(QUIET_DASK)
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
     try:

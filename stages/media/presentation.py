@@ -286,7 +286,7 @@ class DecodeReport:
 
     damaged: list[int] = field(default_factory=list)  # indices of frames that the decoder had to repair
     n_lost: int = 0  # packets that could not be decoded
-    n_disordered: int = 0  # frames left out, since their time stamps are before that of the frame before
+    n_disordered: int = 0  # frames left out, since their time stamps are not after that of the frame before
 
     @property
     def count(self) -> int:
@@ -388,8 +388,8 @@ def read_shown_video(path: Path) -> ShownVideo:
 def decode_shown_video(path: Path, span: StreamSpan) -> ShownVideo:
     """As ``read_shown_video``, for a file whose packets have been read."""
     report = DecodeReport()
-    first = changed = None  # time stamps
     stamps: list[Fraction] = []
+    changed = Fraction(0)
     still_picture = np.zeros(0, np.int16)
     form: PictureForm | None = None
     still = (Fraction(0), Fraction(0))
@@ -398,14 +398,14 @@ def decode_shown_video(path: Path, span: StreamSpan) -> ShownVideo:
         for at, frame in decode_frames(container, report):
             stamps.append(at)
             brightness = _measure_brightness(frame)
-            if first is None or changed is None:
-                first = changed = at
+            if form is None:
+                changed = at
                 form = read_form(stream, frame)
                 still_picture = brightness
             elif np.abs(brightness - still_picture).max() > STILL_LEVELS:
                 still = max(still, (at - changed, -changed))
                 changed, still_picture = at, brightness
-        if first is None or changed is None or form is None:
+        if form is None:
             raise Drop("no_video", "none of its video frames can be decoded")
         end = max(span.end, changed)
         if stores_no_pts(container):  # the decoder's delay: pictures come later than their packets
@@ -413,7 +413,7 @@ def decode_shown_video(path: Path, span: StreamSpan) -> ShownVideo:
             end = stamps[-1] + (median(steps) if steps else span.seconds / span.packets)
     still = max(still, (end - changed, -changed))
     # Packets before the first frame that can be decoded show nothing.
-    start = span.start if abs(first - span.start) <= TIME_TOLERANCE else first
+    start = span.start if abs(stamps[0] - span.start) <= TIME_TOLERANCE else stamps[0]
     still_start, still_seconds = float(-still[1] - start), float(still[0])
     return ShownVideo(StreamSpan(start, end, span.packets), form, still_start, still_seconds, report)
 
