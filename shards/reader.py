@@ -173,6 +173,17 @@ def read_clip(dataset: Dataset, clip_id: str) -> ClipSample:
     return clip
 
 
+def read_info(dataset: Dataset, clip_id: str) -> dict[str, Any]:
+    """Read a clip's json alone, and no frames. Raises ShardError, which names its shard."""
+    members = read_members(dataset, clip_id, ["json"])
+    try:
+        info = json_to_info(members["json"], f"{clip_id}.{JSON_MEMBER}")
+        check_index_row(info, dataset.clips[clip_id], clip_id)
+    except ShardError as err:
+        raise ShardError(f"{dataset.storage.address}/{dataset.clips[clip_id]['shard']}: {err}") from err
+    return info
+
+
 def check_index_row(info: Mapping[str, Any], row: Mapping[str, Any], clip_id: str) -> None:
     """Raise ShardError unless a clip's json has the number of frames of its index row."""
     if info["frames"] != row["frames"]:

@@ -62,7 +62,12 @@ def _parse_generated(value: str) -> tuple[str, Path]:
 )
 @landmarker_option
 @click.option("--weights", type=FOLDER, help="Folder of published networks: SyncNet, Inception, LPIPS.")
-@click.option("--raw", type=FOLDER, help="The corpus's raw clips, whose sound SyncNet needs.")
+@click.option(
+    "--raw",
+    type=FOLDER,
+    help="The corpus's raw clips, for their sound: of SyncNet, and of p, b and m where there are no word "
+    "times (needs the extra `phonemes`).",
+)
 @click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),

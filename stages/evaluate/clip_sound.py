@@ -55,8 +55,12 @@ def find_source(raw: Path, info: Mapping[str, Any]) -> Path:
 
 def save_clip_sound(path: Path, start: float, n_frames: int, entry: Path) -> Outcome:
     """Save a clip's sound as 16 bit samples in a cache entry. Runs in the sandbox."""
-    mono, _ = mix_to_mono(read_channels(path, start, n_frames * SAMPLES_PER_FRAME))
-    samples = np.clip(np.round(mono * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
     outcome = Outcome()
-    save_entry(entry, outcome, {"sound": samples})
+    save_entry(entry, outcome, {"sound": decode_clip_sound(path, start, n_frames)})
     return outcome
+
+
+def decode_clip_sound(path: Path, start: float, n_frames: int) -> NDArray[np.int16]:
+    """Sound from ``start`` seconds on, (640 n_frames,) at 16 kHz, mono. Raises Drop."""
+    mono, _ = mix_to_mono(read_channels(path, start, n_frames * SAMPLES_PER_FRAME))
+    return np.clip(np.round(mono * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.reader import Dataset, read_clip
+from shards.reader import Dataset, read_clip, read_info
 from shards.schema import ClipSample, Frames, ShardError
 from stages.engine.cache import digest, entry_path, load_entry, save_entry, versions
 from stages.engine.outcome import Drop, Outcome
@@ -53,7 +53,7 @@ class RawClips:
             return "no raw clips"
         if clip_id not in self._speech:
             try:
-                info = read_clip(self._dataset, clip_id).info
+                info = read_info(self._dataset, clip_id)
                 self._speech[clip_id] = read_clip_sound(self._raw, info, self._limits)
             except (Drop, ShardError) as err:
                 self._speech[clip_id] = str(err)

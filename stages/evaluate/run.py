@@ -34,7 +34,7 @@ from stages.engine.outcome import Outcome, StageError
 from stages.engine.progress import Progress, no_progress
 from stages.engine.sandbox import LimitParams
 from stages.engine.stage import Mapper
-from stages.evaluate import measure
+from stages.evaluate import measure, phonemes
 from stages.evaluate.baselines import build_bank, choose_bank_clips
 from stages.evaluate.columns import COLUMNS
 from stages.evaluate.listening import OBEDIENCE
@@ -80,7 +80,8 @@ MOUTHS = ("mouth_", "opening_", "audio_obedience", "obedience_", "silence_", "cl
 LANDMARK_COLUMNS = (*(name for name in COLUMNS if name.startswith(MOUTHS)), *LSE_REAL)
 CLOSURES = ("closure", "closure_truth")
 NO_WORD_TIMES = (
-    "needs word times, such as GRID's .align files: --alignments DIR; no speech recogniser is used"
+    "needs word times, such as GRID's .align files (--alignments DIR), or the sound (--raw DIR) and a "
+    "phoneme recogniser: pip install 'redub[phonemes]'"
 )
 SLOW_COLUMNS = (*SSIM, *CPBD, *LPIPS, *FID, *LSE, *LSE_REAL)  # that --mouths-only leaves out
 MEAN_OPENING_CLIPS = 48  # of the training split: their mean opening has a seventh of a clip's own spread
@@ -101,7 +102,7 @@ class EvaluateRequest:
     mouths_only: bool = False  # neither SSIM nor CPBD nor any network's scores
     alignments: Path | None = None  # folder of GRID's word times
     weights: Path | None = None  # folder of published networks
-    raw: Path | None = None  # the corpus's raw files, for the sound that SyncNet needs
+    raw: Path | None = None  # the corpus's raw files, for the sound: of SyncNet and of p, b and m
     device: str = "cpu"  # of those networks
 
 
@@ -142,8 +143,8 @@ def _evaluate(
     clip_ids = {clip_id for pair in (*own, *swapped) for clip_id in (pair.clip_id, pair.audio_clip_id)}
     tools, not_computed = _prepare_tools(request, dataset, shards, clip_ids)
 
-    closures = _find_all_closures(request, dataset, clip_ids)
-    if closures is None:
+    closures = _find_all_closures(request, dataset, clip_ids, limits, map_tasks)
+    if not closures:
         not_computed = dict.fromkeys(CLOSURES, NO_WORD_TIMES) | not_computed
     entries = list_entries(systems, own, swapped, dataset, tools)
     truths = {name: make_item(dataset, tools, "truth", Pair(name, name)) for name in sorted(clip_ids)}
@@ -252,14 +253,24 @@ def _list_training_mouths(dataset: Dataset, tools: MeasureTools, excluded: Set[s
 
 
 def _find_all_closures(
-    request: EvaluateRequest, dataset: Dataset, clip_ids: Set[str]
-) -> dict[str, list[int]] | None:
-    """Frames in which p, b and m close the lips, of the clips whose word times are known; None: of none."""
-    if request.alignments is None:
-        return None
-    clips = {clip_id: dataset.clips[clip_id] for clip_id in sorted(clip_ids)}
-    words = read_alignments(request.alignments, clips)
-    return {clip_id: find_closures(clip_words) for clip_id, clip_words in words.items()}
+    request: EvaluateRequest,
+    dataset: Dataset,
+    clip_ids: Set[str],
+    limits: LimitParams,
+    map_tasks: Mapper,
+) -> dict[str, list[int]]:
+    """Frames in which p, b and m close the lips: from word times, else from the sound; of no other clips."""
+    closures: dict[str, list[int]] = {}
+    if request.alignments is not None:
+        clips = {clip_id: dataset.clips[clip_id] for clip_id in sorted(clip_ids)}
+        words = read_alignments(request.alignments, clips)
+        closures = {clip_id: find_closures(clip_words) for clip_id, clip_words in words.items()}
+    if request.raw is not None and request.landmarks and phonemes.is_installed():
+        others = sorted(clip_ids - closures.keys())
+        closures |= phonemes.find_closures_by_sound(
+            dataset, others, request.raw, request.cache, limits, map_tasks
+        )
+    return closures
 
 
 class _MeasurementReader:
@@ -270,7 +281,7 @@ class _MeasurementReader:
         truths: Mapping[str, MeasureItem],
         failures: Mapping[Path, Outcome],
         timing: Sequence[MeasureItem],
-        closures: Mapping[str, Sequence[int]] | None,
+        closures: Mapping[str, Sequence[int]],
     ) -> None:
         self._failures = failures
         self._true_clips: dict[str, TrueClip] = {}
@@ -279,7 +290,7 @@ class _MeasurementReader:
             self._true_clips[clip_id] = (
                 TrueClip()
                 if isinstance(result, Outcome)
-                else TrueClip(get_mouths(result), result["is_silent"], (closures or {}).get(clip_id))
+                else TrueClip(get_mouths(result), result["is_silent"], closures.get(clip_id))
             )
         results = [result for item in timing if not isinstance(result := self.read(item), Outcome)]
         self.mean_opening = average_openings(
