@@ -1,0 +1,127 @@
+"""Does a speech of minutes move the mouth as well as its sentences do one by one?
+
+    python benchmarks/long_speech.py --shards data/grid/shards --raw data/grid/raw --run runs/x --speaker s1
+
+Pairs of the split, each with another clip's speech, are generated one by one and then as one clip: their
+frames joined, with the mels of their joined speech. Both are scored pair by pair. A joined clip has cuts
+that no edit would have, so this is the harder case.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from ablation import TruthMouths
+
+from model.checkpoint import load_network
+from model.execution import Execution, select_device
+from sampler.params import SampleParams
+from sampler.rollout import ClipRequest, CropFrame, FrameGenerator
+from shards.reader import Dataset, open_dataset
+from shards.schema import VIDEO_FPS, ClipSample, Frames
+from stages.engine.sandbox import LimitParams
+from stages.evaluate.clip_sound import FULL_SCALE, read_clip_sound
+from stages.evaluate.listening import PairMouths, average_scores, score_pair
+from stages.evaluate.measure import cut_clip
+from stages.evaluate.metrics.obedience import Mean, bootstrap_mean
+from stages.media import weights
+from stages.media.audio import SAMPLES_PER_FRAME
+from stages.mels import compute_mel_rows
+from stages.preview.sound import read_mels_params
+from stages.sample.pairs import Pair, count_pair_frames, make_pairs, read_pair
+
+COLUMNS = (
+    "audio_obedience", "audio_obedience_net", "obedience_speech", "obedience_source", "opening_correlation",
+)  # fmt: skip
+MAX_SEEDS = 20  # each gives every clip of the split another partner
+
+
+def join_speech(
+    dataset: Dataset, raw: Path, pairs: Sequence[Pair], clips: Sequence[tuple[ClipSample, ClipSample]]
+) -> np.ndarray:
+    """The mels of the pairs' speech, one after another in one recording."""
+    sounds = []
+    for pair, (_, speech) in zip(pairs, clips, strict=True):
+        sound = read_clip_sound(raw, speech.info, LimitParams())
+        sounds.append(sound[: SAMPLES_PER_FRAME * count_pair_frames(dataset, pair)])
+    sound = np.concatenate(sounds).astype(np.float32) / FULL_SCALE
+    return compute_mel_rows(sound[:-1], read_mels_params(dataset))
+
+
+def generate(generator: FrameGenerator, key: str, parts: Sequence[ClipSample], mels: np.ndarray) -> Frames:
+    frames = (CropFrame(*both) for part in parts for both in zip(part.frames, part.boxes, strict=True))
+    request = ClipRequest(key, frames, mels)
+    return np.stack([frame.pixels for frame in generator.rollout([request], slots=1)])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shards", required=True)
+    parser.add_argument("--raw", type=Path, required=True, help="the corpus's raw files, for their sound")
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--which", default="newest", choices=["newest", "best"])
+    parser.add_argument("--speaker", help="only the clips of this speaker")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--seconds", type=float, default=120, help="length of the joined clip, at least")
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--guidance", type=float, default=2.0)
+    parser.add_argument("--landmarker", type=Path, help="MediaPipe's face_landmarker.task")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    args = parser.parse_args()
+    dataset = open_dataset(args.shards, hashes=False)
+    pairs = choose_pairs(dataset, args)
+    clips = [read_pair(dataset, pair) for pair in pairs]
+    lengths = [count_pair_frames(dataset, pair) for pair in pairs]
+    network, saved = load_network(args.run, which=args.which)
+    params = SampleParams(steps=args.steps, guidance=args.guidance)
+    device = select_device(args.device)
+    generator = FrameGenerator(network, saved.recipe, params, device, Execution())
+    sources = [cut_clip(clip, n) for (clip, _), n in zip(clips, lengths, strict=True)]
+    whole = generate(generator, "joined", sources, join_speech(dataset, args.raw, pairs, clips))
+    parts = np.split(whole, np.cumsum(lengths)[:-1])
+    scores: dict[str, list[dict[str, float]]] = {"one by one": [], "joined": []}
+    with TruthMouths(args.landmarker or weights.find(weights.LANDMARKER)) as truth:
+        for pair, (clip, speech), source, part in zip(pairs, clips, sources, parts, strict=True):
+            alone = generate(generator, pair.name, [source], speech.mels)
+            for name, frames in (("one by one", alone), ("joined", part)):
+                mouths = PairMouths(truth.find(frames), truth.get(speech), truth.get(clip))
+                scores[name].append(score_pair(frames, clip, speech, mouths))
+    print(f"{len(pairs)} pairs, {sum(lengths) / VIDEO_FPS:.0f} s, step {saved.step}")
+    print(f"| | {' | '.join(COLUMNS)} |\n{'| --- ' * (1 + len(COLUMNS))}|")
+    for name, each in scores.items():
+        print(format_row(name, average_scores(each)))
+    differences = [
+        {column: joined[column] - alone[column] for column in COLUMNS if column in joined and column in alone}
+        for alone, joined in zip(scores["one by one"], scores["joined"], strict=True)
+    ]
+    for place, some in (("all", differences), ("the last quarter", differences[-(len(differences) // 4) :])):
+        print(format_row(f"joined less one by one, {place}", {
+            column: bootstrap_mean([each[column] for each in some if column in each]) for column in COLUMNS
+        }))  # fmt: skip
+
+
+def choose_pairs(dataset: Dataset, args: argparse.Namespace) -> list[Pair]:
+    """Different pairs of the split until they are long enough, or there are no more."""
+    pairs: dict[Pair, None] = {}
+    for seed in range(MAX_SEEDS):
+        for pair in make_pairs(dataset, args.split, "swapped", seed=seed, speaker=args.speaker):
+            if sum(count_pair_frames(dataset, each) for each in pairs) >= VIDEO_FPS * args.seconds:
+                return list(pairs)
+            pairs[pair] = None
+    return list(pairs)
+
+
+def format_row(name: str, means: Mapping[str, Mean]) -> str:
+    cells = (
+        f"{means[column].value:.3f} [{means[column].low:.3f}, {means[column].high:.3f}]" for column in COLUMNS
+    )
+    return f"| {name} | {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    main()
