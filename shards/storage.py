@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 from typing import Protocol
 
 from shards.atomic import WriteError, write_atomically
@@ -158,10 +160,12 @@ class LocalStorage:
         return (path.name for path in sorted(self.path.iterdir()) if path.is_file())
 
     def walk(self) -> Iterator[FileInfo]:
-        for path in sorted(self.path.rglob("*")):
-            if path.is_file():
-                stat = path.stat()
-                yield FileInfo(path.relative_to(self.path).as_posix(), stat.st_size, str(stat.st_mtime_ns))
+        # skips what is deleted meanwhile; rglob raises
+        for path in sorted(Path(folder, name) for folder, _, names in os.walk(self.path) for name in names):
+            with contextlib.suppress(FileNotFoundError):
+                if S_ISREG((status := path.stat()).st_mode):
+                    name = path.relative_to(self.path).as_posix()
+                    yield FileInfo(name, status.st_size, str(status.st_mtime_ns))
 
     def _make_error(self, name: str, err: OSError) -> ShardError:
         kind = MissingFileError if isinstance(err, FileNotFoundError) else ShardError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -35,11 +36,16 @@ class ModelList:
 
     def find_runs(self) -> dict[str, Checkpoint]:
         """The best checkpoint of each run by the run's name. Looks again each time: runs may be training."""
-        folders = sorted(path.parent for path in self._root.rglob(CHECKPOINTS))
-        names = {folder: str(folder.relative_to(self._root)) for folder in folders}
-        names |= {run: str(run) for run in self._extra_runs}
+        folders = []
+        for folder, names, _ in os.walk(self._root):  # skips what is deleted meanwhile; rglob raises
+            if CHECKPOINTS in names:
+                folders.append(Path(folder))
+                names.remove(CHECKPOINTS)  # whose folders come and go
+        folders.sort()
+        titles = {folder: str(folder.relative_to(self._root)) for folder in folders}
+        titles |= {run: str(run) for run in self._extra_runs}
         runs = {}
-        for run, name in names.items():
+        for run, name in titles.items():
             try:
                 runs[name] = find_checkpoint(run)
             except ModelError as err:

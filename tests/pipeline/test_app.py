@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -33,6 +34,7 @@ from stages.engine.outcome import StageError
 from stages.synth import ClipSpec
 from tests.browser import launch_browser
 from tests.build import pipeline
+from tests.changing import change_folders
 from tests.media import ffmpeg, read_audio, read_rgb_frames, read_stamps
 from tests.model.worlds import CPU, TINY
 from tests.waiting import GUARD_SECONDS, wait_until
@@ -73,7 +75,8 @@ class Server:
 
     def files(self) -> list[Path]:
         """The files of its visitors."""
-        return [path for path in self.scratch.rglob("*") if path.is_file()]
+        paths = (Path(folder, name) for folder, _, names in os.walk(self.scratch) for name in names)
+        return [path for path in paths if path.is_file()]
 
 
 @contextlib.contextmanager
@@ -322,6 +325,14 @@ def test_the_best_checkpoint_of_each_run_is_offered_and_read_once(world: Path, t
     assert first.network is second.network and len(second.gammas) == 4
     with pytest.raises(ModelError, match=r"run '\.\./b': there is no such run; known are a/b"):
         models.load_generator("../b", SampleParams())
+
+
+def test_runs_are_listed_while_folders_beside_them_come_and_go(world: Path, tmp_path: Path) -> None:
+    shutil.copytree(world / "runs" / "tiny", tmp_path / "m" / "tiny")
+    models = ModelList(tmp_path, [], CPU, Execution())
+    with change_folders(tmp_path / "m" / "others"):
+        for _ in range(100):
+            assert list(models.find_runs()) == ["m/tiny"]
 
 
 def test_a_session_s_files_are_deleted_when_it_has_ended_and_nothing_runs(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from shards.schema import ShardError
 from shards.storage import LocalStorage, open_storage
 from shards.verify import verify
 from tests import datasets
+from tests.changing import change_folders
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
@@ -248,3 +249,11 @@ def test_a_copy_that_cannot_be_written_does_not_blame_the_file_that_is_read(tmp_
     assert caught.value.filename == str(target.parent)
     with pytest.raises(ShardError, match="/b: cannot be read"):
         source.download("b", tmp_path / "copy")
+
+
+def test_a_folder_is_listed_while_other_processes_change_it(tmp_path: Path) -> None:
+    (tmp_path / "stays").write_bytes(b"12")
+    with change_folders(tmp_path / "others"):
+        for _ in range(200):
+            files = {file.name: file.bytes for file in LocalStorage(tmp_path).walk()}
+            assert files.pop("stays") == 2 and set(files.values()) <= {0}
