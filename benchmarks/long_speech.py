@@ -48,7 +48,10 @@ def join_speech(
         sound = read_clip_sound(raw, speech.info, LimitParams())
         sounds.append(sound[: SAMPLES_PER_FRAME * count_pair_frames(dataset, pair)])
     sound = np.concatenate(sounds).astype(np.float32) / FULL_SCALE
-    return compute_mel_rows(sound[:-1], read_mels_params(dataset))
+    return compute_mel_rows(
+        sound[:-1],  # as many samples as give two rows a frame
+        read_mels_params(dataset),
+    )
 
 
 def generate(generator: FrameGenerator, key: str, parts: Sequence[ClipSample], mels: np.ndarray) -> Frames:
@@ -65,7 +68,7 @@ def main() -> None:
     parser.add_argument("--raw", type=Path, required=True, help="the corpus's raw files, for their sound")
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--which", default="newest", choices=["newest", "best"])
-    parser.add_argument("--speaker", help="only the clips of this speaker")
+    parser.add_argument("--speaker", required=True, help="whose clips: a clip has one identity frame")
     parser.add_argument("--split", default="test")
     parser.add_argument("--seconds", type=float, default=120, help="length of the joined clip, at least")
     parser.add_argument("--steps", type=int, default=4)
@@ -99,7 +102,10 @@ def main() -> None:
         {column: joined[column] - alone[column] for column in COLUMNS if column in joined and column in alone}
         for alone, joined in zip(scores["one by one"], scores["joined"], strict=True)
     ]
-    for place, some in (("all", differences), ("the last quarter", differences[-(len(differences) // 4) :])):
+    for place, some in (
+        ("all", differences),
+        ("the last quarter", differences[-max(1, len(differences) // 4) :]),
+    ):
         print(format_row(f"joined less one by one, {place}", {
             column: bootstrap_mean([each[column] for each in some if column in each]) for column in COLUMNS
         }))  # fmt: skip

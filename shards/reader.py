@@ -5,9 +5,10 @@ Files are untrusted: nothing is unpickled, and sizes and offsets are checked bef
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -165,23 +166,28 @@ def decode_members(clip_id: str, members: Mapping[str, bytes]) -> ClipSample:
 def read_clip(dataset: Dataset, clip_id: str) -> ClipSample:
     """Read, decode and check one clip. Raises ShardError, which names its shard."""
     members = read_members(dataset, clip_id)
-    try:
+    with _name_shard(dataset, clip_id):
         clip = decode_members(clip_id, members)
         check_index_row(clip.info, dataset.clips[clip_id], clip_id)
-    except ShardError as err:
-        raise ShardError(f"{dataset.storage.address}/{dataset.clips[clip_id]['shard']}: {err}") from err
     return clip
 
 
 def read_info(dataset: Dataset, clip_id: str) -> dict[str, Any]:
     """Read a clip's json alone, and no frames. Raises ShardError, which names its shard."""
     members = read_members(dataset, clip_id, ["json"])
-    try:
+    with _name_shard(dataset, clip_id):
         info = json_to_info(members["json"], f"{clip_id}.{JSON_MEMBER}")
         check_index_row(info, dataset.clips[clip_id], clip_id)
+    return info
+
+
+@contextlib.contextmanager
+def _name_shard(dataset: Dataset, clip_id: str) -> Iterator[None]:
+    """Name the shard of a clip in errors about it."""
+    try:
+        yield
     except ShardError as err:
         raise ShardError(f"{dataset.storage.address}/{dataset.clips[clip_id]['shard']}: {err}") from err
-    return info
 
 
 def check_index_row(info: Mapping[str, Any], row: Mapping[str, Any], clip_id: str) -> None:

@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from stat import S_ISREG
 from typing import Protocol
 
 from shards.atomic import WriteError, write_atomically
@@ -162,10 +161,12 @@ class LocalStorage:
     def walk(self) -> Iterator[FileInfo]:
         # skips what is deleted meanwhile; rglob raises
         for path in sorted(Path(folder, name) for folder, _, names in os.walk(self.path) for name in names):
-            with contextlib.suppress(FileNotFoundError):
-                if S_ISREG((status := path.stat()).st_mode):
-                    name = path.relative_to(self.path).as_posix()
-                    yield FileInfo(name, status.st_size, str(status.st_mtime_ns))
+            if not path.is_file():
+                continue
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                status = path.stat()
+                name = path.relative_to(self.path).as_posix()
+                yield FileInfo(name, status.st_size, str(status.st_mtime_ns))
 
     def _make_error(self, name: str, err: OSError) -> ShardError:
         kind = MissingFileError if isinstance(err, FileNotFoundError) else ShardError

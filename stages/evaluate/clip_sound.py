@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,17 +27,23 @@ def read_clip_sound(raw: Path, info: Mapping[str, Any], limits: LimitParams) -> 
     in the sandbox. Raises Drop when the file is missing, is not the clip's source, or has no sound.
     """
     path = find_source(raw, info)
+    arrays = sandbox.run_for_arrays(
+        lambda entry: make_sound_job(save_clip_sound, path, info, entry),
+        limits,
+        video_seconds=info["frames"] / VIDEO_FPS,
+    )
+    return arrays["sound"]
 
-    def make_job(entry: Path) -> ClipJob:
-        return ClipJob(
-            save_clip_sound,
-            path=path,
-            start=info["source_start"],
-            n_frames=info["frames"],
-            entry=entry,
-        )
 
-    return sandbox.run_for_arrays(make_job, limits, video_seconds=info["frames"] / VIDEO_FPS)["sound"]
+class SoundWork(Protocol):
+    """A module-level function that works on the part of a file that a clip was made from."""
+
+    def __call__(self, path: Path, start: float, n_frames: int, entry: Path) -> Outcome: ...
+
+
+def make_sound_job(work: SoundWork, path: Path, info: Mapping[str, Any], entry: Path) -> ClipJob:
+    """A call of ``work`` in the sandbox. ``info`` is the clip's json, ``entry`` the cache entry to write."""
+    return ClipJob(work, path=path, start=info["source_start"], n_frames=info["frames"], entry=entry)
 
 
 def find_source(raw: Path, info: Mapping[str, Any]) -> Path:

@@ -1,39 +1,44 @@
-"""When p, b and m are said in clips without word times, by a phoneme recogniser: the package `hama`."""
+"""When p, b and m are said, by a phoneme recogniser: the package `hama`, for clips without word times."""
 
 from __future__ import annotations
 
 import functools
-import importlib.util
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.reader import Dataset, read_info
-from shards.schema import VIDEO_FPS
+from shards.ledger import FAILED, OK
+from shards.reader import Dataset, open_cached_dataset, read_info
+from shards.schema import VIDEO_FPS, ShardError
 from stages.engine import sandbox
 from stages.engine.cache import digest, entry_path, load_entry, save_entry, versions
 from stages.engine.outcome import Drop, Outcome
-from stages.engine.sandbox import ClipJob, LimitParams
+from stages.engine.sandbox import LimitParams
 from stages.engine.stage import Mapper
-from stages.evaluate.clip_sound import decode_clip_sound, find_source
+from stages.evaluate.clip_sound import decode_clip_sound, find_source, make_sound_job
+from stages.evaluate.measure import MeasureTools
 from stages.media.audio import SAMPLE_RATE
 
 STAGE = "phonemes"
 VERSION = 1
 PACKAGE = "hama"
-CLOSED = frozenset({"p", "b", "m"})
-# The recogniser marks the burst, which ends the closure. In true clips of GRID the mean opening is least two
-# frames before it.
-BURST_FRAMES = 2
+CLOSED = frozenset({"p", "pʰ", "p͈", "b", "m"})
+# The recogniser marks a sound about two frames after the lips close: there the mean opening of true clips of
+# GRID is least.
+DELAY_FRAMES = 2
 
 
 def is_installed() -> bool:
     """Whether there is a recogniser: the extra ``phonemes``."""
-    return importlib.util.find_spec(PACKAGE) is not None
+    try:
+        return bool(metadata.version(PACKAGE))
+    except metadata.PackageNotFoundError:
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,54 +46,58 @@ class RecogniseTask:
     """A clip in which p, b and m are to be found."""
 
     clip_id: str
+    tools: MeasureTools  # the dataset
     raw: Path  # folder of the corpus's files
-    info: Mapping[str, Any]  # the clip's json in its shard
     cache_entry: Path
     limits: LimitParams
 
 
 def find_closures_by_sound(
     dataset: Dataset,
-    clip_ids: list[str],
+    clip_ids: Sequence[str],
     raw: Path,
-    cache: Path,
+    tools: MeasureTools,
     limits: LimitParams,
     map_tasks: Mapper,
-) -> dict[str, list[int]]:
-    """Frames in which p, b and m close the lips, by clip id. Clips whose sound cannot be read are left out.
+) -> dict[str, list[int] | Outcome]:
+    """Frames in which p, b and m close the lips, by clip id, or why they are not known.
 
-    Needs the package (``is_installed``). Results are cached by the source's bytes and the library versions.
+    Needs the package (``is_installed``). What was found is cached.
     """
     tasks = []
     for clip_id in clip_ids:
-        info = read_info(dataset, clip_id)
-        place = [info["source_sha256"], info["source_start"], info["frames"]]
-        key = digest(STAGE, VERSION, place, versions(PACKAGE, "av", "numpy", "soxr"))
-        entry = entry_path(cache, STAGE, key, ".npz")
-        tasks.append(RecogniseTask(clip_id, raw.absolute(), info, entry.absolute(), limits))
+        libraries = versions(PACKAGE, "av", "numpy", "soxr")
+        key = digest(STAGE, VERSION, dataset.clips[clip_id]["sha256"], libraries)  # it covers the source's
+        entry = entry_path(tools.cache, STAGE, key, ".npz")
+        tasks.append(RecogniseTask(clip_id, tools, raw.absolute(), entry, limits))
     missing = [task for task in tasks if load_entry(task.cache_entry) is None]
-    sizes = [task.info["frames"] for task in missing]
-    for _ in map_tasks(recognise_clip, missing, label="evaluate: phonemes", sizes=sizes):
-        pass
-    entries = {task.clip_id: load_entry(task.cache_entry) for task in tasks}
-    return {clip_id: entry[1]["closures"].tolist() for clip_id, entry in entries.items() if entry is not None}
+    sizes = [dataset.clips[task.clip_id]["frames"] for task in missing]
+    failures = {
+        clip_id: outcome
+        for clip_id, outcome in map_tasks(recognise_clip, missing, label="evaluate: phonemes", sizes=sizes)
+        if outcome.status != OK
+    }
+    closures: dict[str, list[int] | Outcome] = {}
+    for task in tasks:
+        entry_content = load_entry(task.cache_entry)
+        if entry_content is not None:
+            closures[task.clip_id] = entry_content[1]["closures"].tolist()
+        else:
+            gone = Outcome(FAILED, "gone", f"{task.cache_entry}: the cache's entry is gone; run again")
+            closures[task.clip_id] = failures.get(task.clip_id, gone)
+    return closures
 
 
-def recognise_clip(task: RecogniseTask) -> None:
-    """Find a clip's closures and cache them; no entry when its sound cannot be read."""
+def recognise_clip(task: RecogniseTask) -> tuple[str, Outcome]:
+    """Find a clip's closures and cache them; says why there are none."""
     try:
-        source = find_source(task.raw, task.info)
-    except Drop:
-        return
-    n_frames = task.info["frames"]
-    job = ClipJob(
-        save_closures,
-        path=source,
-        start=task.info["source_start"],
-        n_frames=n_frames,
-        entry=task.cache_entry,
-    )
-    sandbox.run(job, task.limits, video_seconds=n_frames / VIDEO_FPS)
+        info = read_info(open_cached_dataset(task.tools.shards, task.tools.digest), task.clip_id)
+        job = make_sound_job(save_closures, find_source(task.raw, info), info, task.cache_entry)
+    except Drop as drop:
+        return task.clip_id, Outcome.from_drop(drop)
+    except (ShardError, OSError) as err:
+        return task.clip_id, Outcome(FAILED, "unreadable", str(err))
+    return task.clip_id, sandbox.run(job, task.limits, video_seconds=info["frames"] / VIDEO_FPS)
 
 
 def save_closures(path: Path, start: float, n_frames: int, entry: Path) -> Outcome:
@@ -103,8 +112,8 @@ def recognise_closures(sound: NDArray[np.int16]) -> list[int]:
     """Frames in which p, b and m close the lips, in order: (N,) at 16 kHz, mono."""
     model = _load_model()
     spans = model.phoneme_spans(model.transcribe_waveform(sound, SAMPLE_RATE))
-    bursts = [span.start_ms for span in spans if span.phoneme in CLOSED]
-    return [max(0, round(burst * VIDEO_FPS / 1000) - BURST_FRAMES) for burst in bursts]
+    marks = (round(span.start_ms * VIDEO_FPS / 1000) for span in spans if span.phoneme in CLOSED)
+    return sorted({mark - DELAY_FRAMES for mark in marks if mark >= DELAY_FRAMES})
 
 
 @functools.cache

@@ -13,10 +13,10 @@ import csv
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -143,9 +143,10 @@ def _evaluate(
     clip_ids = {clip_id for pair in (*own, *swapped) for clip_id in (pair.clip_id, pair.audio_clip_id)}
     tools, not_computed = _prepare_tools(request, dataset, shards, clip_ids)
 
-    closures = _find_all_closures(request, dataset, clip_ids, limits, map_tasks)
-    if not closures:
-        not_computed = dict.fromkeys(CLOSURES, NO_WORD_TIMES) | not_computed
+    closures = _find_all_closures(request, dataset, clip_ids, tools, limits, map_tasks)
+    if not closures.frames:
+        why = next(iter(closures.reasons), NO_WORD_TIMES)
+        not_computed = dict.fromkeys(CLOSURES, why) | not_computed
     entries = list_entries(systems, own, swapped, dataset, tools)
     truths = {name: make_item(dataset, tools, "truth", Pair(name, name)) for name in sorted(clip_ids)}
     timing = _list_training_mouths(dataset, tools, clip_ids)
@@ -156,7 +157,9 @@ def _evaluate(
     for task_failures in map_tasks(measure.measure_task, tasks, label="evaluate: clips", sizes=sizes):
         failures |= task_failures
 
-    rows, frames = _build_tables(entries, _MeasurementReader(truths, failures, timing, closures), dataset)
+    rows, frames = _build_tables(
+        entries, _MeasurementReader(truths, failures, timing, closures.frames), dataset
+    )
     network_scores = NetworkScores()
     if request.mouths_only:
         not_computed |= dict.fromkeys(SLOW_COLUMNS, "--mouths-only")
@@ -178,7 +181,7 @@ def _evaluate(
             row |= network_scores.clips.get(entry.item.cache_entry, {})
 
     metrics = build_metrics(rows, network_scores.rows, not_computed)
-    run_info = _describe_run(request, dataset, systems, network_scores, not_computed)
+    run_info = _describe_run(request, dataset, systems, network_scores, closures, not_computed)
     _write(request.out, rows, frames, metrics, run_info)
     unmatched_files = {system.row: system.unmatched_files for system in systems if system.unmatched_files}
     return EvaluationResult(rows, metrics, unmatched_files, sum(len(task.items) for task in tasks))
@@ -252,25 +255,34 @@ def _list_training_mouths(dataset: Dataset, tools: MeasureTools, excluded: Set[s
     return [make_item(dataset, tools, "mouths", Pair(clip_id, clip_id)) for clip_id in clip_ids]
 
 
+@dataclass(frozen=True, slots=True)
+class _Closures:
+    """When p, b and m close the lips, and how that is known."""
+
+    frames: Mapping[str, list[int]] = field(default_factory=dict)  # by clip id; not of all clips
+    source: Literal["word times", "phoneme recogniser"] | None = None
+    reasons: Mapping[str, int] = field(default_factory=dict)  # why there are none -> number of clips
+
+
 def _find_all_closures(
     request: EvaluateRequest,
     dataset: Dataset,
     clip_ids: Set[str],
+    tools: MeasureTools,
     limits: LimitParams,
     map_tasks: Mapper,
-) -> dict[str, list[int]]:
-    """Frames in which p, b and m close the lips: from word times, else from the sound; of no other clips."""
-    closures: dict[str, list[int]] = {}
+) -> _Closures:
+    """From word times if a folder of them is given, else from the sound. Never both: they differ a little."""
     if request.alignments is not None:
         clips = {clip_id: dataset.clips[clip_id] for clip_id in sorted(clip_ids)}
         words = read_alignments(request.alignments, clips)
-        closures = {clip_id: find_closures(clip_words) for clip_id, clip_words in words.items()}
-    if request.raw is not None and request.landmarks and phonemes.is_installed():
-        others = sorted(clip_ids - closures.keys())
-        closures |= phonemes.find_closures_by_sound(
-            dataset, others, request.raw, request.cache, limits, map_tasks
-        )
-    return closures
+        return _Closures({clip_id: find_closures(words[clip_id]) for clip_id in words}, "word times")
+    if request.raw is None or tools.landmarker is None or not phonemes.is_installed():
+        return _Closures()
+    heard = phonemes.find_closures_by_sound(dataset, sorted(clip_ids), request.raw, tools, limits, map_tasks)
+    frames = {clip_id: each for clip_id, each in heard.items() if not isinstance(each, Outcome)}
+    reasons = Counter(each.reason for each in heard.values() if isinstance(each, Outcome))
+    return _Closures(frames, "phoneme recogniser", reasons)
 
 
 class _MeasurementReader:
@@ -396,9 +408,11 @@ def _describe_run(
     dataset: Dataset,
     systems: Sequence[GeneratedSystem],
     network_scores: NetworkScores,
+    closures: _Closures,
     not_computed: Mapping[str, str],
 ) -> dict[str, Any]:
     """The content of ``evaluation.json``."""
+    recognisers = [phonemes.PACKAGE] if closures.source == "phoneme recogniser" else []
     return {
         "dataset": dataset.manifest["digest"],
         "split": request.split,
@@ -407,10 +421,12 @@ def _describe_run(
         "alignments": None if request.alignments is None else str(request.alignments),
         "scored": {system.row: {"folder": str(system.folder), **system.description} for system in systems},
         "seed": 0,  # of the intervals
-        "versions": versions("redub", "numpy", "opencv-python", "scipy", "mediapipe", "av"),
+        "versions": versions("redub", "numpy", "opencv-python", "scipy", "mediapipe", "av", *recognisers),
         "metrics": {name: asdict(column) for name, column in COLUMNS.items()},
         "not_computed": dict(not_computed),
         "protocols": PROTOCOLS,
+        "closures": closures.source,  # how it is known when p, b and m are said
+        "without_closures": dict(closures.reasons),  # number of clips by reason
         "without_lse": dict(Counter(chain.from_iterable(network_scores.skipped.values()))),  # by reason
     }
 

@@ -253,6 +253,8 @@ def test_a_copy_that_cannot_be_written_does_not_blame_the_file_that_is_read(tmp_
 
 def test_a_folder_is_listed_while_other_processes_change_it(tmp_path: Path) -> None:
     (tmp_path / "stays").write_bytes(b"12")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "dangling").symlink_to("nowhere")
     with change_folders(tmp_path / "others"):
         for _ in range(200):
             files = {file.name: file.bytes for file in LocalStorage(tmp_path).walk()}

@@ -1,8 +1,8 @@
-"""Are the lips closed at p, b and m? When these are said is known from GRID's word times.
+"""Are the lips closed at p, b and m?
 
-GRID says one of 51 words at a time, so a word tells its sounds: bin, place, blue, by, please and the letters
-b and p begin with closed lips, the letter m ends with them. In other corpora a recogniser finds them:
-``stages.evaluate.phonemes``.
+When these are said is known from GRID's word times: one of 51 words is said at a time, so a word tells its
+sounds. Bin, place, blue, by, please and the letters b and p begin with closed lips, the letter m ends with
+them. In other corpora a recogniser finds them: ``stages.evaluate.phonemes``.
 """
 
 from __future__ import annotations
@@ -46,10 +46,13 @@ def find_closures(words: Iterable[Word]) -> list[int]:
 def count_closed_share(openings: Series, closures: Sequence[int]) -> float:
     """Share of these frames with closed lips: an opening (T,) below CLOSED_OPENING within REACH_FRAMES.
 
-    Frames without a known opening within reach do not count. nan when none counts.
+    Frames beyond the openings, and those without a known opening within reach, do not count. nan when none
+    counts.
     """
     is_closed = []
     for frame in closures:
+        if frame >= len(openings):
+            continue
         nearby = openings[max(0, frame - REACH_FRAMES) : frame + REACH_FRAMES + 1]
         if np.isfinite(nearby).any():
             is_closed.append(bool(np.nanmin(nearby) < CLOSED_OPENING))

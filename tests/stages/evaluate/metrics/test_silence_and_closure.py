@@ -68,6 +68,7 @@ def test_lips_are_closed_where_the_opening_comes_near_zero() -> None:
     openings[[20 + REACH_FRAMES, 41 + REACH_FRAMES]] = CLOSED_OPENING / 2
     assert count_closed_share(openings, [20, 40]) == 0.5, "the second is a frame out of reach"
     assert count_closed_share(openings, [0, T - 1, T + 100]) == 0, "past the end there is nothing to count"
+    assert count_closed_share(openings, [20, T + 1]) == 1, "also where the last frames are within reach"
     openings[60:] = np.nan
     assert count_closed_share(openings, [20, 70]) == 1, "a mouth that was not found is neither"
     assert np.isnan(count_closed_share(openings, [70])) and np.isnan(count_closed_share(openings, []))
