@@ -101,6 +101,15 @@ def test_the_cosine_schedule_matches_its_closed_form() -> None:
     assert (betas(COSINE) == 0.999).sum() == 1
 
 
+@pytest.mark.parametrize("shift", [-10.0, -3.0, 2.0])
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_a_shift_is_added_to_the_log_snr_of_every_level(schedule: str, shift: float) -> None:
+    params = NoiseParams(schedule=schedule)  # type: ignore[arg-type]
+    table, shifted = gammas(params), gammas(replace(params, log_snr_shift=shift))
+    assert np.allclose(np.log(shifted / (1 - shifted)), np.log(table / (1 - table)) + shift, atol=1e-8)
+    assert np.array_equal(gammas(replace(params, log_snr_shift=0.0)), table)
+
+
 def test_training_noise_levels_are_uniform_over_the_steps() -> None:
     table = torch.from_numpy(gammas(COSINE))
     places = torch.rand(200_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

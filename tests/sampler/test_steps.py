@@ -34,7 +34,9 @@ NAMES: tuple[SamplerName, ...] = get_args(SamplerName)
 DETERMINISTIC: tuple[SamplerName, ...] = ("ddim", "dpm++2m", "heun")
 MEAN, STD = 0.3, 0.5
 
+SHIFTED = NoiseParams(schedule="cosine", steps=1000, log_snr_shift=-3.0)
 each_schedule = pytest.mark.parametrize("params", [COSINE, LINEAR], ids=["cosine", "linear"])
+each_table = pytest.mark.parametrize("params", [COSINE, LINEAR, SHIFTED], ids=["cosine", "linear", "shifted"])
 each_sampler = pytest.mark.parametrize("name", NAMES)
 
 
@@ -90,7 +92,7 @@ def compute_exact_std(name: SamplerName, gammas: Tensor) -> float:
 # Noise levels
 
 
-@each_schedule
+@each_table
 @pytest.mark.parametrize("n", [1, 2, 7, 25, 100, 999, 1000, 3000])
 def test_levels_rise_from_the_trained_noise_to_exactly_clean(params: NoiseParams, n: int) -> None:
     levels = noise_levels(params, n)
@@ -101,12 +103,12 @@ def test_levels_rise_from_the_trained_noise_to_exactly_clean(params: NoiseParams
     assert (levels.diff() > 0).all()
 
 
-@each_schedule
+@each_table
 def test_as_many_levels_as_trained_steps_are_the_trained_schedule(params: NoiseParams) -> None:
     assert np.array_equal(noise_levels(params, params.steps)[:-1].flip(0).numpy(), gammas(params))
 
 
-@each_schedule
+@each_table
 def test_levels_of_half_the_steps_are_every_other_trained_one(params: NoiseParams) -> None:
     halved = noise_levels(params, params.steps // 2)
     assert torch.equal(halved, noise_levels(params, params.steps)[::2])
