@@ -91,6 +91,7 @@ ROWS: dict[str, tuple[str, Changes]] = {
     "context 0.5": ("demo", {**SMALL, "frames.context_share": 0.5}),
     "context": ("demo", CONTEXT),
     "context, high noise": ("demo", {**CONTEXT, "frames.context_min_noise": 0.5}),
+    "context, noisier": ("demo", {**CONTEXT, "noise.log_snr_shift": -3.0}),
     "context, mask": ("demo", {**CONTEXT, "frames.mask_region": (14, 60, 114, 128)}),
     "context, jitter": ("demo", {**CONTEXT, **MOVED}),
     "context, colour": ("demo", {**CONTEXT, "frames.jitter_colour": 0.1}),

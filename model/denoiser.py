@@ -24,9 +24,10 @@ NoiseEmbedding = Literal["gamma", "log_snr"]
 MAX_BETA = 0.999
 MIN_SHARE = 1e-15  # of signal or noise at each level, since both are divided by
 COSINE_OFFSET = 0.008
-# log-SNR of the training levels is within +-20; sinusoidal embeddings distinguish values of about 0 to 1000.
+# log-SNR of the training levels is within +-20, and down to -30 if they are shifted; sinusoidal embeddings
+# distinguish values of about 0 to 1000.
 LOG_SNR_SCALE = 25.0
-LOG_SNR_LIMIT = 20.0
+LOG_SNR_LIMIT = 30.0
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -37,11 +38,11 @@ class NoiseParams:
     steps: int = Field(default=1000, ge=2, le=100_000)  # a table of floats; noise levels lie between too
     beta_start: float = Field(default=1e-6, gt=0, lt=1)  # of the linear schedule
     beta_end: float = Field(default=0.01, gt=0, lt=1)
-    # Added to the log-SNR of every level (Hoogeboom et al. 2023, simple diffusion, 2.2). The opening of the
+    # Added to the log-SNR of every level (Hoogeboom et al. 2023, simple diffusion, 3.1). The opening of the
     # mouth shows in hundreds of pixels, so the noisy frame itself tells it at 9 of 10 levels of the cosine
     # schedule (at a log-SNR above -4); the network needs the audio at the others only. With less than 0 there
     # are more of these.
-    log_snr_shift: float = Field(default=0.0, ge=-10, le=10)
+    log_snr_shift: float = Field(default=0.0, ge=-10, le=0)
     target: Target = "epsilon"
     # The paper's code embeds gamma in [0, 1] unscaled: 17 of 64 channels vary, and the two ends of the
     # schedule get nearly the same embedding. log-SNR spreads them.
@@ -59,7 +60,7 @@ class NoiseParams:
 
 
 def betas(params: NoiseParams) -> NDArray[np.float64]:
-    """Noise variances of the discrete schedule, (T,)."""
+    """Noise variances of the discrete schedule before any shift, (T,)."""
     if params.schedule == "linear":
         return np.linspace(params.beta_start, params.beta_end, params.steps)
     edges = np.arange(params.steps + 1) / params.steps

@@ -101,7 +101,7 @@ def test_the_cosine_schedule_matches_its_closed_form() -> None:
     assert (betas(COSINE) == 0.999).sum() == 1
 
 
-@pytest.mark.parametrize("shift", [-10.0, -3.0, 2.0])
+@pytest.mark.parametrize("shift", [-10.0, -3.0])
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
 def test_a_shift_is_added_to_the_log_snr_of_every_level(schedule: str, shift: float) -> None:
     params = NoiseParams(schedule=schedule)  # type: ignore[arg-type]
