@@ -118,7 +118,14 @@ def write_evaluation(folder: Path, dataset: Dataset, clip_ids: Sequence[str], *,
         json.dumps(build_metrics(clips, {OWN: {"fid_box": Mean(31.4, 31.4, 31.4, 36)}}, NOT_COMPUTED))
     )
     (folder / RUN_INFO).write_text(
-        json.dumps({"dataset": dataset.manifest["digest"], "seed": seed, "without_lse": {HOSTILE: 2}})
+        json.dumps(
+            {
+                "dataset": dataset.manifest["digest"],
+                "seed": seed,
+                "without_lse": {HOSTILE: 2},
+                "without_closures": {HOSTILE: 3},
+            }
+        )
     )
     return folder
 

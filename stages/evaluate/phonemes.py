@@ -70,22 +70,21 @@ def find_closures_by_sound(
         key = digest(STAGE, VERSION, dataset.clips[clip_id]["sha256"], libraries)  # it covers the source's
         entry = entry_path(tools.cache, STAGE, key, ".npz")
         tasks.append(RecogniseTask(clip_id, tools, raw.absolute(), entry, limits))
-    missing = [task for task in tasks if load_entry(task.cache_entry) is None]
+    found = {task.clip_id: _load_closures(task.cache_entry) for task in tasks}
+    missing = [task for task in tasks if found[task.clip_id] is None]
     sizes = [dataset.clips[task.clip_id]["frames"] for task in missing]
-    failures = {
-        clip_id: outcome
-        for clip_id, outcome in map_tasks(recognise_clip, missing, label="evaluate: phonemes", sizes=sizes)
-        if outcome.status != OK
-    }
-    closures: dict[str, list[int] | Outcome] = {}
-    for task in tasks:
-        entry_content = load_entry(task.cache_entry)
-        if entry_content is not None:
-            closures[task.clip_id] = entry_content[1]["closures"].tolist()
-        else:
-            gone = Outcome(FAILED, "gone", f"{task.cache_entry}: the cache's entry is gone; run again")
-            closures[task.clip_id] = failures.get(task.clip_id, gone)
-    return closures
+    outcomes = dict(map_tasks(recognise_clip, missing, label="evaluate: phonemes", sizes=sizes))
+    for task in missing:
+        found[task.clip_id] = _load_closures(task.cache_entry)
+        if found[task.clip_id] is None and outcomes[task.clip_id].status == OK:
+            gone = f"{task.cache_entry}: the cache's entry is gone; run again"
+            outcomes[task.clip_id] = Outcome(FAILED, "gone", gone)
+    return {clip_id: outcomes[clip_id] if each is None else each for clip_id, each in found.items()}
+
+
+def _load_closures(path: Path) -> list[int] | None:
+    entry = load_entry(path)
+    return None if entry is None else entry[1]["closures"].tolist()
 
 
 def recognise_clip(task: RecogniseTask) -> tuple[str, Outcome]:

@@ -26,7 +26,7 @@ from stages.report.card import DatasetCard
 from stages.report.codecs import CodecCost
 from stages.report.figures import CaptionedPlot
 from stages.report.motion import MotionStats
-from stages.report.results import EvaluationResults, ResultTable
+from stages.report.results import UNSCORED, EvaluationResults, ResultTable
 from stages.report.strips import EmbeddedImage, GeneratedClips
 from stages.report.training import TrainingRun
 
@@ -161,7 +161,7 @@ def collect_warnings(page: Page) -> list[str]:
 
 def collect_params(page: Page) -> list[tuple[str, Params]]:
     """Params and versions of each input, without what the page shows elsewhere."""
-    skipped = ("metrics", "not_computed", "protocols", "without_lse")
+    skipped = ("metrics", "not_computed", "protocols", *UNSCORED.values())
     dataset = {key: value for key, value in page.dataset.manifest.items() if key != "shards"}
     versions = {name: version(name) for name in ("redub", "numpy", "pillow", "matplotlib", "jinja2")}
     return [

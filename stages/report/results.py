@@ -88,6 +88,9 @@ class ClipCurves:
     values: Mapping[str, Floats]
 
 
+UNSCORED = {"LSE": "without_lse", "closed lips": "without_closures"}  # what is missing -> counts by reason
+
+
 @dataclass(frozen=True, slots=True)
 class EvaluationResults:
     """A folder that ``pipeline evaluate`` wrote."""
@@ -98,10 +101,13 @@ class EvaluationResults:
     curves: tuple[ClipCurves, ...]
 
     @property
-    def without_lse(self) -> Mapping[str, Any]:
-        """Number of clips that SyncNet could not score, by reason."""
-        counts = self.info.get("without_lse")
-        return counts if isinstance(counts, Mapping) else {}
+    def unscored(self) -> list[tuple[str, int, str]]:
+        """(what is missing, number of clips, reason) of clips that have a row without it."""
+        return [
+            (missing, count, reason)
+            for missing, key in UNSCORED.items()
+            for reason, count in self.info.get(key, {}).items()
+        ]
 
     @property
     def failures(self) -> list[Row]:
@@ -128,6 +134,7 @@ class EvaluationFile(Document):
 
     dataset: Text = ""
     without_lse: dict[str, Count] = Field(default_factory=dict)
+    without_closures: dict[str, Count] = Field(default_factory=dict)
     protocols: dict[str, Text] = Field(default_factory=dict)
 
 

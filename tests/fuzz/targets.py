@@ -590,7 +590,7 @@ def prepare_evaluation(name: str) -> Prepare:
         def parse(data: bytes) -> object:
             (folder / name).write_bytes(data)
             evaluation = read_evaluation(folder)
-            return build_tables(evaluation), build_group_tables(evaluation), evaluation.without_lse
+            return build_tables(evaluation), build_group_tables(evaluation), evaluation.unscored
 
         return parse, [(folder / name).read_bytes()]
 

@@ -322,6 +322,7 @@ def test_hostile_names_are_escaped(html: str) -> None:
         "script"
     }
     assert sum(tag == "script" for tag, _ in page.tags) == 1
+    assert f"no LSE for 2: {HOSTILE}" in page.text and f"no closed lips for 3: {HOSTILE}" in page.text
     assert page.text.count(HOSTILE) > 10, "speaker, emotion, reasons, clip, row and param all appear"
 
 
