@@ -24,6 +24,7 @@ from stages.engine.sandbox import LimitParams
 from stages.landmarks import LandmarksParams
 from stages.mels import MelsParams, load_mels_params
 from stages.shard import ShardParams
+from stages.speech import NO_ENCODER, SpeechParams
 
 if TYPE_CHECKING:
     from stages.edit.run import EditParams
@@ -50,6 +51,7 @@ class Params:
     landmarks: LandmarksParams = field(default_factory=LandmarksParams)
     align: AlignParams = field(default_factory=AlignParams)
     mels: MelsParams = field(default_factory=MelsParams)
+    speech: SpeechParams = field(default_factory=SpeechParams)
     shard: ShardParams = field(default_factory=ShardParams)
     limits: LimitParams = field(default_factory=LimitParams)
     train: TrainParams = field(default_factory=TrainParams)
@@ -59,7 +61,9 @@ class Params:
         """For ``dataset.json``: the params that decide a dataset's bytes, without paths and limits."""
         sections = asdict(self)
         del sections["limits"], sections["train"], sections["sample"]
-        del sections["landmarks"]["model"]
+        del sections["landmarks"]["model"], sections["speech"]["model"]
+        if self.speech.encoder == NO_ENCODER:
+            del sections["speech"]  # as in the datasets of versions without this stage
         return sections
 
     def make_edit_params(self, run: Path | None = None, **options: Any) -> EditParams:
