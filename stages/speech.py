@@ -155,10 +155,11 @@ def load_encoder(model: Path) -> Encode:
         n_threads = torch.get_num_threads()
         torch.set_num_threads(1)  # more change the order of sums
         try:
-            features: NDArray[np.float32] = whisper(torch.from_numpy(log_mels)).numpy()
-            return features
+            with torch.inference_mode():
+                features: NDArray[np.float32] = whisper(torch.from_numpy(log_mels)).numpy()
         finally:
             torch.set_num_threads(n_threads)
+        return features
 
     return encode
 
