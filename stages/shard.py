@@ -35,7 +35,7 @@ from shards.publish import PUBLISHED
 from shards.schema import SCHEMA_VERSION, SPEECH_PER_FRAME, ShardError
 from shards.table import Row, Rows
 from shards.writer import PackedClip, make_shard_name, write_tar
-from stages import align, landmarks, mels
+from stages import align, landmarks, mels, speech
 from stages.engine import sandbox
 from stages.engine.cache import digest, entry_path, link_or_copy, versions
 from stages.engine.outcome import Outcome, StageError
@@ -60,9 +60,6 @@ COLUMNS = [
     pa.field("entry", pa.string()),  # JSON of the part's ShardEntry, the same in every row
     pa.field("index", pa.string()),  # JSON of the clip's row of index.parquet
 ]
-SPEECH_STAGE = "speech"  # optional: its parts are read if params.speech names an encoder
-SPEECH_COLUMNS = {"speech": np.float16}  # (2T, D)
-NO_ENCODER = "none"
 LIBRARIES = ("av", "librosa", "mediapipe", "numpy", "opencv-python", "pillow")
 # What a sample's json and the key of its part take from the ledger.
 IDENTITY = ("clip_id", "corpus", "speaker", "sentence", "emotion", "level", "split", "frames")
@@ -113,7 +110,7 @@ def plan_tasks(work: Work, parts: Sequence[Part], params: ShardParams, context: 
     size: int = context.dataset_params["align"]["size"]
     with_speech = has_speech_encoder(context.dataset_params)
     inputs = PackInputs(work, size, params, context.limits, tools, with_speech)
-    stages = [landmarks.STAGE, align.STAGE, mels.STAGE, *([SPEECH_STAGE] if with_speech else [])]
+    stages = [landmarks.STAGE, align.STAGE, mels.STAGE, *([speech.STAGE] if with_speech else [])]
     tasks = []
     for part in parts:
         keys = [_read_stage_key(work, stage, part) for stage in stages]
@@ -126,7 +123,7 @@ def plan_tasks(work: Work, parts: Sequence[Part], params: ShardParams, context: 
 def has_speech_encoder(dataset_params: Mapping[str, Any]) -> bool:
     """Whether the params of a dataset name an encoder of speech, so that its clips have speech features."""
     section: Mapping[str, Any] = dataset_params.get("speech") or {}
-    return bool(section.get("encoder", NO_ENCODER) != NO_ENCODER)
+    return bool(section.get("encoder", speech.NO_ENCODER) != speech.NO_ENCODER)
 
 
 def _read_stage_key(work: Work, stage: str, part: Part) -> str:
@@ -193,7 +190,7 @@ def _pack_clips(
     mels_rows = read_part(work.part_path(mels.STAGE, part.name), list_columns(mels.COLUMNS))
     speech_rows: dict[str, Row] = {}
     if inputs.with_speech:
-        speech_rows = read_part(work.part_path(SPEECH_STAGE, part.name), list_columns(SPEECH_COLUMNS))
+        speech_rows = read_part(work.part_path(speech.STAGE, part.name), list_columns(speech.COLUMNS))
     earlier_rows = [align_rows, mels_rows, *([speech_rows] if inputs.with_speech else [])]
     landmarks_path = work.part_path(landmarks.STAGE, part.name)
     landmarks_rows = read_part(landmarks_path, list_columns(["found"]))
@@ -217,11 +214,10 @@ def _pack_clips(
             continue
         is_found = read_array(landmarks_rows[clip_id], "found", landmarks.COLUMNS, (-1,))
         notes = [*row["notes"], *landmarks_rows[clip_id]["notes"], *mels_rows[clip_id]["notes"]]
-        speech = None
+        features = None
         if inputs.with_speech:
-            notes += [note for note in speech_rows[clip_id]["notes"] if note not in notes]
             shape = (SPEECH_PER_FRAME * row["frames"], -1)
-            speech = read_array(speech_rows[clip_id], "speech", SPEECH_COLUMNS, shape)
+            features = read_array(speech_rows[clip_id], "speech", speech.COLUMNS, shape)
         info = make_info(
             row,
             size=inputs.size,
@@ -238,7 +234,7 @@ def _pack_clips(
             read_array(mels_rows[clip_id], "mels", mels.COLUMNS, (2 * row["frames"], -1)),
             read_array(align_rows[clip_id], "affine", align.COLUMNS, (-1, 2, 3)),
             info,
-            speech,
+            features,
         )
 
 

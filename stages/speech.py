@@ -18,7 +18,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as params_dataclass
 
 from shards.ledger import OK
-from shards.schema import MEL_FPS, MELS_PER_FRAME
+from shards.schema import SPEECH_PER_FRAME, VIDEO_FPS
 from shards.table import Row
 from stages import mels
 from stages.engine.cache import digest, save_entry, versions
@@ -38,7 +38,7 @@ NO_ENCODER = "none"
 COLUMNS = {"speech": np.float16}  # (2T, 384)
 N_FEATURES = WIDTH
 
-ROW_SAMPLES = SAMPLE_RATE // MEL_FPS  # 320
+ROW_SAMPLES = SAMPLE_RATE // (VIDEO_FPS * SPEECH_PER_FRAME)  # 320
 MELS_PER_ROW = 2  # of the encoder's input, at 100 Hz
 WINDOW_ROWS = 64  # 1.28 s: what the encoder is given at once
 HOP_ROWS = WINDOW_ROWS // 4  # so four windows hear each row, at four places
@@ -134,12 +134,11 @@ def _compute_log_power(mirrored: NDArray[np.float32], first: int, last: int) -> 
 
 def compute_speech_of_file(path: Path, start: float, n_frames: int, model: Path, entry: Path) -> Outcome:
     """Compute the features of a file's sound and save them as a cache entry. Runs in the sandbox."""
-    sound, notes = mix_to_mono(read_channels(path, start, count_samples(n_frames)))
+    sound, _ = mix_to_mono(read_channels(path, start, count_samples(n_frames)))  # the mels have its notes
     rows = compute_speech_rows(sound, load_encoder(model))
-    assert len(rows) == n_frames * MELS_PER_FRAME, f"{n_frames} frames, {len(rows)} rows of features"
-    outcome = Outcome(notes=tuple(notes))
-    save_entry(entry, outcome, {"speech": rows})
-    return outcome
+    assert len(rows) == n_frames * SPEECH_PER_FRAME, f"{n_frames} frames, {len(rows)} rows of features"
+    save_entry(entry, Outcome(), {"speech": rows})
+    return Outcome()
 
 
 @functools.lru_cache(maxsize=1)
@@ -155,8 +154,7 @@ def load_encoder(model: Path) -> Encode:
         n_threads = torch.get_num_threads()
         torch.set_num_threads(1)  # more change the order of sums
         try:
-            with torch.inference_mode():
-                features: NDArray[np.float32] = whisper(torch.from_numpy(log_mels)).numpy()
+            features: NDArray[np.float32] = whisper(torch.from_numpy(log_mels)).numpy()
         finally:
             torch.set_num_threads(n_threads)
         return features
