@@ -120,7 +120,8 @@ def _measure_levels(mirrored: NDArray[np.float32], n_rows: int) -> NDArray[np.fl
         loudest[first:last] = log_power.reshape(last - first, -1).max(axis=1)
     if n_rows <= count_window_rows(LEVEL):
         return np.full(n_rows, loudest.max())
-    return compute_reference(DECIBELS * loudest, LEVEL) / np.float32(DECIBELS)
+    levels: NDArray[np.float32] = compute_reference(DECIBELS * loudest, LEVEL) / np.float32(DECIBELS)
+    return levels
 
 
 def _compute_log_power(mirrored: NDArray[np.float32], first: int, last: int) -> NDArray[np.float32]:
