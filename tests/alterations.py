@@ -24,7 +24,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from shards.index import DATASET_NAME, INDEX_NAME, LEDGER_NAME, MEMBERS, compute_digest, parse_shard_entries
+from shards.index import (
+    DATASET_NAME,
+    INDEX_NAME,
+    LEDGER_NAME,
+    MEMBERS,
+    SPEECH,
+    compute_digest,
+    parse_shard_entries,
+)
 from tests import datasets
 
 SIZE, N_MELS, N_FRAMES = 16, 8, 6
@@ -374,11 +382,11 @@ def repack(folder: Path, clips: Mapping[str, Mapping[str, bytes]], **index_colum
                 header.size = len(members[full])
                 tar.addfile(header, io.BytesIO(members[full]))
                 name = full.partition(".")[0]
-                if name in MEMBERS:
+                if name in (*MEMBERS, SPEECH):
                     row[f"{name}_offset"] = tar.offset - -(-header.size // 512) * 512
                     row[f"{name}_size"] = header.size
                     row[f"{name}_crc32"] = zlib.crc32(members[full])
-            for name in MEMBERS:
+            for name in (*MEMBERS, SPEECH):
                 digest.update(next((data for full, data in members.items() if full.startswith(name)), b""))
             row |= {"clip_id": clip_id, "sha256": digest.hexdigest(), **index_columns}
     data = temporary.read_bytes()
