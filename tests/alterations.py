@@ -35,7 +35,7 @@ from shards.index import (
 )
 from tests import datasets
 
-SIZE, N_MELS, N_FRAMES = 16, 8, 6
+SIZE, N_MELS, SPEECH_SIZE, N_FRAMES = 16, 8, 5, 6
 VALUES: tuple[object, ...] = (
     None,
     True,
@@ -94,6 +94,7 @@ def make_dataset(folder: Path) -> Path:
             rng.integers(0, 256, (N_FRAMES, SIZE, SIZE, 3), dtype=np.uint8),
             box=(4, 8, 12, 15),
             mels=rng.uniform(-80, 0, (2 * N_FRAMES, N_MELS)).astype(np.float32),
+            speech=rng.normal(0, 3, (2 * N_FRAMES, SPEECH_SIZE)).astype(np.float16),
             codec="webp",
             split="test" if number % 2 else "train",
             source_size=[64, 48],
@@ -159,6 +160,8 @@ def list_manifest_alterations() -> Iterator[Alteration]:
         ("params", "mels", "n_fft"),
         ("params", "mels", "top_db"),
         ("params", "align", "below_nose"),
+        ("params", "speech"),
+        ("params", "speech", "encoder"),
         ("dataset",),
         ("codec",),
         ("size",),
@@ -444,6 +447,7 @@ def list_member_alterations() -> Iterator[Alteration]:
         np.tile(np.eye(2, 3, dtype=np.float32), (t, 1, 1)),
     )
     box = np.tile(np.array([4, 8, 12, 15], np.int16), (t, 1))
+    speech = np.ones((2 * t, SPEECH_SIZE), np.float16)
     arrays: dict[str, list[tuple[str, bytes]]] = {
         "mels.npy": [
             ("3e38", make_npy(np.full_like(mels, 3e38))),
@@ -458,6 +462,19 @@ def list_member_alterations() -> Iterator[Alteration]:
             ("0D", make_npy(mels[0, 0])),
             ("other bins", make_npy(mels[:, :4])),
             ("Fortran", make_npy(np.asfortranarray(mels))),
+        ],
+        "speech.npy": [
+            ("NaN", make_npy(np.full_like(speech, np.nan))),
+            ("inf", make_npy(np.full_like(speech, np.inf))),
+            ("65504", make_npy(np.full_like(speech, 65504))),
+            ("no features", make_npy(speech[:, :0])),
+            ("short", make_npy(speech[:-1])),
+            ("float32", make_npy(speech.astype(np.float32))),
+            ("big endian", make_npy(speech.astype(">f2"))),
+            ("1D", make_npy(speech[0])),
+            ("0D", make_npy(speech[0, 0])),
+            ("other features", make_npy(speech[:, :4])),
+            ("Fortran", make_npy(np.asfortranarray(speech))),
         ],
         "affine.npy": [
             ("zero", make_npy(np.zeros_like(affine))),
