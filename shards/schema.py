@@ -169,13 +169,11 @@ def npy_to_array(data: bytes, name: str) -> NDArray[Any]:
         )
         if dtype.hasobject:
             raise ValueError("its values are pickled objects")
-        if is_fortran:  # rows are read from the middle of a file, where they must be together
-            raise ValueError("its values are stored column by column, expected row by row")
         n_bytes, n_present = math.prod(shape) * dtype.itemsize, len(data) - file.tell()
         if n_bytes != n_present:  # checked before memory is allocated for what the header declares
             raise ValueError(f"its header declares {n_bytes} bytes, {n_present} follow")
         values = np.frombuffer(data, dtype, offset=file.tell())
-        array: NDArray[Any] = values.reshape(shape).copy()
+        array: NDArray[Any] = values.reshape(shape, order="F" if is_fortran else "C").copy()
         return array
     except NPY_ERRORS as err:
         raise ShardError(f"{name}: not a plain .npy array ({err})") from err

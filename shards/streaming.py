@@ -144,6 +144,10 @@ class Decoder:
             check_arrays(name, row["frames"], (side, side), boxes, mels, affine, speech)
             shape = (len(offsets) - 1, side, side, 3)
             self.network_input.check_clip(name, row["frames"], shape, boxes, mels, speech)
+            for part, array in (("mels", mels), (SPEECH, speech)):
+                # rows are read from the file's end, so they must be there one after another
+                if array is not None and not members[part].endswith(array.tobytes()):
+                    raise ShardError(f"{name}.{part}: stored column by column, expected row by row")
             self._is_checked[clip] = True
         mels_bytes = (
             row["frames"] * MELS_PER_FRAME * self.network_input.n_mels * np.dtype(np.float32).itemsize
