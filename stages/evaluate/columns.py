@@ -121,6 +121,17 @@ COLUMNS: dict[str, Column] = {
         "",
         "the lag at which that correlation is greatest; positive: the generated mouth is late",
     ),
+    "sync_confidence": Column(
+        "sync confidence",
+        "",
+        "",
+        "higher",
+        "correlation of the mouth's opening, and of its change, with what a linear predictor hears in speech "
+        "features: the greatest less the median over lags",
+    ),
+    "sync_lag": Column(
+        "sync lag", "frames", "", "", "the lag of that greatest correlation; positive: the mouth is late"
+    ),
     "audio_obedience": Column(
         "audio obedience",
         "",

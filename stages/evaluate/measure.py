@@ -15,14 +15,16 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.index import get_params_section
 from shards.ledger import FAILED
 from shards.reader import Dataset, open_cached_dataset, read_clip
-from shards.schema import MELS_PER_FRAME, VIDEO_FPS, ClipSample, Frames, ShardError
+from shards.schema import MELS_PER_FRAME, SPEECH_PER_FRAME, VIDEO_FPS, ClipSample, Frames, ShardError
 from stages.engine import sandbox
 from stages.engine.cache import load_entry, save_entry
 from stages.engine.outcome import Drop, Outcome
 from stages.engine.sandbox import ClipJob, LimitParams
 from stages.evaluate.baselines import MouthBank, find_nearest_mouths, freeze_mouth, repeat_previous_frame
+from stages.evaluate.metrics import sync
 from stages.evaluate.metrics.cpbd import cpbd
 from stages.evaluate.metrics.identity import identity_distances
 from stages.evaluate.metrics.motion import smoothness
@@ -31,7 +33,7 @@ from stages.evaluate.metrics.silence import find_silent_frames
 from stages.evaluate.mouths import find_mouths_cached
 from stages.sample.pairs import read_crops
 
-VERSION = 2
+VERSION = 3
 MIN_SHARE = 0.9  # of a clip's frames that a file must have to be scored
 
 Kind = Literal["truth", "mouths", "held", "previous", "nearest", "crops"]
@@ -75,8 +77,8 @@ class MeasureTask:
 # Arrays of T frames. Always: identity_distances (T,) and smoothness (); cpbd_box, cpbd_frame (T,) unless
 # mouths_only. With the clip's own speech, as there is no ground truth for another: errors_box, errors_frame
 # (squared, the mean of each frame), and ssim_box, ssim_frame unless mouths_only, all (T,). With a landmarker:
-# lips (T, 40, 2), pupils (T, 2, 2). Of the ground truth: is_silent (T,), of its speech. The kind "mouths" has
-# landmarks of the clip's own frames alone.
+# lips (T, 40, 2), pupils (T, 2, 2). Of the ground truth, from its speech: is_silent (T,), and mouth_by_speech
+# (T, 2) if the dataset has speech features. The kind "mouths" has landmarks of the clip's own frames alone.
 Measurements = dict[str, NDArray[Any]]
 
 
@@ -129,6 +131,9 @@ def measure_item(clip: ClipSample, item: MeasureItem, dataset: Dataset, tools: M
     )
     if item.kind == "truth":
         measurements["is_silent"] = find_silent_frames(truth.mels)
+        encoder = get_params_section(dataset.manifest, "speech").get("encoder")
+        if truth.speech is not None and encoder == sync.ENCODER:
+            measurements["mouth_by_speech"] = sync.predict_mouth(truth.speech)
     if tools.landmarker is not None:
         mouths = find_mouths_cached(generated, tools.landmarker, tools.landmarker_sha256, tools.cache)
         measurements |= {"lips": mouths.lips, "pupils": mouths.pupils}
@@ -187,6 +192,7 @@ def cut_clip(clip: ClipSample, n_frames: int) -> ClipSample:
         frames=clip.frames[:n_frames],
         boxes=clip.boxes[:n_frames],
         mels=clip.mels[: MELS_PER_FRAME * n_frames],
+        speech=None if clip.speech is None else clip.speech[: SPEECH_PER_FRAME * n_frames],
         affine=clip.affine[:n_frames],
     )
 

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from shards.atomic import write_atomically
 from shards.checksum import file_sha256
+from shards.index import get_params_section
 from shards.ledger import OK
 from shards.publish import locate_dataset
 from shards.reader import Dataset, open_dataset, read_clip
@@ -39,6 +40,7 @@ from stages.evaluate.baselines import build_bank, choose_bank_clips
 from stages.evaluate.columns import COLUMNS
 from stages.evaluate.listening import OBEDIENCE
 from stages.evaluate.measure import MeasureItem, Measurements, MeasureTools, load_measurements
+from stages.evaluate.metrics import sync
 from stages.evaluate.metrics.closure import find_closures
 from stages.evaluate.metrics.mouth import openings
 from stages.evaluate.network_metrics import FID, LPIPS, LSE, LSE_REAL, load_networks
@@ -76,9 +78,11 @@ CLIPS, FRAMES, METRICS, RUN_INFO, PLOTS = (
     "clips.parquet", "frames.parquet", "metrics.json", "evaluation.json", "plots",
 )  # fmt: skip
 DRIFT_PLOTS = ("psnr_box_db", "identity_distance")
-MOUTHS = ("mouth_", "opening_", "audio_obedience", "obedience_", "silence_", "closure")
+MOUTHS = ("mouth_", "opening_", "sync_", "audio_obedience", "obedience_", "silence_", "closure")
 LANDMARK_COLUMNS = (*(name for name in COLUMNS if name.startswith(MOUTHS)), *LSE_REAL)
 CLOSURES = ("closure", "closure_truth")
+SYNC = ("sync_confidence", "sync_lag")
+NO_SPEECH = f"needs speech features: build the dataset with speech.encoder: {sync.ENCODER} in the params"
 NO_WORD_TIMES = (
     "needs word times, such as GRID's .align files (--alignments DIR), or the sound (--raw DIR) and a "
     "phoneme recogniser: pip install 'redub[phonemes]'"
@@ -147,6 +151,8 @@ def _evaluate(
     if not closures.frames:
         why = next(iter(closures.reasons), NO_WORD_TIMES)
         not_computed = dict.fromkeys(CLOSURES, why) | not_computed
+    if get_params_section(dataset.manifest, "speech").get("encoder") != sync.ENCODER:
+        not_computed = dict.fromkeys(SYNC, NO_SPEECH) | not_computed
     entries = list_entries(systems, own, swapped, dataset, tools)
     truths = {name: make_item(dataset, tools, "truth", Pair(name, name)) for name in sorted(clip_ids)}
     timing = _list_training_mouths(dataset, tools, clip_ids)
@@ -302,7 +308,12 @@ class _MeasurementReader:
             self._true_clips[clip_id] = (
                 TrueClip()
                 if isinstance(result, Outcome)
-                else TrueClip(get_mouths(result), result["is_silent"], closures.get(clip_id))
+                else TrueClip(
+                    get_mouths(result),
+                    result["is_silent"],
+                    closures.get(clip_id),
+                    result.get("mouth_by_speech"),
+                )
             )
         results = [result for item in timing if not isinstance(result := self.read(item), Outcome)]
         self.mean_opening = average_openings(

@@ -21,6 +21,7 @@ from stages.evaluate.metrics.identity import drift
 from stages.evaluate.metrics.mouth import Mouths, lag_frames, mouth_distance, openings
 from stages.evaluate.metrics.obedience import Mean, bootstrap_mean, bootstrap_ratio
 from stages.evaluate.metrics.pixels import PEAK, Series, compute_psnr
+from stages.evaluate.metrics.sync import Prediction, score_sync
 from stages.evaluate.table import MEAN_OPENING
 
 CLIPS_SCHEMA = pa.schema(
@@ -71,6 +72,7 @@ class TrueClip:
     mouths: Mouths | None = None
     is_silent: NDArray[np.bool_] | None = None  # (T,)
     closures: Sequence[int] | None = None  # frames in which a p, b or m closes the lips
+    mouth_by_speech: Prediction | None = None  # (T, 2)
 
 
 def score_clip(
@@ -104,6 +106,10 @@ def score_clip(
         own=own,
     )
     scores["opening_lag_frames"] = lag_frames(openings(generated), openings(true_speech))
+    if speech.mouth_by_speech is not None and (
+        score := score_sync(openings(generated), speech.mouth_by_speech)
+    ):
+        scores |= {"sync_confidence": score.confidence, "sync_lag": score.lag}
     if own:
         distance = mouth_distance(generated, true_source)
         scores |= {"mouth_distance_px": distance.px, "mouth_distance_pupils": distance.pupils}

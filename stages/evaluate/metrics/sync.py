@@ -1,0 +1,98 @@
+"""A sync score without SyncNet: does the mouth that is seen say what is heard, and how late is it?
+
+A linear predictor, fitted on people who are not scored, gives the opening of the mouth and its change from
+speech features around each frame. A clip's landmarks give the same two. Both correlate most at the lag
+between sound and picture, and much less anywhere else if they belong together. docs/evaluation.md has the
+figures, `sync_predictor.md` beside the weights says what they were made from.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from shards.schema import SPEECH_PER_FRAME
+from stages.evaluate.metrics.mouth import correlation
+
+WEIGHTS = Path(__file__).with_name("sync_predictor.npy")
+ENCODER = "whisper-tiny.en"  # whose features it hears
+N_FEATURES = 384  # in a row of them
+# Rows of features, from a frame's first one, that the predictor hears: 0.16 s either way.
+OFFSETS = tuple(range(-8, 9, 2))
+MAX_LAG = 15  # frames, 0.6 s, as SyncNet's scripts have it
+MIN_FRAMES = 12  # that overlap at every lag; correlations of fewer are high by chance
+
+Prediction = NDArray[np.float32]  # (T, 2): the mouth's opening and its change, in units of their own
+
+
+@dataclass(frozen=True, slots=True)
+class SyncScore:
+    """How well a mouth fits a speech."""
+
+    confidence: float  # the greatest correlation less the median over lags
+    lag: int  # frames by which the mouth is late; negative: the sound is
+    correlation: float  # without a lag
+
+
+@functools.cache
+def load_predictor() -> NDArray[np.float32]:
+    """The weights, (len(OFFSETS), N_FEATURES, 2)."""
+    weights: NDArray[np.float32] = np.load(WEIGHTS, allow_pickle=False).astype(np.float32)
+    assert weights.shape == (len(OFFSETS), N_FEATURES, 2), weights.shape
+    return weights
+
+
+def predict_mouth(speech: NDArray[np.float16]) -> Prediction:
+    """Speech features (2T, 384) -> what the mouth does, (T, 2)."""
+    weights = load_predictor()
+    windows = stack_windows(speech)
+    prediction: Prediction = np.einsum("tof,ofc->tc", windows, weights, optimize=True)
+    return prediction
+
+
+def stack_windows(speech: NDArray[np.float16]) -> NDArray[np.float32]:
+    """The rows that the predictor hears at each frame: (2T, D) -> (T, len(OFFSETS), D).
+
+    The first and the last row stand for those beyond the ends.
+    """
+    n_frames = len(speech) // SPEECH_PER_FRAME
+    rows = SPEECH_PER_FRAME * np.arange(n_frames)[:, None] + np.array(OFFSETS)
+    windows: NDArray[np.float32] = speech[np.clip(rows, 0, len(speech) - 1)].astype(np.float32)
+    return windows
+
+
+def describe_motion(openings: ArrayLike) -> NDArray[np.float64]:
+    """A mouth's opening (T,) -> it and its change per frame, (T, 2); nan beside frames without one."""
+    values = np.asarray(openings, np.float64)
+    change = np.gradient(values) if len(values) > 1 else np.zeros_like(values)
+    return np.stack([values, change], axis=1)
+
+
+def score_sync(openings: ArrayLike, prediction: Prediction) -> SyncScore | None:
+    """Score a mouth's openings (T,) against what ``predict_mouth`` hears; nan where no face was found.
+
+    None when there are too few frames, or the mouth never moves.
+    """
+    n_frames = min(len(np.asarray(openings)), len(prediction))
+    seen, heard = describe_motion(openings)[:n_frames], prediction[:n_frames]
+    largest = min(MAX_LAG, n_frames - MIN_FRAMES)
+    if largest < 1:
+        return None
+    lags = range(-largest, largest + 1)
+    curve = np.array([_correlate_at_lag(seen, heard, lag) for lag in lags])
+    if not np.isfinite(curve).all():
+        return None
+    best = int(np.argmax(curve))
+    return SyncScore(float(curve[best] - np.median(curve)), lags[best], float(curve[largest]))
+
+
+def _correlate_at_lag(seen: NDArray[np.float64], heard: Prediction, lag: int) -> float:
+    """Mean correlation of opening and change when frame k + lag is seen with the sound of frame k."""
+    n_frames = len(seen)
+    late, early = max(lag, 0), max(-lag, 0)
+    pairs = zip(seen[late : n_frames - early].T, heard[early : n_frames - late].T, strict=True)
+    return float(np.mean([correlation(mouth, voice.astype(np.float64)) for mouth, voice in pairs]))
