@@ -15,6 +15,7 @@ from model.audio import AudioParams
 from model.batch import FrameParams
 from model.denoiser import NoiseParams
 from model.unet import UNetParams
+from shards.balance import Balance
 from shards.errors import shorten
 from shards.params import MAX_SEED, describe_params_error
 
@@ -83,6 +84,10 @@ class Recipe:
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
     # Shards whose frames are shuffled together, for datasets larger than the disk; 0: all frames.
     window: int = Field(default=0, ge=0, le=10**6)
+    # What the targets are drawn from evenly. `frames`: each frame once an epoch, so a person with ten times as
+    # much video counts ten times as much. `clips`, `speakers`: they take turns, a frame each; a clip's or
+    # speaker's frames repeat when all of its own have been used. With a window, they do so within it.
+    balance: Balance = "frames"
     # Share of the training clips that is not trained on: the held-out loss selects the best checkpoint. The
     # test split is not used.
     held_out_share: float = Field(default=0.05, ge=0, lt=1)

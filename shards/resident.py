@@ -13,9 +13,10 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from shards.balance import Balance
 from shards.frames import BatchIndex, BoxMargins, ClipTable, NetworkInput, Numbers, RawBatch
 from shards.reader import Dataset, read_clip
-from shards.rng import derive_key, derive_keys, epoch_order
+from shards.rng import derive_key, derive_keys
 from shards.schema import MELS_PER_FRAME, ClipSample, ShardError
 
 TRAIN_SPLIT = "train"
@@ -32,8 +33,6 @@ class Resident:
     mels: Tensor  # (R, M) float32, dB; each clip's rows with silent ones before and after
     mel_row: Tensor  # (N,) int64: the row of mels that is row 2i of frame i's clip
 
-    has_exact_epochs = True
-
     def __len__(self) -> int:
         return len(self.frames)
 
@@ -41,8 +40,12 @@ class Resident:
     def device(self) -> torch.device:
         return self.boxes.device
 
+    @property
+    def has_exact_epochs(self) -> bool:
+        return self.clips.groups is None
+
     def epoch_order(self, positions: ArrayLike, *, seed: int) -> Numbers:
-        return epoch_order(positions, len(self), seed=seed)
+        return self.clips.epoch_order(positions, seed=seed)
 
     def read_batch(self, indices: BatchIndex) -> RawBatch:
         frames = torch.from_numpy(np.concatenate(indices.images))
@@ -98,6 +101,7 @@ def load_resident(
     device: torch.device,
     frames_on: torch.device,
     workers: int,
+    balance: Balance = "frames",
     done: Callable[[int], object] = lambda n_frames: None,
 ) -> Resident:
     """Read and decode clips onto a device, with ``workers`` threads; call ``done`` with each clip's frames.
@@ -105,7 +109,7 @@ def load_resident(
     ``mel_pad`` is the number of silent mel rows before and after each clip. Raises ShardError for a clip that
     is damaged or does not fit the network, and if there is not enough memory.
     """
-    clips = build_clip_table(dataset, clip_ids)
+    clips = build_clip_table(dataset, clip_ids, balance)
     n_frames, lengths = len(clips), clips.lengths.tolist()
     n_rows = sum(MELS_PER_FRAME * length + 2 * mel_pad for length in lengths)
     size, n_mels, silence_db = network_input.size, network_input.n_mels, network_input.silence_db
@@ -134,13 +138,19 @@ def load_resident(
     return Resident(clips, frames, boxes, mels, mel_row.to(device))
 
 
-def build_clip_table(dataset: Dataset, clip_ids: Iterable[str]) -> ClipTable:
+def build_clip_table(dataset: Dataset, clip_ids: Iterable[str], balance: Balance = "frames") -> ClipTable:
     """Number the frames of some clips. Raises ShardError if there are none."""
     ids = sorted(clip_ids)
     if not ids:
         raise ShardError(f"{dataset.storage.address}: no clips to load")
     margins = BoxMargins.from_manifest(dataset.manifest)
-    return ClipTable.from_lengths(ids, dataset.clips.column("frames", ids), margins)
+    groups = None
+    if balance == "clips":
+        groups = np.arange(len(ids))
+    elif balance == "speakers":
+        # numbered by name, so that the order does not depend on how clips are sharded
+        groups = np.unique(dataset.clips.column("speaker", ids), return_inverse=True)[1]
+    return ClipTable.from_lengths(ids, dataset.clips.column("frames", ids), margins, groups)
 
 
 def _read_ahead(

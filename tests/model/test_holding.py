@@ -131,6 +131,42 @@ def test_training_from_a_bucket_gives_the_weights_of_training_from_a_folder(
         assert read_weights(remote) == read_weights(local)
 
 
+def test_with_turns_of_speakers_a_run_is_the_same_however_it_is_held_divided_and_resumed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    speakers = ("s1", "s2", "s1", "s3")
+    shards = worlds.make_dataset(tmp_path / "shards", per_shard=1, speakers=speakers)
+    for balance in ("clips", "speakers"):
+        recipe, folder = replace(RECIPE, balance=balance), tmp_path / balance
+        run_training(shards, folder / "uninterrupted", recipe)
+        run_training(shards, folder / "resumed", replace(recipe, steps=5), hold="cached", workers=2)
+        run_training(shards, folder / "resumed", recipe)
+        assert read_weights(folder / "resumed") == read_weights(folder / "uninterrupted")
+        windowed = replace(WINDOWED, balance=balance)
+        run_training(shards, folder / "windowed", windowed, hold="windowed", workers=1)
+        run_training(shards, folder / "halves", replace(windowed, steps=5), hold="windowed", workers=1)
+        run_training(shards, folder / "halves", windowed, hold="windowed", workers=2)
+        assert read_weights(folder / "windowed") == read_weights(folder / "halves")
+        messages = [record.message for record in caplog.records]
+        assert f"balance {balance}: drawn evenly, no exact epochs" in messages
+        assert not any(message.endswith("missing") for message in messages), "claims no exact epochs"
+    assert read_weights(tmp_path / "clips/resumed") != read_weights(tmp_path / "speakers/resumed")
+
+
+def test_what_cannot_take_turns_is_refused_in_one_line(shards: Path, tmp_path: Path) -> None:
+    recipe = replace(RECIPE, balance="speakers")
+    with pytest.raises(StageError) as caught:
+        run_training(shards, tmp_path / "run", recipe, hold="streamed")
+    assert str(caught.value) == (
+        "--hold streamed cannot be combined with a recipe whose balance is speakers: it reads clips in the "
+        "shards' order; use --hold resident, cached or windowed"
+    )
+    run_training(shards, tmp_path / "run", replace(recipe, steps=1))
+    with pytest.raises(ModelError, match="was trained with balance 'speakers', not 'clips'"):
+        run_training(shards, tmp_path / "run", replace(recipe, balance="clips"))
+
+
 @pytest.mark.parametrize(("hold", "recipe"), [("cached", RECIPE), ("windowed", WINDOWED)])
 def test_two_processes_of_torchrun_download_each_shard_once_and_use_each_frame_once(
     hold: str, recipe: Recipe, shards: Path, tmp_path: Path
