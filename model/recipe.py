@@ -84,7 +84,7 @@ class Recipe:
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
     # Shards whose frames are shuffled together, for datasets larger than the disk; 0: all frames.
     window: int = Field(default=0, ge=0, le=10**6)
-    # What the targets are drawn from evenly. `frames`: each frame once an epoch, so a person with ten times as
+    # What targets are drawn from evenly. `frames`: each frame once an epoch, so a person with ten times as
     # much video counts ten times as much. `clips`, `speakers`: they take turns, a frame each; a clip's or
     # speaker's frames repeat when all of its own have been used. With a window, they do so within it.
     balance: Balance = "frames"

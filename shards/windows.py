@@ -2,10 +2,11 @@
 
 The shards of an epoch are shuffled, then divided into windows of at most K. Within a window, every frame of
 its shards is equally likely at every position. So K shards are enough at any moment, and an epoch still
-contains each frame once. Groups of clips that take turns (``shards.balance``) do so within a window, whose
-number of positions stays that of its frames: a small group's frames come several times, and some of a large
-group's do not come in this epoch. The order is a function of (seed, epoch, K) and of the shards: a dataset that is
+contains each frame once. The order is a function of (seed, epoch, K) and of the shards: a dataset that is
 sharded in another way has another order.
+
+Groups of clips that take turns (``shards.balance``) do so within a window, which has as many positions as
+frames: a small group's frames come several times, and some of a large group's do not come in this epoch.
 """
 
 from __future__ import annotations

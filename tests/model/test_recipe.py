@@ -47,8 +47,12 @@ def test_none_of_our_changes_is_in_the_papers_recipes(preset: str) -> None:
     strengths = ("previous_noise", "previous_warp", "previous_blur", "previous_hidden", "audio_dropped")
     assert [getattr(frames, name) for name in strengths] == [0] * 5
     assert frames.context_share == 0 and frames.mask_region is None
-    jitters = [item.name for item in fields(frames) if item.name.startswith(("jitter_", "audio_"))]
-    assert len(jitters) == 7 and all(getattr(frames, name) == 0 for name in jitters)
+    jitters = [
+        item.name
+        for item in fields(frames)
+        if item.name.startswith(("jitter_", "audio_", "common_", "mirror_"))
+    ]
+    assert len(jitters) == 12 and all(getattr(frames, name) == 0 for name in jitters)
     assert recipe.best_by == "seeing"
     assert recipe.noise.target == "epsilon" and recipe.noise.embedding == "gamma"
     assert recipe.noise.min_snr == 0
