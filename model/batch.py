@@ -22,7 +22,7 @@ from model.audio import SILENCE_DB, AudioParams
 from model.audio_jitter import N_MEL_UNIFORMS, change_loudness
 from model.denoiser import interpolate_gamma
 from model.dropout import keys_to_int32
-from model.jitter import change_colours, draw_appearance, draw_similarity, mirror_boxes, mirror_pixels
+from model.jitter import change_colours, draw_colour_transform, draw_similarity, mirror_boxes, mirror_pixels
 from model.unet import UNetParams
 from shards.frames import BatchIndex, BoxMargins, ClipTable, FrameSource, NetworkInput, RawBatch
 from shards.rng import Keys, Purpose, derive_sample_keys, normals, uniforms
@@ -226,7 +226,7 @@ def make_batch(
         sample = _read_mirrored_images(raw, frames, margins, appearance[:, MIRROR] < frames.mirror_share)
     else:
         sample = _read_images(raw, frames, margins)
-    sample = _jitter(_change_appearance(sample, frames, appearance), frames, chance, top)
+    sample = _jitter(_change_look(sample, frames, appearance), frames, chance, top)
     sample = _swap_context(sample, swap)
     hidden = _compute_hidden_mask(raw, sample, frames, hide=hide)
     # hide before the corruption as well, or a warp or blur would carry some of the mouth out of its box
@@ -400,17 +400,17 @@ def _compute_hidden_mask(raw: RawBatch, images: _Images, frames: FrameParams, *,
     return boxes_to_masks(images.previous_box, images.y_0.shape[-1]) * hide[:, None, None, None]
 
 
-def _change_appearance(images: _Images, frames: FrameParams, chance: Tensor) -> _Images:
+def _change_look(images: _Images, frames: FrameParams, chance: Tensor) -> _Images:
     """Change the colours of all pictures of a sample alike; ``chance`` (B, N_APPEARANCE_UNIFORMS)."""
     if not (frames.common_gamma or frames.common_contrast or frames.common_hue or frames.common_colour):
         return images
-    change = draw_appearance(
+    change = draw_colour_transform(
         chance[:, LOOK],
         gamma=frames.common_gamma,
         contrast=frames.common_contrast,
         hue=frames.common_hue,
         colour=frames.common_colour,
-    ).change
+    ).apply
     y_0 = change(images.y_0)
     return replace(
         images,

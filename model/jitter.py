@@ -55,14 +55,14 @@ def draw_similarity(chance: Tensor, size: int, *, shift: float, rotation: float,
 
 
 @dataclass(frozen=True)
-class Appearance:
+class ColourTransform:
     """Another skin and another light: pixels in [0, 1] to a power, then their channels mixed."""
 
     exponent: Tensor  # (B,)
     matrix: Tensor  # (B, 3, 3)
     offset: Tensor  # (B,)
 
-    def change(self, images: Tensor) -> Tensor:
+    def apply(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1], changed and clamped."""
         powers = (images + 1).pow_(self.exponent[:, None, None, None])  # 2**exponent times those of [0, 1]
         matrix = self.matrix * (2 ** (1 - self.exponent))[:, None, None]
@@ -70,9 +70,9 @@ class Appearance:
         return mixed.clamp_(-1, 1).view(images.shape)
 
 
-def draw_appearance(
+def draw_colour_transform(
     chance: Tensor, *, gamma: float, contrast: float, hue: float, colour: float
-) -> Appearance:
+) -> ColourTransform:
     """A change for each row of ``chance`` (B, 6) in [0, 1). 1/2 everywhere changes nothing.
 
     The exponent is between 2**-``gamma`` and 2**``gamma``. The contrast, about middle grey, and the gain of
@@ -89,7 +89,7 @@ def draw_appearance(
     turn = cos * identity + sin * cross + (1 - cos) * mean
     channel_gain = 1 + colour * strength[:, 3:]
     matrix = gain[:, None, None] * channel_gain[:, :, None] * turn
-    return Appearance(2 ** (gamma * strength[:, 0]), matrix, (1 - gain) / 2)
+    return ColourTransform(2 ** (gamma * strength[:, 0]), matrix, (1 - gain) / 2)
 
 
 def mirror_pixels(pixels: Tensor, is_mirrored: Tensor) -> Tensor:

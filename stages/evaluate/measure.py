@@ -23,6 +23,7 @@ from stages.engine.cache import load_entry, save_entry
 from stages.engine.outcome import Drop, Outcome
 from stages.engine.sandbox import ClipJob, LimitParams
 from stages.evaluate.baselines import MouthBank, find_nearest_mouths, freeze_mouth, repeat_previous_frame
+from stages.evaluate.metrics.border import border_distances
 from stages.evaluate.metrics.cpbd import cpbd
 from stages.evaluate.metrics.identity import identity_distances
 from stages.evaluate.metrics.motion import smoothness
@@ -31,7 +32,7 @@ from stages.evaluate.metrics.silence import find_silent_frames
 from stages.evaluate.mouths import find_mouths_cached
 from stages.sample.pairs import read_crops
 
-VERSION = 2
+VERSION = 3
 MIN_SHARE = 0.9  # of a clip's frames that a file must have to be scored
 
 Kind = Literal["truth", "mouths", "held", "previous", "nearest", "crops"]
@@ -72,11 +73,11 @@ class MeasureTask:
     limits: LimitParams
 
 
-# Arrays of T frames. Always: identity_distances (T,) and smoothness (); cpbd_box, cpbd_frame (T,) unless
-# mouths_only. With the clip's own speech, as there is no ground truth for another: errors_box, errors_frame
-# (squared, the mean of each frame), and ssim_box, ssim_frame unless mouths_only, all (T,). With a landmarker:
-# lips (T, 40, 2), pupils (T, 2, 2). Of the ground truth: is_silent (T,), of its speech. The kind "mouths" has
-# landmarks of the clip's own frames alone.
+# Arrays of T frames. Always: identity_distances, border_distances (T,) and smoothness (); cpbd_box,
+# cpbd_frame (T,) unless mouths_only. With the clip's own speech, as there is no ground truth for another:
+# errors_box, errors_frame (squared, the mean of each frame), and ssim_box, ssim_frame unless mouths_only, all
+# (T,). With a landmarker: lips (T, 40, 2), pupils (T, 2, 2). Of the ground truth: is_silent (T,), of its
+# speech. The kind "mouths" has landmarks of the clip's own frames alone.
 Measurements = dict[str, NDArray[Any]]
 
 
@@ -141,6 +142,7 @@ def _measure_pixels(
     """What needs no landmarks."""
     measurements: Measurements = {
         "identity_distances": identity_distances(generated, truth.frames[0], truth.boxes),
+        "border_distances": border_distances(generated, truth.frames, truth.boxes),
         "smoothness": np.array(smoothness(generated, truth.frames, truth.boxes)),
     }
     own = item.clip_id == item.audio_clip_id

@@ -9,9 +9,9 @@ import torch
 
 from model.batch import boxes_to_masks
 from model.jitter import (
-    Appearance,
+    ColourTransform,
     change_colours,
-    draw_appearance,
+    draw_colour_transform,
     draw_similarity,
     mirror_boxes,
     mirror_pixels,
@@ -77,21 +77,21 @@ def test_colours_change_by_at_most_their_strength() -> None:
 STRONGEST = {"gamma": 2.0, "contrast": 0.9, "hue": 180.0, "colour": 0.9}
 
 
-def draw_one(*chance: float, **limits: float) -> Appearance:
+def draw_one(*chance: float, **limits: float) -> ColourTransform:
     """A change with one row of numbers: exponent, contrast, hue, and the gains of red, green and blue."""
-    return draw_appearance(torch.tensor([chance]), **dict.fromkeys(STRONGEST, 0.0) | limits)
+    return draw_colour_transform(torch.tensor([chance]), **dict.fromkeys(STRONGEST, 0.0) | limits)
 
 
-def change_colour(appearance: Appearance, *colour: float) -> list[float]:
+def change_colour(appearance: ColourTransform, *colour: float) -> list[float]:
     """A colour in [0, 1] as it becomes."""
     pixel = 2 * torch.tensor(colour)[None, :, None, None] - 1
-    changed: list[float] = ((appearance.change(pixel) + 1) / 2).flatten().tolist()
+    changed: list[float] = ((appearance.apply(pixel) + 1) / 2).flatten().tolist()
     return changed
 
 
 def test_the_appearance_at_half_of_every_range_changes_nothing() -> None:
     images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    changed = draw_appearance(torch.full((4, 6), 0.5), **STRONGEST).change(images)
+    changed = draw_colour_transform(torch.full((4, 6), 0.5), **STRONGEST).apply(images)
     assert torch.allclose(changed, images, atol=1e-6)
 
 
@@ -123,7 +123,7 @@ def test_whatever_the_appearance_values_stay_in_range_and_are_numbers() -> None:
     )
     images = torch.rand(600, 3, 4, 4, generator=generator) * 2 - 1
     images[:, :, 0, 0], images[:, :, 0, 1] = -1, 1
-    changed = draw_appearance(chance, **STRONGEST).change(images)
+    changed = draw_colour_transform(chance, **STRONGEST).apply(images)
     assert changed.isfinite().all() and changed.min() >= -1 and changed.max() <= 1
     assert changed.shape == images.shape and changed.std(dim=0).min() > 0.1, "each sample has its own"
 
