@@ -116,6 +116,7 @@ ROWS: dict[str, tuple[str, Changes]] = {
     "context, appearance": ("demo", {**CONTEXT, **APPEARANCE}),
     "context, mirrored": ("demo", {**CONTEXT, **MIRRORED}),
     "context, balanced": ("demo", {**CONTEXT, "balance": "speakers"}),
+    "context, base": ("demo", {**CONTEXT, "noise.base": "identity"}),
     "context, people": ("demo", {**CONTEXT, **APPEARANCE, **MIRRORED, "balance": "speakers"}),
     "context, gain": ("demo", {**CONTEXT, **GAIN}),
     "context, temporal": ("demo", TEMPORAL),

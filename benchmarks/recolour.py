@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,7 +21,8 @@ from stages.evaluate.metrics.pixels import PEAK
 DARK_SKIN = (0.196, 0.14, 0.12)
 WARM_LIGHT = (1.1, 0.9, 0.5)
 DIM_LIGHT = (0.3, 0.3, 0.3)
-SKIN_SPREAD = 10.0  # standard deviation of skin's a* and b*: of a face in even light
+SKIN_SPREAD = 18.0  # standard deviation of skin's a* and b*, cheeks and shadows included
+BLUR = 3.0  # px, of the share of skin: the colours of a compressed video come in blocks
 
 
 def scale_linear(frames: Frames, factors: NDArray[np.float64]) -> Frames:
@@ -36,15 +38,15 @@ def change_light(clip: ClipSample, factors: tuple[float, float, float]) -> ClipS
 
 
 def change_skin(clip: ClipSample, factors: tuple[float, float, float]) -> ClipSample:
-    """The same clip of a person with another skin; eyes, teeth and what is around the head stay."""
+    """The same clip of a person with another skin; what has other colours than skin stays."""
     x0, y0, x1, y1 = clip.boxes[0].tolist()
     rim = np.ones((y1 - y0, x1 - x0), bool)
     rim[(y1 - y0) // 4 : -((y1 - y0) // 4) or None, (x1 - x0) // 4 : -((x1 - x0) // 4) or None] = False
     skin = np.median(compute_lab(clip.frames[0, y0:y1, x0:x1][rim]), axis=0)
     recoloured = []
     for frame in clip.frames:  # one by one: float64 of a clip is half a gigabyte
-        distance = np.linalg.norm((compute_lab(frame) - skin)[..., 1:], axis=-1, keepdims=True)
-        share = np.exp(-np.square(distance / SKIN_SPREAD) / 2)
+        distance = np.linalg.norm((compute_lab(frame) - skin)[..., 1:], axis=-1)
+        share = cv2.GaussianBlur(np.exp(-np.square(distance / SKIN_SPREAD) / 2), (0, 0), BLUR)[..., None]
         recoloured.append(scale_linear(frame, 1 - share + share * np.array(factors)))
     return replace(clip, frames=np.stack(recoloured))
 
