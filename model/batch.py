@@ -95,6 +95,7 @@ class FrameParams:
     common_colour: float = Field(default=0.0, ge=0, lt=1)  # share of each channel's gain, as in other light
     # How often all pictures of a sample are mirrored: twice the people, and lips that open to either side.
     mirror_share: float = Field(default=0.0, ge=0, le=1)
+    # Both numbers of the sound act on mels alone: speech features are of the recording as it is.
     # Mels are relative to the loudest moment of the whole recording: within one of 40 clips, the mels of a
     # clip of three seconds are 7 dB lower on average. How much lower a sample becomes, at most.
     audio_gain_db: float = Field(default=0.0, ge=0, le=60)
@@ -119,6 +120,7 @@ class Batch:
     mask: Tensor  # (B, 1, H, W) float: 1 in the region to generate
     lips: Tensor  # (B, 1, H, W) float: 1 around the lips
     mels: Tensor  # (B, rows, n_mels) dB
+    speech: Tensor | None  # (B, rows, D) float16; None if the network takes none
     has_audio: Tensor  # (B,) bool: False where the network gets no audio
     gamma: Tensor  # (B,) float32
     epsilon: Tensor  # (B, 3, H, W)
@@ -179,7 +181,8 @@ def build_network_input(network: UNetParams, frames: FrameParams | None = None) 
     """What a dataset must provide for this network; with a mask region its boxes may be anywhere."""
     has_region = frames is not None and frames.mask_region is not None
     top = 0 if has_region else network.top
-    return NetworkInput(network.size, network.audio.n_mels, SILENCE_DB, top)
+    speech_size = network.audio.speech_size if network.audio.takes_speech else 0
+    return NetworkInput(network.size, network.audio.n_mels, SILENCE_DB, top, speech_size)
 
 
 def select_batch(
@@ -306,6 +309,7 @@ def _select_frames(
         identity=first + (target - first + to_identity) % length,
         mel_rows=(audio.rows_before, audio.rows_after),
         context=context,
+        speech_rows=(audio.speech_rows_before, audio.speech_rows_after) if audio.takes_speech else None,
     )
 
 
@@ -382,6 +386,7 @@ def _build_batch(
         mask=mask,
         lips=boxes_to_masks(images.lips, size),
         mels=raw.mels,
+        speech=raw.speech,
         has_audio=has_audio,
         gamma=gamma,
         epsilon=epsilon,

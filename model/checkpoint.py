@@ -18,7 +18,7 @@ import logging
 import math
 import os
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -29,7 +29,7 @@ from pydantic import ConfigDict, Field
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from model.recipe import MAX_BATCH, MAX_STEPS, ModelError, Recipe, compare_recipes
+from model.recipe import MAX_BATCH, MAX_STEPS, ModelError, Recipe, compare_recipes, recipe_to_dict
 from model.tensor_file import MAX_MOMENT, MAX_WEIGHT, read_tensors
 from model.unet import UNet
 from shards.atomic import WriteError, remove_atomically, write_folder_atomically
@@ -122,14 +122,14 @@ def save_checkpoint(
     """Write a checkpoint, which appears when it is complete. Replaces one of the same step."""
     path = run / CHECKPOINTS / f"step-{state.step:08d}"
     # A file of weights alone is enough to rebuild the network.
-    metadata = {"redub": json.dumps({"format": FORMAT, "recipe": asdict(recipe), "step": state.step})}
+    metadata = {"redub": json.dumps({"format": FORMAT, "recipe": recipe_to_dict(recipe), "step": state.step})}
     content = {
         "format": FORMAT,
         "step": state.step,
         "drawn": state.position,
         "held_out": held_out_loss,
         "digest": digest,
-        "recipe": asdict(recipe),
+        "recipe": recipe_to_dict(recipe),
     }
     with write_folder_atomically(path) as partial:
         try:

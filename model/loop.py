@@ -24,15 +24,21 @@ from model.signals import catch_stop_signals, explain_out_of_memory
 from model.unet import UNet
 from shards.frames import FrameSource
 from shards.rng import Purpose, derive_key
+from shards.speech_scale import SpeechScale
 
 log = logging.getLogger(__name__)
 
 
-def create_state(recipe: Recipe, device: torch.device) -> TrainState:
-    """A run before its first step. The initial weights depend on the recipe's seed alone."""
+def create_state(recipe: Recipe, device: torch.device, speech_scale: SpeechScale | None = None) -> TrainState:
+    """A run before its first step. The initial weights depend on the recipe's seed alone.
+
+    ``speech_scale``: of the training clips, for a network that takes speech features.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_key(recipe.seed, Purpose.INITIAL) >> 1)
         network = UNet(recipe.network)
+    if speech_scale is not None:
+        network.embed_audio.speech.set_scale(*map(torch.from_numpy, speech_scale))
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     ema = copy.deepcopy(network).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(

@@ -32,7 +32,12 @@ def predict(forward: Forward, y: Tensor, batch: Batch, recipe: Recipe) -> Tensor
     noise_level = embed_noise_level(batch.gamma, recipe.noise.embedding)
     x = stack_channels(y, batch, recipe)
     return forward(
-        x, noise_level, batch.mels, has_audio=batch.has_audio, dropout_keys=batch.dropout_keys
+        x,
+        noise_level,
+        batch.mels,
+        speech=batch.speech,
+        has_audio=batch.has_audio,
+        dropout_keys=batch.dropout_keys,
     ).float()
 
 

@@ -22,6 +22,8 @@ from shards.params import MAX_SEED, describe_params_error
 FORBID = ConfigDict(extra="forbid")
 Beta = Annotated[float, Field(ge=0, lt=1)]
 MAX_STEPS = 10**9  # at a hundred steps a second, a third of a year
+# Of AudioParams: what changes nothing where the network takes mels alone.
+SPEECH_NUMBERS = ("input", "speech_size", "speech_rows_before", "speech_rows_after", "speech_encoder")
 MAX_BATCH = 10**6  # frames: a thousand GPUs with a thousand each
 
 
@@ -210,6 +212,19 @@ def recipe_from_dict(values: Mapping[str, Any]) -> Recipe:
     return _validate(values)
 
 
+def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as a run's files have it, for ``recipe_from_dict``.
+
+    Without the numbers of speech features where the network takes none: those files are as they were before
+    there were any.
+    """
+    values = asdict(recipe)
+    if not recipe.network.audio.takes_speech:
+        for name in SPEECH_NUMBERS:
+            del values["network"]["audio"][name]
+    return values
+
+
 def nest_changes(settings: Mapping[str, Any]) -> dict[str, Any]:
     """{"optim.learning_rate": 1e-4} -> {"optim": {"learning_rate": 1e-4}}."""
     nested: dict[str, Any] = {}
@@ -228,9 +243,12 @@ def compare_recipes(new: Recipe, old: Recipe) -> list[tuple[str, Any, Any]]:
     """(name, new value, old value) of every number that differs and must not when a run is resumed.
 
     ``watch`` may differ. ``steps`` may while the learning rate is constant: a run may be extended. ``batch``
-    may, for fewer or more GPUs: still no frame is repeated or missing in an epoch.
+    may, for fewer or more GPUs: still no frame is repeated or missing in an epoch. The numbers of speech
+    features may if neither network takes them.
     """
     may_differ = {"batch"}
+    if not (new.network.audio.takes_speech or old.network.audio.takes_speech):
+        may_differ |= {f"network.audio.{name}" for name in SPEECH_NUMBERS}
     if new.optim.after_warmup == old.optim.after_warmup == "constant":
         may_differ.add("steps")
     old_values = dict(iterate_values(asdict(old)))

@@ -86,7 +86,10 @@ class UNetParams:
 
 
 class UNet(nn.Module):
-    """x (B, 9 or 10, H, W), noise level (B,), mels (B, rows, n_mels) in dB -> (B, 3, H, W)."""
+    """x (B, 9 or 10, H, W), noise level (B,), mels (B, rows, n_mels) in dB -> (B, 3, H, W).
+
+    Speech features (B, rows, D) as well, or in place of the mels, as ``params.audio.input`` says.
+    """
 
     def __init__(self, params: UNetParams) -> None:
         super().__init__()
@@ -152,16 +155,17 @@ class UNet(nn.Module):
         noise_level: Tensor,
         mels: Tensor,
         *,
+        speech: Tensor | None = None,
         has_audio: Tensor | None = None,
         dropout_keys: Tensor | None = None,
     ) -> Tensor:
         """Predict noise or v, (B, 3, H, W).
 
-        ``has_audio`` (B,) bool: samples where it is False get the null embedding instead of their mels.
+        ``has_audio`` (B,) bool: samples where it is False get the null embedding instead of their sound.
         ``dropout_keys`` (B,) int32: None switches dropout off.
         """
         noise_films = self.compute_noise_films(noise_level)
-        audio_films = self.compute_audio_films(mels, has_audio)
+        audio_films = self.compute_audio_films(mels, has_audio, speech)
         return self.forward_with_films(x, noise_films, audio_films, dropout_keys)
 
     def layers(self) -> list[_UNetLayer]:
@@ -173,9 +177,11 @@ class UNet(nn.Module):
         embedding = F.silu(self.embed_noise(embed_sinusoidal(noise_level, self.params.channels)))
         return [layer.block.by_noise(embedding) for layer in self.layers()]
 
-    def compute_audio_films(self, mels: Tensor, has_audio: Tensor | None = None) -> list[Tensor]:
+    def compute_audio_films(
+        self, mels: Tensor, has_audio: Tensor | None = None, speech: Tensor | None = None
+    ) -> list[Tensor]:
         """Scale and shift of each layer by audio, (B, 2C) each. A frame's steps share it."""
-        embedding = F.silu(self.embed_audio(mels, has_audio))
+        embedding = F.silu(self.embed_audio(mels, has_audio, speech))
         return [layer.block.by_audio(embedding) for layer in self.layers()]
 
     def forward_with_films(

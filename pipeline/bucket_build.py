@@ -20,7 +20,7 @@ from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any, Generic
 
-from pipeline.dataset_stages import STAGES, carry_ledger
+from pipeline.dataset_stages import STAGES, carry_ledger, list_stages
 from pipeline.params import Params
 from shards.documents import Document, check_document, parse_json
 from shards.index import ShardFields, check_index_rows, make_shard_entry
@@ -29,7 +29,7 @@ from shards.ledger import SCHEMA as LEDGER_SCHEMA
 from shards.schema import SCHEMA_VERSION, ShardError
 from shards.storage import FileInfo, Storage, open_storage
 from shards.table import PackedRows, Rows
-from stages import clips, shard
+from stages import clips, shard, speech
 from stages.clips import ClipsParams, RawFile
 from stages.engine.cache import digest, versions
 from stages.engine.outcome import Outcome, StageError
@@ -63,18 +63,24 @@ class BuildJob:
     def make_part_key(self, part: Part) -> str:
         """Key of a part's shard: a digest of everything that decides it, and not of paths or limits."""
         landmarks = replace(self.params.landmarks, model="")
-        params = [landmarks, self.params.align, self.params.mels, self.params.shard]
+        params: list[Any] = [landmarks, self.params.align, self.params.mels, self.params.shard]
+        if speech.STAGE in list_stages(self.params):
+            params.append(replace(self.params.speech, model=""))
         return f"part-{digest(self.tools, params, part.name, list(part.rows))[:KEY_LETTERS]}"
 
 
-def list_tools() -> dict[str, str]:
+def list_tools(params: Params) -> dict[str, str]:
     """Versions of what decides a result besides clips and params."""
-    return {
+    stages = list_stages(params)
+    tools = {
         **versions(*shard.LIBRARIES, "soxr"),
-        **{f"stage {name}": str(stage.VERSION) for name, stage in STAGES.items()},
+        **{f"stage {name}": str(STAGES[name].VERSION) for name in stages},
         "schema": str(SCHEMA_VERSION),
         "model": weights.LANDMARKER.sha256,
     }
+    if speech.STAGE in stages:
+        tools |= {**versions("torch"), "speech encoder": weights.SPEECH_ENCODER.sha256}
+    return tools
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,13 +228,13 @@ def build_part(task: Task[Part]) -> BuiltPart:
         for row in part.rows:
             raw.download(row["path"], work.raw / row["path"], size=row["bytes"], sha256=row["sha256"])
         write_ledger(work.stage_folder(clips.STAGE) / clips.LEDGER_NAME, part.rows)
-        for name, stage in STAGES.items():
+        for name in list_stages(job.params):
             if name != clips.STAGE:
-                stage.run(work, [part], getattr(job.params, name), context)
+                STAGES[name].run(work, [part], getattr(job.params, name), context)
         shards = shard.read_packed(work, [part])
         for packed in shards:
             out.upload(work.out / packed.entry.name, packed.entry.name, sha256=packed.entry.sha256)
-        ledger = PackedRows(carry_ledger(work, shard.STAGE, [part]).table)
+        ledger = PackedRows(carry_ledger(work, shard.STAGE, [part], job.params).table)
         built = BuiltPart(shards[0] if shards else None, ledger)
     if all(row["status"] != FAILED for row in ledger):
         _write_receipt(task, built.to_json())
@@ -324,7 +330,7 @@ def _open_receipts(job: BuildJob) -> Storage:
 @contextlib.contextmanager
 def _make_scratch(job: BuildJob) -> Iterator[Work]:
     """Folders for one task on the worker's own disk. Raises StageError when its libraries differ."""
-    tools = list_tools()
+    tools = list_tools(job.params)
     differing = [
         f"{name} {tools.get(name)}, expected {version}"
         for name, version in sorted(job.tools.items())

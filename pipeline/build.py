@@ -19,7 +19,7 @@ import click
 import yaml
 
 from pipeline import bucket_build, params
-from pipeline.dataset_stages import STAGES, run_stage
+from pipeline.dataset_stages import STAGES, list_stages, run_stage
 from pipeline.options import BuildRequest
 from pipeline.params import Params
 from pipeline.progress import ProgressBars
@@ -43,7 +43,7 @@ def build_dataset(request: BuildRequest, stages: Sequence[str]) -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     settings = _load_params(request)
     work = resolve_folders(request)
-    stages = _select_stages(request, stages)
+    stages = _select_stages(request, settings, stages)
     if request.dry_run:
         _print_plan(request, settings, stages)
         return
@@ -92,10 +92,10 @@ def _load_params(request: BuildRequest) -> Params:
     return replace(settings, landmarks=replace(settings.landmarks, model=model))
 
 
-def _select_stages(request: BuildRequest, stages: Sequence[str]) -> Sequence[str]:
+def _select_stages(request: BuildRequest, settings: Params, stages: Sequence[str]) -> Sequence[str]:
     """The stages to run. For clips in a bucket: their facts, then each part from raw clips to its shard."""
     if request.source is None:
-        return stages
+        return list_stages(settings) if list(stages) == list(STAGES) else stages
     if list(stages) != list(STAGES):
         raise StageError(
             f"--raw {request.source}: clips in a bucket are built by `pipeline shard`, all stages at once"
@@ -144,7 +144,7 @@ def _choose_runner(
         raw=request.source,
         out=str(request.publish),
         params=settings,
-        tools=bucket_build.list_tools(),
+        tools=bucket_build.list_tools(settings),
     )
     runners = {clips.STAGE: bucket_build.probe_bucket, shard.STAGE: bucket_build.build_shards}
     return lambda stage: runners[stage](job, work, context)

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from pipeline.params import Params
 from shards.ledger import OK, build_ledger, select_unusable, write_ledger
 from shards.table import Row, Rows
-from stages import align, clips, landmarks, mels, shard
+from stages import align, clips, landmarks, mels, shard, speech
 from stages.engine.parts import Part, plan_parts, read_outcomes
 from stages.engine.stage import Context, Report, Work
 
@@ -33,8 +33,15 @@ STAGES: Mapping[str, DatasetStage] = {
     landmarks.STAGE: landmarks,
     align.STAGE: align,
     mels.STAGE: mels,
+    speech.STAGE: speech,
     shard.STAGE: shard,
 }
+
+
+def list_stages(params: Params) -> tuple[str, ...]:
+    """The stages that a dataset with these params needs: no speech features without an encoder."""
+    has_speech = params.speech.encoder != speech.NO_ENCODER
+    return tuple(name for name in STAGES if name != speech.STAGE or has_speech)
 
 
 def run_stage(name: str, work: Work, params: Params, context: Context) -> Report:
@@ -46,7 +53,7 @@ def run_stage(name: str, work: Work, params: Params, context: Context) -> Report
         return clips.run(work, (), params.clips, context)
     parts = plan_parts(clips.read_clips(work), params.parts)
     report = STAGES[name].run(work, parts, getattr(params, name), context)
-    ledger = carry_ledger(work, name, parts)
+    ledger = carry_ledger(work, name, parts, params)
     if name == shard.STAGE:
         shards = shard.read_packed(work, parts)
         report.count_rows(ledger)
@@ -56,10 +63,11 @@ def run_stage(name: str, work: Work, params: Params, context: Context) -> Report
     return report
 
 
-def carry_ledger(work: Work, last_stage: str, parts: Iterable[Part]) -> Rows:
+def carry_ledger(work: Work, last_stage: str, parts: Iterable[Part], params: Params) -> Rows:
     """Write ``clips.parquet``: the rows of stage 1 with the outcomes of all stages up to ``last_stage``."""
     names = list(STAGES)
-    stages = names[1 : names.index(last_stage) + 1]
+    n_stages = names.index(last_stage) + 1
+    stages = [name for name in names[1:n_stages] if name in list_stages(params)]
     rows = (row for part in parts for row in _carry_part(work, stages, part))
     ledger = build_ledger(chain(rows, select_unusable(clips.read_clips(work))))
     write_ledger(work.ledger, ledger)

@@ -21,6 +21,7 @@ COMMANDS = {
     "landmarks": ("dataset_stages", "Stage 2: find 478 face points in every frame."),
     "align": ("dataset_stages", "Stage 3: compute crop matrices and mask boxes."),
     "mels": ("dataset_stages", "Stage 4: compute two mel rows for every frame."),
+    "speech": ("dataset_stages", "Beside stage 4: compute two rows of speech features for every frame."),
     "shard": ("dataset_stages", "Stage 5, and whatever is missing before it: raw clips to shards."),
     "train": ("train", "Stage 6: train a network on shards, on one GPU or many."),
     "sample": ("sample", "Stage 7: generate a split's clips with their own or other speech."),

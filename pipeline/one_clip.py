@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.params import Params
 from shards.ledger import OK
 from shards.schema import ClipSample
-from stages import align, clips, landmarks, mels, shard
+from stages import align, clips, landmarks, mels, shard, speech
 from stages.engine.cache import versions
 from stages.engine.outcome import Drop
 from stages.media import audio, crops, video, weights
@@ -52,6 +52,10 @@ def clip_from_file(
     sound, sound_notes = audio.mix_to_mono(audio.read_channels(path, start, mels.count_samples(n_frames)))
     mel_rows = mels.compute_mel_rows(sound, params.mels)
 
+    # Beside it, where an encoder is chosen: two rows of speech features for every frame.
+    encoder = speech.find_model(params.speech)
+    features = None if encoder is None else speech.compute_speech_rows(sound, speech.load_encoder(encoder))
+
     # Stage 5: the crops.
     size, supersample = params.align.size, crops.compute_supersample(matrices, params.shard.max_supersample)
     source_frames = list(video.read_frames_at_25fps(path, start, n_frames))
@@ -65,4 +69,4 @@ def clip_from_file(
         tools=versions(*shard.LIBRARIES),
         frame_facts={"source_seconds": [round(frame.seconds, 6) for frame in source_frames]},
     )
-    return ClipSample(row["clip_id"], pixels, boxes, mel_rows, matrices, info)
+    return ClipSample(row["clip_id"], pixels, boxes, mel_rows, matrices, info, features)

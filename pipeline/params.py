@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pydantic
 from pydantic import ConfigDict
@@ -24,9 +25,12 @@ from stages.engine.sandbox import LimitParams
 from stages.landmarks import LandmarksParams
 from stages.mels import MelsParams, load_mels_params
 from stages.shard import ShardParams
+from stages.speech import NO_ENCODER, SpeechParams
 
 if TYPE_CHECKING:
     from stages.edit.run import EditParams
+
+Section = TypeVar("Section")
 
 DEFAULT_PATH = Path("params.yaml")
 MAX_PARAMS_BYTES = 2**18  # ours has 5 KB; a list of datasets and runs may be long
@@ -50,6 +54,7 @@ class Params:
     landmarks: LandmarksParams = field(default_factory=LandmarksParams)
     align: AlignParams = field(default_factory=AlignParams)
     mels: MelsParams = field(default_factory=MelsParams)
+    speech: SpeechParams = field(default_factory=SpeechParams)
     shard: ShardParams = field(default_factory=ShardParams)
     limits: LimitParams = field(default_factory=LimitParams)
     train: TrainParams = field(default_factory=TrainParams)
@@ -59,32 +64,43 @@ class Params:
         """For ``dataset.json``: the params that decide a dataset's bytes, without paths and limits."""
         sections = asdict(self)
         del sections["limits"], sections["train"], sections["sample"]
-        del sections["landmarks"]["model"]
+        del sections["landmarks"]["model"], sections["speech"]["model"]
+        if self.speech.encoder == NO_ENCODER:
+            del sections["speech"]  # as in the datasets of versions without this stage
         return sections
 
     def make_edit_params(self, run: Path | None = None, **options: Any) -> EditParams:
         """Params of an edit by the network of a run, with the user's options.
 
-        The mels are made as those that the run was trained on; as the section ``mels`` says where the run's
-        folder does not tell. Raises StageError, also for an option that is out of bounds.
+        The mels and speech features are made as those that the run was trained on; as the sections ``mels``
+        and ``speech`` say where the run's folder does not tell. Raises StageError, also for an option that is
+        out of bounds.
         """
         from stages.edit.run import EditParams
 
-        mels = None if run is None else _read_run_mels_params(run)
+        mels = None if run is None else _read_run_section(run, "mels", load_mels_params)
+        speech = None if run is None else _read_run_section(run, "speech", self._load_speech_params)
         try:
             return EditParams(
                 landmarks=self.landmarks,
                 align=self.align,
                 mels=mels or self.mels,
+                speech=speech or self.speech,
                 limits=self.limits,
                 **options,
             )
         except pydantic.ValidationError as err:
             raise StageError(describe_params_error(err)) from err
 
+    def _load_speech_params(self, section: Mapping[str, Any]) -> SpeechParams:
+        """The params of a run's speech features; the path of the encoder's weights is this machine's."""
+        return SpeechParams(**{**section, "model": self.speech.model})
 
-def _read_run_mels_params(run: Path) -> MelsParams | None:
-    """How the mels were made that a run was trained on; None when its folder does not say.
+
+def _read_run_section(
+    run: Path, name: str, load_section: Callable[[Mapping[str, Any]], Section]
+) -> Section | None:
+    """How the mels or speech features were made that a run was trained on; None when its folder does not say.
 
     Raises StageError when its ``run.json`` holds something else.
     """
@@ -92,13 +108,13 @@ def _read_run_mels_params(run: Path) -> MelsParams | None:
 
     if not (run / RUN_FILE).exists():
         return None  # a checkpoint that was copied alone
-    section = read_run_file(run).get("mels")
+    section = read_run_file(run).get(name)
     if section is None:
-        return None  # written by an earlier version
+        return None  # written by an earlier version, or by a network that takes none
     try:
-        return load_mels_params(section)
+        return load_section(section)
     except pydantic.ValidationError as err:
-        raise StageError(f"{run / RUN_FILE}: mels.{describe_params_error(err)}") from err
+        raise StageError(f"{run / RUN_FILE}: {name}.{describe_params_error(err)}") from err
 
 
 def load(path: Path | None) -> Params:

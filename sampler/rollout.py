@@ -34,7 +34,7 @@ from sampler.params import SampleParams
 from sampler.steps import SAMPLERS, KnownPixels, noise_levels, run_steps
 from shards.params import describe_params_error
 from shards.rng import Purpose, derive_key, normals
-from shards.schema import MELS_PER_FRAME
+from shards.schema import MELS_PER_FRAME, SPEECH_PER_FRAME
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,8 @@ class ClipRequest:
     frames: Iterator[CropFrame]
     mels: NDArray[np.float32]  # (2T, n_mels) dB, of the whole speech
     offset: int = 0  # in frames, from the start of the speech to the clip's first frame
+    # (2T, D), features of the whole speech; a network that takes mels alone ignores them
+    speech: NDArray[np.float16] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,7 @@ class _ActiveClip:
 
     request: ClipRequest
     mels: Tensor  # (2T + padding, n_mels) on the device
+    speech: Tensor | None  # (2T + padding, D) float16, on the device; None if the network takes none
     id: int  # the key as a number
     number: int = 0  # of the frame to generate next
     previous: Tensor | None = None  # (1, 3, S, S) float, on the device, as are the next two
@@ -85,6 +88,7 @@ class _Conditioning:
     images: Tensor  # (B, 6 or 7, S, S): previous, identity, and the mask if the network has a mask channel
     identity: Tensor  # (B, 3, S, S)
     mels: Tensor  # (B, rows, n_mels)
+    speech: Tensor | None  # (B, rows, D)
 
 
 @dataclass(frozen=True)
@@ -137,19 +141,26 @@ class FrameGenerator:
     @torch.no_grad()
     def _compute_silent_films(self) -> list[Tensor]:
         """The films of a frame without audio, (1, 2C) each: the same for every frame."""
+        return self._compute_audio_films(*self._make_silence(1), has_audio=False)
+
+    def _make_silence(self, n: int) -> tuple[Tensor, Tensor | None]:
+        """Windows of mels (n, rows, n_mels) and speech features (n, rows, D) that hold no sound."""
         audio = self.recipe.network.audio
-        mels = torch.full((1, audio.rows, audio.n_mels), SILENCE_DB, device=self.device)
-        return self._compute_audio_films(mels, has_audio=False)
+        mels = torch.full((n, audio.rows, audio.n_mels), SILENCE_DB, device=self.device)
+        if not audio.takes_speech:
+            return mels, None
+        return mels, torch.zeros(
+            n, audio.speech_rows, audio.speech_size, dtype=torch.float16, device=self.device
+        )
 
     @torch.no_grad()
     def _try_forward(self, forward: Callable[..., Tensor]) -> None:
         """One forward pass on zeros, to see whether a compiled function works."""
-        audio, size = self.recipe.network.audio, self.size
+        size = self.size
         n = 1 if self.params.guidance == 1 else 2
         x = torch.zeros(n, self.recipe.network.in_channels, size, size, device=self.device)
         x = x.contiguous(memory_format=torch.channels_last)  # as in a rollout, or that compiles once more
-        mels = torch.full((n, audio.rows, audio.n_mels), SILENCE_DB, device=self.device)
-        audio_films = self._compute_audio_films(mels, has_audio=True)
+        audio_films = self._compute_audio_films(*self._make_silence(n), has_audio=True)
         with self.execution.autocast(self.device):
             forward(x, self.levels[self.steps[0].gamma].films, audio_films)
 
@@ -164,13 +175,17 @@ class FrameGenerator:
         return box if region is None else np.array(region, np.int16)
 
     def __call__(
-        self, frames: Iterator[CropFrame], mels: NDArray[np.float32], offset: int = 0
+        self,
+        frames: Iterator[CropFrame],
+        mels: NDArray[np.float32],
+        offset: int = 0,
+        speech: NDArray[np.float16] | None = None,
     ) -> Iterator[NDArray[np.uint8]]:
         """Generate one clip, frame by frame as ``frames`` are read.
 
-        Its first frame is ``offset`` frames after the start of the speech that ``mels`` are of.
+        ``mels`` and ``speech`` are of the whole speech; the first frame is ``offset`` frames after its start.
         """
-        for frame in self.rollout([ClipRequest("", frames, mels, offset)], slots=1):
+        for frame in self.rollout([ClipRequest("", frames, mels, offset, speech)], slots=1):
             yield frame.pixels
 
     @torch.no_grad()
@@ -205,7 +220,27 @@ class FrameGenerator:
         padding = ((audio.rows_before, audio.rows_after), (0, 0))
         mels = np.pad(request.mels, padding, constant_values=SILENCE_DB)
         clip_id = int.from_bytes(hashlib.sha256(request.key.encode()).digest()[:8], "big")
-        return _ActiveClip(request, torch.from_numpy(mels).to(self.device), clip_id)
+        return _ActiveClip(
+            request, torch.from_numpy(mels).to(self.device), self._pad_speech(request), clip_id
+        )
+
+    def _pad_speech(self, request: ClipRequest) -> Tensor | None:
+        """The speech features of a clip, (2T + padding, D) on the device; None if the network takes none."""
+        audio, name = self.recipe.network.audio, request.key or "the speech"
+        if not audio.takes_speech:
+            return None
+        if request.speech is None:
+            raise ModelError(
+                f"{name}: comes without speech features, which this network takes "
+                f"(network.audio.input is {audio.input})"
+            )
+        n_rows = len(request.mels) // MELS_PER_FRAME * SPEECH_PER_FRAME
+        if request.speech.shape != (n_rows, audio.speech_size):
+            raise ModelError(
+                f"{name}: speech features are {request.speech.shape}, expected {(n_rows, audio.speech_size)}"
+            )
+        padding = ((audio.speech_rows_before, audio.speech_rows_after), (0, 0))
+        return torch.from_numpy(np.pad(request.speech, padding)).to(self.device)
 
     def _generate_frames(
         self, batch: Sequence[tuple[_ActiveClip, CropFrame]], slots: int
@@ -260,11 +295,16 @@ class FrameGenerator:
                 f"{clip.request.key or 'the speech'}: frame {clip.number} has no mels, there are "
                 f"{len(clip.request.mels)} rows"
             )
+        speech = None
+        if clip.speech is not None:
+            speech_row = SPEECH_PER_FRAME * (clip.request.offset + clip.number)
+            speech = clip.speech[None, speech_row : speech_row + audio.speech_rows]
         return _Conditioning(
             KnownPixels(mask, y_0),
             torch.cat(images, dim=1),
             clip.identity,
             clip.mels[None, row : row + audio.rows],
+            speech,
         )
 
     def _run_sampler(self, conditioning: _Conditioning, clips: Sequence[_ActiveClip]) -> Tensor:
@@ -277,7 +317,7 @@ class FrameGenerator:
         # Classifier-free guidance w: w times the prediction with audio, 1 - w times that without. Both come
         # from one forward pass of twice as many images.
         guidance, n = self.params.guidance, len(clips)
-        films = self._compute_audio_films(conditioning.mels, has_audio=True)
+        films = self._compute_audio_films(conditioning.mels, conditioning.speech, has_audio=True)
         images = conditioning.images
         base = select_base(conditioning.identity, self.recipe)
         if guidance != 1:
@@ -312,13 +352,14 @@ class FrameGenerator:
                 noise += math.sqrt(variance) * normals(np.array(keys, np.uint64), shape, self.device)
         return noise
 
-    def _compute_audio_films(self, mels: Tensor, *, has_audio: bool) -> list[Tensor]:
+    def _compute_audio_films(self, mels: Tensor, speech: Tensor | None, *, has_audio: bool) -> list[Tensor]:
         with self.execution.autocast(self.device):
             rows = torch.full((len(mels),), has_audio, device=self.device)
-            return self.network.compute_audio_films(mels, rows)
+            return self.network.compute_audio_films(mels, rows, speech)
 
 
 def _concatenate(parts: Sequence[_Conditioning]) -> _Conditioning:
+    speech = [part.speech for part in parts if part.speech is not None]
     return _Conditioning(
         KnownPixels(
             torch.cat([part.known_pixels.mask for part in parts]),
@@ -327,6 +368,7 @@ def _concatenate(parts: Sequence[_Conditioning]) -> _Conditioning:
         torch.cat([part.images for part in parts]),
         torch.cat([part.identity for part in parts]),
         torch.cat([part.mels for part in parts]),
+        torch.cat(speech) if speech else None,
     )
 
 

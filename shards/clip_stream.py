@@ -22,7 +22,7 @@ from shards.frames import BatchIndex, NetworkInput, Numbers, RawBatch
 from shards.reader import Dataset
 from shards.resident import build_clip_table
 from shards.rng import derive_key
-from shards.schema import MELS_PER_FRAME, ClipSample, ShardError
+from shards.schema import MELS_PER_FRAME, SPEECH_PER_FRAME, ClipSample, ShardError
 from shards.streaming import allocate_batch, ignore_stop_signals, return_unchanged
 from shards.webdataset_reader import from_dataset
 
@@ -38,6 +38,7 @@ class DecodedClip(NamedTuple):
     frames: Tensor  # (T, H, W, 3) uint8
     boxes: Tensor  # (T, 4) int16
     mels: Tensor  # (2T, M) float32, dB
+    speech: Tensor | None  # (2T, D) float16; None if the network takes none
 
 
 class ClipStream:
@@ -69,6 +70,7 @@ class ClipStream:
         Raises ShardError when there are fewer shards than ranks.
         """
         self.clips = build_clip_table(dataset, clip_ids)
+        network_input.check_members(dataset.clips, self.clips.ids, dataset.storage.address)
         self.device = device
         self.network_input = network_input
         shard_names, _ = dataset.clips.locate_shards(self.clips.ids)
@@ -116,17 +118,18 @@ class ClipStream:
 
     def read_batch(self, indices: BatchIndex) -> RawBatch:
         """Pixels of a batch whose targets ``epoch_order`` has just drawn."""
-        before = indices.mel_rows[0]
         batch = allocate_batch(indices, self.network_input)
-        pixels_out, boxes_out, mels_out = (part.numpy() for part in batch[1:])
+        pixels_out, boxes_out = batch.pixels.numpy(), batch.boxes.numpy()
         for row, (number, clip_frames) in enumerate(self.clips.locate_samples(indices)):
             clip = self._batch_clips[number]
             for image, frame in zip(pixels_out[:, row], clip_frames, strict=True):
                 image[...] = clip.frames[frame].numpy()
             boxes_out[:, row] = clip.boxes.numpy()[clip_frames[:2]]
-            first = MELS_PER_FRAME * clip_frames[0] - before
-            start, stop = max(0, first), min(len(clip.mels), first + mels_out.shape[1])
-            mels_out[row, start - first : stop - first] = clip.mels[start:stop].numpy()
+            _copy_rows(clip.mels, MELS_PER_FRAME * clip_frames[0] - indices.mel_rows[0], batch.mels[row])
+            if batch.speech is not None and indices.speech_rows is not None:
+                assert clip.speech is not None, "checked when the clip was decoded"
+                first = SPEECH_PER_FRAME * clip_frames[0] - indices.speech_rows[0]
+                _copy_rows(clip.speech, first, batch.speech[row])
         return batch.to(self.device)
 
     def prefetch(self, indices: Iterator[BatchIndex], *, seed: int) -> Iterator[RawBatch]:
@@ -150,7 +153,8 @@ class ClipStream:
         if isinstance(clip, ShardError):
             raise clip
         # out of shared memory, of which a container may have little
-        clip = DecodedClip(clip.clip_id, *(part.clone() for part in clip[1:]))
+        speech = None if clip.speech is None else clip.speech.clone()
+        clip = DecodedClip(clip.clip_id, clip.frames.clone(), clip.boxes.clone(), clip.mels.clone(), speech)
         return clip, self._rng.permutation(len(clip.frames)).tolist()
 
 
@@ -193,8 +197,21 @@ class _DecodedClips(IterableDataset[DecodedClip | ShardError]):
     def _convert(self, clip: ClipSample) -> DecodedClip:
         name = f"{self._dataset.storage.address}: {clip.key}"
         n_frames = self._dataset.clips[clip.key]["frames"]
-        self._network_input.check_clip(name, n_frames, clip.frames.shape, clip.boxes, clip.mels)
-        return DecodedClip(clip.key, *map(torch.from_numpy, (clip.frames, clip.boxes, clip.mels)))
+        self._network_input.check_clip(name, n_frames, clip.frames.shape, clip.boxes, clip.mels, clip.speech)
+        is_used = self._network_input.speech_size and clip.speech is not None
+        return DecodedClip(
+            clip.key,
+            frames=torch.from_numpy(clip.frames),
+            boxes=torch.from_numpy(clip.boxes),
+            mels=torch.from_numpy(clip.mels),
+            speech=torch.from_numpy(clip.speech) if is_used else None,
+        )
+
+
+def _copy_rows(rows: Tensor, first: int, out: Tensor) -> None:
+    """Fill ``out`` with a clip's rows from ``first`` on; where the clip has none it is left as it is."""
+    start, stop = max(0, first), min(len(rows), first + len(out))
+    out[start - first : stop - first] = rows[start:stop]
 
 
 def _take_every(shards: Iterator[dict[str, Any]], start: int, step: int) -> Iterator[dict[str, Any]]:

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from shards.index import MEMBERS
+from shards.index import MEMBERS, SPEECH
 from shards.ledger import OK
 from shards.reader import Dataset, open_dataset
 from shards.storage import Storage
 from shards.table import Row
 
-MEMBER_COLUMNS = {f"{name}_{column}": name for name in MEMBERS for column in ("size", "crc32")}
-PLACES = ("shard", *(f"{name}_offset" for name in MEMBERS))
+MEMBER_COLUMNS = {f"{name}_{column}": name for name in (*MEMBERS, SPEECH) for column in ("size", "crc32")}
+PLACES = ("shard", *(f"{name}_offset" for name in (*MEMBERS, SPEECH)))
 
 
 @dataclass(slots=True)
@@ -59,10 +59,8 @@ def _map_paths(dataset: Dataset) -> dict[str, Row]:
     return {row["path"]: row for row in dataset.ledger()}
 
 
-def _compare_clip(
-    difference: Difference, clip_id: str, before: Mapping[str, Any], after: Mapping[str, Any]
-) -> None:
-    columns = [name for name in before if before[name] != after[name]]
+def _compare_clip(difference: Difference, clip_id: str, before: Row, after: Row) -> None:
+    columns = [name for name in before | after if before.get(name) != after.get(name)]
     names = [MEMBER_COLUMNS.get(name, name) for name in columns if name not in ("split", *PLACES)]
     if names:
         difference.changed[clip_id] = list(dict.fromkeys(names))
@@ -71,7 +69,7 @@ def _compare_clip(
     if place := next((name for name in PLACES if name in columns), None):
         name = "frames_offset" if place == "shard" else place
         difference.places[clip_id] = " -> ".join(
-            f"{row['shard']} {name} {row[name]}" for row in (before, after)
+            f"{row['shard']} {name} {row.get(name)}" for row in (before, after)
         )
 
 

@@ -17,9 +17,9 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from shards.balance import Turns
-from shards.index import get_params_section
+from shards.index import Clips, get_params_section
 from shards.rng import epoch_order
-from shards.schema import ShardError
+from shards.schema import SPEECH_MEMBER, ShardError
 
 Numbers = NDArray[np.int64]
 
@@ -103,6 +103,7 @@ class NetworkInput:
     n_mels: int
     silence_db: float
     top: int = 0  # the first pixel row that the network looks at
+    speech_size: int = 0  # features in a row of speech; 0: the network takes none
 
     def check_dataset(self, manifest: Mapping[str, Any], name: str) -> None:
         """Raise ShardError if a dataset's manifest says that it was built for another network."""
@@ -115,13 +116,30 @@ class NetworkInput:
             if value is not None and value != expected:
                 raise ShardError(f"{name}: holds {value:g} {what}, the network takes {expected:g}")
 
+    def check_members(self, clips: Clips, clip_ids: Sequence[str], name: str) -> None:
+        """Raise ShardError if one of some clips of a dataset lacks a member that the network takes."""
+        if not self.speech_size or not (without := clips.list_without_speech(clip_ids)):
+            return
+        what = f"has no speech features ({SPEECH_MEMBER}), which the network takes"
+        if len(without) < len(clip_ids):
+            raise ShardError(f"{name}: {without[0]} {what}; other clips have them")
+        raise ShardError(f"{name}: {what}; build it with speech.encoder in the params")
+
     def check_clip(
-        self, name: str, n_frames: int, shape: tuple[int, ...], boxes: NDArray[Any], mels: NDArray[Any]
+        self,
+        name: str,
+        n_frames: int,
+        shape: tuple[int, ...],
+        boxes: NDArray[Any],
+        mels: NDArray[Any],
+        speech: NDArray[Any] | None = None,
     ) -> None:
         """Raise ShardError unless a clip has ``n_frames`` frames, and its arrays fit the network.
 
         ``shape`` is the shape of its frames, (T, H, W, 3).
         """
+        if self.speech_size:
+            self.check_speech(name, speech)
         highest = int(boxes[:, 1].min())
         if highest < self.top:
             raise ShardError(
@@ -134,6 +152,12 @@ class NetworkInput:
                 f"expected {(n_frames, self.size, self.size, 3)} and {self.n_mels}"
             )
 
+    def check_speech(self, name: str, speech: NDArray[Any] | None) -> None:
+        """Raise ShardError unless a clip's speech features are as many as the network takes."""
+        if speech is None or speech.shape[1] != self.speech_size:
+            actual = "no" if speech is None else speech.shape[1]
+            raise ShardError(f"{name} holds {actual} speech features, the network takes {self.speech_size}")
+
 
 class BatchIndex(NamedTuple):
     """The frames of a batch by number, (B,) each."""
@@ -144,6 +168,7 @@ class BatchIndex(NamedTuple):
     identity: Numbers
     mel_rows: tuple[int, int]  # how many rows before and after the target's first row
     context: Numbers | None = None  # the frame that can be shown outside the mask; None: none is read
+    speech_rows: tuple[int, int] | None = None  # as mel_rows, of speech features; None: none are read
 
     @property
     def images(self) -> list[Numbers]:
@@ -159,11 +184,15 @@ class RawBatch(NamedTuple):
     pixels: Tensor  # (3 or 4, B, H, W, 3) uint8: the ``images`` of the index
     boxes: Tensor  # (2, B, 4) int16: of the target and the previous frames
     mels: Tensor  # (B, rows, M) float32, dB
+    speech: Tensor | None = None  # (B, rows, D) float16; zeros before and after the clip
 
     def to(self, device: torch.device) -> RawBatch:
         """Copy the tensors to a device without waiting for it."""
-        copies = (part.to(device, non_blocking=True) for part in self[1:])
-        return RawBatch(self.indices, *copies)
+        pixels, boxes, mels = (
+            part.to(device, non_blocking=True) for part in (self.pixels, self.boxes, self.mels)
+        )
+        speech = None if self.speech is None else self.speech.to(device, non_blocking=True)
+        return RawBatch(self.indices, pixels, boxes, mels, speech)
 
 
 class FrameSource(Protocol):

@@ -9,6 +9,7 @@ import re
 from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
 from dataclasses import asdict, dataclass
 from dataclasses import fields as dataclass_fields
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
@@ -57,9 +58,17 @@ MAX_MEMBER_BYTES = 2**32
 SHARD_SUFFIX = ".tar"
 SHA256 = re.compile("[0-9a-f]{64}")
 
-# Each member has three columns: the offset and size of its bytes in the shard, and their CRC-32.
-MEMBERS = ("frames", "boxes", "mels", "affine", "json")
+MEMBERS = ("frames", "boxes", "mels", "affine", "json")  # of every clip
+SPEECH = "speech"  # an optional member
 HASHES = ("sha256", "source_sha256")
+
+
+def _make_member_fields(member: str) -> list[pa.Field]:
+    """The three columns of a member: the offset and size of its bytes in the shard, and their CRC-32."""
+    kinds = {"offset": pa.int64(), "size": pa.int64(), "crc32": pa.uint32()}
+    return [pa.field(f"{member}_{column}", kind) for column, kind in kinds.items()]
+
+
 INDEX_SCHEMA = pa.schema(
     [
         pa.field("clip_id", pa.string()),
@@ -67,15 +76,13 @@ INDEX_SCHEMA = pa.schema(
         pa.field("speaker", pa.string()),
         pa.field("frames", pa.int32()),
         pa.field("shard", pa.string()),
-        *(
-            pa.field(f"{member}_{column}", kind)
-            for member in MEMBERS
-            for column, kind in (("offset", pa.int64()), ("size", pa.int64()), ("crc32", pa.uint32()))
-        ),
+        *chain.from_iterable(map(_make_member_fields, MEMBERS)),
         pa.field("sha256", pa.string()),  # of the members' bytes, in their order in the tar
         pa.field("source_sha256", pa.string()),
     ]
 )
+SPEECH_FIELDS = _make_member_fields(SPEECH)  # null where a clip lacks the member
+SPEECH_INDEX_SCHEMA = pa.schema([*INDEX_SCHEMA, *SPEECH_FIELDS])  # of a dataset with speech features
 _ID = Rule(required=True, names=(ID_PATTERN, MAX_ID_BYTES), expected=ID_RULE)
 INDEX_RULES = MappingProxyType(
     {
@@ -85,8 +92,8 @@ INDEX_RULES = MappingProxyType(
         "frames": Rule(required=True, low=1, high=MAX_FRAMES),
         "shard": Rule(required=True, names=(FILE_PATTERN, MAX_NAME_BYTES), expected=FILE_RULE),
         **{
-            f"{member}_{column}": Rule(required=True, low=0, high=high)
-            for member in MEMBERS
+            f"{member}_{column}": Rule(required=member in MEMBERS, low=0, high=high)
+            for member in (*MEMBERS, SPEECH)
             for column, high in (("offset", MAX_SHARD_BYTES), ("size", MAX_MEMBER_BYTES), ("crc32", None))
         },
         "sha256": Rule(required=True, pattern=r"\A[0-9a-f]{64}\z", expected="64 hex digits"),
@@ -156,11 +163,18 @@ class MelsFields(Document):
     top_db: Annotated[float, Field(gt=0, le=1000)] | None = None
 
 
+class SpeechFields(Document):
+    """What readers use of ``params.speech``."""
+
+    encoder: Text | None = None
+
+
 class ParamsFields(Document):
     """The params of all stages, by section."""
 
     align: AlignFields | None = None
     mels: MelsFields | None = None
+    speech: SpeechFields | None = None
 
 
 class ManifestFields(Document):
@@ -196,12 +210,34 @@ class ShardEntry:
 
 def make_shard_rows(shard: str, rows: Iterable[Mapping[str, Any]]) -> Rows:
     """The index rows of a shard, from the rows that ``write_tar`` returns."""
-    return PackedRows.from_rows(({**row, "shard": shard} for row in rows), INDEX_SCHEMA)
+    full_rows = [{**row, "shard": shard} for row in rows]
+    return PackedRows.from_rows(full_rows, select_index_schema(full_rows))
+
+
+def select_index_schema(rows: Sequence[Mapping[str, Any]]) -> pa.Schema:
+    """The columns of an index of these rows: with those of speech features if one of them has some."""
+    names = [field.name for field in SPEECH_FIELDS]
+    has_speech = any(row.get(name) is not None for row in rows for name in names)
+    return SPEECH_INDEX_SCHEMA if has_speech else INDEX_SCHEMA
 
 
 def write_index(path: Path, shards: Iterable[Rows]) -> None:
-    """Write one row per clip. ``shards`` are sorted by name; a thousand of them become a row group."""
-    write_tables(path, group_tables(shards), INDEX_SCHEMA)
+    """Write one row per clip. ``shards`` are sorted by name; a thousand of them become a row group.
+
+    Raises ShardError when some of them have speech features and others have none.
+    """
+    remaining = iter(shards)
+    first = next(remaining, None)
+    schema = INDEX_SCHEMA if first is None else first.table.schema
+    try:
+        write_tables(path, group_tables(chain([] if first is None else [first], remaining)), schema)
+    except pa.ArrowInvalid as err:
+        raise ShardError(f"{path}: some shards have speech features and others have none") from err
+
+
+def list_members(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """The members of the clip of an index row, in the order in which they are hashed."""
+    return (*MEMBERS, SPEECH) if row.get(f"{SPEECH}_offset") is not None else MEMBERS
 
 
 class Clips(Mapping[str, Row]):
@@ -278,6 +314,14 @@ class Clips(Mapping[str, Row]):
         ids: list[str] = self.table["clip_id"].filter(pc.equal(self.table["split"], split)).to_pylist()
         return ids
 
+    def list_without_speech(self, clip_ids: Sequence[str]) -> list[str]:
+        """Those of some clips that have no speech features. Raises KeyError for an id that is not here."""
+        column = SPEECH_FIELDS[0].name
+        if column not in self.table.column_names:
+            return list(clip_ids)
+        offsets = self.column(column, clip_ids)
+        return [clip_id for clip_id, offset in zip(clip_ids, offsets, strict=True) if offset is None]
+
     def find_duplicate(self) -> str | None:
         """An id that is in two rows, if there is one."""
         repeated = np.flatnonzero(self._sorted_keys[1:] == self._sorted_keys[:-1])
@@ -341,7 +385,10 @@ def read_index(location: Path | Storage, manifest: Mapping[str, Any], *, hashes:
     path = f"{storage.address}/{INDEX_NAME}"
     schema = INDEX_SCHEMA if hashes else pa.schema([f for f in INDEX_SCHEMA if f.name not in HASHES])
     data = read_table(storage, manifest, INDEX_NAME)
-    table = parse_table(data, schema, path, "index", INDEX_RULES, repetitive=("shard", "split", "speaker"))
+    repetitive = ("shard", "split", "speaker")
+    table = parse_table(
+        data, schema, path, "index", INDEX_RULES, optional=SPEECH_FIELDS, repetitive=repetitive
+    )
     del data  # 100 MB for a million clips
     clips = Clips(table)
     if (duplicate := clips.find_duplicate()) is not None:
@@ -351,9 +398,9 @@ def read_index(location: Path | Storage, manifest: Mapping[str, Any], *, hashes:
 
 def check_index_rows(rows: Iterable[Mapping[str, Any]], shard: str, path: str) -> Rows:
     """The index rows of a shard, from JSON that someone else may have written. Raises ShardError."""
-    return check_rows(
-        convert_rows(({**row, "shard": shard} for row in rows), INDEX_SCHEMA, path), INDEX_RULES, path
-    )
+    full_rows = [{**row, "shard": shard} for row in rows]
+    table = convert_rows(full_rows, select_index_schema(full_rows), path)
+    return check_rows(table, INDEX_RULES, path)
 
 
 def read_table_hashes(manifest: Mapping[str, Any]) -> dict[str, str]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from shards.codec import unpack_frames
@@ -24,8 +25,11 @@ from shards.index import (
     INDEX_NAME,
     LEDGER_NAME,
     MEMBERS,
+    SPEECH,
+    SPEECH_FIELDS,
     Clips,
     ShardEntry,
+    list_members,
     parse_shard_entries,
     read_index,
     read_manifest,
@@ -38,6 +42,7 @@ from shards.schema import (
     BOXES_MEMBER,
     JSON_MEMBER,
     MELS_MEMBER,
+    SPEECH_MEMBER,
     ClipSample,
     ShardError,
     json_to_info,
@@ -115,21 +120,39 @@ def _check_chunk(table: pa.Table, shard_bytes: NDArray[np.int64], path: str) -> 
     refuse(shard_bytes < 0, f"{{clip_id}} lies in {{shard!r}}, which {DATASET_NAME} does not list")
     outside = table["frames"].to_numpy() < 1
     first, end, total = shard_bytes, np.zeros_like(shard_bytes), np.zeros_like(shard_bytes)
-    for name in MEMBERS:
-        offset, size = (table[f"{name}_{column}"].to_numpy() for column in ("offset", "size"))
+    byte_ranges = [
+        [table[f"{name}_{column}"].to_numpy() for column in ("offset", "size")] for name in MEMBERS
+    ]
+    if SPEECH_FIELDS[0].name in table.column_names:
+        nulls = np.stack([table[field.name].is_null().to_numpy() for field in SPEECH_FIELDS])
+        refuse(
+            nulls.any(axis=0) != nulls.all(axis=0), "{clip_id} has a part of the columns of speech features"
+        )
+        # as far as the checks go, a clip without speech features has no bytes of them beside its frames
+        offset, size = (table[f"{SPEECH}_{column}"] for column in ("offset", "size"))
+        offset = pc.coalesce(offset, table["frames_offset"])
+        byte_ranges.append([offset.to_numpy(), pc.fill_null(size, 0).to_numpy()])
+    for offset, size in byte_ranges:
         outside = outside | (offset < 0) | (size < 0) | (size > shard_bytes) | (offset > shard_bytes - size)
         first, end, total = np.minimum(first, offset), np.maximum(end, offset + size), total + size
     refuse(outside, "{clip_id}'s bytes do not lie in {shard}")
     refuse(end - first > total + MAX_GAP_BYTES, "{clip_id}'s members do not lie together in {shard}")
 
 
-def read_members(dataset: Dataset, clip_id: str, names: Sequence[str] = MEMBERS) -> dict[str, bytes]:
-    """Read all or some members of a clip (frames, boxes, mels, affine, json), checked by CRC."""
+def read_members(dataset: Dataset, clip_id: str, names: Sequence[str] | None = None) -> dict[str, bytes]:
+    """Read all or some members of a clip (frames, boxes, mels, affine, json, speech), checked by CRC.
+
+    Raises ShardError, also for a member that the clip does not have.
+    """
     row = dataset.clips.get(clip_id)
     if row is None:
         raise ShardError(
             f"{dataset.storage.address}: holds no clip {shorten(clip_id)}; `pipeline explain` may know why"
         )
+    known = list_members(row)
+    names = known if names is None else names
+    if missing := [name for name in names if name not in known]:
+        raise ShardError(f"{dataset.storage.address}: {clip_id} has no {', '.join(missing)}")
     starts = {name: row[f"{name}_offset"] for name in names}
     ends = {name: start + row[f"{name}_size"] for name, start in starts.items()}
     first = min(starts.values())
@@ -160,6 +183,7 @@ def decode_members(clip_id: str, members: Mapping[str, bytes]) -> ClipSample:
         mels=npy_to_array(members["mels"], f"{clip_id}.{MELS_MEMBER}"),
         affine=npy_to_array(members["affine"], f"{clip_id}.{AFFINE_MEMBER}"),
         info=info,
+        speech=npy_to_array(members[SPEECH], f"{clip_id}.{SPEECH_MEMBER}") if SPEECH in members else None,
     )
 
 

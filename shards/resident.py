@@ -17,7 +17,7 @@ from shards.balance import Balance
 from shards.frames import BatchIndex, BoxMargins, ClipTable, NetworkInput, Numbers, RawBatch
 from shards.reader import Dataset, read_clip
 from shards.rng import derive_key, derive_keys
-from shards.schema import MELS_PER_FRAME, ClipSample, ShardError
+from shards.schema import MELS_PER_FRAME, SPEECH_PER_FRAME, ClipSample, ShardError
 
 TRAIN_SPLIT = "train"
 MEMORY_SHARE = 0.8  # of the free memory; the rest is for everything else
@@ -32,6 +32,8 @@ class Resident:
     boxes: Tensor  # (N, 4) int16, on the device as all below
     mels: Tensor  # (R, M) float32, dB; each clip's rows with silent ones before and after
     mel_row: Tensor  # (N,) int64: the row of mels that is row 2i of frame i's clip
+    speech: Tensor | None = None  # (R', D) float16; each clip's rows with zeros before and after
+    speech_row: Tensor | None = None  # (N,) int64, as mel_row
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -52,13 +54,17 @@ class Resident:
         device_frames = frames.to(self.device, non_blocking=True)
         n = len(indices.target)
         pixels = self.frames[frames if self._on_host else device_frames].to(self.device, non_blocking=True)
-        before, after = indices.mel_rows
-        offsets = torch.arange(-before, after + 1, device=self.device)
+        target = device_frames[:n]
+        speech = None
+        if indices.speech_rows is not None:
+            assert self.speech is not None and self.speech_row is not None, "loaded without speech features"
+            speech = _take_windows(self.speech, self.speech_row[target], indices.speech_rows)
         return RawBatch(
             indices,
             pixels.view(-1, n, *pixels.shape[1:]),
             self.boxes[device_frames[: 2 * n]].view(2, n, 4),
-            self.mels[self.mel_row[device_frames[:n]][:, None] + offsets],
+            _take_windows(self.mels, self.mel_row[target], indices.mel_rows),
+            speech,
         )
 
     def prefetch(self, indices: Iterator[BatchIndex], *, seed: int) -> Iterator[RawBatch]:
@@ -68,6 +74,12 @@ class Resident:
     @property
     def _on_host(self) -> bool:
         return self.frames.device != self.device
+
+
+def _take_windows(rows: Tensor, first: Tensor, window: tuple[int, int]) -> Tensor:
+    """(R, M), a row for each sample (B,), and how many rows before and after it -> (B, rows, M)."""
+    before, after = window
+    return rows[first[:, None] + torch.arange(-before, after + 1, device=rows.device)]
 
 
 def prefetch_one(batches: Iterator[RawBatch]) -> Iterator[RawBatch]:
@@ -98,6 +110,7 @@ def load_resident(
     network_input: NetworkInput,
     *,
     mel_pad: int,
+    speech_pad: int = 0,
     device: torch.device,
     frames_on: torch.device,
     workers: int,
@@ -106,10 +119,12 @@ def load_resident(
 ) -> Resident:
     """Read and decode clips onto a device, with ``workers`` threads; call ``done`` with each clip's frames.
 
-    ``mel_pad`` is the number of silent mel rows before and after each clip. Raises ShardError for a clip that
-    is damaged or does not fit the network, and if there is not enough memory.
+    ``mel_pad`` is the number of silent mel rows before and after each clip, ``speech_pad`` that of zero rows
+    of speech features. Raises ShardError for a clip that is damaged or does not fit the network, and if there
+    is not enough memory.
     """
     clips = build_clip_table(dataset, clip_ids, balance)
+    network_input.check_members(dataset.clips, clips.ids, dataset.storage.address)
     n_frames, lengths = len(clips), clips.lengths.tolist()
     n_rows = sum(MELS_PER_FRAME * length + 2 * mel_pad for length in lengths)
     size, n_mels, silence_db = network_input.size, network_input.n_mels, network_input.silence_db
@@ -120,22 +135,33 @@ def load_resident(
     boxes = torch.empty(n_frames, 4, dtype=torch.int16, device=device)
     mels = torch.full((n_rows, n_mels), silence_db, dtype=torch.float32, device=device)
     mel_row = torch.empty(n_frames, dtype=torch.int64)
-    frame, row = 0, 0
+    n_speech_rows = sum(SPEECH_PER_FRAME * length + 2 * speech_pad for length in lengths)
+    speech = torch.zeros(n_speech_rows, network_input.speech_size, dtype=torch.float16, device=device)
+    speech_row = torch.empty(n_frames, dtype=torch.int64)
+    frame, row, first_speech = 0, 0, 0
     with ThreadPoolExecutor(workers) as pool:  # decoding releases the GIL
         samples = _read_ahead(pool, lambda clip_id: read_clip(dataset, clip_id), clips.ids, 2 * workers)
         for length, clip in zip(lengths, samples, strict=True):
             name = f"{dataset.storage.address}: {clip.key}"
-            network_input.check_clip(name, length, clip.frames.shape, clip.boxes, clip.mels)
+            network_input.check_clip(name, length, clip.frames.shape, clip.boxes, clip.mels, clip.speech)
             clip_frames = slice(frame, frame + length)
             frames[clip_frames].copy_(torch.from_numpy(clip.frames))
             boxes[clip_frames].copy_(torch.from_numpy(clip.boxes))
             row += mel_pad
             mels[row : row + len(clip.mels)].copy_(torch.from_numpy(clip.mels))
             mel_row[clip_frames] = row + MELS_PER_FRAME * torch.arange(length)
-            frame += length
             row += len(clip.mels) + mel_pad
+            if network_input.speech_size and clip.speech is not None:
+                first_speech += speech_pad
+                last_speech = first_speech + len(clip.speech)
+                speech[first_speech:last_speech].copy_(torch.from_numpy(clip.speech))
+                speech_row[clip_frames] = first_speech + SPEECH_PER_FRAME * torch.arange(length)
+                first_speech = last_speech + speech_pad
+            frame += length
             done(length)
-    return Resident(clips, frames, boxes, mels, mel_row.to(device))
+    if not network_input.speech_size:
+        return Resident(clips, frames, boxes, mels, mel_row.to(device))
+    return Resident(clips, frames, boxes, mels, mel_row.to(device), speech, speech_row.to(device))
 
 
 def build_clip_table(dataset: Dataset, clip_ids: Iterable[str], balance: Balance = "frames") -> ClipTable:

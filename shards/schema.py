@@ -27,16 +27,20 @@ VIDEO_FPS = 25
 MEL_FPS = 50
 MAX_MELS = 2048  # bands: more than an FFT of 4096 samples has bins
 MELS_PER_FRAME = MEL_FPS // VIDEO_FPS
+SPEECH_PER_FRAME = 2  # rows, centred as the mel rows are
+MAX_SPEECH_FEATURES = 4096  # more than any published speech encoder has
 
 BOXES_MEMBER = "boxes.npy"
 MELS_MEMBER = "mels.npy"
 AFFINE_MEMBER = "affine.npy"
+SPEECH_MEMBER = "speech.npy"  # of all clips of a dataset or of none
 JSON_MEMBER = "json"
 
 MAX_NPY_HEADER_BYTES = 10_000
 MAX_SIZE = 1024  # px of a crop's side
 MAX_FRAMES = 1_000_000  # of a clip: 11 hours
 MAX_CLIP_BYTES = 2**32  # of decoded frames: 10 minutes of 256 px are 2.9 GB
+MAX_SPEECH_VALUE = 1e4  # either way: features of a layer norm are below 100
 MAX_MEL_DB = 300.0  # either way: float32 has no larger range of powers
 MIN_CROP_SCALE = 1e-4  # crop px per source px: a smaller matrix cannot be inverted in float32
 
@@ -62,6 +66,8 @@ class ClipSample:
     mels: NDArray[np.float32]  # (2T, M), dB below the clip's maximum; row j is centred on j/50 s
     affine: NDArray[np.float32]  # (T, 2, 3), source px -> crop px
     info: Mapping[str, Any]  # the json member: see docs/shards.md
+    # (2T, D), features of a speech encoder; row j is centred on j/50 s. None where the dataset has none.
+    speech: NDArray[np.float16] | None = None
 
     def __post_init__(self) -> None:
         n_frames = len(self.frames)
@@ -69,7 +75,8 @@ class ClipSample:
             raise ShardError(
                 f"{self.key}: frames are {self.frames.dtype} {self.frames.shape}, expected uint8 (T, H, W, 3)"
             )
-        check_arrays(self.key, n_frames, self.frames.shape[1:3], self.boxes, self.mels, self.affine)
+        size = self.frames.shape[1:3]
+        check_arrays(self.key, n_frames, size, self.boxes, self.mels, self.affine, self.speech)
 
 
 def check_arrays(
@@ -79,6 +86,7 @@ def check_arrays(
     boxes: NDArray[Any],
     mels: NDArray[Any],
     affine: NDArray[Any],
+    speech: NDArray[Any] | None = None,
 ) -> None:
     """Raise ShardError unless the arrays belong to ``n_frames`` crops of ``size`` (H, W)."""
     if boxes.dtype != np.int16 or boxes.shape != (n_frames, 4):
@@ -102,6 +110,8 @@ def check_arrays(
             f"expected 0 <= x0 < x1 <= {width} and 0 <= y0 < y1 <= {height}"
         )
     check_values(key, mels, affine)
+    if speech is not None:
+        check_speech(key, n_frames, speech)
 
 
 def check_values(key: str, mels: NDArray[np.float32], affine: NDArray[np.float32]) -> None:
@@ -119,6 +129,26 @@ def check_values(key: str, mels: NDArray[np.float32], affine: NDArray[np.float32
         raise ShardError(
             f"{key}: the matrix of frame {worst} is {affine[worst].tolist()}, which cannot be inverted"
         )
+
+
+def check_speech(key: str, n_frames: int, speech: NDArray[Any]) -> None:
+    """Raise ShardError unless an array is the speech features of ``n_frames`` frames."""
+    n_rows = n_frames * SPEECH_PER_FRAME
+    if (
+        speech.dtype != np.float16
+        or speech.ndim != 2
+        or len(speech) != n_rows
+        or not 1 <= speech.shape[1] <= MAX_SPEECH_FEATURES
+    ):
+        raise ShardError(
+            f"{key}: {n_frames} frames need {n_rows} rows of 1 to {MAX_SPEECH_FEATURES} speech features in "
+            f"float16, got {speech.dtype} {speech.shape}"
+        )
+    is_finite = np.isfinite(speech).all(axis=1)
+    if not is_finite.all():
+        raise ShardError(f"{key}: speech features of row {int(np.argmin(is_finite))} are not finite")
+    if (largest := float(np.abs(speech).max())) > MAX_SPEECH_VALUE:
+        raise ShardError(f"{key}: speech features reach {largest:.5g}, expected at most {MAX_SPEECH_VALUE:g}")
 
 
 def array_to_npy(array: NDArray[Any]) -> bytes:

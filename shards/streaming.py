@@ -27,9 +27,17 @@ from shards.cache import ShardStore
 from shards.codec import check_offsets, decode_frame
 from shards.files import open_file
 from shards.frames import BatchIndex, ClipTable, NetworkInput, Numbers, RawBatch
-from shards.index import MEMBERS, ShardEntry
+from shards.index import SPEECH, ShardEntry, list_members
 from shards.reader import Dataset, check_index_row, find_altered_member
-from shards.schema import MELS_PER_FRAME, Codec, ShardError, check_arrays, json_to_info, npy_to_array
+from shards.schema import (
+    MELS_PER_FRAME,
+    SPEECH_PER_FRAME,
+    Codec,
+    ShardError,
+    check_arrays,
+    json_to_info,
+    npy_to_array,
+)
 from shards.windows import Window, Windows
 
 OPEN_CLIPS = 2**14  # clips whose layout a process remembers
@@ -45,6 +53,7 @@ class _ClipLayout:
     frame_offsets: Sequence[int]  # (T + 1,): frame k is the bytes from frame_offsets[k] to [k + 1]
     boxes: NDArray[np.int16]  # (T, 4)
     mels_offset: int
+    speech_offset: int | None  # None where the clip has no speech features
 
 
 class Decoder:
@@ -55,6 +64,7 @@ class Decoder:
     ) -> None:
         self.clips = clips
         self.network_input = network_input
+        network_input.check_members(dataset.clips, clips.ids, dataset.storage.address)
         self._dataset = dataset
         self._paths = {name: store.path(entry) for name, entry in dataset.shards.items()}
         self._layouts: OrderedDict[int, _ClipLayout] = OrderedDict()
@@ -76,9 +86,9 @@ class Decoder:
 
     def read_batch(self, indices: BatchIndex) -> RawBatch:
         """A batch in the host's memory. Raises ShardError for a clip that is damaged or does not fit."""
-        size, before = self.network_input.size, indices.mel_rows[0]
+        size = self.network_input.size
         batch = allocate_batch(indices, self.network_input)
-        pixels_out, boxes_out, mels_out = (part.numpy() for part in batch[1:])
+        pixels_out, boxes_out, mels_out = batch.pixels.numpy(), batch.boxes.numpy(), batch.mels.numpy()
         for row, (clip, clip_frames) in enumerate(self.clips.locate_samples(indices)):
             layout = self._get_layout(clip)
             with _RangeReader(layout.path) as file:
@@ -90,17 +100,15 @@ class Decoder:
                         name = f"{layout.path}: {self.clips.ids[clip]}: frame {frame}"
                         raise ShardError(f"{name}: {err}") from err
                 boxes_out[:, row] = layout.boxes[clip_frames[:2]]
-                self._read_mels(file, layout, MELS_PER_FRAME * clip_frames[0] - before, mels_out[row])
+                first = MELS_PER_FRAME * clip_frames[0] - indices.mel_rows[0]
+                n_rows = MELS_PER_FRAME * len(layout.boxes)
+                _read_rows(file, layout.mels_offset, n_rows, first, mels_out[row])
+                if batch.speech is not None and indices.speech_rows is not None:
+                    assert layout.speech_offset is not None, "checked when the clip was first read"
+                    first = SPEECH_PER_FRAME * clip_frames[0] - indices.speech_rows[0]
+                    n_rows = SPEECH_PER_FRAME * len(layout.boxes)
+                    _read_rows(file, layout.speech_offset, n_rows, first, batch.speech[row].numpy())
         return batch
-
-    def _read_mels(
-        self, file: _RangeReader, layout: _ClipLayout, first: int, out: NDArray[np.float32]
-    ) -> None:
-        """Fill ``out`` with mel rows from ``first`` on; rows outside the clip are left as they are."""
-        row_bytes = out[0].nbytes
-        start, stop = max(0, first), min(MELS_PER_FRAME * len(layout.boxes), first + len(out))
-        data = file.read(layout.mels_offset + start * row_bytes, layout.mels_offset + stop * row_bytes)
-        out[start - first : stop - first] = np.frombuffer(data, np.float32).reshape(stop - start, -1)
 
     def _get_layout(self, clip: int) -> _ClipLayout:
         layout = self._layouts.get(clip)
@@ -118,7 +126,7 @@ class Decoder:
         with _RangeReader(path) as file:
             members = {
                 name: file.read(row[f"{name}_offset"], row[f"{name}_offset"] + row[f"{name}_size"])
-                for name in (("boxes", "json") if is_checked else MEMBERS)
+                for name in (("boxes", "json") if is_checked else list_members(row))
             }
         name = f"{path}: {clip_id}"
         if (member := find_altered_member(row, members)) is not None:
@@ -130,31 +138,62 @@ class Decoder:
         check_offsets(offsets, row["frames"], row["frames_size"], name)
         if not is_checked:
             mels, affine = (npy_to_array(members[part], f"{name}.{part}") for part in ("mels", "affine"))
+            speech = npy_to_array(members[SPEECH], f"{name}.{SPEECH}") if SPEECH in members else None
             side = info["size"]
-            check_arrays(name, row["frames"], (side, side), boxes, mels, affine)
-            self.network_input.check_clip(name, row["frames"], (len(offsets) - 1, side, side, 3), boxes, mels)
+            check_arrays(name, row["frames"], (side, side), boxes, mels, affine, speech)
+            shape = (len(offsets) - 1, side, side, 3)
+            self.network_input.check_clip(name, row["frames"], shape, boxes, mels, speech)
+            for part, array in (("mels", mels), (SPEECH, speech)):
+                # rows are read from the file's end, so they must be there one after another
+                if array is not None and not members[part].endswith(array.tobytes()):
+                    raise ShardError(f"{name}.{part}: stored column by column, expected row by row")
             self._is_checked[clip] = True
         mels_bytes = (
             row["frames"] * MELS_PER_FRAME * self.network_input.n_mels * np.dtype(np.float32).itemsize
         )
+        speech_offset = None
+        if self.network_input.speech_size:
+            speech_values = row["frames"] * SPEECH_PER_FRAME * self.network_input.speech_size
+            speech_end = row[f"{SPEECH}_offset"] + row[f"{SPEECH}_size"]
+            speech_offset = speech_end - speech_values * np.dtype(np.float16).itemsize
         return _ClipLayout(
             path,
             info["codec"],
             [row["frames_offset"] + offset for offset in offsets],
             boxes,
             row["mels_offset"] + row["mels_size"] - mels_bytes,  # a .npy file ends with its rows
+            speech_offset,
         )
 
 
+def _read_rows(file: _RangeReader, offset: int, n_rows: int, first: int, out: NDArray[Any]) -> None:
+    """Fill ``out`` with a clip's rows from ``first`` on; where the clip has none it is left as it is.
+
+    ``offset`` is that of the clip's row 0 in the file.
+    """
+    row_bytes = out[0].nbytes
+    start, stop = max(0, first), min(n_rows, first + len(out))
+    data = file.read(offset + start * row_bytes, offset + stop * row_bytes)
+    out[start - first : stop - first] = np.frombuffer(data, out.dtype).reshape(stop - start, -1)
+
+
 def allocate_batch(indices: BatchIndex, network_input: NetworkInput) -> RawBatch:
-    """A batch in the host's memory, to be filled: its pixels and boxes are arbitrary, its mels silence."""
+    """A batch in the host's memory, to be filled: its pixels and boxes are arbitrary, its mels silence.
+
+    Its speech features are zeros, if there are any.
+    """
     size, n = network_input.size, len(indices.target)
     before, after = indices.mel_rows
+    speech = None
+    if indices.speech_rows is not None:
+        n_rows = indices.speech_rows[0] + 1 + indices.speech_rows[1]
+        speech = torch.zeros(n, n_rows, network_input.speech_size, dtype=torch.float16)
     return RawBatch(
         indices,
         pixels=_allocate_shared((len(indices.images), n, size, size, 3)),
         boxes=torch.empty(2, n, 4, dtype=torch.int16),
         mels=torch.full((n, before + 1 + after, network_input.n_mels), network_input.silence_db),
+        speech=speech,
     )
 
 

@@ -161,16 +161,21 @@ def parse_table(
     what: str,
     rules: Rules = MappingProxyType({}),
     *,
+    optional: Sequence[pa.Field] = (),
     repetitive: Sequence[str] = (),
     max_bytes: int = MAX_TABLE_BYTES,
 ) -> pa.Table:
     """As ``parse_rows``, as a table. ``repetitive`` columns take the memory of their distinct values.
 
+    ``optional`` columns are read where the file has them: all of them or none.
     Names and types of the columns and the sizes that the file declares are checked before a value is read.
     """
     try:
         buffer = pa.py_buffer(data)
-        _check_columns(pq.read_schema(pa.BufferReader(buffer)), schema, path, what)
+        actual = pq.read_schema(pa.BufferReader(buffer))
+        if any(field.name in actual.names for field in optional):
+            schema = pa.schema([*schema, *optional])
+        _check_columns(actual, schema, path, what)
         # Text is read as a dictionary: a few bytes can say that a long text repeats a million times.
         metadata = pq.read_metadata(pa.BufferReader(buffer))
         texts = [name for name in _list_leaves(metadata) if _holds_text(schema, name.partition(".")[0])]

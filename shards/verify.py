@@ -22,10 +22,10 @@ from shards.files import open_file
 from shards.index import (
     DATASET_NAME,
     INDEX_NAME,
-    MEMBERS,
     ShardEntry,
     compute_digest,
     get_params_section,
+    list_members,
     read_table_hashes,
 )
 from shards.ledger import OK, count_by_code
@@ -36,6 +36,7 @@ from shards.table import Row, Rows
 from shards.tar_members import iterate_members
 from shards.writer import compute_members_digest
 
+NO_ENCODER = "none"  # params.speech.encoder of a dataset without speech features
 MEL_MARGIN_DB = 0.01  # for the rounding of float32
 
 
@@ -66,6 +67,7 @@ def _check_tables(dataset: Dataset) -> Iterator[str]:
     """Check that the manifest, the index and the ledger agree."""
     yield from _check_digest(dataset)
     yield from _check_splits(dataset)
+    yield from _check_speech(dataset)
     try:
         ledger = dataset.ledger()
     except ShardError as err:
@@ -97,6 +99,18 @@ def _check_splits(dataset: Dataset) -> Iterator[str]:
         if any(in_manifest.get(key) != in_index[key] for key in in_index):
             path = f"{dataset.storage.address}/{DATASET_NAME}"
             yield f"{path}: split {name} has {in_manifest}, {INDEX_NAME} lists {in_index}"
+
+
+def _check_speech(dataset: Dataset) -> Iterator[str]:
+    """Speech features are of all clips or of none, as the manifest says."""
+    encoder = get_params_section(dataset.manifest, "speech").get("encoder") or NO_ENCODER
+    ids = list(dataset.clips)
+    without = dataset.clips.list_without_speech(ids)
+    wrong = sorted(set(ids) - set(without)) if encoder == NO_ENCODER else without
+    if wrong:
+        what = "have speech features" if encoder == NO_ENCODER else "have no speech features"
+        path = f"{dataset.storage.address}/{DATASET_NAME}"
+        yield f"{path}: params.speech.encoder is {encoder!r}, {len(wrong)} clips {what}, the first {wrong[0]}"
 
 
 def _check_table_hashes(dataset: Dataset) -> Iterator[str]:
@@ -204,7 +218,7 @@ def _check_members(path: Path, rows: Sequence[Row]) -> Iterator[str]:
     in_index = {
         (row["clip_id"], name): (row[f"{name}_offset"], row[f"{name}_size"])
         for row in rows
-        for name in MEMBERS
+        for name in list_members(row)
     }
     for clip_id, name in sorted(set(in_tar) ^ set(in_index)):
         table = "the tar" if (clip_id, name) in in_tar else INDEX_NAME
@@ -215,7 +229,7 @@ def _check_members(path: Path, rows: Sequence[Row]) -> Iterator[str]:
     with open_file(path) as file:
         for row in rows:
             members = {}
-            for name in MEMBERS:
+            for name in list_members(row):
                 file.seek(row[f"{name}_offset"])
                 members[name] = file.read(row[f"{name}_size"])
             for name, data in members.items():

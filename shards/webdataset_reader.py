@@ -22,7 +22,7 @@ from webdataset.shardlists import expand_urls
 from webdataset.tariterators import group_by_keys
 
 from shards.checksum import HASH_LETTERS
-from shards.index import MEMBERS, Clips
+from shards.index import MEMBERS, Clips, list_members
 from shards.names import check_clip_id
 from shards.reader import Dataset, decode_members, find_altered_member
 from shards.rng import derive_key
@@ -130,9 +130,7 @@ def decode_sample(sample: Mapping[str, Any]) -> ClipSample:
     url, clip_id = sample["__url__"], sample["__key__"]
     members = _list_members(sample)
     check_clip_id(clip_id, url)
-    missing = [name for name in MEMBERS if name not in members]
-    if missing:
-        raise ShardError(f"{url}: {clip_id} has no {', '.join(missing)}")
+    _check_members(url, clip_id, members, MEMBERS)
     try:
         return decode_members(clip_id, members)
     except ShardError as err:
@@ -170,6 +168,13 @@ def _list_members(sample: Mapping[str, Any]) -> dict[str, bytes]:
     return {name.partition(".")[0]: data for name, data in sample.items() if not name.startswith("__")}
 
 
+def _check_members(url: str, clip_id: str, members: Mapping[str, bytes], expected: Sequence[str]) -> None:
+    """Raise ShardError unless a clip has the expected members."""
+    missing = [name for name in expected if name not in members]
+    if missing:
+        raise ShardError(f"{url}: {clip_id} has no {', '.join(missing)}")
+
+
 class _ShardReader:
     """Pipeline stage: shards in, the members of each of their clips out."""
 
@@ -201,12 +206,16 @@ class _ClipCheck:
             clip_id = sample["__key__"]
             if clip_id not in self.selected:
                 continue
-            members = {name: data for name, data in _list_members(sample).items() if name in MEMBERS}
-            if (member := find_altered_member(self.clips[clip_id], members)) is not None:
+            row = self.clips[clip_id]
+            members = {
+                name: data for name, data in _list_members(sample).items() if name in list_members(row)
+            }
+            if (member := find_altered_member(row, members)) is not None:
                 raise ShardError(
                     f"{sample['__url__']}: {clip_id}'s {member} are not the bytes that the index names"
                 )
-            yield sample
+            _check_members(sample["__url__"], clip_id, members, list_members(row))
+            yield {name: data for name, data in sample.items() if name.startswith("__")} | members
 
 
 class _ShardStream:

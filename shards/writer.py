@@ -21,6 +21,7 @@ from shards.schema import (
     BOXES_MEMBER,
     JSON_MEMBER,
     MELS_MEMBER,
+    SPEECH_MEMBER,
     array_to_npy,
     check_arrays,
     get_frames_member,
@@ -38,21 +39,25 @@ class PackedClip:
     mels: NDArray[np.float32]
     affine: NDArray[np.float32]
     info: Mapping[str, Any]
+    speech: NDArray[np.float16] | None = None
 
     def __post_init__(self) -> None:
         check_clip_id(self.key)
         size = (self.info["size"], self.info["size"])
-        check_arrays(self.key, self.info["frames"], size, self.boxes, self.mels, self.affine)
+        check_arrays(self.key, self.info["frames"], size, self.boxes, self.mels, self.affine, self.speech)
 
     def members(self) -> dict[str, bytes]:
         """The bytes of each member by name, e.g. ``frames.webp``."""
-        return {
+        members = {
             get_frames_member(self.info["codec"]): self.blob,
             BOXES_MEMBER: array_to_npy(self.boxes),
             MELS_MEMBER: array_to_npy(self.mels),
             AFFINE_MEMBER: array_to_npy(self.affine),
             JSON_MEMBER: info_to_json(self.info),
         }
+        if self.speech is not None:
+            members[SPEECH_MEMBER] = array_to_npy(self.speech)
+        return members
 
 
 def make_shard_name(split: str, number: int, sha256: str) -> str:

@@ -32,10 +32,10 @@ from shards.index import (
 )
 from shards.ledger import OK, count_by_code, write_ledger
 from shards.publish import PUBLISHED
-from shards.schema import SCHEMA_VERSION, ShardError
+from shards.schema import SCHEMA_VERSION, SPEECH_PER_FRAME, ShardError
 from shards.table import Row, Rows
 from shards.writer import PackedClip, make_shard_name, write_tar
-from stages import align, landmarks, mels
+from stages import align, landmarks, mels, speech
 from stages.engine import sandbox
 from stages.engine.cache import digest, entry_path, link_or_copy, versions
 from stages.engine.outcome import Outcome, StageError
@@ -82,6 +82,7 @@ class PackInputs:
     params: ShardParams
     limits: LimitParams
     tools: dict[str, str]
+    with_speech: bool = False  # whether clips have the member speech.npy
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,14 +108,22 @@ def plan_tasks(work: Work, parts: Sequence[Part], params: ShardParams, context: 
     """One task per shard, with the key of everything that goes into it."""
     tools = versions(*LIBRARIES)
     size: int = context.dataset_params["align"]["size"]
-    inputs = PackInputs(work, size, params, context.limits, tools)
+    with_speech = has_speech_encoder(context.dataset_params)
+    inputs = PackInputs(work, size, params, context.limits, tools, with_speech)
+    stages = [landmarks.STAGE, align.STAGE, mels.STAGE, *([speech.STAGE] if with_speech else [])]
     tasks = []
     for part in parts:
-        keys = [_read_stage_key(work, stage, part) for stage in (landmarks.STAGE, align.STAGE, mels.STAGE)]
+        keys = [_read_stage_key(work, stage, part) for stage in stages]
         metadata = [[row[name] for name in (*IDENTITY, "path", "sha256", "notes")] for row in part.rows]
         key = digest(STAGE, VERSION, SCHEMA_VERSION, params, size, tools, keys, metadata)
         tasks.append(PartTask(part, work.part_path(STAGE, part.name), key, inputs))
     return tasks
+
+
+def has_speech_encoder(dataset_params: Mapping[str, Any]) -> bool:
+    """Whether the params of a dataset name an encoder of speech, so that its clips have speech features."""
+    section: Mapping[str, Any] = dataset_params.get("speech") or {}
+    return bool(section.get("encoder", speech.NO_ENCODER) != speech.NO_ENCODER)
 
 
 def _read_stage_key(work: Work, stage: str, part: Part) -> str:
@@ -179,11 +188,15 @@ def _pack_clips(
     align_path = work.part_path(align.STAGE, part.name)
     align_rows = read_part(align_path, list_columns(align.COLUMNS))
     mels_rows = read_part(work.part_path(mels.STAGE, part.name), list_columns(mels.COLUMNS))
+    speech_rows: dict[str, Row] = {}
+    if inputs.with_speech:
+        speech_rows = read_part(work.part_path(speech.STAGE, part.name), list_columns(speech.COLUMNS))
+    earlier_rows = [align_rows, mels_rows, *([speech_rows] if inputs.with_speech else [])]
     landmarks_path = work.part_path(landmarks.STAGE, part.name)
     landmarks_rows = read_part(landmarks_path, list_columns(["found"]))
     for row in part.rows:
         clip_id = row["clip_id"]
-        if any(rows.get(clip_id, {}).get("status") != OK for rows in (align_rows, mels_rows)):
+        if any(rows.get(clip_id, {}).get("status") != OK for rows in earlier_rows):
             continue  # an earlier stage has dropped it and given the reason
         job = ClipJob(
             encode_crops_of_file,
@@ -201,6 +214,10 @@ def _pack_clips(
             continue
         is_found = read_array(landmarks_rows[clip_id], "found", landmarks.COLUMNS, (-1,))
         notes = [*row["notes"], *landmarks_rows[clip_id]["notes"], *mels_rows[clip_id]["notes"]]
+        features = None
+        if inputs.with_speech:
+            shape = (SPEECH_PER_FRAME * row["frames"], -1)
+            features = read_array(speech_rows[clip_id], "speech", speech.COLUMNS, shape)
         info = make_info(
             row,
             size=inputs.size,
@@ -217,6 +234,7 @@ def _pack_clips(
             read_array(mels_rows[clip_id], "mels", mels.COLUMNS, (2 * row["frames"], -1)),
             read_array(align_rows[clip_id], "affine", align.COLUMNS, (-1, 2, 3)),
             info,
+            features,
         )
 
 

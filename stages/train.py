@@ -6,7 +6,7 @@ import contextlib
 import json
 import logging
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from model import loop
 from model.batch import build_network_input
 from model.checkpoint import check_resumable, list_checkpoints, restore_state
 from model.execution import Execution, Ranks, join_ranks
-from model.recipe import ModelError, Recipe, recipe_from_dict
+from model.recipe import ModelError, Recipe, recipe_from_dict, recipe_to_dict
 from model.signals import explain_out_of_memory
 from model.unet import count_parameters
 from shards.atomic import write_atomically
@@ -34,6 +34,7 @@ from shards.publish import download_dataset, locate_dataset
 from shards.reader import Dataset, open_dataset
 from shards.resident import TRAIN_SPLIT, Resident, build_clip_table, load_resident, split_held_out
 from shards.schema import Text
+from shards.speech_scale import measure_speech_scale
 from shards.streaming import Cached, Decoder, Windowed, is_worker_error
 from stages.engine.json_file import read_json_file
 from stages.engine.lock import lock_folder
@@ -105,8 +106,12 @@ def _train(request: TrainRequest, recipe: Recipe, ranks: Ranks, progress: Progre
         check_resumable(checkpoints[-1], recipe, digest)
     start_step = checkpoints[-1].step if checkpoints else 0
     with open_frame_sources(request, recipe, dataset, ranks, progress, start_step) as (data, held_out):
+        speech_scale = None
+        if recipe.network.audio.takes_speech and not checkpoints:  # these hold it
+            network_input = build_network_input(recipe.network)
+            speech_scale = measure_speech_scale(dataset, data.clips.ids, network_input)
         with explain_out_of_memory("the network", ranks.device, advice="try fewer network.channels"):
-            state = loop.create_state(recipe, ranks.device)
+            state = loop.create_state(recipe, ranks.device, speech_scale)
             if checkpoints:
                 restore_state(state, checkpoints[-1])
         if ranks.is_first:
@@ -262,6 +267,7 @@ class _FrameSourceOpener:
             clip_ids,
             build_network_input(self.recipe.network, self.recipe.frames),
             mel_pad=max(audio.rows_before, audio.rows_after),
+            speech_pad=max(audio.speech_rows_before, audio.speech_rows_after),
             device=device,
             frames_on=torch.device("cpu") if self.request.frames_on == "host" else device,
             workers=self.request.workers,
@@ -278,6 +284,7 @@ class RunFile(Document):
     digest: Text = ""
     recipe: dict[str, Any] = Field(default_factory=dict)
     mels: dict[str, Any] | None = None  # how the dataset's mels were made
+    speech: dict[str, Any] | None = None  # and its speech features, if the network takes them
     versions: dict[str, Text] = Field(default_factory=dict)
 
     @pydantic.field_validator("recipe")
@@ -302,8 +309,10 @@ def _write_run_file(request: TrainRequest, recipe: Recipe, dataset: Dataset) -> 
         "shards": request.shards,
         "digest": str(dataset.manifest["digest"]),
         "mels": get_params_section(dataset.manifest, "mels") or None,
-        "recipe": asdict(recipe),
+        "recipe": recipe_to_dict(recipe),
         "versions": {name: version(name) for name in ("redub", "torch", "numpy")},
     }
+    if recipe.network.audio.takes_speech:
+        content["speech"] = get_params_section(dataset.manifest, "speech") or None
     with write_atomically(request.run / RUN_FILE) as partial:
         partial.write_text(json.dumps(content, indent=1) + "\n")

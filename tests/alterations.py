@@ -24,10 +24,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from shards.index import DATASET_NAME, INDEX_NAME, LEDGER_NAME, MEMBERS, compute_digest, parse_shard_entries
+from shards.index import (
+    DATASET_NAME,
+    INDEX_NAME,
+    LEDGER_NAME,
+    MEMBERS,
+    SPEECH,
+    compute_digest,
+    parse_shard_entries,
+)
 from tests import datasets
 
-SIZE, N_MELS, N_FRAMES = 16, 8, 6
+SIZE, N_MELS, SPEECH_SIZE, N_FRAMES = 16, 8, 5, 6
 VALUES: tuple[object, ...] = (
     None,
     True,
@@ -86,6 +94,7 @@ def make_dataset(folder: Path) -> Path:
             rng.integers(0, 256, (N_FRAMES, SIZE, SIZE, 3), dtype=np.uint8),
             box=(4, 8, 12, 15),
             mels=rng.uniform(-80, 0, (2 * N_FRAMES, N_MELS)).astype(np.float32),
+            speech=rng.normal(0, 3, (2 * N_FRAMES, SPEECH_SIZE)).astype(np.float16),
             codec="webp",
             split="test" if number % 2 else "train",
             source_size=[64, 48],
@@ -151,6 +160,8 @@ def list_manifest_alterations() -> Iterator[Alteration]:
         ("params", "mels", "n_fft"),
         ("params", "mels", "top_db"),
         ("params", "align", "below_nose"),
+        ("params", "speech"),
+        ("params", "speech", "encoder"),
         ("dataset",),
         ("codec",),
         ("size",),
@@ -374,11 +385,11 @@ def repack(folder: Path, clips: Mapping[str, Mapping[str, bytes]], **index_colum
                 header.size = len(members[full])
                 tar.addfile(header, io.BytesIO(members[full]))
                 name = full.partition(".")[0]
-                if name in MEMBERS:
+                if name in (*MEMBERS, SPEECH):
                     row[f"{name}_offset"] = tar.offset - -(-header.size // 512) * 512
                     row[f"{name}_size"] = header.size
                     row[f"{name}_crc32"] = zlib.crc32(members[full])
-            for name in MEMBERS:
+            for name in (*MEMBERS, SPEECH):
                 digest.update(next((data for full, data in members.items() if full.startswith(name)), b""))
             row |= {"clip_id": clip_id, "sha256": digest.hexdigest(), **index_columns}
     data = temporary.read_bytes()
@@ -436,6 +447,7 @@ def list_member_alterations() -> Iterator[Alteration]:
         np.tile(np.eye(2, 3, dtype=np.float32), (t, 1, 1)),
     )
     box = np.tile(np.array([4, 8, 12, 15], np.int16), (t, 1))
+    speech = np.ones((2 * t, SPEECH_SIZE), np.float16)
     arrays: dict[str, list[tuple[str, bytes]]] = {
         "mels.npy": [
             ("3e38", make_npy(np.full_like(mels, 3e38))),
@@ -450,6 +462,19 @@ def list_member_alterations() -> Iterator[Alteration]:
             ("0D", make_npy(mels[0, 0])),
             ("other bins", make_npy(mels[:, :4])),
             ("Fortran", make_npy(np.asfortranarray(mels))),
+        ],
+        "speech.npy": [
+            ("NaN", make_npy(np.full_like(speech, np.nan))),
+            ("inf", make_npy(np.full_like(speech, np.inf))),
+            ("65504", make_npy(np.full_like(speech, 65504))),
+            ("no features", make_npy(speech[:, :0])),
+            ("short", make_npy(speech[:-1])),
+            ("float32", make_npy(speech.astype(np.float32))),
+            ("big endian", make_npy(speech.astype(">f2"))),
+            ("1D", make_npy(speech[0])),
+            ("0D", make_npy(speech[0, 0])),
+            ("other features", make_npy(speech[:, :4])),
+            ("Fortran", make_npy(np.asfortranarray(speech))),
         ],
         "affine.npy": [
             ("zero", make_npy(np.zeros_like(affine))),

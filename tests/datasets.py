@@ -17,6 +17,7 @@ from shards.index import (
     DATASET_NAME,
     INDEX_NAME,
     LEDGER_NAME,
+    SPEECH_INDEX_SCHEMA,
     ShardEntry,
     make_shard_rows,
     write_index,
@@ -24,6 +25,7 @@ from shards.index import (
 )
 from shards.ledger import write_ledger
 from shards.schema import SCHEMA_VERSION
+from shards.table import PackedRows, Rows
 from shards.writer import PackedClip, make_shard_name, write_tar
 
 
@@ -33,6 +35,7 @@ def pack(
     *,
     box: Sequence[int],
     mels: NDArray[np.float32],
+    speech: NDArray[np.float16] | None = None,
     codec: Codec = "raw",
     **info: Any,
 ) -> PackedClip:
@@ -57,17 +60,21 @@ def pack(
         mels,
         np.tile(np.eye(2, 3, dtype=np.float32), (len(frames), 1, 1)),
         fields | info,
+        speech,
     )
 
 
-def make_noise_clip(key: str, n_frames: int, size: int, n_mels: int, *, seed: int) -> PackedClip:
-    """A clip in which no two frames and no two mel rows are the same."""
+def make_noise_clip(
+    key: str, n_frames: int, size: int, n_mels: int, *, seed: int, speech_size: int = 0
+) -> PackedClip:
+    """A clip in which no two frames, mel rows and rows of speech features are the same."""
     rng = np.random.default_rng(seed)
     return pack(
         key,
         rng.integers(0, 256, (n_frames, size, size, 3), dtype=np.uint8),
         box=(1, 3, 6, 8),
         mels=rng.uniform(-79, 0, (2 * n_frames, n_mels)).astype(np.float32),
+        speech=rng.normal(0, 3, (2 * n_frames, speech_size)).astype(np.float16) if speech_size else None,
     )
 
 
@@ -84,8 +91,8 @@ def write(
     ``dropped`` are ledger rows of files that became no clips.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    shards = []
-    entries = []
+    shards: list[Rows] = []
+    entries: list[ShardEntry] = []
     for first in range(0, len(clips), per_shard or len(clips)):
         packed = write_tar(folder / "new.tar", clips[first : first + (per_shard or len(clips))])
         sha256, size = file_sha256(folder / "new.tar"), (folder / "new.tar").stat().st_size
@@ -94,6 +101,9 @@ def write(
         entries.append(ShardEntry(name, "train", size, sha256, len(packed), n_frames))
         (folder / "new.tar").rename(folder / name)
         shards.append(make_shard_rows(name, packed))
+    has_speech = any(clip.speech is not None for clip in clips)
+    if has_speech:  # with null columns where a shard has none
+        shards = [PackedRows.from_rows(shard, SPEECH_INDEX_SCHEMA) for shard in shards]
     write_index(folder / INDEX_NAME, shards)
     clip_rows = [
         {"clip_id": clip.key, "path": f"{clip.key}.mpg", "emotion": clip.info.get("emotion")}
@@ -109,6 +119,8 @@ def write(
         counts = splits.setdefault(row["split"], {"shards": 1, "clips": 0, "frames": 0})
         counts["clips"] += 1
         counts["frames"] += row["frames"]
-    defaults = {"dataset": "made", "params": {}, "files_found": len(clips), "dropped": {}, "splits": splits}
+    params = {"speech": {"encoder": "made"}} if has_speech else {}
+    fields["params"] = fields.get("params", {}) | params
+    defaults = {"dataset": "made", "files_found": len(clips), "dropped": {}, "splits": splits}
     write_manifest(folder / DATASET_NAME, entries, **(defaults | fields))
     return folder

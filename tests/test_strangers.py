@@ -17,7 +17,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,13 @@ from click.testing import CliRunner
 
 from pipeline.main import cli
 from shards.errors import MAX_MESSAGE_LETTERS
-from shards.index import INDEX_NAME, INDEX_SCHEMA, LEDGER_NAME
+from shards.index import INDEX_NAME, LEDGER_NAME, SPEECH_INDEX_SCHEMA
 from shards.ledger import SCHEMA as LEDGER_SCHEMA
 from shards.publish import publish
 from shards.schema import ShardError
 from shards.storage import open_storage
 from tests.alterations import (
+    SPEECH_SIZE,
     Alteration,
     list_file_alterations,
     list_manifest_alterations,
@@ -66,7 +67,7 @@ class World:
     def list_alterations(self) -> list[Alteration]:
         return [
             *list_manifest_alterations(),
-            *list_table_alterations(INDEX_NAME, INDEX_SCHEMA),
+            *list_table_alterations(INDEX_NAME, SPEECH_INDEX_SCHEMA),
             *list_table_alterations(LEDGER_NAME, LEDGER_SCHEMA),
             *list_member_alterations(),
             *list_file_alterations(self.root / "outside"),
@@ -133,8 +134,10 @@ def make_world(root: Path, *, with_run: bool) -> World:
         if child:
             assert os.waitpid(child, 0)[1] == 0
             return world
-        save_checkpoint(loop.create_state(worlds.TINY, worlds.CPU), world.run, worlds.TINY, "digest", None)
-        changes = worlds.recipe_to_changes(worlds.TINY) | {"steps": 1, "batch": 4}
+        audio = replace(worlds.TINY.network.audio, input="both", speech_size=SPEECH_SIZE)
+        recipe = replace(worlds.TINY, network=replace(worlds.TINY.network, audio=audio))
+        save_checkpoint(loop.create_state(recipe, worlds.CPU), world.run, recipe, "digest", None)
+        changes = worlds.recipe_to_changes(recipe) | {"steps": 1, "batch": 4}
         world.params.write_text(json.dumps({"train": {"preset": "multi-speaker", "changes": changes}}))
         command = ["sample", "--shards", shards, "--run", world.run, "-o", world.generated, *QUICK]
         os._exit(CliRunner().invoke(cli, [*map(str, command)]).exit_code)

@@ -1,4 +1,4 @@
-"""`pipeline clips`, `landmarks`, `align`, `mels` and `shard`: the dataset stages."""
+"""`pipeline clips`, `landmarks`, `align`, `mels`, `speech` and `shard`: the dataset stages."""
 
 from __future__ import annotations
 
@@ -31,6 +31,11 @@ align = _make_stage_command(
 )
 mels = _make_stage_command(
     "mels", "Compute mel rows of each clip's sound, exactly two for every video frame."
+)
+speech = _make_stage_command(
+    "speech",
+    "Compute speech features of each clip's sound by the encoder that `speech.encoder` names, two rows for "
+    "every video frame; nothing where it is none.",
 )
 
 

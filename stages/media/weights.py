@@ -1,22 +1,32 @@
 """Model files: found on this machine or downloaded once, and used only after their sha256 is checked.
 
-The face model, which every build needs, is downloaded where it is missing. The networks of an evaluation are
-downloaded only by `pipeline fetch --weights`: without them, their figures are reported as not computed.
+The face model, which every build needs, is downloaded where it is missing; so is the speech encoder, where a
+dataset gets its features. The networks of an evaluation are downloaded only by `pipeline fetch --weights`:
+without them, their figures are reported as not computed.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from shards.atomic import move_into_place, write_atomically
 from shards.checksum import file_sha256
 from stages.engine.outcome import StageError
 from stages.media.download import RETRY_POLICY, Download, DownloadError
-from stages.media.packages import FACE_MODEL, LPIPS_HEADS, PackagedFiles, open_package
+from stages.media.packages import (
+    FACE_MODEL,
+    LPIPS_HEADS,
+    WHISPER_MODEL,
+    PackagedFiles,
+    find_installed_file,
+    open_package,
+)
+from stages.media.whisper_weights import convert_encoder
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +45,9 @@ class Weights:
     option: str = "--weights"  # the command line option that may hold it
     title: str = ""  # in the messages of an evaluation
     package: PackagedFiles | None = None
+    # Makes this file from one that is published in another form: (published file, file to write).
+    convert: Callable[[Path, Path], None] | None = None
+    published_sha256: str = ""  # of the file at ``url``, where it is converted
 
 
 LANDMARKER = Weights(
@@ -45,6 +58,19 @@ LANDMARKER = Weights(
     environment="REDUB_LANDMARKER",
     option="--landmarker",
     package=FACE_MODEL,
+)
+
+
+SPEECH_ENCODER = Weights(
+    name="whisper-tiny.en-encoder.safetensors",
+    sha256="71f26f93264e81042e68b435b65e1adcc0f3bedfa95ff60ec414c6bbf3b7bf37",
+    url="https://huggingface.co/openai/whisper-tiny.en/resolve/87c7102498dcde7456f24cfd30239ca606ed9063/"
+    "model.safetensors",
+    environment="REDUB_SPEECH_ENCODER",
+    option="speech.model",
+    package=WHISPER_MODEL,
+    convert=convert_encoder,
+    published_sha256="db59695928ded6043adaef491a53ef4e12da9611184d77c53baa691a60b958ad",
 )
 
 
@@ -93,12 +119,13 @@ def cache_folder() -> Path:
 def find(weights: Weights, path: str = "") -> Path:
     """The file at ``path``, in the environment, in the user's cache, or downloaded; the first that is named.
 
-    Raises StageError, with what was tried.
+    A file that is named may also be the published one that it is converted from. Raises StageError, with
+    what was tried.
     """
     if path:
-        return _check(Path(path), weights, weights.option)
+        return _check_or_convert(Path(path), weights, weights.option)
     if variable := os.environ.get(weights.environment):
-        return _check(Path(variable), weights, weights.environment)
+        return _check_or_convert(Path(variable), weights, weights.environment)
     return fetch(weights)
 
 
@@ -137,8 +164,8 @@ def fetch(weights: Weights) -> Path:
             errors.append(f"{source}: {err}")
     raise StageError(
         f"{weights.name} is not on this machine and could not be downloaded ({'; '.join(errors)}). Get it "
-        f"from {weights.url} (sha256 {weights.sha256}) and say where by {weights.option} or "
-        f"{weights.environment}"
+        f"from {weights.url} (sha256 {weights.published_sha256 or weights.sha256}) and say where by "
+        f"{weights.option} or {weights.environment}"
     )
 
 
@@ -156,18 +183,50 @@ def _download(weights: Weights, path: Path) -> None:
         log.warning("downloading %s from %s", weights.name, weights.url)
         source = HttpTransport(weights.url, silence_seconds=DOWNLOAD_POLICY.silence_seconds)
         partial = path.with_name(f".{weights.name}.part")
-        digest = f"sha256:{weights.sha256}"
+        digest = f"sha256:{weights.published_sha256 or weights.sha256}"
         Download(source, partial, digest, DOWNLOAD_POLICY, max_bytes=MAX_BYTES).run()
-        move_into_place(partial, path)
+        if weights.convert is None:
+            move_into_place(partial, path)
+        else:
+            _convert(partial, path, weights, weights.url)
+            partial.unlink()
 
 
 def _extract_from_package(weights: Weights, path: Path) -> None:
     if weights.package is None:
         raise StageError("no package contains it")
     log.warning("taking %s from the package %s", weights.name, weights.package.requirement)
-    with open_package(weights.package) as package, write_atomically(path) as partial:
-        partial.write_bytes(package.read(weights.name, MAX_BYTES))
-        _check(partial, weights, weights.package.requirement)
+    if weights.convert is None:
+        with open_package(weights.package) as package, write_atomically(path) as partial:
+            partial.write_bytes(package.read(weights.name, MAX_BYTES))
+            _check(partial, weights, weights.package.requirement)
+        return
+    with TemporaryDirectory(prefix="redub.") as folder:
+        published = find_installed_file(weights.package)
+        if published is None:
+            published = Path(folder, weights.name)
+            with open_package(weights.package) as package:
+                published.write_bytes(package.read(weights.name, MAX_BYTES))
+        _convert(published, path, weights, weights.package.requirement)
+
+
+def _check_or_convert(path: Path, weights: Weights, source: str) -> Path:
+    """The file, or what it is converted to, in the user's cache. Raises StageError when neither is right."""
+    if weights.convert is None or not path.is_file() or _is_right(path, weights):
+        return _check(path, weights, source)
+    converted = cache_folder() / weights.name
+    converted.parent.mkdir(parents=True, exist_ok=True)
+    _convert(path, converted, weights, source)
+    return converted
+
+
+def _convert(published: Path, path: Path, weights: Weights, source: str) -> None:
+    """Convert a published file. What is written has the expected sha256, or StageError is raised."""
+    assert weights.convert is not None, "only for files that are published in another form"
+    with write_atomically(path) as partial:
+        weights.convert(published, partial)
+        if not _is_right(partial, weights):
+            raise StageError(f"{source}: {published} holds other values than those of {weights.name}")
 
 
 def _is_right(path: Path, weights: Weights) -> bool:

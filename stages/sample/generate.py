@@ -45,4 +45,4 @@ def make_clip_request(
     clip, speech = read(dataset, pair)
     n_frames = count_pair_frames(dataset, pair)
     frames = (CropFrame(clip.frames[k], clip.boxes[k]) for k in range(n_frames))
-    return ClipRequest(pair.name, frames, speech.mels)
+    return ClipRequest(pair.name, frames, speech.mels, speech=speech.speech)

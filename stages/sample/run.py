@@ -89,8 +89,11 @@ def _sample(request: SampleRequest, params: SampleParams, ranks: Ranks, progress
     dataset = open_dataset(locate_dataset(request.shards))
     network, checkpoint = load_network(request.run)
     recipe = checkpoint.recipe
-    build_network_input(recipe.network).check_dataset(dataset.manifest, dataset.storage.address)
+    network_input = build_network_input(recipe.network)
+    network_input.check_dataset(dataset.manifest, dataset.storage.address)
     pairs = make_pairs(dataset, request.split, request.audio, seed=params.seed)[: request.clips]
+    speech_ids = [pair.audio_clip_id for pair in pairs]
+    network_input.check_members(dataset.clips, speech_ids, dataset.storage.address)
     run_info = {
         "run": os.fspath(request.run),
         "step": checkpoint.step,

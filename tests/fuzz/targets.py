@@ -48,9 +48,10 @@ from shards.http import HttpTransport
 from shards.index import (
     DATASET_NAME,
     INDEX_NAME,
-    INDEX_SCHEMA,
     LEDGER_NAME,
     MEMBERS,
+    SPEECH,
+    SPEECH_INDEX_SCHEMA,
     ShardEntry,
     make_shard_rows,
     write_index,
@@ -65,12 +66,14 @@ from shards.schema import (
     BOXES_MEMBER,
     JSON_MEMBER,
     MELS_MEMBER,
+    SPEECH_MEMBER,
     ShardError,
     array_to_npy,
     get_frames_member,
     info_to_json,
     npy_to_array,
 )
+from shards.speech_scale import measure_speech_scale
 from shards.storage import open_storage
 from shards.table import PackedRows
 from shards.transport import TransientError
@@ -217,7 +220,7 @@ def command_options(folder: Path) -> tuple[Parse, Sequence[bytes]]:
 # --- datasets ---------------------------------------------------------------------------------------
 
 SLOW_EVERY = 50  # calls of a parser; what takes long is done in the first and in each of these
-SIZE, N_MELS = worlds.SIZE, worlds.N_MELS
+SIZE, N_MELS, SPEECH_SIZE = worlds.SIZE, worlds.N_MELS, 4
 
 
 SUFFIXES = {
@@ -226,6 +229,7 @@ SUFFIXES = {
     "mels": MELS_MEMBER,
     "affine": AFFINE_MEMBER,
     "json": JSON_MEMBER,
+    SPEECH: SPEECH_MEMBER,
 }
 
 
@@ -234,13 +238,15 @@ def make_members(n_frames: int = 3, codec: str = "webp") -> dict[str, bytes]:
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (n_frames, SIZE, SIZE, 3), dtype=np.uint8)
     mels = rng.uniform(-79, 0, (2 * n_frames, N_MELS)).astype(np.float32)
-    clip = datasets.pack("s1_a", frames, box=(4, 8, 12, 15), mels=mels, codec=codec)  # type: ignore[arg-type]
+    speech = rng.normal(0, 3, (2 * n_frames, SPEECH_SIZE)).astype(np.float16)
+    clip = datasets.pack("s1_a", frames, box=(4, 8, 12, 15), mels=mels, speech=speech, codec=codec)  # type: ignore[arg-type]
     return {
         "frames": clip.blob,
         "boxes": array_to_npy(clip.boxes),
         "mels": array_to_npy(clip.mels),
         "affine": array_to_npy(clip.affine),
         "json": info_to_json(clip.info),
+        SPEECH: array_to_npy(speech),
     }
 
 
@@ -249,9 +255,7 @@ def write_one_clip(folder: Path, members: Mapping[str, bytes]) -> None:
     row: dict[str, Any] = {"clip_id": "s1_a", "split": "train", "speaker": "s1", "frames": 3}
     path = folder / "train-00000.tar"
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for name, suffix in zip(
-            MEMBERS, ("frames.webp", "boxes.npy", "mels.npy", "affine.npy", "json"), strict=True
-        ):
+        for name, suffix in SUFFIXES.items():
             header = tarfile.TarInfo(f"s1_a.{suffix}")
             header.size = len(members[name])
             row[f"{name}_offset"], row[f"{name}_size"] = tar.offset + tarfile.BLOCKSIZE, header.size
@@ -263,7 +267,11 @@ def write_one_clip(folder: Path, members: Mapping[str, bytes]) -> None:
     labels = {"clip_id": "s1_a", "path": "a.mpg", "speaker": "s1", "split": "train", "stage": "shard"}
     outcome = {"status": "ok", "code": "", "reason": "", "notes": [], "frames": 3}
     write_ledger(folder / LEDGER_NAME, [make_row(LEDGER_SCHEMA) | labels | outcome])
-    manifest_params = {"align": {"size": SIZE}, "mels": {"n_mels": N_MELS, "top_db": 80.0}}
+    manifest_params = {
+        "align": {"size": SIZE},
+        "mels": {"n_mels": N_MELS, "top_db": 80.0},
+        "speech": {"encoder": "made"},
+    }
     write_manifest(
         folder / DATASET_NAME,
         [ShardEntry(path.name, "train", size, sha256, 1, 3)],
@@ -286,11 +294,13 @@ def read_with_every_reader(folder: Path) -> None:
             refusals.append(err)
 
     dataset = open_dataset(folder)
-    NetworkInput(SIZE, N_MELS, -80.0).check_dataset(dataset.manifest, "made")
+    network_input = NetworkInput(SIZE, N_MELS, -80.0, speech_size=SPEECH_SIZE)
+    network_input.check_dataset(dataset.manifest, "made")
     clip_ids = list(dataset.clips)[:4]
     for clip_id in clip_ids:
         attempt(lambda clip_id=clip_id: read_clip(dataset, clip_id))  # type: ignore[misc]
     attempt(lambda: worlds.load_dataset(folder, clip_ids))
+    attempt(lambda: measure_speech_scale(dataset, clip_ids, network_input))
     attempt(lambda: list(verify(folder, full=True)))
     attempt(lambda: diff(folder, folder))
     attempt(lambda: make_pairs(dataset, "train", "own", seed=0))
@@ -322,7 +332,7 @@ def prepare_member(name: str) -> Prepare:
     return prepare
 
 
-for member in MEMBERS:
+for member in (*MEMBERS, SPEECH):
     parser()(prepare_member(member))
 
 
@@ -623,7 +633,7 @@ def receipt(folder: Path) -> tuple[Parse, Sequence[bytes]]:
     entry = next(iter(dataset.shards.values()))
     from stages.shard import PackedShard
 
-    index = PackedRows.from_rows(dataset.clips.rows(), INDEX_SCHEMA)
+    index = PackedRows.from_rows(dataset.clips.rows(), SPEECH_INDEX_SCHEMA)
     return parse, [
         json.dumps(BuiltPart(PackedShard(entry, index), ledger).to_json()).encode(),
         json.dumps(BuiltPart(None, ledger).to_json()).encode(),

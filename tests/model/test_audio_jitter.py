@@ -16,7 +16,8 @@ from model.denoiser import NoiseParams, gammas
 from shards.resident import Resident
 from tests.model import worlds
 
-AUDIO = AudioParams(n_mels=worlds.N_MELS)
+SPEECH_SIZE = 3
+AUDIO = AudioParams(n_mels=worlds.N_MELS, input="both", speech_size=SPEECH_SIZE)
 TABLE = torch.from_numpy(gammas(NoiseParams()))
 JITTERED = FrameParams(audio_gain_db=20, audio_band_db=6)
 
@@ -60,7 +61,8 @@ def test_bands_change_by_at_most_their_strength_alike_in_all_rows_and_smoothly()
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Resident:
-    return worlds.load_dataset(worlds.make_dataset(tmp_path_factory.mktemp("sound"), (9, 12)))
+    folder = worlds.make_dataset(tmp_path_factory.mktemp("sound"), (9, 12), speech_size=SPEECH_SIZE)
+    return worlds.load_dataset(folder, pad=8, speech_size=SPEECH_SIZE)
 
 
 def draw_batch(data: Resident, frames: FrameParams, positions: list[int], seed: int = 0) -> Batch:

@@ -37,7 +37,16 @@ from tests.model import worlds
 from tests.model.worlds import N_MELS, SIZE
 
 LENGTHS = (9, 2, 7)
-AUDIO = AudioParams(n_mels=N_MELS, rows_before=2, rows_after=1)
+SPEECH_SIZE = 3
+AUDIO = AudioParams(
+    n_mels=N_MELS,
+    rows_before=2,
+    rows_after=1,
+    input="both",
+    speech_size=SPEECH_SIZE,
+    speech_rows_before=1,
+    speech_rows_after=2,
+)
 TABLE = torch.from_numpy(gammas(NoiseParams()))
 CLEAN = FrameParams(
     previous_noise=0, previous_warp=0, previous_blur=0, previous_hidden=0, audio_dropped=0
@@ -48,7 +57,8 @@ CORRUPTED = FrameParams(previous_noise=0.3, previous_warp=2, previous_blur=1, pr
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Resident:
     """Three clips of noise."""
-    return worlds.load_dataset(worlds.make_dataset(tmp_path_factory.mktemp("examples"), LENGTHS))
+    folder = worlds.make_dataset(tmp_path_factory.mktemp("examples"), LENGTHS, speech_size=SPEECH_SIZE)
+    return worlds.load_dataset(folder, speech_size=SPEECH_SIZE)
 
 
 def draw_batch(

@@ -221,7 +221,7 @@ def test_frames_in_the_hosts_memory_are_prefetched_in_the_same_order(data: Resid
     ]
     plain, prefetched = map(data.read_batch, indices), prefetch_one(map(data.read_batch, indices))
     for one, other in zip(plain, prefetched, strict=True):
-        assert all(torch.equal(*pair) for pair in zip(one[1:], other[1:], strict=True))
+        assert all(torch.equal(*pair) for pair in zip(one[1:4], other[1:4], strict=True))
 
 
 def start_command(

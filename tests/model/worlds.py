@@ -62,6 +62,7 @@ def make_dataset(
     other_noise: Sequence[str] = (),
     speakers: Sequence[str] = (),
     per_shard: int = 0,
+    speech_size: int = 0,
 ) -> Path:
     """A dataset of noise: one clip for each length; ``test`` and ``other_noise`` are ids of clips.
 
@@ -77,6 +78,9 @@ def make_dataset(
                 rng.integers(0, 256, (length, SIZE, SIZE, 3), dtype=np.uint8),
                 box=(4, 8, 12, 15),
                 mels=rng.uniform(-80, 0, (2 * length, N_MELS)).astype(np.float32),
+                speech=rng.normal(1, 3, (2 * length, speech_size)).astype(np.float16)
+                if speech_size
+                else None,
                 split="test" if key in test else "train",
                 speaker=speakers[number] if speakers else "s1",
             )
@@ -85,14 +89,17 @@ def make_dataset(
     return datasets.write(folder, clips, per_shard=per_shard, params=params)
 
 
-def load_dataset(folder: Path, clip_ids: Sequence[str] | None = None, *, pad: int = 2) -> Resident:
+def load_dataset(
+    folder: Path, clip_ids: Sequence[str] | None = None, *, pad: int = 2, speech_size: int = 0
+) -> Resident:
     """The dataset in memory."""
     dataset = open_dataset(folder)
     return load_resident(
         dataset,
         list(dataset.clips) if clip_ids is None else clip_ids,
-        FIT,
+        replace(FIT, speech_size=speech_size),
         mel_pad=pad,
+        speech_pad=pad,
         device=CPU,
         frames_on=CPU,
         workers=2,

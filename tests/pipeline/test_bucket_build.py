@@ -38,7 +38,7 @@ def job(tmp_path: Path) -> BuildJob:
     (tmp_path / "raw" / "b.mp4").write_bytes(b"")
     (tmp_path / "raw" / "notes.txt").write_text("a side-car")
     return BuildJob(
-        "folder", str(tmp_path / "raw"), str(tmp_path / "bucket"), Params(), bucket_build.list_tools()
+        "folder", str(tmp_path / "raw"), str(tmp_path / "bucket"), Params(), bucket_build.list_tools(Params())
     )
 
 

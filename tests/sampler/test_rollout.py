@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model import loop
-from model.audio import SILENCE_DB
+from model.audio import SILENCE_DB, AudioParams
 from model.batch import boxes_to_masks, hide_mask_region, to_float, to_pixels
 from model.checkpoint import save_checkpoint
 from model.denoiser import embed_noise_level, estimate_y_0
@@ -371,3 +372,100 @@ def test_invalid_requests_raise_a_message_of_one_line(network: torch.nn.Module, 
         load_generator(tmp_path, QUICK, CPU, Execution())
     with pytest.raises(ModelError, match="steps is 0"):
         override_params(QUICK, steps=0, seed=None)
+
+
+# --- speech features --------------------------------------------------------------------------------
+
+D = 5
+LISTENERS = {
+    name: replace(
+        TINY,
+        network=replace(
+            TINY.network,
+            audio=AudioParams(
+                n_mels=N_MELS, input=name, speech_size=D, speech_rows_before=2, speech_rows_after=3
+            ),
+        ),
+    )
+    for name in ("speech", "both")
+}
+
+
+def make_listener(name: str, params: SampleParams = QUICK) -> FrameGenerator:
+    state = loop.create_state(LISTENERS[name], CPU)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in state.ema.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return make_generator(state.ema, params, LISTENERS[name])
+
+
+def make_speech(number: int, n_frames: int) -> NDArray[np.float16]:
+    return np.random.default_rng([number, 9]).normal(0, 1, (2 * n_frames, D)).astype(np.float16)
+
+
+def make_spoken_request(number: int, n_frames: int = 4) -> ClipRequest:
+    return replace(make_request(number, n_frames), speech=make_speech(number, n_frames))
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+@pytest.mark.parametrize("name", LISTENERS)
+def test_with_speech_too_a_clip_is_the_same_alone_and_in_any_company(name: str, guidance: float) -> None:
+    generator = make_listener(name, replace(QUICK, guidance=guidance))
+    lengths = {0: 4, 1: 2, 2: 5, 3: 1}
+    together = generate(generator, [make_spoken_request(n, length) for n, length in lengths.items()], slots=3)
+    backwards = generate(generator, [make_spoken_request(n, lengths[n]) for n in (3, 2, 1, 0)], slots=2)
+    for number, length in lengths.items():
+        alone = generate(generator, [make_spoken_request(number, length)], slots=1)
+        assert len(alone) == length
+        for place, pixels in alone.items():
+            assert np.array_equal(pixels, together[place]) and np.array_equal(pixels, backwards[place])
+
+
+@pytest.mark.parametrize("name", LISTENERS)
+def test_a_frame_depends_on_the_rows_of_speech_in_its_window_alone(name: str) -> None:
+    frames, mels = make_clip(0, 8)
+    speech, generator = make_speech(0, 8), make_listener(name)
+
+    def generate_frame(part: slice, offset: int, change: float = 0.0) -> NDArray[np.uint8]:
+        request = ClipRequest(
+            "part",
+            iter([CropFrame(frames[3], BOX)]),
+            mels[part],
+            offset,
+            (speech[part] + change).astype(np.float16),
+        )
+        return generate(generator, [request], slots=1)["part", 0]
+
+    whole = generate_frame(slice(0, 16), 3)
+    assert np.array_equal(whole, generate_frame(slice(2 * 3 - 2, 2 * 3 + 4), 1))
+    assert not np.array_equal(whole, generate_frame(slice(2 * 3, 2 * 3 + 2), 0)), "zeros beyond the ends"
+    assert not np.array_equal(whole, generate_frame(slice(0, 16), 3, change=2.0))
+
+
+def test_a_network_of_mels_ignores_speech(network: torch.nn.Module) -> None:
+    generator = make_generator(network)
+    plain = generate(generator, [make_request(0)], slots=1)
+    spoken = generate(generator, [make_spoken_request(0)], slots=1)
+    assert all(np.array_equal(plain[place], spoken[place]) for place in plain)
+
+
+def test_a_request_without_the_speech_that_a_network_takes_raises_one_line() -> None:
+    generator, request = make_listener("speech"), make_request(0)
+    expected = (
+        r"clip0: comes without speech features, which this network takes \(network.audio.input is speech"
+    )
+    with pytest.raises(ModelError, match=expected):
+        generate(generator, [request], slots=1)
+    frames, mels = make_clip(0, 4)
+    with pytest.raises(ModelError, match="the speech: comes without speech features"):
+        next(generator((CropFrame(frame, BOX) for frame in frames), mels))
+    for shape in ((8, 4), (6, D), (8,)):
+        wrong = replace(make_request(0), speech=np.zeros(shape, np.float16))
+        with pytest.raises(
+            ModelError, match=rf"speech features are {re.escape(str(shape))}, expected \(8, 5\)"
+        ):
+            generate(generator, [wrong], slots=1)
+    speech = make_speech(0, 4)
+    results = list(generator((CropFrame(frame, BOX) for frame in frames), mels, speech=speech))
+    assert len(results) == 4

@@ -20,17 +20,22 @@ from shards.frames import BatchIndex, FrameSource, RawBatch
 from shards.reader import open_dataset
 from shards.resident import load_resident
 from shards.schema import ShardError
+from shards.writer import PackedClip
 from tests import datasets
-from tests.shards.test_streaming import CPU, N_MELS, NETWORK_INPUT, SIZE, same
+from tests.shards.test_streaming import CPU, N_MELS, NETWORK_INPUT, SIZE, SPEECH_SIZE, same
 
 N_CLIPS, T = 12, 5
 N_FRAMES = N_CLIPS * T
 
 
+def make_clip(key: str, seed: int) -> PackedClip:
+    return datasets.make_noise_clip(key, T, SIZE, N_MELS, seed=seed, speech_size=SPEECH_SIZE)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve clips in six shards."""
-    clips = [datasets.make_noise_clip(f"s1_clip{i:02d}", T, SIZE, N_MELS, seed=i) for i in range(N_CLIPS)]
+    clips = [make_clip(f"s1_clip{i:02d}", i) for i in range(N_CLIPS)]
     return datasets.write(tmp_path_factory.mktemp("shards") / "shards", clips, per_shard=2)
 
 
@@ -48,7 +53,7 @@ def draw_batches(data: FrameSource, n: int, size: int = 4) -> Iterator[BatchInde
         target = data.epoch_order(positions, seed=3)
         first = data.clips.starts[data.clips.find_clips(target)]
         previous, identity = np.maximum(target - 1, first), first + T - 1
-        yield BatchIndex(positions, target, previous, identity, (3, 2), context=first + 1)
+        yield BatchIndex(positions, target, previous, identity, (3, 2), first + 1, (4, 9))
 
 
 def read(folder: Path, n: int = N_FRAMES // 4, **options: Any) -> list[RawBatch]:
@@ -64,7 +69,14 @@ def targets(batches: list[RawBatch]) -> list[int]:
 def test_batches_are_those_of_a_resident_dataset(folder: Path, workers: int) -> None:
     dataset = open_dataset(folder)
     memory = load_resident(
-        dataset, list(dataset.clips), NETWORK_INPUT, mel_pad=4, device=CPU, frames_on=CPU, workers=1
+        dataset,
+        list(dataset.clips),
+        NETWORK_INPUT,
+        mel_pad=4,
+        speech_pad=9,
+        device=CPU,
+        frames_on=CPU,
+        workers=1,
     )
     for batch in read(folder, workers=workers):
         assert same(batch, memory.read_batch(batch.indices))

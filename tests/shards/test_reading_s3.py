@@ -17,19 +17,24 @@ from shards.resident import build_clip_table
 from shards.schema import ShardError
 from shards.storage import open_storage
 from shards.streaming import Cached, Decoder, Windowed
+from shards.writer import PackedClip
 from tests import datasets, faults, s3
 from tests.faults import Fault
-from tests.shards.test_streaming import CPU, N_MELS, NETWORK_INPUT, SIZE, same
+from tests.shards.test_streaming import CPU, N_MELS, NETWORK_INPUT, SIZE, SPEECH_SIZE, same
 
 N_CLIPS, T = 12, 5
 BATCH = 4
 MODES = ("cached", "windowed")
 
 
+def make_clip(key: str, seed: int) -> PackedClip:
+    return datasets.make_noise_clip(key, T, SIZE, N_MELS, seed=seed, speech_size=SPEECH_SIZE)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve clips in six shards."""
-    clips = [datasets.make_noise_clip(f"s1_clip{i:02d}", T, SIZE, N_MELS, seed=i) for i in range(N_CLIPS)]
+    clips = [make_clip(f"s1_clip{i:02d}", i) for i in range(N_CLIPS)]
     return datasets.write(tmp_path_factory.mktemp("shards") / "shards", clips, per_shard=2)
 
 
@@ -54,7 +59,7 @@ def batches(data: FrameSource, start: int, stop: int) -> Iterator[BatchIndex]:
         positions = np.arange(k, min(k + BATCH, stop))
         target = data.epoch_order(positions, seed=3)
         first = data.clips.starts[data.clips.find_clips(target)]
-        yield BatchIndex(positions, target, np.maximum(target - 1, first), first, (2, 2), context=first)
+        yield BatchIndex(positions, target, np.maximum(target - 1, first), first, (2, 2), first, (5, 3))
 
 
 def read(hold: str, address: str, cache: Path, start: int = 0, stop: int = N_CLIPS * T) -> list[RawBatch]:

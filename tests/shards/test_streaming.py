@@ -15,6 +15,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from shards.cache import LocalShards, ShardCache
@@ -27,8 +28,8 @@ from shards.schema import ShardError
 from shards.streaming import Cached, Decoder, Windowed
 from tests import datasets
 
-SIZE, N_MELS = 16, 4
-NETWORK_INPUT = NetworkInput(SIZE, N_MELS, -80.0, top=2)
+SIZE, N_MELS, SPEECH_SIZE = 16, 4, 3
+NETWORK_INPUT = NetworkInput(SIZE, N_MELS, -80.0, top=2, speech_size=SPEECH_SIZE)
 CPU = torch.device("cpu")
 LENGTHS = {"s1_b": 5, "s1_a": 3, "s2_c": 1, "s2_a": 7}
 
@@ -41,6 +42,7 @@ def dataset(folder: Path, codec: Codec = "raw", *, per_shard: int = 0) -> Path:
             rng.integers(0, 256, (length, SIZE, SIZE, 3), dtype=np.uint8),
             box=(1, 3, 6, 8),
             mels=rng.uniform(-79, 0, (2 * length, N_MELS)).astype(np.float32),
+            speech=rng.normal(0, 3, (2 * length, SPEECH_SIZE)).astype(np.float16),
             codec=codec,
         )
         for key, length in LENGTHS.items()
@@ -51,7 +53,14 @@ def dataset(folder: Path, codec: Codec = "raw", *, per_shard: int = 0) -> Path:
 def resident(folder: Path) -> Resident:
     reader = open_dataset(folder)
     return load_resident(
-        reader, list(reader.clips), NETWORK_INPUT, mel_pad=6, device=CPU, frames_on=CPU, workers=2
+        reader,
+        list(reader.clips),
+        NETWORK_INPUT,
+        mel_pad=6,
+        speech_pad=9,
+        device=CPU,
+        frames_on=CPU,
+        workers=2,
     )
 
 
@@ -71,17 +80,19 @@ def batches(data: FrameSource, n: int = 6, size: int = 5) -> Iterator[BatchIndex
         target = data.epoch_order(positions, seed=3)
         clip = data.clips.find_clips(target)
         first, last = data.clips.starts[clip], data.clips.starts[clip + 1] - 1
-        yield BatchIndex(positions, target, np.maximum(target - 1, first), last, (6, 5), context=first)
+        yield BatchIndex(positions, target, np.maximum(target - 1, first), last, (6, 5), first, (4, 9))
+
+
+def list_tensors(batch: RawBatch) -> list[Tensor]:
+    assert batch.speech is not None
+    return [batch.pixels, batch.boxes, batch.mels, batch.speech]
 
 
 def same(one: RawBatch, other: RawBatch) -> bool:
-    return (
-        all(
-            np.array_equal(a, b)  # type: ignore[arg-type]
-            for a, b in zip(one.indices, other.indices, strict=True)
-        )
-        and all(torch.equal(a, b) for a, b in zip(one[1:], other[1:], strict=True))
-    )
+    return all(
+        np.array_equal(a, b)  # type: ignore[arg-type]
+        for a, b in zip(one.indices, other.indices, strict=True)
+    ) and all(map(torch.equal, list_tensors(one), list_tensors(other)))
 
 
 @pytest.mark.parametrize("codec", ["webp", "jpeg", "png", "raw"])

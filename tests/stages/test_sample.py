@@ -16,6 +16,7 @@ import torch
 from click.testing import CliRunner
 
 from model import loop
+from model.audio import AudioParams
 from model.checkpoint import save_checkpoint
 from pipeline.main import cli
 from sampler.params import SampleParams
@@ -171,6 +172,32 @@ def test_a_clip_hears_the_whole_speech_also_beyond_its_own_end(shards: Path) -> 
     request = make_clip_request(dataset, Pair(short.key, long.key))
     assert np.array_equal(request.mels, long.mels)
     assert len(list(request.frames)) == len(short.frames)
+
+
+def test_a_pair_brings_the_speech_features_of_the_clip_that_speaks(tmp_path: Path) -> None:
+    ids = ["s1_clip0", "s1_clip1"]
+    dataset = open_dataset(worlds.make_dataset(tmp_path / "with", (4, 6), test=ids, speech_size=5))
+    request = make_clip_request(dataset, Pair(*ids))
+    assert request.speech is not None and request.speech.shape == (12, 5)
+    assert np.array_equal(request.speech, read_clip(dataset, ids[1]).speech)  # type: ignore[arg-type]
+    without = open_dataset(worlds.make_dataset(tmp_path / "without", (4, 6), test=ids))
+    assert make_clip_request(without, Pair(*ids)).speech is None
+
+
+def test_a_network_of_speech_is_sampled_on_a_dataset_that_has_it_and_refuses_others(tmp_path: Path) -> None:
+    ids = ["s1_clip0", "s1_clip1"]
+    shards = worlds.make_dataset(tmp_path / "with", (9, 12, 7, 11), test=ids, speech_size=5)
+    audio = AudioParams(n_mels=worlds.N_MELS, input="both", speech_size=5)
+    recipe = replace(TINY, network=replace(TINY.network, audio=audio), steps=3, batch=4)
+    worlds.run_training(shards, tmp_path / "run", recipe)
+    request = make_request(shards, tmp_path / "run", tmp_path / "samples", audio="swapped", videos=False)
+    assert sample.run(request, QUICK) == 2
+    without = worlds.make_dataset(tmp_path / "without", (9, 12, 7, 11), test=ids)
+    request = make_request(without, tmp_path / "run", tmp_path / "none", videos=False)
+    with pytest.raises(
+        ShardError, match=r"without: has no speech features \(speech.npy\), which the network"
+    ):
+        sample.run(request, QUICK)
 
 
 def test_a_folder_from_before_common_noise_is_continued_with_independent_noise_only(

@@ -55,9 +55,13 @@ class BoxPainter:
     inputs: list[CropFrame] = field(default_factory=list)
     mels: list[np.ndarray] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
+    speech: list[np.ndarray | None] = field(default_factory=list)
 
-    def __call__(self, frames: Iterator[CropFrame], mels: np.ndarray, offset: int) -> Iterator[np.ndarray]:
+    def __call__(
+        self, frames: Iterator[CropFrame], mels: np.ndarray, offset: int, speech: np.ndarray | None
+    ) -> Iterator[np.ndarray]:
         self.mels.append(mels)
+        self.speech.append(speech)
         self.offsets.append(offset)
         pending: list[CropFrame] = []
         k = 0
@@ -575,16 +579,20 @@ def test_an_error_is_one_line_and_leaves_no_file(
 
 
 class Failing(BoxPainter):
-    def __call__(self, frames: Iterator[CropFrame], mels: np.ndarray, offset: int) -> Iterator[np.ndarray]:
-        for k, crop in enumerate(super().__call__(frames, mels, offset)):
+    def __call__(
+        self, frames: Iterator[CropFrame], mels: np.ndarray, offset: int, speech: np.ndarray | None
+    ) -> Iterator[np.ndarray]:
+        for k, crop in enumerate(super().__call__(frames, mels, offset, speech)):
             if k == 6:
                 raise RuntimeError("the network has failed")
             yield crop
 
 
 class Short(BoxPainter):
-    def __call__(self, frames: Iterator[CropFrame], mels: np.ndarray, offset: int) -> Iterator[np.ndarray]:
-        yield from list(super().__call__(frames, mels, offset))[:-1]
+    def __call__(
+        self, frames: Iterator[CropFrame], mels: np.ndarray, offset: int, speech: np.ndarray | None
+    ) -> Iterator[np.ndarray]:
+        yield from list(super().__call__(frames, mels, offset, speech))[:-1]
 
 
 class Large(BoxPainter):

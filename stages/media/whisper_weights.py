@@ -1,0 +1,237 @@
+"""The weights of Whisper tiny.en's encoder, from the files that others publish into one of ours.
+
+Two files hold the same numbers: the official ``model.safetensors``, and ``model.bin`` of CTranslate2. Both
+are read without executing anything, and no memory is taken for a count that the file claims. What is written
+has the same bytes from either, so one sha256 says whether the weights are the right ones.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.errors import shorten
+from shards.files import open_file
+from stages.engine.outcome import StageError
+
+Array = NDArray[np.float16]
+
+N_MELS = 80
+WIDTH = 384  # features of a row
+N_BLOCKS = 4
+
+CT2_VERSION = 6
+CT2_SPECIFICATION = b"WhisperSpec"
+CT2_DTYPES = {0: 4, 1: 1, 2: 2, 3: 4, 4: 2, 5: 2}  # bytes of a value
+CT2_FLOAT16 = 4
+CT2_BLOCK_PARTS = {
+    "norm_1": "self_attention/layer_norm",
+    "query_key_value": "self_attention/linear_0",
+    "projection": "self_attention/linear_1",
+    "norm_2": "ffn/layer_norm",
+    "expand": "ffn/linear_0",
+    "contract": "ffn/linear_1",
+}
+CT2_NORM_LEAVES = {"weight": "gamma", "bias": "beta"}
+OFFICIAL_BLOCK_PARTS = {
+    "norm_1": "self_attn_layer_norm",
+    "projection": "self_attn.out_proj",
+    "norm_2": "final_layer_norm",
+    "expand": "fc1",
+    "contract": "fc2",
+}
+OFFICIAL_PREFIX = "model.encoder."
+OFFICIAL_DTYPES: Mapping[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
+# A file of the whole model has some 150 to 170 tensors. A name has 60 letters, a tensor at most 4 sides.
+MAX_TENSORS, MAX_NAME_BYTES, MAX_SIDES = 1000, 200, 4
+MAX_HEADER_BYTES = 2**20
+LENGTH = struct.Struct("<Q")  # of a safetensors header, at the start of the file
+
+
+def _list_shapes() -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of the encoder, by its name in ``stages.media.whisper.WhisperEncoder``."""
+    layers: dict[str, tuple[int, ...]] = {"conv_1": (WIDTH, N_MELS, 3), "conv_2": (WIDTH, WIDTH, 3)}
+    for block in (f"blocks.{number}" for number in range(N_BLOCKS)):
+        layers |= {f"{block}.{name}": (WIDTH,) for name in ("norm_1", "norm_2")}
+        layers[f"{block}.query_key_value"] = (3 * WIDTH, WIDTH)
+        layers[f"{block}.projection"] = (WIDTH, WIDTH)
+        layers[f"{block}.expand"] = (4 * WIDTH, WIDTH)
+        layers[f"{block}.contract"] = (WIDTH, 4 * WIDTH)
+    layers["norm"] = (WIDTH,)
+    weights = {f"{name}.weight": shape for name, shape in layers.items()}
+    return dict(sorted((weights | {f"{name}.bias": shape[:1] for name, shape in layers.items()}).items()))
+
+
+SHAPES: Mapping[str, tuple[int, ...]] = _list_shapes()
+
+
+def convert_encoder(source: Path, target: Path) -> None:
+    """Write the encoder that a published file holds as safetensors, float16; same weights, same bytes.
+
+    ``source`` is the official ``model.safetensors`` or CTranslate2's ``model.bin``. Raises StageError, in one
+    line, for anything else.
+    """
+    try:
+        with open_file(source) as file:
+            start = file.read(LENGTH.size)
+            file.seek(0)
+            read = _read_ct2 if start[:4] == struct.pack("<I", CT2_VERSION) else _read_official
+            tensors = read(file)
+    except (ValueError, RecursionError) as err:
+        raise StageError(f"{source}: holds no encoder of whisper-tiny.en ({err})") from err
+    except OSError as err:
+        raise StageError(f"{source}: cannot be read ({err.strerror or err})") from err
+    write_encoder(tensors, target)
+
+
+def write_encoder(tensors: Mapping[str, Array], target: Path) -> None:
+    """Write float16 tensors as safetensors: the header as the format says, then the values."""
+    entries: dict[str, object] = {}
+    at = 0
+    for name in SHAPES:
+        end = at + tensors[name].nbytes
+        entries[name] = {"dtype": "F16", "shape": list(tensors[name].shape), "data_offsets": [at, end]}
+        at = end
+    header = json.dumps(entries, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % LENGTH.size)
+    with target.open("wb") as file:
+        file.write(LENGTH.pack(len(header)) + header)
+        for name in SHAPES:
+            file.write(tensors[name].astype("<f2").tobytes())
+
+
+def _read_ct2(file: BinaryIO) -> dict[str, Array]:
+    """The encoder in a ``model.bin`` of CTranslate2 version 6, which stores query, key and value as one."""
+    reader = _Ct2Reader(file)
+    version, specification, _ = reader.read_number("I"), reader.read_name(), reader.read_number("I")
+    if (version, specification) != (CT2_VERSION, CT2_SPECIFICATION):
+        raise ValueError(f"it is {shorten(specification)} of version {version}, expected WhisperSpec of 6")
+    names = {_name_in_ct2(name).encode(): name for name in SHAPES}
+    tensors: dict[str, Array] = {}
+    for name, shape, dtype, at, n_bytes in reader.list_tensors():
+        if name in names:
+            own, expected = names[name], SHAPES[names[name]]
+            if (shape, dtype) != (expected, CT2_FLOAT16):
+                raise ValueError(
+                    f"{own} is {list(shape)} of dtype {dtype}, expected {list(expected)} of {CT2_FLOAT16}"
+                )
+            tensors[own] = _read_values(file, at, n_bytes, np.dtype("<f2")).reshape(shape)
+    _check_names(tensors)
+    return tensors
+
+
+def _name_in_ct2(name: str) -> str:
+    layer, leaf = name.rsplit(".", 1)
+    if "norm" in layer:
+        leaf = CT2_NORM_LEAVES[leaf]
+    if layer.startswith("blocks."):
+        _, number, part = layer.split(".")
+        return f"encoder/layer_{number}/{CT2_BLOCK_PARTS[part]}/{leaf}"
+    return f"encoder/{ {'norm': 'layer_norm', 'conv_1': 'conv1', 'conv_2': 'conv2'}[layer] }/{leaf}"
+
+
+class _Ct2Reader:
+    """Reads numbers and names, and checks each length before it is used."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.n_file_bytes = os.fstat(file.fileno()).st_size
+
+    def read_number(self, form: str) -> int:
+        data = self.file.read(struct.calcsize("<" + form))
+        if len(data) < struct.calcsize("<" + form):
+            raise ValueError("it ends too early")
+        (number,) = struct.unpack("<" + form, data)
+        return int(number)
+
+    def read_name(self) -> bytes:
+        n_bytes = self.read_number("H")
+        if n_bytes > MAX_NAME_BYTES:
+            raise ValueError(f"a name claims {n_bytes} bytes, expected at most {MAX_NAME_BYTES}")
+        return self.file.read(n_bytes).rstrip(b"\0")
+
+    def list_tensors(self) -> Iterator[tuple[bytes, tuple[int, ...], int, int, int]]:
+        """(name, shape, dtype, place in the file, bytes) of each tensor; values are not read."""
+        n_tensors = self.read_number("I")
+        if n_tensors > MAX_TENSORS:
+            raise ValueError(f"it claims {n_tensors} tensors, expected at most {MAX_TENSORS}")
+        for _ in range(n_tensors):
+            name, n_sides = self.read_name(), self.read_number("B")
+            if n_sides > MAX_SIDES:
+                raise ValueError(f"{shorten(name)} claims {n_sides} sides, expected at most {MAX_SIDES}")
+            shape = tuple(self.read_number("I") for _ in range(n_sides))
+            dtype, n_bytes, at = self.read_number("B"), self.read_number("I"), self.file.tell()
+            if n_bytes != math.prod(shape) * CT2_DTYPES.get(dtype, 0):
+                raise ValueError(f"{shorten(name)} has {n_bytes} bytes, not those of {shape}, dtype {dtype}")
+            if at + n_bytes > self.n_file_bytes:
+                raise ValueError(f"it ends in {shorten(name)}")
+            yield name, shape, dtype, at, n_bytes
+            self.file.seek(at + n_bytes)
+
+
+def _read_official(file: BinaryIO) -> dict[str, Array]:
+    """The encoder in the official ``model.safetensors``, where keys have no bias."""
+    length = file.read(LENGTH.size)
+    if len(length) < LENGTH.size:
+        raise ValueError("it ends in its header")
+    (n_header_bytes,) = LENGTH.unpack(length)
+    if n_header_bytes > MAX_HEADER_BYTES:
+        raise ValueError(f"its header claims {n_header_bytes:,} bytes, expected at most {MAX_HEADER_BYTES:,}")
+    entries = json.loads(file.read(n_header_bytes))
+    if not isinstance(entries, dict):
+        raise ValueError("its header is not an object")
+    n_file_bytes = os.fstat(file.fileno()).st_size
+
+    def read(name: str, shape: tuple[int, ...]) -> Array:
+        entry = entries.get(OFFICIAL_PREFIX + name)
+        fields = entry if isinstance(entry, dict) else {}
+        form, offsets = OFFICIAL_DTYPES.get(str(fields.get("dtype"))), fields.get("data_offsets")
+        if form is None or fields.get("shape") != list(shape):
+            raise ValueError(f"{OFFICIAL_PREFIX}{name} is {shorten(entry)}, expected F32 {list(shape)}")
+        if not (isinstance(offsets, list) and len(offsets) == 2 and all(type(at) is int for at in offsets)):
+            raise ValueError(f"{OFFICIAL_PREFIX}{name} is at {shorten(offsets)}, expected two numbers")
+        n_bytes, at = math.prod(shape) * form.itemsize, LENGTH.size + n_header_bytes + offsets[0]
+        if offsets[0] < 0 or offsets[1] - offsets[0] != n_bytes or at + n_bytes > n_file_bytes:
+            raise ValueError(
+                f"{OFFICIAL_PREFIX}{name} is at {shorten(offsets)}, not {n_bytes} bytes of the file"
+            )
+        values = _read_values(file, at, n_bytes, form).reshape(shape)
+        with np.errstate(over="ignore"):  # infinite then, which the sha256 refuses
+            return values.astype(np.float16)
+
+    tensors: dict[str, Array] = {}
+    for name, shape in SHAPES.items():
+        layer, leaf = name.rsplit(".", 1)
+        *place, part = layer.split(".")
+        official = f"layers.{place[1]}." if place else ""
+        if part == "query_key_value":
+            side = (shape[0] // 3, *shape[1:])
+            query, value = (read(f"{official}self_attn.{each}_proj.{leaf}", side) for each in "qv")
+            is_bias = leaf == "bias"
+            key = np.zeros(side, np.float16) if is_bias else read(f"{official}self_attn.k_proj.{leaf}", side)
+            tensors[name] = np.concatenate([query, key, value])
+        elif place:
+            tensors[name] = read(f"{official}{OFFICIAL_BLOCK_PARTS[part]}.{leaf}", shape)
+        else:
+            own = {"norm": "layer_norm", "conv_1": "conv1", "conv_2": "conv2"}[part]
+            tensors[name] = read(f"{own}.{leaf}", shape)
+    return tensors
+
+
+def _read_values(file: BinaryIO, at: int, n_bytes: int, form: np.dtype[Any]) -> NDArray[Any]:
+    file.seek(at)
+    return np.frombuffer(file.read(n_bytes), form)
+
+
+def _check_names(tensors: Mapping[str, Array]) -> None:
+    for name in SHAPES:
+        if name not in tensors:
+            raise ValueError(f"{name} is missing")
