@@ -87,7 +87,7 @@ def test_speech_features_are_those_that_the_run_was_trained_on(tmp_path: Path) -
     (run / "run.json").write_text(json.dumps({"speech": {"encoder": "whisper-tiny.en", "model": "theirs"}}))
     assert here.make_edit_params(run).speech == SpeechParams("whisper-tiny.en", "weights.bin"), "our file"
     (run / "run.json").write_text(json.dumps({"speech": {"encoder": "whisper-huge"}}))
-    with pytest.raises(StageError, match="speech.encoder is 'whisper-huge', expected 'none' or"):
+    with pytest.raises(StageError, match=r"speech\.encoder is 'whisper-huge', expected 'none' or"):
         here.make_edit_params(run)
 
 
