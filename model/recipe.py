@@ -241,8 +241,8 @@ def compare_recipes(new: Recipe, old: Recipe) -> list[tuple[str, Any, Any]]:
     """(name, new value, old value) of every number that differs and must not when a run is resumed.
 
     ``watch`` may differ. ``steps`` and the decay at their end may while the learning rate is constant: a run
-    may be extended. ``batch`` may, for fewer or more GPUs: still no frame is repeated or missing in an epoch. The
-    numbers of speech features may if neither network takes them.
+    may be extended. ``batch`` may, for fewer or more GPUs: still no frame is repeated or missing in an epoch.
+    The numbers of speech features may if neither network takes them.
     """
     may_differ = {"batch"}
     if not (new.network.audio.takes_speech or old.network.audio.takes_speech):
