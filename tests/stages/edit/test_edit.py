@@ -57,6 +57,7 @@ class BoxPainter:
     mels: list[np.ndarray] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
     speech: list[np.ndarray | None] = field(default_factory=list)
+    takes_speech: bool = False
 
     def __call__(
         self, frames: Iterator[CropFrame], mels: np.ndarray, offset: int, speech: np.ndarray | None
@@ -286,11 +287,12 @@ def test_a_network_that_takes_speech_features_gets_those_of_a_dataset(
 ) -> None:
     clip = tmp_path / "clip.mp4"
     synth.make_clip(clip, ClipSpec(seconds=1.2, size=SMALL))
-    plain, generator = BoxPainter(), BoxPainter()
-    edit(clip, clip, tmp_path / "plain.mp4", plain, model=landmarker, params=QUICK)
-    assert plain.speech == [None]
-    encoder = SpeechParams("whisper-tiny.en", str(speech_model))
-    params = replace(QUICK, speech=encoder)
+    params = replace(QUICK, speech=SpeechParams("whisper-tiny.en", str(speech_model)))
+    plain, generator = BoxPainter(), BoxPainter(takes_speech=True)
+    edit(clip, clip, tmp_path / "plain.mp4", plain, model=landmarker, params=params)
+    assert plain.speech == [None], "not computed for a network that takes mels alone"
+    with pytest.raises(StageError, match=r"takes speech features; speech.encoder is 'none'"):
+        edit(clip, clip, tmp_path / "out.mp4", generator, model=landmarker, params=QUICK)
     edit(clip, clip, tmp_path / "out.mp4", generator, model=landmarker, params=params)
     sound, _ = mix_to_mono(read_channels(clip, 0.0, count_samples(len(generator.mels[0]) // 2)))
     expected = compute_speech_rows(sound, load_encoder(speech_model))
