@@ -169,6 +169,11 @@ class FrameGenerator:
         """Side of a crop in px."""
         return self.recipe.network.size
 
+    @property
+    def takes_speech(self) -> bool:
+        """Whether the network needs speech features."""
+        return self.recipe.network.audio.takes_speech
+
     def select_box(self, box: NDArray[np.int16]) -> NDArray[np.int16]:
         """The region that is generated where a dataset has this mask box: x0 y0 x1 y1, (4,)."""
         region = self.recipe.frames.mask_region

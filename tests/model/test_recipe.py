@@ -194,6 +194,8 @@ def test_a_resumed_run_may_change_its_logging_and_be_extended_while_its_learning
 
     assert not compare_recipes(build("constant", watch={"log_every": 7, "keep_last": 9}), build("constant"))
     assert not compare_recipes(build("constant", steps=9), build("constant", steps=8))
+    decayed = build_recipe("demo", {"optim": {"after_warmup": "constant", "decay_steps": 5}})
+    assert not compare_recipes(decayed, build("constant"))
     longer = compare_recipes(build("cosine", steps=9), build("cosine", steps=8))
     assert longer == [("steps", 9, 8)], "a cosine ends at its last step"
 
