@@ -7,11 +7,16 @@ Every row is a run of ``model.loop.train`` in a process of its own, ``--jobs`` o
 of the test split are generated autoregressively with each other's speech and with their own, at each
 ``--guidance``, and scored by ``stages.evaluate.listening``. An existing run is continued, so samples can be
 added later.
+
+People that the network never saw are a second test: the clips of ``--strangers`` whose speakers are not
+trained on, with each other's speech and with their own, all together and each speaker alone. ``--recolour``
+scores them once more with another skin or in another light. A frozen mouth is scored beside all of them.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -20,11 +25,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from recolour import RECOLOURS
 
 from model import loop
 from model.batch import build_network_input
@@ -39,15 +47,17 @@ from shards.reader import Dataset, open_dataset
 from shards.resident import TRAIN_SPLIT, load_resident, split_held_out
 from shards.schema import ClipSample, Frames, ShardError
 from shards.speech_scale import measure_speech_scale
-from stages.evaluate.listening import PairMouths, average_scores, score_pair
+from shards.table import Row
+from stages.evaluate.baselines import freeze_mouth
+from stages.evaluate.listening import PairMouths, average_scores, score_pair, score_pixels
 from stages.evaluate.metrics.closure import Word
 from stages.evaluate.metrics.mouth import Mouths
 from stages.evaluate.mouths import find_mouths
-from stages.evaluate.word_times import read_alignments
+from stages.evaluate.word_times import locate_alignment, read_alignments
 from stages.media import weights
 from stages.media.faces import FaceFinder
 from stages.sample.generate import generate_clips
-from stages.sample.pairs import Pair, make_pairs, read_pair
+from stages.sample.pairs import Pair, pair_clips, read_pair
 
 Changes = Mapping[str, Any]
 
@@ -80,6 +90,14 @@ SPEECH: Changes = {
 }
 GAIN: Changes = {"frames.audio_gain_db": 12.0, "frames.audio_band_db": 6.0}
 MOVED: Changes = {"frames.jitter_shift": 4.0, "frames.jitter_rotation": 4.0, "frames.jitter_scale": 0.04}
+# Half of the exponents are beyond 2**-0.75 and 2**0.75: from pale skin to dark.
+APPEARANCE: Changes = {
+    "frames.common_gamma": 1.5,
+    "frames.common_contrast": 0.3,
+    "frames.common_hue": 20.0,
+    "frames.common_colour": 0.3,
+}
+MIRRORED: Changes = {"frames.mirror_share": 0.5}
 # The paper's recipe in a network of the same shape, with the same optimiser: its own learning rate is made
 # for a thousand times as many samples.
 PAPER_SMALL: Changes = {
@@ -102,6 +120,11 @@ ROWS: dict[str, tuple[str, Changes]] = {
     "context, mask": ("demo", {**CONTEXT, "frames.mask_region": (14, 60, 114, 128)}),
     "context, jitter": ("demo", {**CONTEXT, **MOVED}),
     "context, colour": ("demo", {**CONTEXT, "frames.jitter_colour": 0.1}),
+    "context, appearance": ("demo", {**CONTEXT, **APPEARANCE}),
+    "context, mirrored": ("demo", {**CONTEXT, **MIRRORED}),
+    "context, balanced": ("demo", {**CONTEXT, "balance": "speakers"}),
+    "context, base": ("demo", {**CONTEXT, "noise.base": "identity"}),
+    "context, people": ("demo", {**CONTEXT, **APPEARANCE, **MIRRORED, "balance": "speakers"}),
     "context, gain": ("demo", {**CONTEXT, **GAIN}),
     "context, temporal": ("demo", TEMPORAL),
     "context, temporal, gain": ("demo", {**TEMPORAL, **GAIN}),
@@ -126,12 +149,13 @@ SAMPLING: dict[str, Changes] = {
 SAMPLED_ROW = "context"
 # Of clips with their own speech; the other columns are of clips with each other's.
 OWN_COLUMNS = {
-    "opening_correlation", "psnr_box_db", "psnr_box_first_db", "psnr_box_last_db",
+    "opening_correlation", "psnr_box_db", "psnr_box_first_db", "psnr_box_last_db", "border_colour",
     "smoothness_box",
 }  # fmt: skip
 COLUMNS = (
     "audio_obedience", "audio_obedience_net", "obedience_speech", "obedience_source", "opening_correlation",
-    "smoothness_box", "psnr_box_db", "psnr_box_first_db", "psnr_box_last_db", "silence_ratio", "closure",
+    "smoothness_box", "psnr_box_db", "psnr_box_first_db", "psnr_box_last_db", "border_colour",
+    "silence_ratio", "closure",
 )  # fmt: skip
 RESULT, LOG = "result.json", "log.txt"  # of a row, in its folder
 
@@ -151,9 +175,8 @@ def make_recipe(name: str, args: argparse.Namespace) -> Recipe:
 def train(run: Path, recipe: Recipe, dataset: Dataset, args: argparse.Namespace) -> None:
     """Train a new or an existing run for ``args.samples`` in all, or ``args.minutes`` more."""
     device = select_device(args.device)
-    train_ids, _ = split_held_out(
-        list_clips(dataset, TRAIN_SPLIT, args), recipe.held_out_share, seed=recipe.seed
-    )
+    ids = select_speakers(dataset, dataset.clips.ids_in_split(TRAIN_SPLIT), args.speakers)
+    train_ids, _ = split_held_out(ids, recipe.held_out_share, seed=recipe.seed)
     audio, network_input = recipe.network.audio, build_network_input(recipe.network)
     data = load_resident(
         dataset,
@@ -164,6 +187,7 @@ def train(run: Path, recipe: Recipe, dataset: Dataset, args: argparse.Namespace)
         device=device,
         frames_on=device,
         workers=args.workers,
+        balance=recipe.balance,
     )
     scale = measure_speech_scale(dataset, train_ids, network_input) if audio.takes_speech else None
     state = loop.create_state(recipe, device, scale)
@@ -187,20 +211,14 @@ def train(run: Path, recipe: Recipe, dataset: Dataset, args: argparse.Namespace)
     )
 
 
-def list_clips(dataset: Dataset, split: str, args: argparse.Namespace) -> list[str]:
-    """The ids of the clips of a split, of ``args.speaker`` if there is one."""
-    return [
-        clip_id
-        for clip_id in dataset.clips.ids_in_split(split)
-        if args.speaker in (None, dataset.clips[clip_id]["speaker"])
-    ]
-
-
 def check_row(name: str, dataset: Dataset, args: argparse.Namespace) -> None:
-    """Raise ShardError where the network of a row takes what the clips of the dataset lack."""
+    """Raise ShardError where the network of a row takes what the clips of a dataset lack."""
     network_input = build_network_input(make_recipe(name, args).network)
-    ids = [*list_clips(dataset, TRAIN_SPLIT, args), *list_clips(dataset, args.split, args)]
+    ids = select_speakers(dataset, dataset.clips.ids_in_split(TRAIN_SPLIT), args.speakers)
     network_input.check_members(dataset.clips, ids, dataset.storage.address)
+    for clip_set in list_clip_sets(dataset, args):
+        ids = sorted({clip_id for pair in clip_set.pairs for clip_id in (pair.clip_id, pair.audio_clip_id)})
+        network_input.check_members(clip_set.dataset.clips, ids, clip_set.dataset.storage.address)
 
 
 def stop_after(run: Path, state: Any, seconds: float) -> None:
@@ -237,25 +255,143 @@ def measure_row(name: str, args: argparse.Namespace) -> dict[str, Any]:
         "seconds": seconds,
         "parameters": count_parameters(network),
     }
-    with TruthMouths(args.landmarker or weights.find(weights.LANDMARKER)) as truth:
+    landmarker = args.landmarker or weights.find(weights.LANDMARKER)
+    with contextlib.ExitStack() as stack:
+        clip_sets = [
+            (clip_set, stack.enter_context(TruthMouths(landmarker)))
+            for clip_set in list_clip_sets(dataset, args)
+        ]
+        result |= average_sets("frozen mouth", [(each, score_frozen(each)) for each, _ in clip_sets])
         for what, params in list_sampling(name, saved.recipe, args).items():
             device, execution = select_device(args.device), Execution(compile=False, precision=args.precision)
             generator = FrameGenerator(network, saved.recipe, params, device, execution)
-            result[what] = score_clips(generator, dataset, truth, args)
+            scores = [(each, score_clips(generator, each, truth, args)) for each, truth in clip_sets]
+            result |= average_sets(what, scores)
             write_json(run / RESULT, result)
     return result
 
 
+@dataclass(frozen=True)
+class ClipSet:
+    """Clips to generate and score, with each other's speech and with their own."""
+
+    name: str  # "" for clips of the people that are trained on
+    dataset: Dataset
+    pairs: list[Pair]
+    recolour: Callable[[ClipSample], ClipSample] = lambda clip: clip
+
+    def read(self, dataset: Dataset, pair: Pair) -> tuple[ClipSample, ClipSample]:
+        """The clip and the clip whose speech is used."""
+        clip, speech = read_pair(dataset, pair)
+        return self.recolour(clip), self.recolour(speech)
+
+
+def list_clip_sets(dataset: Dataset, args: argparse.Namespace) -> list[ClipSet]:
+    """The clips of the split, and those of strangers: each dataset's, then once more in each other colour."""
+    known = select_speakers(dataset, dataset.clips.ids_in_split(args.split), args.speakers)
+    clip_sets = [ClipSet("", dataset, pair_evenly(dataset, known, args))]
+    trained = select_speakers(dataset, dataset.clips.ids_in_split(TRAIN_SPLIT), args.speakers)
+    people = set(dataset.clips.column("speaker", trained))
+    for address in args.strangers:
+        strangers = open_dataset(address, hashes=False)
+        ids = list(strangers.clips)
+        ids = select_speakers(strangers, ids, set(strangers.clips.column("speaker", ids)) - people)
+        pairs = pair_evenly(strangers, ids, args)
+        clip_sets.append(ClipSet("strangers", strangers, pairs))
+        clip_sets += [
+            ClipSet(f"strangers, {colour}", strangers, pairs, RECOLOURS[colour]) for colour in args.recolour
+        ]
+    return clip_sets
+
+
+def select_speakers(dataset: Dataset, clip_ids: Sequence[str], speakers: Collection[str] | None) -> list[str]:
+    """The clips of these speakers, or all. Ends the program if there are too few for a pair."""
+    of_clips = dataset.clips.column("speaker", clip_ids)
+    ids = [
+        clip_id
+        for clip_id, speaker in zip(clip_ids, of_clips, strict=True)
+        if speakers is None or speaker in speakers
+    ]
+    if len(ids) < 2:
+        names = (
+            "" if speakers is None else f" of the speakers {', '.join(sorted(speakers)) or 'not trained on'}"
+        )
+        known = ", ".join(sorted(set(of_clips)))
+        raise SystemExit(
+            f"{dataset.storage.address}: {len(ids)} clips{names}, expected 2 or more; there are {known}"
+        )
+    return ids
+
+
+def pair_evenly(dataset: Dataset, clip_ids: Sequence[str], args: argparse.Namespace) -> list[Pair]:
+    """Own and swapped pairs, ``args.clips`` of each at most: speakers in turn, each one's in their order."""
+    pairs = []
+    for audio in ("own", "swapped"):
+        turns = Counter[str]()
+        places = []
+        for pair in pair_clips(dataset, clip_ids, audio, seed=0):
+            speaker = dataset.clips[pair.clip_id]["speaker"]
+            places.append((turns[speaker], pair))
+            turns[speaker] += 1
+        places.sort(key=lambda item: item[0])
+        pairs += [pair for _, pair in places[: args.clips]]
+    return pairs
+
+
+Scores = list[tuple[Pair, dict[str, float]]]
+
+
 def score_clips(
-    generator: FrameGenerator, dataset: Dataset, truth: TruthMouths, args: argparse.Namespace
-) -> dict[str, Any]:
-    """Scores of the clips of the split, generated with each other's speech and with their own."""
-    pairs = list_pairs(dataset, args)
+    generator: FrameGenerator, clip_set: ClipSet, truth: TruthMouths, args: argparse.Namespace
+) -> Scores:
+    """Generate and score all pairs."""
+    dataset, pairs = clip_set.dataset, clip_set.pairs
     speeches = {pair.audio_clip_id: dataset.clips[pair.audio_clip_id] for pair in pairs}
-    words = read_alignments(args.alignments, speeches) if args.alignments else {}
-    clips = generate_clips(generator, dataset, pairs, slots=len(pairs))
+    words = find_words(speeches, args.alignments) if args.alignments else {}
+    clips = generate_clips(generator, dataset, pairs, slots=len(pairs), read=clip_set.read)
+
+    def score(item: tuple[Pair, Frames]) -> tuple[Pair, dict[str, float]]:
+        pair, frames = item
+        clip, speech = clip_set.read(dataset, pair)
+        mouths = PairMouths(truth.find(frames), truth.get(speech), truth.get(clip))
+        return pair, score_pair(frames, clip, speech, mouths, words.get(speech.key))
+
     with ThreadPoolExecutor(args.finders) as pool:  # MediaPipe frees the GIL
-        scores = list(pool.map(lambda item: (item[0], score(dataset, *item, truth, words)), clips))
+        return list(pool.map(score, clips))
+
+
+def find_words(speeches: Mapping[str, Row], folder: Path) -> dict[str, list[Word]]:
+    """The words of those clips that have word times: strangers may have none."""
+    files = {clip_id: row for clip_id, row in speeches.items()
+             if (folder / locate_alignment(clip_id, row["speaker"])).is_file()}  # fmt: skip
+    return read_alignments(folder, files) if files else {}
+
+
+def score_frozen(clip_set: ClipSet) -> Scores:
+    """Scores of the first frame's mouth in every frame of the clips, where they need no mouths."""
+    own = [pair for pair in clip_set.pairs if pair.clip_id == pair.audio_clip_id]
+    clips = [(pair, clip_set.read(clip_set.dataset, pair)[0]) for pair in own]
+    return [(pair, score_pixels(freeze_mouth(clip), clip, own=True)) for pair, clip in clips]
+
+
+def average_sets(what: str, clip_sets: Sequence[tuple[ClipSet, Scores]]) -> dict[str, Any]:
+    """Means by what was scored: sets of one name together, and each stranger alone."""
+    groups: dict[str, list[tuple[Pair, dict[str, float]]]] = {}
+    for clip_set, scores in clip_sets:
+        for pair, each in scores:
+            names = [clip_set.name]
+            if clip_set.name:
+                speaker = clip_set.dataset.clips[pair.clip_id]["speaker"]
+                names.append(f"{clip_set.name}, {speaker}")
+            for name in names:
+                groups.setdefault(name, []).append((pair, each))
+    return {
+        f"{what}, {name}" if name else what: average_pairs(scores) for name, scores in sorted(groups.items())
+    }
+
+
+def average_pairs(scores: Scores) -> dict[str, Any]:
+    """Means of clips with each other's speech, and of some columns with their own."""
     own = [each for pair, each in scores if pair.clip_id == pair.audio_clip_id]
     swapped = [each for pair, each in scores if pair.clip_id != pair.audio_clip_id]
     means = average_scores(swapped) | {
@@ -290,22 +426,6 @@ class TruthMouths:
         if clip.key not in self.mouths:
             self.mouths[clip.key] = self.find(clip.frames)
         return self.mouths[clip.key]
-
-
-def score(
-    dataset: Dataset, pair: Pair, frames: Frames, truth: TruthMouths, words: Mapping[str, list[Word]]
-) -> dict[str, float]:
-    clip, speech = read_pair(dataset, pair)
-    mouths = PairMouths(truth.find(frames), truth.get(speech), truth.get(clip))
-    return score_pair(frames, clip, speech, mouths, words.get(speech.key))
-
-
-def list_pairs(dataset: Dataset, args: argparse.Namespace) -> list[Pair]:
-    return [
-        pair
-        for audio in ("own", "swapped")
-        for pair in make_pairs(dataset, args.split, audio, seed=0, speaker=args.speaker)[: args.clips]
-    ]
 
 
 def get_folder_name(row: str) -> str:
@@ -354,6 +474,11 @@ def format_row(name: str, folder: Path) -> Iterator[str]:
             yield f"| {name} | {result['samples']} | {what} | {' | '.join(cells)} |"
 
 
+def split_names(text: str) -> list[str]:
+    """The names in a list with commas."""
+    return [name for name in text.split(",") if name]
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -365,9 +490,22 @@ def parse_arguments() -> argparse.Namespace:
         "--minutes", type=float, default=0, help="to train each row for, instead of --samples"
     )
     parser.add_argument("--only", help="rows, separated by semicolons")
-    parser.add_argument("--speaker", help="only the clips of this speaker")
+    parser.add_argument(
+        "--speakers", type=split_names, metavar="A,B", help="only the clips of these, in training and test"
+    )
+    parser.add_argument(
+        "--strangers", nargs="+", default=[], metavar="SHARDS", help="datasets of people to test on alone"
+    )
+    parser.add_argument(
+        "--recolour", nargs="+", default=[], choices=list(RECOLOURS), help="the strangers once more"
+    )
     parser.add_argument("--split", default="test")
-    parser.add_argument("--clips", type=int, help="number of clips of the split; default: all")
+    parser.add_argument(
+        "--clips",
+        type=int,
+        help="number of clips of the split and of each dataset of "
+        "strangers, divided evenly among the speakers; default: all",
+    )
     parser.add_argument("--steps", type=int, default=4, help="of the sampler")
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 2.0])
     parser.add_argument("--jobs", type=int, default=1, help="rows at a time")

@@ -10,6 +10,7 @@ that no edit would have, so this is the harder case.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,10 +19,12 @@ from ablation import TruthMouths
 
 from model.checkpoint import load_network
 from model.execution import Execution, select_device
+from model.recipe import ModelError
 from sampler.params import SampleParams
 from sampler.rollout import ClipRequest, CropFrame, FrameGenerator
 from shards.reader import Dataset, open_dataset
-from shards.schema import VIDEO_FPS, ClipSample, Frames
+from shards.schema import VIDEO_FPS, ClipSample, Frames, ShardError
+from stages.engine.outcome import Drop
 from stages.engine.sandbox import LimitParams
 from stages.evaluate.clip_sound import FULL_SCALE, read_clip_sound
 from stages.evaluate.listening import PairMouths, average_scores, score_pair
@@ -47,11 +50,9 @@ def join_speech(
     for pair, (_, speech) in zip(pairs, clips, strict=True):
         sound = read_clip_sound(raw, speech.info, LimitParams())
         sounds.append(sound[: SAMPLES_PER_FRAME * count_pair_frames(dataset, pair)])
-    sound = np.concatenate(sounds).astype(np.float32) / FULL_SCALE
-    return compute_mel_rows(
-        sound[:-1],  # as many samples as give two rows a frame
-        read_mels_params(dataset),
-    )
+    whole = np.concatenate(sounds).astype(np.float32) / np.float32(FULL_SCALE)
+    # without the last sample there are two rows a frame
+    return compute_mel_rows(whole[:-1], read_mels_params(dataset))
 
 
 def generate(generator: FrameGenerator, key: str, parts: Sequence[ClipSample], mels: np.ndarray) -> Frames:
@@ -73,6 +74,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=120, help="length of the joined clip, at least")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--guidance", type=float, default=2.0)
+    parser.add_argument("--common-noise", type=float, default=SampleParams().common_noise)
     parser.add_argument("--landmarker", type=Path, help="MediaPipe's face_landmarker.task")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     args = parser.parse_args()
@@ -81,7 +83,7 @@ def main() -> None:
     clips = [read_pair(dataset, pair) for pair in pairs]
     lengths = [count_pair_frames(dataset, pair) for pair in pairs]
     network, saved = load_network(args.run, which=args.which)
-    params = SampleParams(steps=args.steps, guidance=args.guidance)
+    params = SampleParams(steps=args.steps, guidance=args.guidance, common_noise=args.common_noise)
     device = select_device(args.device)
     generator = FrameGenerator(network, saved.recipe, params, device, Execution())
     sources = [cut_clip(clip, n) for (clip, _), n in zip(clips, lengths, strict=True)]
@@ -107,7 +109,9 @@ def main() -> None:
         ("the last quarter", differences[-max(1, len(differences) // 4) :]),
     ):
         print(format_row(f"joined less one by one, {place}", {
-            column: bootstrap_mean([each[column] for each in some if column in each]) for column in COLUMNS
+            column: bootstrap_mean(values)
+            for column in COLUMNS
+            if (values := [each[column] for each in some if column in each])
         }))  # fmt: skip
 
 
@@ -124,10 +128,16 @@ def choose_pairs(dataset: Dataset, args: argparse.Namespace) -> list[Pair]:
 
 def format_row(name: str, means: Mapping[str, Mean]) -> str:
     cells = (
-        f"{means[column].value:.3f} [{means[column].low:.3f}, {means[column].high:.3f}]" for column in COLUMNS
+        f"{means[column].value:.3f} [{means[column].low:.3f}, {means[column].high:.3f}]"
+        if column in means
+        else "not measured"
+        for column in COLUMNS
     )
     return f"| {name} | {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ModelError, ShardError, Drop, OSError) as err:
+        sys.exit(f"long_speech: {err}")

@@ -22,7 +22,7 @@ from model.audio import SILENCE_DB, AudioParams
 from model.audio_jitter import N_MEL_UNIFORMS, change_loudness
 from model.denoiser import interpolate_gamma
 from model.dropout import keys_to_int32
-from model.jitter import change_colours, draw_similarity
+from model.jitter import change_colours, draw_colour_transform, draw_similarity, mirror_boxes, mirror_pixels
 from model.unet import UNetParams
 from shards.frames import BatchIndex, BoxMargins, ClipTable, FrameSource, NetworkInput, RawBatch
 from shards.rng import Keys, Purpose, derive_sample_keys, normals, uniforms
@@ -41,6 +41,9 @@ CROP = 128  # px of a crop that margins are given for
 IDENTITY, WARP, BLUR, NOISE, HIDE, DROP_AUDIO, LEVEL = 0, slice(1, 7), 7, 8, 9, 10, 11
 CONTEXT_FRAME, CONTEXT, MOVE, COLOUR = 12, 13, slice(14, 18), slice(18, 23)
 N_UNIFORMS = 23
+# The columns of the uniform numbers of its appearance.
+LOOK, MIRROR = slice(0, 6), 6
+N_APPEARANCE_UNIFORMS = 7
 
 Edge = Annotated[int, Field(ge=0, le=MAX_SIZE)]  # px
 
@@ -82,6 +85,16 @@ class FrameParams:
     jitter_rotation: float = Field(default=0.0, ge=0, le=45)  # degrees
     jitter_scale: float = Field(default=0.0, ge=0, lt=1)  # share of the size
     jitter_colour: float = Field(default=0.0, ge=0, lt=1)  # of contrast, brightness and each channel's own
+    # Against painting the skin of the training people onto others: how far skin and light change, in all
+    # pictures of a sample alike, so that they can only be known from what is shown. Each number is a maximum.
+    # `gamma`: pixels in [0, 1] are raised to a power between 2**-x and 2**x. With 2**2 pale skin of 200, 160,
+    # 140 becomes dark skin of 97, 40, 23, and no person is further from any other.
+    common_gamma: float = Field(default=0.0, ge=0, le=2)
+    common_contrast: float = Field(default=0.0, ge=0, lt=1)  # share, about middle grey
+    common_hue: float = Field(default=0.0, ge=0, le=180)  # degrees about the grey axis; 180: any hue
+    common_colour: float = Field(default=0.0, ge=0, lt=1)  # share of each channel's gain, as in other light
+    # How often all pictures of a sample are mirrored: twice the people, and lips that open to either side.
+    mirror_share: float = Field(default=0.0, ge=0, le=1)
     # Both numbers of the sound act on mels alone: speech features are of the recording as it is.
     # Mels are relative to the loudest moment of the whole recording: within one of 40 clips, the mels of a
     # clip of three seconds are 7 dB lower on average. How much lower a sample becomes, at most.
@@ -208,7 +221,15 @@ def make_batch(
     gamma = interpolate_gamma(table, scalars[:, LEVEL]).to(device, torch.float32, non_blocking=True)
     hide = chance[:, HIDE] < frames.previous_hidden
     swap = (chance[:, CONTEXT] < frames.context_share) & (1 - gamma >= frames.context_min_noise)
-    sample = _jitter(_read_images(raw, frames, margins), frames, chance, top)
+    appearance_keys = derive_sample_keys(seed, positions, Purpose.APPEARANCE)
+    appearance = torch.from_numpy(uniforms(appearance_keys, N_APPEARANCE_UNIFORMS)).to(
+        device, torch.float32, non_blocking=True
+    )
+    if frames.mirror_share:
+        sample = _read_mirrored_images(raw, frames, margins, appearance[:, MIRROR] < frames.mirror_share)
+    else:
+        sample = _read_images(raw, frames, margins)
+    sample = _jitter(_change_look(sample, frames, appearance), frames, chance, top)
     sample = _swap_context(sample, swap)
     hidden = _compute_hidden_mask(raw, sample, frames, hide=hide)
     # hide before the corruption as well, or a warp or blur would carry some of the mouth out of its box
@@ -382,6 +403,43 @@ def _compute_hidden_mask(raw: RawBatch, images: _Images, frames: FrameParams, *,
         is_first = torch.from_numpy(raw.indices.previous == raw.indices.target)
         hide = hide | is_first.to(hide.device, non_blocking=True)
     return boxes_to_masks(images.previous_box, images.y_0.shape[-1]) * hide[:, None, None, None]
+
+
+def _change_look(images: _Images, frames: FrameParams, chance: Tensor) -> _Images:
+    """Change the colours of all pictures of a sample alike; ``chance`` (B, N_APPEARANCE_UNIFORMS)."""
+    if not (frames.common_gamma or frames.common_contrast or frames.common_hue or frames.common_colour):
+        return images
+    change = draw_colour_transform(
+        chance[:, LOOK],
+        gamma=frames.common_gamma,
+        contrast=frames.common_contrast,
+        hue=frames.common_hue,
+        colour=frames.common_colour,
+    ).apply
+    y_0 = change(images.y_0)
+    return replace(
+        images,
+        y_0=y_0,
+        previous=change(images.previous),
+        identity=change(images.identity),
+        context=y_0 if images.context is images.y_0 else change(images.context),
+    )
+
+
+def _read_mirrored_images(
+    raw: RawBatch, frames: FrameParams, margins: BoxMargins, is_mirrored: Tensor
+) -> _Images:
+    """``_read_images``, mirrored with their boxes where ``is_mirrored`` (B,); a mask region stays."""
+    images = _read_images(raw._replace(pixels=mirror_pixels(raw.pixels, is_mirrored)), frames, margins)
+    size = images.y_0.shape[-1]
+    images = replace(images, lips=mirror_boxes(images.lips, is_mirrored, size))
+    if frames.mask_region is not None:
+        return images
+    return replace(
+        images,
+        box=mirror_boxes(images.box, is_mirrored, size),
+        previous_box=mirror_boxes(images.previous_box, is_mirrored, size),
+    )
 
 
 def _jitter(images: _Images, frames: FrameParams, chance: Tensor, top: int) -> _Images:

@@ -160,10 +160,22 @@ def check_resumable(checkpoint: Checkpoint, recipe: Recipe, digest: str) -> None
         raise ModelError(
             f"{checkpoint.path} was trained with {name} {old!r}, not {new!r}; give this one another --run"
         )
+    _check_decay(checkpoint, recipe)
     if checkpoint.digest != digest:
         raise ModelError(
             f"{checkpoint.path} was trained on the dataset {checkpoint.digest[:12]}, not {digest[:12]}; "
             f"give this one another --run"
+        )
+
+
+def _check_decay(checkpoint: Checkpoint, recipe: Recipe) -> None:
+    """Raise ModelError where a changed decay would begin, or has begun, before the checkpoint's step."""
+    ends = {(each.steps, each.optim.decay_steps) for each in (recipe, checkpoint.recipe)}
+    start, decay_steps = min((steps - decay, decay) for steps, decay in ends)
+    if len(ends) > 1 and decay_steps and checkpoint.step > start:
+        raise ModelError(
+            f"{checkpoint.path} is of step {checkpoint.step}, but the learning rate falls from step {start} "
+            f"on; steps and optim.decay_steps can change only before that; give this one another --run"
         )
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 Schedule = Literal["linear", "cosine"]
 Target = Literal["epsilon", "v"]
+Base = Literal["none", "identity"]
 NoiseEmbedding = Literal["gamma", "log_snr"]
 
 MAX_BETA = 0.999
@@ -44,6 +45,9 @@ class NoiseParams:
     # are more of these.
     log_snr_shift: float = Field(default=0.0, ge=-10, le=0)
     target: Target = "epsilon"
+    # What the network predicts a change of. `identity`: of the identity frame, so that what it does not know
+    # of a person stays as that frame shows it; needs the target `v`.
+    base: Base = "none"
     # The paper's code embeds gamma in [0, 1] unscaled: 17 of 64 channels vary, and the two ends of the
     # schedule get nearly the same embedding. log-SNR spreads them.
     embedding: NoiseEmbedding = "log_snr"
@@ -51,6 +55,11 @@ class NoiseParams:
     min_snr: float = Field(default=0.0, ge=0, le=1000)
 
     def __post_init__(self) -> None:
+        if self.base != "none" and self.target != "v":
+            raise ValueError(
+                f"base {self.base!r} needs the target 'v', got {self.target!r}: the noise is the same for "
+                "every base"
+            )
         most, least = gammas(self)[[0, -1]]
         if most > 1 - MIN_SHARE or least < MIN_SHARE:
             raise ValueError(
@@ -108,18 +117,32 @@ def add_noise(y_0: Tensor, epsilon: Tensor, gamma: Tensor) -> Tensor:
     return _to_image_dims(gamma).sqrt() * y_0 + _to_image_dims(1 - gamma).sqrt() * epsilon
 
 
-def training_target(y_0: Tensor, epsilon: Tensor, gamma: Tensor, target: Target) -> Tensor:
-    """The noise, or v = sqrt(gamma) eps - sqrt(1 - gamma) y_0 (Salimans & Ho 2022)."""
+def training_target(
+    y_0: Tensor, epsilon: Tensor, gamma: Tensor, target: Target, base: Tensor | None = None
+) -> Tensor:
+    """The noise, or v = sqrt(gamma) eps - sqrt(1 - gamma) y_0 (Salimans & Ho 2022).
+
+    With a ``base`` (B, C, H, W) it is v of the change, y_0 - base.
+    """
     if target == "epsilon":
         return epsilon
+    if base is not None:
+        y_0 = y_0 - base
     return _to_image_dims(gamma).sqrt() * epsilon - _to_image_dims(1 - gamma).sqrt() * y_0
 
 
-def estimate_y_0(y: Tensor, prediction: Tensor, gamma: Tensor, target: Target) -> Tensor:
-    """The clean image that follows from the network's prediction."""
+def estimate_y_0(
+    y: Tensor, prediction: Tensor, gamma: Tensor, target: Target, base: Tensor | None = None
+) -> Tensor:
+    """The clean image that follows from the network's prediction.
+
+    With a ``base`` (B, C, H, W): base + the change that follows for y - sqrt(gamma) base. Without noise that
+    is ``y`` whatever the base; the more noise, the more of the base is in it.
+    """
     if target == "epsilon":
         return (y - _to_image_dims(1 - gamma).sqrt() * prediction) / _to_image_dims(gamma).sqrt()
-    return _to_image_dims(gamma).sqrt() * y - _to_image_dims(1 - gamma).sqrt() * prediction
+    y_0 = _to_image_dims(gamma).sqrt() * y - _to_image_dims(1 - gamma).sqrt() * prediction
+    return y_0 if base is None else y_0 + _to_image_dims(1 - gamma) * base
 
 
 def masked_loss(prediction: Tensor, target: Tensor, mask: Tensor, weight: Tensor | None = None) -> Tensor:

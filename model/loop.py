@@ -52,13 +52,16 @@ def create_state(recipe: Recipe, device: torch.device, speech_scale: SpeechScale
 
 
 def learning_rate(step: int, steps: int, params: OptimParams) -> float:
-    """Linear warm-up, then constant, or a cosine down to a tenth at the last step."""
+    """Linear warm-up, then constant, or a cosine down to a tenth at the last step; the decay on top."""
+    rate = params.learning_rate
     if step < params.warmup_steps:
-        return params.learning_rate * (step + 1) / params.warmup_steps
-    if params.after_warmup == "constant":
-        return params.learning_rate
-    progress = (step - params.warmup_steps) / max(1, steps - params.warmup_steps)
-    return params.learning_rate * (0.55 + 0.45 * math.cos(math.pi * min(1.0, progress)))
+        rate *= (step + 1) / params.warmup_steps
+    elif params.after_warmup == "cosine":
+        progress = (step - params.warmup_steps) / max(1, steps - params.warmup_steps)
+        rate *= 0.55 + 0.45 * math.cos(math.pi * min(1.0, progress))
+    if params.decay_steps and step > steps - params.decay_steps:
+        rate *= max(0, steps - step) / params.decay_steps
+    return rate
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from model.batch import Batch, make_evaluation_batch, to_pixels
 from model.checkpoint import TrainState, list_checkpoints, prune_checkpoints, save_checkpoint
 from model.denoiser import estimate_y_0, gammas, interpolate_gamma, log_snr
 from model.execution import Execution, Ranks
-from model.objective import add_noise_in_mask, compute_losses, predict
+from model.objective import add_noise_in_mask, compute_losses, predict, select_base
 from model.recipe import ModelError, Recipe
 from model.run_log import SELECTING_LOSSES, RunLog, draw_box, tile_images
 from model.unet import UNet
@@ -139,7 +139,8 @@ def draw_held_out_picture(network: UNet, data: FrameSource, recipe: Recipe, exec
         y = add_noise_in_mask(batch)
         with execution.autocast(y.device):
             prediction = predict(network, y, batch, recipe)
-        y_0 = estimate_y_0(y, prediction, batch.gamma, recipe.noise.target)
+        base = select_base(batch.identity, recipe)
+        y_0 = estimate_y_0(y, prediction, batch.gamma, recipe.noise.target, base)
         estimates.append(to_pixels(torch.where(batch.mask > 0, y_0, batch.y_0)).cpu())
     noise = to_pixels(torch.where(batch.mask > 0, batch.epsilon, batch.y_0)).cpu()
     masks, truth = batch.mask.cpu(), to_pixels(batch.y_0).cpu()

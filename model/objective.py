@@ -22,6 +22,11 @@ def stack_channels(y: Tensor, batch: Batch, recipe: Recipe) -> Tensor:
     return torch.cat(channels, dim=1).contiguous(memory_format=torch.channels_last)
 
 
+def select_base(identity: Tensor, recipe: Recipe) -> Tensor | None:
+    """What the network predicts a change of: the identity frames (B, 3, H, W), or nothing."""
+    return identity if recipe.noise.base == "identity" else None
+
+
 def predict(forward: Forward, y: Tensor, batch: Batch, recipe: Recipe) -> Tensor:
     """The network's prediction for ``y`` at the noise levels of the batch, float32."""
     noise_level = embed_noise_level(batch.gamma, recipe.noise.embedding)
@@ -44,7 +49,8 @@ def add_noise_in_mask(batch: Batch) -> Tensor:
 def compute_losses(forward: Forward, batch: Batch, recipe: Recipe) -> Tensor:
     """Eq. 5 on the mask, per sample: (B,)."""
     prediction = predict(forward, add_noise_in_mask(batch), batch, recipe)
-    target = training_target(batch.y_0, batch.epsilon, batch.gamma, recipe.noise.target)
+    base = select_base(batch.identity, recipe)
+    target = training_target(batch.y_0, batch.epsilon, batch.gamma, recipe.noise.target, base)
     weight = 1 + recipe.loss.lip_weight * batch.lips if recipe.loss.lip_weight else None
     if recipe.loss.over_mask:
         losses = masked_loss(prediction, target, batch.mask, weight)

@@ -15,6 +15,7 @@ from model.audio import AudioParams
 from model.batch import FrameParams
 from model.denoiser import NoiseParams
 from model.unet import UNetParams
+from shards.balance import Balance
 from shards.errors import shorten
 from shards.params import MAX_SEED, describe_params_error
 
@@ -48,6 +49,9 @@ class OptimParams:
     learning_rate: float = Field(default=2e-4, gt=0, le=1)
     warmup_steps: int = Field(default=500, ge=0, le=MAX_STEPS)
     after_warmup: Literal["constant", "cosine"] = "constant"  # cosine: down to a tenth at the last step
+    # Over the last so many steps the rate falls linearly to zero. A run at a constant rate can be extended
+    # for as long as it still learns, and then be given this end.
+    decay_steps: int = Field(default=0, ge=0, le=MAX_STEPS)
     betas: tuple[Beta, Beta] = (0.9, 0.99)
     weight_decay: float = Field(default=0.0, ge=0, le=10)  # 0.01 to 0.3 are usual
     max_grad_norm: float = Field(default=1.0, ge=0, le=1e4)  # 0: do not clip; 1 is usual
@@ -85,6 +89,10 @@ class Recipe:
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
     # Shards whose frames are shuffled together, for datasets larger than the disk; 0: all frames.
     window: int = Field(default=0, ge=0, le=10**6)
+    # What targets are drawn from evenly. `frames`: each frame once an epoch, so a person with ten times as
+    # much video counts ten times as much. `clips`, `speakers`: they take turns, a frame each; a clip's or
+    # speaker's frames repeat when all of its own have been used. With a window, they do so within it.
+    balance: Balance = "frames"
     # Share of the training clips that is not trained on: the held-out loss selects the best checkpoint. The
     # test split is not used.
     held_out_share: float = Field(default=0.05, ge=0, lt=1)
@@ -237,15 +245,15 @@ def nest_changes(settings: Mapping[str, Any]) -> dict[str, Any]:
 def compare_recipes(new: Recipe, old: Recipe) -> list[tuple[str, Any, Any]]:
     """(name, new value, old value) of every number that differs and must not when a run is resumed.
 
-    ``watch`` may differ. ``steps`` may while the learning rate is constant: a run may be extended. ``batch``
-    may, for fewer or more GPUs: still no frame is repeated or missing in an epoch. The numbers of speech
-    features may if neither network takes them.
+    ``watch`` may differ. ``steps`` and the decay at their end may while the learning rate is constant: a run
+    may be extended. ``batch`` may, for fewer or more GPUs: still no frame is repeated or missing in an epoch.
+    The numbers of speech features may if neither network takes them.
     """
     may_differ = {"batch"}
     if not (new.network.audio.takes_speech or old.network.audio.takes_speech):
         may_differ |= {f"network.audio.{name}" for name in SPEECH_NUMBERS}
     if new.optim.after_warmup == old.optim.after_warmup == "constant":
-        may_differ.add("steps")
+        may_differ |= {"steps", "optim.decay_steps"}
     old_values = dict(iterate_values(asdict(old)))
     return [
         (name, value, old_values[name])

@@ -27,6 +27,7 @@ from model.batch import boxes_to_masks, hide_mask_region, to_float, to_pixels
 from model.checkpoint import load_network
 from model.denoiser import embed_noise_level, estimate_y_0
 from model.execution import Execution
+from model.objective import select_base
 from model.recipe import ModelError, Recipe
 from model.unet import UNet
 from sampler.params import SampleParams
@@ -85,6 +86,7 @@ class _Conditioning:
 
     known_pixels: KnownPixels
     images: Tensor  # (B, 6 or 7, S, S): previous, identity, and the mask if the network has a mask channel
+    identity: Tensor  # (B, 3, S, S)
     mels: Tensor  # (B, rows, n_mels)
     speech: Tensor | None  # (B, rows, D)
 
@@ -166,6 +168,11 @@ class FrameGenerator:
     def size(self) -> int:
         """Side of a crop in px."""
         return self.recipe.network.size
+
+    @property
+    def takes_speech(self) -> bool:
+        """Whether the network needs speech features."""
+        return self.recipe.network.audio.takes_speech
 
     def select_box(self, box: NDArray[np.int16]) -> NDArray[np.int16]:
         """The region that is generated where a dataset has this mask box: x0 y0 x1 y1, (4,)."""
@@ -298,7 +305,11 @@ class FrameGenerator:
             speech_row = SPEECH_PER_FRAME * (clip.request.offset + clip.number)
             speech = clip.speech[None, speech_row : speech_row + audio.speech_rows]
         return _Conditioning(
-            KnownPixels(mask, y_0), torch.cat(images, dim=1), clip.mels[None, row : row + audio.rows], speech
+            KnownPixels(mask, y_0),
+            torch.cat(images, dim=1),
+            clip.identity,
+            clip.mels[None, row : row + audio.rows],
+            speech,
         )
 
     def _run_sampler(self, conditioning: _Conditioning, clips: Sequence[_ActiveClip]) -> Tensor:
@@ -313,6 +324,7 @@ class FrameGenerator:
         guidance, n = self.params.guidance, len(clips)
         films = self._compute_audio_films(conditioning.mels, conditioning.speech, has_audio=True)
         images = conditioning.images
+        base = select_base(conditioning.identity, self.recipe)
         if guidance != 1:
             silent = (film.expand(n, -1) for film in self.silent_films)
             films = [torch.cat(pair) for pair in zip(films, silent, strict=True)]
@@ -326,7 +338,7 @@ class FrameGenerator:
                 prediction = self.forward(x, level.films, films).float()
             if guidance != 1:
                 prediction = guidance * prediction[:n] + (1 - guidance) * prediction[n:]
-            y_0 = estimate_y_0(y, prediction, level.gamma, self.recipe.noise.target)
+            y_0 = estimate_y_0(y, prediction, level.gamma, self.recipe.noise.target, base)
             return y_0.clamp(-1, 1).where(y_0.isfinite(), torch.nan)  # else infinity would become a colour
 
         return run_steps(self.steps, denoise, noise(-1), noise=noise, known_pixels=conditioning.known_pixels)
@@ -359,6 +371,7 @@ def _concatenate(parts: Sequence[_Conditioning]) -> _Conditioning:
             torch.cat([part.known_pixels.y_0 for part in parts]),
         ),
         torch.cat([part.images for part in parts]),
+        torch.cat([part.identity for part in parts]),
         torch.cat([part.mels for part in parts]),
         torch.cat(speech) if speech else None,
     )

@@ -16,7 +16,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from shards.balance import Turns
 from shards.index import Clips, get_params_section
+from shards.rng import epoch_order
 from shards.schema import SPEECH_MEMBER, ShardError
 
 Numbers = NDArray[np.int64]
@@ -45,13 +47,19 @@ class ClipTable:
     ids: Sequence[str]
     starts: Numbers  # (C + 1,): the number of each clip's first frame, then the number of frames
     margins: BoxMargins = BoxMargins()  # of the clips' mask boxes
+    # The group of each clip, (C,), if groups take turns (``shards.balance``); None: each frame once an epoch.
+    groups: Numbers | None = None
 
     @classmethod
     def from_lengths(
-        cls, ids: Sequence[str], lengths: ArrayLike, margins: BoxMargins = BoxMargins()
+        cls,
+        ids: Sequence[str],
+        lengths: ArrayLike,
+        margins: BoxMargins = BoxMargins(),
+        groups: Numbers | None = None,
     ) -> ClipTable:
         """A table of clips that have ``lengths`` frames, (C,)."""
-        return cls(ids, np.concatenate([[0], np.cumsum(np.asarray(lengths, np.int64))]), margins)
+        return cls(ids, np.concatenate([[0], np.cumsum(np.asarray(lengths, np.int64))]), margins, groups)
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -59,6 +67,22 @@ class ClipTable:
     @functools.cached_property
     def lengths(self) -> Numbers:
         return np.diff(self.starts)
+
+    @functools.cached_property
+    def turns(self) -> Turns | None:
+        """The groups of all clips, if they take turns."""
+        return None if self.groups is None else self.group_clips(np.arange(len(self.ids)))
+
+    def group_clips(self, clips: Numbers) -> Turns:
+        """The groups of some clips, by their positions in ``ids``."""
+        assert self.groups is not None, "without groups there are no turns"
+        return Turns(self.starts[clips], self.lengths[clips], self.groups[clips])
+
+    def epoch_order(self, positions: ArrayLike, *, seed: int) -> Numbers:
+        """Which frame is at each position of the endless sequence, of epochs or of turns."""
+        if self.turns is None:
+            return epoch_order(positions, len(self), seed=seed)
+        return self.turns.select_frames(np.asarray(positions, np.int64), seed=seed)
 
     def find_clips(self, frames: Numbers) -> Numbers:
         """The position in ``ids`` of each frame's clip."""
@@ -182,12 +206,12 @@ class FrameSource(Protocol):
 
     @property
     def has_exact_epochs(self) -> bool:
-        """Whether ``epoch_order`` visits each frame exactly once an epoch."""
+        """Whether ``epoch_order`` visits each frame exactly once an epoch of ``len(self)`` positions."""
 
     def __len__(self) -> int: ...
 
     def epoch_order(self, positions: ArrayLike, *, seed: int) -> Numbers:
-        """Which frame is at each position of the endless sequence of epochs."""
+        """Which frame is at each position of the endless sequence of epochs, or of turns."""
 
     def read_batch(self, indices: BatchIndex) -> RawBatch: ...
 

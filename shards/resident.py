@@ -13,9 +13,10 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from shards.balance import Balance
 from shards.frames import BatchIndex, BoxMargins, ClipTable, NetworkInput, Numbers, RawBatch
 from shards.reader import Dataset, read_clip
-from shards.rng import derive_key, derive_keys, epoch_order
+from shards.rng import derive_key, derive_keys
 from shards.schema import MELS_PER_FRAME, SPEECH_PER_FRAME, ClipSample, ShardError
 
 TRAIN_SPLIT = "train"
@@ -34,8 +35,6 @@ class Resident:
     speech: Tensor | None = None  # (R', D) float16; each clip's rows with zeros before and after
     speech_row: Tensor | None = None  # (N,) int64, as mel_row
 
-    has_exact_epochs = True
-
     def __len__(self) -> int:
         return len(self.frames)
 
@@ -43,8 +42,12 @@ class Resident:
     def device(self) -> torch.device:
         return self.boxes.device
 
+    @property
+    def has_exact_epochs(self) -> bool:
+        return self.clips.groups is None
+
     def epoch_order(self, positions: ArrayLike, *, seed: int) -> Numbers:
-        return epoch_order(positions, len(self), seed=seed)
+        return self.clips.epoch_order(positions, seed=seed)
 
     def read_batch(self, indices: BatchIndex) -> RawBatch:
         frames = torch.from_numpy(np.concatenate(indices.images))
@@ -111,6 +114,7 @@ def load_resident(
     device: torch.device,
     frames_on: torch.device,
     workers: int,
+    balance: Balance = "frames",
     done: Callable[[int], object] = lambda n_frames: None,
 ) -> Resident:
     """Read and decode clips onto a device, with ``workers`` threads; call ``done`` with each clip's frames.
@@ -119,7 +123,7 @@ def load_resident(
     of speech features. Raises ShardError for a clip that is damaged or does not fit the network, and if there
     is not enough memory.
     """
-    clips = build_clip_table(dataset, clip_ids)
+    clips = build_clip_table(dataset, clip_ids, balance)
     network_input.check_members(dataset.clips, clips.ids, dataset.storage.address)
     n_frames, lengths = len(clips), clips.lengths.tolist()
     n_rows = sum(MELS_PER_FRAME * length + 2 * mel_pad for length in lengths)
@@ -160,13 +164,19 @@ def load_resident(
     return Resident(clips, frames, boxes, mels, mel_row.to(device), speech, speech_row.to(device))
 
 
-def build_clip_table(dataset: Dataset, clip_ids: Iterable[str]) -> ClipTable:
+def build_clip_table(dataset: Dataset, clip_ids: Iterable[str], balance: Balance = "frames") -> ClipTable:
     """Number the frames of some clips. Raises ShardError if there are none."""
     ids = sorted(clip_ids)
     if not ids:
         raise ShardError(f"{dataset.storage.address}: no clips to load")
     margins = BoxMargins.from_manifest(dataset.manifest)
-    return ClipTable.from_lengths(ids, dataset.clips.column("frames", ids), margins)
+    groups = None
+    if balance == "clips":
+        groups = np.arange(len(ids))
+    elif balance == "speakers":
+        # numbered by name, so that the order does not depend on how clips are sharded
+        groups = np.unique(dataset.clips.column("speaker", ids), return_inverse=True)[1]
+    return ClipTable.from_lengths(ids, dataset.clips.column("frames", ids), margins, groups)
 
 
 def _read_ahead(

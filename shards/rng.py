@@ -36,6 +36,7 @@ class Purpose(IntEnum):
     SAMPLER = 6
     MELS = 7
     COMMON_NOISE = 8
+    APPEARANCE = 9
 
 
 def mix_bits(values: ArrayLike) -> Keys:
@@ -54,9 +55,9 @@ def derive_key(*numbers: int) -> int:
     return int(key[0])
 
 
-def derive_keys(key: int, numbers: Keys) -> Keys:
+def derive_keys(keys: int | Keys, numbers: Keys) -> Keys:
     """Append an integer to a key, vectorised: derive_keys(derive_key(a), [b])[0] is derive_key(a, b)."""
-    return mix_bits(np.uint64(key) + numbers + np.uint64(GOLDEN))
+    return mix_bits(np.asarray(keys, np.uint64) + numbers + np.uint64(GOLDEN))
 
 
 def derive_sample_keys(seed: int, positions: ArrayLike, purpose: Purpose) -> Keys:
@@ -92,22 +93,48 @@ def permute(places: ArrayLike, n: int, *, seed: int, epoch: int) -> NDArray[np.i
     A Feistel network over the next power of four, applied again while the result is not below ``n`` (cycle
     walking, Black & Rogaway 2002): a bijection for every key, so each item is at exactly one place.
     """
-    half = np.uint64(max(1, (max(n - 1, 1).bit_length() + 1) // 2))
-    low = (np.uint64(1) << half) - np.uint64(1)
     keys = [np.uint64(derive_key(seed, epoch, number)) for number in range(FEISTEL_ROUNDS)]
+    half = np.uint64(_count_half_bits(n))
+    return _walk_cycles(np.asarray(places, np.uint64), np.uint64(n), half, keys)
 
-    def encrypt(values: Keys) -> Keys:
-        high_bits, low_bits = values >> half, values & low
-        for key in keys:
-            high_bits, low_bits = low_bits, high_bits ^ (mix_bits(low_bits ^ key) & low)
-        return np.asarray((high_bits << half) | low_bits)
 
-    items = encrypt(np.asarray(places, np.uint64))
+def permute_each(places: ArrayLike, sizes: ArrayLike, keys: Keys) -> NDArray[np.int64]:
+    """``permute`` with a number of items (B,) and a key (B,) of each place's own: (B,)."""
+    sizes = np.asarray(sizes, np.uint64)
+    unique_sizes, which = np.unique(sizes, return_inverse=True)
+    half = np.array([_count_half_bits(int(size)) for size in unique_sizes], np.uint64)[which]
+    round_keys = [derive_keys(keys, np.full_like(keys, number)) for number in range(FEISTEL_ROUNDS)]
+    return _walk_cycles(np.asarray(places, np.uint64), sizes, half, round_keys)
+
+
+def _count_half_bits(n: int) -> int:
+    """Bits of each half of the numbers below the power of four that is not less than ``n``."""
+    return max(1, (max(n - 1, 1).bit_length() + 1) // 2)
+
+
+def _walk_cycles(
+    places: Keys, n: np.uint64 | Keys, half: np.uint64 | Keys, keys: Sequence[np.uint64 | Keys]
+) -> NDArray[np.int64]:
+    """The items at ``places`` (B,); the others are one number for all of them, or (B,)."""
+    items = _encrypt(places, half, keys)
     outside = items >= n
+
+    def select(numbers: np.uint64 | Keys) -> np.uint64 | Keys:
+        return numbers[outside] if isinstance(numbers, np.ndarray) else numbers
+
     while outside.any():
-        items[outside] = encrypt(items[outside])
+        items[outside] = _encrypt(items[outside], select(half), [select(key) for key in keys])
         outside = items >= n
     return items.astype(np.int64)
+
+
+def _encrypt(values: Keys, half: np.uint64 | Keys, keys: Sequence[np.uint64 | Keys]) -> Keys:
+    """A Feistel network on numbers of two halves."""
+    low = (np.uint64(1) << half) - np.uint64(1)
+    high_bits, low_bits = values >> half, values & low
+    for key in keys:
+        high_bits, low_bits = low_bits, high_bits ^ (mix_bits(low_bits ^ key) & low)
+    return np.asarray((high_bits << half) | low_bits)
 
 
 def epoch_order(positions: ArrayLike, n: int, *, seed: int) -> NDArray[np.int64]:

@@ -29,7 +29,6 @@ from shards.files import open_file
 from shards.frames import BatchIndex, ClipTable, NetworkInput, Numbers, RawBatch
 from shards.index import SPEECH, ShardEntry, list_members
 from shards.reader import Dataset, check_index_row, find_altered_member
-from shards.rng import epoch_order
 from shards.schema import (
     MELS_PER_FRAME,
     SPEECH_PER_FRAME,
@@ -239,8 +238,6 @@ class _RangeReader:
 class Cached:
     """A ``FrameSource`` of shards that are all on this machine's disk."""
 
-    has_exact_epochs = True
-
     def __init__(self, decoder: Decoder, device: torch.device, workers: int) -> None:
         self.device = device
         self.clips = decoder.clips
@@ -250,8 +247,12 @@ class Cached:
     def __len__(self) -> int:
         return len(self.clips)
 
+    @property
+    def has_exact_epochs(self) -> bool:
+        return self.clips.groups is None
+
     def epoch_order(self, positions: ArrayLike, *, seed: int) -> Numbers:
-        return epoch_order(positions, len(self), seed=seed)
+        return self.clips.epoch_order(positions, seed=seed)
 
     def read_batch(self, indices: BatchIndex) -> RawBatch:
         return self._decoder.read_batch(indices).to(self.device)

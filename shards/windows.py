@@ -4,6 +4,9 @@ The shards of an epoch are shuffled, then divided into windows of at most K. Wit
 its shards is equally likely at every position. So K shards are enough at any moment, and an epoch still
 contains each frame once. The order is a function of (seed, epoch, K) and of the shards: a dataset that is
 sharded in another way has another order.
+
+Groups of clips that take turns (``shards.balance``) do so within a window, which has as many positions as
+frames: a small group's frames come several times, and some of a large group's do not come in this epoch.
 """
 
 from __future__ import annotations
@@ -14,10 +17,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from shards.balance import Turns
 from shards.frames import ClipTable, Numbers
 from shards.rng import derive_key, permute
 
-SHARDS, FRAMES = 0, 1  # what a key shuffles
+SHARDS, FRAMES, TURNS = 0, 1, 2  # what a key shuffles
 
 
 class Window(NamedTuple):
@@ -45,6 +49,7 @@ class Windows:
         self.frames = np.bincount(shards, clips.lengths).astype(np.int64)  # of each shard
         self._get_epoch = functools.lru_cache(maxsize=2)(self._shuffle_shards)
         self._get_clips = functools.lru_cache(maxsize=4)(self._list_clips)
+        self._get_turns = functools.lru_cache(maxsize=4)(self._group_clips)
 
     def find_windows(self, positions: ArrayLike, *, seed: int) -> list[Window]:
         """The windows that contain these positions of the endless sequence, in order."""
@@ -68,6 +73,11 @@ class Windows:
         frames = np.empty_like(positions)
         for window in self.find_windows(positions, seed=seed):
             in_window = (epochs == window.epoch) & (windows == window.number)
+            if self.clips.groups is not None:
+                key = derive_key(seed, TURNS, window.epoch, window.number)
+                turns = self._get_turns(window, seed)
+                frames[in_window] = turns.select_frames(offsets[in_window], seed=key)
+                continue
             clips, firsts = self._get_clips(window, seed)
             n_frames = int(firsts[-1] + self.clips.lengths[clips[-1]])
             key = derive_key(seed, FRAMES, window.number)
@@ -89,6 +99,10 @@ class Windows:
         clips = np.concatenate([self.members[self.bounds[s] : self.bounds[s + 1]] for s in shards])
         lengths = self.clips.lengths[clips]
         return clips, np.cumsum(lengths) - lengths
+
+    def _group_clips(self, window: Window, seed: int) -> Turns:
+        """The groups of a window's clips; which clips does not depend on the order of its shards."""
+        return self.clips.group_clips(np.sort(self._get_clips(window, seed)[0]))
 
     def _locate(self, positions: Numbers, seed: int) -> tuple[Numbers, Numbers, Numbers]:
         """Epoch, window and offset in the window of each position."""

@@ -216,6 +216,7 @@ def _pack_clips(
         notes = [*row["notes"], *landmarks_rows[clip_id]["notes"], *mels_rows[clip_id]["notes"]]
         features = None
         if inputs.with_speech:
+            notes += [note for note in speech_rows[clip_id]["notes"] if note not in notes]
             shape = (SPEECH_PER_FRAME * row["frames"], -1)
             features = read_array(speech_rows[clip_id], "speech", speech.COLUMNS, shape)
         info = make_info(

@@ -23,6 +23,7 @@ from model.recipe import ModelError, Recipe, recipe_from_dict, recipe_to_dict
 from model.signals import explain_out_of_memory
 from model.unet import count_parameters
 from shards.atomic import write_atomically
+from shards.balance import Balance
 from shards.cache import open_shard_store
 from shards.clip_stream import ClipStream
 from shards.documents import Document
@@ -92,6 +93,11 @@ def _train(request: TrainRequest, recipe: Recipe, ranks: Ranks, progress: Progre
         raise StageError(
             f"--hold {request.hold} cannot be combined with a recipe whose window is {recipe.window}"
         )
+    if request.hold == "streamed" and recipe.balance != "frames":
+        raise StageError(
+            f"--hold streamed cannot be combined with a recipe whose balance is {recipe.balance}: it reads "
+            "clips in the shards' order; use --hold resident, cached or windowed"
+        )
     get_manifest = download_dataset if request.hold == "resident" else locate_dataset
     dataset = open_dataset(get_manifest(request.shards), hashes=False)
     digest = str(dataset.manifest["digest"])
@@ -117,7 +123,9 @@ def _train(request: TrainRequest, recipe: Recipe, ranks: Ranks, progress: Progre
                 f"going on at step {state.step}" if checkpoints
                 else f"new, on {ranks.world} x {ranks.device.type}",
             )  # fmt: skip
-            if not data.has_exact_epochs:
+            if recipe.balance != "frames":
+                log.info("balance %s: drawn evenly, no exact epochs", recipe.balance)
+            elif not data.has_exact_epochs:
                 log.info("%s: no exact epochs", request.hold)
         try:
             return loop.train(
@@ -181,7 +189,7 @@ class _FrameSourceOpener:
 
     def load_resident(self, train_ids: list[str], held_out_ids: list[str]) -> FrameSources:
         """All frames decoded, in memory."""
-        data = self._load("loading training clips", train_ids)
+        data = self._load("loading training clips", train_ids, balance=self.recipe.balance)
         return data, self._load("loading held-out clips", held_out_ids) if held_out_ids else None
 
     @contextlib.contextmanager
@@ -200,7 +208,8 @@ class _FrameSourceOpener:
             if held_out_ids:
                 decoder = Decoder(dataset, build_clip_table(dataset, held_out_ids), store, network_input)
                 held_out = Cached(decoder, self.ranks.device, workers)
-            decoder = Decoder(dataset, build_clip_table(dataset, train_ids), store, network_input)
+            clips = build_clip_table(dataset, train_ids, self.recipe.balance)
+            decoder = Decoder(dataset, clips, store, network_input)
             yield Cached(decoder, self.ranks.device, workers), held_out
 
     @contextlib.contextmanager
@@ -209,7 +218,8 @@ class _FrameSourceOpener:
         dataset, window = self.dataset, self.recipe.window
         with open_shard_store(dataset, self.request.cache, self._cache_bytes) as store:
             network_input = build_network_input(self.recipe.network, self.recipe.frames)
-            decoder = Decoder(dataset, build_clip_table(dataset, train_ids), store, network_input)
+            clips = build_clip_table(dataset, train_ids, self.recipe.balance)
+            decoder = Decoder(dataset, clips, store, network_input)
             data = Windowed(decoder, self.ranks.device, self.request.workers, store=store, window=window)
             yield data, self._load_some_held_out(held_out_ids)
 
@@ -242,7 +252,7 @@ class _FrameSourceOpener:
         every = -(-len(held_out_ids) // MAX_HELD_OUT_CLIPS)
         return self._load("loading held-out clips", held_out_ids[::every])
 
-    def _load(self, label: str, clip_ids: list[str]) -> Resident:
+    def _load(self, label: str, clip_ids: list[str], *, balance: Balance = "frames") -> Resident:
         audio, device = self.recipe.network.audio, self.ranks.device
         n_total = sum(self.dataset.clips.column("frames", clip_ids))
         n_loaded = 0
@@ -261,6 +271,7 @@ class _FrameSourceOpener:
             device=device,
             frames_on=torch.device("cpu") if self.request.frames_on == "host" else device,
             workers=self.request.workers,
+            balance=balance,
             done=report,
         )
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.conftest import ROOT
+from tests.model import worlds
 
 FIGURES = ("frames_per_second", "ms_per_step", "memory_gb", "tflops", "data_ms")
 
@@ -143,3 +144,70 @@ def test_the_reading_benchmark_measures_each_reader_and_names_missing_packages(t
     assert 1 < rows["ours, windowed, 2 shards"]["clips"] < rows["ours, cached"]["clips"]
     for package, way in (("streaming", "MosaicML streaming"), ("litdata", "litData")):
         assert way in rows or f"{package}: not installed (pip install" in output
+
+
+def test_a_recoloured_person_has_the_skin_that_it_says_and_the_rest_as_it_was() -> None:
+    script = """
+import sys
+sys.path[:0] = ["benchmarks"]
+import numpy as np
+from recolour import DARK_SKIN, DIM_LIGHT, RECOLOURS, WARM_LIGHT
+from shards.schema import ClipSample
+from stages.evaluate.metrics.border import LINEAR
+
+frames = np.full((2, 64, 64, 3), (0, 130, 190), np.uint8)  # a blue wall
+frames[:, :, 16:] = (198, 156, 136)
+boxes = np.tile(np.array([20, 30, 60, 60], np.int16), (2, 1))
+affine = np.tile(np.eye(2, 3, dtype=np.float32), (2, 1, 1))
+clip = ClipSample("a", frames, boxes, np.zeros((4, 8), np.float32), affine, {})
+for name, factors in (("warmer light", WARM_LIGHT), ("dimmer light", DIM_LIGHT), ("darker skin", DARK_SKIN)):
+    changed = RECOLOURS[name](clip).frames[0]
+    expected = LINEAR[frames[0, 40, 50]] * factors
+    assert np.abs(LINEAR[changed[40, 50]] - expected).max() < 0.004, (name, changed[40, 50])
+    assert (changed[40, 2] == frames[0, 40, 2]).all() == (name == "darker skin"), (name, changed[40, 2])
+    print(name, changed[40, 50])
+"""
+    process = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert "darker skin [93 61 48]" in process.stdout
+
+
+def test_the_ablation_finds_strangers_and_divides_its_clips_evenly_among_the_speakers(tmp_path: Path) -> None:
+    """Of two datasets: people of the training split are no strangers, whichever dataset they are in."""
+    speakers = ("s1", "s1", "s1", "s2", "s2", "s3")
+    lengths = (4,) * len(speakers)
+    known = worlds.make_dataset(tmp_path / "known", lengths, speakers=speakers, test=["s1_clip2", "s1_clip4"])
+    others = worlds.make_dataset(tmp_path / "others", lengths, speakers=("s2", "s7", "s7", "s8", "s7", "s8"))
+    script = """
+import argparse, json, sys
+sys.path[:0] = ["benchmarks"]
+import ablation
+from shards.reader import open_dataset
+
+dataset = open_dataset(sys.argv[1])
+args = argparse.Namespace(
+    split="test", clips=2, speakers=["s1", "s2"], strangers=sys.argv[2:], recolour=["warmer light"]
+)
+sets = ablation.list_clip_sets(dataset, args)
+print(json.dumps([[each.name, [pair.name for pair in each.pairs]] for each in sets]))
+frozen = [(each, ablation.score_frozen(each)) for each in sets]
+print(json.dumps(sorted(ablation.average_sets("frozen mouth", frozen))))
+args.strangers = sys.argv[1:2]
+ablation.list_clip_sets(dataset, args)
+"""
+    process = subprocess.run(
+        [sys.executable, "-c", script, known, others], cwd=ROOT, capture_output=True, text=True
+    )
+    sets, rows = map(json.loads, process.stdout.splitlines())
+    assert [name for name, _ in sets] == ["", "strangers", "strangers, warmer light"]
+    assert sets[0][1][:2] == ["s1_clip2", "s1_clip4"] and sets[1] == ["strangers", sets[2][1]]
+    assert sets[1][1][:2] == ["s1_clip1", "s1_clip3"], "of s7 and of s8"
+    assert all("~" in name for name in sets[1][1][2:]) and len(sets[1][1]) == 4
+    assert {name.split(", ", 1)[-1] for name in rows} == {
+        "frozen mouth", "strangers", "strangers, s7", "strangers, s8", "strangers, warmer light",
+        "strangers, warmer light, s7", "strangers, warmer light, s8",
+    }  # fmt: skip
+    assert process.returncode == 1 and "Traceback" not in process.stderr
+    assert process.stderr.strip().endswith(
+        "1 clips of the speakers s3, expected 2 or more; there are s1, s2, s3"
+    )

@@ -52,7 +52,7 @@ PATH = re.compile(r"(?<![\w/])(?:pipeline|stages|sampler|model|shards|tests|benc
 MAKE = re.compile(r"make ([a-z]+)\b")
 MODULE = re.compile(r"(\w+\.py)")
 SETTING = re.compile(r"([a-z_]+(?:\.[a-z_]+)+)(?:[:= ]|$)")
-FILE_ENDINGS = (".py", ".md", ".json", ".parquet", ".yaml")
+FILE_ENDINGS = (".py", ".md", ".json", ".npy", ".parquet", ".yaml")
 DOTTED = re.compile(r"(?:pipeline|stages|sampler|model|shards)(?:\.\w+)+")
 
 

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from model.execution import Execution
 from sampler.params import SampleParams
 from sampler.rollout import ClipRequest, CropFrame, load_generator
-from shards.reader import open_dataset, read_clip
+from shards.reader import open_dataset, read_clip, read_members
 from shards.resident import split_held_out
 from shards.schema import MELS_PER_FRAME, ClipSample
+from shards.writer import PackedClip
 from stages.evaluate.metrics.mouth import correlation, openings
 from stages.evaluate.metrics.pixels import compute_psnr, squared_errors
 from stages.evaluate.mouths import find_mouths
@@ -132,22 +133,40 @@ def test_other_speech_moves_the_mouth_of_a_synthetic_face(
     assert correlation(mouths["a to b's speech"], mouths["a"]) < 0.3
 
 
-def test_the_ablation_trains_rows_side_by_side_and_scores_them_by_listening(
-    synthetic_shards: Path, landmarker: Path, tmp_path: Path
-) -> None:
+def run_ablation(shards: Path, to: Path, landmarker: Path, rows: str) -> str:
+    """The output of a short ablation."""
     small = ["network.size=64", "network.patch=2", "network.top=32", "batch=4", "held_out_share=0"]
     settings = [arg for setting in small for arg in ("--set", setting)]
-    options = ["--shards", synthetic_shards, "--to", tmp_path, "--device", "cpu", "--landmarker", landmarker]
-    rows = ["--only", "context 0.5;paper, small", "--samples", "8", "--jobs", "2"]
+    options: list[str | Path] = [
+        "--shards",
+        shards,
+        "--to",
+        to,
+        "--device",
+        "cpu",
+        "--landmarker",
+        landmarker,
+    ]
+    training = ["--only", rows, "--samples", "8", "--jobs", "2"]
     sampling = ["--split", "train", "--clips", "2", "--steps", "2", "--guidance", "2"]
     result = subprocess.run(
-        [sys.executable, "benchmarks/ablation.py", *options, *rows, *sampling, *settings],
+        [sys.executable, "benchmarks/ablation.py", *options, *training, *sampling, *settings],
         cwd=ROOT,
         capture_output=True,
         text=True,
     )
     assert result.returncode == 0, result.stderr
     assert "failed" not in result.stdout, result.stdout
+    return str(result.stdout)
+
+
+def test_the_ablation_trains_rows_side_by_side_and_scores_them_by_listening(
+    synthetic_shards: Path, landmarker: Path, tmp_path: Path
+) -> None:
+    output = run_ablation(synthetic_shards, tmp_path, landmarker, "context 0.5;context, speech;paper, small")
+    expected = f"| context, speech | not trained: {synthetic_shards}: has no speech features (speech.npy), "
+    assert [line.startswith(expected) for line in output.splitlines() if "context, speech" in line] == [True]
+    assert not (tmp_path / "context-speech").exists()
     for folder, sampled in (("context-0.5", "guidance 2"), ("paper-small", "guidance 1")):
         row = json.loads((tmp_path / folder / "result.json").read_text())
         assert row["samples"] == 8
@@ -155,3 +174,20 @@ def test_the_ablation_trains_rows_side_by_side_and_scores_them_by_listening(
             mean = row[sampled][name]
             assert -2 <= mean["low"] <= mean["value"] <= mean["high"] <= 2 and mean["n"] == 2
         assert row[sampled]["psnr_box_first_db"]["value"] > 0
+
+
+def test_the_ablation_trains_networks_of_speech_features_where_a_dataset_has_them(
+    synthetic_shards: Path, landmarker: Path, tmp_path: Path
+) -> None:
+    dataset = open_dataset(synthetic_shards)
+    clips = []
+    for number, clip_id in enumerate(dataset.clips):
+        clip, blob = read_clip(dataset, clip_id), read_members(dataset, clip_id, ["frames"])["frames"]
+        speech = np.random.default_rng(number).normal(0, 2, (2 * len(clip.frames), 384)).astype(np.float16)
+        clips.append(PackedClip(clip_id, blob, clip.boxes, clip.mels, clip.affine, clip.info, speech))
+    shards = datasets.write(tmp_path / "shards", clips, params=dict(dataset.manifest["params"]))
+    output = run_ablation(shards, tmp_path, landmarker, "context, speech;context, both")
+    assert "not trained" not in output
+    for folder in ("context-speech", "context-both"):
+        row = json.loads((tmp_path / folder / "result.json").read_text())
+        assert row["samples"] == 8 and row["guidance 2"]["psnr_box_first_db"]["value"] > 0

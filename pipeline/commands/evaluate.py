@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 # Columns that are printed; the files have all of them, with intervals.
 PRINTED_COLUMNS = (
-    "psnr_box_db", "psnr_box_first_db", "psnr_box_last_db", "ssim_box", "lpips_box", "cpbd_box", "fid_box",
-    "lse_c", "lse_d", "lse_c_real", "lse_d_real", "mouth_distance_pupils", "opening_correlation",
-    "audio_obedience", "obedience_speech", "obedience_source", "audio_obedience_net", "silence_ratio",
-    "closure", "closure_truth", "smoothness_box", "identity_drift",
+    "psnr_box_db", "psnr_box_first_db", "psnr_box_last_db", "border_colour", "ssim_box", "lpips_box",
+    "cpbd_box", "fid_box", "lse_c", "lse_d", "lse_c_real", "lse_d_real", "mouth_distance_pupils",
+    "opening_correlation", "audio_obedience", "obedience_speech", "obedience_source", "audio_obedience_net",
+    "silence_ratio", "closure", "closure_truth", "smoothness_box", "identity_drift",
 )  # fmt: skip
 GROUP_COLUMNS = ("psnr_box_db", "opening_correlation", "audio_obedience")
 

@@ -62,7 +62,7 @@ class MouthGenerator(Protocol):
     """Generates mouths: crops and boxes at 25 fps and the speech's mels in, re-drawn crops out.
 
     ``mels`` are (2T, M) float32 dB of the whole speech; row 2(offset + k) is centred on frame k's instant. So
-    are the rows of ``speech``, (2T, D) float16, which are there if ``EditParams.speech`` names an encoder.
+    are the rows of ``speech``, (2T, D) float16, which it gets if it takes them.
     Yields one crop (size, size, 3) uint8 per frame, in order, and may read any number of frames before it
     yields the first. It is called once per face segment, which is a part of the video in which the face is
     visible, and which begins ``offset`` frames after the speech does.
@@ -71,6 +71,11 @@ class MouthGenerator(Protocol):
     @property
     def size(self) -> int:
         """px of a crop's side."""
+        ...
+
+    @property
+    def takes_speech(self) -> bool:
+        """Whether it needs speech features."""
         ...
 
     def select_box(self, box: NDArray[np.int16]) -> NDArray[np.int16]:
@@ -157,6 +162,7 @@ def edit(
     """
     cv2.setNumThreads(1)
     _check_paths(video, audio, out, preview)
+    encoder = _find_speech_encoder(generator, params)
     with TemporaryDirectory(prefix="redub.") as scratch:
         facts = _probe_video(video, params)
         speech = _probe_speech(audio, params)
@@ -165,7 +171,7 @@ def edit(
             raise StageError(f"{out}: would last {float(seconds):.1f} s, expected at most "
                              f"{params.max_seconds:g} s; --max-seconds allows more")  # fmt: skip
         plan = _make_plan(video, facts, seconds, generator.size, model, params, Path(scratch), progress)
-        sound = _compute_sound(speech, plan.n_instants, params)
+        sound = _compute_sound(speech, plan.n_instants, encoder, params)
         return _write_outputs(plan, generator, sound, speech, out, preview, params, progress)
 
 
@@ -213,7 +219,20 @@ class SoundRows:
     speech: NDArray[np.float16] | None  # (2T, D), features of a speech encoder
 
 
-def _compute_sound(speech: Speech, n_instants: int, params: EditParams) -> SoundRows:
+def _find_speech_encoder(generator: MouthGenerator, params: EditParams) -> Path | None:
+    """The weights of the encoder whose features the network takes, if it takes any. Raises StageError."""
+    if not generator.takes_speech:
+        return None
+    encoder = find_model(params.speech)
+    if encoder is None:
+        raise StageError(
+            f"the network takes speech features; speech.encoder is {params.speech.encoder!r}, expected the "
+            "one that its dataset has them from"
+        )
+    return encoder
+
+
+def _compute_sound(speech: Speech, n_instants: int, encoder: Path | None, params: EditParams) -> SoundRows:
     """Mels and speech features, by the dataset's own functions, in the sandbox."""
 
     def make_mels_job(entry: Path) -> ClipJob:
@@ -227,7 +246,6 @@ def _compute_sound(speech: Speech, n_instants: int, params: EditParams) -> Sound
         )
 
     mels = _run_sound_job(make_mels_job, speech, n_instants, params)["mels"]
-    encoder = find_model(params.speech)
     if encoder is None:
         return SoundRows(mels, None)
 

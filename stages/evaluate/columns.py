@@ -50,6 +50,14 @@ COLUMNS: dict[str, Column] = {
         "the same at the end; a fall from the first frames is drift",
         True,
     ),
+    "border_colour": Column(
+        "colour at the border",
+        "ΔE",
+        "box",
+        "lower",
+        "median colour difference of the outermost 3 px of the box from the source's pixels in the same "
+        "places: high for another person's skin",
+    ),
     "ssim_box": Column(
         "SSIM", "", "box", "higher", "Wang et al. 2004, Gaussian window of 11 px, mean of R, G and B", True
     ),

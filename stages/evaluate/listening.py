@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.schema import ClipSample, Frames
+from stages.evaluate.metrics.border import border_distances
 from stages.evaluate.metrics.closure import Word, count_closed_share, find_closures
 from stages.evaluate.metrics.motion import smoothness
 from stages.evaluate.metrics.mouth import Mouths, correlation, drop_nan_frames, openings
@@ -65,11 +66,7 @@ def score_pair(
     """
     own = truth.key == speech.key
     n_frames = min(len(generated), len(truth.frames), len(speech.frames))
-    generated, true_frames, boxes = generated[:n_frames], truth.frames[:n_frames], truth.boxes[:n_frames]
-    scores = {"smoothness_box": smoothness(generated, true_frames, boxes)}
-    if own:
-        scores |= score_errors(squared_errors(generated, true_frames, boxes))
-    scores |= score_openings(
+    scores = score_pixels(generated[:n_frames], truth, own=own) | score_openings(
         openings(mouths.generated),
         openings(mouths.speech),
         openings(mouths.source),
@@ -78,6 +75,26 @@ def score_pair(
         own=own,
     )
     return {column: score for column, score in scores.items() if np.isfinite(score)}
+
+
+def score_pixels(generated: Frames, truth: ClipSample, *, own: bool) -> dict[str, float]:
+    """What needs no mouths, of the frames that both have. ``own``: the clip's own speech was used.
+
+    Of a frozen mouth (``stages.evaluate.baselines.freeze_mouth``) it is what a network must beat.
+    """
+    n_frames = min(len(generated), len(truth.frames))
+    generated, frames, boxes = generated[:n_frames], truth.frames[:n_frames], truth.boxes[:n_frames]
+    scores = {
+        "smoothness_box": smoothness(generated, frames, boxes),
+        "border_colour": score_border(border_distances(generated, frames, boxes)),
+    }
+    return scores | score_errors(squared_errors(generated, frames, boxes)) if own else scores
+
+
+def score_border(distances: Series) -> float:
+    """The median over the frames, of those that have a ring; nan if none has."""
+    known = distances[np.isfinite(distances)]
+    return float(np.median(known)) if len(known) else float("nan")
 
 
 def score_errors(errors_box: Series) -> dict[str, float]:

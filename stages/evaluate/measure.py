@@ -25,6 +25,7 @@ from stages.engine.outcome import Drop, Outcome
 from stages.engine.sandbox import ClipJob, LimitParams
 from stages.evaluate.baselines import MouthBank, find_nearest_mouths, freeze_mouth, repeat_previous_frame
 from stages.evaluate.metrics import sync
+from stages.evaluate.metrics.border import border_distances
 from stages.evaluate.metrics.cpbd import cpbd
 from stages.evaluate.metrics.identity import identity_distances
 from stages.evaluate.metrics.motion import smoothness
@@ -74,11 +75,12 @@ class MeasureTask:
     limits: LimitParams
 
 
-# Arrays of T frames. Always: identity_distances (T,) and smoothness (); cpbd_box, cpbd_frame (T,) unless
-# mouths_only. With the clip's own speech, as there is no ground truth for another: errors_box, errors_frame
-# (squared, the mean of each frame), and ssim_box, ssim_frame unless mouths_only, all (T,). With a landmarker:
-# lips (T, 40, 2), pupils (T, 2, 2). Of the ground truth, from its speech: is_silent (T,), and mouth_by_speech
-# (T, 2) if the dataset has speech features. The kind "mouths" has landmarks of the clip's own frames alone.
+# Arrays of T frames. Always: identity_distances, border_distances (T,) and smoothness (); cpbd_box,
+# cpbd_frame (T,) unless mouths_only. With the clip's own speech, as there is no ground truth for another:
+# errors_box, errors_frame (squared, the mean of each frame), and ssim_box, ssim_frame unless mouths_only, all
+# (T,). With a landmarker: lips (T, 40, 2), pupils (T, 2, 2). Of the ground truth, from its speech: is_silent
+# (T,), and mouth_by_speech (T, 2) if the dataset has speech features. The kind "mouths" has landmarks of the
+# clip's own frames alone.
 Measurements = dict[str, NDArray[Any]]
 
 
@@ -146,6 +148,7 @@ def _measure_pixels(
     """What needs no landmarks."""
     measurements: Measurements = {
         "identity_distances": identity_distances(generated, truth.frames[0], truth.boxes),
+        "border_distances": border_distances(generated, truth.frames, truth.boxes),
         "smoothness": np.array(smoothness(generated, truth.frames, truth.boxes)),
     }
     own = item.clip_id == item.audio_clip_id

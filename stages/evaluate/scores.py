@@ -15,7 +15,7 @@ from shards.ledger import OK
 from shards.schema import MAX_FRAMES
 from shards.table import Row, Rule
 from stages.evaluate.columns import COLUMNS
-from stages.evaluate.listening import OBEDIENCE, RATIOS, score_errors, score_openings
+from stages.evaluate.listening import OBEDIENCE, RATIOS, score_border, score_errors, score_openings
 from stages.evaluate.measure import Measurements
 from stages.evaluate.metrics.identity import drift
 from stages.evaluate.metrics.mouth import Mouths, lag_frames, mouth_distance, openings
@@ -85,6 +85,7 @@ def score_clip(
     scores = {
         "smoothness_box": float(measurements["smoothness"]),
         "identity_drift": drift(measurements["identity_distances"]),
+        "border_colour": score_border(measurements["border_distances"]),
         **{name: float(np.nanmean(measurements[name]))
            for name in CPBD if np.isfinite(measurements.get(name, np.nan)).any()},
         **{name: float(measurements[name].mean()) for name in SSIM if name in measurements},

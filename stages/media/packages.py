@@ -72,11 +72,12 @@ def open_package(package: PackagedFiles) -> Iterator[PackageReader]:
         yield reader
 
 
-def find_installed_file(package: PackagedFiles) -> Path | None:
-    """The file of a package that is installed in this environment. Its code is not run."""
-    name = package.requirement.partition("==")[0]
+def find_installed_file(package: PackagedFiles, name: str) -> Path | None:
+    """A file of a package, if that is installed in this environment. Its code is not run."""
+    distribution = package.requirement.partition("==")[0]
+    member = package.member.format(name=name)
     try:
-        path = Path(str(metadata.distribution(name).locate_file(package.member)))
+        path = Path(str(metadata.distribution(distribution).locate_file(member)))
     except metadata.PackageNotFoundError:
         return None
     return path if path.is_file() else None

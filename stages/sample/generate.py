@@ -8,7 +8,7 @@ import numpy as np
 
 from sampler.rollout import ClipRequest, CropFrame, FrameGenerator
 from shards.reader import Dataset
-from shards.schema import Frames
+from shards.schema import ClipSample, Frames
 from stages.sample.pairs import Pair, count_pair_frames, read_pair
 
 
@@ -19,14 +19,16 @@ def generate_clips(
     *,
     slots: int,
     on_frame: Callable[[], None] = lambda: None,
+    read: Callable[[Dataset, Pair], tuple[ClipSample, ClipSample]] = read_pair,
 ) -> Iterator[tuple[Pair, Frames]]:
     """Yield each pair with its frames (T, S, S, 3) as soon as the last one is generated.
 
-    ``on_frame`` is called after each frame.
+    ``on_frame`` is called after each frame; ``read`` may change the pictures that it reads.
     """
     by_name = {pair.name: pair for pair in pairs}
     unfinished: dict[str, list[Frames]] = {}
-    for frame in generator.rollout((make_clip_request(dataset, pair) for pair in pairs), slots=slots):
+    requests = (make_clip_request(dataset, pair, read) for pair in pairs)
+    for frame in generator.rollout(requests, slots=slots):
         on_frame()
         frames = unfinished.setdefault(frame.key, [])
         frames.append(frame.pixels)
@@ -34,9 +36,13 @@ def generate_clips(
             yield by_name[frame.key], np.stack(unfinished.pop(frame.key))
 
 
-def make_clip_request(dataset: Dataset, pair: Pair) -> ClipRequest:
+def make_clip_request(
+    dataset: Dataset,
+    pair: Pair,
+    read: Callable[[Dataset, Pair], tuple[ClipSample, ClipSample]] = read_pair,
+) -> ClipRequest:
     """The frames that the two clips of a pair have in common, and the whole speech."""
-    clip, speech = read_pair(dataset, pair)
+    clip, speech = read(dataset, pair)
     n_frames = count_pair_frames(dataset, pair)
     frames = (CropFrame(clip.frames[k], clip.boxes[k]) for k in range(n_frames))
     return ClipRequest(pair.name, frames, speech.mels, speech=speech.speech)

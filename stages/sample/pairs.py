@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import tarfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -111,10 +112,19 @@ def make_pairs(
             f"{address}: no clip is in the split {shorten(split)}; it has {names} "
             "(clips.test_share of the params decides how many are in test)"
         )
+    if audio == "swapped" and len(ids) < 2:
+        raise StageError(f"{address}: the split {split!r} has one clip, so there is no speech to swap with")
+    return pair_clips(dataset, ids, audio, seed=seed)
+
+
+def pair_clips(
+    dataset: Dataset, clip_ids: Sequence[str], audio: Literal["own", "swapped"], *, seed: int
+) -> list[Pair]:
+    """``make_pairs`` of these clips, whatever their split. Swapped pairs need two clips or more."""
+    ids = sorted(clip_ids)
     if audio == "own":
         return [Pair(clip_id, clip_id) for clip_id in ids]
-    if len(ids) < 2:
-        raise StageError(f"{address}: the split {split!r} has one clip, so there is no speech to swap with")
+    assert len(ids) > 1, "one clip has no other to swap with"
     ledger = dataset.ledger().select_columns("clip_id", "sentence")
     sentences = {row["clip_id"]: row["sentence"] for row in ledger if row["sentence"]}
     ring = sorted(ids, key=lambda clip_id: derive_key(seed, *clip_id.encode()))

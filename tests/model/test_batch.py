@@ -310,6 +310,59 @@ def test_target_previous_and_context_are_jittered_alike_and_the_identity_not(dat
     assert (batch.y_0[0] - batch.y_0[1]).abs().mean() > 0.01, "each sample has its own"
 
 
+LOOK = FrameParams(**{f"common_{name}": 0.9 for name in ("gamma", "contrast", "colour")}, common_hue=90)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_all_pictures_of_a_sample_have_the_same_other_appearance(data: Resident, share: float) -> None:
+    """In a clip of equal frames all four stay equal to each other."""
+    still = replace(data, frames=data.frames[4].expand_as(data.frames))
+    look = {name: getattr(LOOK, name) for name in ("common_gamma", "common_contrast", "common_hue",
+                                                   "common_colour")}  # fmt: skip
+    batch = draw_batch(still, replace(CLEAN, context_share=share, **look), index=[4] * 10)
+    pictures = (batch.previous, batch.identity, batch.context)
+    assert all(torch.equal(batch.y_0, picture) for picture in pictures)
+    assert (batch.y_0 - to_float(get_pixels(still, [4] * 10))).abs().mean(dim=(1, 2, 3)).min() > 0.02
+    assert (batch.y_0[0] - batch.y_0[1]).abs().mean() > 0.02, "each sample has its own"
+    assert batch.y_0.min() >= -1 and batch.y_0.max() <= 1
+
+
+@pytest.mark.parametrize("change", [{"common_gamma": 1.0}, {"common_contrast": 0.3}, {"common_hue": 20.0},
+                                    {"common_colour": 0.3}, {"mirror_share": 0.5}])  # fmt: skip
+def test_another_appearance_changes_pictures_alone_and_depends_on_the_position(
+    data: Resident, change: dict[str, float]
+) -> None:
+    frames = replace(CORRUPTED, context_share=1.0)
+    plain, changed = draw_batch(data, frames), draw_batch(data, replace(frames, **change))
+    pictures = {"y_0", "previous", "identity", "context"}
+    for name in {item.name for item in fields(Batch)} - (
+        {"mask", "lips"} if "mirror_share" in change else set()
+    ):
+        is_equal = torch.equal(getattr(plain, name), getattr(changed, name))
+        assert is_equal == (name not in pictures), name
+    some = draw_batch(data, replace(frames, **change), index=[9, 4], positions=[9, 4])
+    for name in pictures:
+        assert torch.equal(getattr(some, name), getattr(changed, name)[[9, 4]]), name
+
+
+def test_a_mirrored_sample_is_mirrored_in_every_picture_and_mask(data: Resident) -> None:
+    boxes = data.boxes.clone()
+    boxes[::2] = torch.tensor([1, 6, 9, 14])
+    source = replace(data, boxes=boxes)
+    frames = replace(CLEAN, context_share=1, previous_hidden=0.5)
+    plain, mirrored = draw_batch(source, frames), draw_batch(source, replace(frames, mirror_share=1))
+    for name in ("y_0", "previous", "identity", "context", "mask", "lips"):
+        assert torch.equal(getattr(mirrored, name), getattr(plain, name).flip(-1)), name
+    half = draw_batch(source, replace(frames, mirror_share=0.5), index=[4] * 400).y_0
+    is_mirrored = (half == mirrored.y_0[4]).all(dim=(1, 2, 3))
+    assert is_mirrored.float().mean() == pytest.approx(0.5, abs=0.1)
+    assert (is_mirrored | (half == plain.y_0[4]).all(dim=(1, 2, 3))).all()
+    region = replace(frames, mask_region=(1, 5, 15, 16), mirror_share=1)
+    assert torch.equal(
+        draw_batch(source, region).mask, draw_batch(source, replace(region, mirror_share=0)).mask
+    )
+
+
 def test_a_jittered_mask_does_not_begin_above_the_rows_that_the_network_looks_at(data: Resident) -> None:
     boxes = torch.tensor([4, 8, 12, 15], dtype=torch.int16).expand(len(data), 4).clone()
     source = replace(data, boxes=boxes)

@@ -35,7 +35,7 @@ from model.checkpoint import (
     prune_checkpoints,
     restore_state,
 )
-from model.recipe import ModelError
+from model.recipe import ModelError, Recipe
 from shards import atomic
 from shards.atomic import remove_partials
 from tests.model import worlds
@@ -419,3 +419,20 @@ def test_resuming_with_another_recipe_or_dataset_is_refused_and_names_the_differ
         check_resumable(saved, other, "d")
     with pytest.raises(ModelError, match=r"was trained on the dataset d, not e; .* another --run"):
         check_resumable(saved, TINY, "e")
+
+
+def test_a_run_gets_a_decay_only_while_its_rate_is_constant(tmp_path: Path) -> None:
+    state = loop.create_state(TINY, CPU)
+    state.step = 8
+
+    def set_end(steps: int, decay_steps: int) -> Recipe:
+        return replace(TINY, steps=steps, optim=replace(TINY.optim, decay_steps=decay_steps))
+
+    constant = checkpoint.save_checkpoint(state, tmp_path / "constant", set_end(8, 0), "d", None)
+    check_resumable(constant, set_end(20, 12), "d")
+    with pytest.raises(ModelError, match=r"step-00000008 is of step 8, but .* falls from step 7 on"):
+        check_resumable(constant, set_end(20, 13), "d")
+    falling = checkpoint.save_checkpoint(state, tmp_path / "falling", set_end(10, 4), "d", None)
+    check_resumable(falling, set_end(10, 4), "d")
+    with pytest.raises(ModelError, match=r"falls from step 6 on"):
+        check_resumable(falling, set_end(20, 4), "d")

@@ -135,6 +135,29 @@ def test_image_and_noise_are_recovered_from_the_true_target(target: str) -> None
     torch.testing.assert_close((y - signal * estimate) / noise, epsilon)
 
 
+def test_with_a_base_the_true_target_is_v_of_the_change_and_gives_the_image_back() -> None:
+    torch.manual_seed(0)
+    y_0, epsilon, base = torch.randn(3, 4, 3, 8, 8, dtype=torch.float64)
+    gamma = torch.tensor([0.999, 0.5, 0.1, 1e-4], dtype=torch.float64)
+    y = add_noise(y_0, epsilon, gamma)
+    prediction = training_target(y_0, epsilon, gamma, "v", base)
+    torch.testing.assert_close(prediction, training_target(y_0 - base, epsilon, gamma, "v"))
+    torch.testing.assert_close(estimate_y_0(y, prediction, gamma, "v", base), y_0)
+    shifted = y - gamma[:, None, None, None].sqrt() * base
+    torch.testing.assert_close(
+        estimate_y_0(y, prediction, gamma, "v", base), base + estimate_y_0(shifted, prediction, gamma, "v")
+    )
+
+
+def test_without_a_prediction_the_estimate_is_the_base_in_noise_and_the_image_without() -> None:
+    torch.manual_seed(0)
+    y_0, epsilon, base = torch.randn(3, 2, 3, 8, 8)
+    gamma = torch.tensor([1e-8, 1 - 1e-7])
+    estimate = estimate_y_0(add_noise(y_0, epsilon, gamma), torch.zeros_like(y_0), gamma, "v", base)
+    torch.testing.assert_close(estimate[0], base[0], atol=1e-3, rtol=0)
+    torch.testing.assert_close(estimate[1], y_0[1], atol=1e-2, rtol=0)
+
+
 def test_adding_noise_preserves_the_variance_of_unit_images() -> None:
     torch.manual_seed(0)
     y_0, epsilon = torch.randn(2, 5, 3, 64, 64)

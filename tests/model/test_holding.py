@@ -28,6 +28,12 @@ from tests.shards.test_publish import serve
 # 39 frames, of which 30 or so are trained on: more than three epochs.
 RECIPE = replace(TINY, steps=14, watch=replace(TINY.watch, save_every=5))
 WINDOWED = replace(RECIPE, window=2)
+# What makes a network look at people that it does not know.
+PEOPLE = replace(
+    RECIPE,
+    frames=replace(RECIPE.frames, common_gamma=1.0, common_hue=20.0, mirror_share=0.5, context_share=1.0),
+    noise=replace(RECIPE.noise, base="identity"),
+)
 TRAIN_IDS, _ = split_held_out(
     [f"s1_clip{number}" for number in range(4)], TINY.held_out_share, seed=TINY.seed
 )
@@ -129,6 +135,42 @@ def test_training_from_a_bucket_gives_the_weights_of_training_from_a_folder(
         )
         run_training(shards, local, recipe, hold=hold, workers=1)
         assert read_weights(remote) == read_weights(local)
+
+
+def test_with_turns_of_speakers_a_run_is_the_same_however_it_is_held_divided_and_resumed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    speakers = ("s1", "s2", "s1", "s3")
+    shards = worlds.make_dataset(tmp_path / "shards", per_shard=1, speakers=speakers)
+    for balance in ("clips", "speakers"):
+        recipe, folder = replace(PEOPLE, balance=balance), tmp_path / balance
+        run_training(shards, folder / "uninterrupted", recipe)
+        run_training(shards, folder / "resumed", replace(recipe, steps=5), hold="cached", workers=2)
+        run_training(shards, folder / "resumed", recipe)
+        assert read_weights(folder / "resumed") == read_weights(folder / "uninterrupted")
+        windowed = replace(recipe, window=2)
+        run_training(shards, folder / "windowed", windowed, hold="windowed", workers=1)
+        run_training(shards, folder / "halves", replace(windowed, steps=5), hold="windowed", workers=1)
+        run_training(shards, folder / "halves", windowed, hold="windowed", workers=2)
+        assert read_weights(folder / "windowed") == read_weights(folder / "halves")
+        messages = [record.message for record in caplog.records]
+        assert f"balance {balance}: drawn evenly, no exact epochs" in messages
+        assert not any(message.endswith("missing") for message in messages), "claims no exact epochs"
+    assert read_weights(tmp_path / "clips/resumed") != read_weights(tmp_path / "speakers/resumed")
+
+
+def test_what_cannot_take_turns_is_refused_in_one_line(shards: Path, tmp_path: Path) -> None:
+    recipe = replace(RECIPE, balance="speakers")
+    with pytest.raises(StageError) as caught:
+        run_training(shards, tmp_path / "run", recipe, hold="streamed")
+    assert str(caught.value) == (
+        "--hold streamed cannot be combined with a recipe whose balance is speakers: it reads clips in the "
+        "shards' order; use --hold resident, cached or windowed"
+    )
+    run_training(shards, tmp_path / "run", replace(recipe, steps=1))
+    with pytest.raises(ModelError, match="was trained with balance 'speakers', not 'clips'"):
+        run_training(shards, tmp_path / "run", replace(recipe, balance="clips"))
 
 
 @pytest.mark.parametrize(("hold", "recipe"), [("cached", RECIPE), ("windowed", WINDOWED)])

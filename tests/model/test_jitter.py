@@ -1,4 +1,4 @@
-"""Jitter moves images and their boxes alike, by at most what it is asked for."""
+"""Jitter changes images and their boxes alike, by at most what it is asked for."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from model.batch import boxes_to_masks
-from model.jitter import change_colours, draw_similarity
+from model.jitter import (
+    ColourTransform,
+    change_colours,
+    draw_colour_transform,
+    draw_similarity,
+    mirror_boxes,
+    mirror_pixels,
+)
 
 SIZE = 64
 
@@ -63,3 +70,70 @@ def test_colours_change_by_at_most_their_strength() -> None:
     changed = change_colours(grey, chance, 0.2)
     assert changed.abs().max() <= 0.3 and changed.abs().max() > 0.2
     assert (changed.std(dim=1) > 0).any(), "channels change differently"
+
+
+# --- appearance -----------------------------------------------------------------------------------
+
+STRONGEST = {"gamma": 2.0, "contrast": 0.9, "hue": 180.0, "colour": 0.9}
+
+
+def draw_one(*chance: float, **limits: float) -> ColourTransform:
+    """A change with one row of numbers: exponent, contrast, hue, and the gains of red, green and blue."""
+    return draw_colour_transform(torch.tensor([chance]), **dict.fromkeys(STRONGEST, 0.0) | limits)
+
+
+def change_colour(appearance: ColourTransform, *colour: float) -> list[float]:
+    """A colour in [0, 1] as it becomes."""
+    pixel = 2 * torch.tensor(colour)[None, :, None, None] - 1
+    changed: list[float] = ((appearance.apply(pixel) + 1) / 2).flatten().tolist()
+    return changed
+
+
+def test_the_appearance_at_half_of_every_range_changes_nothing() -> None:
+    images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    changed = draw_colour_transform(torch.full((4, 6), 0.5), **STRONGEST).apply(images)
+    assert torch.allclose(changed, images, atol=1e-6)
+
+
+def test_an_exponent_contrast_hue_and_gain_do_what_they_say() -> None:
+    half = 0.5
+    darker = draw_one(1, half, half, half, half, half, gamma=1)
+    assert change_colour(darker, 0.5, 0.2, 1) == pytest.approx([0.25, 0.04, 1], abs=1e-6)
+    lighter = draw_one(0, half, half, half, half, half, gamma=1)
+    assert change_colour(lighter, 0.25, 0.04, 0) == pytest.approx([0.5, 0.2, 0], abs=1e-6)
+    flatter = draw_one(half, 0, half, half, half, half, contrast=0.5)
+    assert change_colour(flatter, 0.5, 0, 1) == pytest.approx([0.5, 0.25, 0.75], abs=1e-6)
+    turned = draw_one(half, half, 1, half, half, half, hue=120)
+    assert change_colour(turned, 0.1, 0.2, 0.3) == pytest.approx([0.3, 0.1, 0.2], abs=1e-6), "red to green"
+    warmer = draw_one(half, half, half, 1, half, 0, colour=0.2)
+    assert change_colour(warmer, 0.5, 0.5, 0.5) == pytest.approx([0.6, 0.5, 0.4], abs=1e-6)
+
+
+def test_a_hue_leaves_grey_and_its_lightness_as_they_are() -> None:
+    for chance in (0, 0.3, 0.8, 1):
+        turned = draw_one(0.5, 0.5, chance, 0.5, 0.5, 0.5, hue=180)
+        assert change_colour(turned, 0.3, 0.3, 0.3) == pytest.approx([0.3] * 3, abs=1e-6)
+        assert sum(change_colour(turned, 0.5, 0.4, 0.45)) == pytest.approx(1.35, abs=1e-6)
+
+
+def test_whatever_the_appearance_values_stay_in_range_and_are_numbers() -> None:
+    generator = torch.Generator().manual_seed(0)
+    chance = torch.cat(
+        [torch.rand(300, 6, generator=generator).round(), torch.rand(300, 6, generator=generator)]
+    )
+    images = torch.rand(600, 3, 4, 4, generator=generator) * 2 - 1
+    images[:, :, 0, 0], images[:, :, 0, 1] = -1, 1
+    changed = draw_colour_transform(chance, **STRONGEST).apply(images)
+    assert changed.isfinite().all() and changed.min() >= -1 and changed.max() <= 1
+    assert changed.shape == images.shape and changed.std(dim=0).min() > 0.1, "each sample has its own"
+
+
+def test_a_mirrored_box_contains_the_mirrored_pixels_of_the_box() -> None:
+    boxes = torch.tensor([[3, 8, 12, 15], [0, 0, SIZE, SIZE], [3.4, 5, 9.6, 7], [10, 3, 11, 4]])
+    masks = boxes_to_masks(boxes, SIZE)
+    mirrored = torch.tensor([True, True, True, False])
+    pixels = mirror_pixels(masks.permute(0, 2, 3, 1), mirrored).permute(0, 3, 1, 2)
+    assert torch.equal(boxes_to_masks(mirror_boxes(boxes, mirrored, SIZE), SIZE), pixels)
+    assert torch.equal(pixels[3], masks[3]) and torch.equal(pixels[0], masks[0].flip(-1))
+    twice = mirror_boxes(mirror_boxes(boxes, mirrored, SIZE), mirrored, SIZE)
+    assert torch.equal(twice[[0, 1, 3]], boxes[[0, 1, 3]])

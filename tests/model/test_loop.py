@@ -114,6 +114,9 @@ def test_the_learning_rate_matches_its_closed_form_at_the_corners() -> None:
     assert falling == sorted(falling, reverse=True)
     assert learning_rate(0, 5, replace(constant, warmup_steps=0)) == 0.5
     assert learning_rate(4, 5, replace(cosine, warmup_steps=50)) == 0.05, "a run that ends during warm-up"
+    decayed = replace(constant, decay_steps=40)
+    rates = [learning_rate(step, 100, decayed) for step in (9, 60, 70, 99, 100, 101)]
+    assert rates == pytest.approx([0.5, 0.5, 0.375, 0.0125, 0, 0])
 
 
 def test_the_average_of_constant_weights_matches_its_closed_form() -> None:

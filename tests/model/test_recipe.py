@@ -47,11 +47,15 @@ def test_none_of_our_changes_is_in_the_papers_recipes(preset: str) -> None:
     strengths = ("previous_noise", "previous_warp", "previous_blur", "previous_hidden", "audio_dropped")
     assert [getattr(frames, name) for name in strengths] == [0] * 5
     assert frames.context_share == 0 and frames.mask_region is None
-    jitters = [item.name for item in fields(frames) if item.name.startswith(("jitter_", "audio_"))]
-    assert len(jitters) == 7 and all(getattr(frames, name) == 0 for name in jitters)
+    jitters = [
+        item.name
+        for item in fields(frames)
+        if item.name.startswith(("jitter_", "audio_", "common_", "mirror_"))
+    ]
+    assert len(jitters) == 12 and all(getattr(frames, name) == 0 for name in jitters)
     assert recipe.best_by == "seeing"
     assert recipe.noise.target == "epsilon" and recipe.noise.embedding == "gamma"
-    assert recipe.noise.min_snr == 0
+    assert recipe.noise.min_snr == 0 and recipe.noise.base == "none" and recipe.balance == "frames"
     assert recipe.loss == LossParams(over_mask=False, lip_weight=0)
     assert optim.learning_rate == 5e-5 and optim.warmup_steps == 0 and optim.after_warmup == "constant"
     assert optim.max_grad_norm == 0 and optim.weight_decay == 0
@@ -132,6 +136,12 @@ def test_settings_with_dots_become_nested_changes() -> None:
         ({"optim.learning_rate": 0}, "optim.learning_rate is 0, expected greater than 0"),
         ({"optim.weight_decay": 100}, "optim.weight_decay is 100, expected less than or equal to 10"),
         ({"optim.betas": [0.9]}, "optim.betas"),
+        (
+            {"noise.target": "epsilon", "noise.base": "identity"},
+            "noise: base 'identity' needs the target 'v', got 'epsilon'",
+        ),
+        ({"balance": "people"}, "balance is 'people', expected 'frames', 'clips' or 'speakers'"),
+        ({"frames.common_gamma": 3}, "frames.common_gamma is 3, expected less than or equal to 2"),
         ({"noise.target": "x"}, "noise.target is 'x', expected 'epsilon' or 'v'"),
         ({"network.channels": 48}, "network.channels is 48"),
         ({"optim.betas": [1, 0.9]}, "optim.betas.0 is 1, expected less than 1"),
@@ -184,6 +194,8 @@ def test_a_resumed_run_may_change_its_logging_and_be_extended_while_its_learning
 
     assert not compare_recipes(build("constant", watch={"log_every": 7, "keep_last": 9}), build("constant"))
     assert not compare_recipes(build("constant", steps=9), build("constant", steps=8))
+    decayed = build_recipe("demo", {"optim": {"after_warmup": "constant", "decay_steps": 5}})
+    assert not compare_recipes(decayed, build("constant"))
     longer = compare_recipes(build("cosine", steps=9), build("cosine", steps=8))
     assert longer == [("steps", 9, 8)], "a cosine ends at its last step"
 

@@ -60,10 +60,14 @@ def make_dataset(
     seed: int = 0,
     test: Sequence[str] = (),
     other_noise: Sequence[str] = (),
+    speakers: Sequence[str] = (),
     per_shard: int = 0,
     speech_size: int = 0,
 ) -> Path:
-    """A dataset of noise: one clip for each length; ``test`` and ``other_noise`` are ids of clips."""
+    """A dataset of noise: one clip for each length; ``test`` and ``other_noise`` are ids of clips.
+
+    ``speakers`` are those of the clips, s1 of all by default.
+    """
     clips = []
     for number, length in enumerate(lengths):
         key = f"s1_clip{number}"
@@ -78,6 +82,7 @@ def make_dataset(
                 if speech_size
                 else None,
                 split="test" if key in test else "train",
+                speaker=speakers[number] if speakers else "s1",
             )
         )
     params = {"align": {"size": SIZE}, "mels": {"n_mels": N_MELS, "top_db": 80.0}}

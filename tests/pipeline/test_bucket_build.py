@@ -13,11 +13,12 @@ from pipeline import bucket_build
 from pipeline.bucket_build import BuildJob
 from pipeline.params import Params
 from shards.index import INDEX_SCHEMA
+from shards.ledger import SCHEMA as LEDGER_SCHEMA
 from shards.ledger import build_ledger, read_ledger
 from shards.reader import open_dataset
 from shards.schema import ShardError
 from shards.storage import FileInfo, LocalStorage
-from shards.table import PackedRows
+from shards.table import PackedRows, Rows
 from shards.writer import make_shard_name
 from stages.clips import ClipsParams
 from stages.engine.outcome import StageError
@@ -25,6 +26,7 @@ from stages.engine.parts import Part
 from stages.engine.sandbox import LimitParams
 from stages.engine.stage import Context, Work
 from stages.shard import PackedShard, check_packed
+from stages.speech import SpeechParams
 from tests.alterations import make_dataset
 
 CONTEXT = Context()
@@ -75,6 +77,17 @@ def test_what_changed_is_done_again(change: str, job: BuildJob, work: Work) -> N
         }
         receipt.write_text(json.dumps(altered[change]) if change in altered else "[cut")
     assert bucket_build.probe_bucket(job, work, CONTEXT).clips_computed == 1
+
+
+def test_a_part_and_its_tools_depend_on_the_encoder_and_are_as_before_without_one(job: BuildJob) -> None:
+    part = Part("train", 0, Rows.from_rows([], LEDGER_SCHEMA))
+    speech = SpeechParams("whisper-tiny.en")
+    with_encoder = replace(job, params=replace(job.params, speech=speech))
+    elsewhere = replace(job, params=replace(job.params, speech=replace(speech, model="weights.bin")))
+    assert with_encoder.make_part_key(part) == elsewhere.make_part_key(part) != job.make_part_key(part)
+    assert "stage speech" not in bucket_build.list_tools(job.params)
+    tools = bucket_build.list_tools(with_encoder.params)
+    assert {"stage speech", "speech encoder", "torch"} <= tools.keys()
 
 
 def test_a_worker_with_other_libraries_refuses(job: BuildJob, work: Work) -> None:

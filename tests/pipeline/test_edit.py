@@ -17,6 +17,7 @@ from pipeline.main import cli
 from stages import synth
 from stages.engine.outcome import StageError
 from stages.mels import MelsParams
+from stages.speech import SpeechParams
 from stages.synth import ClipSpec
 from tests.media import read_rgb_frames
 from tests.model.worlds import CPU, TINY
@@ -76,6 +77,18 @@ def test_mels_are_made_as_those_that_the_run_was_trained_on(world: Path, tmp_pat
     section = {"n_mels": 40, "reference": "clip"}
     (run / "run.json").write_text(json.dumps({"mels": section}))
     assert sections.make_edit_params(run).mels == MelsParams(**section)
+
+
+def test_speech_features_are_those_that_the_run_was_trained_on(tmp_path: Path) -> None:
+    here = replace(params_file.Params(), speech=SpeechParams("none", "weights.bin"))
+    run = tmp_path / "run"
+    run.mkdir()
+    assert here.make_edit_params(run).speech.encoder == "none"  # a checkpoint that was copied alone
+    (run / "run.json").write_text(json.dumps({"speech": {"encoder": "whisper-tiny.en", "model": "theirs"}}))
+    assert here.make_edit_params(run).speech == SpeechParams("whisper-tiny.en", "weights.bin"), "our file"
+    (run / "run.json").write_text(json.dumps({"speech": {"encoder": "whisper-huge"}}))
+    with pytest.raises(StageError, match=r"speech\.encoder is 'whisper-huge', expected 'none' or"):
+        here.make_edit_params(run)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 from pipeline.one_clip import clip_from_file
-from pipeline.params import Params
+from pipeline.params import Params, load
 from shards.codec import encode_frame, write_frames
 from shards.reader import Dataset, open_dataset, read_clip
 from shards.schema import ClipSample
@@ -27,14 +27,16 @@ def hash_members(sample: ClipSample) -> str:
     blob = io.BytesIO()
     offsets = write_frames(blob, (encode_frame(frame, sample.info["codec"]) for frame in sample.frames))
     info = {**sample.info, "frame_offsets": offsets}
-    packed = PackedClip(sample.key, blob.getvalue(), sample.boxes, sample.mels, sample.affine, info)
+    packed = PackedClip(
+        sample.key, blob.getvalue(), sample.boxes, sample.mels, sample.affine, info, sample.speech
+    )
     return compute_members_digest(packed.members().values())
 
 
 def check_equal(sample: ClipSample, dataset: Dataset) -> None:
     """A sample equals the clip of a dataset: arrays, json, and the bytes of its members."""
     stored = read_clip(dataset, sample.key)
-    for name in ("frames", "boxes", "mels", "affine"):
+    for name in ("frames", "boxes", "mels", "affine", "speech"):
         np.testing.assert_array_equal(getattr(sample, name), getattr(stored, name))
     assert dict(sample.info) == {
         name: value for name, value in stored.info.items() if name != "frame_offsets"
@@ -48,6 +50,19 @@ def test_a_made_clip_has_the_bytes_of_the_whole_build(tmp_path: Path) -> None:
     build(raw, tmp_path / "work")
     with threadpool_limits(2, user_api="blas"):  # a build's processes have one thread each
         sample = clip_from_file(raw / "ann" / "a.mp4", PARAMS, raw=raw)
+    check_equal(sample, open_dataset(tmp_path / "work" / "shards"))
+
+
+def test_a_made_clip_with_speech_features_has_the_bytes_of_the_whole_build(
+    speech_model: Path, tmp_path: Path
+) -> None:
+    raw, params = tmp_path / "raw", tmp_path / "params.yaml"
+    make_clip(raw / "ann" / "a.mp4", ClipSpec(seconds=0.8))
+    params.write_text(f"speech: {{encoder: whisper-tiny.en, model: {speech_model}}}\n")
+    build(raw, tmp_path / "work", "--params", params)
+    with threadpool_limits(2, user_api="blas"):
+        sample = clip_from_file(raw / "ann" / "a.mp4", load(params), raw=raw)
+    assert sample.speech is not None
     check_equal(sample, open_dataset(tmp_path / "work" / "shards"))
 
 

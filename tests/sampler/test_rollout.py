@@ -312,6 +312,22 @@ def test_a_mask_region_of_the_recipe_is_generated_instead_of_the_box(network: to
     assert generator.select_box(BOX).tolist() == list(region)
 
 
+def test_a_network_that_predicts_no_change_generates_the_identity_frame_in_the_mask() -> None:
+    """An untrained network's last layer is zero; one step goes from noise to its estimate."""
+    network = loop.create_state(TINY, CPU).ema
+    recipe = replace(TINY, noise=replace(TINY.noise, base="identity"))
+    frames, _ = make_clip(0, 4)
+    x0, y0, x1, y1 = BOX
+    for params in (SampleParams(sampler="ddim", steps=1), SampleParams(sampler="ddim", steps=1, guidance=3)):
+        generated = generate(make_generator(network, params, recipe), [make_request(0)], slots=1)
+        without = generate(make_generator(network, params), [make_request(0)], slots=1)
+        for k in range(4):
+            expected = frames[k].copy()
+            expected[y0:y1, x0:x1] = frames[0][y0:y1, x0:x1]
+            assert np.abs(generated["clip0", k].astype(int) - expected).max() <= 2
+            assert np.abs(without["clip0", k].astype(int) - expected).max() > 50
+
+
 def test_frames_of_a_stream_are_read_one_at_a_time(network: torch.nn.Module) -> None:
     frames, mels = make_clip(0, 3)
     requested: list[int] = []

@@ -28,6 +28,7 @@ from stages.media.audio import mix_to_mono, read_channels
 from stages.media.faces import FaceFinder
 from stages.media.video import read_frames_at_25fps
 from stages.mels import MelsParams, compute_mel_rows, count_samples
+from stages.speech import SpeechParams, compute_speech_rows, load_encoder
 from stages.synth import ClipSpec, Truth, read_counter
 from tests.media import (
     ffmpeg,
@@ -56,6 +57,7 @@ class BoxPainter:
     mels: list[np.ndarray] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
     speech: list[np.ndarray | None] = field(default_factory=list)
+    takes_speech: bool = False
 
     def __call__(
         self, frames: Iterator[CropFrame], mels: np.ndarray, offset: int, speech: np.ndarray | None
@@ -278,6 +280,24 @@ def test_real_clips_are_cropped_as_for_a_dataset_and_nothing_outside_the_box_cha
         for plane, before in zip((written[k].u, written[k].v), chroma, strict=True):
             assert np.array_equal(plane[touched], before[touched])
         assert (written[k].y != planes[:288])[~outside].mean() > 0.9
+
+
+def test_a_network_that_takes_speech_features_gets_those_of_a_dataset(
+    tmp_path: Path, landmarker: Path, speech_model: Path
+) -> None:
+    clip = tmp_path / "clip.mp4"
+    synth.make_clip(clip, ClipSpec(seconds=1.2, size=SMALL))
+    params = replace(QUICK, speech=SpeechParams("whisper-tiny.en", str(speech_model)))
+    plain, generator = BoxPainter(), BoxPainter(takes_speech=True)
+    edit(clip, clip, tmp_path / "plain.mp4", plain, model=landmarker, params=params)
+    assert plain.speech == [None], "not computed for a network that takes mels alone"
+    with pytest.raises(StageError, match=r"takes speech features; speech.encoder is 'none'"):
+        edit(clip, clip, tmp_path / "out.mp4", generator, model=landmarker, params=QUICK)
+    edit(clip, clip, tmp_path / "out.mp4", generator, model=landmarker, params=params)
+    sound, _ = mix_to_mono(read_channels(clip, 0.0, count_samples(len(generator.mels[0]) // 2)))
+    expected = compute_speech_rows(sound, load_encoder(speech_model))
+    assert len(expected) == len(generator.mels[0])
+    np.testing.assert_array_equal(generator.speech, [expected])
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:

@@ -173,6 +173,8 @@ def test_the_baselines_and_the_ground_truth_are_in_the_expected_order(
     assert metrics["ground truth"]["psnr_box_db"].startswith("not computed: infinite")
     assert frozen["psnr_frame_db"]["mean"] > frozen["psnr_box_db"]["mean"] + 5
     assert frozen["smoothness_box"]["mean"] == 0
+    assert metrics["ground truth"]["border_colour"]["mean"] == 0
+    assert 0 < frozen["border_colour"]["mean"] < 10
     assert frozen["ssim_box"]["mean"] < metrics["nearest mel"]["ssim_box"]["mean"] < 1, (
         "these mels follow the mouth"
     )

@@ -28,7 +28,9 @@ T = 75
 
 def make_measurements(mouths: Mouths | None, *, own: bool = True) -> Measurements:
     """Those of a perfectly generated clip."""
-    series = {name: np.zeros(T) for name in ("identity_distances", "errors_box", "errors_frame")}
+    series = {
+        name: np.zeros(T) for name in ("identity_distances", "border_distances", "errors_box", "errors_frame")
+    }
     series |= {name: np.ones(T) for name in ("ssim_box", "ssim_frame", "cpbd_box", "cpbd_frame")}
     if not own:
         for name in ("errors_box", "errors_frame", "ssim_box", "ssim_frame"):
@@ -57,6 +59,7 @@ def test_the_ground_truth_has_perfect_scores_where_they_are_defined() -> None:
     assert scores["closure"] == scores["closure_truth"]
     assert scores["ssim_box"] == scores["ssim_frame"] == scores["smoothness_box"] == 1
     assert scores["mouth_distance_px"] == scores["opening_lag_frames"] == scores["identity_drift"] == 0
+    assert scores["border_colour"] == 0
     assert scores["opening_correlation"] == pytest.approx(1)
     assert not set(scores) & set(OBEDIENCE)
     assert compute_curves(make_measurements(truth), truth)["psnr_box_db"].min() == np.inf

@@ -14,6 +14,7 @@ import pytest
 
 from stages.engine.outcome import StageError
 from stages.media import weights
+from stages.media.packages import PackagedFiles
 from stages.media.weights import NETWORKS, Weights, WeightsNotFound
 
 DATA = bytes(range(256)) * 300
@@ -116,3 +117,54 @@ def test_every_network_of_an_evaluation_has_a_hash_and_an_address() -> None:
         assert len(network.sha256) == 64 and network.title.endswith(" weights")
         # torchvision and pytorch-fid put the first letters of the digest into the name.
         assert network.name[-12:-4] == network.sha256[:8] or network.name in ("syncnet_v2.model", "alex.pth")
+
+
+def reverse(published: Path, path: Path) -> None:
+    """Another form of a file."""
+    path.write_bytes(published.read_bytes()[::-1])
+
+
+@pytest.fixture
+def converted(model: Weights) -> Weights:
+    """A file that is made of a published one, which is served or in a package."""
+    sha256 = hashlib.sha256(DATA[::-1]).hexdigest()
+    package = PackagedFiles("redub-made-package==1.0", SHA256, "made_package/{name}")
+    return replace(
+        model, name="eye.mirror", sha256=sha256, convert=reverse, published_sha256=SHA256, package=package
+    )
+
+
+def test_a_published_file_is_downloaded_and_what_is_made_of_it_is_kept(
+    converted: Weights, cache: Path, tmp_path: Path
+) -> None:
+    assert weights.find(converted) == cache / "eye.mirror"
+    assert [path.name for path in cache.iterdir()] == ["eye.mirror"], "and nothing else"
+    assert (cache / "eye.mirror").read_bytes() == DATA[::-1]
+    away = replace(converted, url="http://127.0.0.1:9/eye.pth")
+    assert weights.find(away) == cache / "eye.mirror", "found there by the next run"
+    for content in (DATA, DATA[::-1]):  # a path may name either
+        (tmp_path / "mine").write_bytes(content)
+        assert weights.find(away, str(tmp_path / "mine")).read_bytes() == DATA[::-1]
+    (tmp_path / "mine").write_bytes(b"another")
+    with pytest.raises(StageError, match=r"holds other values than those of eye.mirror"):
+        weights.find(away, str(tmp_path / "mine"))
+
+
+def test_an_installed_package_is_read_and_not_imported(
+    converted: Weights, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = replace(converted, url="http://127.0.0.1:9/eye.pth")
+    site = tmp_path / "site"
+    info = site / "redub_made_package-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: redub-made-package\nVersion: 1.0\n")
+    (site / "made_package").mkdir()
+    (site / "made_package" / "__init__.py").write_text("raise SystemExit('imported')")
+    (site / "made_package" / "eye.mirror").write_bytes(DATA)
+    monkeypatch.syspath_prepend(site)
+    assert weights.find(away).read_bytes() == DATA[::-1]
+    (cache / "eye.mirror").unlink()
+    (site / "made_package" / "eye.mirror").write_bytes(b"another version")
+    with pytest.raises(StageError, match=r"package: redub-made-package==1.0: .* holds other values"):
+        weights.find(away)
+    assert list(cache.iterdir()) == []
