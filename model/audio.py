@@ -125,8 +125,8 @@ class AudioEncoder(nn.Module):
 class SpeechEncoder(nn.Module):
     """Speech features (B, rows, D) -> (B, E): each row standardised and projected, then a window as of mels.
 
-    The features' scales differ by orders of magnitude, so each is standardised by itself, with the mean and
-    the standard deviation that it has in the training clips (``set_scale``). They are saved with the weights.
+    Some features vary ten times as much as others, so each is standardised by itself, with the mean and the
+    standard deviation that it has in the training clips (``set_scale``). They are saved with the weights.
     """
 
     mean: Tensor
