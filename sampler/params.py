@@ -26,7 +26,7 @@ class SampleParams:
     guidance: float = Field(default=1.0, ge=0, le=100)  # 7 is much for images, 100 absurd
     # Share of the variance of a frame's noise that is the same in all frames of its clip. With independent
     # noise (0, as in the paper) the generated mouth flickers, with the same noise (1) it moves too little.
-    common_noise: float = Field(default=0.95, ge=0, le=1)
+    common_noise: float = Field(default=0.9, ge=0, le=1)
     # Every this many frames the mouth of the previous frame is hidden, as often happens in training, so that
     # errors do not accumulate. 0: never.
     reanchor_every: int = Field(default=0, ge=0, le=10**6)  # 11 hours
