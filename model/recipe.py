@@ -104,6 +104,10 @@ class Recipe:
     max_loss: float = Field(default=10.0, ge=0, le=1e4)
 
     def __post_init__(self) -> None:
+        if self.optim.decay_steps > self.steps:
+            raise ValueError(
+                f"optim.decay_steps is {self.optim.decay_steps}, expected at most steps {self.steps}"
+            )
         if self.frames.audio_dropped and not self.network.audio.null:
             raise ValueError("frames.audio_dropped needs network.audio.null, the embedding of no audio")
         if (region := self.frames.mask_region) is not None:

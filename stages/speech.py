@@ -184,7 +184,7 @@ def make_params_digest(params: SpeechParams) -> str:
         VERSION,
         params.encoder,
         weights.SPEECH_ENCODER.sha256,
-        versions("librosa", "soxr", "av", "torch"),
+        versions("librosa", "numpy", "soxr", "av", "torch"),
     )
 
 

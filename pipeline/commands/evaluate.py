@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 PRINTED_COLUMNS = (
     "psnr_box_db", "psnr_box_first_db", "psnr_box_last_db", "border_colour", "ssim_box", "lpips_box",
     "cpbd_box", "fid_box", "lse_c", "lse_d", "lse_c_real", "lse_d_real", "mouth_distance_pupils",
-    "opening_correlation", "audio_obedience", "obedience_speech", "obedience_source", "audio_obedience_net",
-    "silence_ratio", "closure", "closure_truth", "smoothness_box", "identity_drift",
+    "opening_correlation", "sync_confidence", "audio_obedience", "obedience_speech", "obedience_source",
+    "audio_obedience_net", "silence_ratio", "closure", "closure_truth", "smoothness_box", "identity_drift",
 )  # fmt: skip
 GROUP_COLUMNS = ("psnr_box_db", "opening_correlation", "audio_obedience")
 

@@ -134,7 +134,8 @@ def measure_item(clip: ClipSample, item: MeasureItem, dataset: Dataset, tools: M
     if item.kind == "truth":
         measurements["is_silent"] = find_silent_frames(truth.mels)
         encoder = get_params_section(dataset.manifest, "speech").get("encoder")
-        if truth.speech is not None and encoder == sync.ENCODER:
+        has_features = truth.speech is not None and truth.speech.shape[1] == sync.N_FEATURES
+        if truth.speech is not None and has_features and encoder == sync.ENCODER:
             measurements["mouth_by_speech"] = sync.predict_mouth(truth.speech)
     if tools.landmarker is not None:
         mouths = find_mouths_cached(generated, tools.landmarker, tools.landmarker_sha256, tools.cache)

@@ -24,7 +24,7 @@ N_FEATURES = 384  # in a row of them
 # Rows of features, from a frame's first one, that the predictor hears: 0.16 s either way.
 OFFSETS = tuple(range(-8, 9, 2))
 MAX_LAG = 15  # frames, 0.6 s, as SyncNet's scripts have it
-MIN_FRAMES = 12  # that overlap at every lag; correlations of fewer are high by chance
+MIN_OVERLAP = 12  # frames at every lag; correlations of fewer are high by chance
 
 Prediction = NDArray[np.float32]  # (T, 2): the mouth's opening and its change, in units of their own
 
@@ -79,15 +79,14 @@ def score_sync(openings: ArrayLike, prediction: Prediction) -> SyncScore | None:
     """
     n_frames = min(len(np.asarray(openings)), len(prediction))
     seen, heard = describe_motion(openings)[:n_frames], prediction[:n_frames]
-    largest = min(MAX_LAG, n_frames - MIN_FRAMES)
-    if largest < 1:
+    if n_frames < MIN_OVERLAP + MAX_LAG:  # fewer lags would have a higher median, and not compare
         return None
-    lags = range(-largest, largest + 1)
+    lags = range(-MAX_LAG, MAX_LAG + 1)
     curve = np.array([_correlate_at_lag(seen, heard, lag) for lag in lags])
     if not np.isfinite(curve).all():
         return None
     best = int(np.argmax(curve))
-    return SyncScore(float(curve[best] - np.median(curve)), lags[best], float(curve[largest]))
+    return SyncScore(float(curve[best] - np.median(curve)), lags[best], float(curve[MAX_LAG]))
 
 
 def _correlate_at_lag(seen: NDArray[np.float64], heard: Prediction, lag: int) -> float:

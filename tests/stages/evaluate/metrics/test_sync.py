@@ -63,7 +63,7 @@ def test_frames_without_a_face_are_left_out() -> None:
 def test_a_mouth_that_never_moves_and_a_moment_have_no_score() -> None:
     heard = describe_motion(make_mouth(0)).astype(np.float32)
     assert score_sync(np.full(T, 0.3), heard) is None
-    assert score_sync(make_mouth(0)[:12], heard) is None
+    assert score_sync(make_mouth(0)[:26], heard) is None
     assert score_sync([], heard) is None
 
 
