@@ -221,16 +221,7 @@ def make_batch(
     gamma = interpolate_gamma(table, scalars[:, LEVEL]).to(device, torch.float32, non_blocking=True)
     hide = chance[:, HIDE] < frames.previous_hidden
     swap = (chance[:, CONTEXT] < frames.context_share) & (1 - gamma >= frames.context_min_noise)
-    appearance_keys = derive_sample_keys(seed, positions, Purpose.APPEARANCE)
-    appearance = torch.from_numpy(uniforms(appearance_keys, N_APPEARANCE_UNIFORMS)).to(
-        device, torch.float32, non_blocking=True
-    )
-    if frames.mirror_share:
-        sample = _read_mirrored_images(raw, frames, margins, appearance[:, MIRROR] < frames.mirror_share)
-    else:
-        sample = _read_images(raw, frames, margins)
-    sample = _jitter(_change_look(sample, frames, appearance), frames, chance, top)
-    sample = _swap_context(sample, swap)
+    sample = _swap_context(_jitter(_read_sample(raw, frames, margins, seed), frames, chance, top), swap)
     hidden = _compute_hidden_mask(raw, sample, frames, hide=hide)
     # hide before the corruption as well, or a warp or blur would carry some of the mouth out of its box
     previous = hide_mask_region(sample.previous, hidden)
@@ -405,10 +396,23 @@ def _compute_hidden_mask(raw: RawBatch, images: _Images, frames: FrameParams, *,
     return boxes_to_masks(images.previous_box, images.y_0.shape[-1]) * hide[:, None, None, None]
 
 
+def _read_sample(raw: RawBatch, frames: FrameParams, margins: BoxMargins, seed: int) -> _Images:
+    """``_read_images``, with the side and the appearance that each sample gets."""
+    has_look = frames.common_gamma or frames.common_contrast or frames.common_hue or frames.common_colour
+    if not (frames.mirror_share or has_look):
+        return _read_images(raw, frames, margins)
+    keys = derive_sample_keys(seed, raw.indices.positions, Purpose.APPEARANCE)
+    numbers = torch.from_numpy(uniforms(keys, N_APPEARANCE_UNIFORMS))
+    chance = numbers.to(raw.pixels.device, torch.float32, non_blocking=True)
+    if frames.mirror_share:
+        images = _read_mirrored_images(raw, frames, margins, chance[:, MIRROR] < frames.mirror_share)
+    else:
+        images = _read_images(raw, frames, margins)
+    return _change_look(images, frames, chance) if has_look else images
+
+
 def _change_look(images: _Images, frames: FrameParams, chance: Tensor) -> _Images:
     """Change the colours of all pictures of a sample alike; ``chance`` (B, N_APPEARANCE_UNIFORMS)."""
-    if not (frames.common_gamma or frames.common_contrast or frames.common_hue or frames.common_colour):
-        return images
     change = draw_colour_transform(
         chance[:, LOOK],
         gamma=frames.common_gamma,
