@@ -57,7 +57,7 @@ def read_clips(work: Path) -> Iterator[Clip]:
             yield Clip(speakers[clip_id], openings(mouths), features)
 
 
-def fit(clips: Sequence[Clip]) -> NDArray[np.float32]:
+def fit(clips: Sequence[Clip]) -> NDArray[np.float16]:
     """Weights (offsets, features, 2). Each speaker counts by the root of their number of clips."""
     features = np.concatenate([clip.speech.astype(np.float64) for clip in clips])
     scale = features.std(axis=0)
@@ -78,10 +78,9 @@ def fit(clips: Sequence[Clip]) -> NDArray[np.float32]:
     return np.einsum("fc,ock->ofk", basis, inner).astype(np.float16)
 
 
-def report(name: str, clips: Sequence[Clip], weights: NDArray[np.float32], seconds: float | None) -> None:
+def report(name: str, clips: Sequence[Clip], weights: NDArray[np.float16], seconds: float | None) -> None:
     """Print the area under the curve of true against foreign speech, and the lags of true speech."""
-    heard = [np.einsum("tof,ofc->tc", sync.stack_windows(clip.speech), weights.astype(np.float32))
-             for clip in clips]  # fmt: skip
+    heard = [sync.predict_mouth(clip.speech, weights.astype(np.float32)) for clip in clips]
     n_frames = 10**9 if seconds is None else round(VIDEO_FPS * seconds)
     true, foreign, lags = [], [], []
     for i, clip in enumerate(clips):

@@ -15,7 +15,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.index import get_params_section
 from shards.ledger import FAILED
 from shards.reader import Dataset, open_cached_dataset, read_clip
 from shards.schema import MELS_PER_FRAME, SPEECH_PER_FRAME, VIDEO_FPS, ClipSample, Frames, ShardError
@@ -133,9 +132,8 @@ def measure_item(clip: ClipSample, item: MeasureItem, dataset: Dataset, tools: M
     )
     if item.kind == "truth":
         measurements["is_silent"] = find_silent_frames(truth.mels)
-        encoder = get_params_section(dataset.manifest, "speech").get("encoder")
-        has_features = truth.speech is not None and truth.speech.shape[1] == sync.N_FEATURES
-        if truth.speech is not None and has_features and encoder == sync.ENCODER:
+        has_features = sync.has_features(dataset.manifest)
+        if has_features and truth.speech is not None and truth.speech.shape[1] == sync.N_FEATURES:
             measurements["mouth_by_speech"] = sync.predict_mouth(truth.speech)
     if tools.landmarker is not None:
         mouths = find_mouths_cached(generated, tools.landmarker, tools.landmarker_sha256, tools.cache)

@@ -24,7 +24,6 @@ import pyarrow.parquet as pq
 
 from shards.atomic import write_atomically
 from shards.checksum import file_sha256
-from shards.index import get_params_section
 from shards.ledger import OK
 from shards.publish import locate_dataset
 from shards.reader import Dataset, open_dataset, read_clip
@@ -151,7 +150,7 @@ def _evaluate(
     if not closures.frames:
         why = next(iter(closures.reasons), NO_WORD_TIMES)
         not_computed = dict.fromkeys(CLOSURES, why) | not_computed
-    if get_params_section(dataset.manifest, "speech").get("encoder") != sync.ENCODER:
+    if not sync.has_features(dataset.manifest):
         not_computed = dict.fromkeys(SYNC, NO_SPEECH) | not_computed
     entries = list_entries(systems, own, swapped, dataset, tools)
     truths = {name: make_item(dataset, tools, "truth", Pair(name, name)) for name in sorted(clip_ids)}

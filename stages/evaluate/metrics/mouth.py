@@ -82,12 +82,13 @@ def lag_frames(generated: Series, truth: Series) -> float:
     """
     largest = min(MAX_LAG, len(truth) // 2)
     lags = sorted(range(-largest, largest + 1), key=abs)
-    scores = {lag: _correlate_at_lag(generated, truth, lag) for lag in lags}
+    scores = {lag: correlate_at_lag(generated, truth, lag) for lag in lags}
     finite = {lag: score for lag, score in scores.items() if np.isfinite(score)}
     return float(max(finite, key=lambda lag: finite[lag])) if finite else float("nan")
 
 
-def _correlate_at_lag(generated: Series, truth: Series, lag: int) -> float:
+def correlate_at_lag(generated: Series, truth: Series, lag: int) -> float:
+    """Correlation of generated[k + lag] with truth[k], both (T,)."""
     n_frames = len(truth)
     late, early = max(lag, 0), max(-lag, 0)
     return correlation(generated[late : n_frames - early], truth[early : n_frames - late])

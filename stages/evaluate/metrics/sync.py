@@ -9,14 +9,17 @@ figures, `sync_predictor.md` beside the weights says what they were made from.
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from shards.index import get_params_section
 from shards.schema import SPEECH_PER_FRAME
-from stages.evaluate.metrics.mouth import correlation
+from stages.evaluate.metrics.mouth import correlate_at_lag
 
 WEIGHTS = Path(__file__).with_name("sync_predictor.npy")
 ENCODER = "whisper-tiny.en"  # whose features it hears
@@ -46,11 +49,15 @@ def load_predictor() -> NDArray[np.float32]:
     return weights
 
 
-def predict_mouth(speech: NDArray[np.float16]) -> Prediction:
-    """Speech features (2T, 384) -> what the mouth does, (T, 2)."""
-    weights = load_predictor()
-    windows = stack_windows(speech)
-    prediction: Prediction = np.einsum("tof,ofc->tc", windows, weights, optimize=True)
+def has_features(manifest: Mapping[str, Any]) -> bool:
+    """Whether a dataset's speech features are those that the predictor hears."""
+    return get_params_section(manifest, "speech").get("encoder") == ENCODER
+
+
+def predict_mouth(speech: NDArray[np.float16], weights: NDArray[np.float32] | None = None) -> Prediction:
+    """Speech features (2T, 384) -> what the mouth does, (T, 2). Other ``weights`` than ours for a new fit."""
+    weights = load_predictor() if weights is None else weights
+    prediction: Prediction = np.einsum("tof,ofc->tc", stack_windows(speech), weights, optimize=True)
     return prediction
 
 
@@ -82,16 +89,9 @@ def score_sync(openings: ArrayLike, prediction: Prediction) -> SyncScore | None:
     if n_frames < MIN_OVERLAP + MAX_LAG:  # fewer lags would have a higher median, and not compare
         return None
     lags = range(-MAX_LAG, MAX_LAG + 1)
-    curve = np.array([_correlate_at_lag(seen, heard, lag) for lag in lags])
+    pairs = [(seen[:, column], heard[:, column].astype(np.float64)) for column in range(2)]
+    curve = np.array([np.mean([correlate_at_lag(*pair, lag) for pair in pairs]) for lag in lags])
     if not np.isfinite(curve).all():
         return None
     best = int(np.argmax(curve))
     return SyncScore(float(curve[best] - np.median(curve)), lags[best], float(curve[MAX_LAG]))
-
-
-def _correlate_at_lag(seen: NDArray[np.float64], heard: Prediction, lag: int) -> float:
-    """Mean correlation of opening and change when frame k + lag is seen with the sound of frame k."""
-    n_frames = len(seen)
-    late, early = max(lag, 0), max(-lag, 0)
-    pairs = zip(seen[late : n_frames - early].T, heard[early : n_frames - late].T, strict=True)
-    return float(np.mean([correlation(mouth, voice.astype(np.float64)) for mouth, voice in pairs]))
