@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from shards.checksum import file_sha256
 from shards.codec import Codec, encode_frame, write_frames
+from shards.frames import NetworkInput
 from shards.index import (
     DATASET_NAME,
     INDEX_NAME,
@@ -24,6 +26,8 @@ from shards.index import (
     write_manifest,
 )
 from shards.ledger import write_ledger
+from shards.reader import open_dataset
+from shards.resident import Resident, load_resident
 from shards.schema import SCHEMA_VERSION
 from shards.table import PackedRows, Rows
 from shards.writer import PackedClip, make_shard_name, write_tar
@@ -124,3 +128,19 @@ def write(
     defaults = {"dataset": "made", "files_found": len(clips), "dropped": {}, "splits": splits}
     write_manifest(folder / DATASET_NAME, entries, **(defaults | fields))
     return folder
+
+
+def load(folder: Path, network_input: NetworkInput, *, pad: int, workers: int = 2) -> Resident:
+    """All clips of a dataset in memory; ``pad`` rows of sound before and after each."""
+    dataset = open_dataset(folder)
+    cpu = torch.device("cpu")
+    return load_resident(
+        dataset,
+        list(dataset.clips),
+        network_input,
+        mel_pad=pad,
+        speech_pad=pad,
+        device=cpu,
+        frames_on=cpu,
+        workers=workers,
+    )

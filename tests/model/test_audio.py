@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from model.audio import AudioEncoder, AudioParams
+from tests.model.worlds import build_encoder
 
 EMBEDDING, N_MELS = 24, 12
 WINDOWS = [
@@ -20,16 +21,6 @@ WINDOWS = [
     AudioParams(n_mels=N_MELS, rows_before=0, rows_after=0, encoder="temporal"),
 ]
 each_window = pytest.mark.parametrize("params", WINDOWS, ids=lambda params: f"{params.encoder}-{params.rows}")
-
-
-def build_encoder(params: AudioParams, embedding: int = EMBEDDING) -> AudioEncoder:
-    """An encoder as after some training: the branches that start at zero contribute."""
-    torch.manual_seed(0)
-    encoder = AudioEncoder(params, embedding)
-    for parameter in encoder.parameters():
-        if not parameter.any():
-            nn.init.normal_(parameter, std=0.1)
-    return encoder
 
 
 def draw_mels(n: int, rows: int) -> Tensor:

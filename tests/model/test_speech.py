@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from model import loop
-from model.audio import AudioEncoder, AudioParams
+from model.audio import AudioParams
 from model.batch import build_network_input
 from model.checkpoint import (
     EMA,
@@ -38,7 +38,7 @@ from stages import train
 from stages.train import RUN_FILE, TrainRequest, read_run_file
 from tests import datasets
 from tests.model import worlds
-from tests.model.worlds import ALONE, CPU, N_MELS, SIZE, TINY
+from tests.model.worlds import ALONE, CPU, N_MELS, SIZE, TINY, build_encoder
 
 D = 6
 EMBEDDING = 24
@@ -58,16 +58,6 @@ each_input = pytest.mark.parametrize(
 LISTENER = replace(TINY, network=replace(TINY.network, audio=SPEECH))
 # What networks of mels had before there were speech features.
 MELS_NUMBERS = {"n_mels", "rows_before", "rows_after", "normalised", "encoder", "null"}
-
-
-def build_encoder(params: AudioParams) -> AudioEncoder:
-    """An encoder as after some training: the branches that start at zero contribute."""
-    torch.manual_seed(0)
-    encoder = AudioEncoder(params, EMBEDDING)
-    for parameter in encoder.parameters():
-        if not parameter.any():
-            nn.init.normal_(parameter, std=0.1)
-    return encoder
 
 
 def draw_sound(params: AudioParams, n: int) -> tuple[Tensor, Tensor]:

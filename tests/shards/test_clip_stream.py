@@ -18,7 +18,6 @@ import torch
 from shards.clip_stream import ClipStream
 from shards.frames import BatchIndex, FrameSource, RawBatch
 from shards.reader import open_dataset
-from shards.resident import load_resident
 from shards.schema import ShardError
 from shards.writer import PackedClip
 from tests import datasets
@@ -67,17 +66,7 @@ def targets(batches: list[RawBatch]) -> list[int]:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_are_those_of_a_resident_dataset(folder: Path, workers: int) -> None:
-    dataset = open_dataset(folder)
-    memory = load_resident(
-        dataset,
-        list(dataset.clips),
-        NETWORK_INPUT,
-        mel_pad=4,
-        speech_pad=9,
-        device=CPU,
-        frames_on=CPU,
-        workers=1,
-    )
+    memory = datasets.load(folder, NETWORK_INPUT, pad=9)
     for batch in read(folder, workers=workers):
         assert same(batch, memory.read_batch(batch.indices))
         clips = [memory.clips.find_clips(frames) for frames in batch.indices[1:4]]

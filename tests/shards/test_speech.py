@@ -25,7 +25,7 @@ from shards.diff import diff
 from shards.frames import BatchIndex, FrameSource, NetworkInput, RawBatch
 from shards.index import INDEX_NAME, INDEX_SCHEMA, MEMBERS, SPEECH_FIELDS
 from shards.reader import open_dataset, read_clip, read_info, read_members
-from shards.resident import build_clip_table, load_resident
+from shards.resident import build_clip_table
 from shards.schema import MAX_SPEECH_FEATURES, ShardError
 from shards.speech_scale import measure_speech_scale
 from shards.streaming import Cached, Decoder, Windowed
@@ -64,17 +64,7 @@ def opener(open_source: Callable[[Path, NetworkInput], FrameSource]) -> Callable
 
 @opener
 def open_resident(folder: Path, network_input: NetworkInput) -> FrameSource:
-    dataset = open_dataset(folder)
-    return load_resident(
-        dataset,
-        list(dataset.clips),
-        network_input,
-        mel_pad=3,
-        speech_pad=max(BEFORE, AFTER),
-        device=CPU,
-        frames_on=CPU,
-        workers=2,
-    )
+    return datasets.load(folder, network_input, pad=max(BEFORE, AFTER, 3))
 
 
 @opener

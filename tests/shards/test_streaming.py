@@ -23,7 +23,7 @@ from shards.codec import Codec
 from shards.frames import BatchIndex, FrameSource, NetworkInput, RawBatch
 from shards.index import ShardEntry
 from shards.reader import open_dataset
-from shards.resident import Resident, build_clip_table, load_resident
+from shards.resident import Resident, build_clip_table
 from shards.schema import ShardError
 from shards.streaming import Cached, Decoder, Windowed
 from tests import datasets
@@ -51,17 +51,7 @@ def dataset(folder: Path, codec: Codec = "raw", *, per_shard: int = 0) -> Path:
 
 
 def resident(folder: Path) -> Resident:
-    reader = open_dataset(folder)
-    return load_resident(
-        reader,
-        list(reader.clips),
-        NETWORK_INPUT,
-        mel_pad=6,
-        speech_pad=9,
-        device=CPU,
-        frames_on=CPU,
-        workers=2,
-    )
+    return datasets.load(folder, NETWORK_INPUT, pad=9)
 
 
 def cached(folder: Path, workers: int = 0, network_input: NetworkInput = NETWORK_INPUT) -> Cached:
