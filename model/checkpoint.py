@@ -4,7 +4,8 @@
         weights.safetensors    the network that is trained
         ema.safetensors        the moving average of the weights, which sampling uses
         optimizer.safetensors  AdamW's two moments and step, by parameter
-        state.json             step, position in the epoch order, held-out loss, recipe, digest of the dataset
+        state.json             step, position in the epoch order, held-out loss, recipe, digest of the data;
+                               where the run started, if from another run's weights
 
 A checkpoint's folder appears when it is complete. No generator state is saved: random numbers are a function
 of (seed, position), see ``shards.rng``.
@@ -30,7 +31,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from model.recipe import MAX_BATCH, MAX_STEPS, ModelError, Recipe, compare_recipes, recipe_to_dict
-from model.tensor_file import MAX_MOMENT, MAX_WEIGHT, read_tensors
+from model.tensor_file import MAX_MOMENT, MAX_WEIGHT, DType, read_tensors
 from model.unet import UNet
 from shards.atomic import WriteError, remove_atomically, write_folder_atomically
 from shards.files import read_file
@@ -61,6 +62,19 @@ class TrainState:
     position: int = 0  # frames trained on, over all ranks and epochs: the next position of the epoch order
 
 
+class StartRecord(pydantic.BaseModel):
+    """Where a run started that did not start from nothing."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    name: str = Field(max_length=4096)  # as the user gave it
+    sha256: Digest  # of the file of weights
+    step: int = Field(ge=0, le=MAX_STEPS)  # how far the run was that they are from
+
+    def __str__(self) -> str:
+        return f"{self.name} of step {self.step}, sha256 {self.sha256[:12]}"
+
+
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A checkpoint on disk."""
@@ -71,6 +85,7 @@ class Checkpoint:
     held_out_loss: float | None  # None: not measured at this step
     recipe: Recipe
     digest: str
+    start: StartRecord | None = None
 
 
 class StateFile(pydantic.BaseModel):
@@ -84,6 +99,7 @@ class StateFile(pydantic.BaseModel):
     held_out: float | None  # may be NaN or infinite: a loss that was
     digest: Digest
     recipe: Recipe
+    start: StartRecord | None = None  # of a run that started from another
 
 
 def list_checkpoints(run: Path) -> list[Checkpoint]:
@@ -117,7 +133,12 @@ def find_best(checkpoints: list[Checkpoint]) -> Checkpoint | None:
 
 
 def save_checkpoint(
-    state: TrainState, run: Path, recipe: Recipe, digest: str, held_out_loss: float | None
+    state: TrainState,
+    run: Path,
+    recipe: Recipe,
+    digest: str,
+    held_out_loss: float | None,
+    start: StartRecord | None = None,
 ) -> Checkpoint:
     """Write a checkpoint, which appears when it is complete. Replaces one of the same step."""
     path = run / CHECKPOINTS / f"step-{state.step:08d}"
@@ -131,6 +152,8 @@ def save_checkpoint(
         "digest": digest,
         "recipe": recipe_to_dict(recipe),
     }
+    if start is not None:
+        content["start"] = start.model_dump()
     with write_folder_atomically(path) as partial:
         try:
             save_file(_get_tensors(state.network), partial / WEIGHTS, metadata)
@@ -142,7 +165,7 @@ def save_checkpoint(
                 raise
             raise WriteError(int(number[1]), os.strerror(int(number[1])), str(path)) from err
         (partial / STATE).write_text(json.dumps(content, indent=1) + "\n")
-    return Checkpoint(path, state.step, state.position, held_out_loss, recipe, digest)
+    return Checkpoint(path, state.step, state.position, held_out_loss, recipe, digest, start)
 
 
 def prune_checkpoints(run: Path, keep_last: int) -> None:
@@ -154,8 +177,11 @@ def prune_checkpoints(run: Path, keep_last: int) -> None:
             remove_atomically(item.path)
 
 
-def check_resumable(checkpoint: Checkpoint, recipe: Recipe, digest: str) -> None:
-    """Raise ModelError unless ``checkpoint`` is of the same recipe and the same dataset."""
+def check_resumable(
+    checkpoint: Checkpoint, recipe: Recipe, digest: str, start: StartRecord | None = None
+) -> None:
+    """Raise ModelError unless ``checkpoint`` is of the same start, the same recipe and the same dataset."""
+    _check_start(checkpoint, start)
     for name, new, old in compare_recipes(recipe, checkpoint.recipe):
         raise ModelError(
             f"{checkpoint.path} was trained with {name} {old!r}, not {new!r}; give this one another --run"
@@ -165,6 +191,21 @@ def check_resumable(checkpoint: Checkpoint, recipe: Recipe, digest: str) -> None
         raise ModelError(
             f"{checkpoint.path} was trained on the dataset {checkpoint.digest[:12]}, not {digest[:12]}; "
             f"give this one another --run"
+        )
+
+
+def _check_start(checkpoint: Checkpoint, start: StartRecord | None) -> None:
+    """Raise ModelError unless a run started from these weights; their name may be another by now."""
+    old = checkpoint.start
+    if old is None and start is not None:
+        raise ModelError(
+            f"{checkpoint.path} started from nothing, not from {start}; give this one another --run"
+        )
+    if old is not None and start is None:
+        raise ModelError(f"{checkpoint.path} started from {old}; resume it with --start-from {old.name}")
+    if old is not None and start is not None and old.sha256 != start.sha256:
+        raise ModelError(
+            f"{checkpoint.path} started from {old}, not from {start}; give this one another --run"
         )
 
 
@@ -229,6 +270,11 @@ def load_network(
     return network.eval(), checkpoint
 
 
+def load_averaged_weights(network: UNet, path: Path) -> None:
+    """Load the weights in a checkpoint's file, or those of half the size in a model's. Raises ModelError."""
+    _load_weights(network, path, assign=True, dtype="F32" if path.name == EMA else "F16")
+
+
 def _get_tensors(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
 
@@ -242,9 +288,10 @@ def _get_moments(state: TrainState) -> dict[str, Tensor]:
     }
 
 
-def _load_weights(module: nn.Module, path: Path, *, assign: bool = False) -> None:
+def _load_weights(module: nn.Module, path: Path, *, assign: bool = False, dtype: DType = "F32") -> None:
     shapes = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    module.load_state_dict(read_tensors(path, shapes, max_value=MAX_WEIGHT), assign=assign)
+    tensors = read_tensors(path, shapes, max_value=MAX_WEIGHT, dtype=dtype)
+    module.load_state_dict(tensors, assign=assign)
 
 
 def _read_state(path: Path) -> Checkpoint:
@@ -266,4 +313,5 @@ def _read_state(path: Path) -> Checkpoint:
         held_out_loss=loss if loss is not None and math.isfinite(loss) else None,
         recipe=content.recipe,
         digest=content.digest,
+        start=content.start,
     )

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import logging
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from model.batch import Batch
-from model.checkpoint import TrainState
+from model.checkpoint import StartRecord, TrainState
 from model.epochs import EpochCounter, count_resumed_epoch, load_batches
 from model.execution import Execution, Ranks
 from model.monitor import MetricsWindow, RunMonitor
@@ -29,15 +30,23 @@ from shards.speech_scale import SpeechScale
 log = logging.getLogger(__name__)
 
 
-def create_state(recipe: Recipe, device: torch.device, speech_scale: SpeechScale | None = None) -> TrainState:
+def create_state(
+    recipe: Recipe,
+    device: torch.device,
+    speech_scale: SpeechScale | None = None,
+    start: UNet | None = None,
+) -> TrainState:
     """A run before its first step. The initial weights depend on the recipe's seed alone.
 
-    ``speech_scale``: of the training clips, for a network that takes speech features.
+    ``speech_scale``: of the training clips, for a network that takes speech features. ``start``: a network
+    whose weights and scale of speech features are the initial ones instead; its recipe has this network.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_key(recipe.seed, Purpose.INITIAL) >> 1)
         network = UNet(recipe.network)
-    if speech_scale is not None:
+    if start is not None:
+        network.load_state_dict(start.state_dict())
+    elif speech_scale is not None:
         network.embed_audio.speech.set_scale(*map(torch.from_numpy, speech_scale))
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     ema = copy.deepcopy(network).eval().requires_grad_(False)
@@ -83,8 +92,13 @@ def train(
     ranks: Ranks,
     run: Path,
     digest: str,
+    start: StartRecord | None = None,
+    report_step: Callable[[int, int], None] | None = None,
 ) -> str:
     """Train until ``recipe.steps`` or until asked to stop; return which of the two, e.g. "done".
+
+    ``start`` says where the run started, for its checkpoints. ``report_step`` is called after each step with
+    the steps done and ``recipe.steps``; what it raises ends the training at once.
 
     Raises ModelError when the loss is not finite or too large, and when memory does not suffice.
     """
@@ -95,13 +109,15 @@ def train(
         catch_stop_signals() as stop,
     ):
         run_log = open_files.enter_context(open_run_log(run, state.step)) if ranks.is_first else None
-        monitor = RunMonitor(run, recipe, digest, ranks, run_log)
+        monitor = RunMonitor(run, recipe, digest, ranks, run_log, start)
         trainer.prepare_forward()
         batches: list[Batch] = []
         while state.step < recipe.steps and not ranks.any(stop.signal_name is not None):
             batches = trainer.load_step()
             trainer.step(batches)
             trainer.log_finished_epoch()
+            if report_step is not None:
+                report_step(state.step, recipe.steps)
             if _is_due(recipe.watch.log_every, state.step, recipe):
                 monitor.log_metrics(state, trainer.window)
                 trainer.window = MetricsWindow()

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.batch import Batch, make_evaluation_batch, to_pixels
-from model.checkpoint import TrainState, list_checkpoints, prune_checkpoints, save_checkpoint
+from model.checkpoint import StartRecord, TrainState, list_checkpoints, prune_checkpoints, save_checkpoint
 from model.denoiser import estimate_y_0, gammas, interpolate_gamma, log_snr
 from model.execution import Execution, Ranks
 from model.objective import add_noise_in_mask, compute_losses, predict, select_base
@@ -174,10 +174,19 @@ class RunMonitor:
     All methods are collective: call them on every rank.
     """
 
-    def __init__(self, run: Path, recipe: Recipe, digest: str, ranks: Ranks, run_log: RunLog | None) -> None:
+    def __init__(
+        self,
+        run: Path,
+        recipe: Recipe,
+        digest: str,
+        ranks: Ranks,
+        run_log: RunLog | None,
+        start: StartRecord | None = None,
+    ) -> None:
         self.run = run
         self.recipe = recipe
         self.digest = digest
+        self.start = start
         self.ranks = ranks
         self.run_log = run_log  # the first rank's
         self.held_out_loss: tuple[int, float] | None = None  # step, and the loss that selects the best
@@ -227,7 +236,7 @@ class RunMonitor:
         ):
             step, loss = self.held_out_loss or (None, None)
             measured_loss = loss if step == state.step else None
-            save_checkpoint(state, self.run, self.recipe, self.digest, measured_loss)
+            save_checkpoint(state, self.run, self.recipe, self.digest, measured_loss, self.start)
             prune_checkpoints(self.run, self.recipe.watch.keep_last)
         self.ranks.barrier()
 

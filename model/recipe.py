@@ -173,6 +173,16 @@ SINGLE_SPEAKER = replace(
     batch=64,
     steps=100_000,
 )
+# A model of one's own: minutes of training that start from another run (docs/own-model.md has the figures).
+# The network and what goes with it are the start's; these are the numbers that stand without one.
+OWN = replace(
+    MULTI_SPEAKER,
+    optim=OptimParams(learning_rate=5e-4, warmup_steps=20, after_warmup="cosine", ema_decay=0.99),
+    watch=WatchParams(log_every=20, evaluate_every=400, save_every=200, held_out_frames=64, pictures=0),
+    batch=16,
+    steps=400,
+    held_out_share=0,  # of ten seconds none can be spared
+)
 # Minutes on a laptop's CPU: shows that everything works, not the quality that is possible.
 DEMO = replace(
     MULTI_SPEAKER,
@@ -198,20 +208,48 @@ PRESETS = {
     "paper-multi-speaker": PAPER_MULTI_SPEAKER,
     "paper-single-speaker": PAPER_SINGLE_SPEAKER,
     "demo": DEMO,
+    "own": OWN,
 }
+# What a run that starts from another takes from it: the network, and what the network was trained to see.
+FROM_START = ("network", "noise", "frames.before_first", "frames.mask_region", "frames.audio_dropped")
 
 
-def build_recipe(preset: str, *changes: Mapping[str, Any]) -> Recipe:
+def build_recipe(preset: str, *changes: Mapping[str, Any], start: Recipe | None = None) -> Recipe:
     """A preset with ``changes``, nested as in ``Recipe``; later changes override earlier ones.
+
+    ``start`` is the recipe of the run that this one starts from: what FROM_START names is taken from it, and
+    no change may differ from it.
 
     Raises ModelError with one line that names the key, its value and what was expected.
     """
     if preset not in PRESETS:
         raise ModelError(f"preset {shorten(preset)} is not known; known are {', '.join(PRESETS)}")
     values: dict[str, Any] = asdict(PRESETS[preset])
+    if start is not None:
+        start_values = asdict(start)
+        for name in FROM_START:
+            section, _, key = name.partition(".")
+            if key:
+                values[section] = values[section] | {key: start_values[section][key]}
+            else:
+                values[section] = start_values[section]
     for change in changes:
         values = _merge(values, change, "")
-    return _validate(values)
+    recipe = _validate(values)
+    if start is not None:
+        _check_start(recipe, start)
+    return recipe
+
+
+def _check_start(recipe: Recipe, start: Recipe) -> None:
+    """Raise ModelError unless all that FROM_START names is as in the recipe of the start."""
+    start_values = dict(iterate_values(asdict(start)))
+    for name, value in iterate_values(asdict(recipe)):
+        if name.startswith(FROM_START) and value != start_values[name]:
+            raise ModelError(
+                f"{name} is {shorten(value)}, expected {shorten(start_values[name])} as in the run that this "
+                "one starts from"
+            )
 
 
 def recipe_from_dict(values: Mapping[str, Any]) -> Recipe:

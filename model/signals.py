@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import threading
 from collections.abc import Iterator
 
 import psutil
@@ -20,8 +21,14 @@ class StopRequest:
 
 @contextlib.contextmanager
 def catch_stop_signals() -> Iterator[StopRequest]:
-    """Turn the first SIGTERM or SIGINT into a request to stop; a second one acts as usual."""
+    """Turn the first SIGTERM or SIGINT into a request to stop; a second one acts as usual.
+
+    In another thread than the main one, which alone can catch signals, there is no such request.
+    """
     request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def record(number: int, _frame: object) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -17,16 +17,18 @@ from pydantic import Field
 
 from model import loop
 from model.batch import build_network_input
-from model.checkpoint import check_resumable, list_checkpoints, restore_state
+from model.checkpoint import StartRecord, check_resumable, list_checkpoints, restore_state
 from model.execution import Execution, Ranks, join_ranks
 from model.recipe import ModelError, Recipe, recipe_from_dict, recipe_to_dict
 from model.signals import explain_out_of_memory
+from model.start import Start
 from model.unet import count_parameters
 from shards.atomic import write_atomically
 from shards.balance import Balance
 from shards.cache import open_shard_store
 from shards.clip_stream import ClipStream
 from shards.documents import Document
+from shards.errors import shorten
 from shards.files import is_inside
 from shards.frames import FrameSource
 from shards.index import get_params_section
@@ -65,10 +67,14 @@ class TrainRequest:
     cache: Path | None = None  # folder for shards from elsewhere; None: the user's cache
     cache_gb: float = 100.0
     execution: Execution = field(default_factory=Execution)
+    start: Start | None = None  # weights to start from; the recipe's network is theirs
+    report_step: Callable[[int, int], None] | None = None  # called with the steps done and their number
 
 
 def run(request: TrainRequest, recipe: Recipe, progress: Progress = no_progress) -> str:
     """Start a run or resume it; return why it ended, e.g. "done" or "stopped by SIGTERM".
+
+    ``progress`` receives the loading of clips.
 
     Raises StageError, ShardError or ModelError with a message of one line.
     """
@@ -102,16 +108,20 @@ def _train(request: TrainRequest, recipe: Recipe, ranks: Ranks, progress: Progre
     dataset = open_dataset(get_manifest(request.shards), hashes=False)
     digest = str(dataset.manifest["digest"])
     checkpoints = list_checkpoints(request.run)
+    start = request.start
+    if start is not None:
+        _check_sound(start, dataset)
     if checkpoints:
-        check_resumable(checkpoints[-1], recipe, digest)
+        check_resumable(checkpoints[-1], recipe, digest, start.record if start else None)
     start_step = checkpoints[-1].step if checkpoints else 0
     with open_frame_sources(request, recipe, dataset, ranks, progress, start_step) as (data, held_out):
         speech_scale = None
-        if recipe.network.audio.takes_speech and not checkpoints:  # these hold it
+        if recipe.network.audio.takes_speech and not checkpoints and start is None:  # these hold it
             network_input = build_network_input(recipe.network)
             speech_scale = measure_speech_scale(dataset, data.clips.ids, network_input)
         with explain_out_of_memory("the network", ranks.device, advice="try fewer network.channels"):
-            state = loop.create_state(recipe, ranks.device, speech_scale)
+            initial = start.load_network() if start is not None and not checkpoints else None
+            state = loop.create_state(recipe, ranks.device, speech_scale, initial)
             if checkpoints:
                 restore_state(state, checkpoints[-1])
         if ranks.is_first:
@@ -121,7 +131,7 @@ def _train(request: TrainRequest, recipe: Recipe, ranks: Ranks, progress: Progre
                 request.preset, f"{count_parameters(state.network):,}", len(data), len(data.clips.ids),
                 request.hold, len(held_out) if held_out else 0, len(held_out.clips.ids) if held_out else 0,
                 f"going on at step {state.step}" if checkpoints
-                else f"new, on {ranks.world} x {ranks.device.type}",
+                else f"new{f' from {start.record}' if start else ''}, on {ranks.world} x {ranks.device.type}",
             )  # fmt: skip
             if recipe.balance != "frames":
                 log.info("balance %s: drawn evenly, no exact epochs", recipe.balance)
@@ -137,6 +147,8 @@ def _train(request: TrainRequest, recipe: Recipe, ranks: Ranks, progress: Progre
                 ranks=ranks,
                 run=request.run,
                 digest=digest,
+                start=start.record if start else None,
+                report_step=request.report_step,
             )
         except RuntimeError as err:
             if is_worker_error(err):
@@ -285,6 +297,7 @@ class RunFile(Document):
     recipe: dict[str, Any] = Field(default_factory=dict)
     mels: dict[str, Any] | None = None  # how the dataset's mels were made
     speech: dict[str, Any] | None = None  # and its speech features, if the network takes them
+    start: StartRecord | None = None  # where it started, if from another run's weights
     versions: dict[str, Text] = Field(default_factory=dict)
 
     @pydantic.field_validator("recipe")
@@ -295,6 +308,22 @@ class RunFile(Document):
         except ModelError as err:
             raise ValueError(str(err)) from err
         return recipe
+
+
+def _check_sound(start: Start, dataset: Dataset) -> None:
+    """Raise StageError where the start's run says that its sound was made otherwise than the dataset's."""
+    if start.run is None or not (start.run / RUN_FILE).exists():
+        return
+    known = read_run_file(start.run)
+    sections = ("mels", "speech") if start.recipe.network.audio.takes_speech else ("mels",)
+    for section in sections:
+        new = get_params_section(dataset.manifest, section)
+        for name, value in (known.get(section) or {}).items():
+            if name in new and new[name] != value:
+                raise StageError(
+                    f"{dataset.storage.address}: has {section}.{name} {shorten(new[name])}, expected "
+                    f"{shorten(value)} as in the dataset of {start.record.name}"
+                )
 
 
 def read_run_file(run: Path) -> dict[str, Any]:
@@ -314,5 +343,7 @@ def _write_run_file(request: TrainRequest, recipe: Recipe, dataset: Dataset) -> 
     }
     if recipe.network.audio.takes_speech:
         content["speech"] = get_params_section(dataset.manifest, "speech") or None
+    if request.start is not None:
+        content["start"] = request.start.record.model_dump()
     with write_atomically(request.run / RUN_FILE) as partial:
         partial.write_text(json.dumps(content, indent=1) + "\n")

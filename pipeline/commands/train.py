@@ -46,6 +46,12 @@ def default_workers() -> int:
 @click.option("--run", type=FOLDER, help="Folder for the run.  [default: runs/PRESET]")
 @click.option("--preset", help="Recipe to start from.  [default: train.preset of the params file]")
 @click.option(
+    "--start-from",
+    metavar="DIR|FILE",
+    help="Start from the weights of a trained run, of one checkpoint or of a model's file, and take its "
+    "network; the preset own is made for it.  [default: from nothing]",
+)
+@click.option(
     "-s",
     "--set",
     "settings",
@@ -102,6 +108,7 @@ def command(
     shards: str | None,
     run: Path | None,
     preset: str | None,
+    start_from: str | None,
     settings: tuple[str, ...],
     params: Path | None,
     device: str,
@@ -122,6 +129,7 @@ def command(
     """
     from model.execution import Execution
     from model.recipe import build_recipe, nest_changes
+    from model.start import find_start
     from pipeline.progress import ProgressBars
     from stages import train
 
@@ -131,7 +139,9 @@ def command(
     section = params_file.load(params).train
     name = preset or section.preset
     shuffled = {"window": window} if hold == "windowed" else {}
-    recipe = build_recipe(name, section.changes, nest_changes(_parse_settings(settings)), shuffled)
+    start = find_start(start_from) if start_from else None
+    changes = section.changes, nest_changes(_parse_settings(settings)), shuffled
+    recipe = build_recipe(name, *changes, start=start.recipe if start else None)
     if dry_run:
         _print_plan(name, recipe)
         return
@@ -148,6 +158,7 @@ def command(
         cache=cache,
         cache_gb=cache_gb,
         execution=Execution(micro_batch=micro_batch or 0, **execution),
+        start=start,
     )
     with ProgressBars() as bars:
         outcome = train.run(request, recipe, bars)
