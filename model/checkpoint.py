@@ -31,7 +31,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from model.recipe import MAX_BATCH, MAX_STEPS, ModelError, Recipe, compare_recipes, recipe_to_dict
-from model.tensor_file import MAX_MOMENT, MAX_WEIGHT, DType, read_tensors
+from model.tensor_file import MAX_MOMENT, MAX_WEIGHT, read_tensors
 from model.unet import UNet
 from shards.atomic import WriteError, remove_atomically, write_folder_atomically
 from shards.files import read_file
@@ -270,11 +270,6 @@ def load_network(
     return network.eval(), checkpoint
 
 
-def load_averaged_weights(network: UNet, path: Path) -> None:
-    """Load the weights in a checkpoint's file, or those of half the size in a model's. Raises ModelError."""
-    _load_weights(network, path, assign=True, dtype="F32" if path.name == EMA else "F16")
-
-
 def _get_tensors(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
 
@@ -288,10 +283,9 @@ def _get_moments(state: TrainState) -> dict[str, Tensor]:
     }
 
 
-def _load_weights(module: nn.Module, path: Path, *, assign: bool = False, dtype: DType = "F32") -> None:
+def _load_weights(module: nn.Module, path: Path, *, assign: bool = False) -> None:
     shapes = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    tensors = read_tensors(path, shapes, max_value=MAX_WEIGHT, dtype=dtype)
-    module.load_state_dict(tensors, assign=assign)
+    module.load_state_dict(read_tensors(path, shapes, max_value=MAX_WEIGHT), assign=assign)
 
 
 def _read_state(path: Path) -> Checkpoint:

@@ -11,7 +11,6 @@ import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
 import safetensors
 import torch
@@ -24,8 +23,7 @@ from shards.files import open_file
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-DType = Literal["F32", "F16"]  # of every tensor in a file: a run's, or a model's that takes half the room
-DTYPE_BYTES: Mapping[DType, int] = {"F32": 4, "F16": 2}
+DTYPE, DTYPE_BYTES = "F32", 4  # of every tensor that a run writes
 # Trained weights are below 10 and AdamW's moments below 1e6. With much larger ones, products are not finite.
 MAX_WEIGHT, MAX_MOMENT = 1e4, 1e12
 # The header has a line of some 150 bytes for each tensor, and the recipe.
@@ -33,20 +31,16 @@ MAX_HEADER_BYTES, MAX_ENTRY_BYTES = 2**16, 2**10
 N_LENGTH_BYTES = 8  # the header's length, at the start of the file
 
 
-def read_tensors(
-    path: Path, expected: Shapes, *, max_value: float, dtype: DType = "F32"
-) -> dict[str, Tensor]:
-    """Read the tensors that a run has written, as float32. Raises ModelError unless exactly these are there.
+def read_tensors(path: Path, expected: Shapes, *, max_value: float) -> dict[str, Tensor]:
+    """Read the tensors that a run has written, float32. Raises ModelError unless exactly these are there.
 
-    ``expected`` are their shapes by name, ``dtype`` is what they have in the file. No value is NaN or beyond
-    +-``max_value``.
+    ``expected`` are their shapes by name. No value is NaN or beyond +-``max_value``.
     """
     n_values = sum(_count_values(shape) for shape in expected.values())
     max_header_bytes = N_LENGTH_BYTES + MAX_HEADER_BYTES + MAX_ENTRY_BYTES * len(expected)
     try:
-        max_bytes = max_header_bytes + DTYPE_BYTES[dtype] * n_values
-        _check_header(path, expected, dtype, max_header_bytes, max_bytes)
-        tensors = {name: value.float() for name, value in load_file(path).items()}
+        _check_header(path, expected, max_header_bytes, max_header_bytes + DTYPE_BYTES * n_values)
+        tensors = load_file(path)
     except FileNotFoundError as err:
         raise ModelError(f"{path}: is missing, so this checkpoint is incomplete") from err
     except OSError as err:
@@ -65,7 +59,7 @@ def _count_values(shape: tuple[int, ...]) -> int:
     return n
 
 
-def _check_header(path: Path, expected: Shapes, dtype: DType, max_header_bytes: int, max_bytes: int) -> None:
+def _check_header(path: Path, expected: Shapes, max_header_bytes: int, max_bytes: int) -> None:
     """Raise ModelError, OSError or ValueError unless the header lists the expected tensors."""
     with open_file(path, inside=path.parent) as file:
         n_file_bytes = os.fstat(file.fileno()).st_size
@@ -82,7 +76,7 @@ def _check_header(path: Path, expected: Shapes, dtype: DType, max_header_bytes: 
         raise ValueError("its header is not an object")
     entries.pop("__metadata__", None)
     stored = {name: _describe_entry(entry) for name, entry in entries.items()}
-    needed = {name: f"{dtype} {list(shape)}" for name, shape in expected.items()}
+    needed = {name: f"{DTYPE} {list(shape)}" for name, shape in expected.items()}
     for name in sorted(stored.keys() | needed.keys()):
         if stored.get(name) != needed.get(name):
             raise ModelError(

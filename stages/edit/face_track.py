@@ -79,11 +79,18 @@ class SourceImage:
 
 
 def find_faces(
-    path: Path, facts: VideoFacts, seconds: Fraction, params: LandmarksParams, model: Path, folder: Path
+    path: Path,
+    facts: VideoFacts,
+    seconds: Fraction,
+    params: LandmarksParams,
+    model: Path,
+    folder: Path,
+    windows: Sequence[tuple[int, int]] | None = None,
 ) -> Outcome:
     """Find the faces at each instant of a video's first ``seconds``. Runs in the sandbox.
 
-    Writes the files STAMPS, INSTANTS and DETECTIONS to ``folder``.
+    ``windows`` are pairs of a first instant and the one after the last, in order: at the others no face is
+    looked for. Writes the files STAMPS, INSTANTS and DETECTIONS to ``folder``.
     """
     find = open_finder(model, params.max_faces)
     with (
@@ -106,8 +113,11 @@ def find_faces(
 
         frames = record_stamps()
         current: SourceImage | None = None
-        for at, frame in sample_at_25fps(frames, max(1, count_instants(seconds))):
-            if frame is not current:
+        faces: list[FaceDetection] = []
+        for k, (at, frame) in enumerate(sample_at_25fps(frames, max(1, count_instants(seconds)))):
+            if windows is not None and not any(first <= k < end for first, end in windows):
+                current, faces = None, []
+            elif frame is not current:
                 current = frame
                 faces = detect_faces(frame.image, find)
             detections.write(_pack_detections(faces))
@@ -152,10 +162,11 @@ def observe_faces(
     model: Path,
     folder: Path,
     progress: Progress,
+    windows: Sequence[tuple[int, int]] | None = None,
 ) -> FaceObservations:
     """Find the faces of a video's first ``seconds`` in the sandbox. ``folder`` is an empty one, for scratch.
 
-    Calls ``progress`` with ("faces", instants done, instants). Raises StageError when the video cannot be
+    ``windows`` are as in ``find_faces``. Calls ``progress`` with ("faces", instants done, instants). Raises StageError when the video cannot be
     used.
     """
     n_instants = max(1, count_instants(seconds))
@@ -165,7 +176,14 @@ def observe_faces(
         progress("faces", written.stat().st_size // INSTANT.itemsize if written.exists() else 0, n_instants)
 
     job = ClipJob(
-        find_faces, path=path, facts=facts, seconds=seconds, params=params, model=model, folder=folder
+        find_faces,
+        path=path,
+        facts=facts,
+        seconds=seconds,
+        params=params,
+        model=model,
+        folder=folder,
+        windows=windows,
     )
     sandbox.run_or_raise(job, limits, path, video_seconds=float(seconds), on_poll=report_progress)
     report_progress()

@@ -162,16 +162,16 @@ def edit(
     """
     cv2.setNumThreads(1)
     _check_paths(video, audio, out, preview)
-    encoder = _find_speech_encoder(generator, params)
+    encoder = find_speech_encoder(params) if generator.takes_speech else None
     with TemporaryDirectory(prefix="redub.") as scratch:
-        facts = _probe_video(video, params)
-        speech = _probe_speech(audio, params)
+        facts = read_video_facts(video, params)
+        speech = read_speech_facts(audio, params)
         seconds = compute_output_seconds(params.fit, facts.seconds, speech.seconds)
         if seconds > params.max_seconds:
             raise StageError(f"{out}: would last {float(seconds):.1f} s, expected at most "
                              f"{params.max_seconds:g} s; --max-seconds allows more")  # fmt: skip
-        plan = _make_plan(video, facts, seconds, generator.size, model, params, Path(scratch), progress)
-        sound = _compute_sound(speech, plan.n_instants, encoder, params)
+        plan = make_plan(video, facts, seconds, generator.size, model, params, Path(scratch), progress)
+        sound = compute_sound(speech, plan.n_instants, encoder, params)
         return _write_outputs(plan, generator, sound, speech, out, preview, params, progress)
 
 
@@ -194,13 +194,15 @@ def _check_paths(video: Path, audio: Path, out: Path, preview: Path | None) -> N
         raise StageError(f"{preview}: preview and output are the same file; name another")
 
 
-def _probe_video(video: Path, params: EditParams) -> VideoFacts:
+def read_video_facts(video: Path, params: EditParams) -> VideoFacts:
+    """The facts of a video, read in the sandbox. Raises StageError when it cannot be edited."""
     job = ClipJob(probe_video, path=video, max_pixels=params.max_pixels)
     outcome = sandbox.run_or_raise(job, params.limits, video, video_seconds=_estimate_max_seconds(video))
     return VideoFacts.from_json(outcome.facts)
 
 
-def _probe_speech(audio: Path, params: EditParams) -> Speech:
+def read_speech_facts(audio: Path, params: EditParams) -> Speech:
+    """The facts of a recording, read in the sandbox. Raises StageError when it cannot be played."""
     job = ClipJob(probe_speech, path=audio)
     outcome = sandbox.run_or_raise(job, params.limits, audio, video_seconds=_estimate_max_seconds(audio))
     return Speech.from_facts(audio, outcome.facts)
@@ -219,10 +221,8 @@ class SoundRows:
     speech: NDArray[np.float16] | None  # (2T, D), features of a speech encoder
 
 
-def _find_speech_encoder(generator: MouthGenerator, params: EditParams) -> Path | None:
-    """The weights of the encoder whose features the network takes, if it takes any. Raises StageError."""
-    if not generator.takes_speech:
-        return None
+def find_speech_encoder(params: EditParams) -> Path:
+    """The weights of the encoder whose features a network takes. Raises StageError."""
     encoder = find_model(params.speech)
     if encoder is None:
         raise StageError(
@@ -232,7 +232,7 @@ def _find_speech_encoder(generator: MouthGenerator, params: EditParams) -> Path 
     return encoder
 
 
-def _compute_sound(speech: Speech, n_instants: int, encoder: Path | None, params: EditParams) -> SoundRows:
+def compute_sound(speech: Speech, n_instants: int, encoder: Path | None, params: EditParams) -> SoundRows:
     """Mels and speech features, by the dataset's own functions, in the sandbox."""
 
     def make_mels_job(entry: Path) -> ClipJob:
@@ -275,7 +275,7 @@ def _run_sound_job(
         raise StageError(f"{speech.path}: {drop.reason}") from drop
 
 
-def _make_plan(
+def make_plan(
     video: Path,
     facts: VideoFacts,
     seconds: Fraction,
@@ -284,8 +284,9 @@ def _make_plan(
     params: EditParams,
     scratch: Path,
     progress: Progress,
+    windows: Sequence[tuple[int, int]] | None = None,
 ) -> EditPlan:
-    """Find the face in the part of the video that the output shows."""
+    """Find the face in the part of the video that the output shows; at some instants of it (``find_faces``)."""
     observations = observe_faces(
         video,
         facts,
@@ -295,6 +296,7 @@ def _make_plan(
         model,
         scratch,
         progress,
+        windows,
     )
     align = replace(params.align, size=size)
     try:
@@ -403,12 +405,12 @@ def _generate_crops(
         if index < 0:
             yield from [None] * len(instants)
             continue
-        frames = _read_crops(plan, reader, instants, generator.size)
+        frames = read_crops(plan, reader, instants, generator.size)
         crops = generator(frames, sound.mels, instants[0], sound.speech)
         yield from _check_crops(crops, len(instants), generator.size)
 
 
-def _read_crops(
+def read_crops(
     plan: EditPlan, reader: FrameReader, instants: Sequence[int], size: int
 ) -> Iterator[CropFrame]:
     """The network's input frames for instants of one segment."""
