@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +19,7 @@ from model import loop
 from model.batch import build_network_input
 from model.checkpoint import StartRecord, check_resumable, list_checkpoints, restore_state
 from model.execution import Execution, Ranks, join_ranks
+from model.published_file import is_published_file, read_published_info
 from model.recipe import ModelError, Recipe, recipe_from_dict, recipe_to_dict
 from model.signals import explain_out_of_memory
 from model.start import Start
@@ -311,10 +312,13 @@ class RunFile(Document):
 
 
 def _check_sound(start: Start, dataset: Dataset) -> None:
-    """Raise StageError where the start's run says that its sound was made otherwise than the dataset's."""
-    if start.run is None or not (start.run / RUN_FILE).exists():
-        return
-    known = read_run_file(start.run)
+    """Raise StageError where the start says that its sound was made otherwise than the dataset's."""
+    known: Mapping[str, Any] = {}
+    run = start.path.absolute().parent.parent
+    if is_published_file(start.path):
+        known = read_published_info(start.path).model_dump()
+    elif (run / RUN_FILE).exists():  # it is not there beside a checkpoint that was copied alone
+        known = read_run_file(run)
     sections = ("mels", "speech") if start.recipe.network.audio.takes_speech else ("mels",)
     for section in sections:
         new = get_params_section(dataset.manifest, section)

@@ -47,8 +47,9 @@ def default_workers() -> int:
 @click.option("--preset", help="Recipe to start from.  [default: train.preset of the params file]")
 @click.option(
     "--start-from",
+    type=click.Path(path_type=Path),
     metavar="DIR|FILE",
-    help="Start from the weights of a trained run, of one checkpoint or of a model's file, and take its "
+    help="Start from the weights of a trained run, of one checkpoint or of a published file, and take its "
     "network; the preset own is made for it.  [default: from nothing]",
 )
 @click.option(
@@ -108,7 +109,7 @@ def command(
     shards: str | None,
     run: Path | None,
     preset: str | None,
-    start_from: str | None,
+    start_from: Path | None,
     settings: tuple[str, ...],
     params: Path | None,
     device: str,

@@ -166,8 +166,8 @@ def observe_faces(
 ) -> FaceObservations:
     """Find the faces of a video's first ``seconds`` in the sandbox. ``folder`` is an empty one, for scratch.
 
-    ``windows`` are as in ``find_faces``. Calls ``progress`` with ("faces", instants done, instants). Raises StageError when the video cannot be
-    used.
+    ``windows`` are as in ``find_faces``. Calls ``progress`` with ("faces", instants done, instants). Raises
+    StageError when the video cannot be used.
     """
     n_instants = max(1, count_instants(seconds))
 

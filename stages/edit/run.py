@@ -286,7 +286,7 @@ def make_plan(
     progress: Progress,
     windows: Sequence[tuple[int, int]] | None = None,
 ) -> EditPlan:
-    """Find the face in the part of the video that the output shows; at some instants of it (``find_faces``)."""
+    """Find the face in the part of the video that the output shows; ``windows`` as in ``find_faces``."""
     observations = observe_faces(
         video,
         facts,

@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -228,11 +228,11 @@ def test_frames_in_the_hosts_memory_are_prefetched_in_the_same_order(data: Resid
 
 
 def start_command(
-    shards: Path, run: Path, recipe: Recipe, *, until: int, ranks: int = 1
+    shards: Path, run: Path, recipe: Recipe, *, until: int, ranks: int = 1, options: Sequence[str] = ()
 ) -> subprocess.Popen[str]:
     """`pipeline train` as a process that has made at least ``until`` steps."""
     process = subprocess.Popen(
-        worlds.make_command(shards, run, recipe, ranks=ranks),
+        worlds.make_command(shards, run, recipe, *options, ranks=ranks),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -1,0 +1,275 @@
+"""Adapt a network to the person in one video, by minutes of training on the video itself.
+
+The result is a published file (``model.published_file``), which draws this person and nobody else. It is
+stored in the user's cache under a key of everything that goes into it, so that a second edit of the same
+video takes no training.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from model.batch import Batch
+from model.checkpoint import load_network
+from model.execution import Execution, select_device
+from model.objective import compute_losses
+from model.published_file import PublishedInfo, write_published_file
+from model.recipe import MAX_STEPS, ModelError, Recipe
+from model.start import Start
+from model.unet import UNet
+from shards.atomic import write_atomically
+from shards.checksum import file_sha256
+from shards.schema import VIDEO_FPS
+from stages import train
+from stages.adapt.clips import CutParams, CutPlan, CutResult, cut_video, plan_cut
+from stages.edit.run import EditParams
+from stages.engine.cache import digest
+from stages.engine.outcome import StageError
+from stages.engine.progress import Progress, no_progress
+from stages.media.weights import cache_folder
+
+VERSION = 1
+FOLDER = "adapted"  # of the user's cache
+MAX_CACHED_MODELS = 50  # a small one has 4 MB
+MIN_STEPS = 20
+# To find the face in an instant and to cut its crop, on one core of 2020.
+SECONDS_PER_INSTANT = 0.02
+ENOUGH_SECONDS = 10.0  # of one's own speech; with less the mouth follows other speech worse
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptRequest:
+    """What to adapt to, from where, and for how long."""
+
+    video: Path
+    start: Start
+    recipe: Recipe  # of the preset `own` with the start's network
+    params: EditParams  # with the mels and speech features that the start knows
+    landmarker: Path  # MediaPipe's face model
+    minutes: float | None = None  # of training; None: the recipe's steps
+    keep: Path | None = None  # the file to write besides
+    device: str = "auto"
+    execution: Execution = field(default_factory=Execution)
+    cut: CutParams = field(default_factory=CutParams)
+    cache: Path | None = None  # folder; None: the user's
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What adapting will take, before it begins."""
+
+    learn_seconds: float  # of the video, that are learned from
+    video_seconds: float
+    steps: int
+    prepare_seconds: float
+    train_seconds: float
+
+    def describe(self) -> str:
+        """One line for the user."""
+        total = self.prepare_seconds + self.train_seconds
+        time_text = f"{total / 60:.1f} minutes" if total >= 90 else f"{total:.0f} s"
+        return (
+            f"adapting to {self.learn_seconds:.0f} of {self.video_seconds:.0f} s of the video: "
+            f"about {time_text} ({self.steps} steps of training)"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptResult:
+    """An adapted model."""
+
+    path: Path  # a published file
+    is_cached: bool  # whether it was there already
+    cut: CutResult | None = None  # None for a cached one
+    steps: int = 0
+    seconds: float = 0.0  # that everything took
+
+
+def adapt(
+    request: AdaptRequest,
+    progress: Progress = no_progress,
+    announce: Callable[[Estimate], None] = lambda estimate: None,
+) -> AdaptResult:
+    """Train a network further on a video, or find the result in the cache; return where it is.
+
+    ``announce`` is called with an estimate before the work begins, unless the result is cached. ``progress``
+    receives the passes "faces", "crops", "loading training clips" and "training"; whatever it raises ends
+    the work, and nothing is left behind. Raises StageError or ModelError in one line, and KeyboardInterrupt
+    after Ctrl-C.
+    """
+    began = time.monotonic()
+    path = (request.cache or cache_folder() / FOLDER) / f"{_make_key(request)}.safetensors"
+    result = AdaptResult(path, is_cached=True)
+    if _is_readable(path):
+        os.utime(path)  # it is among the last that are removed
+    else:
+        cut, steps = _make_model(request, path, progress, announce)
+        _remove_oldest(path.parent)
+        result = AdaptResult(path, False, cut, steps, time.monotonic() - began)
+    if request.keep is not None:
+        with write_atomically(request.keep) as partial:
+            shutil.copyfile(path, partial)
+        result = replace(result, path=request.keep)
+    return result
+
+
+def _make_key(request: AdaptRequest) -> str:
+    """A digest of all that decides the weights, but rounding and how many steps fit in the minutes."""
+    params = request.params
+    return digest(
+        VERSION,
+        file_sha256(request.video),
+        request.start.record.sha256,
+        asdict(request.recipe),
+        request.minutes,
+        request.cut,
+        params.face,
+        replace(params.landmarks, model=""),
+        params.align,
+        params.mels,
+        replace(params.speech, model="") if request.start.recipe.network.audio.takes_speech else None,
+    )
+
+
+def _is_readable(path: Path) -> bool:
+    """Whether a cached model is there and whole; one that is not is made again."""
+    try:
+        return path.is_file() and load_network(path) is not None
+    except ModelError as err:
+        log.warning("%s; it is made again", err)
+        return False
+
+
+def _remove_oldest(folder: Path) -> None:
+    """Remove all but the MAX_CACHED_MODELS models that were used last."""
+    paths = sorted(folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime)
+    for path in paths[:-MAX_CACHED_MODELS]:
+        path.unlink(missing_ok=True)
+
+
+def _make_model(
+    request: AdaptRequest, path: Path, progress: Progress, announce: Callable[[Estimate], None]
+) -> tuple[CutResult, int]:
+    """Cut the video, train and write the model. Everything else that is written is removed."""
+    plan = plan_cut(request.video, request.params, request.cut)
+    device = select_device(request.device)
+    step_seconds = measure_step_seconds(
+        request.start.load_network(), request.recipe, device, request.execution
+    )
+    recipe = _choose_steps(request, step_seconds)
+    announce(_estimate(plan, recipe.steps, step_seconds))
+    with TemporaryDirectory(prefix="redub.") as folder:
+        shards, run, scratch = (Path(folder, name) for name in ("shards", "run", "scratch"))
+        scratch.mkdir()
+        cut = cut_video(
+            request.video,
+            plan,
+            shards,
+            size=recipe.network.size,
+            takes_speech=recipe.network.audio.takes_speech,
+            model=request.landmarker,
+            params=request.params,
+            cut=request.cut,
+            scratch=scratch,
+            progress=progress,
+        )
+        if cut.seconds < ENOUGH_SECONDS:
+            log.warning(
+                "%s: %.1f s of a face with speech; with less than %g s the mouth follows other speech worse",
+                request.video, cut.seconds, ENOUGH_SECONDS,
+            )  # fmt: skip
+        recipe = replace(recipe, batch=min(recipe.batch, cut.frames))
+        outcome = train.run(
+            train.TrainRequest(
+                shards=str(shards),
+                run=run,
+                preset="own",
+                device=request.device,
+                execution=request.execution,
+                start=request.start,
+                report_step=lambda done, total: progress("training", done, total),
+            ),
+            recipe,
+            progress,
+        )
+        if outcome != "done":
+            if "SIGINT" in outcome:
+                raise KeyboardInterrupt
+            raise StageError(f"{request.video}: adapting to it was {outcome}")
+        network, checkpoint = load_network(run, which="newest")
+        info = PublishedInfo(
+            recipe=checkpoint.recipe,
+            step=checkpoint.step,
+            digest=checkpoint.digest,
+            mels=asdict(request.params.mels),
+            speech=asdict(replace(request.params.speech, model=""))
+            if recipe.network.audio.takes_speech
+            else None,
+        )
+        write_published_file(network, info, path)
+    return cut, recipe.steps
+
+
+def _choose_steps(request: AdaptRequest, step_seconds: float) -> Recipe:
+    """The recipe with as many steps as fit in the minutes; as it is without them."""
+    if request.minutes is None:
+        return request.recipe
+    steps = round(60 * request.minutes / step_seconds)
+    return replace(request.recipe, steps=min(max(steps, MIN_STEPS), MAX_STEPS))
+
+
+def _estimate(plan: CutPlan, steps: int, step_seconds: float) -> Estimate:
+    return Estimate(
+        learn_seconds=float(plan.seconds) if len(plan.windows) == 1 else plan.n_instants / VIDEO_FPS,
+        video_seconds=float(plan.facts.seconds),
+        steps=steps,
+        prepare_seconds=plan.n_instants * SECONDS_PER_INSTANT,
+        train_seconds=steps * step_seconds,
+    )
+
+
+def measure_step_seconds(network: UNet, recipe: Recipe, device: torch.device, execution: Execution) -> float:
+    """How long a training step takes here: the second of two on a batch of zeros. Changes the network."""
+    network = network.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    batch = _make_empty_batch(recipe, execution.choose_micro_batch(recipe, 1), device)
+    for _ in range(2):
+        began = time.perf_counter()
+        with execution.autocast(device):
+            losses = compute_losses(network, batch, recipe)
+        losses.sum().backward()  # type: ignore[no-untyped-call]
+        float(losses.detach().sum())  # waits for the GPU
+        seconds = time.perf_counter() - began
+    return seconds * recipe.batch / len(batch)
+
+
+def _make_empty_batch(recipe: Recipe, n: int, device: torch.device) -> Batch:
+    size, audio = recipe.network.size, recipe.network.audio
+    image, mask = torch.zeros(n, 3, size, size, device=device), torch.ones(n, 1, size, size, device=device)
+    speech = None
+    if audio.takes_speech:
+        speech = torch.zeros(n, audio.speech_rows, audio.speech_size, dtype=torch.float16, device=device)
+    return Batch(
+        y_0=image,
+        previous=image,
+        identity=image,
+        context=image,
+        mask=mask,
+        lips=mask,
+        mels=torch.zeros(n, audio.rows, audio.n_mels, device=device),
+        speech=speech,
+        has_audio=torch.ones(n, dtype=torch.bool, device=device),
+        gamma=torch.full((n,), 0.5, device=device),
+        epsilon=image,
+        dropout_keys=torch.zeros(n, dtype=torch.int32, device=device),
+    )
