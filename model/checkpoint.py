@@ -30,6 +30,12 @@ from pydantic import ConfigDict, Field
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from model.published_file import (
+    PublishedInfo,
+    is_published_file,
+    load_published_network,
+    read_published_info,
+)
 from model.recipe import MAX_BATCH, MAX_STEPS, ModelError, Recipe, compare_recipes, recipe_to_dict
 from model.tensor_file import MAX_MOMENT, MAX_WEIGHT, read_tensors
 from model.unet import UNet
@@ -77,9 +83,9 @@ class StartRecord(pydantic.BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A checkpoint on disk."""
+    """A checkpoint on disk, or a published model."""
 
-    path: Path
+    path: Path  # a folder; of a published model its file
     step: int
     position: int
     held_out_loss: float | None  # None: not measured at this step
@@ -243,7 +249,13 @@ def restore_state(state: TrainState, checkpoint: Checkpoint) -> None:
 
 
 def find_checkpoint(path: Path, *, which: Literal["best", "newest"] = "best") -> Checkpoint:
-    """A checkpoint in ``path``, or ``path`` itself if it is one. Raises ModelError if there is none."""
+    """A checkpoint in ``path``, or ``path`` itself if it is one or a published file.
+
+    Raises ModelError if there is none.
+    """
+    if is_published_file(path):
+        _refuse_part(path)
+        return _describe_published(path, read_published_info(path))
     if (path / STATE).is_file():
         return _read_state(path)
     checkpoints = list_checkpoints(path)
@@ -254,20 +266,41 @@ def find_checkpoint(path: Path, *, which: Literal["best", "newest"] = "best") ->
     return checkpoint
 
 
-def find_run_folder(path: Path) -> Path:
-    """The run that ``path`` is, or that it is a checkpoint of. Raises ModelError if there is none."""
-    return find_checkpoint(path).path.absolute().parent.parent
+def find_run(path: Path) -> Path:
+    """What tells how a network's dataset was made: the folder of its run, or a published file itself.
+
+    ``path`` is a run, a checkpoint or a published file. Raises ModelError if there is none.
+    """
+    checkpoint = find_checkpoint(path).path.absolute()
+    return checkpoint if is_published_file(checkpoint) else checkpoint.parent.parent
 
 
 def load_network(
     path: Path, *, weights: Literal["ema", "trained"] = "ema", which: Literal["best", "newest"] = "best"
 ) -> tuple[UNet, Checkpoint]:
-    """The network of a run, or of one checkpoint, on the CPU in evaluation mode. Raises ModelError."""
+    """The network of a run, of one checkpoint or of a published file, on the CPU in evaluation mode.
+
+    A published file has one network, whatever ``weights`` and ``which`` say. Raises ModelError.
+    """
+    if is_published_file(path):
+        _refuse_part(path)
+        network, info = load_published_network(path)
+        return network, _describe_published(path, info)
     checkpoint = find_checkpoint(path, which=which)
     with torch.device("meta"):  # without initial weights, which would advance the caller's generator
         network = UNet(checkpoint.recipe.network)
     _load_weights(network, checkpoint.path / (EMA if weights == "ema" else WEIGHTS), assign=True)
     return network.eval(), checkpoint
+
+
+def _describe_published(path: Path, info: PublishedInfo) -> Checkpoint:
+    return Checkpoint(path, info.step, 0, None, info.recipe, info.digest)
+
+
+def _refuse_part(path: Path) -> None:
+    """Raise ModelError for a file of a checkpoint: it holds no published model."""
+    if (path.parent / STATE).is_file():
+        raise ModelError(f"{path}: is a part of a checkpoint; name its folder, {path.parent}")
 
 
 def _get_tensors(module: nn.Module) -> dict[str, Tensor]:

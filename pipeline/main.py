@@ -15,7 +15,7 @@ from pipeline.errors import describe_error
 
 # name -> (module in pipeline.commands, its line in --help)
 COMMANDS = {
-    "fetch": ("fetch", "Download a corpus from its publisher, or a part of it, each file checked."),
+    "fetch": ("fetch", "Download a corpus from its publisher, or a published model, each file checked."),
     "synth": ("synth", "Make a corpus of talking clips whose ground truth is known."),
     "clips": ("dataset_stages", "Stage 1: list every file and read its facts."),
     "landmarks": ("dataset_stages", "Stage 2: find 478 face points in every frame."),
@@ -29,6 +29,8 @@ COMMANDS = {
     "report": ("report", "Stage 9: write one page that shows the data, the training and the results."),
     "edit": ("edit", "Make the person in a video say what is heard in a recording."),
     "app": ("app", "Serve `edit` as a page for the browser."),
+    "models": ("models", "List the published models: what they hear, how large and how good they are."),
+    "export": ("export", "Write the network of a run as one small file, to edit with elsewhere."),
     "verify": ("verify", "Check that a dataset is complete and intact."),
     "explain": ("explain", "Show what happened to a clip, at which stage, and why."),
     "diff": ("diff", "Compare two datasets."),
@@ -52,11 +54,11 @@ class LazyGroup(click.Group):
         return command
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
-        with _print_errors():  # of --help and --version
+        with print_errors():  # of --help and --version
             return super().make_context(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
-        with _print_errors():
+        with print_errors():
             return super().invoke(ctx)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -74,7 +76,7 @@ def cli() -> None:
 
 
 @contextlib.contextmanager
-def _print_errors() -> Iterator[None]:
+def print_errors() -> Iterator[None]:
     """End with one line for what a user can fix and what the machine refuses, whichever command it is."""
     try:
         yield

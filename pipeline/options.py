@@ -43,6 +43,28 @@ class RegularFile(click.Path):
 FILE = RegularFile(dir_okay=False, path_type=Path)
 
 
+class NetworkPath(click.Path):
+    """What a network is read from: a published name, the folder of a run or checkpoint, or a published file.
+
+    The command receives a path; the file of a published model is checked.
+    """
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from stages.media.networks import find_network  # loads torch
+
+        name = os.fspath(value)
+        if not is_utf8(name):
+            self.fail(f"{name!a}: the name is not UTF-8", param, ctx)
+        return value if isinstance(value, Path) else find_network(name)
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        return "NAME|DIR|FILE"
+
+
+NETWORK = NetworkPath()
+DEFAULT_NETWORK = "small"  # the packaged model
+
+
 class NumberRange(click.FloatRange):
     """A float between bounds, and never NaN, which no comparison refuses."""
 

@@ -70,11 +70,11 @@ class Params:
         return sections
 
     def make_edit_params(self, run: Path | None = None, **options: Any) -> EditParams:
-        """Params of an edit by the network of a run, with the user's options.
+        """Params of an edit by the network of a run or of a published file, with the user's options.
 
-        The mels and speech features are made as those that the run was trained on; as the sections ``mels``
-        and ``speech`` say where the run's folder does not tell. Raises StageError, also for an option that is
-        out of bounds.
+        The mels and speech features are made as those that it was trained on; as the sections ``mels`` and
+        ``speech`` say where ``run``, a folder or a file, does not tell. Raises StageError, also for an option
+        that is out of bounds, and ModelError for a published file that cannot be read.
         """
         from stages.edit.run import EditParams
 
@@ -100,21 +100,38 @@ class Params:
 def _read_run_section(
     run: Path, name: str, load_section: Callable[[Mapping[str, Any]], Section]
 ) -> Section | None:
-    """How the mels or speech features were made that a run was trained on; None when its folder does not say.
+    """How a network's mels or speech features were made; None when ``run`` does not say.
 
-    Raises StageError when its ``run.json`` holds something else.
+    Raises StageError when it holds something else.
     """
-    from stages.train import RUN_FILE, read_run_file
-
-    if not (run / RUN_FILE).exists():
-        return None  # a checkpoint that was copied alone
-    section = read_run_file(run).get(name)
+    file, sections = read_dataset_sections(run)
+    section = sections[name]
     if section is None:
-        return None  # written by an earlier version, or by a network that takes none
+        return None
     try:
         return load_section(section)
     except pydantic.ValidationError as err:
-        raise StageError(f"{run / RUN_FILE}: {name}.{describe_params_error(err)}") from err
+        raise StageError(f"{file}: {name}.{describe_params_error(err)}") from err
+
+
+def read_dataset_sections(run: Path) -> tuple[Path, dict[str, dict[str, Any] | None]]:
+    """How a network's mels and speech features were made, ``mels`` and ``speech``, and the file that says it.
+
+    ``run`` is a run's folder or a published file. A section is None in a checkpoint that was copied alone,
+    where an earlier version wrote the run, and of speech features that the network does not take. Raises
+    StageError or ModelError for a damaged file.
+    """
+    from model.published_file import is_published_file, read_published_info
+    from stages.train import RUN_FILE, read_run_file
+
+    file = run
+    if is_published_file(run):
+        info = read_published_info(run)
+        content: dict[str, Any] = {"mels": info.mels, "speech": info.speech}
+    else:
+        file = run / RUN_FILE
+        content = read_run_file(run) if file.exists() else {}
+    return file, {name: content.get(name) for name in ("mels", "speech")}
 
 
 def load(path: Path | None) -> Params:

@@ -1,22 +1,25 @@
-"""The runs that the page offers, and a cache of their networks."""
+"""The published models and the runs that the page offers, and a cache of their networks."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from model.checkpoint import CHECKPOINTS, Checkpoint, find_checkpoint, load_network
 from model.execution import Execution
+from model.published_file import is_published_file
 from model.recipe import ModelError
 from sampler.params import SampleParams
 from sampler.rollout import FrameGenerator
 from shards.errors import shorten
 from stages.engine.outcome import StageError
+from stages.media.networks import PublishedNetwork, advise_sampling
 from stages.train import read_run_file
 
 CACHED_NETWORKS = 2
@@ -25,25 +28,38 @@ log = logging.getLogger(__name__)
 
 
 class ModelList:
-    """The runs below a folder, and extra ones."""
+    """Published models, the runs below a folder, and extra ones."""
 
     def __init__(
-        self, root: Path, extra_runs: Sequence[Path], device: torch.device, execution: Execution
+        self,
+        root: Path,
+        extra_runs: Sequence[Path],
+        device: torch.device,
+        execution: Execution,
+        *,
+        published: Sequence[PublishedNetwork] = (),
     ) -> None:
         self._root, self._extra_runs = root, extra_runs
+        self._published = {item.path: item.model.name for item in published if item.path is not None}
         self._device, self._execution = device, execution
         self._load_network = lru_cache(CACHED_NETWORKS)(load_network)
 
     def find_runs(self) -> dict[str, Checkpoint]:
-        """The best checkpoint of each run by the run's name. Looks again each time: runs may be training."""
+        """Published models, then the best checkpoint of each run, by their names.
+
+        Looks again each time: runs may be training. A run of a published model's name has its path.
+        """
         folders = []
-        for folder, names, _ in os.walk(self._root):  # skips what is deleted meanwhile; rglob raises
-            if CHECKPOINTS in names:
-                folders.append(Path(folder))
-                names.remove(CHECKPOINTS)  # whose folders come and go
+        for parent, children, _ in os.walk(self._root):  # skips what is deleted meanwhile; rglob raises
+            if CHECKPOINTS in children:
+                folders.append(Path(parent))
+                children.remove(CHECKPOINTS)  # whose folders come and go
         folders.sort()
-        titles = {folder: str(folder.relative_to(self._root)) for folder in folders}
-        titles |= {run: str(run) for run in self._extra_runs}
+        names, titles = set(self._published.values()), dict(self._published)
+        for folder in folders:
+            title = str(folder.relative_to(self._root))
+            titles[folder] = str(folder) if title in names else title
+        titles |= {run: str(run) for run in self._extra_runs if run not in titles}
         runs = {}
         for run, name in titles.items():
             try:
@@ -67,9 +83,15 @@ class ModelList:
         network, _ = self._load_network(checkpoint.path)
         return FrameGenerator(network, checkpoint.recipe, params, self._device, self._execution)
 
+    def advise_sampling(self, name: str) -> Mapping[str, Any]:
+        """Fields of ``SampleParams`` that a published model needs; none for a run. Raises ModelError."""
+        return advise_sampling(self.get_checkpoint(name).path)
+
 
 def describe_run(name: str, checkpoint: Checkpoint) -> str:
     """A run in one line: its name, its step, and the dataset it was trained on."""
+    if is_published_file(checkpoint.path):
+        return f"{name} · published model · step {checkpoint.step:,}"
     run = checkpoint.path.parent.parent
     try:
         dataset = read_run_file(run)["shards"]

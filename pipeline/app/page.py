@@ -140,8 +140,7 @@ def _add_speech_input(service: Service) -> None:
 def _add_settings(service: Service, page: gr.Blocks) -> list[Any]:
     """Add the settings; returns them in the order of ``Service.edit``'s arguments."""
     defaults = service.sections.sample
-    run = gr.Dropdown([], label="Run", info="The trained network.", elem_id="run")
-    page.load(service.list_runs, None, run, **UNQUEUED)
+    run = gr.Dropdown([], label="Model", info="A published one, or a run of your own.", elem_id="run")
     steps = gr.Slider(
         1,
         MAX_STEPS,
@@ -187,6 +186,9 @@ def _add_settings(service: Service, page: gr.Blocks) -> list[Any]:
         crf = gr.Slider(
             1, 51, EditParams().crf, step=1, label="CRF", info="Quality of x264: lower is better and larger."
         )
+    advised = [steps, guidance, common_noise, sampler]
+    page.load(service.list_runs, None, [run, *advised], **UNQUEUED)
+    run.input(service.choose_run, run, advised, **UNQUEUED)
     return [run, steps, fit, face, sampler, guidance, common_noise, reanchor_every, seed, crf]
 
 

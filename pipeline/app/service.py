@@ -18,7 +18,7 @@ from typing import Any
 
 import gradio as gr
 
-from model.checkpoint import find_run_folder
+from model.checkpoint import find_run
 from model.recipe import ModelError
 from pipeline.app.models import ModelList, describe_run
 from pipeline.app.sessions import Kind, Session, Sessions
@@ -66,11 +66,22 @@ class Service:
             run, max_seconds=self.max_seconds, max_pixels=self.max_pixels, **options
         )
 
-    def list_runs(self) -> gr.Dropdown:
-        """Update of the list of runs."""
+    def list_runs(self) -> tuple[Any, ...]:
+        """Updates of the list of networks, and of the settings that the first of them needs."""
         runs = self.models.find_runs()
         choices = [(describe_run(name, checkpoint), name) for name, checkpoint in runs.items()]
-        return gr.Dropdown(choices=choices, value=next(iter(runs), None))
+        first = next(iter(runs), None)
+        return gr.Dropdown(choices=choices, value=first), *self.choose_run(first)
+
+    def choose_run(self, run: str | None) -> tuple[Any, ...]:
+        """Updates of steps, guidance, common noise and sampler: as a published model needs them."""
+        params = self.sections.sample
+        if run is not None:
+            try:
+                params = override_params(params, **self.models.advise_sampling(run))
+            except ModelError as err:  # a run that was removed meanwhile; an edit says so
+                log.warning("%s", err)
+        return params.steps, params.guidance, params.common_noise, params.sampler
 
     def add_video(self, upload: Mapping[str, Any], request: gr.Request) -> tuple[Any, ...]:
         """Updates of drop zone, player, note and "choose another" button."""
@@ -197,9 +208,7 @@ class Service:
                 progress(0, desc="Loading the network")
                 generator = self.models.load_generator(str(run or ""), sample_params)
                 checkpoint = self.models.get_checkpoint(str(run or ""))
-                edit_params = self.make_edit_params(
-                    find_run_folder(checkpoint.path), fit=fit, face=face, crf=crf
-                )
+                edit_params = self.make_edit_params(find_run(checkpoint.path), fit=fit, face=face, crf=crf)
                 out = session.make_empty_folder("result") / f"{video.stem} says {speech.stem}.mp4"
                 result = edit(
                     video,

@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from pipeline import params as params_file
-from pipeline.options import FOLDER, NumberRange, device_options, landmarker_option, params_option
+from pipeline.options import FOLDER, NETWORK, NumberRange, device_options, landmarker_option, params_option
 
 MAX_MB = 2**20  # a terabyte
 POLL_SECONDS = 0.2
@@ -29,9 +29,9 @@ POLLS_PER_CLEANUP = 50
 @click.option(
     "--run",
     "extra_runs",
-    type=FOLDER,
+    type=NETWORK,
     multiple=True,
-    help="Also offer this run or checkpoint; may be repeated.",
+    help="Also offer this run, checkpoint or file of `pipeline export`; may be repeated.",
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(1, 65535), help="[default: the first free port from 7860 on]")
@@ -88,7 +88,7 @@ def command(
     device: str,
     execution: dict[str, Any],
 ) -> None:  # fmt: skip
-    """Serve a web page that edits videos: upload a video and speech, choose a run, watch and download.
+    """Serve a web page that edits videos: upload a video and speech, choose a model, watch and download.
 
     Only this machine can reach it, unless --host says otherwise. One edit runs at a time. A visitor's files
     are deleted when the visitor leaves, at the latest when the server ends.
@@ -109,11 +109,18 @@ def command(
         from pipeline.app.service import Service
         from pipeline.app.sessions import Sessions
         from stages.media import weights
+        from stages.media.networks import list_networks
 
         sessions = Sessions(Path(folder), max_mb=max_total_mb, keep_seconds=keep_minutes * 60.0)
         sections = params_file.load(params)
         service = Service(
-            models=ModelList(runs, extra_runs, select_device(device), Execution(**execution)),
+            models=ModelList(
+                runs,
+                extra_runs,
+                select_device(device),
+                Execution(**execution),
+                published=list_networks(),
+            ),
             sessions=sessions,
             sections=sections,
             landmarker=weights.find(weights.LANDMARKER, landmarker or sections.landmarks.model),

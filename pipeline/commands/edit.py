@@ -9,8 +9,9 @@ import click
 
 from pipeline import params as params_file
 from pipeline.options import (
+    DEFAULT_NETWORK,
     FILE,
-    FOLDER,
+    NETWORK,
     NumberRange,
     device_options,
     landmarker_option,
@@ -38,7 +39,14 @@ def _parse_face(ctx: click.Context, param: click.Parameter, value: str) -> FaceC
 @click.command("edit")
 @click.option("--video", type=FILE, required=True, help="Input video: a person talking.")
 @click.option("--audio", type=FILE, required=True, help="The new speech: an audio or a video file.")
-@click.option("--run", type=FOLDER, required=True, help="Folder of a trained run, or of one checkpoint.")
+@click.option(
+    "--run",
+    type=NETWORK,
+    default=DEFAULT_NETWORK,
+    show_default=True,
+    help="A published model (`pipeline models` lists them), the folder of a run or checkpoint, or a file of "
+    "`pipeline export`.",
+)
 @click.option("-o", "--out", type=FILE, required=True, help="Video to write: .mp4, .mov or .mkv.")
 @click.option(
     "--fit",
@@ -113,18 +121,20 @@ def command(
     Only the lower face is re-drawn. Size, frames, their times and all other pixels are the source's; the
     video is encoded once. The audio is copied unchanged where the container can hold it.
     """
-    from model.checkpoint import find_run_folder
+    from model.checkpoint import find_run
     from model.execution import Execution, select_device
     from sampler.rollout import load_generator, override_params
     from stages.edit.run import edit
     from stages.media import weights
+    from stages.media.networks import advise_sampling
 
     sections = params_file.load(params)
     model = weights.find(weights.LANDMARKER, landmarker or sections.landmarks.model)
-    sample_params = override_params(sections.sample, **sampling)
+    sample_params = override_params(sections.sample, **advise_sampling(run))
+    sample_params = override_params(sample_params, **sampling)
     generator = load_generator(run, sample_params, select_device(device), Execution(**execution))
     edit_params = sections.make_edit_params(
-        find_run_folder(run),
+        find_run(run),
         fit=fit,
         face=face,
         crf=crf,

@@ -28,9 +28,16 @@ MEGABYTE = 10**6
               help="Downloads at the same time.")  # fmt: skip
 @click.option("--weights", "network", metavar="NAME",
               help="Network of the evaluation to download to the user's cache.")  # fmt: skip
+@click.option("--model", metavar="NAME", help="Published model to download to the user's cache.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
-    dataset: str | None, to: Path | None, only: str, jobs: int, network: str | None, as_json: bool
+    dataset: str | None,
+    to: Path | None,
+    only: str,
+    jobs: int,
+    network: str | None,
+    model: str | None,
+    as_json: bool,
 ) -> None:
     """Download a corpus from its publisher, each file checked by its digest, or a network's weights.
 
@@ -42,12 +49,15 @@ def command(
     1 when a file could not be downloaded.
     """
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
-    if (dataset is None) == (network is None):
-        raise click.UsageError("either --dataset or --weights is needed")
+    if sum(choice is not None for choice in (dataset, network, model)) != 1:
+        raise click.UsageError("one of --dataset, --weights and --model is needed")
+    if model is not None:
+        _fetch_model(model)
+        return
     if network is not None:
         _fetch_weights(network)
         return
-    assert dataset is not None, "one of the two is set"
+    assert dataset is not None, "one of the three is set"
     _fetch_corpus(dataset, to or Path("data", dataset, "raw"), only, jobs, as_json=as_json)
 
 
@@ -59,6 +69,14 @@ def _fetch_weights(name: str) -> None:
             f"{name!r} is not known; known are {', '.join(NETWORKS)}", param_hint="--weights"
         )
     click.echo(fetch(NETWORKS[name]))
+
+
+def _fetch_model(name: str) -> None:
+    from stages.media.networks import fetch_network
+
+    network = fetch_network(name)
+    note = ": it is in the package and needs no download" if network.is_packaged else ""
+    click.echo(f"{network.path}{note}")
 
 
 def _fetch_corpus(dataset: str, to: Path, only: str, jobs: int, *, as_json: bool) -> None:

@@ -8,13 +8,26 @@ from typing import Any, Literal
 import click
 
 from pipeline import params as params_file
-from pipeline.options import FILE, FOLDER, add_endpoint_option, device_options, print_once, sampler_options
+from pipeline.options import (
+    FILE,
+    FOLDER,
+    NETWORK,
+    add_endpoint_option,
+    device_options,
+    print_once,
+    sampler_options,
+)
 from pipeline.progress import ProgressBars
 
 
 @click.command("sample")
 @click.option("--shards", required=True, metavar="DIR|URL", help="A finished dataset.")
-@click.option("--run", type=FOLDER, required=True, help="Folder of a run, or of one checkpoint.")
+@click.option(
+    "--run",
+    type=NETWORK,
+    required=True,
+    help="Folder of a run or checkpoint, a published model, or a file of `pipeline export`.",
+)
 @click.option("-o", "--out", type=FOLDER, required=True, help="Folder to write.")
 @click.option("--split", default="test", show_default=True, help="Split to generate.")
 @click.option(
@@ -58,9 +71,11 @@ def command(
     """
     from model.execution import Execution
     from sampler.rollout import override_params
+    from stages.media.networks import advise_sampling
     from stages.sample import run as sample
 
-    params = override_params(params_file.load(params_path).sample, **sampling)
+    params = override_params(params_file.load(params_path).sample, **advise_sampling(run))
+    params = override_params(params, **sampling)
     request = sample.SampleRequest(
         shards=shards,
         run=run,

@@ -41,7 +41,7 @@ class Weights:
     name: str
     sha256: str
     url: str
-    environment: str = "REDUB_WEIGHTS"  # variable that may hold its path, or its folder's
+    environment: str = "REDUB_WEIGHTS"  # variable that may hold its path, or its folder's; empty: none
     option: str = "--weights"  # the command line option that may hold it
     title: str = ""  # in the messages of an evaluation
     package: PackagedFiles | None = None
@@ -165,7 +165,7 @@ def fetch(weights: Weights) -> Path:
     raise StageError(
         f"{weights.name} is not on this machine and could not be downloaded ({'; '.join(errors)}). Get it "
         f"from {weights.url} (sha256 {weights.published_sha256 or weights.sha256}) and say where by "
-        f"{weights.option} or {weights.environment}"
+        f"{' or '.join(filter(None, (weights.option, weights.environment)))}"
     )
 
 

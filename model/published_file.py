@@ -1,0 +1,122 @@
+"""The file of a published model: a network without what only training needs, at half the size.
+
+It is called
+
+    NAME.safetensors    the averaged weights, parameters as float16 and other numbers as float32
+                        metadata "redub": format, recipe, step, digest of the dataset, and how that dataset's
+                        mels and speech features were made
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+import torch
+from pydantic import ConfigDict, Field
+from safetensors.torch import save
+from torch import Tensor
+
+from model.recipe import MAX_STEPS, ModelError, Recipe, recipe_to_dict
+from model.tensor_file import MAX_WEIGHT, read_metadata, read_tensors
+from model.unet import UNet
+from shards.atomic import write_atomically
+from shards.documents import parse_object
+from shards.errors import ShardError, shorten
+from shards.params import describe_params_error
+
+FORMAT = 1
+SUFFIX = ".safetensors"
+METADATA = "redub"
+MAX_SECTION_VALUES = 100  # of how mels were made; there are eight
+# Rounding to float16 moves a weight by at most 2^-11 of its size, if it is above 6e-5. A tensor that changes
+# by more holds mostly smaller weights, which float16 cannot tell apart.
+MAX_ROUNDING = 1e-3
+
+Section = Annotated[dict[str, Any], Field(max_length=MAX_SECTION_VALUES)]
+
+
+class PublishedInfo(pydantic.BaseModel):
+    """The metadata of a published file. A number that an older redub's recipe lacks has its default."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    format: Literal[1] = 1
+    recipe: Recipe
+    step: int = Field(ge=0, le=MAX_STEPS)
+    digest: str = Field(default="", max_length=200)  # of the dataset that it was trained on
+    mels: Section | None = None  # how that dataset's mels were made; None: not known
+    speech: Section | None = None  # and its speech features, if the network takes them
+
+
+def is_published_file(path: Path) -> bool:
+    """Whether a path is, or is meant to be, a published file rather than a folder."""
+    return path.is_file() or (path.suffix == SUFFIX and not path.is_dir())
+
+
+def read_published_info(path: Path) -> PublishedInfo:
+    """What a published file says of its network. Raises ModelError, by name for another format."""
+    text = read_metadata(path).get(METADATA)
+    if text is None:
+        raise ModelError(f"{path}: not a published model of redub; `pipeline export` writes one")
+    try:
+        content = parse_object(text, f"{path}: metadata")
+        if (version := content.get("format")) != FORMAT:
+            raise ModelError(
+                f"{path}: is a published model of format {shorten(version)}, this redub reads format {FORMAT}"
+            )
+        return PublishedInfo.model_validate_json(text)
+    except ShardError as err:
+        raise ModelError(str(err)) from err
+    except pydantic.ValidationError as err:
+        raise ModelError(f"{path}: not a published model: {describe_params_error(err)}") from err
+
+
+def load_published_network(path: Path) -> tuple[UNet, PublishedInfo]:
+    """The network of a published file, float32, on the CPU in evaluation mode. Raises ModelError."""
+    info = read_published_info(path)
+    with torch.device("meta"):  # without initial weights, which would advance the caller's generator
+        network = UNet(info.recipe.network)
+    shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    half = {name for name, _ in network.named_parameters()}
+    tensors = read_tensors(path, shapes, max_value=MAX_WEIGHT, half=half, follow_links=True)
+    network.load_state_dict(tensors, assign=True)
+    return network.eval(), info
+
+
+def write_published_file(network: UNet, info: PublishedInfo, path: Path) -> float:
+    """Write a network and what is known of it; it appears complete or not at all.
+
+    Returns the largest change of a tensor by rounding, relative to its size. Raises ModelError where it
+    exceeds MAX_ROUNDING.
+    """
+    tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    changes = [0.0]
+    for name, _ in network.named_parameters():
+        rounded = tensors[name].half()
+        changes.append(_measure_change(name, tensors[name], rounded))
+        tensors[name] = rounded
+    content = info.model_dump(mode="json") | {"recipe": recipe_to_dict(info.recipe)}
+    data = save(tensors, {METADATA: json.dumps(content)})
+    with write_atomically(path) as partial:
+        partial.write_bytes(data)
+    return max(changes)
+
+
+def _measure_change(name: str, value: Tensor, rounded: Tensor) -> float:
+    """How far float16 is from a tensor, relative to the tensor's size. Raises ModelError if that is far."""
+    if not rounded.isfinite().all():
+        largest = float(value.abs().max())
+        limit = torch.finfo(torch.float16).max
+        raise ModelError(f"{name} has the value {largest:g}, float16 holds none beyond {limit:g}")
+    size = float(value.double().norm())
+    change = float((rounded.double() - value.double()).norm()) / size if size else 0.0
+    if not change <= MAX_ROUNDING or not math.isfinite(size):
+        raise ModelError(
+            f"{name} does not survive float16: it changes by {change:.2g} of its size, "
+            f"expected at most {MAX_ROUNDING:g}"
+        )
+    return change
