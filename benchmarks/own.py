@@ -111,7 +111,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--speaker", help="whose clips; default: all clips")
     parser.add_argument("--clips", type=int, default=5, help="to train on")
     parser.add_argument("--unseen", type=int, default=3, help="clips to test on, at most")
-    parser.add_argument("--rates", type=float, nargs="+", default=[2e-4, 5e-4, 1e-3])
+    parser.add_argument("--rates", type=float, nargs="*", default=[2e-4, 5e-4, 1e-3])
     parser.add_argument("--samples", type=int, nargs="+", default=[1200, 3600])
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="of the recipe")
     parser.add_argument("--steps", type=int, default=2, help="of the sampler")

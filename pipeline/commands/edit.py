@@ -22,8 +22,10 @@ from pipeline.progress import ProgressBars
 
 if TYPE_CHECKING:
     from stages.edit.face_track import FaceChoice
-    from stages.edit.run import Preset
+    from stages.edit.run import EditParams, Preset
     from stages.edit.timing import Fit
+
+MAX_ADAPT_MINUTES = 24 * 60
 
 
 def _parse_face(ctx: click.Context, param: click.Parameter, value: str) -> FaceChoice:
@@ -48,6 +50,24 @@ def _parse_face(ctx: click.Context, param: click.Parameter, value: str) -> FaceC
     "`pipeline export`.",
 )
 @click.option("-o", "--out", type=FILE, required=True, help="Video to write: .mp4, .mov or .mkv.")
+@click.option(
+    "--adapt",
+    is_flag=True,
+    help="First train the model on the person in VIDEO and on their own speech in it: some minutes, and none "
+    "for a second edit of the same video.",
+)
+@click.option(
+    "--adapt-minutes",
+    type=NumberRange(0, MAX_ADAPT_MINUTES, min_open=True),
+    metavar="M",
+    help="How long --adapt trains.  [default: as many steps as the preset own has]",
+)
+@click.option(
+    "--keep-model",
+    type=FILE,
+    metavar="FILE",
+    help="Also write the model of --adapt to this .safetensors file, for --run.",
+)
 @click.option(
     "--fit",
     type=click.Choice(["trim", "hold", "loop"]),
@@ -103,6 +123,9 @@ def command(
     audio: Path,
     run: Path,
     out: Path,
+    adapt: bool,
+    adapt_minutes: float | None,
+    keep_model: Path | None,
     fit: Fit,
     face: FaceChoice,
     preview: Path | None,
@@ -124,15 +147,17 @@ def command(
     from model.checkpoint import find_run
     from model.execution import Execution, select_device
     from sampler.rollout import load_generator, override_params
-    from stages.edit.run import edit
+    from stages.edit.run import check_paths, edit
     from stages.media import weights
     from stages.media.networks import advise_sampling
 
+    for name, value in (("--adapt-minutes", adapt_minutes), ("--keep-model", keep_model)):
+        if value is not None and not adapt:
+            raise click.UsageError(f"{name} needs --adapt")
     sections = params_file.load(params)
     model = weights.find(weights.LANDMARKER, landmarker or sections.landmarks.model)
     sample_params = override_params(sections.sample, **advise_sampling(run))
     sample_params = override_params(sample_params, **sampling)
-    generator = load_generator(run, sample_params, select_device(device), Execution(**execution))
     edit_params = sections.make_edit_params(
         find_run(run),
         fit=fit,
@@ -142,6 +167,10 @@ def command(
         max_seconds=max_seconds,
         max_pixels=max_pixels,
     )
+    if adapt:
+        check_paths(video, audio, out, preview)  # now, not after minutes of training
+        run = _adapt(video, run, edit_params, model, adapt_minutes, keep_model, device, execution)
+    generator = load_generator(run, sample_params, select_device(device), Execution(**execution))
     with ProgressBars() as bars:
         result = edit(
             video,
@@ -154,3 +183,38 @@ def command(
             progress=bars,
         )
     click.echo(f"{out}: " + "\n  ".join(result.summary_lines()))
+
+
+def _adapt(
+    video: Path,
+    run: Path,
+    params: EditParams,
+    landmarker: Path,
+    minutes: float | None,
+    keep: Path | None,
+    device: str,
+    execution: dict[str, Any],
+) -> Path:
+    """Train a network further on the video's own person, with progress bars; the file of the result."""
+    from model.execution import Execution
+    from model.recipe import build_recipe
+    from model.start import find_start
+    from stages.adapt.run import AdaptRequest, adapt
+
+    start = find_start(run)
+    request = AdaptRequest(
+        video=video,
+        start=start,
+        recipe=build_recipe("own", start=start.recipe),
+        params=params,
+        landmarker=landmarker,
+        minutes=minutes,
+        keep=keep,
+        device=device,
+        execution=Execution(**execution),
+    )
+    with ProgressBars() as bars:
+        result = adapt(request, bars, lambda estimate: click.echo(estimate.describe(), err=True))
+    for line in result.summary_lines():
+        click.echo(line)
+    return result.path

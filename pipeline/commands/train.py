@@ -18,6 +18,7 @@ from pipeline.options import (
     FILE,
     FOLDER,
     MAX_WORKERS,
+    NETWORK,
     NumberRange,
     add_endpoint_option,
     device_options,
@@ -47,10 +48,9 @@ def default_workers() -> int:
 @click.option("--preset", help="Recipe to start from.  [default: train.preset of the params file]")
 @click.option(
     "--start-from",
-    type=click.Path(path_type=Path),
-    metavar="DIR|FILE",
-    help="Start from the weights of a trained run, of one checkpoint or of a published file, and take its "
-    "network; the preset own is made for it.  [default: from nothing]",
+    type=NETWORK,
+    help="Start from the weights of a published model, of a run, of one checkpoint or of a file of `pipeline "
+    "export`, and take its network; the preset own is made for it.  [default: from nothing]",
 )
 @click.option(
     "-s",

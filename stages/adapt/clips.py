@@ -158,7 +158,7 @@ def cut_video(
     dataset_params = {
         "align": asdict(params.align) | {"size": size},
         "mels": asdict(params.mels),
-        **({"speech": asdict(replace(params.speech, model=""))} if takes_speech else {}),
+        **({"speech": {"encoder": params.speech.encoder}} if takes_speech else {}),
     }
     out.mkdir(parents=True, exist_ok=True)
     rows = list(_make_rows(video, plan.facts, spans))

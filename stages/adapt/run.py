@@ -22,7 +22,7 @@ from model.batch import Batch
 from model.checkpoint import load_network
 from model.execution import Execution, select_device
 from model.objective import compute_losses
-from model.published_file import PublishedInfo, write_published_file
+from model.published_file import SUFFIX, PublishedInfo, write_published_file
 from model.recipe import MAX_STEPS, ModelError, Recipe
 from model.start import Start
 from model.unet import UNet
@@ -95,6 +95,20 @@ class AdaptResult:
     steps: int = 0
     seconds: float = 0.0  # that everything took
 
+    def summary_lines(self) -> list[str]:
+        """One or two lines for the user."""
+        if self.cut is None:
+            return [f"{self.path}: adapted to this video before"]
+        lines = [
+            f"{self.path}: adapted to {self.cut.seconds:.1f} s of the face in {self.steps} steps, "
+            f"{self.seconds:.0f} s"
+        ]
+        if self.cut.seconds < ENOUGH_SECONDS:
+            lines.append(
+                f"that is little: with {ENOUGH_SECONDS:g} s or more the mouth follows other speech better"
+            )
+        return lines
+
 
 def adapt(
     request: AdaptRequest,
@@ -109,7 +123,9 @@ def adapt(
     after Ctrl-C.
     """
     began = time.monotonic()
-    path = (request.cache or cache_folder() / FOLDER) / f"{_make_key(request)}.safetensors"
+    if request.keep is not None:
+        _check_keep(request.keep, request.video)
+    path = (request.cache or cache_folder() / FOLDER) / f"{_make_key(request)}{SUFFIX}"
     result = AdaptResult(path, is_cached=True)
     if _is_readable(path):
         os.utime(path)  # it is among the last that are removed
@@ -122,6 +138,16 @@ def adapt(
             shutil.copyfile(path, partial)
         result = replace(result, path=request.keep)
     return result
+
+
+def _check_keep(keep: Path, video: Path) -> None:
+    """Raise StageError unless the model can be written there, and ``--run`` can read it."""
+    if keep.suffix != SUFFIX:
+        raise StageError(f"{keep}: a model is written as {SUFFIX}")
+    if not keep.parent.is_dir():
+        raise StageError(f"{keep}: there is no folder {keep.parent}")
+    if keep.exists() and keep.samefile(video):
+        raise StageError(f"{keep}: is an input, which is never overwritten; name another file")
 
 
 def _make_key(request: AdaptRequest) -> str:
@@ -138,7 +164,7 @@ def _make_key(request: AdaptRequest) -> str:
         replace(params.landmarks, model=""),
         params.align,
         params.mels,
-        replace(params.speech, model="") if request.start.recipe.network.audio.takes_speech else None,
+        params.speech.encoder if request.start.recipe.network.audio.takes_speech else None,
     )
 
 
@@ -153,7 +179,7 @@ def _is_readable(path: Path) -> bool:
 
 def _remove_oldest(folder: Path) -> None:
     """Remove all but the MAX_CACHED_MODELS models that were used last."""
-    paths = sorted(folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime)
+    paths = sorted(folder.glob(f"*{SUFFIX}"), key=lambda path: path.stat().st_mtime)
     for path in paths[:-MAX_CACHED_MODELS]:
         path.unlink(missing_ok=True)
 
@@ -184,11 +210,6 @@ def _make_model(
             scratch=scratch,
             progress=progress,
         )
-        if cut.seconds < ENOUGH_SECONDS:
-            log.warning(
-                "%s: %.1f s of a face with speech; with less than %g s the mouth follows other speech worse",
-                request.video, cut.seconds, ENOUGH_SECONDS,
-            )  # fmt: skip
         recipe = replace(recipe, batch=min(recipe.batch, cut.frames))
         outcome = train.run(
             train.TrainRequest(
@@ -198,7 +219,9 @@ def _make_model(
                 device=request.device,
                 execution=request.execution,
                 start=request.start,
-                report_step=lambda done, total: progress("training", done, total),
+                report_step=lambda done, total: progress(
+                    "training", done * recipe.batch, total * recipe.batch
+                ),
             ),
             recipe,
             progress,
@@ -213,9 +236,7 @@ def _make_model(
             step=checkpoint.step,
             digest=checkpoint.digest,
             mels=asdict(request.params.mels),
-            speech=asdict(replace(request.params.speech, model=""))
-            if recipe.network.audio.takes_speech
-            else None,
+            speech={"encoder": request.params.speech.encoder} if recipe.network.audio.takes_speech else None,
         )
         write_published_file(network, info, path)
     return cut, recipe.steps

@@ -161,7 +161,7 @@ def edit(
     Raises StageError, in one line, on whatever the user can fix.
     """
     cv2.setNumThreads(1)
-    _check_paths(video, audio, out, preview)
+    check_paths(video, audio, out, preview)
     encoder = find_speech_encoder(params) if generator.takes_speech else None
     with TemporaryDirectory(prefix="redub.") as scratch:
         facts = read_video_facts(video, params)
@@ -175,7 +175,7 @@ def edit(
         return _write_outputs(plan, generator, sound, speech, out, preview, params, progress)
 
 
-def _check_paths(video: Path, audio: Path, out: Path, preview: Path | None) -> None:
+def check_paths(video: Path, audio: Path, out: Path, preview: Path | None) -> None:
     """Raise StageError unless the inputs exist and the outputs can be written."""
     for path in (video, audio):
         if not path.is_file():

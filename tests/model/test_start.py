@@ -1,4 +1,4 @@
-"""A run that starts from another: its weights and network, nothing else, and where it started in its files."""
+"""A run that starts from another has its weights and its network, and its files say where it started."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_one_clip_is_enough_and_none_of_it_is_held_out(base: Path, tmp_path: Pat
 
 
 def test_the_scale_of_speech_features_is_the_starts(tmp_path: Path) -> None:
-    known = worlds.make_dataset(tmp_path / "known", (9, 7), speech_size=D)
+    known = worlds.make_dataset(tmp_path / "known", (9, 12), speech_size=D)
     recipe = replace(TINY, steps=2, network=replace(TINY.network, audio=SPEECH))
     worlds.run_training(known, tmp_path / "base", recipe)
     unknown = worlds.make_dataset(tmp_path / "unknown", (8, 6), seed=3, speech_size=D)
@@ -202,7 +202,8 @@ def test_a_dataset_made_otherwise_is_refused_in_one_line(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nowhere", "nowhere: no checkpoint here; `pipeline train --run nowhere` makes one"),
+        ("nowhere", "'nowhere': no published model has this name; known are "),
+        ("./nowhere", "nowhere: no checkpoint here; `pipeline train --run nowhere` makes one"),
         ("none.safetensors", "none.safetensors: is missing"),
         ("text.safetensors", "text.safetensors: not a complete safetensors file"),
     ],
@@ -266,9 +267,10 @@ def test_resuming_needs_the_same_start(base: Path, other: Path, tmp_path: Path) 
 
 
 def test_the_command_starts_from_a_run(base: Path, other: Path, tmp_path: Path) -> None:
-    arguments = ["train", "--shards", other, "--run", tmp_path / "run", "--preset", "own", "--start-from", base,
+    run = tmp_path / "run"
+    arguments = ["train", "--shards", other, "--run", run, "--preset", "own", "--start-from", base,
                  "--device", "cpu", "-s", "steps=2", "-s", "batch=4"]  # fmt: skip
     result = CliRunner().invoke(cli, list(map(str, arguments)))
     assert result.exit_code == 0, result.output
-    assert result.stdout == f"{tmp_path / 'run'}: done\n"
-    assert find_checkpoint(tmp_path / "run").recipe.network.size == SIZE
+    assert result.stdout == f"{run}: done\n"
+    assert find_checkpoint(run).recipe.network.size == SIZE

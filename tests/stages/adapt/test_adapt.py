@@ -1,0 +1,262 @@
+"""Adapting to one video: what is learned from it, what is left behind, and that it is learned once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from model import loop
+from model.checkpoint import load_network, save_checkpoint
+from model.published_file import read_published_info
+from model.recipe import build_recipe
+from model.start import find_start
+from pipeline.one_clip import clip_from_file
+from pipeline.params import Params
+from shards.reader import open_dataset, read_clip
+from stages import synth
+from stages.adapt.clips import CutParams, CutResult, cut_video, plan_cut, spread_windows
+from stages.adapt.run import AdaptRequest, Estimate, adapt
+from stages.edit.run import EditParams
+from stages.engine.outcome import StageError
+from stages.mels import MelsParams
+from stages.synth import ClipSpec
+from tests.media import ffmpeg
+from tests.model.worlds import CPU, TINY
+
+SIZE = 32
+PARAMS = EditParams(mels=MelsParams(n_mels=TINY.network.audio.n_mels))
+pytestmark = pytest.mark.usefixtures("landmarker")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained run of a few channels, and a clip of three seconds."""
+    folder = tmp_path_factory.mktemp("world")
+    recipe = replace(TINY, network=replace(TINY.network, size=SIZE))
+    save_checkpoint(loop.create_state(recipe, CPU), folder / "run", recipe, "digest", None)
+    synth.make_clip(folder / "clip.mp4", ClipSpec(seconds=3, size=(240, 192)))
+    return folder
+
+
+@pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder for temporary files of this process."""
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+def make_request(world: Path, landmarker: Path, cache: Path, **changes: Any) -> AdaptRequest:
+    start = find_start(world / "run")
+    recipe = build_recipe("own", {"steps": 3, "batch": 4}, start=start.recipe)
+    request = AdaptRequest(world / "clip.mp4", start, recipe, PARAMS, landmarker, device="cpu", cache=cache)
+    return replace(request, **changes)
+
+
+def cut(video: Path, out: Path, landmarker: Path, size: int = SIZE, **changes: Any) -> CutResult:
+    params, numbers = replace(PARAMS, mels=MelsParams()), CutParams(**changes)
+    (out / "scratch").mkdir(parents=True)
+    return cut_video(
+        video,
+        plan_cut(video, params, numbers),
+        out / "shards",
+        size=size,
+        takes_speech=False,
+        model=landmarker,
+        params=params,
+        cut=numbers,
+        scratch=out / "scratch",
+        progress=lambda *_: None,
+    )
+
+
+# --- cutting ------------------------------------------------------------------------------------------
+
+
+def test_clips_are_those_that_the_dataset_stages_make(world: Path, tmp_path: Path, landmarker: Path) -> None:
+    params = Params()
+    expected = clip_from_file(world / "clip.mp4", params)
+    result = cut(world / "clip.mp4", tmp_path, landmarker, size=params.align.size)
+    assert result == CutResult(clips=1, frames=75) and result.seconds == 3
+    dataset = open_dataset(tmp_path / "shards")
+    sample = read_clip(dataset, "own_0000")
+    assert np.array_equal(sample.boxes, expected.boxes)
+    assert np.array_equal(sample.mels, expected.mels)
+    np.testing.assert_allclose(sample.affine, expected.affine, atol=1e-4)
+    difference = np.abs(sample.frames.astype(int) - expected.frames.astype(int))
+    assert difference.mean() < 0.01, difference.mean()
+    assert sample.info["source_sha256"] == expected.info["source_sha256"]
+
+
+def test_a_longer_shot_is_cut_into_equal_clips(world: Path, tmp_path: Path, landmarker: Path) -> None:
+    assert cut(world / "clip.mp4", tmp_path, landmarker, clip_seconds=1.2) == CutResult(clips=3, frames=75)
+    dataset = open_dataset(tmp_path / "shards")
+    whole = cut(world / "clip.mp4", tmp_path / "whole", landmarker)
+    assert whole.clips == 1
+    [sample] = [read_clip(open_dataset(tmp_path / "whole" / "shards"), "own_0000")]
+    parts = [read_clip(dataset, clip_id) for clip_id in sorted(dataset.clips)]
+    for name in ("frames", "boxes", "mels", "affine"):
+        assert np.array_equal(np.concatenate([getattr(part, name) for part in parts]), getattr(sample, name))
+
+
+def test_windows_are_spread_over_a_long_video(world: Path, tmp_path: Path, landmarker: Path) -> None:
+    numbers = CutParams(seconds=20, clip_seconds=5)
+    assert spread_windows(500, numbers) == [(0, 500)], "all of a video that is short enough"
+    assert spread_windows(2000, numbers) == [(0, 125), (625, 750), (1250, 1375), (1875, 2000)]
+    result = cut(world / "clip.mp4", tmp_path, landmarker, seconds=2, clip_seconds=1)
+    assert result == CutResult(clips=2, frames=50)
+    dataset = open_dataset(tmp_path / "shards")
+    seconds = [read_clip(dataset, clip_id).info["source_seconds"][0] for clip_id in sorted(dataset.clips)]
+    assert seconds == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("-t", 1.2),
+            "has 1.2 s of picture with sound, expected at least 2 s to adapt to, better 10 s or more",
+        ),
+        (("-an",), "has no sound; adapting learns from the video's own speech"),
+        (("-vf", "hue=b=-10"), "no face in any of its 75 frames"),
+        (
+            ("-vf", "hue=b=-10:enable='gt(t,1.4)'"),
+            "the face is in sight for 1.4 s, expected at least 2 s to adapt to, better 10 s or more",
+        ),
+    ],
+)
+def test_a_video_that_teaches_nothing_is_refused_in_one_line(
+    world: Path, tmp_path: Path, scratch: Path, landmarker: Path, arguments: tuple[object, ...], message: str
+) -> None:
+    video = tmp_path / "video.mp4"
+    ffmpeg("-i", world / "clip.mp4", *arguments, video)
+    with pytest.raises(StageError) as caught:
+        adapt(make_request(world, landmarker, tmp_path / "cache", video=video))
+    assert str(caught.value).startswith(f"{video}: ") and message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not list(scratch.iterdir()) and not (tmp_path / "cache").exists()
+
+
+# --- training -----------------------------------------------------------------------------------------
+
+
+def test_a_video_is_learned_once_and_then_found(
+    world: Path, tmp_path: Path, scratch: Path, landmarker: Path
+) -> None:
+    torch.set_num_threads(1)
+    cache, kept, passes, estimates = tmp_path / "cache", tmp_path / "kept.safetensors", [], []
+    request = make_request(world, landmarker, cache, keep=kept)
+    first = adapt(request, lambda label, done, total: passes.append((label, done, total)), estimates.append)
+    assert list(dict.fromkeys(label for label, _, _ in passes)) == [
+        "faces", "crops", "loading training clips", "training",
+    ]  # fmt: skip
+    assert passes[-1] == ("training", 12, 12)
+    [estimate] = estimates
+    assert isinstance(estimate, Estimate) and estimate.steps == 3 and estimate.train_seconds > 0
+    assert estimate.describe().startswith("adapting to 3 of 3 s of the video: about ")
+    assert (first.path, first.is_cached, first.steps) == (kept, False, 3)
+    assert first.cut == CutResult(1, 75)
+    assert "that is little: with 10 s or more" in first.summary_lines()[1]
+    assert not list(scratch.iterdir()), "shards and run are removed"
+
+    info = read_published_info(kept)
+    assert info.recipe.network == request.start.recipe.network and info.step == 3
+    assert info.mels is not None and info.mels["n_mels"] == TINY.network.audio.n_mels
+    new, old = load_network(kept)[0].state_dict(), request.start.load_network().state_dict()
+    assert any(not torch.equal(new[name], old[name]) for name in old)
+
+    again = adapt(request, lambda *_: pytest.fail("nothing is left to do"), estimates.append)
+    assert again.is_cached and len(estimates) == 1
+    assert again.summary_lines() == [f"{kept}: adapted to this video before"]
+    [cached] = cache.iterdir()
+    assert cached.read_bytes() == kept.read_bytes()
+    repeated = adapt(replace(request, cache=tmp_path / "other", keep=None))
+    assert repeated.path.read_bytes() == kept.read_bytes(), "the same video gives the same model"
+
+
+def test_another_start_face_or_time_is_another_model(world: Path, tmp_path: Path, landmarker: Path) -> None:
+    request = make_request(world, landmarker, tmp_path / "cache")
+    others = [
+        request,
+        replace(request, params=replace(PARAMS, face="left")),
+        replace(request, recipe=replace(request.recipe, steps=4)),
+        replace(request, cut=CutParams(seconds=2)),
+    ]
+    paths = {adapt(each).path for each in others}
+    assert len(paths) == len(others)
+    damaged = sorted(paths)[0]
+    damaged.write_bytes(damaged.read_bytes()[:1000])
+    assert sum(adapt(each).is_cached for each in others) == len(others) - 1, "a damaged one is made again"
+
+
+def test_minutes_decide_how_many_steps_there_are(world: Path, tmp_path: Path, landmarker: Path) -> None:
+    estimates: list[Estimate] = []
+
+    def refuse(estimate: Estimate) -> None:
+        estimates.append(estimate)
+        raise StageError("enough")
+
+    for minutes in (1, 10):
+        with pytest.raises(StageError, match="enough"):
+            adapt(make_request(world, landmarker, tmp_path / "cache", minutes=minutes), announce=refuse)
+        assert estimates[-1].train_seconds == pytest.approx(60 * minutes, rel=0.1)
+    assert estimates[1].steps > 2 * estimates[0].steps
+
+
+class Cancelled(Exception):
+    """What a caller's progress raises."""
+
+
+def test_a_cancelled_or_interrupted_adaptation_leaves_nothing(
+    world: Path, tmp_path: Path, scratch: Path, landmarker: Path
+) -> None:
+    def cancel_at(name: str) -> Any:
+        def progress(label: str, done: int, total: int) -> None:
+            if label == name:
+                raise Cancelled
+
+        return progress
+
+    def interrupt(label: str, done: int, total: int) -> None:
+        if label == "training" and done == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    request = make_request(world, landmarker, tmp_path / "cache", keep=tmp_path / "kept.safetensors")
+    for name in ("faces", "crops", "training"):
+        with pytest.raises(Cancelled):
+            adapt(request, cancel_at(name))
+    with pytest.raises(KeyboardInterrupt):
+        adapt(request, interrupt)
+    assert not list(scratch.iterdir())
+    assert not (tmp_path / "cache").exists() and not request.keep.exists()  # type: ignore[union-attr]
+
+
+def test_a_thread_can_adapt_as_the_page_does(world: Path, tmp_path: Path, landmarker: Path) -> None:
+    results = []
+    request = make_request(world, landmarker, tmp_path / "cache")
+    thread = threading.Thread(target=lambda: results.append(adapt(request)))
+    thread.start()
+    thread.join()
+    assert [result.steps for result in results] == [3]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("model.pt", "a model is written as .safetensors"), ("no/model.safetensors", "there is no folder")],
+)
+def test_a_place_that_cannot_hold_the_model_is_refused_before_the_work(
+    world: Path, tmp_path: Path, landmarker: Path, name: str, message: str
+) -> None:
+    request = make_request(world, landmarker, tmp_path / "cache", keep=tmp_path / name)
+    with pytest.raises(StageError, match=message):
+        adapt(request, lambda *_: pytest.fail("the work has begun"))
