@@ -66,7 +66,11 @@ def train_further(
     """Train a state until it has had so many samples."""
     recipe = replace(recipe, steps=-(-samples // recipe.batch))
     ranks = Ranks(0, 1, data.device)
-    loop.train(state, data, None, recipe=recipe, execution=execution, ranks=ranks, run=run, digest="own")
+    outcome = loop.train(
+        state, data, None, recipe=recipe, execution=execution, ranks=ranks, run=run, digest="own"
+    )
+    if outcome != "done":
+        raise SystemExit(f"{run}: {outcome}")
 
 
 def measure(

@@ -87,17 +87,19 @@ def load_published_network(path: Path) -> tuple[UNet, PublishedInfo]:
     return network.eval(), info
 
 
-def write_published_file(network: UNet, info: PublishedInfo, path: Path) -> float:
+def write_published_file(
+    network: UNet, info: PublishedInfo, path: Path, *, max_rounding: float = MAX_ROUNDING
+) -> float:
     """Write a network and what is known of it; it appears complete or not at all.
 
     Returns the largest change of a tensor by rounding, relative to its size. Raises ModelError where it
-    exceeds MAX_ROUNDING.
+    exceeds ``max_rounding``.
     """
     tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     changes = [0.0]
     for name, _ in network.named_parameters():
         rounded = tensors[name].half()
-        changes.append(_measure_change(name, tensors[name], rounded))
+        changes.append(_measure_change(name, tensors[name], rounded, max_rounding))
         tensors[name] = rounded
     content = info.model_dump(mode="json") | {"recipe": recipe_to_dict(info.recipe)}
     data = save(tensors, {METADATA: json.dumps(content)})
@@ -106,7 +108,7 @@ def write_published_file(network: UNet, info: PublishedInfo, path: Path) -> floa
     return max(changes)
 
 
-def _measure_change(name: str, value: Tensor, rounded: Tensor) -> float:
+def _measure_change(name: str, value: Tensor, rounded: Tensor, max_rounding: float) -> float:
     """How far float16 is from a tensor, relative to the tensor's size. Raises ModelError if that is far."""
     if not rounded.isfinite().all():
         largest = float(value.abs().max())
@@ -114,9 +116,9 @@ def _measure_change(name: str, value: Tensor, rounded: Tensor) -> float:
         raise ModelError(f"{name} has the value {largest:g}, float16 holds none beyond {limit:g}")
     size = float(value.double().norm())
     change = float((rounded.double() - value.double()).norm()) / size if size else 0.0
-    if not change <= MAX_ROUNDING or not math.isfinite(size):
+    if not change <= max_rounding or not math.isfinite(size):
         raise ModelError(
             f"{name} does not survive float16: it changes by {change:.2g} of its size, "
-            f"expected at most {MAX_ROUNDING:g}"
+            f"expected at most {max_rounding:g}"
         )
     return change

@@ -41,6 +41,8 @@ VERSION = 1
 FOLDER = "adapted"  # of the user's cache
 MAX_CACHED_MODELS = 50  # a small one has 4 MB
 MIN_STEPS = 20
+# Of a tensor, by float16. Biases that minutes have moved from zero are too small for it, and for any effect.
+MAX_ROUNDING = 1.0
 # To find the face in an instant and to cut its crop, on one core of 2020.
 SECONDS_PER_INSTANT = 0.02
 ENOUGH_SECONDS = 10.0  # of one's own speech; with less the mouth follows other speech worse
@@ -238,7 +240,7 @@ def _make_model(
             mels=asdict(request.params.mels),
             speech={"encoder": request.params.speech.encoder} if recipe.network.audio.takes_speech else None,
         )
-        write_published_file(network, info, path)
+        write_published_file(network, info, path, max_rounding=MAX_ROUNDING)
     return cut, recipe.steps
 
 

@@ -128,9 +128,9 @@ def test_windows_are_spread_over_a_long_video(world: Path, tmp_path: Path, landm
             "has 1.2 s of picture with sound, expected at least 2 s to adapt to, better 10 s or more",
         ),
         (("-an",), "has no sound; adapting learns from the video's own speech"),
-        (("-vf", "hue=b=-10"), "no face in any of its 75 frames"),
+        (("-vf", "drawbox=color=black:t=fill"), "no face in any of its 75 frames"),
         (
-            ("-vf", "hue=b=-10:enable='gt(t,1.4)'"),
+            ("-vf", "drawbox=color=black:t=fill:enable='gt(t,1.4)'"),
             "the face is in sight for 1.4 s, expected at least 2 s to adapt to, better 10 s or more",
         ),
     ],
@@ -154,7 +154,9 @@ def test_a_video_is_learned_once_and_then_found(
     world: Path, tmp_path: Path, scratch: Path, landmarker: Path
 ) -> None:
     torch.set_num_threads(1)
-    cache, kept, passes, estimates = tmp_path / "cache", tmp_path / "kept.safetensors", [], []
+    cache, kept = tmp_path / "cache", tmp_path / "kept.safetensors"
+    passes: list[tuple[str, int, int]] = []
+    estimates: list[Estimate] = []
     request = make_request(world, landmarker, cache, keep=kept)
     first = adapt(request, lambda label, done, total: passes.append((label, done, total)), estimates.append)
     assert list(dict.fromkeys(label for label, _, _ in passes)) == [
@@ -162,7 +164,7 @@ def test_a_video_is_learned_once_and_then_found(
     ]  # fmt: skip
     assert passes[-1] == ("training", 12, 12)
     [estimate] = estimates
-    assert isinstance(estimate, Estimate) and estimate.steps == 3 and estimate.train_seconds > 0
+    assert estimate.steps == 3 and estimate.train_seconds > 0
     assert estimate.describe().startswith("adapting to 3 of 3 s of the video: about ")
     assert (first.path, first.is_cached, first.steps) == (kept, False, 3)
     assert first.cut == CutResult(1, 75)
