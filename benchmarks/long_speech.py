@@ -32,6 +32,7 @@ from stages.evaluate.measure import cut_clip
 from stages.evaluate.metrics.obedience import Mean, bootstrap_mean
 from stages.media import weights
 from stages.media.audio import SAMPLES_PER_FRAME
+from stages.media.networks import find_network
 from stages.mels import compute_mel_rows
 from stages.preview.sound import read_mels_params
 from stages.sample.pairs import Pair, count_pair_frames, make_pairs, read_pair
@@ -67,7 +68,7 @@ def main() -> None:
     )
     parser.add_argument("--shards", required=True)
     parser.add_argument("--raw", type=Path, required=True, help="the corpus's raw files, for their sound")
-    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--run", type=find_network, required=True)
     parser.add_argument("--which", default="newest", choices=["newest", "best"])
     parser.add_argument("--speaker", required=True, help="whose clips: a clip has one identity frame")
     parser.add_argument("--split", default="test")

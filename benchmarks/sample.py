@@ -46,6 +46,7 @@ from stages.evaluate.metrics.pixels import compute_psnr, squared_errors
 from stages.evaluate.mouths import find_mouths
 from stages.media import weights
 from stages.media.faces import FaceFinder
+from stages.media.networks import find_network
 from stages.sample.generate import generate_clips
 from stages.sample.pairs import make_pairs
 
@@ -289,7 +290,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--preset", default="multi-speaker", choices=[*PRESETS])
-    parser.add_argument("--run", type=Path, help="a trained run instead of a preset")
+    parser.add_argument("--run", type=find_network, help="a trained network instead of a preset")
     parser.add_argument("--shards", type=Path, help="with --run: quality on the test split")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--slots", type=int, nargs="+", default=[1, 8, 16, 32, 64, 128])

@@ -75,6 +75,7 @@ READERS: dict[str, Callable[[Path, Path], Sequence[str | Path]]] = {
     "synth": lambda world, out: ["synth", "--to", out / "made", "--clips", "1", "--seconds", "0.8"],
     "verify": lambda world, out: ["verify", world / "work" / "shards", "--full"],
     "explain": lambda world, out: ["explain", world / "work" / "shards", "bbaf5a.mpg"],
+    "export": lambda world, out: ["export", "--run", world / "run", "-o", out / "x.safetensors"],
     "diff": lambda world, out: ["diff", world / "work" / "shards", world / "work" / "shards"],
 }  # fmt: skip
 COMMANDS = {name: job.words for name, job in JOBS.items()} | READERS

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from model.recipe import PRESETS, Recipe
+from pipeline.export import command as replace_packaged_model
 from pipeline.main import COMMANDS, cli
 from pipeline.params import Params
 from stages.corpora.corpus import BadName, Corpus
@@ -120,6 +121,7 @@ def list_options(name: str) -> frozenset[str]:
 def list_known_options() -> frozenset[str]:
     """Options of any command, any benchmark, or another program that the pages name."""
     own = frozenset[str]().union(*(list_options(name) for name in COMMANDS))
+    own |= {option for param in replace_packaged_model.params for option in param.opts}
     sources = (path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks").glob("*.py"))
     benchmarks = (re.findall(r'"(--[a-z-]+)"', source) for source in sources)
     return own.union(*benchmarks, *FOREIGN_OPTIONS.values())

@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from model import published
 from model.checkpoint import (
     CHECKPOINTS,
     EMA,
@@ -33,6 +34,7 @@ from model.checkpoint import (
     save_checkpoint,
 )
 from model.loop import create_state
+from model.published_file import PublishedInfo, write_published_file
 from model.recipe import ModelError
 from model.run_log import METRICS
 from pipeline import params
@@ -515,6 +517,45 @@ def safetensors_header(folder: Path) -> tuple[Parse, Sequence[bytes]]:
 
     small = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
     return parse, [data[8 : 8 + length], small]
+
+
+@parser()
+def published_header(folder: Path) -> tuple[Parse, Sequence[bytes]]:
+    """The header of a published model, as that of a checkpoint above."""
+    path = folder / "x.safetensors"
+    network = create_state(SMALL, worlds.CPU).ema
+    mels = {"n_mels": 8, "reference": "clip"}
+    write_published_file(network, PublishedInfo(recipe=SMALL, step=1, mels=mels), path)
+    data = path.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    header, tensors = data[8 : 8 + length], data[8 + length :]
+
+    def parse(header: bytes) -> object:
+        path.write_bytes(struct.pack("<Q", len(header)) + header + tensors)
+        return (
+            params.Params().make_edit_params(path),
+            load_network(path),
+            describe_run("x", find_checkpoint(path)),
+        )
+
+    entries = json.loads(header)
+    other = entries | {"__metadata__": {"redub": entries["__metadata__"]["redub"].replace("1", "2", 1)}}
+    return parse, [header, json.dumps(other).encode()]
+
+
+@parser()
+def models_json(folder: Path) -> tuple[Parse, Sequence[bytes]]:
+    """The catalogue of published models, and the page that is made from each entry."""
+    good = (published.FOLDER / published.CATALOGUE).read_bytes()
+
+    def parse(data: bytes) -> object:
+        (folder / published.CATALOGUE).write_bytes(data)
+        models = published.read_catalogue(folder)
+        return [
+            (published.render_page(model), published.find_packaged_file(model, folder)) for model in models
+        ]
+
+    return parse, [good, b'{"format": 1, "models": []}']
 
 
 # --- samples and evaluations ------------------------------------------------------------------------

@@ -31,6 +31,7 @@ from pipeline.main import cli
 from sampler.params import SampleParams
 from stages import synth
 from stages.engine.outcome import StageError
+from stages.media.networks import list_networks
 from stages.synth import ClipSpec
 from tests.browser import launch_browser
 from tests.build import pipeline
@@ -42,6 +43,8 @@ from tests.waiting import GUARD_SECONDS, wait_until
 SECONDS = 0.8  # of the clip
 MAX_SECONDS, MAX_MB = 3, 1
 RECIPE = replace(TINY, network=replace(TINY.network, size=32))
+MODEL = list_networks()[0].model  # the packaged one, which is chosen when the page is opened
+PACKAGED, ADVICE = f"{MODEL.name} · published model · step {MODEL.step:,}", MODEL.sampling
 TIMEOUT_MS = GUARD_SECONDS * 1000
 FLAGS = (
     "--autoplay-policy=no-user-gesture-required",
@@ -142,13 +145,17 @@ def chromium(browser: Browser, server: Server) -> BrowserContext:
 def page(chromium: BrowserContext, server: Server) -> Iterator[Page]:
     page = chromium.new_page()
     page.goto(server.url)
-    run, description = page.locator("#run input"), "tiny · step 0 · trained on dataset digest"
+    run, steps = page.locator("#run input"), page.locator("#steps input[type=number]")
     try:
-        expect(run).to_have_value(description, timeout=TIMEOUT_MS / 2)
+        expect(run).to_have_value(PACKAGED, timeout=TIMEOUT_MS / 2)
     except AssertionError:
         # On a busy machine the page stayed empty once in some thirty starts; the cause is unknown.
         page.reload()
-        expect(run).to_have_value(description)
+        expect(run).to_have_value(PACKAGED)
+    expect(steps).to_have_value(str(ADVICE.steps or SampleParams().steps))
+    run.click()
+    page.get_by_role("option", name="tiny · step 0 · trained on dataset digest").click()
+    expect(steps).to_have_value(str(SampleParams().steps))
     yield page
     page.close()
     assert wait_until(lambda: not server.files())  # the next test starts without files
