@@ -23,7 +23,7 @@ from model.unet import UNet, count_parameters
 from tests.conftest import ROOT
 
 PAPER = ("paper-multi-speaker", "paper-single-speaker")
-OURS = ("multi-speaker", "single-speaker", "demo")
+OURS = ("multi-speaker", "single-speaker", "demo", "own")
 
 
 @pytest.mark.parametrize(

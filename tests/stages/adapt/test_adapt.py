@@ -7,6 +7,7 @@ import signal
 import tempfile
 import threading
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,26 @@ import torch
 
 from model import loop
 from model.checkpoint import load_network, save_checkpoint
+from model.execution import Execution
 from model.published_file import read_published_info
 from model.recipe import build_recipe
 from model.start import find_start
 from pipeline.one_clip import clip_from_file
 from pipeline.params import Params
+from sampler.params import SampleParams
+from sampler.rollout import CropFrame, load_generator
 from shards.reader import open_dataset, read_clip
 from stages import synth
 from stages.adapt.clips import CutParams, CutResult, cut_video, plan_cut, spread_windows
 from stages.adapt.run import AdaptRequest, Estimate, adapt
 from stages.edit.run import EditParams
 from stages.engine.outcome import StageError
+from stages.evaluate.metrics.border import border_distances
+from stages.media import weights
+from stages.media.networks import find_network
 from stages.mels import MelsParams
 from stages.synth import ClipSpec
+from tests.conftest import real_clips
 from tests.media import ffmpeg
 from tests.model.worlds import CPU, TINY
 
@@ -213,6 +221,32 @@ def test_minutes_decide_how_many_steps_there_are(world: Path, tmp_path: Path, la
             adapt(make_request(world, landmarker, tmp_path / "cache", minutes=minutes), announce=refuse)
         assert estimates[-1].train_seconds == pytest.approx(60 * minutes, rel=0.1)
     assert estimates[1].steps > 2 * estimates[0].steps
+
+
+def test_a_stranger_is_drawn_in_their_own_colours(tmp_path: Path, landmarker: Path) -> None:
+    """A real person whom the packaged model does not know, after 480 samples of four seconds of them."""
+    clips, small = real_clips("us_gov/obama"), find_network("small")
+    params = Params().make_edit_params(small)
+    if params.speech.encoder != "none":
+        try:
+            weights.find(weights.SPEECH_ENCODER)
+        except StageError as err:
+            pytest.skip(str(err))
+    start = find_start(small)
+    recipe = build_recipe("own", {"steps": 60, "batch": 8}, start=start.recipe)
+    video = clips / "learning_more.mp4"
+    model = adapt(
+        AdaptRequest(video, start, recipe, params, landmarker, device="cpu", cache=tmp_path / "cache")
+    ).path
+    clip = clip_from_file(clips / "past_few_years.mp4", Params(mels=params.mels, speech=params.speech))
+    sampling = SampleParams(steps=2, guidance=2)
+    distances = []
+    for path in (small, model):
+        generator = load_generator(path, sampling, CPU, Execution())
+        frames = islice(map(CropFrame, clip.frames, clip.boxes), 12)
+        crops = np.stack(list(generator(frames, clip.mels, 0, clip.speech)))
+        distances.append(float(np.median(border_distances(crops, clip.frames[:12], clip.boxes[:12]))))
+    assert distances[1] < 0.6 * distances[0], distances
 
 
 class Cancelled(Exception):
