@@ -41,6 +41,7 @@ SCHEMA = pa.schema(
     ]
 )
 MAX_DISTANCE = 100  # between the two clips of a swapped pair, in the ring of shuffled clips
+MAX_OTHERS = 8  # speeches of other splits, for a split with one clip
 MAX_FRAME_BYTES = 2**24
 MAX_NAMES = 8  # in a message
 RULES = MappingProxyType(
@@ -92,8 +93,9 @@ def make_pairs(
     """Pair each clip of a split with its own speech, or with that of another clip.
 
     Swapped pairs use every clip and every speech once, in an order that depends on the seed. When the ledger
-    has the sentences, clips with the same sentence are not paired as far as possible. ``speaker``: only the
-    clips of this one. Raises StageError when there is no such clip, or no other clip to swap with.
+    has the sentences, clips with the same sentence are not paired as far as possible. A split's only clip is
+    paired with speech of other splits. ``speaker``: only the clips of this one. Raises StageError when there
+    is no such clip, or no other clip to swap with.
     """
     address = dataset.storage.address
     ids = sorted(
@@ -113,8 +115,16 @@ def make_pairs(
             "(clips.test_share of the params decides how many are in test)"
         )
     if audio == "swapped" and len(ids) < 2:
-        raise StageError(f"{address}: the split {split!r} has one clip, so there is no speech to swap with")
+        return _pair_with_others(dataset, ids[0], seed)
     return pair_clips(dataset, ids, audio, seed=seed)
+
+
+def _pair_with_others(dataset: Dataset, clip_id: str, seed: int) -> list[Pair]:
+    """A split's only clip with the speech of clips of other splits. Raises StageError if there are none."""
+    others = sorted(set(dataset.clips) - {clip_id}, key=lambda other: derive_key(seed, *other.encode()))
+    if not others:
+        raise StageError(f"{dataset.storage.address}: has one clip, so there is no speech to swap with")
+    return [Pair(clip_id, other) for other in others[:MAX_OTHERS]]
 
 
 def pair_clips(
