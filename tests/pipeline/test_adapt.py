@@ -47,7 +47,7 @@ def test_an_edit_adapts_once_and_then_draws_with_the_same_model(
     first, second, third = result.stdout.splitlines()
     assert first.startswith(f"{model}: adapted to 2.4 s of the face in ")
     assert second.startswith("that is little")
-    assert third.startswith(f"{out}: 10 of 10 frames re-drawn")
+    assert third.startswith(f"{out}: 11 of 11 frames re-drawn")
     assert "adapting to 2 of 2 s of the video: about " in result.stderr
     for label in ("faces 60/60", "crops 60/60", "loading training clips 60/60", "training "):
         assert label in result.stderr
