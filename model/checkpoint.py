@@ -37,6 +37,7 @@ from model.published_file import (
     read_published_info,
 )
 from model.recipe import MAX_BATCH, MAX_STEPS, ModelError, Recipe, compare_recipes, recipe_to_dict
+from model.start_record import StartRecord
 from model.tensor_file import MAX_MOMENT, MAX_WEIGHT, read_tensors
 from model.unet import UNet
 from shards.atomic import WriteError, remove_atomically, write_folder_atomically
@@ -66,19 +67,6 @@ class TrainState:
     optimizer: torch.optim.AdamW
     step: int = 0
     position: int = 0  # frames trained on, over all ranks and epochs: the next position of the epoch order
-
-
-class StartRecord(pydantic.BaseModel):
-    """Where a run started that did not start from nothing."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    name: str = Field(max_length=4096)  # as the user gave it
-    sha256: Digest  # of the file of weights
-    step: int = Field(ge=0, le=MAX_STEPS)  # how far the run was that they are from
-
-    def __str__(self) -> str:
-        return f"{self.name} of step {self.step}, sha256 {self.sha256[:12]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,7 +282,7 @@ def load_network(
 
 
 def _describe_published(path: Path, info: PublishedInfo) -> Checkpoint:
-    return Checkpoint(path, info.step, 0, None, info.recipe, info.digest)
+    return Checkpoint(path, info.step, 0, None, info.recipe, info.digest, info.start)
 
 
 def _refuse_part(path: Path) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from model.batch import Batch
-from model.checkpoint import StartRecord, TrainState
+from model.checkpoint import TrainState
 from model.epochs import EpochCounter, count_resumed_epoch, load_batches
 from model.execution import Execution, Ranks
 from model.monitor import MetricsWindow, RunMonitor
@@ -22,6 +22,7 @@ from model.objective import Forward, compute_losses
 from model.recipe import ModelError, OptimParams, Recipe
 from model.run_log import open_run_log
 from model.signals import catch_stop_signals, explain_out_of_memory
+from model.start_record import StartRecord
 from model.unet import UNet
 from shards.frames import FrameSource
 from shards.rng import Purpose, derive_key

@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.batch import Batch, make_evaluation_batch, to_pixels
-from model.checkpoint import StartRecord, TrainState, list_checkpoints, prune_checkpoints, save_checkpoint
+from model.checkpoint import TrainState, list_checkpoints, prune_checkpoints, save_checkpoint
 from model.denoiser import estimate_y_0, gammas, interpolate_gamma, log_snr
 from model.execution import Execution, Ranks
 from model.objective import add_noise_in_mask, compute_losses, predict, select_base
 from model.recipe import ModelError, Recipe
 from model.run_log import SELECTING_LOSSES, RunLog, draw_box, tile_images
+from model.start_record import StartRecord
 from model.unet import UNet
 from shards.frames import FrameSource
 

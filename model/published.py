@@ -185,7 +185,7 @@ def find_packaged_file(model: PublishedModel, folder: Path = FOLDER) -> Path | N
 def matches_file(path: Path, model: PublishedModel) -> bool:
     """Whether a file is the model's, byte for byte."""
     try:
-        return path.stat().st_size == model.bytes and file_sha256(path) == model.sha256
+        return path.is_file() and path.stat().st_size == model.bytes and file_sha256(path) == model.sha256
     except OSError:
         return False
 

@@ -3,8 +3,8 @@
 It is called
 
     NAME.safetensors    the averaged weights, parameters as float16 and other numbers as float32
-                        metadata "redub": format, recipe, step, digest of the dataset, and how that dataset's
-                        mels and speech features were made
+                        metadata "redub": format, recipe, step, digest of the dataset, how that dataset's mels
+                        and speech features were made, and where the training started
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from model.recipe import MAX_STEPS, ModelError, Recipe, recipe_to_dict
+from model.start_record import StartRecord
 from model.tensor_file import MAX_WEIGHT, read_metadata, read_tensors
 from model.unet import UNet
 from shards.atomic import write_atomically
@@ -50,6 +51,7 @@ class PublishedInfo(pydantic.BaseModel):
     digest: str = Field(default="", max_length=200)  # of the dataset that it was trained on
     mels: Section | None = None  # how that dataset's mels were made; None: not known
     speech: Section | None = None  # and its speech features, if the network takes them
+    start: StartRecord | None = None  # where its training started, if from another's weights
 
 
 def is_published_file(path: Path) -> bool:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from model.checkpoint import EMA, StartRecord, find_checkpoint, load_network
+from model.checkpoint import EMA, find_checkpoint, load_network
 from model.published_file import is_published_file, read_published_info
 from model.recipe import Recipe
+from model.start_record import StartRecord
 from model.unet import UNet
 from shards.checksum import file_sha256
 

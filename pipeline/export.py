@@ -57,6 +57,7 @@ def export_network(run: Path, out: Path, *, which: Literal["best", "newest"] = "
         digest=checkpoint.digest,
         mels=sections["mels"],
         speech=sections["speech"],
+        start=checkpoint.start,
     )
     rounding = write_published_file(network, info, out)
     return ExportResult(info, count_parameters(network), rounding)

@@ -17,12 +17,13 @@ from pydantic import Field
 
 from model import loop
 from model.batch import build_network_input
-from model.checkpoint import StartRecord, check_resumable, list_checkpoints, restore_state
+from model.checkpoint import check_resumable, list_checkpoints, restore_state
 from model.execution import Execution, Ranks, join_ranks
 from model.published_file import is_published_file, read_published_info
 from model.recipe import ModelError, Recipe, recipe_from_dict, recipe_to_dict
 from model.signals import explain_out_of_memory
 from model.start import Start
+from model.start_record import StartRecord
 from model.unet import count_parameters
 from shards.atomic import write_atomically
 from shards.balance import Balance

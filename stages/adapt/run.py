@@ -239,6 +239,7 @@ def _make_model(
             digest=checkpoint.digest,
             mels=asdict(request.params.mels),
             speech={"encoder": request.params.speech.encoder} if recipe.network.audio.takes_speech else None,
+            start=checkpoint.start,
         )
         write_published_file(network, info, path, max_rounding=MAX_ROUNDING)
     return cut, recipe.steps

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from model.checkpoint import find_checkpoint
 from model.published import (
     NAME,
     PublishedModel,
@@ -80,12 +81,12 @@ def fetch_network(name: str) -> PublishedNetwork:
 def advise_sampling(path: Path) -> Mapping[str, Any]:
     """How to sample the network at ``path``, where it is a published model that needs other params.
 
-    Fields of ``SampleParams``; none for runs and for files that are not in the catalogue.
+    So does a network that was trained further from one. Fields of ``SampleParams``; none for other networks.
+    Raises ModelError when there is no network.
     """
-    if not path.is_file():
-        return {}
+    start = find_checkpoint(path).start
     for model in read_catalogue():
-        if matches_file(path, model):
+        if (start is not None and start.sha256 == model.sha256) or matches_file(path, model):
             return model.sampling.model_dump(exclude_none=True)
     return {}
 

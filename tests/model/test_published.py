@@ -43,7 +43,9 @@ from model.published_file import (
     write_published_file,
 )
 from model.recipe import ModelError, Recipe, recipe_to_dict
+from model.start_record import StartRecord
 from model.unet import UNet, count_parameters
+from pipeline.export import export_network
 from pipeline.one_clip import clip_from_file
 from pipeline.params import Params
 from sampler.params import SampleParams
@@ -287,6 +289,22 @@ def test_a_packaged_model_is_what_the_catalogue_says(model: PublishedModel) -> N
     assert info.mels is not None, "it is known how its mels are made"
     assert (info.speech is not None) == checkpoint.recipe.network.audio.takes_speech
     FrameGenerator(network, checkpoint.recipe, override_params(SampleParams(), **advise_sampling(path)), CPU)
+
+
+@pytest.mark.parametrize("is_from_small", [True, False])
+def test_a_network_that_was_trained_further_from_a_model_is_sampled_like_it(
+    is_from_small: bool, tmp_path: Path
+) -> None:
+    small = find_network("small")
+    sha256 = file_sha256(small) if is_from_small else "0" * 64
+    record = StartRecord(name="small", sha256=sha256, step=6)
+    checkpoint = save_checkpoint(create_state(TINY, CPU), tmp_path / "run", TINY, "d", None, record)
+    file = tmp_path / "further.safetensors"
+    export_network(tmp_path / "run", file)
+    assert advise_sampling(small), "it is not sampled with the defaults"
+    expected = advise_sampling(small) if is_from_small else {}
+    for path in (tmp_path / "run", checkpoint.path, file):
+        assert advise_sampling(path) == expected
 
 
 @pytest.mark.parametrize("model", PACKAGED, ids=lambda model: model.name)
