@@ -70,6 +70,7 @@ SMALL: Changes = {
     "frames.context_share": 0.0,
     "frames.audio_gain_db": 0.0,
     "frames.audio_band_db": 0.0,
+    "noise.log_snr_shift": 0.0,
     "loss.lip_weight": 2.0,
     "optim.learning_rate": 1e-3,
     "optim.after_warmup": "constant",

@@ -161,8 +161,10 @@ PAPER_SINGLE_SPEAKER = replace(
 # What makes a network follow the audio (docs/performance.md, Learning).
 OUR_AUDIO = AudioParams(rows_before=8, rows_after=8, encoder="conv")
 OUR_FRAMES = FrameParams(previous_hidden=0.7, context_share=1.0)
+OUR_NOISE = NoiseParams(target="v", log_snr_shift=-3.0)
 MULTI_SPEAKER = Recipe(
     network=UNetParams(mask_channel=True, audio=OUR_AUDIO),
+    noise=OUR_NOISE,
     frames=OUR_FRAMES,
     loss=LossParams(lip_weight=2.0),
     best_by="listening",
