@@ -145,13 +145,13 @@ def _select_grain(finer: Floats, crop_px: float) -> Floats:
     moves with the skin and flickers no more than the source, and nothing is drawn by chance. Edges stand out
     from grain where both are smoothed: they would be a ghost of the mouth that was there.
     """
-    smooth = cv2.GaussianBlur(finer, (0, 0), max(0.5, crop_px / 2))
+    smooth = np.asarray(cv2.GaussianBlur(finer, (0, 0), max(0.5, crop_px / 2)), np.float32)
     edge = np.maximum(_find_edges(finer, least=1.0), _find_edges(smooth, least=0.5))
     return np.asarray(finer * (1 - edge)[..., None], np.float32)
 
 
 def _find_edges(finer: Floats, least: float) -> NDArray[np.floating]:
-    """Where detail (h, w, 3) stands out from its own deviation, ``least`` levels at least: (h, w) in [0, 1]."""
+    """Where detail (h, w, 3) stands out from its deviation, of ``least`` levels or more: (h, w) in [0, 1]."""
     # From the median, so that edges do not count.
     deviation = max(least, MEDIAN_TO_DEVIATION * float(np.median(np.abs(finer))))
     amplitude = np.abs(finer).max(axis=2) / deviation

@@ -351,21 +351,18 @@ def try_face(
     """
     segments = [plan.get_segment_index(k) for k in range(plan.n_instants)]
     runs = choose_trial_instants(segments, params)
-    differences: list[list[float]] = []
+    total, differences = sum(map(len, runs)), list[list[float]]()
     with FrameReader(plan.video, plan.facts, plan.stamps) as reader:
         for instants in runs:
-            progress("trial", len(differences), len(runs))
             reader.skip_to(int(plan.source_frames[instants[0]]))
             frames = list(read_crops(plan, reader, instants, generator.size))
             crops = generator(iter(frames), sound.mels, instants[0], sound.speech)
             generated = _check_crops(crops, len(frames), generator.size)
-            differences.append(
-                [
-                    measure_difference(frame.pixels, crop, generator.select_box(frame.box))
-                    for frame, crop in zip(frames, generated, strict=True)
-                ]
-            )
-        progress("trial", len(runs), len(runs))
+            differences.append([])
+            for frame, crop in zip(frames, generated, strict=True):
+                box = generator.select_box(frame.box)
+                differences[-1].append(measure_difference(frame.pixels, crop, box))
+                progress("trial", sum(map(len, differences)), total)
     return average_trial(differences)
 
 
@@ -393,7 +390,11 @@ def _write_outputs(
         if preview is not None:
             preview_format = replace(output_format, width=2 * output_format.width)
             preview_writer = _open_writer(stack, preview, preview_format, speech)
-        for frame in _render_frames(plan, generator, sound, params, stack):
+
+        def report() -> None:
+            progress("frames", n_frames, total)
+
+        for frame in _render_frames(plan, generator, sound, params, report, stack):
             writer.write(frame.result, frame.timing.at, frame.timing.ticks)
             if preview_writer is not None:
                 side_by_side = frame.source.hstack(frame.result)
@@ -403,7 +404,7 @@ def _write_outputs(
                 n_redrawn += 1
             else:
                 passed_through[frame.reason] = passed_through.get(frame.reason, 0) + 1
-            progress("frames", n_frames, total)
+            report()
     return EditResult(
         frames=n_frames,
         redrawn=n_redrawn,
@@ -432,15 +433,19 @@ class OutputFrame:
 
 
 def _render_frames(
-    plan: EditPlan, generator: MouthGenerator, sound: SoundRows, params: EditParams, stack: ExitStack
+    plan: EditPlan,
+    generator: MouthGenerator,
+    sound: SoundRows,
+    params: EditParams,
+    report: Callable[[], None],
+    stack: ExitStack,
 ) -> Iterator[OutputFrame]:
-    """The output's frames, one at a time."""
+    """The output's frames, one at a time; ``report`` is called after each generated crop that is checked."""
     crop_reader, frame_reader = (
         stack.enter_context(FrameReader(plan.video, plan.facts, plan.stamps)) for _ in range(2)
     )
-    crops = _generate_crops(
-        plan, generator, sound, crop_reader, None if params.any_face else params.face_check
-    )
+    check = None if params.any_face else params.face_check
+    crops = _generate_crops(plan, generator, sound, crop_reader, check, report)
     generated = stack.enter_context(closing(crops))
     to_rgb, to_yuv = RgbConverter(), YuvConverter()
     k = -1  # the instant of new_crop
@@ -469,6 +474,7 @@ def _generate_crops(
     sound: SoundRows,
     reader: FrameReader,
     check: FaceCheckParams | None,
+    report: Callable[[], None],
 ) -> Generator[Frame | None, None, None]:
     """The re-drawn crop of each instant; None where there is no face segment, or by ``check`` no fit."""
     for index, group in groupby(range(plan.n_instants), plan.get_segment_index):
@@ -476,8 +482,8 @@ def _generate_crops(
         if index < 0:
             yield from [None] * len(instants)
             continue
-        pending: deque[CropFrame] = deque()  # read by the network, their crops not yet measured
         frames = read_crops(plan, reader, instants, generator.size)
+        pending: deque[CropFrame] = deque()  # read by the network; their crops are not yet measured
         if check is not None:
             frames = _store_frames(frames, pending)
         generated = generator(frames, sound.mels, instants[0], sound.speech)
@@ -485,8 +491,7 @@ def _generate_crops(
         if check is None:
             yield from crops
         else:
-            measured = ((crop, _measure_next(pending, crop, generator)) for crop in crops)
-            yield from drop_misfits(measured, check)
+            yield from drop_misfits(_measure_crops(crops, pending, generator, report), check)
 
 
 def _store_frames(frames: Iterator[CropFrame], pending: deque[CropFrame]) -> Iterator[CropFrame]:
@@ -495,9 +500,14 @@ def _store_frames(frames: Iterator[CropFrame], pending: deque[CropFrame]) -> Ite
         yield frame
 
 
-def _measure_next(pending: deque[CropFrame], crop: Frame, generator: MouthGenerator) -> float:
-    frame = pending.popleft()
-    return measure_difference(frame.pixels, crop, generator.select_box(frame.box))
+def _measure_crops(
+    crops: Iterator[Frame], pending: deque[CropFrame], generator: MouthGenerator, report: Callable[[], None]
+) -> Iterator[tuple[Frame, float]]:
+    """Each generated crop, and how far its border is from that of the first of ``pending``, which leaves."""
+    for crop in crops:
+        report()  # a second of crops is checked before the first is written, and an edit can be stopped
+        frame = pending.popleft()
+        yield crop, measure_difference(frame.pixels, crop, generator.select_box(frame.box))
 
 
 def read_crops(
