@@ -6,6 +6,7 @@ rectangle around the mask box is processed, however large the frame is.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -152,9 +153,10 @@ def _select_grain(finer: Floats, crop_px: float) -> Floats:
 
 def _find_edges(finer: Floats, least: float) -> NDArray[np.floating]:
     """Where detail (h, w, 3) stands out from its deviation, of ``least`` levels or more: (h, w) in [0, 1]."""
-    # From the median, so that edges do not count.
-    deviation = max(least, MEDIAN_TO_DEVIATION * float(np.median(np.abs(finer))))
-    amplitude = np.abs(finer).max(axis=2) / deviation
+    # From the median, so that edges do not count; of every third pixel, which is as good and faster.
+    deviation = max(least, MEDIAN_TO_DEVIATION * float(np.median(np.abs(finer[::3, ::3]))))
+    largest = functools.reduce(np.maximum, cv2.split(np.abs(finer)))  # of the channels
+    amplitude = np.asarray(largest / deviation, np.float32)
     return _smoothstep((amplitude - GRAIN_DEVIATIONS) / (EDGE_DEVIATIONS - GRAIN_DEVIATIONS))
 
 
