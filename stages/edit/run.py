@@ -335,8 +335,8 @@ def _check_face(
     if difference > params.max_difference:
         raise StageError(
             f"{plan.video}: the network does not fit this face: its colours at the mouth's border differ "
-            f"from the video's by {difference:.1f} (CIE 1976), expected at most {params.max_difference:g}; "
-            f"--adapt trains it on this video, --any-face draws all the same"
+            f"from the video's by {difference:.1f} (CIE 1976), expected at most {params.max_difference:g}"
+            "; --adapt trains it on this video, --any-face draws all the same"
         )
 
 

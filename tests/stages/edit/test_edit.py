@@ -229,7 +229,7 @@ def test_no_frame_beside_a_zoom_is_painted_where_the_face_was_on_the_other_side(
         zoom, origin = (1.4, (48, 77)) if k >= at else (1, (0, 0))
         brow = zoom * np.mean(frame.corners_px, axis=0) - origin
         distance.append((np.array([columns.mean(), rows.mean()]) - brow) / zoom)
-    assert np.abs(np.diff(distance, axis=0)).max() < 2  # some 50 px from the other side's place
+    assert np.abs(np.diff(distance, axis=0)).max() < 3  # some 50 px from the other side's place
 
 
 @dataclass(frozen=True)
@@ -736,7 +736,7 @@ def test_a_face_that_the_network_does_not_fit_is_refused_before_a_file_is_writte
         edit(clip, speech(1.2), out, generator, model=landmarker, params=CHECKED,
              progress=lambda label, done, total: calls.append((label, done, total)))  # fmt: skip
     assert not out.exists()
-    assert len(generator.inputs) == 15 and ("trial", 5, 5) in calls, "five places of three frames"
+    assert len(generator.inputs) == 15 and ("trial", 15, 15) in calls, "five places of three frames"
     assert edit(clip, speech(1.2), out, BoxPainter(), model=landmarker, params=QUICK).redrawn == 30
 
 
