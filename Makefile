@@ -48,7 +48,7 @@ demo: $(READY)
 	@read name run video audio < $(VENV)/.demo && \
 	  pipeline edit --video $$(find data/$$name/raw -path "*$${video#.}") \
 	    --audio $$(find data/$$name/raw -path "*$${audio#.}") \
-	    --run runs/$$run -o data/$$name/edited.mp4 --preview data/$$name/side-by-side.mp4
+	    --run runs/$$run --any-face -o data/$$name/edited.mp4 --preview data/$$name/side-by-side.mp4
 	@echo "== 6/6 dvc repro: generating clips, scoring them, writing the report"
 	@read name run clips < $(VENV)/.demo && dvc repro report@$$run
 	@echo; echo "What was built:"

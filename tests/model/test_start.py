@@ -161,7 +161,7 @@ def test_the_scale_of_speech_features_is_the_starts(tmp_path: Path) -> None:
 def test_a_dataset_without_what_the_start_hears_is_refused(other: Path, tmp_path: Path) -> None:
     recipe = replace(TINY, steps=2, network=replace(TINY.network, audio=SPEECH))
     worlds.run_training(
-        worlds.make_dataset(tmp_path / "shards", (9, 7), speech_size=D), tmp_path / "base", recipe
+        worlds.make_dataset(tmp_path / "shards", (9, 12), speech_size=D), tmp_path / "base", recipe
     )
     with pytest.raises(ShardError) as caught:
         train_from(tmp_path / "base", other, tmp_path / "run")

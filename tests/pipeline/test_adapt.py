@@ -58,9 +58,9 @@ def test_an_edit_adapts_once_and_then_draws_with_the_same_model(
     assert again.stdout.splitlines()[0] == f"{cached}: adapted to this video before"
     assert "training" not in again.stderr
     assert (tmp_path / "again.mp4").read_bytes() == out.read_bytes()
-    edit(world, tmp_path / "kept.mp4", "--run", model)
+    edit(world, tmp_path / "kept.mp4", "--run", model, "--any-face")
     assert (tmp_path / "kept.mp4").read_bytes() == out.read_bytes()
-    edit(world, tmp_path / "plain.mp4")
+    edit(world, tmp_path / "plain.mp4", "--any-face")
     assert (tmp_path / "plain.mp4").read_bytes() != out.read_bytes()
 
 
