@@ -61,10 +61,12 @@ def call(*arguments: object, code: int = 0) -> Result:
 
 def test_models_are_listed_with_size_figures_and_licences() -> None:
     text = call("models").stdout
-    assert text.startswith(f"{DEFAULT_NETWORK}  ") and "packaged" in text.splitlines()[0]
+    heads, first = (line.split() for line in text.splitlines()[:2])
+    assert heads == ["name", "hears", "size", "parameters", "licence", "where"]
+    assert (first[0], first[-1]) == (DEFAULT_NETWORK, "packaged")
     for network in list_networks():
         model = network.model
-        assert f"{model.parameters:,} parameters, hears {model.audio_input}" in text
+        assert f"{model.audio_input}  " in text and f"{model.parameters:,}" in text
         assert all(published.format_figure(figure) in text for figure in model.figures)
         assert model.licence in text and all(data.licence in text for data in model.data)
     [entry, *_] = json.loads(call("models", "--json").stdout)["models"]
