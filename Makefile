@@ -42,7 +42,7 @@ demo: $(READY)
 	@read name run < $(VENV)/.demo && \
 	  clips=$$(find data/$$name/raw -name '*.flv' -o -name '*.mp4' | sort) && \
 	  pipeline edit --video $$(echo "$$clips" | head -n 1) --audio $$(echo "$$clips" | tail -n 1) \
-	    --run runs/$$run --steps 10 -o data/$$name/edited.mp4 --preview data/$$name/side-by-side.mp4
+	    --run runs/$$run --steps 10 --any-face -o data/$$name/edited.mp4 --preview data/$$name/side-by-side.mp4
 	@echo "== 6/6 dvc repro: generating clips, scoring them, writing the report"
 	@read name run < $(VENV)/.demo && dvc repro report@$$run
 	@echo; echo "What was built:"

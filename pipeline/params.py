@@ -19,6 +19,7 @@ from shards.files import read_file
 from shards.params import describe_params_error
 from stages.align import AlignParams
 from stages.clips import ClipsParams
+from stages.edit.face_check import FaceCheckParams
 from stages.engine.outcome import StageError
 from stages.engine.parts import PartParams
 from stages.engine.sandbox import LimitParams
@@ -59,11 +60,12 @@ class Params:
     limits: LimitParams = field(default_factory=LimitParams)
     train: TrainParams = field(default_factory=TrainParams)
     sample: SampleParams = field(default_factory=SampleParams)
+    face_check: FaceCheckParams = field(default_factory=FaceCheckParams)
 
     def describe_dataset(self) -> dict[str, Any]:
         """For ``dataset.json``: the params that decide a dataset's bytes, without paths and limits."""
         sections = asdict(self)
-        del sections["limits"], sections["train"], sections["sample"]
+        del sections["limits"], sections["train"], sections["sample"], sections["face_check"]
         del sections["landmarks"]["model"], sections["speech"]["model"]
         if self.speech.encoder == NO_ENCODER:
             del sections["speech"]  # as in the datasets of versions without this stage
@@ -87,6 +89,7 @@ class Params:
                 mels=mels or self.mels,
                 speech=speech or self.speech,
                 limits=self.limits,
+                face_check=self.face_check,
                 **options,
             )
         except pydantic.ValidationError as err:

@@ -93,7 +93,7 @@ JOBS = {
             "edit", "--video", sorted((world / "raw").rglob("*.mpg"))[0],
             "--audio", sorted((world / "raw").rglob("*.mpg"))[1], "--run", world / "run",
             "--params", world / "params.yaml", "-o", out / "edit.mp4", "--steps", "2", "--device", "cpu",
-            "--preset", "ultrafast",
+            "--preset", "ultrafast", "--any-face",
         ],
         check_nothing,
         ("pipeline.commands.edit", "stages.edit.run", "sampler.rollout"),

@@ -35,7 +35,7 @@ from stages.engine import sandbox
 from stages.engine.outcome import Outcome, StageError
 from stages.engine.sandbox import ClipJob
 
-PASS_LABELS = {"faces": "Finding the face", "frames": "Generating the mouth"}
+PASS_LABELS = {"faces": "Finding the face", "trial": "Trying the face", "frames": "Generating the mouth"}
 STOPPED = "Stopped. No file was written."
 
 log = logging.getLogger(__name__)

@@ -94,6 +94,7 @@ def _parse_face(ctx: click.Context, param: click.Parameter, value: str) -> FaceC
 @click.option(
     "--max-pixels", type=click.IntRange(1), default=4096 * 2304, show_default=True, help="Largest frame."
 )
+@click.option("--any-face", is_flag=True, help="Draw also where the network does not fit the face.")
 @params_option
 @landmarker_option
 @sampler_options
@@ -110,6 +111,7 @@ def command(
     preset: Preset,
     max_seconds: float,
     max_pixels: int,
+    any_face: bool,
     params: Path | None,
     landmarker: str,
     sampling: dict[str, Any],
@@ -119,7 +121,8 @@ def command(
     """Make the person in VIDEO say the speech in AUDIO.
 
     Only the lower face is re-drawn. Size, frames, their times and all other pixels are the source's; the
-    video is encoded once. The audio is copied unchanged where the container can hold it.
+    video is encoded once. The audio is copied unchanged where the container can hold it. A face that the
+    network does not fit is refused.
     """
     from model.checkpoint import find_run
     from model.execution import Execution, select_device
@@ -141,6 +144,7 @@ def command(
         preset=preset,
         max_seconds=max_seconds,
         max_pixels=max_pixels,
+        any_face=any_face,
     )
     with ProgressBars() as bars:
         result = edit(

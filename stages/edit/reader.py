@@ -24,6 +24,7 @@ from stages.media.presentation import (
 
 BUFFER_BYTES = 128 * 2**20  # of decoded frames, while a video is read backwards
 FRACTIONS = ("time_base", "seconds", "fps", "pixel_aspect")  # strings in JSON
+SKIP_FRAMES = 250  # ahead: from there on a seek is worth it; a keyframe's usual distance
 BYTES_PER_PIXEL = 3  # of a decoded frame: 4:2:0 has 1.5, 4:2:2 in 10 bits has 4
 
 
@@ -153,8 +154,13 @@ class FrameReader:
                 self._buffer = {index: self._read_forward(index)}
         return self._buffer[index]
 
+    def skip_to(self, index: int) -> None:
+        """Prepare to read frame ``index`` without decoding all frames before it, if it is far ahead."""
+        if index >= self._next + SKIP_FRAMES:
+            self._buffer = self._read_range(index, index)
+
     def _read_range(self, first: int, last: int) -> dict[int, av.VideoFrame]:
-        """Frames ``first`` to ``last``, which are behind the current position."""
+        """Frames ``first`` to ``last``, which are not the next ones."""
         try:
             self._seek(first)
             return {k: self._read_forward(k) for k in range(first, last + 1)}

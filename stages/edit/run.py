@@ -14,6 +14,7 @@ full frame waits in memory.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
@@ -34,6 +35,14 @@ from sampler.rollout import CropFrame
 from shards.atomic import write_atomically
 from shards.schema import VIDEO_FPS, Frame
 from stages.align import AlignParams
+from stages.edit.face_check import (
+    MISFIT,
+    FaceCheckParams,
+    average_trial,
+    choose_trial_instants,
+    drop_misfits,
+    measure_difference,
+)
 from stages.edit.face_track import FaceChoice, choose_face_path, observe_faces
 from stages.edit.plan import EditPlan
 from stages.edit.reader import FrameReader, VideoFacts, probe_video
@@ -65,7 +74,8 @@ class MouthGenerator(Protocol):
     are the rows of ``speech``, (2T, D) float16, which it gets if it takes them.
     Yields one crop (size, size, 3) uint8 per frame, in order, and may read any number of frames before it
     yields the first. It is called once per face segment, which is a part of the video in which the face is
-    visible, and which begins ``offset`` frames after the speech does.
+    visible, and which begins ``offset`` frames after the speech does; before that, on a few frames of some
+    segments, whose crops are compared with the source.
     """
 
     @property
@@ -101,11 +111,13 @@ class EditParams:
     preset: Preset = "medium"  # of x264
     max_seconds: float = Field(default=3600.0, gt=0, le=DAY)  # of the output
     max_pixels: int = Field(default=4096 * 2304, gt=0, le=MAX_PIXELS)  # of a frame
+    any_face: bool = False  # draw also where the network does not fit the face
     landmarks: LandmarksParams = field(default_factory=LandmarksParams)
     align: AlignParams = field(default_factory=AlignParams)  # its size is the network's
     mels: MelsParams = field(default_factory=MelsParams)
     speech: SpeechParams = field(default_factory=SpeechParams)
     limits: LimitParams = field(default_factory=LimitParams)
+    face_check: FaceCheckParams = field(default_factory=FaceCheckParams)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +126,7 @@ class EditResult:
 
     frames: int  # in the output
     redrawn: int  # of these
-    passed_through: dict[str, int]  # unchanged frames by reason: no_face, small_face, no_alignment
+    passed_through: dict[str, int]  # unchanged frames by reason: no_face, small_face, no_alignment, no_fit
     seconds: float
     fps: float  # of the source, on average
     source_size: tuple[int, int]  # displayed width and height, px
@@ -155,8 +167,11 @@ def edit(
     time stamp. Memory does not grow with the video's length, except for a few kilobytes per second.
 
     ``model`` is MediaPipe's face model. ``preview`` is a second mp4 to write: source and result side by side.
-    ``progress`` receives the passes "faces" (of instants) and "frames". Files appear when they are complete;
-    after Ctrl-C there is none. The same inputs give the same bytes.
+    ``progress`` receives the passes "faces" (of instants), "trial" and "frames". Files appear when they are
+    complete; after Ctrl-C there is none. The same inputs give the same bytes.
+
+    A face that ``generator`` does not fit is refused before anything is written, and frames in which it stops
+    to fit are left as they are; ``params.any_face`` draws all the same (``stages.edit.face_check``).
 
     Raises StageError, in one line, on whatever the user can fix.
     """
@@ -172,6 +187,8 @@ def edit(
                              f"{params.max_seconds:g} s; --max-seconds allows more")  # fmt: skip
         plan = _make_plan(video, facts, seconds, generator.size, model, params, Path(scratch), progress)
         sound = _compute_sound(speech, plan.n_instants, encoder, params)
+        if not params.any_face:
+            _check_face(plan, generator, sound, params.face_check, progress)
         return _write_outputs(plan, generator, sound, speech, out, preview, params, progress)
 
 
@@ -304,6 +321,51 @@ def _make_plan(
     return EditPlan(video, facts, params.fit, seconds, observations.stamps.tolist(), path)
 
 
+def _check_face(
+    plan: EditPlan,
+    generator: MouthGenerator,
+    sound: SoundRows,
+    params: FaceCheckParams,
+    progress: Progress,
+) -> None:
+    """Raise StageError if a few frames as the network draws them do not fit the face."""
+    difference = try_face(plan, generator, sound, params, progress)
+    if difference > params.max_difference:
+        raise StageError(
+            f"{plan.video}: the network does not fit this face: its colours at the mouth's border differ "
+            f"from the video's by {difference:.1f} (CIE 1976), expected at most {params.max_difference:g}"
+            "; --adapt trains it on this video, --any-face draws all the same"
+        )
+
+
+def try_face(
+    plan: EditPlan,
+    generator: MouthGenerator,
+    sound: SoundRows,
+    params: FaceCheckParams,
+    progress: Progress = no_progress,
+) -> float:
+    """Draw a few frames spread over the output: how far their mouths' borders are from the source's, ΔE*ab.
+
+    nan where there is nothing to compare, as in a video without a face.
+    """
+    segments = [plan.get_segment_index(k) for k in range(plan.n_instants)]
+    runs = choose_trial_instants(segments, params)
+    total, differences = sum(map(len, runs)), list[list[float]]()
+    with FrameReader(plan.video, plan.facts, plan.stamps) as reader:
+        for instants in runs:
+            reader.skip_to(int(plan.source_frames[instants[0]]))
+            frames = list(read_crops(plan, reader, instants, generator.size))
+            crops = generator(iter(frames), sound.mels, instants[0], sound.speech)
+            generated = _check_crops(crops, len(frames), generator.size)
+            differences.append([])
+            for frame, crop in zip(frames, generated, strict=True):
+                box = generator.select_box(frame.box)
+                differences[-1].append(measure_difference(frame.pixels, crop, box))
+                progress("trial", sum(map(len, differences)), total)
+    return average_trial(differences)
+
+
 def _write_outputs(
     plan: EditPlan,
     generator: MouthGenerator,
@@ -328,7 +390,11 @@ def _write_outputs(
         if preview is not None:
             preview_format = replace(output_format, width=2 * output_format.width)
             preview_writer = _open_writer(stack, preview, preview_format, speech)
-        for frame in _render_frames(plan, generator, sound, stack):
+
+        def report() -> None:
+            progress("frames", n_frames, total)
+
+        for frame in _render_frames(plan, generator, sound, params, report, stack):
             writer.write(frame.result, frame.timing.at, frame.timing.ticks)
             if preview_writer is not None:
                 side_by_side = frame.source.hstack(frame.result)
@@ -338,7 +404,7 @@ def _write_outputs(
                 n_redrawn += 1
             else:
                 passed_through[frame.reason] = passed_through.get(frame.reason, 0) + 1
-            progress("frames", n_frames, total)
+            report()
     return EditResult(
         frames=n_frames,
         redrawn=n_redrawn,
@@ -367,13 +433,20 @@ class OutputFrame:
 
 
 def _render_frames(
-    plan: EditPlan, generator: MouthGenerator, sound: SoundRows, stack: ExitStack
+    plan: EditPlan,
+    generator: MouthGenerator,
+    sound: SoundRows,
+    params: EditParams,
+    report: Callable[[], None],
+    stack: ExitStack,
 ) -> Iterator[OutputFrame]:
-    """The output's frames, one at a time."""
+    """The output's frames, one at a time; ``report`` is called after each generated crop that is checked."""
     crop_reader, frame_reader = (
         stack.enter_context(FrameReader(plan.video, plan.facts, plan.stamps)) for _ in range(2)
     )
-    generated = stack.enter_context(closing(_generate_crops(plan, generator, sound, crop_reader)))
+    check = None if params.any_face else params.face_check
+    crops = _generate_crops(plan, generator, sound, crop_reader, check, report)
+    generated = stack.enter_context(closing(crops))
     to_rgb, to_yuv = RgbConverter(), YuvConverter()
     k = -1  # the instant of new_crop
     new_crop: Frame | None = None
@@ -384,7 +457,8 @@ def _render_frames(
         frame = frame_reader[timing.source]
         source = to_yuv(frame)
         if new_crop is None:
-            yield OutputFrame(timing, source, source, plan.get_reason(k))
+            reason = plan.get_reason(k) if plan.get_segment_index(k) < 0 else MISFIT
+            yield OutputFrame(timing, source, source, reason)
             continue
         image, crop_plan = to_rgb(frame), plan.plan_crop(k)
         crop, matrix = crop_plan.crop(image, plan.get_source_time(timing.source), generator.size)
@@ -395,20 +469,48 @@ def _render_frames(
 
 
 def _generate_crops(
-    plan: EditPlan, generator: MouthGenerator, sound: SoundRows, reader: FrameReader
+    plan: EditPlan,
+    generator: MouthGenerator,
+    sound: SoundRows,
+    reader: FrameReader,
+    check: FaceCheckParams | None,
+    report: Callable[[], None],
 ) -> Generator[Frame | None, None, None]:
-    """The re-drawn crop of each instant of the output, or None where there is no face segment."""
+    """The re-drawn crop of each instant; None where there is no face segment, or by ``check`` no fit."""
     for index, group in groupby(range(plan.n_instants), plan.get_segment_index):
         instants = list(group)
         if index < 0:
             yield from [None] * len(instants)
             continue
-        frames = _read_crops(plan, reader, instants, generator.size)
-        crops = generator(frames, sound.mels, instants[0], sound.speech)
-        yield from _check_crops(crops, len(instants), generator.size)
+        frames = read_crops(plan, reader, instants, generator.size)
+        pending: deque[CropFrame] = deque()  # read by the network; their crops are not yet measured
+        if check is not None:
+            frames = _store_frames(frames, pending)
+        generated = generator(frames, sound.mels, instants[0], sound.speech)
+        crops = _check_crops(generated, len(instants), generator.size)
+        if check is None:
+            yield from crops
+        else:
+            yield from drop_misfits(_measure_crops(crops, pending, generator, report), check)
 
 
-def _read_crops(
+def _store_frames(frames: Iterator[CropFrame], pending: deque[CropFrame]) -> Iterator[CropFrame]:
+    for frame in frames:
+        pending.append(frame)
+        yield frame
+
+
+def _measure_crops(
+    crops: Iterator[Frame], pending: deque[CropFrame], generator: MouthGenerator, report: Callable[[], None]
+) -> Iterator[tuple[Frame, float]]:
+    """Each generated crop, and how far its border is from that of the first of ``pending``, which leaves."""
+    for crop in crops:
+        report()  # a second of crops is checked before the first is written, and an edit can be stopped
+        frame = pending.popleft()
+        yield crop, measure_difference(frame.pixels, crop, generator.select_box(frame.box))
+
+
+def read_crops(
     plan: EditPlan, reader: FrameReader, instants: Sequence[int], size: int
 ) -> Iterator[CropFrame]:
     """The network's input frames for instants of one segment."""

@@ -198,7 +198,7 @@ def command_options(folder: Path) -> tuple[Parse, Sequence[bytes]]:
         options = command.make_context(name, words).params
         sections = params.Params()
         if name == "edit":
-            edit = ("fit", "face", "crf", "preset", "max_seconds", "max_pixels")
+            edit = ("fit", "face", "crf", "preset", "max_seconds", "max_pixels", "any_face")
             sections.make_edit_params(**{key: options[key] for key in edit})
         if name in ("edit", "sample", "app"):
             from sampler.rollout import override_params

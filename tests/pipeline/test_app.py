@@ -62,7 +62,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ffmpeg("-f", "lavfi", "-i", f"sine=duration={MAX_SECONDS + 1}", folder / "long.mp3")
     (folder / "large.mp4").write_bytes(bytes(MAX_MB * 2**20 + 1))
     (folder / "text.mp4").write_text("not a video")
-    (folder / "params.yaml").write_text(f"mels: {{n_mels: {RECIPE.network.audio.n_mels}}}\n")
+    (folder / "params.yaml").write_text(
+        f"mels: {{n_mels: {RECIPE.network.audio.n_mels}}}\n"
+        "face_check: {max_difference: 1000.0, leave_difference: 1000.0}\n"  # it is untrained
+    )
     return folder
 
 

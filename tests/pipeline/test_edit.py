@@ -47,7 +47,7 @@ def edit(world: Path, out: Path, *arguments: str | Path, run: str = "run", code:
         "--preset": "ultrafast",
     }
     options = [text for pair in defaults.items() for text in map(str, pair)]
-    result = CliRunner().invoke(cli, ["edit", *options, *map(str, arguments)])
+    result = CliRunner().invoke(cli, ["edit", "--any-face", *options, *map(str, arguments)])
     assert result.exit_code == code, result.output
     return result
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from skimage.data import astronaut
 
 from sampler.paste import MAX_CAST, Patch, estimate_colour_cast, paste
+from stages.evaluate.metrics.surroundings import measure_surroundings
 from stages.media.crops import compute_supersample, warp
 
 SIZE = 128
@@ -171,7 +172,7 @@ def test_a_shrunken_crop_does_not_alias() -> None:
 def test_unchanged_skin_keeps_its_grain_and_a_new_mouth_has_nothing_of_the_old_one() -> None:
     """A face four times as large as the crop, with grain that is too fine for the crop."""
     rng = np.random.default_rng(0)
-    frame = np.clip(150 + rng.normal(0, 12, (600, 600, 1)), 0, 255).repeat(3, axis=2).astype(np.uint8)
+    frame = np.clip(150 + rng.normal(0, 4, (600, 600, 1)), 0, 255).repeat(3, axis=2).astype(np.uint8)
     matrix = make_affine(0.25, 0, (300, 250))
     mouth = (
         np.linalg.solve(matrix[:, :2].astype(float), np.array([64, 98]) - matrix[:, 2]).round().astype(int)
@@ -184,4 +185,26 @@ def test_unchanged_skin_keeps_its_grain_and_a_new_mouth_has_nothing_of_the_old_o
     y, x = np.mgrid[:600, :600]
     off_mouth = np.hypot(x - mouth[0], y - mouth[1])
     assert np.abs(result - frame)[off_mouth > 90].max() <= 1
-    assert np.abs(result[off_mouth < 40] - 150).max() <= 4  # no edge of the old mouth
+    # No edge of the old mouth is left, round which there was grain.
+    rim = [result[(off_mouth > radius) & (off_mouth <= radius + 2)] for radius in range(20, 40, 2)]
+    assert all(abs(float(ring.mean()) - 150) <= 3 for ring in rim)
+    assert max(float(ring.std()) for ring in rim) <= 5
+
+
+@pytest.mark.parametrize("scale", [0.7, 0.34, 0.23], ids=["360x288", "720p", "1080p"])
+@pytest.mark.parametrize("deviation", [1.5, 4.0])
+def test_another_mouth_has_the_grain_and_the_texture_of_its_surroundings(
+    photo: Image, scale: float, deviation: float
+) -> None:
+    """The whole lower face is another one, smoother than the source: a network's at 128 px."""
+    large = cv2.resize(photo, None, fx=1 / scale, fy=1 / scale, interpolation=cv2.INTER_CUBIC)
+    rng = np.random.default_rng(0)
+    frame = np.clip(large + rng.normal(0, deviation, large.shape), 0, 255).round().astype(np.uint8)
+    centre = tuple(side / 2 for side in large.shape[1::-1])
+    matrix = make_affine(scale, 0, centre)
+    crop = cut_crop(frame, matrix)
+    other = cv2.GaussianBlur(np.roll(crop, 9, axis=1).astype(np.float32), (0, 0), 0.7)
+    redrawn = np.clip(other + 25, 0, 255).round().astype(np.uint8)
+    depth = compute_depth(frame, matrix, BOX)
+    fit = measure_surroundings(apply_patch(frame, paste(frame, crop, redrawn, matrix, BOX)), frame, depth)
+    assert fit.grain == pytest.approx(1, abs=0.15)
