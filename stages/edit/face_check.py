@@ -26,9 +26,9 @@ MISFIT = "no_fit"  # the reason of a frame that is left as it is because the net
 class FaceCheckParams:
     """When a face is one that the network does not fit. Differences are ΔE*ab (CIE 1976), as evaluated."""
 
-    # Median over the trial. In two networks' drawings of 13 people (docs/evaluation.md), no edge is seen at 2.5
-    # to 4.5, faint ones from 5, and from 8 it is another person's skin. A true face has 1.9 to 2.3 against
-    # itself 0.16 s before, one that turns up to 5.0.
+    # Median over the trial. In two networks' drawings of 13 people (docs/evaluation.md), no edge is seen at
+    # 2.8 to 4.6, faint ones about 5, and from 8 it is another person's skin. A true face has 1.9 to 2.3
+    # against itself 0.16 s before, one that turns up to 5.0.
     max_difference: float = Field(default=5.0, gt=0, le=1000)
     # Mean over the window, from which a stretch is not drawn; it is drawn again below max_difference. With
     # one number for both, a face near it would change between the drawn and the source's mouth all the time;
