@@ -86,10 +86,11 @@ def resolve_folders(request: BuildRequest) -> Work:
 
 
 def _load_params(request: BuildRequest) -> Params:
-    """The params file, with the face model that the command line names."""
+    """The params file, with the face model and the speech encoder that the command line names."""
     settings = params.load(request.params)
-    model = request.landmarker or settings.landmarks.model
-    return replace(settings, landmarks=replace(settings.landmarks, model=model))
+    landmarks = replace(settings.landmarks, model=request.landmarker or settings.landmarks.model)
+    speech = replace(settings.speech, encoder=request.speech_encoder or settings.speech.encoder)
+    return replace(settings, landmarks=landmarks, speech=speech)
 
 
 def _select_stages(request: BuildRequest, settings: Params, stages: Sequence[str]) -> Sequence[str]:

@@ -100,6 +100,7 @@ class BuildRequest:
     scheduler: str | None
     params: Path | None
     landmarker: str
+    speech_encoder: str | None  # None: the params file says it
     as_json: bool
     dry_run: bool
 
@@ -118,6 +119,8 @@ BUILD_OPTIONS = (
     click.option("--scheduler", metavar="tcp://HOST:PORT", help="A Dask scheduler to use instead."),
     click.option("--params", type=FILE, help="Params file.  [default: ./params.yaml if it is there]"),
     landmarker_option,
+    click.option("--speech-encoder", type=click.Choice(["none", "whisper-tiny.en"]),
+                 help="Whose speech features the dataset gets.  [default: speech.encoder of the params file]"),
     click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table."),
     click.option("-n", "--dry-run", is_flag=True, help="Print the params and the plan, and exit."),
 )  # fmt: skip
@@ -143,7 +146,7 @@ def stage_options(function: Callable[..., Any]) -> Callable[..., Any]:
             raise click.BadParameter(
                 "clips in a bucket are built into shards in a bucket: s3://...", param_hint="--out"
             )
-        names = ("workers", "scheduler", "params", "landmarker", "as_json", "dry_run")
+        names = ("workers", "scheduler", "params", "landmarker", "speech_encoder", "as_json", "dry_run")
         request = BuildRequest(
             dataset=dataset,
             raw=Path(raw) if raw else Path("data", dataset, "raw"),
