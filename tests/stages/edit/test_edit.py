@@ -730,7 +730,7 @@ def test_a_face_that_the_network_does_not_fit_is_refused_before_a_file_is_writte
     generator, calls = BoxPainter(), []
     expected = (
         r"clip\.mp4: the network does not fit this face: its colours .* differ from the video's by "
-        r"\d+\.\d \(CIE 1976\), expected at most 4\.5; --adapt .*, --any-face draws all the same"
+        r"\d+\.\d \(CIE 1976\), expected at most 5; --adapt .*, --any-face draws all the same"
     )
     with pytest.raises(StageError, match=expected):
         edit(clip, speech(1.2), out, generator, model=landmarker, params=CHECKED,
