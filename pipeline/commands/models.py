@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,14 +11,16 @@ import click
 if TYPE_CHECKING:
     from stages.media.networks import PublishedNetwork
 
+COLUMNS = ("name", "hears", "size", "parameters", "licence", "where")
+
 
 @click.command("models")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, with everything that is known.")
 def command(as_json: bool) -> None:
     """List the published models, whose names `--run` takes.
 
-    Packaged ones come first. The page of each model, NAME.md beside its file, has its data and licences,
-    limits, and what it must not be used for; so has --json.
+    Packaged ones come first; `pipeline fetch --model NAME` downloads others. The page of each model, NAME.md
+    beside its file, has its data and licences, limits, and what it must not be used for; so has --json.
     """
     from stages.media.networks import list_networks
 
@@ -25,9 +28,8 @@ def command(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"models": [_to_json(network) for network in networks]}, indent=1))
         return
-    for network in networks:
-        for line in _describe(network):
-            click.echo(line)
+    for line in _format_table(networks):
+        click.echo(line)
 
 
 def _to_json(network: PublishedNetwork) -> dict[str, Any]:
@@ -35,20 +37,26 @@ def _to_json(network: PublishedNetwork) -> dict[str, Any]:
     return {**network.model.model_dump(), "path": path, "packaged": network.is_packaged}
 
 
-def _describe(network: PublishedNetwork) -> list[str]:
-    """A model in some lines: the first has its name and size, the others its figures and licences."""
+def _format_table(networks: Sequence[PublishedNetwork]) -> list[str]:
+    """A row of facts per model, and below it its figures and its data."""
     from model.published import format_figure
 
-    model = network.model
-    place = "packaged" if network.is_packaged else "downloaded" if network.path else "not on this machine"
-    lines = [
-        f"{model.name}  {model.bytes / 1e6:.1f} MB, {model.parameters:,} parameters, "
-        f"hears {model.audio_input}, {place}",
-        f"  {model.summary}",
-    ]
-    lines += [f"  {item.name}: {format_figure(item)} ({item.conditions})" for item in model.figures]
-    licences = ", ".join(f"{data.name} {data.licence}" for data in model.data)
-    lines.append(f"  weights: {model.licence}; data: {licences}")
-    if network.path is None:
-        lines.append(f"  `pipeline fetch --model {model.name}` downloads it")
+    rows = [COLUMNS, *(_make_row(network) for network in networks)]
+    widths = [max(len(row[k]) for row in rows) for k in range(len(COLUMNS))]
+    lines = []
+    for row, network in zip(rows, [None, *networks], strict=True):
+        lines.append("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        if network is None:
+            continue
+        model = network.model
+        figures = [f"{item.name}: {format_figure(item)} ({item.conditions})" for item in model.figures]
+        data = "; ".join(f"{item.name} ({item.licence}), {item.part}" for item in model.data)
+        lines += [f"    {text}" for text in (model.summary, *figures, f"trained on {data}")]
     return lines
+
+
+def _make_row(network: PublishedNetwork) -> tuple[str, ...]:
+    model = network.model
+    place = "packaged" if network.is_packaged else "downloaded" if network.path else "fetch --model"
+    size = f"{model.bytes / 1e6:.1f} MB"
+    return model.name, model.audio_input, size, f"{model.parameters:,}", model.licence, place

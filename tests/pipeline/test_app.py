@@ -178,6 +178,19 @@ def upload_clip(page: Page, world: Path, *, steps: int) -> None:
     page.keyboard.press("Tab")
 
 
+def set_number(page: Page, name: str, value: float) -> None:
+    """Set a number of a panel that was just opened: Gradio mounts it then, and sets what it had once more."""
+    box = page.locator(f"#{name} input[type=number]")
+
+    def fill() -> bool:
+        box.fill(str(value))
+        page.keyboard.press("Tab")
+        page.wait_for_timeout(500)
+        return box.input_value() == str(value)
+
+    assert wait_until(fill)
+
+
 def play_and_read_size(page: Page, player: str) -> list[int]:
     """Width and height of a player's video, once it has played a quarter of the clip."""
     page.eval_on_selector(f"#{player} video", "video => { video.currentTime = 0; video.play() }")
@@ -222,8 +235,7 @@ def test_the_settings_reach_the_edit_which_is_the_file_that_the_command_writes(
     upload_clip(page, world, steps=settings["steps"])
     page.get_by_role("button", name="More").click()
     for name in ("guidance", "common-noise"):
-        page.fill(f"#{name} input[type=number]", str(settings[name]))
-        page.keyboard.press("Tab")
+        set_number(page, name, settings[name])
     page.click("#start")
     expect(page.locator("#note")).to_contain_text("20 of 20 frames re-drawn")
     with page.expect_download() as download:

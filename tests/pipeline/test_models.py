@@ -61,10 +61,12 @@ def call(*arguments: object, code: int = 0) -> Result:
 
 def test_models_are_listed_with_size_figures_and_licences() -> None:
     text = call("models").stdout
-    assert text.startswith(f"{DEFAULT_NETWORK}  ") and "packaged" in text.splitlines()[0]
+    heads, first = (line.split() for line in text.splitlines()[:2])
+    assert heads == ["name", "hears", "size", "parameters", "licence", "where"]
+    assert (first[0], first[-1]) == (DEFAULT_NETWORK, "packaged")
     for network in list_networks():
         model = network.model
-        assert f"{model.parameters:,} parameters, hears {model.audio_input}" in text
+        assert f"{model.audio_input}  " in text and f"{model.parameters:,}" in text
         assert all(published.format_figure(figure) in text for figure in model.figures)
         assert model.licence in text and all(data.licence in text for data in model.data)
     [entry, *_] = json.loads(call("models", "--json").stdout)["models"]
@@ -139,7 +141,19 @@ def test_a_published_file_edits_as_its_run_does_and_knows_its_mels(tmp_path: Pat
     call("export", "--run", run, "-o", out)
     clip = tmp_path / "clip.mp4"
     synth.make_clip(clip, ClipSpec(seconds=0.4, size=(240, 192)))
-    options = ["--video", clip, "--audio", clip, "--device", "cpu", "--steps", 2, "--preset", "ultrafast"]
+    options = [
+        "--video",
+        clip,
+        "--audio",
+        clip,
+        "--device",
+        "cpu",
+        "--steps",
+        2,
+        "--preset",
+        "ultrafast",
+        "--any-face",
+    ]
     for name, network in (("run.mp4", run), ("file.mp4", out)):
         result = call("edit", *options, "--run", network, "-o", tmp_path / name)
         assert "10 of 10 frames re-drawn" in result.stdout
@@ -156,7 +170,7 @@ def test_without_a_run_the_packaged_model_edits_as_it_is_meant_to_be_sampled(
     monkeypatch.chdir(tmp_path)  # without a params.yaml
     clip = tmp_path / "clip.mp4"
     synth.make_clip(clip, ClipSpec(seconds=0.4, size=(240, 192)))
-    options = ["--video", clip, "--audio", clip, "--device", "cpu", "--preset", "ultrafast"]
+    options = ["--video", clip, "--audio", clip, "--device", "cpu", "--preset", "ultrafast", "--any-face"]
     advice = list_networks()[0].model.sampling.model_dump(exclude_none=True)
     settings = [f"--{name.replace('_', '-')}={value}" for name, value in advice.items()]
     call("edit", *options, "-o", tmp_path / "one.mp4")
