@@ -8,12 +8,15 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from shards.names import is_utf8
 from stages.corpora import CORPORA
+
+if TYPE_CHECKING:
+    from stages.speech import EncoderName
 
 
 class Folder(click.Path):
@@ -100,7 +103,7 @@ class BuildRequest:
     scheduler: str | None
     params: Path | None
     landmarker: str
-    speech_encoder: str | None  # None: the params file says it
+    speech_encoder: EncoderName | None  # None: the params file says it
     as_json: bool
     dry_run: bool
 
@@ -120,7 +123,7 @@ BUILD_OPTIONS = (
     click.option("--params", type=FILE, help="Params file.  [default: ./params.yaml if it is there]"),
     landmarker_option,
     click.option("--speech-encoder", type=click.Choice(["none", "whisper-tiny.en"]),
-                 help="Whose speech features the dataset gets.  [default: speech.encoder of the params file]"),
+                 help="Whose speech features it gets.  [default: speech.encoder of the params file]"),
     click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table."),
     click.option("-n", "--dry-run", is_flag=True, help="Print the params and the plan, and exit."),
 )  # fmt: skip

@@ -51,6 +51,7 @@ LEVEL = MelsParams(reference="windowed", window_seconds=3.0, max_boost_db=20.0)
 DECIBELS = 10  # per unit of log10 of power
 LEVEL_ROWS_AT_ONCE = 2048
 
+EncoderName = Literal["none", "whisper-tiny.en"]
 Features = NDArray[np.float16]
 Encode = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
@@ -59,7 +60,7 @@ Encode = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 class SpeechParams:
     """Which encoder a dataset's speech features are from."""
 
-    encoder: Literal["none", "whisper-tiny.en"] = "none"
+    encoder: EncoderName = "none"
     model: str = ""  # path of its weights; empty: environment, user's cache, download
 
 

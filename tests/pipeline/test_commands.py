@@ -130,6 +130,20 @@ def test_a_dry_run_prints_params_and_counts_and_writes_nothing(tmp_path: Path) -
     assert not (tmp_path / "w").exists()
 
 
+@pytest.mark.parametrize("option", [None, "none", "whisper-tiny.en"])
+def test_the_command_line_overrides_the_speech_encoder_of_the_params(
+    option: str | None, tmp_path: Path
+) -> None:
+    make_clip(tmp_path / "raw" / "a.mp4", ClipSpec(seconds=0.6))
+    (tmp_path / "params.yaml").write_text("speech: {encoder: whisper-tiny.en}\n")
+    told = pipeline(
+        "shard", "--dataset", "folder", "--raw", tmp_path / "raw", "--work", tmp_path / "w", "--dry-run",
+        *(["--speech-encoder", option] if option else []),
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert yaml.safe_load(told)["params"]["speech"]["encoder"] == (option or "whisper-tiny.en")
+
+
 def test_a_file_name_of_any_length_and_letters_comes_through_the_whole_road(tmp_path: Path) -> None:
     name = "ein sehr langer Name, mit Ümläuten & 'Zeichen' " + "x" * 150
     make_clip(tmp_path / "raw" / f"{name}.mp4", ClipSpec(seconds=0.6))
