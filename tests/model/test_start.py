@@ -92,7 +92,7 @@ def test_network_and_noise_are_the_starts_and_all_else_is_the_presets(base: Path
     assert recipe.network == TINY.network and recipe.noise == TINY.noise
     assert recipe.frames.mask_region == start.frames.mask_region
     own = build_recipe("own")
-    assert recipe.optim.learning_rate == own.optim.learning_rate != start.optim.learning_rate
+    assert recipe.optim.ema_decay == own.optim.ema_decay != start.optim.ema_decay
     assert recipe.frames.previous_hidden == own.frames.previous_hidden != start.frames.previous_hidden
     masked = replace(start, frames=replace(start.frames, mask_region=(2, 4, 14, 16), audio_dropped=0.0))
     assert build_recipe("demo", start=masked).frames.mask_region == (2, 4, 14, 16)
