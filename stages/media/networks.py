@@ -81,10 +81,13 @@ def fetch_network(name: str) -> PublishedNetwork:
 def advise_sampling(path: Path) -> Mapping[str, Any]:
     """How to sample the network at ``path``, where it is a published model that needs other params.
 
-    So does a network that was trained further from one. Fields of ``SampleParams``; none for other networks.
-    Raises ModelError when there is no network.
+    So does a network that was trained further from one. Fields of ``SampleParams``; none for other networks,
+    nor where there is none that can be read, which loading it will report.
     """
-    start = find_checkpoint(path).start
+    try:
+        start = find_checkpoint(path).start
+    except ModelError:
+        return {}
     for model in read_catalogue():
         if (start is not None and start.sha256 == model.sha256) or matches_file(path, model):
             return model.sampling.model_dump(exclude_none=True)

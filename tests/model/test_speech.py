@@ -130,7 +130,9 @@ def test_the_files_of_every_preset_are_as_before_there_were_speech_features(pres
 def test_a_run_does_not_go_on_with_another_input() -> None:
     assert recipe_from_dict(json.loads(json.dumps(recipe_to_dict(LISTENER)))) == LISTENER
     assert recipe_to_dict(LISTENER) == asdict(LISTENER)
-    checkpoint: Any = type("Saved", (), {"path": "run", "recipe": TINY, "digest": "d", "step": 0})
+    checkpoint: Any = type(
+        "Saved", (), {"path": "run", "recipe": TINY, "digest": "d", "step": 0, "start": None}
+    )
     with pytest.raises(ModelError, match=r"trained with network.audio.input 'mels', not 'speech'"):
         check_resumable(checkpoint, LISTENER, "d")
     checkpoint.recipe = LISTENER

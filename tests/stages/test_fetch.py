@@ -382,7 +382,10 @@ def test_the_command_downloads_a_network_or_a_corpus(model: Weights, monkeypatch
     done = CliRunner().invoke(cli, ["fetch", "--weights", "a"])
     assert Path(done.stdout.strip()).read_bytes() == CLIPS[BIG]
     for arguments in (["--weights", "a", "--dataset", "grid"], []):
-        assert "either --dataset or --weights" in CliRunner().invoke(cli, ["fetch", *arguments]).output
+        assert (
+            "one of --dataset, --weights and --model is needed"
+            in CliRunner().invoke(cli, ["fetch", *arguments]).output
+        )
     assert "known are a" in CliRunner().invoke(cli, ["fetch", "--weights", "b"]).output
 
 
