@@ -58,7 +58,7 @@ demo: $(READY)
 	  echo "  data/$$name/sheet.png         every clip: crops, mask boxes, mels" && \
 	  echo "  data/$$name/clip.mp4          one clip with its mask box, and sound made from its mels" && \
 	  echo "  runs/$$run/                  checkpoints, metrics.jsonl, pictures, tensorboard" && \
-	  echo "  data/$$name/edited.mp4        the first clip with the speech of the last one" && \
+	  echo "  data/$$name/edited.mp4        a clip with the speech of another one" && \
 	  echo "  data/$$name/side-by-side.mp4  before and after" && \
 	  echo "  samples/$$run/               generated clips, with their own speech and with each other's" && \
 	  echo && echo "Start with the report: $(CURDIR)/evaluation/$$run/report.html"
