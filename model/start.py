@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model.checkpoint import EMA, find_checkpoint, load_network
-from model.published_file import is_published_file, read_published_info
+from model.published_file import is_published_file
 from model.recipe import Recipe
 from model.start_record import StartRecord
 from model.unet import UNet
@@ -31,12 +31,7 @@ def find_start(path: Path) -> Start:
 
     Raises ModelError when there is none.
     """
-    if is_published_file(path):
-        info = read_published_info(path)
-        return _make_start(path, path, path, info.recipe, info.step)
     checkpoint = find_checkpoint(path)
-    return _make_start(path, checkpoint.path, checkpoint.path / EMA, checkpoint.recipe, checkpoint.step)
-
-
-def _make_start(name: Path, path: Path, weights: Path, recipe: Recipe, step: int) -> Start:
-    return Start(path, recipe, StartRecord(name=str(name), sha256=file_sha256(weights), step=step))
+    weights = checkpoint.path if is_published_file(checkpoint.path) else checkpoint.path / EMA
+    record = StartRecord(name=str(path), sha256=file_sha256(weights), step=checkpoint.step)
+    return Start(checkpoint.path, checkpoint.recipe, record)

@@ -24,13 +24,13 @@ from model.recipe import ModelError
 from model.unet import count_parameters
 from pipeline.main import print_errors
 from pipeline.options import DEFAULT_NETWORK, FILE, NETWORK
-from pipeline.params import read_dataset_sections
 from sampler.params import SampleParams
 from sampler.rollout import override_params
 from shards.atomic import write_atomically
 from shards.checksum import file_sha256
 from shards.documents import parse_object
 from shards.files import read_file
+from stages.train import read_dataset_sections
 
 
 @dataclass(frozen=True, slots=True)

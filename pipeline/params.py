@@ -107,6 +107,8 @@ def _read_run_section(
 
     Raises StageError when it holds something else.
     """
+    from stages.train import read_dataset_sections
+
     file, sections = read_dataset_sections(run)
     section = sections[name]
     if section is None:
@@ -115,26 +117,6 @@ def _read_run_section(
         return load_section(section)
     except pydantic.ValidationError as err:
         raise StageError(f"{file}: {name}.{describe_params_error(err)}") from err
-
-
-def read_dataset_sections(run: Path) -> tuple[Path, dict[str, dict[str, Any] | None]]:
-    """How a network's mels and speech features were made, ``mels`` and ``speech``, and the file that says it.
-
-    ``run`` is a run's folder or a published file. A section is None in a checkpoint that was copied alone,
-    where an earlier version wrote the run, and of speech features that the network does not take. Raises
-    StageError or ModelError for a damaged file.
-    """
-    from model.published_file import is_published_file, read_published_info
-    from stages.train import RUN_FILE, read_run_file
-
-    file = run
-    if is_published_file(run):
-        info = read_published_info(run)
-        content: dict[str, Any] = {"mels": info.mels, "speech": info.speech}
-    else:
-        file = run / RUN_FILE
-        content = read_run_file(run) if file.exists() else {}
-    return file, {name: content.get(name) for name in ("mels", "speech")}
 
 
 def load(path: Path | None) -> Params:

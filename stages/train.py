@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +17,7 @@ from pydantic import Field
 
 from model import loop
 from model.batch import build_network_input
-from model.checkpoint import check_resumable, list_checkpoints, restore_state
+from model.checkpoint import check_resumable, find_run, list_checkpoints, restore_state
 from model.execution import Execution, Ranks, join_ranks
 from model.published_file import is_published_file, read_published_info
 from model.recipe import ModelError, Recipe, recipe_from_dict, recipe_to_dict
@@ -314,16 +314,11 @@ class RunFile(Document):
 
 def _check_sound(start: Start, dataset: Dataset) -> None:
     """Raise StageError where the start says that its sound was made otherwise than the dataset's."""
-    known: Mapping[str, Any] = {}
-    run = start.path.absolute().parent.parent
-    if is_published_file(start.path):
-        known = read_published_info(start.path).model_dump()
-    elif (run / RUN_FILE).exists():  # it is not there beside a checkpoint that was copied alone
-        known = read_run_file(run)
+    _, known = read_dataset_sections(find_run(start.path))
     sections = ("mels", "speech") if start.recipe.network.audio.takes_speech else ("mels",)
     for section in sections:
         new = get_params_section(dataset.manifest, section)
-        for name, value in (known.get(section) or {}).items():
+        for name, value in (known[section] or {}).items():
             if name in new and new[name] != value:
                 raise StageError(
                     f"{dataset.storage.address}: has {section}.{name} {shorten(new[name])}, expected "
@@ -334,6 +329,23 @@ def _check_sound(start: Start, dataset: Dataset) -> None:
 def read_run_file(run: Path) -> dict[str, Any]:
     """The content of a run's ``run.json``. Raises StageError for one that is missing or no run's."""
     return read_json_file(run / RUN_FILE, "pipeline train", RunFile)
+
+
+def read_dataset_sections(run: Path) -> tuple[Path, dict[str, dict[str, Any] | None]]:
+    """How a network's mels and speech features were made, ``mels`` and ``speech``, and the file that says it.
+
+    ``run`` is a run's folder or a published file. A section is None in a checkpoint that was copied alone,
+    where an earlier version wrote the run, and of speech features that the network does not take. Raises
+    StageError or ModelError for a damaged file.
+    """
+    file = run
+    if is_published_file(run):
+        info = read_published_info(run)
+        content: dict[str, Any] = {"mels": info.mels, "speech": info.speech}
+    else:
+        file = run / RUN_FILE
+        content = read_run_file(run) if file.exists() else {}
+    return file, {name: content.get(name) for name in ("mels", "speech")}
 
 
 def _write_run_file(request: TrainRequest, recipe: Recipe, dataset: Dataset) -> None:
