@@ -29,12 +29,11 @@ demo: export DVC_NO_ANALYTICS := 1
 # the test split: it is edited and scored, and never trained on.
 demo: $(READY)
 	@echo "== 1/6 downloading six clips of actor 1001 of CREMA-D"
-	@if pipeline fetch --dataset crema-d --only '1001_DFA_*' --to data/crema-d/raw; then \
+	@if pipeline fetch --dataset crema-d --only '1001_DFA_*' --to data/crema-d/raw >&2; then \
 	    mkdir -p data/demo/raw/1001 && cp -u data/crema-d/raw/VideoFlash/1001_DFA_*.flv data/demo/raw/1001/ && \
-	    echo "demo demo 1001_DFA_SAD_XX.flv 1001_DFA_HAP_XX.flv" > $(VENV)/.demo; \
-	  else echo "== no network: using a synthetic corpus"; dvc repro synth && \
-	    echo "made demo-made $$(cd data/made/raw && find . -name '*.mp4' | sort | sed -n '1p;2p' | tr '\n' ' ')" \
-	    > $(VENV)/.demo; fi
+	    echo demo demo data/demo/raw/1001/1001_DFA_SAD_XX.flv data/demo/raw/1001/1001_DFA_HAP_XX.flv; \
+	  else echo "== no network: using a synthetic corpus" >&2; dvc repro synth >&2 && \
+	    echo made demo-made $$(find data/made/raw -name '*.mp4' | sort | head -n 2); fi > $(VENV)/.demo
 	@echo "== 2/6 dvc repro: building shards from raw clips (clips, landmarks, align, mels, shard)"
 	@read name run clips < $(VENV)/.demo && dvc repro shard@$$name
 	@echo "== 3/6 verifying the shards and rendering a contact sheet and a preview video"
@@ -46,8 +45,7 @@ demo: $(READY)
 	@read name run clips < $(VENV)/.demo && dvc repro train@$$run
 	@echo "== 5/6 editing a clip to the speech of another one"
 	@read name run video audio < $(VENV)/.demo && \
-	  pipeline edit --video $$(find data/$$name/raw -path "*$${video#.}") \
-	    --audio $$(find data/$$name/raw -path "*$${audio#.}") \
+	  pipeline edit --video $$video --audio $$audio \
 	    --run runs/$$run --any-face -o data/$$name/edited.mp4 --preview data/$$name/side-by-side.mp4
 	@echo "== 6/6 dvc repro: generating clips, scoring them, writing the report"
 	@read name run clips < $(VENV)/.demo && dvc repro report@$$run
