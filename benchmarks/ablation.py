@@ -51,6 +51,7 @@ from shards.table import Row
 from stages.evaluate.baselines import freeze_mouth
 from stages.evaluate.listening import PairMouths, average_scores, score_pair, score_pixels
 from stages.evaluate.metrics.closure import Word
+from stages.evaluate.metrics.identity import identity_distances
 from stages.evaluate.metrics.mouth import Mouths
 from stages.evaluate.mouths import find_mouths
 from stages.evaluate.word_times import locate_alignment, read_alignments
@@ -151,7 +152,7 @@ SAMPLED_ROW = "context"
 # Of clips with their own speech; the other columns are of clips with each other's.
 OWN_COLUMNS = {
     "opening_correlation", "psnr_box_db", "psnr_box_first_db", "psnr_box_last_db", "border_colour",
-    "smoothness_box",
+    "smoothness_box", "identity_distance",
 }  # fmt: skip
 COLUMNS = (
     "audio_obedience", "audio_obedience_net", "obedience_speech", "obedience_source", "opening_correlation",
@@ -355,7 +356,8 @@ def score_clips(
         pair, frames = item
         clip, speech = clip_set.read(dataset, pair)
         mouths = PairMouths(truth.find(frames), truth.get(speech), truth.get(clip))
-        return pair, score_pair(frames, clip, speech, mouths, words.get(speech.key))
+        scores = score_pair(frames, clip, speech, mouths, words.get(speech.key))
+        return pair, scores | score_identity(frames, clip)
 
     with ThreadPoolExecutor(args.finders) as pool:  # MediaPipe frees the GIL
         return list(pool.map(score, clips))
@@ -372,7 +374,18 @@ def score_frozen(clip_set: ClipSet) -> Scores:
     """Scores of the first frame's mouth in every frame of the clips, where they need no mouths."""
     own = [pair for pair in clip_set.pairs if pair.clip_id == pair.audio_clip_id]
     clips = [(pair, clip_set.read(clip_set.dataset, pair)[0]) for pair in own]
-    return [(pair, score_pixels(freeze_mouth(clip), clip, own=True)) for pair, clip in clips]
+    frozen = [(pair, clip, freeze_mouth(clip)) for pair, clip in clips]
+    return [
+        (pair, score_pixels(frames, clip, own=True) | score_identity(frames, clip))
+        for pair, clip, frames in frozen
+    ]
+
+
+def score_identity(generated: Frames, clip: ClipSample) -> dict[str, float]:
+    """The mean difference of colour around the lips from the clip's first frame, of all frames."""
+    n_frames = min(len(generated), len(clip.frames))
+    distances = identity_distances(generated[:n_frames], clip.frames[0], clip.boxes[:n_frames])
+    return {"identity_distance": float(distances.mean())}
 
 
 def average_sets(what: str, clip_sets: Sequence[tuple[ClipSet, Scores]]) -> dict[str, Any]:

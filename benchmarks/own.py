@@ -6,10 +6,11 @@
 
 Trains on the first ``--clips`` clips of one speaker with the preset `own` at a constant learning rate, and
 scores the model as it was before and at each of ``--samples``. Unseen clips (at most ``--unseen``) are drawn
-with their own speech, which PSNR and the border's colour compare with the true frames; each clip that was
-trained on is drawn with the speech of an unseen one, as an edit of the person's own video would be, which
-obedience is about. A frozen mouth is scored beside them. With ``--sheets`` rows of pictures are written:
-every tenth frame of an unseen clip, the true one above the drawn one.
+with their own speech, which PSNR and colours compare with the true frames. The clips that were trained on
+are drawn with the speech of unseen ones, as an edit of the person's own video would be, which obedience is
+about: as many pairs as there are clips of the more numerous kind. A frozen mouth is scored beside them. With
+``--sheets`` rows of pictures are written: every tenth frame of an unseen clip, the true one above the drawn
+one. ``--set optim.after_warmup=cosine`` with one number of samples is what `pipeline edit --adapt` does.
 """
 
 from __future__ import annotations
@@ -39,8 +40,10 @@ from stages.media import weights
 from stages.sample.generate import generate_clips
 from stages.sample.pairs import Pair, read_pair
 
-COLUMNS = ("audio_obedience", "audio_obedience_net", "psnr_box_db", "border_colour", "opening_correlation")
-OWN_COLUMNS = ("psnr_box_db", "border_colour", "opening_correlation")
+COLUMNS = (
+    "audio_obedience", "audio_obedience_net", "psnr_box_db", "border_colour", "identity_distance",
+    "opening_correlation",
+)  # fmt: skip
 SHEET_STEP = 10  # frames
 
 
@@ -57,7 +60,11 @@ def choose_clips(dataset: Dataset, args: argparse.Namespace) -> tuple[list[str],
 def make_pairs(seen: list[str], unseen: list[str]) -> list[Pair]:
     """Unseen clips with their own speech; clips that were trained on with the speech of unseen ones."""
     own = [Pair(clip_id, clip_id) for clip_id in unseen]
-    return own + [Pair(clip_id, unseen[place % len(unseen)]) for place, clip_id in enumerate(seen)]
+    swapped = [
+        Pair(seen[place % len(seen)], unseen[place % len(unseen)])
+        for place in range(max(len(seen), len(unseen)))
+    ]
+    return own + swapped
 
 
 def train_further(
@@ -101,7 +108,10 @@ def draw_sheet(generator: FrameGenerator, clip_set: ClipSet, path: Path) -> None
 
 
 def print_row(name: str, samples: int, seconds: float, scores: dict[str, dict[str, float]]) -> None:
-    cells = [f"{scores[column]['value']:.2f}" if column in scores else "-" for column in COLUMNS]
+    cells = [
+        "{value:.2f} [{low:.2f}, {high:.2f}]".format_map(scores[column]) if column in scores else "-"
+        for column in COLUMNS
+    ]
     print(f"| {name} | {samples} | {seconds:.0f} | {' | '.join(cells)} |", flush=True)
 
 
