@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar, cast
 import torch
 from torch import Tensor
 from torch import distributed as dist
+from torch.backends.cpu import get_cpu_capability
 
 from model.recipe import ModelError, Recipe
 
@@ -34,6 +35,15 @@ class Execution:
         """Matrix products in bf16, if ``precision`` says so."""
         in_bf16 = self.precision == "bf16" or (self.precision == "auto" and device.type == "cuda")
         return torch.autocast(device.type, torch.bfloat16, enabled=in_bf16)
+
+    def warn_of_slow_precision(self, device: torch.device) -> None:
+        """Log a line where bf16 is asked for and the processor has no instructions for it."""
+        # Processors with AVX2 alone have none; of those with AVX-512 most have.
+        if self.precision == "bf16" and device.type == "cpu" and get_cpu_capability() == "AVX2":
+            log.warning(
+                "bf16: this processor has no instructions for it and emulates them, many times as slowly as "
+                "fp32; --precision fp32 is better here"
+            )
 
     def try_compile(
         self,

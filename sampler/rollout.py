@@ -115,6 +115,7 @@ class FrameGenerator:
                 f"guidance {self.params.guidance:g} needs a network that can run without audio, "
                 f"this one was trained without network.audio.null; use 1"
             )
+        self.execution.warn_of_slow_precision(self.device)
         self.network = self.network.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self.gammas = noise_levels(self.recipe.noise, self.params.steps)
         self.steps = SAMPLERS[self.params.sampler](self.gammas.tolist())

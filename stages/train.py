@@ -128,6 +128,7 @@ def _train(request: TrainRequest, recipe: Recipe, ranks: Ranks, progress: Progre
                 restore_state(state, checkpoints[-1])
         if ranks.is_first:
             _write_run_file(request, recipe, dataset)
+            request.execution.warn_of_slow_precision(ranks.device)
             log.info(
                 "%s: %s parameters, %d frames of %d clips to train on, %s, %d of %d clips held out, %s",
                 request.preset, f"{count_parameters(state.network):,}", len(data), len(data.clips.ids),
