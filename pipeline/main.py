@@ -13,6 +13,10 @@ import click
 
 from pipeline.errors import describe_error
 
+# PyTorch's threads wait for each other in a busy loop, which takes the cores from those waited for as soon as
+# anything else runs: drawing took five times as long. OpenMP reads this once, before PyTorch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 # name -> (module in pipeline.commands, its line in --help)
 COMMANDS = {
     "fetch": ("fetch", "Download a corpus from its publisher, or a published model, each file checked."),

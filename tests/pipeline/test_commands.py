@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -178,3 +179,15 @@ def test_two_commands_do_not_work_in_one_folder(tmp_path: Path, monkeypatch: pyt
         done = subprocess.run([*PIPELINE, *words], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "another pipeline command is at work there" in done.stderr
+
+
+@pytest.mark.parametrize(("given", "expected"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_threads_sleep_while_they_wait_unless_the_environment_says_otherwise(
+    given: dict[str, str], expected: str
+) -> None:
+    script = "import os, sys, pipeline.main; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | given
+    printed = subprocess.run(
+        [sys.executable, "-c", script], check=True, stdout=subprocess.PIPE, text=True, env=environment
+    ).stdout
+    assert printed.split() == [expected, "False"], "PyTorch reads it when it is imported"
