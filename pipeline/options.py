@@ -78,6 +78,7 @@ class NumberRange(click.FloatRange):
         return number
 
 
+MAX_ADAPT_MINUTES = 24 * 60
 MAX_WORKERS = 4096  # more than a machine has cores
 
 landmarker_option = click.option(

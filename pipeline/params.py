@@ -95,6 +95,16 @@ class Params:
         except pydantic.ValidationError as err:
             raise StageError(describe_params_error(err)) from err
 
+    def make_sample_params(self, run: Path, **options: Any) -> SampleParams:
+        """Params of sampling: the section's, over them what a published model needs, over these the options.
+
+        An option that is None is not set. Raises ModelError for one that is out of bounds.
+        """
+        from sampler.rollout import override_params
+        from stages.media.networks import advise_sampling
+
+        return override_params(override_params(self.sample, **advise_sampling(run)), **options)
+
     def _load_speech_params(self, section: Mapping[str, Any]) -> SpeechParams:
         """The params of a run's speech features; the path of the encoder's weights is this machine's."""
         return SpeechParams(**{**section, "model": self.speech.model})

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,10 +15,10 @@ from model.execution import Execution
 from model.published_file import is_published_file
 from model.recipe import ModelError
 from sampler.params import SampleParams
-from sampler.rollout import FrameGenerator
+from sampler.rollout import FrameGenerator, load_generator
 from shards.errors import shorten
 from stages.engine.outcome import StageError
-from stages.media.networks import PublishedNetwork, advise_sampling
+from stages.media.networks import PublishedNetwork
 from stages.train import read_run_file
 
 CACHED_NETWORKS = 2
@@ -41,7 +40,7 @@ class ModelList:
     ) -> None:
         self._root, self._extra_runs = root, extra_runs
         self._published = {item.path: item.model.name for item in published if item.path is not None}
-        self._device, self._execution = device, execution
+        self.device, self.execution = device, execution
         self._load_network = lru_cache(CACHED_NETWORKS)(load_network)
 
     def find_runs(self) -> dict[str, Checkpoint]:
@@ -81,11 +80,11 @@ class ModelList:
         """A generator with a run's network. Raises ModelError."""
         checkpoint = self.get_checkpoint(name)
         network, _ = self._load_network(checkpoint.path)
-        return FrameGenerator(network, checkpoint.recipe, params, self._device, self._execution)
+        return FrameGenerator(network, checkpoint.recipe, params, self.device, self.execution)
 
-    def advise_sampling(self, name: str) -> Mapping[str, Any]:
-        """Fields of ``SampleParams`` that a published model needs; none for a run. Raises ModelError."""
-        return advise_sampling(self.get_checkpoint(name).path)
+    def load_adapted_generator(self, path: Path, params: SampleParams) -> FrameGenerator:
+        """A generator with a visitor's own model, which is not kept in memory. Raises ModelError."""
+        return load_generator(path, params, self.device, self.execution)
 
 
 def describe_run(name: str, checkpoint: Checkpoint) -> str:

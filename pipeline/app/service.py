@@ -1,4 +1,4 @@
-"""The actions of the page of ``pipeline app``: accept uploads and edit them.
+"""The actions of the page of ``pipeline app``: accept uploads, edit them, train a model on them.
 
 An upload is copied at once, in the sandbox, to a format that browsers play (they play no .mpg). This also
 checks whether it can be used, before anyone waits for an edit.
@@ -18,15 +18,19 @@ from typing import Any
 
 import gradio as gr
 
-from model.checkpoint import find_run
-from model.recipe import ModelError
+from model.checkpoint import Checkpoint, find_run
+from model.recipe import ModelError, build_recipe
+from model.start import find_start
+from pipeline.app.example import Example
 from pipeline.app.models import ModelList, describe_run
 from pipeline.app.sessions import Kind, Session, Sessions
 from pipeline.params import Params
 from pipeline.progress import format_time_left
 from sampler.rollout import override_params
 from shards.errors import shorten
+from stages.adapt.run import AdaptRequest, AdaptResult, Estimate, adapt
 from stages.edit.browser_copy import copy_audio, copy_video
+from stages.edit.face_check import MisfitError
 from stages.edit.face_track import FaceChoice
 from stages.edit.reader import VideoFacts
 from stages.edit.run import EditParams, edit
@@ -35,7 +39,15 @@ from stages.engine import sandbox
 from stages.engine.outcome import Outcome, StageError
 from stages.engine.sandbox import ClipJob
 
-PASS_LABELS = {"faces": "Finding the face", "trial": "Trying the face", "frames": "Generating the mouth"}
+PASS_LABELS = {
+    "faces": "Finding the face",
+    "crops": "Cutting out the face",
+    "loading training clips": "Loading the frames",
+    "training": "Training the model",
+    "trial": "Trying the face",
+    "frames": "Generating the mouth",
+}
+ADAPT_LABEL, ANY_FACE_LABEL = "Make the model mine", "Draw any face"
 STOPPED = "Stopped. No file was written."
 
 log = logging.getLogger(__name__)
@@ -53,9 +65,11 @@ class Service:
     sessions: Sessions
     sections: Params
     landmarker: Path
+    example: Example
     max_upload_mb: int
     max_seconds: float
     max_pixels: int
+    max_adapt_minutes: float  # of training for one edit; 0: none at all
 
     def make_edit_params(self, run: Path | None = None, **options: Any) -> EditParams:
         """Params of an edit by the network of a run, within the server's limits.
@@ -78,7 +92,7 @@ class Service:
         params = self.sections.sample
         if run is not None:
             try:
-                params = override_params(params, **self.models.advise_sampling(run))
+                params = self.sections.make_sample_params(self.models.get_checkpoint(run).path)
             except ModelError as err:  # a run that was removed meanwhile; an edit says so
                 log.warning("%s", err)
         return params.steps, params.guidance, params.common_noise, params.sampler
@@ -86,6 +100,13 @@ class Service:
     def add_video(self, upload: Mapping[str, Any], request: gr.Request) -> tuple[Any, ...]:
         """Updates of drop zone, player, note and "choose another" button."""
         session = self._get_session(request)
+        try:
+            return self._show_video(session, _get_path(upload))
+        except StageError as err:
+            return gr.File(value=None), gr.skip(), _format_error(session, err), gr.skip()
+
+    def _show_video(self, session: Session, upload: Path, *remarks: str) -> tuple[Any, ...]:
+        """The updates of ``add_video``, with remarks below the video's facts. Raises StageError."""
 
         def make_job(path: Path, out: Path) -> ClipJob:
             return ClipJob(
@@ -96,16 +117,13 @@ class Service:
                 max_seconds=self.max_seconds,
             )
 
-        try:
-            copy, outcome = self._copy_upload(session, "video", upload, make_job)
-        except StageError as err:
-            return gr.File(value=None), gr.skip(), _format_error(session, err), gr.skip()
+        copy, outcome = self._copy_upload(session, "video", upload, make_job)
         facts = VideoFacts.from_json(outcome.facts)
         line = f"{float(facts.seconds):.2f} s, {facts.width}x{facts.height} at {float(facts.fps):.4g} fps"
         return (
             gr.File(value=None, visible=False),
-            gr.Video(value=copy, label=f"Source: {_get_path(upload).name}", visible=True),
-            _format_note(line),
+            gr.Video(value=copy, label=f"Source: {upload.name}", visible=True),
+            _format_note(line, *remarks),
             gr.Button(visible=True),
         )
 
@@ -114,12 +132,8 @@ class Service:
         if upload is None:  # the microphone's recording was discarded
             return (gr.skip(),) * 5
         session = self._get_session(request)
-
-        def make_job(path: Path, out: Path) -> ClipJob:
-            return ClipJob(copy_audio, path=path, out=out, max_seconds=self.max_seconds)
-
         try:
-            copy, outcome = self._copy_upload(session, "speech", upload, make_job)
+            return self._show_speech(session, _get_path(upload))
         except StageError as err:
             return (
                 gr.File(value=None),
@@ -128,24 +142,45 @@ class Service:
                 _format_error(session, err),
                 gr.skip(),
             )
+
+    def _show_speech(self, session: Session, upload: Path) -> tuple[Any, ...]:
+        """The updates of ``add_speech``. Raises StageError."""
+
+        def make_job(path: Path, out: Path) -> ClipJob:
+            return ClipJob(copy_audio, path=path, out=out, max_seconds=self.max_seconds)
+
+        copy, outcome = self._copy_upload(session, "speech", upload, make_job)
         seconds = float(Fraction(outcome.facts["seconds"]))
         return (
             gr.File(value=None, visible=False),
             gr.Audio(value=None, visible=False),
-            gr.Audio(value=copy, label=f"Speech: {_get_path(upload).name}", visible=True),
+            gr.Audio(value=copy, label=f"Speech: {upload.name}", visible=True),
             _format_note(f"{seconds:.2f} s"),
             gr.Button(visible=True),
         )
+
+    def add_example(self, request: gr.Request) -> tuple[Any, ...]:
+        """Updates of the components of ``add_video``, of ``add_speech``, and of the "any face" checkbox."""
+        session = self._get_session(request)
+        remark = f'A made clip. The models do not know this face, so "{ANY_FACE_LABEL}" is ticked.'
+        try:
+            self.sessions.check_space()
+            with self.example.make() as clips:
+                video = self._show_video(session, clips.video, remark)
+                speech = self._show_speech(session, clips.speech)
+        except StageError as err:
+            return gr.skip(), gr.skip(), _format_error(session, err), *(gr.skip(),) * 7
+        return *video, *speech, True
 
     def _copy_upload(
         self,
         session: Session,
         kind: Kind,
-        upload: Mapping[str, Any],
+        upload: Path,
         make_job: Callable[[Path, Path], ClipJob],
     ) -> tuple[Path, Outcome]:
         """Store an upload for the edit, and copy it to a format that browsers play."""
-        check = session.check_upload(kind, _get_path(upload), max_mb=self.max_upload_mb)
+        check = session.check_upload(kind, upload, max_mb=self.max_upload_mb)
         with session.keep_files(), check as path:
             copy = session.make_empty_folder(kind) / f"{path.stem}.mp4"
             outcome = sandbox.run_or_raise(
@@ -154,8 +189,9 @@ class Service:
             return copy, outcome
 
     def remove_video(self, request: gr.Request) -> tuple[Any, ...]:
+        """Updates of the components of ``add_video``, and of the "any face" checkbox: another is checked."""
         self._get_session(request).remove_upload("video")
-        return gr.File(visible=True), gr.Video(value=None, visible=False), "", gr.Button(visible=False)
+        return gr.File(visible=True), gr.Video(value=None, visible=False), "", gr.Button(visible=False), False
 
     def remove_speech(self, request: gr.Request) -> tuple[Any, ...]:
         self._get_session(request).remove_upload("speech")
@@ -178,6 +214,8 @@ class Service:
         run: str | None,
         steps: int,
         fit: Fit,
+        is_adapting: bool,
+        any_face: bool,
         face: FaceChoice,
         sampler: str,
         guidance: float,
@@ -185,6 +223,7 @@ class Service:
         reanchor_every: int,
         seed: int,
         crf: int,
+        adapt_minutes: float,
         request: gr.Request,
         progress: gr.Progress = gr.Progress(),  # noqa: B008, Gradio recognises progress by this default
     ) -> tuple[Any, ...]:
@@ -202,13 +241,22 @@ class Service:
                     reanchor_every=reanchor_every,
                     seed=seed,
                 )
-                self.make_edit_params(fit=fit, face=face, crf=crf)  # refuses options that are out of bounds
+                options: dict[str, Any] = {"fit": fit, "face": face, "crf": crf}
+                options["any_face"] = any_face or is_adapting  # as the command does
+                self.make_edit_params(**options)  # refuses options that are out of bounds
                 self.sessions.check_space()
                 video, speech = session.get_upload("video"), session.get_upload("speech")
                 progress(0, desc="Loading the network")
-                generator = self.models.load_generator(str(run or ""), sample_params)
                 checkpoint = self.models.get_checkpoint(str(run or ""))
-                edit_params = self.make_edit_params(find_run(checkpoint.path), fit=fit, face=face, crf=crf)
+                edit_params = self.make_edit_params(find_run(checkpoint.path), **options)
+                lines = []
+                if is_adapting:
+                    bar = _PageProgress(progress, stop)
+                    own = self._adapt(session, checkpoint, video, edit_params, adapt_minutes, bar)
+                    generator = self.models.load_adapted_generator(own.path, sample_params)
+                    lines = [line.removeprefix(f"{own.path}: ") for line in own.summary_lines()]
+                else:
+                    generator = self.models.load_generator(str(run or ""), sample_params)
                 out = session.make_empty_folder("result") / f"{video.stem} says {speech.stem}.mp4"
                 result = edit(
                     video,
@@ -221,10 +269,49 @@ class Service:
                 )
         except EditStopped:
             return gr.skip(), gr.skip(), gr.skip(), _format_note(STOPPED)
+        except MisfitError as err:
+            offer = f'"{ADAPT_LABEL}" trains it on this video, ' if self.max_adapt_minutes else ""
+            advice = f'{offer}"{ANY_FACE_LABEL}" draws all the same'
+            return gr.skip(), gr.skip(), gr.skip(), _format_error(session, MisfitError(f"{err}; {advice}"))
         except (StageError, ModelError) as err:
             return gr.skip(), gr.skip(), gr.skip(), _format_error(session, err)
         buttons = gr.Button(interactive=True), gr.DownloadButton(value=out, interactive=True)
-        return out, *buttons, _format_note(*result.summary_lines())
+        return out, *buttons, _format_note(*result.summary_lines(), *lines)
+
+    def _adapt(
+        self,
+        session: Session,
+        checkpoint: Checkpoint,
+        video: Path,
+        params: EditParams,
+        minutes: float,
+        bar: _PageProgress,
+    ) -> AdaptResult:
+        """Train a network further on the visitor's video. The result is deleted with the video.
+
+        Raises StageError or ModelError, and EditStopped.
+        """
+        if not self.max_adapt_minutes:
+            raise StageError(f'"{ADAPT_LABEL}" is switched off here (--max-adapt-minutes)')
+        if not 0 <= minutes <= self.max_adapt_minutes:
+            raise StageError(
+                f"the minutes of training are {minutes:g}, expected 0 to {self.max_adapt_minutes:g}"
+            )
+        start = find_start(checkpoint.path)
+        request = AdaptRequest(
+            video=video,
+            start=start,
+            recipe=build_recipe("own", start=start.recipe),
+            params=params,
+            landmarker=self.landmarker,
+            minutes=minutes or None,
+            max_minutes=self.max_adapt_minutes,
+            device=self.models.device.type,
+            execution=self.models.execution,
+            cache=session.get_model_folder(),
+            scratch=session.folder,  # crops of the face: they go with the server's folder whatever happens
+        )
+        return adapt(request, bar, bar.announce)
 
     def stop_edit(self, request: gr.Request) -> tuple[Any, ...]:
         """Updates of the note and the start and stop buttons."""
@@ -251,16 +338,26 @@ class _PageProgress:
 
     def __init__(self, bar: gr.Progress, stop: threading.Event) -> None:
         self._bar, self._stop = bar, stop
-        self._label, self._pass_start = "", 0.0
+        self._label, self._pass_start, self._first = "", 0.0, 0
+        self._estimate = ""
+
+    def announce(self, estimate: Estimate) -> None:
+        """Show how long adapting will take, from now on until it is over."""
+        self._estimate = f"; {estimate.describe()}"
+        self._bar(0, desc=f"Beginning{self._estimate}")
 
     def __call__(self, label: str, done: int, total: int) -> None:
         if self._stop.is_set():
             raise EditStopped
         now = time.monotonic()
         if label != self._label:
-            self._label, self._pass_start = label, now
-        remaining = f", {format_time_left(done, total, now - self._pass_start)}" if done else ""
-        self._bar((done, total), desc=f"{PASS_LABELS[label]}{remaining}", unit="frames")
+            self._label, self._pass_start, self._first = label, now, done
+        done_since = done - self._first
+        seconds = now - self._pass_start
+        remaining = f", {format_time_left(done_since, total - self._first, seconds)}" if done_since else ""
+        self._bar(
+            (done, total), desc=f"{PASS_LABELS.get(label, label)}{remaining}{self._estimate}", unit="frames"
+        )
 
 
 def _get_path(upload: Any) -> Path:

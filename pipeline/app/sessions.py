@@ -134,8 +134,14 @@ class Session:
         self._release_upload(kind)
         self._uploads[kind] = upload
 
+    def get_model_folder(self) -> Path:
+        """For models that are trained on the video: of the visitor's face, so they are deleted with it."""
+        return self.folder / "video" / "adapted"
+
     def remove_upload(self, kind: Kind) -> None:
-        """Delete an upload and its copy."""
+        """Delete an upload, its copy, and what was made of it; an edit of a video is over with the video."""
+        if kind == "video":
+            self.stop.set()
         self._release_upload(kind)
         shutil.rmtree(self.folder / kind, ignore_errors=True)
 

@@ -15,7 +15,15 @@ from typing import Any
 import click
 
 from pipeline import params as params_file
-from pipeline.options import FOLDER, NETWORK, NumberRange, device_options, landmarker_option, params_option
+from pipeline.options import (
+    FOLDER,
+    MAX_ADAPT_MINUTES,
+    NETWORK,
+    NumberRange,
+    device_options,
+    landmarker_option,
+    params_option,
+)
 
 MAX_MB = 2**20  # a terabyte
 POLL_SECONDS = 0.2
@@ -63,6 +71,13 @@ POLLS_PER_CLEANUP = 50
     help="The files of a page that is not used for so long are deleted.",
 )
 @click.option(
+    "--max-adapt-minutes",
+    type=NumberRange(0, MAX_ADAPT_MINUTES),
+    default=10.0,
+    show_default=True,
+    help="Longest training on a visitor's own video, during which all others wait. 0: the page offers none.",
+)
+@click.option(
     "--allow-host",
     "allowed_hosts",
     multiple=True,
@@ -82,6 +97,7 @@ def command(
     max_pixels: int,
     max_total_mb: int,
     keep_minutes: int,
+    max_adapt_minutes: float,
     allowed_hosts: tuple[str, ...],
     params: Path | None,
     landmarker: str,
@@ -103,6 +119,7 @@ def command(
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
         from model.execution import Execution, select_device
         from model.signals import catch_stop_signals
+        from pipeline.app.example import Example
         from pipeline.app.models import ModelList
         from pipeline.app.page import build_page
         from pipeline.app.server import serve
@@ -124,9 +141,11 @@ def command(
             sessions=sessions,
             sections=sections,
             landmarker=weights.find(weights.LANDMARKER, landmarker or sections.landmarks.model),
+            example=Example(Path(folder), max_seconds=max_seconds),
             max_upload_mb=max_upload_mb,
             max_seconds=max_seconds,
             max_pixels=max_pixels,
+            max_adapt_minutes=max_adapt_minutes,
         )
         service.make_edit_params()  # raises StageError for an option that is out of bounds
         with serve(

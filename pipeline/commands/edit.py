@@ -11,6 +11,7 @@ from pipeline import params as params_file
 from pipeline.options import (
     DEFAULT_NETWORK,
     FILE,
+    MAX_ADAPT_MINUTES,
     NETWORK,
     NumberRange,
     device_options,
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from stages.edit.face_track import FaceChoice
     from stages.edit.run import EditParams, Preset
     from stages.edit.timing import Fit
-
-MAX_ADAPT_MINUTES = 24 * 60
 
 
 def _parse_face(ctx: click.Context, param: click.Parameter, value: str) -> FaceChoice:
@@ -149,18 +148,17 @@ def command(
     """
     from model.checkpoint import find_run
     from model.execution import Execution, select_device
-    from sampler.rollout import load_generator, override_params
+    from sampler.rollout import load_generator
+    from stages.edit.face_check import MisfitError
     from stages.edit.run import check_paths, edit
     from stages.media import weights
-    from stages.media.networks import advise_sampling
 
     for name, value in (("--adapt-minutes", adapt_minutes), ("--keep-model", keep_model)):
         if value is not None and not adapt:
             raise click.UsageError(f"{name} needs --adapt")
     sections = params_file.load(params)
     model = weights.find(weights.LANDMARKER, landmarker or sections.landmarks.model)
-    sample_params = override_params(sections.sample, **advise_sampling(run))
-    sample_params = override_params(sample_params, **sampling)
+    sample_params = sections.make_sample_params(run, **sampling)
     edit_params = sections.make_edit_params(
         find_run(run),
         fit=fit,
@@ -175,17 +173,21 @@ def command(
         check_paths(video, audio, out, preview)  # now, not after minutes of training
         run = _adapt(video, run, edit_params, model, adapt_minutes, keep_model, device, execution)
     generator = load_generator(run, sample_params, select_device(device), Execution(**execution))
-    with ProgressBars() as bars:
-        result = edit(
-            video,
-            audio,
-            out,
-            generator,
-            model=model,
-            params=edit_params,
-            preview=preview,
-            progress=bars,
-        )
+    try:
+        with ProgressBars() as bars:
+            result = edit(
+                video,
+                audio,
+                out,
+                generator,
+                model=model,
+                params=edit_params,
+                preview=preview,
+                progress=bars,
+            )
+    except MisfitError as err:
+        advice = "--adapt trains it on this video, --any-face draws all the same"
+        raise MisfitError(f"{err}; {advice}") from err
     click.echo(f"{out}: " + "\n  ".join(result.summary_lines()))
 
 

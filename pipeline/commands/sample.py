@@ -70,12 +70,9 @@ def command(
     On several GPUs: torchrun --nproc-per-node 8 -m -- pipeline.main sample ...
     """
     from model.execution import Execution
-    from sampler.rollout import override_params
-    from stages.media.networks import advise_sampling
     from stages.sample import run as sample
 
-    params = override_params(params_file.load(params_path).sample, **advise_sampling(run))
-    params = override_params(params, **sampling)
+    params = params_file.load(params_path).make_sample_params(run, **sampling)
     request = sample.SampleRequest(
         shards=shards,
         run=run,

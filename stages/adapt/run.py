@@ -60,11 +60,13 @@ class AdaptRequest:
     params: EditParams  # with the mels and speech features that the start knows
     landmarker: Path  # MediaPipe's face model
     minutes: float | None = None  # of training; None: the recipe's steps
+    max_minutes: float | None = None  # of training, whatever is asked for; None: no bound
     keep: Path | None = None  # the file to write besides
     device: str = "auto"
     execution: Execution = field(default_factory=Execution)
     cut: CutParams = field(default_factory=CutParams)
     cache: Path | None = None  # folder; None: the user's
+    scratch: Path | None = None  # folder for what is removed at the end; None: the system's
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +163,7 @@ def _make_key(request: AdaptRequest) -> str:
         request.start.record.sha256,
         asdict(request.recipe),
         request.minutes,
+        request.max_minutes,
         request.cut,
         params.face,
         replace(params.landmarks, model=""),
@@ -197,7 +200,7 @@ def _make_model(
     )
     recipe = _choose_steps(request, step_seconds)
     announce(_estimate(plan, recipe.steps, step_seconds))
-    with TemporaryDirectory(prefix="redub.") as folder:
+    with TemporaryDirectory(prefix="redub.", dir=request.scratch) as folder:
         shards, run, scratch = (Path(folder, name) for name in ("shards", "run", "scratch"))
         scratch.mkdir()
         cut = cut_video(
@@ -246,10 +249,14 @@ def _make_model(
 
 
 def _choose_steps(request: AdaptRequest, step_seconds: float) -> Recipe:
-    """The recipe with as many steps as fit in the minutes; as it is without them."""
-    if request.minutes is None:
+    """The recipe with as many steps as fit in the minutes; without them, as it is if it fits in the most."""
+    if request.minutes is None and request.max_minutes is None:
         return request.recipe
-    steps = round(60 * request.minutes / step_seconds)
+    steps = request.recipe.steps
+    if request.minutes is not None:
+        steps = round(60 * request.minutes / step_seconds)
+    if request.max_minutes is not None:
+        steps = min(steps, round(60 * request.max_minutes / step_seconds))
     return replace(request.recipe, steps=min(max(steps, MIN_STEPS), MAX_STEPS))
 
 

@@ -17,9 +17,14 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from shards.schema import Frame
+from stages.engine.outcome import StageError
 from stages.evaluate.metrics.border import border_distances
 
 MISFIT = "no_fit"  # the reason of a frame that is left as it is because the network does not fit
+
+
+class MisfitError(StageError):
+    """The network does not fit the face. What to do about it is for the caller to say."""
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))

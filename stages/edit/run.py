@@ -38,6 +38,7 @@ from stages.align import AlignParams
 from stages.edit.face_check import (
     MISFIT,
     FaceCheckParams,
+    MisfitError,
     average_trial,
     choose_trial_instants,
     drop_misfits,
@@ -173,7 +174,7 @@ def edit(
     A face that ``generator`` does not fit is refused before anything is written, and frames in which it stops
     to fit are left as they are; ``params.any_face`` draws all the same (``stages.edit.face_check``).
 
-    Raises StageError, in one line, on whatever the user can fix.
+    Raises StageError, in one line, on whatever the user can fix; MisfitError for such a face.
     """
     cv2.setNumThreads(1)
     check_paths(video, audio, out, preview)
@@ -330,13 +331,12 @@ def _check_face(
     params: FaceCheckParams,
     progress: Progress,
 ) -> None:
-    """Raise StageError if a few frames as the network draws them do not fit the face."""
+    """Raise MisfitError if a few frames as the network draws them do not fit the face."""
     difference = try_face(plan, generator, sound, params, progress)
     if difference > params.max_difference:
-        raise StageError(
+        raise MisfitError(
             f"{plan.video}: the network does not fit this face: its colours at the mouth's border differ "
             f"from the video's by {difference:.1f} (CIE 1976), expected at most {params.max_difference:g}"
-            "; --adapt trains it on this video, --any-face draws all the same"
         )
 
 

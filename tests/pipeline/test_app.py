@@ -64,7 +64,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "text.mp4").write_text("not a video")
     (folder / "params.yaml").write_text(
         f"mels: {{n_mels: {RECIPE.network.audio.n_mels}}}\n"
-        "face_check: {max_difference: 1000.0, leave_difference: 1000.0}\n"  # it is untrained
+        "face_check: {max_difference: 0.001}\n"  # that nothing fits
     )
     return folder
 
@@ -115,7 +115,8 @@ def server(world: Path, landmarker: Path) -> Iterator[Server]:
     ]  # fmt: skip
     with start_proxy(calls) as proxy:
         proxies = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"), proxy)
-        environment = os.environ | proxies | {"NO_PROXY": "127.0.0.1", "TMPDIR": str(scratch)}
+        folders = {"TMPDIR": str(scratch), "XDG_CACHE_HOME": str(world / "cache")}
+        environment = os.environ | proxies | folders | {"NO_PROXY": "127.0.0.1"}
         with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             line = process.stdout.readline()
@@ -159,6 +160,7 @@ def page(chromium: BrowserContext, server: Server) -> Iterator[Page]:
     run.click()
     page.get_by_role("option", name="tiny · step 0 · trained on dataset digest").click()
     expect(steps).to_have_value(str(SampleParams().steps))
+    page.check("#any-face input")  # the run is untrained
     yield page
     page.close()
     assert wait_until(lambda: not server.files())  # the next test starts without files
@@ -244,7 +246,7 @@ def test_the_settings_reach_the_edit_which_is_the_file_that_the_command_writes(
     clip, run = world / "clip.mpg", world / "runs" / "tiny"
     pipeline(
         "edit", "--video", clip, "--audio", clip, "--run", run, "-o", tmp_path / "command.mp4",
-        "--params", world / "params.yaml", "--landmarker", landmarker, "--device", "cpu",
+        "--params", world / "params.yaml", "--landmarker", landmarker, "--device", "cpu", "--any-face",
         *(f"--{name}={value}" for name, value in settings.items()),
     )  # fmt: skip
     assert (tmp_path / "page.mp4").read_bytes() == (tmp_path / "command.mp4").read_bytes()
@@ -291,6 +293,66 @@ def test_stopping_or_leaving_ends_an_edit_without_a_partial_file(
     expect(page.get_by_text("Generating the mouth, ")).to_contain_text("s left")
     page.close()
     assert wait_until(lambda: not server.files())
+
+
+def test_a_face_that_the_model_does_not_fit_is_refused_with_what_the_page_offers(
+    page: Page, world: Path
+) -> None:
+    upload_clip(page, world, steps=1)
+    page.uncheck("#any-face input")
+    page.click("#start")
+    note = page.locator("#note")
+    expect(note).to_contain_text("clip.mpg: the network does not fit this face: its colours")
+    offer = '"Make the model mine" trains it on this video, "Draw any face" draws all the same'
+    expect(note).to_contain_text(f"expected at most 0.001; {offer}")
+    assert "--" not in note.inner_text()
+
+
+def test_the_example_is_edited_by_a_model_that_is_trained_once_and_deleted_with_its_video(
+    page: Page, world: Path, server: Server
+) -> None:
+    def find_models() -> list[Path]:
+        return [path for path in server.files() if path.suffix == ".safetensors"]
+
+    page.uncheck("#any-face input")
+    page.click("#example")
+    expect(page.locator("#video-note")).to_contain_text('so "Draw any face" is ticked')
+    expect(page.locator("#speech-player")).to_be_visible()
+    expect(page.locator("#any-face input")).to_be_checked()
+    uploads = {path.name for path in server.files()}
+    assert uploads == {"example.mp4", "example speech.mp4"}
+    page.fill("#steps input[type=number]", "1")
+    page.check("#adapt input")
+
+    page.click("#start")
+    expect(page.get_by_text("Training the model")).to_contain_text("s of the video: about ")
+    page.click("#stop")
+    expect(page.locator("#note")).to_have_text("Stopped. No file was written.")
+    assert wait_until(lambda: {path.name for path in server.files()} == uploads)
+
+    page.get_by_role("button", name="More").click()
+    set_number(page, "adapt-minutes", 0.1)
+    page.click("#start")
+    expect(page.locator("#note")).to_contain_text("frames re-drawn")
+    expect(page.locator("#note")).to_contain_text("adapted to 2.7 s of the face in ")
+    [model] = find_models()
+    page.click("#start")
+    expect(page.locator("#note")).to_contain_text("adapted to this video before")
+    assert find_models() == [model] and not (world / "cache" / "redub" / "adapted").exists()
+
+    page.click("#both")
+    read_state = """() => ["source", "result"].map(name => {
+      const video = document.querySelector(`#${name} video`);
+      return {seconds: Math.round(10 * video.currentTime) / 10, paused: video.paused};
+    })"""
+    page.wait_for_function("document.querySelector('#result video').currentTime > 0.2")
+    page.eval_on_selector("#source video", "video => { video.pause(); video.currentTime = 1.5; }")
+    in_step = [{"seconds": 1.5, "paused": True}] * 2
+    assert wait_until(lambda: page.evaluate(read_state) == in_step)
+
+    page.click("#other-video")
+    expect(page.locator("#any-face input")).not_to_be_checked()
+    assert not find_models()
 
 
 def test_speech_can_be_recorded_and_discarded(page: Page, server: Server) -> None:
@@ -386,6 +448,17 @@ def test_a_file_that_two_sessions_uploaded_stays_until_both_have_ended(tmp_path:
     assert sessions.get("a").get_upload("video") == sessions.get("a").get_upload("speech") == upload
     sessions.end("a")
     assert not upload.parent.exists()
+
+
+def test_a_model_of_a_visitor_s_face_goes_and_an_edit_stops_with_the_video(tmp_path: Path) -> None:
+    session = Sessions(tmp_path).get("a")
+    model = session.get_model_folder() / "key.safetensors"
+    model.parent.mkdir(parents=True)
+    model.write_bytes(b"weights")
+    session.remove_upload("speech")
+    assert model.is_file() and not session.stop.is_set()
+    session.remove_upload("video")
+    assert not model.exists() and session.stop.is_set()
 
 
 @pytest.mark.parametrize(

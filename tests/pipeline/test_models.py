@@ -226,8 +226,6 @@ def test_the_page_offers_published_models_first_and_a_run_of_that_name_by_its_pa
     assert offers[DEFAULT_NETWORK].path == packaged, "--run NAME offers it once"
     description = describe_run(DEFAULT_NETWORK, offers[DEFAULT_NETWORK])
     assert description.startswith(f"{DEFAULT_NETWORK} · published model · step ")
-    assert models.advise_sampling(DEFAULT_NETWORK) == networks[0].model.sampling.model_dump(exclude_none=True)
-    assert models.advise_sampling("a") == {}
 
 
 # --- the package ----------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from sampler.rollout import CropFrame, load_generator
 from shards.reader import open_dataset, read_clip
 from stages import synth
 from stages.adapt.clips import CutParams, CutResult, cut_video, plan_cut, spread_windows
-from stages.adapt.run import AdaptRequest, Estimate, adapt
+from stages.adapt.run import MIN_STEPS, AdaptRequest, Estimate, adapt
 from stages.edit.run import EditParams
 from stages.engine.outcome import StageError
 from stages.evaluate.metrics.border import border_distances
@@ -221,6 +221,11 @@ def test_minutes_decide_how_many_steps_there_are(world: Path, tmp_path: Path, la
             adapt(make_request(world, landmarker, tmp_path / "cache", minutes=minutes), announce=refuse)
         assert estimates[-1].train_seconds == pytest.approx(60 * minutes, rel=0.1)
     assert estimates[1].steps > 2 * estimates[0].steps
+    for minutes in (None, 10):
+        request = make_request(world, landmarker, tmp_path / "cache", minutes=minutes, max_minutes=0.001)
+        with pytest.raises(StageError, match="enough"):
+            adapt(request, announce=refuse)
+        assert estimates[-1].steps == MIN_STEPS
 
 
 def test_a_stranger_is_drawn_in_their_own_colours(tmp_path: Path, landmarker: Path) -> None:
