@@ -84,8 +84,10 @@ KEEP_IN_STEP = """() => {
     else if (event.type === "play") {
       align(0.05);
       if (other.currentTime < other.duration) other.play().catch(() => {});
-    } else if (event.type === "pause" && !one.ended) other.pause();
-    else if (event.type === "seeking") align(0.05);
+    } else if (event.type === "pause" && !one.ended) {
+      other.pause();
+      align(0.02);
+    } else if (event.type === "seeking") align(0.05);
     else if (event.type === "ratechange") other.playbackRate = one.playbackRate;
     else if (event.type === "timeupdate" && one === result && !one.seeking && !other.seeking) align(0.15);
   };
