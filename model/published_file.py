@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -104,6 +104,8 @@ def write_published_file(
         changes.append(_measure_change(name, tensors[name], rounded, max_rounding))
         tensors[name] = rounded
     content = info.model_dump(mode="json") | {"recipe": recipe_to_dict(info.recipe)}
+    if info.start is not None:  # which may be a path: folders of this machine are nobody else's business
+        content["start"]["name"] = PurePath(info.start.name).name
     data = save(tensors, {METADATA: json.dumps(content)})
     with write_atomically(path) as partial:
         partial.write_bytes(data)

@@ -101,6 +101,15 @@ def read_error(call: Callable[[], object]) -> str:
 # --- the file -------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", ["small", "/home/somebody/runs/small"])
+def test_the_file_names_its_start_without_the_folders_of_the_machine(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "x.safetensors"
+    start = StartRecord(name=name, sha256="f" * 64, step=6)
+    write_published_file(make_network(), PublishedInfo(recipe=TINY, step=7, start=start), path)
+    assert read_published_info(path).start == StartRecord(name="small", sha256="f" * 64, step=6)
+    assert b"somebody" not in path.read_bytes()
+
+
 @pytest.mark.parametrize("hears", HEARS)
 def test_a_network_is_read_back_as_float32_and_half_as_large(tmp_path: Path, hears: str) -> None:
     recipe, path = HEARS[hears], tmp_path / "x.safetensors"
