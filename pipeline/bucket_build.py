@@ -73,7 +73,7 @@ def list_tools(params: Params) -> dict[str, str]:
     """Versions of what decides a result besides clips and params."""
     stages = list_stages(params)
     tools = {
-        **versions(*shard.LIBRARIES, "soxr"),
+        **versions(*shard.list_libraries(params.landmarks.engine), "soxr"),
         **{f"stage {name}": str(STAGES[name].VERSION) for name in stages},
         "schema": str(SCHEMA_VERSION),
         "model": weights.LANDMARKER.sha256,

@@ -40,7 +40,7 @@ def clip_from_file(
 
     # Stage 2: 478 face points in every frame, at 25 fps.
     model = weights.find(weights.LANDMARKER, params.landmarks.model)
-    with FaceFinder(model, params.landmarks.max_faces) as find_faces:
+    with FaceFinder(model, params.landmarks.max_faces, params.landmarks.engine) as find_faces:
         frames = video.read_frames_at_25fps(path, start, n_frames)
         face = landmarks.find_points(frames, find_faces, params.landmarks)
 
@@ -66,7 +66,7 @@ def clip_from_file(
         codec=params.shard.codec,
         interpolated_frames=np.flatnonzero(~face.is_found).tolist(),
         notes=[*row["notes"], *face.notes, *sound_notes],
-        tools=versions(*shard.LIBRARIES),
+        tools=versions(*shard.list_libraries(params.landmarks.engine)),
         frame_facts={"source_seconds": [round(frame.seconds, 6) for frame in source_frames]},
     )
     return ClipSample(row["clip_id"], pixels, boxes, mel_rows, matrices, info, features)

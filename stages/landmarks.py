@@ -23,10 +23,15 @@ from stages.engine.sandbox import ClipJob
 from stages.engine.stage import Context, Report, Work
 from stages.media import weights
 from stages.media.faces import (
+    DEFAULT_ENGINE,
+    ENGINE_PACKAGES,
+    Engine,
     FaceDetection,
     Points,
+    check_engine,
     find_longest_gap,
     interpolate_gaps,
+    load_default_engine,
     open_finder,
     track_largest_face,
 )
@@ -48,6 +53,7 @@ class LandmarksParams:
     """How faces are found and tracked."""
 
     model: str = ""  # path of face_landmarker.task; empty: environment, user's cache, download
+    engine: Engine = DEFAULT_ENGINE  # what runs the model: litert, or mediapipe, its slower reference
     max_faces: int = Field(default=4, ge=1, le=100)  # to look for in a frame; the largest is tracked
     # Frames without a face that are bridged; a longer gap drops the clip.
     max_gap_frames: int = Field(default=5, ge=0, le=100_000)
@@ -142,7 +148,7 @@ def find_landmarks_in_file(
     path: Path, start: float, n_frames: int, params: LandmarksParams, model: Path, entry: Path
 ) -> Outcome:
     """Find the points of a video's frames and save them as a cache entry. Runs in the sandbox."""
-    finder = open_finder(model, params.max_faces)
+    finder = open_finder(model, params.max_faces, params.engine)
     clip = find_points(read_frames_at_25fps(path, start, n_frames), finder, params)
     is_jump = np.zeros(len(clip.points), bool)
     is_jump[clip.jumps] = True
@@ -152,13 +158,15 @@ def find_landmarks_in_file(
 
 
 def warm_up() -> None:
-    """Load MediaPipe before the first clip's deadline starts."""
-    import mediapipe.tasks.python.vision  # noqa: F401
+    """Load what finds faces before the first clip's deadline starts."""
+    load_default_engine()
 
 
 def run(work: Work, parts: Sequence[Part], params: LandmarksParams, context: Context) -> Report:
     """Write ``landmarks/<part>.parquet``: the points of every usable clip."""
+    check_engine(params.engine)
     model = weights.find(weights.LANDMARKER, params.model)
+    libraries = versions(ENGINE_PACKAGES[params.engine], "opencv-python", "av")
 
     def make_job(row: Row, entry: Path) -> ClipJob:
         return ClipJob(
@@ -176,9 +184,7 @@ def run(work: Work, parts: Sequence[Part], params: LandmarksParams, context: Con
         work,
         parts,
         context,
-        params_digest=digest(
-            STAGE, VERSION, replace(params, model=""), file_sha256(model), versions("mediapipe", "av")
-        ),
+        params_digest=digest(STAGE, VERSION, replace(params, model=""), file_sha256(model), libraries),
         make_job=make_job,
         columns=COLUMNS,
     )

@@ -52,6 +52,7 @@ from stages.engine.per_clip import read_array
 from stages.engine.sandbox import ClipJob, LimitParams
 from stages.engine.stage import Context, Report, Work
 from stages.media.crops import MAX_SUPERSAMPLE, compute_supersample, crop_frames
+from stages.media.faces import ENGINE_PACKAGES, Engine
 from stages.media.video import ClockFrame, read_frames_at_25fps
 
 STAGE = "shard"
@@ -60,7 +61,7 @@ COLUMNS = [
     pa.field("entry", pa.string()),  # JSON of the part's ShardEntry, the same in every row
     pa.field("index", pa.string()),  # JSON of the clip's row of index.parquet
 ]
-LIBRARIES = ("av", "librosa", "mediapipe", "numpy", "opencv-python", "pillow")
+LIBRARIES = ("av", "librosa", "numpy", "opencv-python", "pillow")  # and that of the engine
 # What a sample's json and the key of its part take from the ledger.
 IDENTITY = ("clip_id", "corpus", "speaker", "sentence", "emotion", "level", "split", "frames")
 
@@ -106,7 +107,7 @@ def run(work: Work, parts: Sequence[Part], params: ShardParams, context: Context
 
 def plan_tasks(work: Work, parts: Sequence[Part], params: ShardParams, context: Context) -> list[PartTask]:
     """One task per shard, with the key of everything that goes into it."""
-    tools = versions(*LIBRARIES)
+    tools = versions(*list_libraries(context.dataset_params["landmarks"]["engine"]))
     size: int = context.dataset_params["align"]["size"]
     with_speech = has_speech_encoder(context.dataset_params)
     inputs = PackInputs(work, size, params, context.limits, tools, with_speech)
@@ -118,6 +119,11 @@ def plan_tasks(work: Work, parts: Sequence[Part], params: ShardParams, context: 
         key = digest(STAGE, VERSION, SCHEMA_VERSION, params, size, tools, keys, metadata)
         tasks.append(PartTask(part, work.part_path(STAGE, part.name), key, inputs))
     return tasks
+
+
+def list_libraries(engine: Engine) -> list[str]:
+    """The packages whose versions decide a shard's bytes; ``engine`` found the faces."""
+    return sorted([*LIBRARIES, ENGINE_PACKAGES[engine]])
 
 
 def has_speech_encoder(dataset_params: Mapping[str, Any]) -> bool:
@@ -384,7 +390,7 @@ def finish_dataset(
         clips_kept=counts.pop(OK),
         dropped=counts,
         params=dict(dataset_params),
-        tools=versions(*LIBRARIES),
+        tools=versions(*list_libraries(dataset_params["landmarks"]["engine"])),
     )
     for name in old_names - {entry.name for entry in entries}:
         if PUBLISHED.fullmatch(name):  # a name that redub gives, whatever else a manifest lists

@@ -156,15 +156,17 @@ def cut_video(
     sound = compute_sound(speech, edit_plan.n_instants, encoder, params)
     work = Work(CORPUS, raw=video.parent, root=scratch, out=out, cache=scratch)
     dataset_params = {
+        "landmarks": {"engine": params.landmarks.engine},
         "align": asdict(params.align) | {"size": size},
         "mels": asdict(params.mels),
         **({"speech": {"encoder": params.speech.encoder}} if takes_speech else {}),
     }
+    tools = versions(*shard.list_libraries(params.landmarks.engine))
     out.mkdir(parents=True, exist_ok=True)
     rows = list(_make_rows(video, plan.facts, spans))
     with make_scratch_folder(scratch) as folder:
         partial = folder / "shard.tar"
-        clips = _pack_clips(edit_plan, spans, sound, rows, size, folder / "frames", progress)
+        clips = _pack_clips(edit_plan, spans, sound, rows, size, folder / "frames", tools, progress)
         index = write_tar(partial, clips)
         sha256, n_bytes = file_sha256(partial), partial.stat().st_size
         entry = ShardEntry(make_shard_name(SPLIT, 0, sha256), SPLIT, n_bytes, sha256, len(spans), n_frames)
@@ -218,6 +220,7 @@ def _pack_clips(
     rows: list[dict[str, object]],
     size: int,
     blob: Path,
+    tools: dict[str, str],
     progress: Progress,
 ) -> Iterator[PackedClip]:
     """The clips, one at a time. ``blob`` is a scratch file for the frames of one clip."""
@@ -245,7 +248,7 @@ def _pack_clips(
                 codec="raw",
                 interpolated_frames=[],
                 notes=[],
-                tools=versions(*shard.LIBRARIES),
+                tools=tools,
                 frame_facts={
                     "frame_offsets": offsets,
                     "source_seconds": [round(float(segment.seconds[place]), 6) for place in places],

@@ -92,7 +92,7 @@ def find_faces(
     ``windows`` are pairs of a first instant and the one after the last, in order: at the others no face is
     looked for. Writes the files STAMPS, INSTANTS and DETECTIONS to ``folder``.
     """
-    find = open_finder(model, params.max_faces)
+    find = open_finder(model, params.max_faces, params.engine)
     with (
         open_media(path) as container,
         (folder / STAMPS).open("wb") as stamps,
@@ -133,7 +133,7 @@ def _pack_detections(faces: Sequence[FaceDetection]) -> bytes:
 
 
 def warm_up() -> None:
-    """Load MediaPipe before the deadline starts."""
+    """Load what finds faces before the deadline starts."""
     landmarks.warm_up()
 
 

@@ -56,6 +56,7 @@ from stages.engine.outcome import Drop, StageError
 from stages.engine.progress import Progress, no_progress
 from stages.engine.sandbox import DAY, MAX_PIXELS, ClipJob, LimitParams
 from stages.landmarks import LandmarksParams
+from stages.media.faces import check_engine
 from stages.media.video import RgbConverter
 from stages.mels import MelsParams, compute_mels_of_file
 from stages.speech import SpeechParams, compute_speech_of_file, find_model
@@ -305,6 +306,7 @@ def make_plan(
     windows: Sequence[tuple[int, int]] | None = None,
 ) -> EditPlan:
     """Find the face in the part of the video that the output shows; ``windows`` as in ``find_faces``."""
+    check_engine(params.landmarks.engine)
     observations = observe_faces(
         video,
         facts,

@@ -87,7 +87,7 @@ def save_squares_of_file(
         return frames if crops is None else _paste_crops(frames, crops)
 
     params = LandmarksParams(cuts="keep")  # whatever clip is scored
-    finder = open_finder(landmarker, params.max_faces)
+    finder = open_finder(landmarker, params.max_faces, params.engine)
     points = landmarks.find_points(read_frames(), finder, params).points
     try:
         squares = crop_faces((frame.image for frame in read_frames()), face_boxes(points))
@@ -111,5 +111,5 @@ def _paste_crops(frames: Iterator[ClockFrame], crops: Path) -> Iterator[ClockFra
 
 
 def warm_up() -> None:
-    """Load MediaPipe before the first clip's deadline starts."""
+    """Load what finds faces before the first clip's deadline starts."""
     landmarks.warm_up()

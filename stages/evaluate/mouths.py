@@ -1,4 +1,4 @@
-"""Mouth landmarks in crops, by MediaPipe; results are cached by the pixels of the frames."""
+"""Mouth landmarks in crops, by MediaPipe's face model; results are cached by the pixels of the frames."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from stages.engine.cache import digest, entry_path, load_entry, save_entry, vers
 from stages.engine.outcome import Outcome
 from stages.evaluate.metrics.mouth import Mouths
 from stages.media import faces
-from stages.media.faces import Points, open_finder
+from stages.media.faces import DEFAULT_ENGINE, ENGINE_PACKAGES, Points, open_finder
 
 STAGE = "mouths"
 VERSION = 1
-ENLARGED_PX = 256  # MediaPipe misses faces that fill a crop of 128
+ENLARGED_PX = 256  # the model misses faces that fill a crop of 128
 UPPER_AND_LOWER = (faces.UPPER_LIP_INNER, faces.LOWER_LIP_INNER)
 LIPS = [*UPPER_AND_LOWER, *(point for point in faces.LIPS if point not in UPPER_AND_LOWER)]
 PUPILS = [faces.RIGHT_PUPIL, faces.LEFT_PUPIL]
@@ -40,7 +40,8 @@ def find_mouths(frames: NDArray[np.uint8], find_faces: Callable[[Frame], list[Po
 def find_mouths_cached(frames: NDArray[np.uint8], model: Path, model_sha256: str, cache: Path) -> Mouths:
     """As ``find_mouths``, read from the cache when it has the result for the same frames and model."""
     frames_sha256 = hashlib.sha256(np.ascontiguousarray(frames).data).hexdigest()
-    key = digest(STAGE, VERSION, frames_sha256, list(frames.shape), model_sha256, versions("mediapipe"))
+    libraries = versions(ENGINE_PACKAGES[DEFAULT_ENGINE], "opencv-python")
+    key = digest(STAGE, VERSION, frames_sha256, list(frames.shape), model_sha256, libraries)
     path = entry_path(cache, STAGE, key, ".npz")
     entry = load_entry(path)
     if entry is None:

@@ -24,6 +24,7 @@ from stages.evaluate.metrics.lse import CROPS, Skipped
 from stages.evaluate.metrics.obedience import Mean
 from stages.evaluate.network_metrics import LSE, LSE_REAL, Fid, Networks, score_clip_by_networks
 from stages.media.audio import SAMPLES_PER_FRAME
+from stages.media.faces import DEFAULT_ENGINE, ENGINE_PACKAGES
 
 STAGE = "networks"
 VERSION = 2
@@ -121,7 +122,8 @@ def _score_item(
     """A clip's scores, and why it has no LSE if it has none; from the cache if they are there."""
     speech = None if networks.syncnet is None else raw_clips.read_speech(item.audio_clip_id)
     has_networks = [networks.lpips is not None, isinstance(speech, np.ndarray)]
-    libraries = versions("torch", "opencv-python", "mediapipe", "av")
+    finder = [] if tools.landmarker is None else [ENGINE_PACKAGES[DEFAULT_ENGINE]]
+    libraries = versions("torch", "opencv-python", "av", *finder)
     key = digest(STAGE, VERSION, item.cache_entry.stem, has_networks, libraries)
     path = entry_path(tools.cache, STAGE, key, ".npz")
     entry = load_entry(path)

@@ -71,6 +71,7 @@ from stages.evaluate.table import (
 )
 from stages.evaluate.word_times import read_alignments
 from stages.media import weights
+from stages.media.faces import DEFAULT_ENGINE, ENGINE_PACKAGES, check_engine
 from stages.sample.pairs import Pair, make_pairs
 
 CLIPS, FRAMES, METRICS, RUN_INFO, PLOTS = (
@@ -233,6 +234,7 @@ def _prepare_tools(
     model, not_computed = None, {}
     if request.landmarks:
         try:
+            check_engine(DEFAULT_ENGINE)
             model = weights.find(weights.LANDMARKER, request.landmarker).absolute()
         except StageError as err:
             if request.landmarker:
@@ -423,6 +425,7 @@ def _describe_run(
 ) -> dict[str, Any]:
     """The content of ``evaluation.json``."""
     recognisers = [phonemes.PACKAGE] if closures.source == "phoneme recogniser" else []
+    finder = [] if not_computed.keys() >= set(LANDMARK_COLUMNS) else [ENGINE_PACKAGES[DEFAULT_ENGINE]]
     return {
         "dataset": dataset.manifest["digest"],
         "split": request.split,
@@ -431,7 +434,7 @@ def _describe_run(
         "alignments": None if request.alignments is None else str(request.alignments),
         "scored": {system.row: {"folder": str(system.folder), **system.description} for system in systems},
         "seed": 0,  # of the intervals
-        "versions": versions("redub", "numpy", "opencv-python", "scipy", "mediapipe", "av", *recognisers),
+        "versions": versions("redub", "numpy", "opencv-python", "scipy", "av", *finder, *recognisers),
         "metrics": {name: asdict(column) for name, column in COLUMNS.items()},
         "not_computed": dict(not_computed),
         "protocols": PROTOCOLS,

@@ -1,26 +1,32 @@
-"""Find faces with MediaPipe's Face Landmarker, and track them through a video.
-
-IMAGE mode, which processes each frame alone: bit-identical across runs, processes and frame order. VIDEO
-mode is not, and smooths with a lag (docs/decisions.md).
-"""
+"""Find faces with MediaPipe's face model, by one of two engines, and track them through a video."""
 
 from __future__ import annotations
 
-import ctypes
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shards.schema import Frame
+from stages.engine.outcome import StageError
+
+if TYPE_CHECKING:
+    from stages.media.face_networks import FaceNetworks
+    from stages.media.mediapipe_faces import MediaPipeFaces
 
 Points = NDArray[np.float32]  # (478, 2), source px, pixel centres at whole numbers
 Look = NDArray[np.uint8]  # (16, 16), a face in a few grey pixels (stages.media.jumps)
+
+# What runs the model's networks: LiteRT alone, or MediaPipe, which costs more and gives the same points.
+Engine = Literal["litert", "mediapipe"]
+DEFAULT_ENGINE: Engine = "litert"
+ENGINE_PACKAGES: Mapping[Engine, str] = {"litert": "ai-edge-litert", "mediapipe": "mediapipe"}
 
 N_POINTS = 478
 # Indices into the mesh; right and left are the person's own.
@@ -43,108 +49,66 @@ USED_POINTS = STABLE_POINTS + FACE_OVAL  # all that alignment and jumps use
 
 
 class FaceFinder:
-    """Finds all faces in an image. Use it in ``with``: if not closed, it can deadlock in its finaliser."""
+    """Finds all faces in an image, each image alone. Use it in ``with``.
 
-    def __init__(self, model: Path, max_faces: int) -> None:
+    Both engines are bit-identical across runs, processes and frame order.
+    """
+
+    def __init__(self, model: Path, max_faces: int, engine: Engine = DEFAULT_ENGINE) -> None:
         self._model = model
         self._max_faces = max_faces
+        self._engine = engine
 
     def __enter__(self) -> FaceFinder:
-        # Loaded here: importing MediaPipe takes a second, and most of redub does not need it.
-        import mediapipe
-        from mediapipe.tasks.python import vision
-        from mediapipe.tasks.python.core.base_options import BaseOptions
+        """Load the engine. Raises StageError when it is not installed, or the file is no face model."""
+        check_engine(self._engine)
+        self._find: FaceNetworks | MediaPipeFaces
+        if self._engine == "litert":
+            from stages.media.face_networks import FaceNetworks
 
-        self._image: Any = mediapipe.Image
-        self._rgb = mediapipe.ImageFormat.SRGB
-        self.landmarker: Any = vision.FaceLandmarker.create_from_options(
-            vision.FaceLandmarkerOptions(
-                base_options=BaseOptions(model_asset_path=os.fspath(self._model)),
-                num_faces=self._max_faces,
-            )
-        )
-        self._detect = _detect_without_objects if _has_c_result(self.landmarker) else _detect
+            self._find = FaceNetworks(self._model, self._max_faces)
+        else:
+            from stages.media.mediapipe_faces import MediaPipeFaces
+
+            self._find = MediaPipeFaces(self._model, self._max_faces)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.landmarker.close()
+        self._find.close()
 
     def __call__(self, frame: Frame) -> list[Points]:
         """The faces in a frame (H, W, 3) RGB, any number of them."""
-        height, width = frame.shape[:2]
-        scale = np.array([width, height], np.float32)
-        # MediaPipe's 0 and 1 are the image's edges, half a pixel outside the first and last centre
-        # (its points are accurate to 0.2 px: mirrored images differ by as much).
-        image = self.make_image(frame)
-        return [points * scale - np.float32(0.5) for points in self._detect(self.landmarker, image)]
-
-    def make_image(self, frame: Frame) -> Any:
-        """The frame as a MediaPipe image."""
-        # MediaPipe ignores strides: it would read a view as another image, without an error.
-        return self._image(image_format=self._rgb, data=np.ascontiguousarray(frame))
+        return self._find(frame)
 
 
-def _detect(landmarker: Any, image: Any) -> list[Points]:
-    """Points of each face in [0, 1], by MediaPipe's public API."""
-    return [
-        np.array([(point.x, point.y) for point in face], np.float32)
-        for face in landmarker.detect(image).face_landmarks
-    ]
-
-
-def _detect_without_objects(landmarker: Any, image: Any) -> list[Points]:
-    """The same points, read from the C result. The public API first builds 478 objects per face.
-
-    Those objects take a twelfth of the landmarker's time (docs/decisions.md).
-    """
-    from mediapipe.tasks.python.vision import face_landmarker
-
-    result = face_landmarker.FaceLandmarkerResultC()
-    landmarker._lib.MpFaceLandmarkerDetectImage(
-        landmarker._handle, image._image_ptr, None, ctypes.byref(result)
-    )
+def check_engine(engine: Engine) -> None:
+    """Raise StageError when the package of an engine is not installed. No other one takes its place."""
+    package = ENGINE_PACKAGES[engine]
     try:
-        faces = []
-        for k in range(result.face_landmarks_count):
-            face = result.face_landmarks[k]
-            kind = face.landmarks._type_
-            raw = ctypes.string_at(face.landmarks, face.landmarks_count * ctypes.sizeof(kind))
-            layout: Any = np.dtype(
-                {
-                    "names": ["x", "y"],
-                    "formats": ["f4", "f4"],
-                    "offsets": [kind.x.offset, kind.y.offset],
-                    "itemsize": ctypes.sizeof(kind),
-                }
-            )
-            table = np.frombuffer(raw, layout)
-            faces.append(np.stack([table["x"], table["y"]], axis=-1))
-    finally:
-        landmarker._lib.MpFaceLandmarkerCloseResult(ctypes.byref(result))
-    return faces
+        metadata.version(package)
+    except metadata.PackageNotFoundError:
+        others = [name for name in ENGINE_PACKAGES if name != engine]
+        raise StageError(
+            f"landmarks.engine: {engine} needs the package {package}, which is not installed; "
+            f"get it with `pip install {package}`, or choose {' or '.join(others)} in params.yaml"
+        ) from None
 
 
-def _has_c_result(landmarker: Any) -> bool:
-    """Whether this MediaPipe has the C functions of 0.10.32. If not, the public API is used."""
-    from mediapipe.tasks.python.vision import face_landmarker
-
-    calls = ("MpFaceLandmarkerDetectImage", "MpFaceLandmarkerCloseResult")
-    library = getattr(landmarker, "_lib", None)
-    return (
-        hasattr(face_landmarker, "FaceLandmarkerResultC")
-        and hasattr(landmarker, "_handle")
-        and all(hasattr(library, call) for call in calls)
-    )
+_finders: dict[tuple[Path, int, Engine], FaceFinder] = {}
 
 
-_finders: dict[tuple[Path, int], FaceFinder] = {}
-
-
-def open_finder(model: Path, max_faces: int) -> FaceFinder:
+def open_finder(model: Path, max_faces: int, engine: Engine = DEFAULT_ENGINE) -> FaceFinder:
     """A finder that stays open for the child's life. It looks at each frame alone, so clips do not mix."""
-    if (model, max_faces) not in _finders:
-        _finders[model, max_faces] = FaceFinder(model, max_faces).__enter__()
-    return _finders[model, max_faces]
+    key = model, max_faces, engine
+    if key not in _finders:
+        _finders[key] = FaceFinder(*key).__enter__()
+    return _finders[key]
+
+
+def load_default_engine() -> None:
+    """Import the default engine before the first clip's deadline starts; where it is missing, do nothing."""
+    with suppress(ImportError):
+        import ai_edge_litert.interpreter  # noqa: F401
 
 
 def measure_face_width(points: Points) -> float:

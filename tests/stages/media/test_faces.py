@@ -10,30 +10,40 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.data import astronaut
 
+from stages.engine.outcome import StageError
+from stages.media import faces
 from stages.media.faces import (
+    DEFAULT_ENGINE,
+    ENGINE_PACKAGES,
     FACE_OVAL,
     N_POINTS,
     STABLE_POINTS,
+    Engine,
     FaceDetection,
     FaceFinder,
     Points,
-    _detect,
-    _detect_without_objects,
-    _has_c_result,
+    check_engine,
     find_longest_gap,
     interpolate_gaps,
     measure_face_width,
     track_largest_face,
 )
 from stages.media.jumps import LOOK_SIDE
+from stages.media.mediapipe_faces import MediaPipeFaces, _detect, _detect_without_objects, _has_c_result
 
 MOUTH_PX = (223, 146)  # in the photograph, between the lips
 MAX_GAP = 5
 
 
+@pytest.fixture(scope="module", params=list(ENGINE_PACKAGES))
+def engine(request: pytest.FixtureRequest) -> Engine:
+    chosen: Engine = request.param
+    return chosen
+
+
 @pytest.fixture(scope="module")
-def finder(landmarker: Path) -> Iterator[FaceFinder]:
-    with FaceFinder(landmarker, 4) as finder:
+def finder(landmarker: Path, engine: Engine) -> Iterator[FaceFinder]:
+    with FaceFinder(landmarker, 4, engine) as finder:
         yield finder
 
 
@@ -53,7 +63,12 @@ def make_pair(photo: np.ndarray, left: float, right: float) -> np.ndarray:
     return frame
 
 
-def test_both_mediapipe_calls_give_identical_bits(finder: FaceFinder, photo: np.ndarray) -> None:
+def test_both_mediapipe_calls_give_identical_bits(landmarker: Path, photo: np.ndarray) -> None:
+    with MediaPipeFaces(landmarker, 4) as finder:
+        compare_calls(finder, photo)
+
+
+def compare_calls(finder: MediaPipeFaces, photo: np.ndarray) -> None:
     if not _has_c_result(finder.landmarker):
         pytest.skip("this MediaPipe has no C result to read")
     for frame, n_faces in (
@@ -109,11 +124,11 @@ def test_a_mirrored_image_has_mirrored_points(finder: FaceFinder, photo: np.ndar
     assert mirrored_eyes[:, 1] == pytest.approx(eyes[:, 1], abs=2)
 
 
-def test_points_do_not_depend_on_earlier_frames(landmarker: Path, photo: np.ndarray) -> None:
+def test_points_do_not_depend_on_earlier_frames(landmarker: Path, engine: Engine, photo: np.ndarray) -> None:
     frames = [make_pair(photo, 1.0, 0.8), photo, np.fliplr(photo), np.full((99, 77, 3), 9, np.uint8)]
 
     def find_points(order: Sequence[int]) -> dict[int, bytes]:
-        with FaceFinder(landmarker, 4) as fresh:
+        with FaceFinder(landmarker, 4, engine) as fresh:
             return {k: b"".join(face.tobytes() for face in fresh(frames[k])) for k in order}
 
     assert (
@@ -135,7 +150,26 @@ def test_the_larger_of_two_faces_is_tracked_through_a_clip(finder: FaceFinder, p
     assert max(x for x, _ in centres) < 320
 
 
-# --- without MediaPipe ----------------------------------------------------------------------------
+def test_an_engine_that_is_not_installed_is_named_and_no_other_takes_its_place(
+    landmarker: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_engine(engine)
+    monkeypatch.setattr(faces, "ENGINE_PACKAGES", {name: f"no-{name}" for name in ENGINE_PACKAGES})
+    other = "mediapipe" if engine == "litert" else "litert"
+    words = (
+        f"landmarks.engine: {engine} needs the package no-{engine}, which is not installed; "
+        f"get it with `pip install no-{engine}`, or choose {other} in params.yaml"
+    )
+    with pytest.raises(StageError) as caught, FaceFinder(landmarker, 4, engine):
+        pass
+    assert str(caught.value) == words
+
+
+def test_the_default_engine_is_litert() -> None:
+    assert DEFAULT_ENGINE == "litert"
+
+
+# --- without an engine ----------------------------------------------------------------------------
 
 LOOK = np.full((LOOK_SIDE, LOOK_SIDE), 128, np.uint8)
 ANGLES = np.linspace(0, 2 * np.pi, N_POINTS, endpoint=False)
