@@ -1,6 +1,6 @@
 """Does a generated mouth follow the speech it was generated from? Scores that copying cannot raise.
 
-``score_pair`` takes arrays alone, so that a training machine can score its own samples: it needs MediaPipe
+``score_pair`` takes arrays alone, so that a training machine can score its own samples: it needs LiteRT
 and OpenCV, and no codec, no corpus and no shards on a disk. ``pipeline evaluate`` has the same scores under
 the same names.
 

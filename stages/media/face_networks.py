@@ -145,12 +145,10 @@ class FaceNetworks:
         )
         raw_boxes, raw_scores = self._detector(small, 2 / 255, -1.0)
         scores = raw_scores[0, :, 0]
-        sure = np.flatnonzero((scores >= 0) & (raw_boxes[0, :, 2:4] > 0).all(axis=1))  # half or more
+        sure = np.flatnonzero(scores >= 0)  # half or more after the sigmoid
         if not len(sure):
             return []
-        values = raw_boxes[0, sure] / np.float32(DETECTOR_SIDE)
-        values[:, 0:2] += self._anchors[sure]
-        values[:, 4:] += np.tile(self._anchors[sure], 6)
+        values = raw_boxes[0, sure] * np.float32(1 / DETECTOR_SIDE) + self._anchors[sure]
         values[:, 0:2] -= values[:, 2:4] / 2
         values[:, 2:4] += values[:, 0:2]  # now the two corners and six points
         sigmoids = np.float32(1) / (1 + np.exp(-scores[sure]))
@@ -196,24 +194,31 @@ def _read_member(bundle: zipfile.ZipFile, name: str) -> bytes:
 
 
 def _make_anchors() -> Values:
-    """Centres of the anchors (896, 2) in the detector's square, whose sides are 1."""
-    anchors = [
+    """What is added to the values of each box (896, 16): its anchor's centre, but nothing to its size.
+
+    In the detector's square, whose sides are 1.
+    """
+    centres = [
         ((column + 0.5) / cells, (row + 0.5) / cells)
         for cells, each in ANCHOR_GRIDS
         for row in range(cells)
         for column in range(cells)
         for _ in range(each)
     ]
-    return np.array(anchors, np.float32)
+    anchors = np.tile(np.array(centres, np.float32), N_BOX_VALUES // 2)
+    anchors[:, 2:4] = 0
+    return anchors
 
 
 def merge_boxes(boxes: Values, scores: Values) -> list[Values]:
     """One box a face, the surest first: the mean of those that overlap, weighted by their scores.
 
-    Boxes are (n, 16): two corners, the upper left one first, and six points; scores are (n,).
+    Boxes are (n, 16): two corners, the upper left one first, and six points; scores are (n,). A box without
+    an area is left out.
     """
-    rest = np.argsort(-scores, kind="stable")
     corners = boxes[:, :4]
+    rest = np.argsort(-scores, kind="stable")
+    rest = rest[(corners[rest, 2:] > corners[rest, :2]).all(axis=1)]  # the network may give others
     areas = (corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1])
     faces = []
     while len(rest):
@@ -221,7 +226,6 @@ def merge_boxes(boxes: Values, scores: Values) -> list[Values]:
         sides = np.minimum(others[:, 2:], corners[first, 2:]) - np.maximum(others[:, :2], corners[first, :2])
         overlap = np.maximum(sides, 0).prod(axis=1)
         same = overlap > MAX_OVERLAP * (areas[rest] + areas[first] - overlap)
-        same[0] = True  # also a box of no area
         weights = scores[rest[same]]
         faces.append(weights @ boxes[rest[same]] / weights.sum())
         rest = rest[~same]

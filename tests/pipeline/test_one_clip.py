@@ -50,7 +50,27 @@ def test_a_made_clip_has_the_bytes_of_the_whole_build(tmp_path: Path) -> None:
     build(raw, tmp_path / "work")
     with threadpool_limits(2, user_api="blas"):  # a build's processes have one thread each
         sample = clip_from_file(raw / "ann" / "a.mp4", PARAMS, raw=raw)
-    check_equal(sample, open_dataset(tmp_path / "work" / "shards"))
+    dataset = open_dataset(tmp_path / "work" / "shards")
+    check_equal(sample, dataset)
+    assert dataset.manifest["params"]["landmarks"]["engine"] == "litert"
+    for tools in (dataset.manifest["tools"], sample.info["tools"]):
+        assert "ai-edge-litert" in tools and "mediapipe" not in tools
+
+
+def test_a_dataset_names_the_engine_that_found_its_faces(tmp_path: Path) -> None:
+    """Both engines' work is in the same cache; each has its own entries."""
+    raw, params = tmp_path / "raw", tmp_path / "params.yaml"
+    make_clip(raw / "ann" / "a.mp4", ClipSpec(seconds=0.8))
+    build(raw, tmp_path / "work")
+    first = open_dataset(tmp_path / "work" / "shards")
+    params.write_text("landmarks: {engine: mediapipe}\n")
+    build(raw, tmp_path / "work", "--params", str(params))
+    second = open_dataset(tmp_path / "work" / "shards")
+    assert second.manifest["params"]["landmarks"]["engine"] == "mediapipe"
+    assert second.manifest["tools"].keys() ^ first.manifest["tools"].keys() == {"ai-edge-litert", "mediapipe"}
+    assert second.manifest["digest"] != first.manifest["digest"]
+    check_equal(clip_from_file(raw / "ann" / "a.mp4", load(params), raw=raw), second)
+    assert len(list((tmp_path / "work" / ".cache" / "landmarks").rglob("*.npz"))) == 2
 
 
 def test_a_made_clip_with_speech_features_has_the_bytes_of_the_whole_build(

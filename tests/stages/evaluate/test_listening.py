@@ -121,7 +121,7 @@ def test_means_have_intervals_and_the_ratio_is_of_all_pairs_together() -> None:
 
 
 def test_it_runs_where_no_codec_and_no_corpus_tools_are_installed() -> None:
-    """A training machine has torch, numpy and MediaPipe."""
+    """A training machine has torch, numpy, OpenCV and LiteRT."""
     absent = [
         "av", "boto3", "click", "dask", "distributed", "ffmpeg", "filelock", "jinja2", "librosa",
         "matplotlib", "platformdirs", "PIL", "requests", "scikit-image", "skimage", "soundfile", "webdataset",

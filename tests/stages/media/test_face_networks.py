@@ -230,6 +230,7 @@ def test_boxes_that_overlap_by_more_than_half_become_one_weighted_by_score() -> 
     assert second == pytest.approx(boxes[1]) and third == pytest.approx(boxes[3])  # they overlap by 0.43
 
 
-def test_a_box_of_no_area_does_not_stop_the_others() -> None:
-    boxes = np.array([make_box(1, 1, 1, 1), make_box(0, 0, 1, 1)], np.float32)
-    assert len(merge_boxes(boxes, np.array([0.9, 0.8], np.float32))) == 2
+def test_a_box_without_an_area_is_left_out() -> None:
+    boxes = np.array([make_box(1, 1, 1, 1), make_box(0, 0, 1, 1), make_box(0, 0, -1, 1)], np.float32)
+    [box] = merge_boxes(boxes, np.array([0.9, 0.8, 0.7], np.float32))
+    assert box == pytest.approx(boxes[1])
