@@ -283,14 +283,14 @@ def test_stopping_or_leaving_ends_an_edit_without_a_partial_file(
 ) -> None:
     upload_clip(page, world, steps=100)
     page.click("#start")
-    expect(page.get_by_text("Generating the mouth, ")).to_contain_text("s left")
+    expect(page.get_by_text("Generating the mouth, ").first).to_contain_text("s left")
     page.click("#stop")
     expect(page.locator("#note")).to_have_text("Stopped. No file was written.")
     expect(page.locator("#start")).to_be_enabled()
     expect(page.locator("#stop")).to_be_disabled()
     assert wait_until(lambda: {path.name for path in server.files()} == {"clip.mpg", "clip.mp4"})
     page.click("#start")
-    expect(page.get_by_text("Generating the mouth, ")).to_contain_text("s left")
+    expect(page.get_by_text("Generating the mouth, ").first).to_contain_text("s left")
     page.close()
     assert wait_until(lambda: not server.files())
 
@@ -325,7 +325,7 @@ def test_the_example_is_edited_by_a_model_that_is_trained_once_and_deleted_with_
     page.check("#adapt input")
 
     page.click("#start")
-    expect(page.get_by_text("Training the model")).to_contain_text("s of the video: about ")
+    expect(page.get_by_text("Training the model").first).to_contain_text("s of the video: about ")
     page.click("#stop")
     expect(page.locator("#note")).to_have_text("Stopped. No file was written.")
     assert wait_until(lambda: {path.name for path in server.files()} == uploads)
