@@ -359,7 +359,7 @@ def score_clips(
         scores = score_pair(frames, clip, speech, mouths, words.get(speech.key))
         return pair, scores | score_identity(frames, clip)
 
-    with ThreadPoolExecutor(args.finders) as pool:  # MediaPipe frees the GIL
+    with ThreadPoolExecutor(args.finders) as pool:  # finding faces frees the GIL
         return list(pool.map(score, clips))
 
 
