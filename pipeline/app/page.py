@@ -23,7 +23,8 @@ SPEECH_FILES = ["audio", ".flac", ".opus", ".amr", ".caf", *VIDEO_FILES]
 FITS: list[tuple[str, Fit]] = [
     ("end with the shorter one", "trim"),
     ("hold the last frame, or be silent, until the longer one ends", "hold"),
-    ("loop the video forwards and backwards", "loop"),
+    ("end with the video, silent after the speech", "silence"),
+    ("end with the speech, the video plays forwards and backwards", "bounce"),
 ]
 FACES: list[tuple[str, FaceChoice]] = [
     ("the largest", "largest"),
@@ -68,7 +69,7 @@ PLAY_BOTH = """() => {
 }"""
 # After "Play both", what is done to one player is done to the other, until the source is heard or one of them
 # shows another video. The events of players do not bubble, so they are caught on their way down. A player
-# that has ended follows no further: with "hold" and "loop" the source is the shorter one.
+# that has ended follows no further: with "hold" and "bounce" the source is the shorter one.
 KEEP_IN_STEP = """() => {
   const follow = event => {
     const [source, result] = ["source", "result"].map(name => document.querySelector(`#${name} video`));

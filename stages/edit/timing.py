@@ -14,8 +14,8 @@ from typing import Literal
 
 from stages.media.presentation import TIME_TOLERANCE
 
-Fit = Literal["trim", "hold", "loop"]
-FITS: tuple[Fit, ...] = ("trim", "hold", "loop")
+Fit = Literal["trim", "hold", "silence", "bounce"]
+FITS: tuple[Fit, ...] = ("trim", "hold", "silence", "bounce")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +31,14 @@ def compute_output_seconds(fit: Fit, video: Fraction, speech: Fraction) -> Fract
     """Duration of the output, of the video's and the speech's.
 
     trim: the shorter of the two. hold: the longer; the last frame stays (and its mouth goes on speaking),
-    or the audio is silent. loop: the speech's; the video plays forwards, backwards, forwards and so on, which
-    has no jump, unlike starting over.
+    or the audio is silent. silence: the video's; what is left of it after the speech is silent. bounce: the
+    speech's; the video plays forwards, backwards, forwards and so on, without the jump of starting over.
     """
     if fit == "trim":
         return min(video, speech)
-    return max(video, speech) if fit == "hold" else speech
+    if fit == "hold":
+        return max(video, speech)
+    return video if fit == "silence" else speech
 
 
 def schedule_frames(
@@ -57,9 +59,9 @@ def schedule_frames(
 
 
 def _generate_starts(stamps: Sequence[int], fit: Fit, step: int) -> Iterator[tuple[int, int]]:
-    """Pairs (source frame, tick at which it appears): one pass for "trim", otherwise endless."""
+    """Pairs (source frame, tick at which it appears): one pass for trim and silence, else endless."""
     yield from enumerate(stamps)
-    if fit == "trim":
+    if fit in ("trim", "silence"):
         return
     last, turn, length = len(stamps) - 1, stamps[-1], stamps[-1] - stamps[0]
     if fit == "hold" or not length:

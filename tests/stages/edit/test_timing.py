@@ -29,8 +29,9 @@ def test_the_fit_decides_how_long_the_output_is() -> None:
     short, long = Fraction(2), Fraction(3)
     assert [compute_output_seconds("trim", *pair) for pair in ((short, long), (long, short))] == [2, 2]
     assert [compute_output_seconds("hold", *pair) for pair in ((short, long), (long, short))] == [3, 3]
-    assert [compute_output_seconds("loop", video=video, speech=speech) for video, speech in
+    assert [compute_output_seconds("bounce", video=video, speech=speech) for video, speech in
             ((short, long), (long, short))] == [3, 2]  # fmt: skip
+    assert [compute_output_seconds("silence", *pair) for pair in ((short, long), (long, short))] == [2, 3]
 
 
 @given(stamps=rising, fit=st.sampled_from(FITS), ms=st.integers(1, 900))
@@ -43,15 +44,15 @@ def test_frames_follow_one_another_without_a_gap_until_the_end(stamps: list[int]
     # The first pass shows the video at its own time stamps.
     own = [stamp for stamp in stamps if stamp < ms - Fraction(1, 2)] or stamps[:1]
     assert [(frame.source, frame.at) for frame in frames[: len(own)]] == list(enumerate(own))
-    if fit == "trim":
+    if fit in ("trim", "silence"):
         assert len(frames) == len(own)
 
 
 @given(stamps=rising, ms=st.integers(1, 900))
-def test_a_loop_is_a_mirror_in_time(stamps: list[int], ms: int) -> None:
+def test_a_bounce_is_a_mirror_in_time(stamps: list[int], ms: int) -> None:
     """Each frame is shown at its own time stamp, with time mirrored at the ends."""
     length = stamps[-1]
-    for frame in schedule(stamps, "loop", Fraction(ms, 1000)):
+    for frame in schedule(stamps, "bounce", Fraction(ms, 1000)):
         if length:
             folded = length - abs(length - frame.at % (2 * length))
             assert folded == stamps[frame.source]
@@ -62,7 +63,7 @@ def test_a_held_frame_is_repeated_in_steps() -> None:
     assert [(f.source, f.at, f.ticks) for f in frames] == [
         (0, 0, 40), (1, 40, 40), (2, 80, 40), (2, 120, 40), (2, 160, 40), (2, 200, 10)
     ]  # fmt: skip
-    assert [f.source for f in schedule([0], "loop", 0.1)] == [0, 0, 0]
+    assert [f.source for f in schedule([0], "bounce", 0.1)] == [0, 0, 0]
 
 
 def test_an_end_within_rounding_of_a_frame_does_not_show_it() -> None:
