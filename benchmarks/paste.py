@@ -29,10 +29,11 @@ from sampler.params import SampleParams
 from sampler.paste import paste
 from sampler.rollout import load_generator
 from shards.schema import Frame
-from stages.edit.face_track import choose_face_path, observe_faces
+from stages.edit.face_track import choose_face_paths, observe_faces
 from stages.edit.plan import EditPlan
 from stages.edit.reader import FrameReader, VideoFacts, probe_video
-from stages.edit.run import EditParams, MouthGenerator, read_crops
+from stages.edit.render import MouthGenerator, read_crops
+from stages.edit.run import EditParams
 from stages.engine.progress import no_progress
 from stages.evaluate.metrics.surroundings import SurroundingsFit, measure_surroundings
 from stages.media.audio import mix_to_mono, read_channels
@@ -64,8 +65,8 @@ def plan_edit(video: Path, seconds: float, landmarker: Path) -> EditPlan:
             Path(scratch),
             no_progress,
         )
-    path = choose_face_path(
-        observations, params.face, params.landmarks, params.align, scale=facts.square_scale
+    [path] = choose_face_paths(
+        observations, [params.face], params.landmarks, params.align, scale=facts.square_scale
     )
     return EditPlan(video, facts, "trim", length, observations.stamps.tolist(), path)
 

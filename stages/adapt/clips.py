@@ -28,13 +28,12 @@ from shards.writer import PackedClip, make_shard_name, write_tar
 from stages import shard
 from stages.edit.plan import EditPlan
 from stages.edit.reader import FrameReader, VideoFacts
+from stages.edit.render import SoundRows, read_crops
 from stages.edit.run import (
     EditParams,
-    SoundRows,
     compute_sound,
     find_speech_encoder,
-    make_plan,
-    read_crops,
+    make_plans,
     read_speech_facts,
     read_video_facts,
 )
@@ -139,8 +138,8 @@ def cut_video(
     ``progress`` receives the passes "faces" (of instants) and "crops". Raises StageError when the face is not
     in sight for ``min_seconds``.
     """
-    edit_plan = make_plan(
-        video, plan.facts, plan.seconds, size, model, params, scratch, progress, plan.windows
+    [edit_plan] = make_plans(
+        video, plan.facts, plan.seconds, size, model, params, [params.face], scratch, progress, plan.windows
     )
     spans = list(_find_spans(edit_plan, cut))
     n_frames = sum(len(span) for span in spans)

@@ -55,7 +55,7 @@ def copy_audio(path: Path, out: Path, max_seconds: float) -> Outcome:
     with av.open(
         f"file:{out}", "w", format=MP4.muxer, options=MP4.options, container_options=BITEXACT
     ) as copy:
-        for _, packet in encode_packets(speech, copy, speech.seconds):
+        for _, packet in encode_packets([speech], copy, speech.seconds):
             copy.mux(packet)
     return outcome
 
@@ -65,13 +65,16 @@ def _check_length(seconds: Fraction, max_seconds: float) -> None:
         raise Drop("too_long", f"lasts {float(seconds):.1f} s, expected at most {max_seconds:g} s")
 
 
-def _probe_own_audio(path: Path, facts: VideoFacts) -> Speech | None:
-    """The audio of a video, in sync with its frames if copied; if encoded, it starts with the first frame."""
+def _probe_own_audio(path: Path, facts: VideoFacts) -> list[Speech]:
+    """The audio of a video, if it has any.
+
+    It is in sync with the frames if copied; if encoded, it starts with the first frame.
+    """
     try:
         speech = Speech.from_facts(path, probe_speech(path).facts)
     except Drop:
-        return None
-    return replace(speech, start=facts.start * facts.time_base)
+        return []
+    return [replace(speech, start=facts.start * facts.time_base)]
 
 
 def _add_durations(frames: Iterator[TimedFrame], end: int) -> Iterator[tuple[TimedFrame, int]]:

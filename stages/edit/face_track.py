@@ -27,6 +27,8 @@ from stages.align import (
     centred_mean,
     check_boxes,
 )
+from stages.edit.mouth_cover import COVERED, crop_lower_face, find_covered_mouths
+from stages.edit.mouth_cover import SIDE as LOWER_FACE_SIDE
 from stages.edit.reader import VideoFacts, decode_timed_frames
 from stages.engine import sandbox
 from stages.engine.outcome import Drop, Outcome, StageError
@@ -66,6 +68,7 @@ DETECTION = np.dtype(
         ("width", "f4"),
         ("points", "f4", (len(USED_POINTS), 2)),
         ("look", "u1", (LOOK_SIDE, LOOK_SIDE)),
+        ("lower_face", "u1", (LOWER_FACE_SIDE, LOWER_FACE_SIDE, 3)),
     ]
 )
 
@@ -119,7 +122,10 @@ def find_faces(
                 current, faces = None, []
             elif frame is not current:
                 current = frame
-                faces = detect_faces(frame.image, find)
+                faces = [
+                    replace(face, lower_face=crop_lower_face(frame.image, face.points))
+                    for face in detect_faces(frame.image, find)
+                ]
             detections.write(_pack_detections(faces))
             instants.write(np.array((frame.source, float(at), len(faces)), INSTANT).tobytes())
         for _ in frames:
@@ -128,7 +134,10 @@ def find_faces(
 
 
 def _pack_detections(faces: Sequence[FaceDetection]) -> bytes:
-    rows = [(face.centre, face.width, face.points[list(USED_POINTS)], face.look) for face in faces]
+    rows = [
+        (face.centre, face.width, face.points[list(USED_POINTS)], face.look, face.lower_face)
+        for face in faces
+    ]
     return np.array(rows, DETECTION).tobytes()
 
 
@@ -139,7 +148,7 @@ def warm_up() -> None:
 
 @dataclass(frozen=True, slots=True)
 class FaceObservations:
-    """The faces that ``find_faces`` found: less than a kilobyte per instant and face."""
+    """The faces that ``find_faces`` found: one and a half kilobytes per instant and face."""
 
     stamps: NDArray[np.int64]  # (n,), ticks of every source frame
     changes: NDArray[np.float64]  # (n,), how much its picture differs from the one before
@@ -192,7 +201,7 @@ def observe_faces(
     rows = iter(np.fromfile(folder / DETECTIONS, DETECTION))
     faces = [
         [
-            FaceDetection(row["points"], row["centre"], float(row["width"]), row["look"])
+            FaceDetection(row["points"], row["centre"], float(row["width"]), row["look"], row["lower_face"])
             for row in islice(rows, n)
         ]
         for n in instants["faces"]
@@ -244,31 +253,48 @@ class FacePath:
     borders: NDArray[np.int64]  # increasing: the source frames at which another segment begins, or none
 
 
-def choose_face_path(
+def choose_face_paths(
     observations: FaceObservations,
-    choice: FaceChoice,
+    choices: Sequence[FaceChoice],
     params: LandmarksParams,
     align: AlignParams,
     *,
     scale: tuple[float, float] = (1.0, 1.0),
-) -> FacePath:
-    """The path of the chosen face through a video. Raises Drop when no such face can be re-drawn.
+) -> list[FacePath]:
+    """The paths of the chosen faces through a video. Raises Drop when one of them cannot be re-drawn.
 
     ``scale`` has the factors of x and y from the frames' pixels to the square ones of the observations.
 
     Where the face is absent for more than ``max_gap_frames`` a segment ends, and where it jumps (a cut, a
     zoom) another one begins: no mean and no previous frame crosses it. With "largest", "left" and
     "right" the next face in that order follows there, unless it is ever visible together with a face that
-    is already on the path: so the same speaker after a cut is included, and a listener is not. With a number
-    the path has one face, by its look, wherever a jump puts it.
+    is already on the path: so the same speaker after a cut is included, and a listener is not. With a number,
+    or one of several choices, the path has one face, by its look, wherever a jump puts it. Raises StageError
+    when there is no such face, or when two choices are the same one.
     """
+    tracks = _select_long_tracks(track_faces(observations.faces, MAX_ABSENCE_INSTANTS), params)
+    if len(choices) == 1 and not isinstance(choices[0], int):
+        orders = [_order_tracks(tracks, choices[0])]
+    else:
+        orders = _order_by_person(tracks, choices, params.max_gap_frames)
+    return [_make_face_path(observations, order, params, align, scale) for order in orders]
+
+
+def _make_face_path(
+    observations: FaceObservations,
+    tracks: Sequence[FaceTrack],
+    params: LandmarksParams,
+    align: AlignParams,
+    scale: tuple[float, float],
+) -> FacePath:
+    """The path along tracks, in order of preference. Raises Drop when nothing on it can be re-drawn."""
     n_instants = len(observations.seconds)
     segments: list[FaceSegment] = []
     segment_at = np.full(n_instants, -1, np.int32)
     reason_at = ["no_face"] * n_instants
     is_claimed = np.zeros(n_instants, bool)
     first_drop: Drop | None = None
-    for track in _order_tracks(track_faces(observations.faces, MAX_ABSENCE_INSTANTS), choice, params):
+    for track in tracks:
         runs = list(_split_at_gaps(sorted(track.detections), params.max_gap_frames, n_instants))
         jumps = _find_track_jumps(observations, track)
         if any(is_claimed[first : last + 1].any() for first, last in runs):
@@ -282,31 +308,61 @@ def choose_face_path(
                 first_drop = first_drop or drop
                 reason_at[span] = [drop.code] * (last + 1 - first)
                 continue
+            faces = [track.detections.get(k) for k in range(first, last + 1)]
+            is_covered = find_covered_mouths([None if face is None else face.lower_face for face in faces])
             segments.append(segment.rescale_source(scale))
-            segment_at[span] = len(segments) - 1
+            segment_at[span] = np.where(is_covered, -1, len(segments) - 1)
+            for k in first + np.flatnonzero(is_covered):
+                reason_at[k] = COVERED
     if not segments:
         raise first_drop or Drop("no_face", f"no face in any of its {n_instants} frames at {VIDEO_FPS} fps")
     return FacePath(segments, segment_at, reason_at, _find_border_sources(observations, segment_at))
 
 
-def _order_tracks(tracks: list[FaceTrack], choice: FaceChoice, params: LandmarksParams) -> list[FaceTrack]:
-    """The tracks in order of preference. Raises StageError when there is no face of the chosen number."""
-    # Very short tracks are false detections.
+def _select_long_tracks(tracks: list[FaceTrack], params: LandmarksParams) -> list[FaceTrack]:
+    """All tracks but very short ones, which are false detections."""
     longest = max((len(track.detections) for track in tracks), default=0)
     min_detections = min(params.max_gap_frames + 1, longest)
-    tracks = [track for track in tracks if len(track.detections) >= min_detections]
+    return [track for track in tracks if len(track.detections) >= min_detections]
+
+
+def _order_tracks(
+    tracks: Sequence[FaceTrack], choice: Literal["largest", "left", "right"]
+) -> list[FaceTrack]:
+    """The tracks in order of preference."""
     if choice == "largest":
         return sorted(tracks, key=lambda track: -track.total_width)
-    from_left = sorted(tracks, key=_get_first_x)
-    if not isinstance(choice, int):
-        return from_left if choice == "left" else from_left[::-1]
-    if choice >= len(from_left):
-        faces = "; ".join(
-            f"{k} at x = {_get_first_x(track):.0f}, in {len(track.detections)} frames"
-            for k, track in enumerate(from_left)
-        )
-        raise StageError(f"--face {choice}: there is no such face; from the left there are {faces or 'none'}")
-    return _select_same_face(from_left[choice], tracks, params.max_gap_frames)
+    return sorted(tracks, key=_get_first_x, reverse=choice == "right")
+
+
+def _order_by_person(
+    tracks: Sequence[FaceTrack], choices: Sequence[FaceChoice], max_gap: int
+) -> list[list[FaceTrack]]:
+    """Of each choice its own track and others of that person. Raises StageError when it is not there."""
+    from_left = _order_tracks(tracks, "left")
+    chosen: list[FaceTrack] = []
+    for choice in choices:
+        if isinstance(choice, int) and choice >= len(from_left):
+            faces = "; ".join(
+                f"{k} at x = {_get_first_x(track):.0f}, in {len(track.detections)} frames"
+                for k, track in enumerate(from_left)
+            )
+            raise StageError(
+                f"--face {choice}: there is no such face; from the left there are {faces or 'none'}"
+            )
+        if not from_left:
+            return [[] for _ in choices]
+        track = from_left[choice] if isinstance(choice, int) else _order_tracks(tracks, choice)[0]
+        if any(track is other for other in chosen):
+            first = choices[[track is other for other in chosen].index(True)]
+            raise StageError(f"--face {first} and --face {choice} are the same face; each says one recording")
+        chosen.append(track)
+    orders, taken = [], [*chosen]
+    for track in chosen:
+        free = [other for other in tracks if other is track or not any(other is each for each in taken)]
+        orders.append(_select_same_face(track, free, max_gap))
+        taken += orders[-1]
+    return orders
 
 
 def _select_same_face(track: FaceTrack, tracks: Sequence[FaceTrack], max_gap: int) -> list[FaceTrack]:

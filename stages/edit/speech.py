@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import chain
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -134,20 +134,37 @@ def copy_packets(speech: Speech, out: av.container.OutputContainer, until: Fract
     return iterate()
 
 
-def encode_packets(speech: Speech, out: av.container.OutputContainer, until: Fraction) -> Packets:
-    """The recording as AAC, up to ``until`` seconds. Adds the stream at once."""
+def encode_packets(speeches: Sequence[Speech], out: av.container.OutputContainer, until: Fraction) -> Packets:
+    """The sum of recordings as AAC, up to ``until`` seconds. Adds the stream at once."""
     stream = out.add_stream("aac", rate=AAC_RATE, options={"flags": "+bitexact"})
-    layout = "mono" if speech.channels == 1 else "stereo"
+    layout = "mono" if all(speech.channels == 1 for speech in speeches) else "stereo"
     stream.layout = layout
     stream.bit_rate = AAC_BITS_PER_CHANNEL * (1 if layout == "mono" else 2)
 
     def iterate() -> Packets:
-        for frame in chain(_read_frames(speech, layout, until), [None]):
+        for frame in chain(_mix_frames(speeches, layout, until), [None]):
             for packet in stream.encode(frame):
                 assert packet.pts is not None, "an encoder sets time stamps"
                 yield packet.pts * packet.time_base, packet
 
     return iterate()
+
+
+def _mix_frames(speeches: Sequence[Speech], layout: str, until: Fraction) -> Iterator[av.AudioFrame]:
+    """The sum of recordings in frames of the size that the AAC encoder needs, as long as the longest."""
+    readers = [_read_frames(speech, layout, until) for speech in speeches]
+    if len(readers) == 1:
+        yield from readers[0]
+        return
+    at = 0
+    for frames in zip_longest(*readers):
+        parts = [frame.to_ndarray() for frame in frames if frame is not None]
+        # All frames but a recording's last have one size.
+        total = np.zeros((len(parts[0]), max(part.shape[1] for part in parts)), np.float32)
+        for part in parts:
+            total[:, : part.shape[1]] += part
+        yield _make_frame(np.clip(total, -1, 1), "fltp", layout, AAC_RATE, at)
+        at += total.shape[1]
 
 
 def _read_frames(speech: Speech, layout: str, until: Fraction) -> Iterator[av.AudioFrame]:

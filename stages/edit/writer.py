@@ -94,12 +94,15 @@ def select_container(path: Path) -> Container:
         raise StageError(f"{path}: supported are {', '.join(CONTAINERS)}") from None
 
 
-def can_copy_audio(container: Container, speech: Speech) -> bool:
-    """Whether the speech can be copied unchanged and then plays as its own file does.
+def can_copy_audio(container: Container, speeches: Sequence[Speech]) -> bool:
+    """Whether there is one speech, which can be copied unchanged and then plays as its own file does.
 
     Otherwise it is encoded as AAC. A recording that was cut without encoding keeps what was cut off, and
     Matroska has no edit list to hide it.
     """
+    if len(speeches) != 1:
+        return False
+    [speech] = speeches
     hides_lead = container.has_edit_lists or speech.lead_seconds <= MAX_LEAD_SECONDS
     return speech.codec in container.audio_codecs and speech.is_continuous and hides_lead
 
@@ -107,14 +110,14 @@ def can_copy_audio(container: Container, speech: Speech) -> bool:
 class VideoWriter:
     """Writes a video file. Use it in ``with``.
 
-    ``path`` may be a partial file, so its suffix does not select the container. Without ``speech`` the file
-    has no audio stream.
+    ``path`` may be a partial file, so its suffix does not select the container. The sound is the sum of
+    ``speeches``; without any the file has no audio stream.
     """
 
     def __init__(
-        self, path: Path, container: Container, output_format: OutputFormat, speech: Speech | None
+        self, path: Path, container: Container, output_format: OutputFormat, speeches: Sequence[Speech]
     ) -> None:
-        self._path, self._container, self._format, self._speech = path, container, output_format, speech
+        self._path, self._container, self._format, self._speeches = path, container, output_format, speeches
 
     def __enter__(self) -> VideoWriter:
         output = self._format
@@ -154,11 +157,11 @@ class VideoWriter:
 
     def _add_audio(self) -> Packets:
         """Add the audio stream; returns its packets."""
-        if self._speech is None:
+        if not self._speeches:
             return _no_packets()
-        can_copy = can_copy_audio(self._container, self._speech)
-        make_packets = copy_packets if can_copy else encode_packets
-        return make_packets(self._speech, self._out, self._format.seconds)
+        if can_copy_audio(self._container, self._speeches):
+            return copy_packets(self._speeches[0], self._out, self._format.seconds)
+        return encode_packets(self._speeches, self._out, self._format.seconds)
 
     def write(self, image: YuvImage, at: int, ticks: int) -> None:
         """Show an image from tick ``at`` on, for ``ticks``."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 Points = NDArray[np.float32]  # (478, 2), source px, pixel centres at whole numbers
 Look = NDArray[np.uint8]  # (16, 16), a face in a few grey pixels (stages.media.jumps)
+LowerFace = NDArray[np.uint8]  # (16, 16, 3), from the eyes to the chin (stages.edit.mouth_cover)
 
 # What runs the model's networks: LiteRT alone, or MediaPipe, which costs more and gives the same points.
 Engine = Literal["litert", "mediapipe"]
@@ -124,6 +125,7 @@ class FaceDetection:
     centre: NDArray[np.float32]  # (2,), mean of all 478 points
     width: float  # px
     look: Look
+    lower_face: LowerFace | None = None  # of an edit
 
     @classmethod
     def from_points(cls, points: Points, look: Look) -> FaceDetection:

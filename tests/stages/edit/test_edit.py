@@ -487,8 +487,10 @@ def test_without_any_face_there_is_nothing_to_edit(
         ("trim", 2.0, 0.8, list(range(20))),
         ("hold", 0.5, 0.8, list(range(20))),
         ("hold", 1.2, 1.2, [*range(20), *[19] * 10]),
-        ("loop", 0.6, 0.6, list(range(15))),
-        ("loop", 2.0, 2.0, [*range(20), *range(18, -1, -1), *range(1, 12)]),
+        ("silence", 0.5, 0.8, list(range(20))),
+        ("silence", 1.2, 0.8, list(range(20))),
+        ("bounce", 0.6, 0.6, list(range(15))),
+        ("bounce", 2.0, 2.0, [*range(20), *range(18, -1, -1), *range(1, 12)]),
     ],
 )
 def test_different_lengths_are_fitted_as_the_option_says(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from stages.align import AlignParams, align_clip
-from stages.edit.face_track import FaceChoice, FaceObservations, FacePath, choose_face_path
+from stages.edit.face_track import FaceChoice, FaceObservations, FacePath, choose_face_paths
 from stages.engine.outcome import Drop, StageError
 from stages.landmarks import LandmarksParams
 from stages.media.crops import compute_supersample
@@ -39,7 +39,8 @@ def observe(
 
 
 def find_path(faces: Sequence[Sequence[FaceDetection]], choice: FaceChoice = "largest") -> FacePath:
-    return choose_face_path(observe(faces), choice, PARAMS, AlignParams())
+    [path] = choose_face_paths(observe(faces), [choice], PARAMS, AlignParams())
+    return path
 
 
 def locate_crops(path: FacePath) -> list[float | None]:
@@ -98,7 +99,8 @@ def test_a_matrix_is_exact_at_the_time_stamp_of_the_source_frame() -> None:
     source_times = [stamps[stamps <= k / 25 + 5e-4][-1] for k in range(45)]
     meshes = np.stack([mesh(100 + 300 * at) for at in source_times])
     observations = observe([[detect(100 + 300 * at)] for at in source_times], source_times)
-    [segment] = choose_face_path(observations, "largest", PARAMS, AlignParams()).segments
+    [path] = choose_face_paths(observations, ["largest"], PARAMS, AlignParams())
+    [segment] = path.segments
     nose = meshes[:, 2]
     for at in stamps[8:46]:
         point = nose[0] + (300 * (at - source_times[0]), 0)
@@ -196,9 +198,9 @@ def test_a_border_between_instants_is_the_source_frame_whose_picture_changes_mos
     changes = np.full(60, 0.5)
     changes[31] = 30.0
     sources = np.arange(0, 60, 3)
-    path = choose_face_path(
+    [path] = choose_face_paths(
         FaceObservations(np.arange(60), changes, sources, sources / 75, faces),
-        "largest",
+        ["largest"],
         PARAMS,
         AlignParams(),
     )

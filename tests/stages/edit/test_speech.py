@@ -39,7 +39,7 @@ def write_beside_grey(path: Path, speech: Speech) -> None:
         preset="ultrafast",
     )
     image = YuvImage(*(np.full(shape, 128, np.uint8) for shape in ((48, 64), (24, 32), (24, 32))))
-    with VideoWriter(path, select_container(path), output_format, speech) as writer:
+    with VideoWriter(path, select_container(path), output_format, [speech]) as writer:
         for at in range(0, round(speech.seconds * 1000), 40):
             writer.write(image, at, 40)
 
@@ -83,7 +83,7 @@ def check_against_ffmpeg(folder: Path, odd: Oddities, suffix: str) -> str:
     assert abs(lag) <= 0.002 * SAMPLE_RATE, f"starts {lag / SAMPLE_RATE * 1000:.1f} ms late"
     early, late = max(0, -lag), max(0, lag)
     assert np.corrcoef(sound[late : end - early], expected[early : end - late])[0, 1] > 0.95
-    return "copied" if can_copy_audio(select_container(out), speech) else "encoded"
+    return "copied" if can_copy_audio(select_container(out), [speech]) else "encoded"
 
 
 @settings(

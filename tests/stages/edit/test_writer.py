@@ -83,7 +83,7 @@ def write(
 ) -> Path:
     ms = ms or VARIABLE_MS
     ends = [*ms[1:], round(output_format.seconds * 1000)]
-    with VideoWriter(path, select_container(path), output_format, speech) as writer:
+    with VideoWriter(path, select_container(path), output_format, [speech]) as writer:
         for k, at in enumerate(ms):
             writer.write(grey(20 + 5 * k, output_format), at, ends[k] - at)
     return path
@@ -137,7 +137,7 @@ def test_packets_are_copied_bit_for_bit_where_the_container_can_hold_them(
     source = record(kind)
     out = tmp_path / f"out{suffix}"
     speech = probe(source)
-    assert can_copy_audio(select_container(out), speech) == copied
+    assert can_copy_audio(select_container(out), [speech]) == copied
     write(out, speech)
     with av.open(os.fspath(out)) as container:
         codec = container.streams.audio[0].codec_context.codec.canonical_name
@@ -197,7 +197,7 @@ output_format = replace(FORMAT, width=136, height=104, preset="medium")
 world = np.random.default_rng(0).integers(0, 256, (30, 40), np.uint8).repeat(8, 0).repeat(8, 1)
 for suffix in CONTAINERS:
     out = Path(sys.argv[1], "video" + suffix)
-    with VideoWriter(out, select_container(out), output_format, probe(Path(sys.argv[2]))) as writer:
+    with VideoWriter(out, select_container(out), output_format, [probe(Path(sys.argv[2]))]) as writer:
         for k in range(60):
             y = np.ascontiguousarray(world[k : k + 104, 2 * k : 2 * k + 136])
             writer.write(YuvImage(y, y[::2, ::2].copy(), y[1::2, 1::2].copy()), 40 * k, 40)

@@ -1,0 +1,271 @@
+"""Render the frames of an edit: generate mouths, a face at a time, and paste them into the source's frames.
+
+Each face has a reader that decodes the video for its crops; one more decodes the frames that generated crops
+are pasted into. So it does not matter how many crops a network reads before it returns the first one: no full
+frame waits in memory.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sampler.paste import Patch, paste
+from sampler.rollout import CropFrame
+from shards.schema import Frame
+from stages.edit.face_check import (
+    MISFIT,
+    FaceCheckParams,
+    average_trial,
+    choose_trial_instants,
+    drop_misfits,
+    measure_difference,
+)
+from stages.edit.plan import EditPlan
+from stages.edit.reader import FrameReader
+from stages.edit.timing import FrameTiming
+from stages.edit.yuv import YuvConverter, YuvImage
+from stages.engine.progress import Progress, no_progress
+from stages.media.video import RgbConverter
+
+
+class MouthGenerator(Protocol):
+    """Generates mouths: crops and boxes at 25 fps and the speech's mels in, re-drawn crops out.
+
+    ``mels`` are (2T, M) float32 dB of the whole speech; row 2(offset + k) is centred on frame k's instant. So
+    are the rows of ``speech``, (2T, D) float16, which it gets if it takes them.
+    Yields one crop (size, size, 3) uint8 per frame, in order, and may read any number of frames before it
+    yields the first. It is called once per face segment, which is a part of the video in which the face is
+    visible, and which begins ``offset`` frames after the speech does; before that, on a few frames of some
+    segments, whose crops are compared with the source.
+    """
+
+    @property
+    def size(self) -> int:
+        """px of a crop's side."""
+        ...
+
+    @property
+    def takes_speech(self) -> bool:
+        """Whether it needs speech features."""
+        ...
+
+    def select_box(self, box: NDArray[np.int16]) -> NDArray[np.int16]:
+        """The region that it generates in a crop with this mask box: x0 y0 x1 y1, (4,)."""
+        ...
+
+    def __call__(
+        self,
+        frames: Iterator[CropFrame],
+        mels: NDArray[np.float32],
+        offset: int,
+        speech: NDArray[np.float16] | None,
+    ) -> Iterator[NDArray[np.uint8]]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class SoundRows:
+    """What a network takes of the whole speech, from its first sample on."""
+
+    mels: NDArray[np.float32]  # (2T, n_mels) dB
+    speech: NDArray[np.float16] | None  # (2T, D), features of a speech encoder
+
+
+@dataclass(frozen=True, slots=True)
+class DrawnFace:
+    """A face that is re-drawn: where it is in the video, and what it says."""
+
+    plan: EditPlan
+    sound: SoundRows
+
+
+def try_face(
+    face: DrawnFace,
+    generator: MouthGenerator,
+    params: FaceCheckParams,
+    progress: Progress = no_progress,
+) -> float:
+    """Draw a few frames spread over the output: how far their mouths' borders are from the source's, ΔE*ab.
+
+    nan where there is nothing to compare, as in a video without a face.
+    """
+    plan, sound = face.plan, face.sound
+    segments = [plan.get_segment_index(k) for k in range(plan.n_instants)]
+    runs = choose_trial_instants(segments, params)
+    total, differences = sum(map(len, runs)), list[list[float]]()
+    with FrameReader(plan.video, plan.facts, plan.stamps) as reader:
+        for instants in runs:
+            reader.skip_to(int(plan.source_frames[instants[0]]))
+            frames = list(read_crops(plan, reader, instants, generator.size))
+            crops = generator(iter(frames), sound.mels, instants[0], sound.speech)
+            generated = _check_crops(crops, len(frames), generator.size)
+            differences.append([])
+            for frame, crop in zip(frames, generated, strict=True):
+                box = generator.select_box(frame.box)
+                differences[-1].append(measure_difference(frame.pixels, crop, box))
+                progress("trial", sum(map(len, differences)), total)
+    return average_trial(differences)
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFrame:
+    """One frame of the output."""
+
+    timing: FrameTiming
+    source: YuvImage
+    result: YuvImage
+    reasons: list[str | None]  # of each face: a code, if it is not re-drawn here
+
+
+def render_frames(
+    faces: Sequence[DrawnFace],
+    generator: MouthGenerator,
+    check: FaceCheckParams | None,
+    report: Callable[[], None],
+    stack: ExitStack,
+) -> Iterator[OutputFrame]:
+    """The output's frames, one at a time, with every one of ``faces`` re-drawn in them.
+
+    The plans of ``faces`` are of one video, fit and length. Without ``check`` misfits are drawn too.
+    ``report`` is called after each generated crop that is checked. ``stack`` closes what is opened.
+    """
+    [plan, *_] = (face.plan for face in faces)
+    frame_reader = stack.enter_context(FrameReader(plan.video, plan.facts, plan.stamps))
+    mouths = [_Mouth(face, generator, check, report, stack) for face in faces]
+    to_rgb, to_yuv = RgbConverter(), YuvConverter()
+    for timing in plan.schedule():
+        crops = [mouth.read_crop(timing) for mouth in mouths]
+        frame = frame_reader[timing.source]
+        source = result = to_yuv(frame)
+        if any(crop is not None for crop in crops):
+            image = to_rgb(frame)
+            # Where the boxes of two faces overlap, the first one's pixels stay.
+            drawn = np.zeros(image.shape[:2], bool) if len(faces) > 1 else None
+            for mouth, crop in zip(mouths, crops, strict=True):
+                if crop is None:
+                    continue
+                patch = mouth.paste(image, crop, timing)
+                inside = patch.inside
+                if drawn is not None:
+                    inside = inside & ~drawn[patch.region]
+                    drawn[patch.region] |= inside
+                change = patch.pixels.astype(np.float32) - image[patch.region]
+                result = result.add_change(patch.region, change, inside, plan.facts.colours)
+        reasons = [
+            mouth.get_reason() if crop is None else None for mouth, crop in zip(mouths, crops, strict=True)
+        ]
+        yield OutputFrame(timing, source, result, reasons)
+
+
+class _Mouth:
+    """The generated crops of one face, read in the order of the output's frames."""
+
+    def __init__(
+        self,
+        face: DrawnFace,
+        generator: MouthGenerator,
+        check: FaceCheckParams | None,
+        report: Callable[[], None],
+        stack: ExitStack,
+    ) -> None:
+        plan = face.plan
+        reader = stack.enter_context(FrameReader(plan.video, plan.facts, plan.stamps))
+        crops = _generate_crops(plan, generator, face.sound, reader, check, report)
+        self._generated = stack.enter_context(closing(crops))
+        self._plan, self._generator = plan, generator
+        self._k = -1  # the instant of the crop that was read last
+        self._crop: Frame | None = None
+
+    def read_crop(self, timing: FrameTiming) -> Frame | None:
+        """The crop that a frame shows, the next one or the last; None where the mouth is left as it is."""
+        shown = self._plan.find_shown_instant(timing)
+        while self._k < shown:
+            self._k, self._crop = self._k + 1, next(self._generated)
+        return self._crop
+
+    def get_reason(self) -> str:
+        """The code that says why the crop read last is None."""
+        return self._plan.get_reason(self._k) if self._plan.get_segment_index(self._k) < 0 else MISFIT
+
+    def paste(self, image: Frame, new_crop: Frame, timing: FrameTiming) -> Patch:
+        """The crop read last, in its place in a frame (H, W, 3)."""
+        plan, crop_plan = self._plan, self._plan.plan_crop(self._k)
+        seconds = plan.get_source_time(timing.source)
+        crop, matrix = crop_plan.crop(image, seconds, self._generator.size)
+        return paste(image, crop, new_crop, matrix, self._generator.select_box(crop_plan.box))
+
+
+def _generate_crops(
+    plan: EditPlan,
+    generator: MouthGenerator,
+    sound: SoundRows,
+    reader: FrameReader,
+    check: FaceCheckParams | None,
+    report: Callable[[], None],
+) -> Generator[Frame | None, None, None]:
+    """The re-drawn crop of each instant; None where there is no face segment, or by ``check`` no fit."""
+    for index, group in groupby(range(plan.n_instants), plan.get_segment_index):
+        instants = list(group)
+        if index < 0:
+            yield from [None] * len(instants)
+            continue
+        frames = read_crops(plan, reader, instants, generator.size)
+        pending: deque[CropFrame] = deque()  # read by the network; their crops are not yet measured
+        if check is not None:
+            frames = _store_frames(frames, pending)
+        generated = generator(frames, sound.mels, instants[0], sound.speech)
+        crops = _check_crops(generated, len(instants), generator.size)
+        if check is None:
+            yield from crops
+        else:
+            yield from drop_misfits(_measure_crops(crops, pending, generator, report), check)
+
+
+def _store_frames(frames: Iterator[CropFrame], pending: deque[CropFrame]) -> Iterator[CropFrame]:
+    for frame in frames:
+        pending.append(frame)
+        yield frame
+
+
+def _measure_crops(
+    crops: Iterator[Frame], pending: deque[CropFrame], generator: MouthGenerator, report: Callable[[], None]
+) -> Iterator[tuple[Frame, float]]:
+    """Each generated crop, and how far its border is from that of the first of ``pending``, which leaves."""
+    for crop in crops:
+        report()  # a second of crops is checked before the first is written, and an edit can be stopped
+        frame = pending.popleft()
+        yield crop, measure_difference(frame.pixels, crop, generator.select_box(frame.box))
+
+
+def read_crops(
+    plan: EditPlan, reader: FrameReader, instants: Sequence[int], size: int
+) -> Iterator[CropFrame]:
+    """The network's input frames for instants of one segment."""
+    to_rgb = RgbConverter()
+    last: tuple[int, Frame] | None = None
+    for k in instants:
+        source, crop_plan = int(plan.source_frames[k]), plan.plan_crop(k)
+        if last is None or last[0] != source:
+            image = to_rgb(reader[source])
+            last = source, crop_plan.crop(image, plan.get_source_time(source), size)[0]
+        yield CropFrame(last[1], crop_plan.box)
+
+
+def _check_crops(crops: Iterator[NDArray[np.uint8]], n: int, size: int) -> Iterator[Frame]:
+    """Pass on generated crops. Raises ValueError unless there are exactly ``n`` of the right shape."""
+    count = 0
+    for crop in crops:
+        count += 1
+        if count > n or crop.shape != (size, size, 3) or crop.dtype != np.uint8:
+            raise ValueError(f"crop {count} of {n} is {crop.dtype} {crop.shape}, expected uint8 "
+                             f"({size}, {size}, 3), and not one more than {n}")  # fmt: skip
+        yield crop
+    if count < n:
+        raise ValueError(f"{count} crops came back for {n} frames")
