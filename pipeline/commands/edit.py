@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +15,7 @@ from pipeline.options import (
     DEFAULT_NETWORK,
     FILE,
     MAX_ADAPT_MINUTES,
+    MAX_WORKERS,
     NETWORK,
     NumberRange,
     device_options,
@@ -22,24 +26,26 @@ from pipeline.options import (
 from pipeline.progress import ProgressBars
 
 if TYPE_CHECKING:
+    from model.execution import Execution
+    from sampler.params import SampleParams
     from stages.edit.face_track import FaceChoice
     from stages.edit.run import EditParams, Preset
     from stages.edit.timing import Fit
 
 
-def _parse_face(ctx: click.Context, param: click.Parameter, value: str) -> FaceChoice:
-    """Parse largest, left, right, or a number from the left."""
-    choices: dict[str, FaceChoice] = {"largest": "largest", "left": "left", "right": "right"}
-    if value in choices:
-        return choices[value]
-    if value.isdecimal() and len(value) <= 2:
-        return int(value)
-    raise click.BadParameter(f"{value}: expected largest, left, right or a number")
+GPU_WORKERS = 2  # edits at a time on a GPU: one decodes and encodes while another draws
 
 
 @click.command("edit")
-@click.option("--video", type=FILE, required=True, help="Input video: a person talking.")
-@click.option("--audio", type=FILE, required=True, help="The new speech: an audio or a video file.")
+@click.option("--video", type=FILE, help="Input video: a person talking.")
+@click.option("--audio", type=FILE, help="The new speech: an audio or a video file.")
+@click.option(
+    "--batch",
+    type=FILE,
+    metavar="CSV",
+    help="Make many edits instead: a table with columns video and audio, and any of face, out, preview, fit, "
+    "crf, preset, any_face. OUT is then a folder.",
+)
 @click.option(
     "--run",
     type=NETWORK,
@@ -48,7 +54,18 @@ def _parse_face(ctx: click.Context, param: click.Parameter, value: str) -> FaceC
     help="A published model (`pipeline models` lists them), the folder of a run or checkpoint, or a file of "
     "`pipeline export`.",
 )
-@click.option("-o", "--out", type=FILE, required=True, help="Video to write: .mp4, .mov or .mkv.")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Video to write: .mp4, .mov or .mkv. With --batch, the folder of the videos and their ledger.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(1, MAX_WORKERS),
+    help="Edits of --batch at a time, each with one thread.  [default: one per core, two on a GPU]",
+)
 @click.option(
     "--adapt",
     is_flag=True,
@@ -69,20 +86,22 @@ def _parse_face(ctx: click.Context, param: click.Parameter, value: str) -> FaceC
 )
 @click.option(
     "--fit",
-    type=click.Choice(["trim", "hold", "loop"]),
+    type=click.Choice(["trim", "hold", "silence", "bounce"]),
     default="trim",
     show_default=True,
     help="What to do when the lengths differ. trim: end with the shorter one. hold: the last frame stays, or "
-    "the audio is silent, until the longer one ends. loop: the video plays forwards and backwards until the "
-    "speech ends.",
+    "the audio is silent, until the longer one ends. silence: the video plays once, silent after the speech. "
+    "bounce: the video plays forwards and backwards until the speech ends.",
 )
 @click.option(
     "--face",
-    callback=_parse_face,
-    default="largest",
+    "faces",
+    multiple=True,
+    default=("largest",),
     show_default=True,
-    metavar="WHICH",
-    help="Face to re-draw: largest, left, right, or a number from the left; 0 is the leftmost.",
+    metavar="WHICH[=AUDIO]",
+    help="Face to re-draw: largest, left, right, or a number from the left; 0 is the leftmost. For several "
+    "faces, instead of --audio: --face left=a.wav --face right=b.wav.",
 )
 @click.option(
     "--preview", type=FILE, metavar="FILE", help="Also write the source and the result side by side (.mp4)."
@@ -119,15 +138,17 @@ def _parse_face(ctx: click.Context, param: click.Parameter, value: str) -> FaceC
 @sampler_options
 @device_options
 def command(
-    video: Path,
-    audio: Path,
+    video: Path | None,
+    audio: Path | None,
+    batch: Path | None,
     run: Path,
     out: Path,
+    workers: int | None,
     adapt: bool,
     adapt_minutes: float | None,
     keep_model: Path | None,
     fit: Fit,
-    face: FaceChoice,
+    faces: tuple[str, ...],
     preview: Path | None,
     crf: int,
     preset: Preset,
@@ -144,21 +165,31 @@ def command(
 
     Only the lower face is re-drawn. Size, frames, their times and all other pixels are the source's; the
     video is encoded once. The audio is copied unchanged where the container can hold it. A face that the
-    network does not fit is refused.
+    network does not fit is refused; a mouth that is covered is left alone.
     """
     from model.checkpoint import find_run
-    from model.execution import Execution, select_device
-    from sampler.rollout import load_generator
-    from stages.edit.face_check import MisfitError
-    from stages.edit.run import check_paths, edit
+    from model.execution import Execution
+    from stages.edit.recordings import parse_face, parse_recordings
+    from stages.edit.run import check_paths
+    from stages.engine.outcome import StageError
     from stages.media import weights
 
-    for name, value in (("--adapt-minutes", adapt_minutes), ("--keep-model", keep_model)):
-        if value is not None and not adapt:
-            raise click.UsageError(f"{name} needs --adapt")
+    _check_options(batch=batch, video=video, audio=audio, faces=faces, preview=preview, workers=workers,
+                   adapt=adapt, adapt_minutes=adapt_minutes, keep_model=keep_model)  # fmt: skip
+    try:
+        recordings = {} if batch else parse_recordings(audio, faces)
+        face = next(iter(recordings), None)  # of several, each has its own recording
+        face = parse_face(faces[0]) if face is None else face
+    except StageError as err:
+        raise click.UsageError(f"--face: {err}") from err
     sections = params_file.load(params)
-    model = weights.find(weights.LANDMARKER, landmarker or sections.landmarks.model)
-    sample_params = sections.make_sample_params(run, **sampling)
+    network = _Network(
+        run=run,
+        landmarker=weights.find(weights.LANDMARKER, landmarker or sections.landmarks.model),
+        sampling=sections.make_sample_params(run, **sampling),
+        device=device,
+        execution=Execution(**execution),
+    )
     edit_params = sections.make_edit_params(
         find_run(run),
         fit=fit,
@@ -169,19 +200,76 @@ def command(
         max_pixels=max_pixels,
         any_face=any_face or adapt,  # after minutes of training an edit is not refused
     )
+    if batch is not None:
+        _edit_pairs(batch, out, network, edit_params, workers)
+        return
+    assert video is not None, "checked above"
     if adapt:
-        check_paths(video, audio, out, preview)  # now, not after minutes of training
-        run = _adapt(video, run, edit_params, model, adapt_minutes, keep_model, device, execution)
-    generator = load_generator(run, sample_params, select_device(device), Execution(**execution))
+        check_paths(video, recordings.values(), out, preview)  # now, not after minutes of training
+        network = replace(network, run=_adapt(video, network, edit_params, adapt_minutes, keep_model))
+    _edit_video(video, recordings, out, network, edit_params, preview)
+
+
+@dataclass(frozen=True, slots=True)
+class _Network:
+    """What draws the mouths, and what finds the faces."""
+
+    run: Path
+    landmarker: Path
+    sampling: SampleParams
+    device: str
+    execution: Execution
+
+
+def _check_options(*, batch: Path | None, video: Path | None, faces: tuple[str, ...], **others: Any) -> None:
+    """Raise UsageError for options that do not go together."""
+    if batch is not None:
+        alone = ("video", "audio", "preview", "adapt", "keep_model")
+        for name, value in {"video": video, **others}.items():
+            if name in alone and value:
+                raise click.UsageError(f"--{name.replace('_', '-')} is of one edit, and --batch makes many")
+        if len(faces) > 1 or "=" in faces[0]:
+            raise click.UsageError("--face: with --batch, several faces have their recordings in the table")
+    else:
+        if video is None:
+            raise click.UsageError("Missing option '--video', or '--batch'.")
+        if others["audio"] is None and not any("=" in face for face in faces):
+            raise click.UsageError("Missing option '--audio'.")
+        if others["workers"] is not None:
+            raise click.UsageError("--workers needs --batch")
+    if others["adapt"] and len(faces) > 1:
+        raise click.UsageError("--adapt trains on one face; edit one after the other, or without it")
+    for name in ("adapt_minutes", "keep_model"):
+        if others[name] is not None and not others["adapt"]:
+            raise click.UsageError(f"--{name.replace('_', '-')} needs --adapt")
+
+
+def _edit_video(
+    video: Path,
+    recordings: Mapping[FaceChoice, Path],
+    out: Path,
+    network: _Network,
+    params: EditParams,
+    preview: Path | None,
+) -> None:
+    """Make one edit, with progress bars."""
+    from model.execution import select_device
+    from sampler.rollout import load_generator
+    from stages.edit.face_check import MisfitError
+    from stages.edit.run import edit
+
+    generator = load_generator(
+        network.run, network.sampling, select_device(network.device), network.execution
+    )
     try:
         with ProgressBars() as bars:
             result = edit(
                 video,
-                audio,
+                recordings,
                 out,
                 generator,
-                model=model,
-                params=edit_params,
+                model=network.landmarker,
+                params=params,
                 preview=preview,
                 progress=bars,
             )
@@ -191,33 +279,51 @@ def command(
     click.echo(f"{out}: " + "\n  ".join(result.summary_lines()))
 
 
+def _edit_pairs(table: Path, out: Path, network: _Network, params: EditParams, workers: int | None) -> None:
+    """Make the edits of a table; print what became of them. Exits with 1 if one has failed."""
+    from model.execution import select_device
+    from pipeline.runner import DaskMapper
+    from stages.edit.batch import BatchRequest, edit_pairs, format_table, has_failed
+    from stages.edit.pairs import read_pairs
+
+    pairs = read_pairs(table, params)
+    on_gpu = select_device(network.device).type == "cuda"
+    n_workers = min(len(pairs), workers or (GPU_WORKERS if on_gpu else os.cpu_count() or 1))
+    request = BatchRequest(
+        run=network.run,
+        out=out,
+        landmarker=network.landmarker,
+        sampling=network.sampling,
+        device=network.device,
+        execution=network.execution,
+    )
+    with ProgressBars("edits") as bars, DaskMapper(n_workers, None, quiet=True) as mapper:
+        rows = edit_pairs(pairs, request, map_tasks=mapper, progress=bars)
+    for line in format_table(rows, out):
+        click.echo(line)
+    if has_failed(rows):
+        raise click.exceptions.Exit(1)
+
+
 def _adapt(
-    video: Path,
-    run: Path,
-    params: EditParams,
-    landmarker: Path,
-    minutes: float | None,
-    keep: Path | None,
-    device: str,
-    execution: dict[str, Any],
+    video: Path, network: _Network, params: EditParams, minutes: float | None, keep: Path | None
 ) -> Path:
     """Train a network further on the video's own person, with progress bars; the file of the result."""
-    from model.execution import Execution
     from model.recipe import build_recipe
     from model.start import find_start
     from stages.adapt.run import AdaptRequest, adapt
 
-    start = find_start(run)
+    start = find_start(network.run)
     request = AdaptRequest(
         video=video,
         start=start,
         recipe=build_recipe("own", start=start.recipe),
         params=params,
-        landmarker=landmarker,
+        landmarker=network.landmarker,
         minutes=minutes,
         keep=keep,
-        device=device,
-        execution=Execution(**execution),
+        device=network.device,
+        execution=network.execution,
     )
     with ProgressBars() as bars:
         result = adapt(request, bars, lambda estimate: click.echo(estimate.describe(), err=True))
