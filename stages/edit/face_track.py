@@ -297,6 +297,8 @@ def _make_face_path(
     for track in tracks:
         runs = list(_split_at_gaps(sorted(track.detections), params.max_gap_frames, n_instants))
         jumps = _find_track_jumps(observations, track)
+        faces = [track.detections.get(k) for k in range(n_instants)]
+        is_covered = find_covered_mouths([None if face is None else face.lower_face for face in faces], jumps)
         if any(is_claimed[first : last + 1].any() for first, last in runs):
             continue
         for first, last in _split_at_jumps(runs, jumps):
@@ -308,11 +310,9 @@ def _make_face_path(
                 first_drop = first_drop or drop
                 reason_at[span] = [drop.code] * (last + 1 - first)
                 continue
-            faces = [track.detections.get(k) for k in range(first, last + 1)]
-            is_covered = find_covered_mouths([None if face is None else face.lower_face for face in faces])
             segments.append(segment.rescale_source(scale))
-            segment_at[span] = np.where(is_covered, -1, len(segments) - 1)
-            for k in first + np.flatnonzero(is_covered):
+            segment_at[span] = np.where(is_covered[span], -1, len(segments) - 1)
+            for k in first + np.flatnonzero(is_covered[span]):
                 reason_at[k] = COVERED
     if not segments:
         raise first_drop or Drop("no_face", f"no face in any of its {n_instants} frames at {VIDEO_FPS} fps")

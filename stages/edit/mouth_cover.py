@@ -1,8 +1,8 @@
 """Find the frames in which a mouth is covered by a hand, a microphone or a cup, so that it is left alone.
 
 MediaPipe's model draws its points over whatever covers a mouth, so the points do not tell; the picture does.
-The lower face, upright and of one size, is compared with the median of its part of the video. Two measures
-decide, in CIE Lab after the eyes and cheeks around them are made equally light:
+The lower face, upright and of one size, is compared with its median in a scene, which is what lies between
+two cuts. Two measures decide, in CIE Lab after the eyes and cheeks around them are made equally light:
 
 - difference: the mean distance of lips and chin from the median, ΔE*ab. An object of another colour raises
   it.
@@ -21,14 +21,18 @@ and on 37 of them with a drawn object that comes and goes:
     a hand                     to 0.31     of exactly the cheek's colour
     =============  ==========  ==========  =====================================
 
-What covers the lower lip alone is found in half of these clips. What is there for more than half of a part
-of the video is not found, as the median shows it. Where the median is much less red at the lips than around
+A cut changes the eyes too: by 4.0 and more to another person, where two successive frames differ by 3.3 at
+most (ΔE*ab). So an object that comes in one frame does not end a scene.
+
+What covers the lower lip alone is found in half of these clips. What is there for more than half of a scene
+is not found, as the median shows it. Where the median is much less red at the lips than around
 them, nothing is called covered; where a hand is there most of the time, what is called covered is the rest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -56,11 +60,12 @@ LIPS_AND_CHIN = np.s_[..., 8:16, 2:14, :]
 LIPS = np.s_[..., 8:14, 3:13, :]
 LIPS_CENTRE = np.s_[10:13, 5:11]
 
+MAX_EYES_CHANGE = 3.6  # ΔE*ab, of one scene
 MIN_INSTANTS = 3  # a shorter run is noise
 EDGE_INSTANTS = 3  # an object that comes or goes covers less for so long
 MAX_HOLE_INSTANTS = 5  # between two runs, which belong together
-MIN_REFERENCE_INSTANTS = 25  # a second; a shorter part of a video has no median worth the name
-MAX_REFERENCE_INSTANTS = 1500  # spread over the part: a median of more costs memory and tells no more
+MIN_REFERENCE_INSTANTS = 25  # a second; a shorter scene has no median worth the name
+MAX_REFERENCE_INSTANTS = 1500  # spread over the scene: a median of more costs memory and tells no more
 
 
 def crop_lower_face(picture: Frame, points: Points) -> LowerFace:
@@ -76,22 +81,40 @@ def crop_lower_face(picture: Frame, points: Points) -> LowerFace:
     return warp(picture, matrix, SIDE, SUPERSAMPLE)
 
 
-def find_covered_mouths(faces: Sequence[LowerFace | None]) -> NDArray[np.bool_]:
-    """Where the mouth of one face is covered, (T,), in successive instants of one part of a video.
+def find_covered_mouths(faces: Sequence[LowerFace | None], jumps: Sequence[int]) -> NDArray[np.bool_]:
+    """Where the mouth of one face is covered, (T,), in the successive instants of a video.
 
-    An instant without a face is not covered, unless it lies between two that are.
+    ``jumps`` are the instants at which the face does not continue the one before, in order. An instant
+    without a face is not covered, unless it lies between two that are.
     """
+    is_covered = np.zeros(len(faces), bool)
+    starts = [0, *(jump for jump in jumps if not _is_one_scene(faces, jump))]
+    for first, end in pairwise([*starts, len(faces)]):
+        is_covered[first:end] = _find_in_scene(faces[first:end])
+    return is_covered
+
+
+def _is_one_scene(faces: Sequence[LowerFace | None], jump: int) -> bool:
+    """Whether the eyes after a jump are those before it."""
+    before = next((k for k in range(jump - 1, -1, -1) if faces[k] is not None), None)
+    after = next((k for k in range(jump, len(faces)) if faces[k] is not None), None)
+    if before is None or after is None:
+        return True
+    lab = _convert_to_lab(faces, np.array([before, after]))[AROUND_EYES]
+    return bool(np.linalg.norm(lab[0] - lab[1], axis=-1).mean() <= MAX_EYES_CHANGE)
+
+
+def _find_in_scene(faces: Sequence[LowerFace | None]) -> NDArray[np.bool_]:
     is_covered = np.zeros(len(faces), bool)
     seen = np.array([k for k, face in enumerate(faces) if face is not None])
     if len(seen) < MIN_REFERENCE_INSTANTS:
         return is_covered
     n_reference = min(len(seen), MAX_REFERENCE_INSTANTS)
-    chosen = seen[np.linspace(0, len(seen) - 1, n_reference).round().astype(int)]
-    reference = [_convert_to_lab(faces, part) for part in np.array_split(chosen, -(-n_reference // 500))]
-    median = np.median(np.concatenate(reference), axis=0)
+    reference = seen[np.linspace(0, len(seen) - 1, n_reference).round().astype(int)]
+    median = np.median(_convert_to_lab(faces, reference), axis=0)
     if _measure_red_contrast(median) < MIN_RED_CONTRAST:
         return is_covered
-    for part in np.array_split(seen, -(-len(seen) // 500)):
+    for part in np.array_split(seen, -(-len(seen) // MAX_REFERENCE_INSTANTS)):
         lab = _convert_to_lab(faces, part)
         difference = np.linalg.norm(lab[LIPS_AND_CHIN] - median[LIPS_AND_CHIN], axis=-1).mean(axis=(1, 2))
         is_covered[part] = (difference > MAX_DIFFERENCE) | (_measure_likeness(lab, median) < MIN_LIKENESS)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import librosa
 import numpy as np
 import psutil
 import pytest
@@ -475,6 +476,57 @@ def test_without_any_face_there_is_nothing_to_edit(
     with pytest.raises(StageError, match=r"grey\.mp4: no face in any of its 10 frames") as caught:
         edit(grey, speech(1), tmp_path / "out.mp4", BoxPainter(), model=landmarker, params=QUICK)
     assert "\n" not in str(caught.value) and not (tmp_path / "out.mp4").exists()
+
+
+def test_two_faces_say_their_own_speech_and_their_sum_is_heard(
+    tmp_path: Path, landmarker: Path, two_faces: Path, speech: Callable[[float], Path]
+) -> None:
+    short, long, out, painter = speech(0.2), speech(0.4), tmp_path / "out.mp4", BoxPainter(lag=3)
+    edited = edit(two_faces, {"right": long, "left": short}, out, painter, model=landmarker, params=QUICK)
+    assert edited.redrawn == edited.frames == 10 and edited.audio == "encoded"
+    assert [(face.face, face.redrawn) for face in edited.faces] == [("right", 10), ("left", 10)]
+    for k, image in enumerate(read_rgb_frames(out)):
+        assert [read_index(image[:, :192]), read_index(image[:, 192:])] == [k % COLOURS] * 2
+    quiet, loud = (mels[15:].max() for mels in reversed(painter.mels))
+    assert loud > quiet + 20, "after its 0.2 s the left face's speech is silent"
+    _, rate, sound = read_audio(out)
+    total = np.zeros(len(sound))
+    for path in (short, long):
+        _, own_rate, part = read_audio(path)
+        part = librosa.resample(part, orig_sr=own_rate, target_sr=rate)[: len(total)]
+        total[: len(part)] += part
+    assert np.corrcoef(sound, total)[0, 1] > 0.95
+
+
+def test_choices_of_one_face_are_refused(
+    tmp_path: Path, landmarker: Path, two_faces: Path, speech: Callable[[float], Path]
+) -> None:
+    sound, out = speech(0.2), tmp_path / "out.mp4"
+    with pytest.raises(StageError, match="--face left and --face 0 are the same face"):
+        edit(two_faces, {"left": sound, 0: sound}, out, BoxPainter(), model=landmarker, params=QUICK)
+
+
+# --- mouths that are covered ------------------------------------------------------------------------
+
+
+def cover_mouth(source: Path, out: Path, first: int, end: int, colour: str) -> None:
+    """Draw a block over the mouth of a synthetic face of SMALL in some frames."""
+    box = f"drawbox=x=80:y=112:w=80:h=60:t=fill:color={colour}:enable='between(n,{first},{end - 1})'"
+    ffmpeg("-i", source, "-vf", box, "-c:a", "copy", "-crf", 10, out)
+
+
+@pytest.mark.parametrize("colour", ["0x202020", "0xc89678"])
+def test_a_covered_mouth_is_left_alone_and_counted(
+    tmp_path: Path, landmarker: Path, speech: Callable[[float], Path], colour: str
+) -> None:
+    clip, covered, out = (tmp_path / f"{name}.mp4" for name in ("clip", "covered", "out"))
+    synth.make_clip(clip, ClipSpec(seconds=2.0, size=SMALL))
+    cover_mouth(clip, covered, 20, 32, colour)
+    edited = edit(covered, speech(2.0), out, BoxPainter(), model=landmarker, params=QUICK)
+    assert list(edited.passed_through) == ["mouth_covered"]
+    is_drawn = [find_blue(image).sum() > 100 for image in read_rgb_frames(out)]
+    assert not any(is_drawn[20:32]) and all(is_drawn[:14]) and all(is_drawn[38:])
+    assert edited.passed_through["mouth_covered"] == is_drawn.count(False)
 
 
 # --- speech and its length --------------------------------------------------------------------------
