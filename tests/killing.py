@@ -8,6 +8,7 @@ end with the bytes of an unbroken one. ``main`` prints a JSON object.
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import random
@@ -25,8 +26,10 @@ from model.checkpoint import CHECKPOINTS, load_network
 from model.recipe import ModelError
 from model.run_log import METRICS, TENSORBOARD
 from pipeline.main import cli
+from shards.checksum import file_sha256
 from shards.index import DATASET_NAME
 from shards.verify import verify
+from stages.edit.batch import LEDGER_NAME
 from tests.build import hash_files
 
 # Of a run and a table of scores: how fast the machine was.
@@ -57,6 +60,19 @@ def check_run(out: Path) -> None:
     except ModelError as err:
         if "no checkpoint here" not in str(err):
             raise AssertionError(f"cannot be read: {err}") from err
+
+
+def check_edits(out: Path) -> None:
+    """Each file has the bytes of its row."""
+    folder = out / "edits"
+    if not (folder / LEDGER_NAME).exists():
+        return
+    with (folder / LEDGER_NAME).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        assert row["status"] in ("ok", "waiting"), row
+        if row["status"] == "ok":
+            assert file_sha256(folder / row["out"]) == row["sha256"], row
 
 
 def check_nothing(out: Path) -> None:
@@ -97,6 +113,15 @@ JOBS = {
         ],
         check_nothing,
         ("pipeline.commands.edit", "stages.edit.run", "sampler.rollout"),
+    ),
+    "edits": Job(
+        lambda world, out: [
+            "edit", "--batch", world / "pairs.csv", "--run", world / "run", "--params", world / "params.yaml",
+            "-o", out / "edits", "--steps", "2", "--device", "cpu", "--preset", "ultrafast", "--any-face",
+            "--workers", "2",
+        ],
+        check_edits,
+        ("pipeline.commands.edit", "stages.edit.batch", "distributed"),
     ),
     "evaluate": Job(
         lambda world, out: [

@@ -46,6 +46,8 @@ def make_world(folder: Path, grid: Path) -> None:
         shutil.copyfile(path, target)
     (folder / "params.yaml").write_text(PARAMS)
     changes = worlds.recipe_to_changes(RECIPE)
+    first, second = sorted((folder / "raw").rglob("*.mpg"))
+    (folder / "pairs.csv").write_text(f"video,audio\n{first},{second}\n{second},{first}\n")
     content = {"train": {"preset": "multi-speaker", "changes": changes}}
     (folder / "pruning.yaml").write_text(json.dumps(content))
     outputs = {"shard": "work", "train": "run", "sample": "samples", "evaluate": ".", "report": "."}
