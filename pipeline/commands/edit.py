@@ -183,7 +183,7 @@ def command(
     except StageError as err:
         raise click.UsageError(f"--face: {err}") from err
     sections = params_file.load(params)
-    network = _Network(
+    network = _NetworkOptions(
         run=run,
         landmarker=weights.find(weights.LANDMARKER, landmarker or sections.landmarks.model),
         sampling=sections.make_sample_params(run, **sampling),
@@ -211,7 +211,7 @@ def command(
 
 
 @dataclass(frozen=True, slots=True)
-class _Network:
+class _NetworkOptions:
     """What draws the mouths, and what finds the faces."""
 
     run: Path
@@ -248,7 +248,7 @@ def _edit_video(
     video: Path,
     recordings: Mapping[FaceChoice, Path],
     out: Path,
-    network: _Network,
+    network: _NetworkOptions,
     params: EditParams,
     preview: Path | None,
 ) -> None:
@@ -279,7 +279,9 @@ def _edit_video(
     click.echo(f"{out}: " + "\n  ".join(result.summary_lines()))
 
 
-def _edit_pairs(table: Path, out: Path, network: _Network, params: EditParams, workers: int | None) -> None:
+def _edit_pairs(
+    table: Path, out: Path, network: _NetworkOptions, params: EditParams, workers: int | None
+) -> None:
     """Make the edits of a table; print what became of them. Exits with 1 if one has failed."""
     from model.execution import select_device
     from pipeline.runner import DaskMapper
@@ -306,7 +308,7 @@ def _edit_pairs(table: Path, out: Path, network: _Network, params: EditParams, w
 
 
 def _adapt(
-    video: Path, network: _Network, params: EditParams, minutes: float | None, keep: Path | None
+    video: Path, network: _NetworkOptions, params: EditParams, minutes: float | None, keep: Path | None
 ) -> Path:
     """Train a network further on the video's own person, with progress bars; the file of the result."""
     from model.recipe import build_recipe

@@ -29,7 +29,7 @@ from shards.atomic import make_scratch_folder, write_atomically
 from shards.checksum import file_sha256
 from shards.errors import make_printable, shorten_message
 from shards.files import read_file
-from stages.edit.pairs import Pair
+from stages.edit.pairs import EditPair
 from stages.edit.run import EditResult, edit
 from stages.engine.cache import digest
 from stages.engine.lock import lock_folder
@@ -85,14 +85,14 @@ class BatchRequest:
 class EditTask:
     """One edit, for a worker."""
 
-    pair: Pair
+    pair: EditPair
     row: EditRow
     request: BatchRequest
     attempts: Path  # a file that grows by a byte with each try
 
 
 def edit_pairs(
-    pairs: Sequence[Pair],
+    pairs: Sequence[EditPair],
     request: BatchRequest,
     *,
     map_tasks: Mapper = run_one_by_one,
@@ -178,7 +178,7 @@ def _describe_unchanged(result: EditResult) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in result.passed_through.items())
 
 
-def _check_folder(pairs: Sequence[Pair], out: Path) -> None:
+def _check_folder(pairs: Sequence[EditPair], out: Path) -> None:
     """Raise StageError if an output would overwrite an input of any edit."""
     inputs = {os.path.realpath(path) for pair in pairs for path in pair.inputs}
     for pair in pairs:
@@ -199,7 +199,7 @@ def _make_parent(path: Path, folder: Path) -> None:
 # --- what is there already --------------------------------------------------------------------------
 
 
-def _plan_rows(pairs: Sequence[Pair], request: BatchRequest, progress: Progress) -> list[EditRow]:
+def _plan_rows(pairs: Sequence[EditPair], request: BatchRequest, progress: Progress) -> list[EditRow]:
     """A row for each pair: the ledger's, if the edit is as it would be made now, else one that waits."""
     model_key = _hash_model(request.run)
     known = {row.key: row for row in _read_ledger(request.out / LEDGER_NAME) if row.status == OK}
@@ -219,7 +219,7 @@ def _plan_rows(pairs: Sequence[Pair], request: BatchRequest, progress: Progress)
     return rows
 
 
-def _make_key(pair: Pair, request: BatchRequest, model_key: str, hashes: Mapping[Path, str]) -> str:
+def _make_key(pair: EditPair, request: BatchRequest, model_key: str, hashes: Mapping[Path, str]) -> str:
     """A digest of all that decides an edit's bytes, and of their names."""
     params = replace(pair.params, landmarks=replace(pair.params.landmarks, model=""))
     return digest(
@@ -247,7 +247,7 @@ def _hash_model(run: Path) -> str:
     return digest([[each.name, file_sha256(each)] for each in sorted(path.iterdir()) if each.is_file()])
 
 
-def _is_there(row: EditRow, pair: Pair, folder: Path) -> bool:
+def _is_there(row: EditRow, pair: EditPair, folder: Path) -> bool:
     """Whether an edit's files have the bytes of its row."""
     files = [(folder / pair.out, row.sha256)]
     if pair.preview is not None:

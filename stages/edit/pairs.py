@@ -29,7 +29,7 @@ DEFAULT_SUFFIX = ".mp4"
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class EditPair:
     """One edit of a table."""
 
     line: int  # of the file, the header is line 1
@@ -51,7 +51,7 @@ class Pair:
         return SEPARATOR.join(f"{face}={path}" for face, path in self.recordings.items())
 
 
-def read_pairs(path: Path, params: EditParams) -> list[Pair]:
+def read_pairs(path: Path, params: EditParams) -> list[EditPair]:
     """Read a table of edits. Relative paths in it are relative to its folder.
 
     It has the columns ``video`` and ``audio``, and any of the others of COLUMNS. ``params`` are those of
@@ -64,7 +64,7 @@ def read_pairs(path: Path, params: EditParams) -> list[Pair]:
         reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
         columns = reader.fieldnames or []
         _check_columns(path, columns)
-        pairs: list[Pair] = []
+        pairs: list[EditPair] = []
         for row in reader:
             if len(pairs) == MAX_PAIRS:
                 raise StageError(f"{path}: has more than {MAX_PAIRS} edits")
@@ -92,7 +92,7 @@ def _check_columns(path: Path, columns: Any) -> None:
             raise StageError(f"{path}: has no column {name}")
 
 
-def _parse_row(where: str, line: int, row: Mapping[str, Any], folder: Path, params: EditParams) -> Pair:
+def _parse_row(where: str, line: int, row: Mapping[str, Any], folder: Path, params: EditParams) -> EditPair:
     if None in row or None in row.values():
         raise StageError(f"{where}: has more or fewer cells than there are columns")
     cells = {name: str(value).strip() for name, value in row.items()}
@@ -114,7 +114,7 @@ def _parse_row(where: str, line: int, row: Mapping[str, Any], folder: Path, para
     for name in (out, preview):
         if name is not None:
             _check_name(where, name)
-    return Pair(line, video, recordings, out, preview, _apply_options(where, cells, params))
+    return EditPair(line, video, recordings, out, preview, _apply_options(where, cells, params))
 
 
 def _apply_options(where: str, cells: Mapping[str, str], params: EditParams) -> EditParams:
@@ -139,7 +139,7 @@ def _check_name(where: str, name: str) -> None:
         )
 
 
-def _check_outputs(path: Path, pairs: list[Pair]) -> None:
+def _check_outputs(path: Path, pairs: list[EditPair]) -> None:
     """Raise StageError if an output is written twice."""
     lines: dict[str, int] = {}
     for pair in pairs:

@@ -138,7 +138,7 @@ def render_frames(
     """
     [plan, *_] = (face.plan for face in faces)
     frame_reader = stack.enter_context(FrameReader(plan.video, plan.facts, plan.stamps))
-    mouths = [_Mouth(face, generator, check, report, stack) for face in faces]
+    mouths = [_MouthReader(face, generator, check, report, stack) for face in faces]
     to_rgb, to_yuv = RgbConverter(), YuvConverter()
     for timing in plan.schedule():
         crops = [mouth.read_crop(timing) for mouth in mouths]
@@ -164,7 +164,7 @@ def render_frames(
         yield OutputFrame(timing, source, result, reasons)
 
 
-class _Mouth:
+class _MouthReader:
     """The generated crops of one face, read in the order of the output's frames."""
 
     def __init__(
