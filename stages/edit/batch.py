@@ -113,11 +113,11 @@ def edit_pairs(
             for pair, row in zip(pairs, rows, strict=True)
             if row.status == WAITING
         ]
-        _write_ledger(request.out / LEDGER_NAME, rows)
+        write_ledger(request.out / LEDGER_NAME, rows)
         progress("edits", len(pairs) - len(tasks), len(pairs))
         for n, row in enumerate(map_tasks(edit_pair, tasks, label="edits"), 1):
             rows[order[row.line]] = row
-            _write_ledger(request.out / LEDGER_NAME, rows)
+            write_ledger(request.out / LEDGER_NAME, rows)
             progress("edits", len(pairs) - len(tasks) + n, len(pairs))
     return rows
 
@@ -202,7 +202,7 @@ def _make_parent(path: Path, folder: Path) -> None:
 def _plan_rows(pairs: Sequence[EditPair], request: BatchRequest, progress: Progress) -> list[EditRow]:
     """A row for each pair: the ledger's, if the edit is as it would be made now, else one that waits."""
     model_key = _hash_model(request.run)
-    known = {row.key: row for row in _read_ledger(request.out / LEDGER_NAME) if row.status == OK}
+    known = {row.key: row for row in read_ledger(request.out / LEDGER_NAME) if row.status == OK}
     hashes: dict[Path, str] = {}
     rows = []
     for k, pair in enumerate(pairs):
@@ -258,7 +258,8 @@ def _is_there(row: EditRow, pair: EditPair, folder: Path) -> bool:
 # --- the ledger -------------------------------------------------------------------------------------
 
 
-def _write_ledger(path: Path, rows: Sequence[EditRow]) -> None:
+def write_ledger(path: Path, rows: Sequence[EditRow]) -> None:
+    """Write a ledger, whole or not at all."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -267,7 +268,7 @@ def _write_ledger(path: Path, rows: Sequence[EditRow]) -> None:
         partial.write_bytes(text.getvalue().encode("utf-8", "backslashreplace"))
 
 
-def _read_ledger(path: Path) -> list[EditRow]:
+def read_ledger(path: Path) -> list[EditRow]:
     """The rows of an earlier run, none if there is none. Raises StageError for another file of that name."""
     try:
         text = read_file(path, MAX_LEDGER_BYTES, inside=path.parent).decode()

@@ -504,6 +504,38 @@ _add("metrics_jsonl", prepare_run_file(METRICS, make_report_reader()))
 
 
 @parser()
+def edits_table(folder: Path) -> tuple[Parse, Sequence[bytes]]:
+    """A table for `pipeline edit --batch`."""
+    from stages.edit.pairs import read_pairs
+    from stages.edit.run import EditParams
+
+    path = folder / "pairs.csv"
+
+    def parse(data: bytes) -> object:
+        path.write_bytes(data)
+        return [(str(pair.video), pair.out) for pair in read_pairs(path, EditParams())]
+
+    header = b"video,audio,face,out,preview,fit,crf,preset,any_face\n"
+    full = header + b"a.mp4,b.wav,0,c/d.mkv,e.mp4,hold,20,fast,yes\n"
+    return parse, [full, b"video,audio,face\na.mp4,,left=b.wav;1=c.wav\n", b'audio,video\n"b","a""\n"\n']
+
+
+@parser()
+def edits_ledger(folder: Path) -> tuple[Parse, Sequence[bytes]]:
+    from stages.edit.batch import LEDGER_NAME, EditRow, read_ledger, write_ledger
+
+    path = folder / LEDGER_NAME
+    write_ledger(path, [EditRow(2, "a.mp4", "b.wav", "c.mp4", "ok", "", 75, 70, "5 no_face", 3.0, "0", "1")])
+    seed = path.read_bytes()
+
+    def parse(data: bytes) -> object:
+        path.write_bytes(data)
+        return [row.key for row in read_ledger(path)]
+
+    return parse, [seed]
+
+
+@parser()
 def safetensors_header(folder: Path) -> tuple[Parse, Sequence[bytes]]:
     """The header alone; its length, and as many zero bytes as its good tensors need, are added."""
     path = write_run(folder) / EMA
