@@ -9,8 +9,8 @@ two cuts. Two measures decide, in CIE Lab after the eyes and cheeks around them 
 - likeness: how strongly the pattern of the lips is there, as a factor of the median's. Skin before the lips,
   as of a hand, lowers it; an open mouth does not.
 
-Measured on real clips (12 of each of 12 GRID speakers, CREMA-D, weekly addresses; 126 clips, 9,200 frames),
-and on 37 of them with a drawn object that comes and goes:
+Measured on 126 real clips (12 GRID speakers, CREMA-D, weekly addresses; 9,200 frames), and on 37 of them with
+a drawn object that comes and goes (docs/editing.md has the shares found, of all clips):
 
     =============  ==========  ==========  =====================================
                    difference  likeness
