@@ -94,12 +94,13 @@ def train(
     run: Path,
     digest: str,
     start: StartRecord | None = None,
+    dvclive: Path | None = None,
     report_step: Callable[[int, int], None] | None = None,
 ) -> str:
     """Train until ``recipe.steps`` or until asked to stop; return which of the two, e.g. "done".
 
-    ``start`` says where the run started, for its checkpoints. ``report_step`` is called after each step with
-    the steps done and ``recipe.steps``; what it raises ends the training at once.
+    ``start`` says where the run started, for its checkpoints. ``dvclive`` is a folder for DVC's files on the
+    run, besides the run's own log. ``report_step`` is called after each step with the steps done and ``recipe.steps``; what it raises ends the training at once.
 
     Raises ModelError when the loss is not finite or too large, and when memory does not suffice.
     """
@@ -109,7 +110,7 @@ def train(
         trainer.explain_out_of_memory(),
         catch_stop_signals() as stop,
     ):
-        run_log = open_files.enter_context(open_run_log(run, state.step)) if ranks.is_first else None
+        run_log = open_files.enter_context(open_run_log(run, state.step, dvclive)) if ranks.is_first else None
         monitor = RunMonitor(run, recipe, digest, ranks, run_log, start)
         trainer.prepare_forward()
         batches: list[Batch] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +15,7 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from model.dvclive_log import DvcliveLog, open_dvclive_log
 from model.recipe import MAX_STEPS, ModelError
 from shards.atomic import write_atomically
 from shards.files import open_file
@@ -45,18 +46,21 @@ class MetricsLine(pydantic.BaseModel):
 class RunLog:
     """Writes into a run's folder. Only the first rank has one."""
 
-    def __init__(self, run: Path, writer: SummaryWriter) -> None:
+    def __init__(self, run: Path, writer: SummaryWriter, dvclive: DvcliveLog | None = None) -> None:
         self.run = run
         self.writer = writer
+        self.dvclive = dvclive
 
     def write_metrics(self, step: int, values: Record) -> None:
-        """Append a line to ``metrics.jsonl``, and write every number of it as a TensorBoard scalar."""
+        """Append a line to ``metrics.jsonl``, and write every number of it to TensorBoard and dvclive."""
         line = json.dumps({"step": step, **values}, allow_nan=False)
         with (self.run / METRICS).open("a") as file:
             file.write(line + "\n")
         for name, value in values.items():
             if isinstance(value, int | float):
                 self.writer.add_scalar(name, value, step)
+        if self.dvclive is not None:
+            self.dvclive.write_metrics(step, values)
 
     def write_picture(self, step: int, name: str, image: Tensor) -> None:
         """Write an image (H, W, 3) uint8 as a PNG file and to TensorBoard."""
@@ -68,15 +72,20 @@ class RunLog:
 
 
 @contextmanager
-def open_run_log(run: Path, step: int) -> Iterator[RunLog]:
-    """The log of a run that starts or resumes after ``step``; lines of later steps are removed."""
+def open_run_log(run: Path, step: int, dvclive: Path | None = None) -> Iterator[RunLog]:
+    """The log of a run that starts or resumes after ``step``; lines of later steps are removed.
+
+    ``dvclive``: a folder for DVC's files too, see ``model.dvclive_log``.
+    """
     run.mkdir(parents=True, exist_ok=True)
     _truncate_metrics(run / METRICS, step)
     writer = SummaryWriter(str(run / TENSORBOARD), purge_step=step + 1)
-    try:
-        yield RunLog(run, writer)
-    finally:
-        writer.close()
+    with ExitStack() as open_logs:
+        open_logs.callback(writer.close)
+        live = None
+        if dvclive is not None:
+            live = open_logs.enter_context(open_dvclive_log(dvclive, read_metrics(run / METRICS)))
+        yield RunLog(run, writer, live)
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from pydantic import Field
 from model import loop
 from model.batch import build_network_input
 from model.checkpoint import check_resumable, find_run, list_checkpoints, restore_state
+from model.dvclive_log import check_dvclive
 from model.execution import Execution, Ranks, join_ranks
 from model.published_file import is_published_file, read_published_info
 from model.recipe import ModelError, Recipe, recipe_from_dict, recipe_to_dict
@@ -70,6 +72,8 @@ class TrainRequest:
     cache_gb: float = 100.0
     execution: Execution = field(default_factory=Execution)
     start: Start | None = None  # weights to start from; the recipe's network is theirs
+    set_aside: bool = False  # rename a run that cannot be resumed so, and start a new one
+    dvclive: Path | None = None  # folder for DVC's files on the run; None: none
     report_step: Callable[[int, int], None] | None = None  # called with the steps done and their number
 
 
@@ -80,13 +84,39 @@ def run(request: TrainRequest, recipe: Recipe, progress: Progress = no_progress)
 
     Raises StageError, ShardError or ModelError with a message of one line.
     """
-    busy = f"--run {request.run}: another process trains there"
-    with (
-        join_ranks(request.device) as ranks,
-        lock_folder(request.run, busy=busy) if ranks.is_first else contextlib.nullcontext(),
-    ):
-        _check_links(request.run)
-        return _train(request, recipe, ranks, progress if ranks.is_first else no_progress)
+    if request.dvclive is not None:
+        check_dvclive(request.dvclive)
+    with join_ranks(request.device) as ranks:
+        if request.set_aside:
+            if ranks.is_first:
+                _set_aside(request, recipe)
+            ranks.barrier()
+        with _lock_run(request.run) if ranks.is_first else contextlib.nullcontext():
+            _check_links(request.run)
+            return _train(request, recipe, ranks, progress if ranks.is_first else no_progress)
+
+
+def _lock_run(run: Path) -> contextlib.AbstractContextManager[None]:
+    return lock_folder(run, busy=f"--run {run}: another process trains there")
+
+
+def _set_aside(request: TrainRequest, recipe: Recipe) -> None:
+    """Rename a run that cannot go on with this recipe, start and dataset to the first free RUN-1, RUN-2, ..."""
+    run = request.run
+    if not run.is_dir():
+        return
+    with _lock_run(run):
+        checkpoints = list_checkpoints(run)
+        if not checkpoints:
+            return
+        digest = str(open_dataset(locate_dataset(request.shards), hashes=False).manifest["digest"])
+        try:
+            check_resumable(checkpoints[-1], recipe, digest, request.start.record if request.start else None)
+        except ModelError as err:
+            names = (run.with_name(f"{run.name}-{number}") for number in itertools.count(1))
+            aside = next(name for name in names if not name.exists())
+            run.rename(aside)
+            log.info("%s is now %s: %s", run, aside, err)
 
 
 def _check_links(run: Path) -> None:
@@ -151,6 +181,7 @@ def _train(request: TrainRequest, recipe: Recipe, ranks: Ranks, progress: Progre
                 run=request.run,
                 digest=digest,
                 start=start.record if start else None,
+                dvclive=request.dvclive,
                 report_step=request.report_step,
             )
         except RuntimeError as err:

@@ -102,6 +102,17 @@ def default_workers() -> int:
     show_default="the machine's cores divided by its ranks; 16 at most",
     help="Decoding threads (--hold resident) or processes, per rank.",
 )
+@click.option(
+    "--set-aside",
+    is_flag=True,
+    help="If --run holds a run that cannot go on with these numbers or on this dataset, rename it to RUN-1, "
+    "RUN-2, ... and start a new one.  [default: refuse]",
+)
+@click.option(
+    "--dvclive",
+    type=FOLDER,
+    help="Write the losses for `dvc exp show` and `dvc plots` to this folder too (needs the extra `dvclive`).",
+)
 @device_options
 @add_endpoint_option
 @click.option("-n", "--dry-run", is_flag=True, help="Print the recipe and the parameter count, and exit.")
@@ -121,6 +132,8 @@ def command(
     cache_gb: float,
     window: int,
     workers: int,
+    set_aside: bool,
+    dvclive: Path | None,
     dry_run: bool,
 ) -> None:  # fmt: skip
     """Train a network on the training clips of --shards. Run again to resume.
@@ -160,6 +173,8 @@ def command(
         cache_gb=cache_gb,
         execution=Execution(micro_batch=micro_batch or 0, **execution),
         start=start,
+        set_aside=set_aside,
+        dvclive=dvclive,
     )
     with ProgressBars() as bars:
         outcome = train.run(request, recipe, bars)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -67,6 +67,17 @@ class GeneratedSystem:
     clips: tuple[GeneratedClip, ...]
     description: Mapping[str, Any]  # what generated them, as far as the folder says
     unmatched_files: tuple[str, ...] = ()  # videos whose name matches no clip to score
+
+    @property
+    def name(self) -> str:
+        """What both rows of a system have in common, with own and with swapped audio."""
+        return self.row.removesuffix(f" ({OWN})").removesuffix(f" ({SWAPPED})")
+
+    @property
+    def audio(self) -> Literal["own", "swapped"]:
+        """Whose speech the clips have."""
+        is_own = all(clip.pair.clip_id == clip.pair.audio_clip_id for clip in self.clips)
+        return "own" if is_own else "swapped"
 
 
 def find_systems(

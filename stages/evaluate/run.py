@@ -3,6 +3,7 @@
 OUT/clips.parquet        a row per row of the table and clip: its outcome and its scores
 OUT/frames.parquet       curves by frame
 OUT/metrics.json         the table: means over clips with intervals, or why there is none
+OUT/summary.json         a few means of each generated system, for ``dvc exp show``
 OUT/plots/*.csv          curves by frame, means over clips
 OUT/evaluation.json      what was scored and with which versions; the columns. Written last
 """
@@ -74,9 +75,11 @@ from stages.media import weights
 from stages.media.faces import DEFAULT_ENGINE, ENGINE_PACKAGES, check_engine
 from stages.sample.pairs import Pair, make_pairs
 
-CLIPS, FRAMES, METRICS, RUN_INFO, PLOTS = (
-    "clips.parquet", "frames.parquet", "metrics.json", "evaluation.json", "plots",
+CLIPS, FRAMES, METRICS, SUMMARY, RUN_INFO, PLOTS = (
+    "clips.parquet", "frames.parquet", "metrics.json", "summary.json", "evaluation.json", "plots",
 )  # fmt: skip
+# Of a system's many columns, what a list of runs shows: by swapped audio where that has it, else by own.
+SUMMARY_COLUMNS = ("audio_obedience", "audio_obedience_net", "opening_correlation", "psnr_box_db")
 DRIFT_PLOTS = ("psnr_box_db", "identity_distance")
 MOUTHS = ("mouth_", "opening_", "sync_", "audio_obedience", "obedience_", "silence_", "closure")
 LANDMARK_COLUMNS = (*(name for name in COLUMNS if name.startswith(MOUTHS)), *LSE_REAL)
@@ -188,7 +191,7 @@ def _evaluate(
 
     metrics = build_metrics(rows, network_scores.rows, not_computed)
     run_info = _describe_run(request, dataset, systems, network_scores, closures, not_computed)
-    _write(request.out, rows, frames, metrics, run_info)
+    _write(request.out, rows, frames, metrics, _summarize(systems, metrics), run_info)
     unmatched_files = {system.row: system.unmatched_files for system in systems if system.unmatched_files}
     return EvaluationResult(rows, metrics, unmatched_files, sum(len(task.items) for task in tasks))
 
@@ -444,8 +447,25 @@ def _describe_run(
     }
 
 
+def _summarize(
+    systems: Sequence[GeneratedSystem], metrics: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, float]]:
+    """The content of ``summary.json``: system -> column -> mean."""
+    summary: dict[str, dict[str, float]] = {system.name: {} for system in systems}
+    for system in sorted(systems, key=lambda system: system.audio):  # swapped last: it replaces own
+        cells = metrics.get(system.row, {})
+        means = {name: cells[name] for name in SUMMARY_COLUMNS if isinstance(cells.get(name), Mapping)}
+        summary[system.name] |= {name: mean["mean"] for name, mean in means.items()}
+    return summary
+
+
 def _write(
-    out: Path, rows: Sequence[Row], frames: pa.Table, metrics: Mapping[str, Any], run_info: Mapping[str, Any]
+    out: Path,
+    rows: Sequence[Row],
+    frames: pa.Table,
+    metrics: Mapping[str, Any],
+    summary: Mapping[str, Any],
+    run_info: Mapping[str, Any],
 ) -> None:
     """Write all files, ``evaluation.json`` last: a folder without it is incomplete."""
     (out / RUN_INFO).unlink(missing_ok=True)
@@ -455,6 +475,7 @@ def _write(
     for curve in DRIFT_PLOTS:
         _write_csv(out / PLOTS / f"{curve}.csv", average_curves(frames, curve))
     _write_json(out / METRICS, metrics)
+    _write_json(out / SUMMARY, summary)
     _write_json(out / RUN_INFO, run_info)
 
 
