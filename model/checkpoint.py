@@ -41,6 +41,7 @@ from model.start_record import StartRecord
 from model.tensor_file import MAX_MOMENT, MAX_WEIGHT, read_tensors
 from model.unet import UNet
 from shards.atomic import WriteError, remove_atomically, write_folder_atomically
+from shards.checksum import file_sha256
 from shards.files import read_file
 from shards.params import describe_params_error
 
@@ -261,6 +262,12 @@ def find_run(path: Path) -> Path:
     """
     checkpoint = find_checkpoint(path).path.absolute()
     return checkpoint if is_published_file(checkpoint) else checkpoint.parent.parent
+
+
+def hash_weights(checkpoint: Checkpoint) -> str:
+    """The sha256 of the file of the weights that sampling uses."""
+    path = checkpoint.path
+    return file_sha256(path if is_published_file(path) else path / EMA)
 
 
 def load_network(

@@ -22,7 +22,7 @@ from shards.errors import shorten
 from shards.files import is_inside
 
 if TYPE_CHECKING:
-    from dvclive import Live
+    from dvclive.live import Live
 
 DVC_FILE, SUMMARY, PLOTS = "dvc.yaml", "metrics.json", "plots"
 # Of the numbers of a run, what a list of runs shows; the others are in the plots.
@@ -93,12 +93,10 @@ def open_dvclive_log(folder: Path, records: Iterable[Mapping[str, float | int]])
     before = {name: os.environ.get(name) for name in OFFLINE}
     os.environ |= OFFLINE
     try:
-        from dvclive import Live
+        from dvclive.live import Live
 
         logging.getLogger("dvclive").setLevel(logging.ERROR)
-        live = Live(
-            os.fspath(folder), save_dvc_exp=False, dvcyaml=os.fspath(folder / DVC_FILE), report=None
-        )
+        live = Live(os.fspath(folder), save_dvc_exp=False, dvcyaml=os.fspath(folder / DVC_FILE), report=None)
         log = DvcliveLog(live)
         log.replay(records)
         yield log

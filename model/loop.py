@@ -100,7 +100,8 @@ def train(
     """Train until ``recipe.steps`` or until asked to stop; return which of the two, e.g. "done".
 
     ``start`` says where the run started, for its checkpoints. ``dvclive`` is a folder for DVC's files on the
-    run, besides the run's own log. ``report_step`` is called after each step with the steps done and ``recipe.steps``; what it raises ends the training at once.
+    run, besides the run's own log. ``report_step`` is called after each step with the steps done and
+    ``recipe.steps``; what it raises ends the training at once.
 
     Raises ModelError when the loss is not finite or too large, and when memory does not suffice.
     """

@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from model.checkpoint import EMA, find_checkpoint, load_network
-from model.published_file import is_published_file
+from model.checkpoint import find_checkpoint, hash_weights, load_network
 from model.recipe import Recipe
 from model.start_record import StartRecord
 from model.unet import UNet
-from shards.checksum import file_sha256
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +30,5 @@ def find_start(path: Path) -> Start:
     Raises ModelError when there is none.
     """
     checkpoint = find_checkpoint(path)
-    weights = checkpoint.path if is_published_file(checkpoint.path) else checkpoint.path / EMA
-    record = StartRecord(name=str(path), sha256=file_sha256(weights), step=checkpoint.step)
+    record = StartRecord(name=str(path), sha256=hash_weights(checkpoint), step=checkpoint.step)
     return Start(checkpoint.path, checkpoint.recipe, record)

@@ -101,7 +101,7 @@ def _lock_run(run: Path) -> contextlib.AbstractContextManager[None]:
 
 
 def _set_aside(request: TrainRequest, recipe: Recipe) -> None:
-    """Rename a run that cannot go on with this recipe, start and dataset to the first free RUN-1, RUN-2, ..."""
+    """Rename a run that cannot go on with this recipe, start and dataset to a free RUN-1, RUN-2, ..."""
     run = request.run
     if not run.is_dir():
         return

@@ -41,6 +41,12 @@ def _parse_generated(value: str) -> tuple[str, Path]:
     help="A folder of `pipeline sample`, or of videos CLIP.mp4, CLIP~SPEECH.mp4; may be repeated.",
 )
 @click.option("-o", "--out", type=FOLDER, required=True, help="Folder to write.")
+@click.option(
+    "--card",
+    type=FOLDER,
+    help="Write a card of each generated system to this folder too: a small JSON file and a picture, for "
+    "`pipeline report --card`, here or elsewhere.",
+)
 @click.option("--split", default="test", show_default=True, help="Split whose clips are scored.")
 @click.option("--clips", type=click.IntRange(1), help="Score only the first so many clips, by name.")
 @click.option("--cache", type=FOLDER, help="Cache of results.  [default: .cache beside --out]")
@@ -89,6 +95,7 @@ def command(
     shards: str,
     generated: tuple[str, ...],
     out: Path,
+    card: Path | None,
     split: str,
     clips: int | None,
     cache: Path | None,
@@ -131,6 +138,7 @@ def command(
         weights=weights,
         raw=raw,
         device=str(select_device(device)),
+        card=card,
     )
     limits = params_file.load(params).limits
     with (
@@ -146,6 +154,8 @@ def command(
         _print_groups(result.rows)
         _print_counts(result, counts)
         click.echo(f"table    {out / evaluate.METRICS}\nclips    {out / evaluate.CLIPS}")
+        for path in result.cards:
+            click.echo(f"card     {path}")
     unscored = [name for name in counts if name not in NOT_GENERATED and not counts[name][OK]]
     if unscored:
         raise click.ClickException(

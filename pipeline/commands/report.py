@@ -10,16 +10,29 @@ from pipeline.options import FILE, FOLDER, add_endpoint_option
 
 
 @click.command("report")
-@click.option("--shards", required=True, metavar="DIR|URL", help="Dataset.")
+@click.option("--shards", metavar="DIR|URL", help="Dataset; not needed for cards alone.")
 @click.option("--run", type=FOLDER, help="Output of `pipeline train`: training curves and images.")
 @click.option("--evaluation", type=FOLDER, help="Output of `pipeline evaluate`: tables and curves.")
 @click.option(
     "--generated", type=FOLDER, multiple=True, help="Output of `pipeline sample`: strips; may be repeated."
 )
+@click.option(
+    "--card",
+    "cards",
+    type=FOLDER,
+    multiple=True,
+    help="A card of `pipeline evaluate --card`, or a folder of cards: systems side by side, above Table 2 of "
+    "the paper; may be repeated.",
+)
 @click.option("-o", "--out", type=FILE, required=True, help="HTML file to write (.html).")
 @add_endpoint_option
 def command(
-    shards: str, run: Path | None, evaluation: Path | None, generated: tuple[Path, ...], out: Path
+    shards: str | None,
+    run: Path | None,
+    evaluation: Path | None,
+    generated: tuple[Path, ...],
+    cards: tuple[Path, ...],
+    out: Path,
 ) -> None:
     """Write one HTML file that shows the data, the training and the results.
 
@@ -29,5 +42,7 @@ def command(
 
     if out.suffix.lower() != ".html":
         raise click.BadParameter(f"{out}: the page is written as .html", param_hint="--out")
-    n_bytes = write_report(ReportRequest(shards, out, run, evaluation, generated))
+    if shards is None and (run or evaluation or generated or not cards):
+        raise click.UsageError("--shards is required, a folder or an address; only --card needs none")
+    n_bytes = write_report(ReportRequest(shards, out, run, evaluation, generated, cards))
     click.echo(f"{out}: {n_bytes / 1e6:.1f} MB")

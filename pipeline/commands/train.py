@@ -111,7 +111,7 @@ def default_workers() -> int:
 @click.option(
     "--dvclive",
     type=FOLDER,
-    help="Write the losses for `dvc exp show` and `dvc plots` to this folder too (needs the extra `dvclive`).",
+    help="Folder for the losses as `dvc exp show` and `dvc plots` read them (needs the extra `dvclive`).",
 )
 @device_options
 @add_endpoint_option

@@ -61,6 +61,7 @@ from stages.evaluate.scores import (
     score_clip,
     score_mean_opening,
 )
+from stages.evaluate.system_card import write_system_cards
 from stages.evaluate.table import (
     MEAN_OPENING,
     NOT_GENERATED,
@@ -111,6 +112,7 @@ class EvaluateRequest:
     weights: Path | None = None  # folder of published networks
     raw: Path | None = None  # the corpus's raw files, for the sound: of SyncNet and of p, b and m
     device: str = "cpu"  # of those networks
+    card: Path | None = None  # folder for a card of each generated system
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,7 @@ class EvaluationResult:
     metrics: dict[str, dict[str, Any]]
     unmatched_files: dict[str, tuple[str, ...]]  # row -> files whose name matches no clip to score
     n_measured: int  # items that were measured, not read from the cache
+    cards: list[Path]  # folders of the cards that were written
 
 
 def run(
@@ -192,8 +195,12 @@ def _evaluate(
     metrics = build_metrics(rows, network_scores.rows, not_computed)
     run_info = _describe_run(request, dataset, systems, network_scores, closures, not_computed)
     _write(request.out, rows, frames, metrics, _summarize(systems, metrics), run_info)
+    cards = []
+    if request.card is not None:
+        cards = write_system_cards(request.card, dataset, systems, rows, metrics, run_info)
     unmatched_files = {system.row: system.unmatched_files for system in systems if system.unmatched_files}
-    return EvaluationResult(rows, metrics, unmatched_files, sum(len(task.items) for task in tasks))
+    n_measured = sum(len(task.items) for task in tasks)
+    return EvaluationResult(rows, metrics, unmatched_files, n_measured, cards)
 
 
 def _find_all_systems(request: EvaluateRequest, dataset: Dataset) -> list[GeneratedSystem]:

@@ -23,6 +23,7 @@ from shards.reader import Dataset
 from shards.schema import VIDEO_FPS
 from stages.corpora.corpus import TRAIN
 from stages.report.card import DatasetCard
+from stages.report.cards import CardsSection
 from stages.report.codecs import CodecCost
 from stages.report.figures import CaptionedPlot
 from stages.report.motion import MotionStats
@@ -31,7 +32,7 @@ from stages.report.strips import EmbeddedImage, GeneratedClips
 from stages.report.training import TrainingRun
 
 HERE = Path(__file__).parent
-TEMPLATE, STYLE, SCRIPT = "page.html.jinja", "style.css", "page.js"
+TEMPLATE, CARDS_TEMPLATE, STYLE, SCRIPT = "page.html.jinja", "cards_page.html.jinja", "style.css", "page.js"
 
 Params = tuple[tuple[str, Any], ...]
 
@@ -78,10 +79,33 @@ class Page:
     training: TrainingSection | None
     generated: tuple[GeneratedClips, ...]
     results: ResultsSection | None
+    cards: CardsSection | None = None
 
 
 def render_page(page: Page) -> str:
     """Render the page as HTML. The same inputs give the same text."""
+    results = page.results
+    return _render(
+        TEMPLATE,
+        fps=VIDEO_FPS,
+        digest=page.dataset.manifest.get("digest"),
+        data=page.data,
+        training=page.training,
+        generated=page.generated,
+        results=results,
+        cards=page.cards,
+        reason_numbers=number_reasons([*results.tables, *results.group_tables]) if results else {},
+        warnings=collect_warnings(page),
+        param_tables=collect_params(page),
+    )
+
+
+def render_cards_page(cards: CardsSection) -> str:
+    """Render a page of cards alone."""
+    return _render(CARDS_TEMPLATE, cards=cards)
+
+
+def _render(template: str, **sections: Any) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),
         autoescape=True,
@@ -97,20 +121,8 @@ def render_page(page: Page) -> str:
         "citation": format_citation,
     }
     style, script = ((HERE / name).read_text(encoding="utf-8") for name in (STYLE, SCRIPT))
-    results = page.results
-    return environment.get_template(TEMPLATE).render(
-        policy=make_policy(script),
-        style=Markup(style),
-        script=Markup(script),
-        fps=VIDEO_FPS,
-        digest=page.dataset.manifest.get("digest"),
-        data=page.data,
-        training=page.training,
-        generated=page.generated,
-        results=results,
-        reason_numbers=number_reasons([*results.tables, *results.group_tables]) if results else {},
-        warnings=collect_warnings(page),
-        param_tables=collect_params(page),
+    return environment.get_template(template).render(
+        policy=make_policy(script), style=Markup(style), script=Markup(script), **sections
     )
 
 

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from model.batch import build_network_input
-from model.checkpoint import load_network
+from model.checkpoint import hash_weights, load_network
 from model.execution import Execution, Ranks, join_ranks
 from sampler.params import SampleParams
 from sampler.rollout import FrameGenerator
@@ -98,6 +98,7 @@ def _sample(request: SampleRequest, params: SampleParams, ranks: Ranks, progress
         "run": os.fspath(request.run),
         "step": checkpoint.step,
         "run_digest": checkpoint.digest,
+        "weights_sha256": hash_weights(checkpoint),
         "dataset": dataset.manifest["digest"],
         "split": request.split,
         "audio": request.audio,
@@ -177,6 +178,7 @@ def _write_run_info(out: Path, run_info: dict[str, Any]) -> None:
         previous = read_sample_info(out)
         # clips were generated with independent noise before it was a parameter
         previous["params"].setdefault("common_noise", 0.0)
+        previous.setdefault("weights_sha256", run_info["weights_sha256"])  # older folders lack it
         for name in run_info:
             before, now = previous.get(name), run_info[name]
             if before != now:
