@@ -5,6 +5,8 @@ One clip, speaker, reason, row and param has a name that tries to inject a scrip
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +23,7 @@ from stages.evaluate.columns import COLUMNS
 from stages.evaluate.metrics.obedience import Mean
 from stages.evaluate.run import CLIPS, FRAMES, METRICS, RUN_INFO
 from stages.evaluate.scores import CLIPS_SCHEMA, FRAMES_SCHEMA, build_metrics
+from stages.evaluate.system_card import CARD, PICTURE
 from stages.evaluate.table import FROZEN, TRUTH
 from stages.report.run import ReportRequest, write_report
 from stages.sample.pairs import CROPS, SCHEMA, TABLE, write_crops
@@ -77,9 +80,51 @@ def write_page(folder: Path) -> Path:
             write_samples(folder / "own", dataset, [(clip_id, clip_id) for clip_id in test]),
             write_samples(folder / "swapped", dataset, list(zip(test, test[1:] + test[:1], strict=True))),
         ),
+        cards=(
+            write_card(folder / "cards" / "a", *make_card(HOSTILE)),
+            write_card(folder / "cards" / "b", *make_card("other", digest="d" * 64)),
+        ),
     )
     write_report(request)
     return request.out
+
+
+def make_card(system: str = "ours", **changes: Any) -> tuple[dict[str, Any], bytes]:
+    """The content of a card of two clips with their own speech, with changed ``data``; its picture."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 32), (90, 60, 50)).save(buffer, "JPEG")
+    figure = {"mean": 24.0, "low": 22.0, "high": 25.0, "n": 2}
+    scores = {"clips": 2, "scored": 2, "pairs_sha256": "b" * 64, "sampling": {"steps": 2},
+              "figures": {"psnr_box_db": figure}, "not_computed": {"lse_c_real": HOSTILE}}  # fmt: skip
+    data = {"name": "grid", "digest": "a" * 64, "split": "test", "split_clips": 4, "clips": 2,
+            "clips_sha256": "c" * 64, "licences": []}  # fmt: skip
+    card = {
+        "format": "redub evaluation card",
+        "version": 1,
+        "redub": "0.1.0",
+        "system": system,
+        "network": {"name": "small", "step": 7, "weights_sha256": None},
+        "data": data | changes,
+        "conditions": {"scoring": "3.2", "mouths_only": False, "closures": None, "interval_seed": 0},
+        "own": scores,
+        "swapped": None,
+        "references": {TRUTH: {"psnr_box_db": figure}},
+        "picture": {
+            "sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
+            "clip": "s1_a",
+            "speech": "s1_a",
+            "frames": [1],
+        },
+    }
+    return card, buffer.getvalue()
+
+
+def write_card(folder: Path, card: dict[str, Any], picture: bytes) -> Path:
+    """A card as ``pipeline evaluate --card`` writes it."""
+    folder.mkdir(parents=True)
+    (folder / CARD).write_text(json.dumps(card))
+    (folder / PICTURE).write_bytes(picture)
+    return folder
 
 
 def write_evaluation(folder: Path, dataset: Dataset, clip_ids: Sequence[str], *, seed: int = 0) -> Path:

@@ -14,7 +14,7 @@ from tests import reports
 from tests.browser import launch_browser
 
 TIMEOUT_MS = 60_000
-SECTIONS = ("data", "clips", "training", "samples", "results", "parameters")
+SECTIONS = ("data", "clips", "training", "samples", "results", "cards", "parameters")
 MIN_TEXT_CONTRAST, MIN_LINE_CONTRAST = 4.5, 3.0  # by WCAG 2
 
 

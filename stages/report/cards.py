@@ -140,7 +140,7 @@ def _group_cards(cards: Sequence[SystemCard]) -> list[list[SystemCard]]:
 
 
 def _choose_columns(cards: Sequence[SystemCard]) -> tuple[CardColumn, ...]:
-    """Those in which a card has a figure, then the others of the paper's table; own speech before another's."""
+    """Those in which a card has a figure, then the others of the paper's table; own speech first."""
     columns: list[CardColumn] = []
     for audio, names in COLUMN_NAMES.items():
         scores = [each for card in cards if (each := _get_scores(card, audio)) is not None]

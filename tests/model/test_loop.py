@@ -467,6 +467,20 @@ def test_a_run_resumes_only_with_its_own_recipe_and_dataset(
     assert list_checkpoints(run)[-1].step == 13
 
 
+def test_a_run_of_other_numbers_is_set_aside_only_when_asked_and_the_new_one_starts_afresh(
+    shards: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(uninterrupted, tmp_path / "run")
+    (tmp_path / "run-1").mkdir()
+    assert worlds.run_training(shards, run, LOGGED, set_aside=True) == "done"
+    assert not (tmp_path / "run-2").exists(), "it can go on"
+    other = replace(LOGGED, optim=replace(LOGGED.optim, learning_rate=1e-4), steps=2)
+    assert worlds.run_training(shards, run, other, set_aside=True) == "done"
+    assert [checkpoint.step for checkpoint in list_checkpoints(run)] == [2]
+    assert list_checkpoints(tmp_path / "run-2")[-1].step == 12
+    assert len(read_losses(run)) == 2
+
+
 # --- clips held out -------------------------------------------------------------------------------
 
 

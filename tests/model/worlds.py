@@ -127,9 +127,12 @@ def train_on(
     return state
 
 
-def run_training(shards: Path, folder: Path, recipe: Recipe = TINY, **execution: Any) -> str:
+def run_training(
+    shards: Path, folder: Path, recipe: Recipe = TINY, *, set_aside: bool = False, **execution: Any
+) -> str:
     """Train as the command does, in this process; return why it ended."""
-    request = TrainRequest(str(shards), folder, "tiny", device="cpu", execution=Execution(**execution))
+    options = Execution(**execution)
+    request = TrainRequest(str(shards), folder, "tiny", device="cpu", execution=options, set_aside=set_aside)
     return train.run(request, recipe)
 
 

@@ -29,8 +29,9 @@ from stages.evaluate.listening import OBEDIENCE
 from stages.evaluate.measure import MeasureTask, MeasureTools, load_measurements
 from stages.evaluate.metrics.mouth import correlation
 from stages.evaluate.network_metrics import LSE, LSE_REAL, Networks
-from stages.evaluate.run import CLIPS, FRAMES, METRICS, RUN_INFO, EvaluateRequest
+from stages.evaluate.run import CLIPS, FRAMES, METRICS, RUN_INFO, SUMMARY, EvaluateRequest
 from stages.evaluate.scores import CLIPS_SCHEMA, FRAMES_SCHEMA
+from stages.evaluate.system_card import CARD, read_card_picture, read_system_card
 from stages.evaluate.table import BASELINES, FROZEN, MEAN_OPENING, PREVIOUS, STAGE, TRUTH, make_item
 from stages.sample.pairs import CROPS, Pair, make_pairs
 from tests import evaluation
@@ -194,6 +195,41 @@ def test_a_second_run_measures_nothing_and_writes_the_same_bytes(dataset: Datase
     assert sum(clip["code"] == "gone" for clip in damaged.rows) == 1, "reported, not ignored"
     assert run(dataset, tmp_path / "cache", tmp_path / "out", ("", folder), clips=1).n_measured == 1
     assert hash_files(tmp_path / "out") == before
+
+
+def test_a_card_has_a_systems_figures_and_a_picture_and_names_no_folder(
+    dataset: Dataset, cache: Path, tmp_path: Path
+) -> None:
+    pairs = make_pairs(dataset, "test", "swapped", seed=0)[:1]
+    clips = {
+        "own": {OWN["s1_a"]: add_noise(dataset, "s1_a")},
+        "swapped": {pair: add_noise(dataset, pair.clip_id)[:24] for pair in pairs},
+    }
+    folders = [
+        ("mine", evaluation.write_samples(tmp_path / audio, dataset, each, audio=audio))
+        for audio, each in clips.items()
+    ]
+    others = {OWN["s1_b"]: add_noise(dataset, "s1_b")}
+    lost = evaluation.write_samples(tmp_path / "lost", dataset, others, audio="own")
+    for name in ("first", "second"):
+        result = run(
+            dataset, cache, tmp_path / "out", *folders, ("lost", lost), clips=1, card=tmp_path / name
+        )
+    assert [path.name for path in result.cards] == ["mine"], "no clip of the other was scored"
+    folder = tmp_path / "first" / "mine"
+    assert hash_files(tmp_path / "first") == hash_files(tmp_path / "second")
+    card = read_system_card(folder)
+    assert card.own and card.swapped and card.network and card.network.step == 7
+    cell = result.metrics["mine (own audio)"]["psnr_box_db"]
+    assert card.own.figures["psnr_box_db"].model_dump() == cell
+    assert (card.data.digest, card.data.clips, card.data.split_clips) == (dataset.manifest["digest"], 1, 4)
+    assert card.picture.speech == pairs[0].audio_clip_id, "the picture shows another's speech"
+    assert read_card_picture(folder, card).size == (6 * 130 - 2, 3 * 130 - 2)
+    assert str(tmp_path) not in (folder / CARD).read_text() and "/" not in card.own.not_computed["lse_c"]
+    assert json.loads((tmp_path / "out" / SUMMARY).read_text())["mine"]["psnr_box_db"] == cell["mean"]
+    (folder / "notes.txt").touch()
+    with pytest.raises(StageError, match="first/mine is there already and is no card"):
+        run(dataset, cache, tmp_path / "out", *folders, clips=1, card=tmp_path / "first")
 
 
 def test_full_frames_of_another_system_score_like_its_crops(
