@@ -36,6 +36,7 @@ FOREIGN_OPTIONS = {
     "dask": {"--port", "--nworkers", "--nthreads", "--memory-limit", "--name", "--no-dashboard"},
     "dask-jobqueue": {"--lifetime", "--lifetime-stagger"},
     "docker": {"--shm-size"},
+    "dvc": {"--drop", "--keep", "--queue", "--targets", "--temp"},
     "helm": {"--repo", "--create-namespace", "--generate-name"},
     "slurm": {"--nodes", "--ntasks-per-node", "--gpus-per-node", "--cpus-per-task"},
     "tensorboard": {"--logdir"},

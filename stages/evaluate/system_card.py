@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import pydantic
-from PIL import Image
+from PIL import Image, ImageDraw
 from pydantic import ConfigDict, Field
 
 from shards.atomic import write_folder_atomically
@@ -35,7 +35,6 @@ from stages.engine.outcome import StageError
 from stages.evaluate import measure, network_scores
 from stages.evaluate.predictions import GeneratedClip, GeneratedSystem
 from stages.evaluate.table import FROZEN, TRUTH
-from stages.preview.drawing import draw_mask_box
 from stages.sample.pairs import read_crops
 
 CARD, PICTURE = "card.json", "picture.jpg"
@@ -43,6 +42,7 @@ FORMAT, VERSION = "redub evaluation card", 1
 REFERENCES = (TRUTH, FROZEN)  # rows of the table that a card repeats: what its figures are measured against
 N_FRAMES, FRAME_PX, GAP_PX = 6, 128, 2  # of the picture
 JPEG_QUALITY = 88
+BOX_COLOUR = (80, 240, 140)
 MAX_CARD_BYTES = 2**18  # one has 10 KB
 MAX_PICTURE_BYTES, MAX_PICTURE_PX = 2**21, 2048  # one has 60 KB and 778 x 388 px
 PATH = re.compile(r"(?<![:/\w])(/|[A-Za-z]:[\\/])\S+")  # an absolute one, and no web address
@@ -315,9 +315,9 @@ def _draw_picture(dataset: Dataset, clip: GeneratedClip) -> tuple[bytes, dict[st
 def encode_picture(source: ClipSample, generated: Frames, truth: ClipSample, frames: Sequence[int]) -> bytes:
     """A JPEG of PICTURE_ROWS, with a column for each of ``frames``."""
     rows = [
-        [draw_mask_box(source.frames[k], source.boxes[k], FRAME_PX) for k in frames],
-        [_resize(generated[k]) for k in frames],
-        [_resize(truth.frames[k]) for k in frames],
+        [_draw_box(source, k) for k in frames],
+        [np.array(_resize(generated[k])) for k in frames],
+        [np.array(_resize(truth.frames[k])) for k in frames],
     ]
     gap = ((GAP_PX, 0), (GAP_PX, 0), (0, 0))
     image = np.concatenate(
@@ -328,8 +328,16 @@ def encode_picture(source: ClipSample, generated: Frames, truth: ClipSample, fra
     return buffer.getvalue()
 
 
-def _resize(frame: Frame) -> Frame:
-    return np.array(Image.fromarray(frame).resize((FRAME_PX, FRAME_PX), Image.Resampling.BICUBIC))
+def _draw_box(clip: ClipSample, k: int) -> Frame:
+    """A frame with a line just inside its mask box."""
+    image = _resize(clip.frames[k])
+    x0, y0, x1, y1 = (round(side * FRAME_PX / clip.frames.shape[1]) for side in clip.boxes[k].tolist())
+    ImageDraw.Draw(image).rectangle((x0, y0, x1 - 1, y1 - 1), outline=BOX_COLOUR)
+    return np.array(image)
+
+
+def _resize(frame: Frame) -> Image.Image:
+    return Image.fromarray(frame).resize((FRAME_PX, FRAME_PX), Image.Resampling.BICUBIC)
 
 
 # --- reading ------------------------------------------------------------------------------------

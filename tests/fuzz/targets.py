@@ -86,19 +86,22 @@ from stages.engine.outcome import Drop, Outcome, StageError
 from stages.engine.parts import read_part, read_part_key
 from stages.evaluate.metrics.published import load_published
 from stages.evaluate.predictions import find_systems
+from stages.evaluate.system_card import CARD
 from stages.evaluate.word_times import read_alignments
 from stages.fetch.sources import LfsRepository, ZenodoRecord
 from stages.fetch.unpack import UnpackError, unpack
 from stages.media.download import DownloadError, RemoteFile
 from stages.media.packages import PackagedFiles, open_archive
 from stages.report.card import build_card
+from stages.report.cards import build_cards_section
 from stages.report.figures import plot_training
+from stages.report.page import render_cards_page
 from stages.report.results import build_group_tables, build_tables, read_evaluation
 from stages.report.training import read_run
 from stages.sample.pairs import CROPS, RUN_INFO, TABLE, make_pairs, read_crops, read_samples, write_crops
 from stages.synth.spec import SynthError, Truth
 from stages.train import RUN_FILE
-from tests import datasets
+from tests import datasets, reports
 from tests.model import worlds
 
 # What commands print as one line. TransientError: the retry policy turns it into a ShardError.
@@ -684,6 +687,18 @@ _add("evaluation_json", prepare_evaluation("evaluation.json"))
 _add("metrics_json", prepare_evaluation("metrics.json"))
 _add("scored_clips", prepare_evaluation("clips.parquet"))
 _add("scored_frames", prepare_evaluation("frames.parquet"))
+
+
+@parser()
+def system_card(folder: Path) -> tuple[Parse, Sequence[bytes]]:
+    """A card that someone sent, and the page that lays it beside the paper's table."""
+    path = reports.write_card(folder / "card", *reports.make_card()) / CARD
+
+    def parse(data: bytes) -> object:
+        path.write_bytes(data)
+        return render_cards_page(build_cards_section([folder]))
+
+    return parse, [path.read_bytes()]
 
 
 # --- builds -----------------------------------------------------------------------------------------

@@ -342,6 +342,7 @@ def test_the_same_inputs_give_the_same_bytes_with_any_matplotlib_settings(folder
         folder / "run",
         folder / "evaluation",
         (folder / "own", folder / "swapped"),
+        (folder / "cards",),
     )
     with matplotlib.rc_context({"font.size": 20, "svg.fonttype": "path", "axes.grid": False}):
         assert write_report(again) == len(html.encode())
