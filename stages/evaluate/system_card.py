@@ -225,7 +225,7 @@ def _describe_system(
             "split_clips": len(dataset.clips.ids_in_split(run_info["split"])),
             "clips": len(clip_ids),
             "clips_sha256": _hash_names(clip_ids),
-            "licences": _list_licences(manifest.get("licences")),
+            "licences": _list_licences(manifest.get("sources")),
         },
         "conditions": {
             "scoring": f"{measure.VERSION}.{network_scores.VERSION}",
@@ -287,11 +287,13 @@ def _hash_names(names: Iterable[str]) -> str:
     return hashlib.sha256(json.dumps(sorted(names)).encode()).hexdigest()
 
 
-def _list_licences(value: Any) -> list[str]:
-    """The licences that a manifest states, as a list or by corpus; none in older ones."""
-    if isinstance(value, Mapping):
-        value = [f"{name}: {licence}" for name, licence in value.items()]
-    return [str(licence)[:200] for licence in value[:50] if licence] if isinstance(value, list) else []
+def _list_licences(sources: Any) -> list[str]:
+    """A line for each corpus of a manifest's ``sources`` and its licence; none of an older dataset."""
+    items = [item for item in sources if isinstance(item, Mapping)] if isinstance(sources, list) else []
+    return [
+        f"{str(item.get('name'))[:90]} ({str(item.get('licence') or 'not stated')[:100]})"
+        for item in items[:50]
+    ]
 
 
 def _draw_picture(dataset: Dataset, clip: GeneratedClip) -> tuple[bytes, dict[str, Any]]:
