@@ -37,7 +37,7 @@ def copy_video(path: Path, out: Path, max_pixels: int, max_seconds: float) -> Ou
     convert, end = YuvConverter(), round(facts.seconds / facts.time_base)
     with (
         open_media(path) as source,
-        VideoWriter(out, MP4, output_format, _probe_own_audio(path, facts)) as writer,
+        VideoWriter(out, MP4, output_format, _probe_own_audio(path, facts), redrawn=False) as writer,
     ):
         for timed, ticks in _add_durations(decode_timed_frames(source, facts), end):
             writer.write(convert(timed.frame), timed.ticks, ticks)

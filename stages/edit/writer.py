@@ -20,6 +20,7 @@ from stages.edit.reader import VideoFacts
 from stages.edit.speech import Packets, Speech, copy_packets, encode_packets
 from stages.edit.yuv import PIXEL_FORMAT, Colours, YuvImage
 from stages.engine.outcome import StageError
+from stages.media import mark
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +112,21 @@ class VideoWriter:
     """Writes a video file. Use it in ``with``.
 
     ``path`` may be a partial file, so its suffix does not select the container. The sound is the sum of
-    ``speeches``; without any the file has no audio stream.
+    ``speeches``; without any the file has no audio stream. The file is marked as one whose mouths a network
+    has drawn (``stages.media.mark``), except where the caller says that none was: ``redrawn=False``.
     """
 
     def __init__(
-        self, path: Path, container: Container, output_format: OutputFormat, speeches: Sequence[Speech]
+        self,
+        path: Path,
+        container: Container,
+        output_format: OutputFormat,
+        speeches: Sequence[Speech],
+        *,
+        redrawn: bool = True,
     ) -> None:
         self._path, self._container, self._format, self._speeches = path, container, output_format, speeches
+        self._redrawn = redrawn
 
     def __enter__(self) -> VideoWriter:
         output = self._format
@@ -128,6 +137,8 @@ class VideoWriter:
             options=self._container.options,
             container_options=BITEXACT,
         )
+        if self._redrawn:
+            self._out.metadata.update(mark.make_tags(self._container.muxer))
         self._video = self._out.add_stream(
             "libx264", rate=output.fps, options={**X264, "crf": str(output.crf), "preset": output.preset}
         )
@@ -154,6 +165,8 @@ class VideoWriter:
             except av.FFmpegError as err:
                 if kind is None:  # otherwise the first error is the one to report
                     raise _make_error(err, self._path) from err
+        if kind is None and self._redrawn:
+            mark.append_mark(self._path, self._container.muxer)
 
     def _add_audio(self) -> Packets:
         """Add the audio stream; returns its packets."""

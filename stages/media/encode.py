@@ -24,7 +24,9 @@ from numpy.typing import NDArray
 from shards.atomic import write_atomically
 from shards.schema import Frame
 from stages.engine.outcome import StageError
+from stages.media import mark
 
+MUXER = "mp4"
 CRF = 18  # of x264: lower is better and larger; 18 looks like the original
 STALL_SECONDS = 120.0  # for ffmpeg to accept one frame, or to finish the file
 # AAC starts 1024 samples early and the file tells players to skip them. In a player that does not, the audio
@@ -42,11 +44,20 @@ class AudioTrack:
     channels: int
 
 
-def write_mp4(path: Path, frames: Iterable[Frame], *, fps: Fraction, audio: AudioTrack | None = None) -> int:
+def write_mp4(
+    path: Path,
+    frames: Iterable[Frame],
+    *,
+    fps: Fraction,
+    audio: AudioTrack | None = None,
+    redrawn: bool = True,
+) -> int:
     """Encode RGB frames (H, W, 3) and audio as H.264 and AAC; returns the number of frames written.
 
     Frame k is shown at k / fps seconds. Frames are consumed one by one as ffmpeg accepts them, and ``path``
-    appears when it is complete. Raises StageError, with ffmpeg's last line of output if it failed.
+    appears when it is complete. It is marked as one whose mouths a network has drawn (``stages.media.mark``),
+    except where the caller says that none was: ``redrawn=False``. Raises StageError, with ffmpeg's last line
+    of output if it failed.
     """
     iterator = iter(frames)
     first = next(iterator, None)
@@ -64,12 +75,22 @@ def write_mp4(path: Path, frames: Iterable[Frame], *, fps: Fraction, audio: Audi
                 for block in audio.blocks:
                     assert block.ndim == 2 and block.shape[1] == audio.channels, "as AudioTrack says"
                     file.write(block.astype("<f4").tobytes())
-        arguments = _build_command(partial, (width, height), fps, audio, audio_path)
-        return _run_ffmpeg(arguments, chain([first], iterator), first.shape, path, Path(scratch, "log"))
+        tags = mark.make_tags(MUXER) if redrawn else {}
+        arguments = _build_command(partial, (width, height), fps, audio, audio_path, tags)
+        log = Path(scratch, "log")
+        n_frames = _run_ffmpeg(arguments, chain([first], iterator), first.shape, path, log)
+        if redrawn:
+            mark.append_mark(partial, MUXER)
+        return n_frames
 
 
 def _build_command(
-    partial: Path, size: tuple[int, int], fps: Fraction, audio: AudioTrack | None, audio_path: Path | None
+    partial: Path,
+    size: tuple[int, int],
+    fps: Fraction,
+    audio: AudioTrack | None,
+    audio_path: Path | None,
+    tags: dict[str, str],
 ) -> list[str]:
     """ffmpeg's command line: raw frames on stdin, and the audio from ``audio_path``."""
     # Without the matrix and the tags players guess, and reds differ between small and large videos.
@@ -81,11 +102,12 @@ def _build_command(
     )
     streams = [video]
     options = {"vcodec": "libx264", "crf": CRF, "threads": 1, "movflags": "+faststart"}
+    options |= {f"metadata:g:{k}": f"{name}={value}" for k, (name, value) in enumerate(tags.items())}
     if audio is not None:
         streams.append(ffmpeg.input(f"file:{audio_path}", format="f32le", ar=audio.rate, ac=audio.channels))
         options |= {"acodec": "aac", "audio_bitrate": "160k", "ar": AAC_RATE}
     # The partial file's suffix does not name the container, so the format is explicit.
-    output = ffmpeg.output(*streams, f"file:{partial}", format="mp4", **options)
+    output = ffmpeg.output(*streams, f"file:{partial}", format=MUXER, **options)
     output = output.global_args("-nostdin", "-hide_banner", "-v", "error", "-filter_complex_threads", "1")
     try:
         program = imageio_ffmpeg.get_ffmpeg_exe()

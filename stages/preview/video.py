@@ -69,4 +69,4 @@ def write_video(dataset: Dataset, clip_id: str, out: Path) -> int:
     sample = read_clip(dataset, clip_id)
     audio = synthesise_audio(sample.mels, read_mels_params(dataset))
     track = AudioTrack([audio[:, None]], rate=SAMPLE_RATE, channels=1)
-    return write_mp4(out, draw_video_frames(sample), fps=Fraction(VIDEO_FPS), audio=track)
+    return write_mp4(out, draw_video_frames(sample), fps=Fraction(VIDEO_FPS), audio=track, redrawn=False)
