@@ -17,7 +17,7 @@ $(READY): pyproject.toml constraints.txt
 	  || { echo "redub needs Python 3.10-3.13; for example: make demo PYTHON=python3.11"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	  -c constraints.txt -e '.[app,dvc,dvclive,phonemes,s3,speech,dev]'
+	  -c constraints.txt -e '.[app,dvc,dvclive,phonemes,s3,sign,speech,dev]'
 	@echo "== downloading MediaPipe's face model; after that redub needs no network"
 	@$(BIN)/python -c 'from stages.media import weights; print(weights.find(weights.LANDMARKER))' \
 	  || echo "not found; redub searches again when it needs it"

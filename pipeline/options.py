@@ -105,6 +105,7 @@ class BuildRequest:
     params: Path | None
     landmarker: str
     speech_encoder: EncoderName | None  # None: the params file says it
+    licence: str  # of the clips of a folder; empty: not stated
     as_json: bool
     dry_run: bool
 
@@ -125,6 +126,9 @@ BUILD_OPTIONS = (
     landmarker_option,
     click.option("--speech-encoder", type=click.Choice(["none", "whisper-tiny.en"]),
                  help="Whose speech features it gets.  [default: speech.encoder of the params file]"),
+    click.option("--licence", default="", metavar="TEXT",
+                 help="Licence and source of a folder's clips, for dataset.json and the cards of models that "
+                 "are trained on them. GRID and CREMA-D have their own.  [default: not stated]"),
     click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table."),
     click.option("-n", "--dry-run", is_flag=True, help="Print the params and the plan, and exit."),
 )  # fmt: skip
@@ -150,7 +154,8 @@ def stage_options(function: Callable[..., Any]) -> Callable[..., Any]:
             raise click.BadParameter(
                 "clips in a bucket are built into shards in a bucket: s3://...", param_hint="--out"
             )
-        names = ("workers", "scheduler", "params", "landmarker", "speech_encoder", "as_json", "dry_run")
+        names = ("workers", "scheduler", "params", "landmarker", "speech_encoder", "licence", "as_json",
+                 "dry_run")  # fmt: skip
         request = BuildRequest(
             dataset=dataset,
             raw=Path(raw) if raw else Path("data", dataset, "raw"),
@@ -207,6 +212,30 @@ def sampler_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def device_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add ``--device``, and how a network runs there as a dict for ``Execution``, ``execution``."""
     return _add_options(DEVICE_OPTIONS, _collect(function, "execution", ("precision", "compile")))
+
+
+SIGNING_OPTIONS = (
+    click.option("--sign", type=FILE, metavar="CERTIFICATES.pem",
+                 help="Sign what is written with content credentials (C2PA): your certificate, then that of "
+                 "its issuer, and so on."),
+    click.option("--sign-key", type=FILE, metavar="KEY.pem", help="The private key of --sign's first "
+                 "certificate, without a passphrase."),
+)  # fmt: skip
+
+
+def signing_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--sign`` and ``--sign-key``; the command receives them as ``credentials``, or None."""
+
+    @functools.wraps(function)
+    def command(*, sign: Path | None, sign_key: Path | None, **others: Any) -> Any:
+        from stages.edit.credentials import Credentials
+
+        if (sign is None) != (sign_key is None):
+            raise click.UsageError("--sign and --sign-key need each other: certificates and their key")
+        credentials = Credentials(sign, sign_key) if sign is not None and sign_key is not None else None
+        return function(credentials=credentials, **others)
+
+    return _add_options(SIGNING_OPTIONS, command)
 
 
 def add_endpoint_option(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -36,7 +36,9 @@ FACES: list[tuple[str, FaceChoice]] = [
 HEAD = """<h1>redub</h1>
 <p>Make the person in a video say other speech. Only the lower face is re-drawn.</p>
 <p class="redub-small">At most {seconds:g} s and {megabytes} MB per file. Your files stay on the machine that
-serves this page, and are deleted when you close it.</p>"""
+serves this page, and are deleted when you close it.</p>
+<p class="redub-small">Edit only people who agree to it, and say that the result is edited. Its metadata say
+that a model drew part of it{signed}.</p>"""
 CSS = """
 .gradio-container { width: 100%; max-width: 1180px !important; margin: 0 auto !important; }
 .redub-head h1 { margin: 0; font-size: 1.9rem; letter-spacing: -0.02em; }
@@ -104,7 +106,11 @@ def build_page(service: Service) -> gr.Blocks:
     page = gr.Blocks(title="redub", analytics_enabled=False, delete_cache=(HOUR, DAY))
     with page:
         gr.HTML(
-            HEAD.format(seconds=service.max_seconds, megabytes=service.max_upload_mb),
+            HEAD.format(
+                seconds=service.max_seconds,
+                megabytes=service.max_upload_mb,
+                signed=", and a signature covers that" if service.credentials else "",
+            ),
             elem_classes="redub-head",
         )
         with gr.Row(elem_classes="redub-page"):

@@ -30,6 +30,7 @@ from sampler.rollout import override_params
 from shards.errors import shorten
 from stages.adapt.run import AdaptRequest, AdaptResult, Estimate, adapt
 from stages.edit.browser_copy import copy_audio, copy_video
+from stages.edit.credentials import Credentials, CredentialsError, make_signing
 from stages.edit.face_check import MisfitError
 from stages.edit.face_track import FaceChoice
 from stages.edit.reader import VideoFacts
@@ -49,6 +50,7 @@ PASS_LABELS = {
 }
 ADAPT_LABEL, ANY_FACE_LABEL = "Make the model mine", "Draw any face"
 STOPPED = "Stopped. No file was written."
+UNSIGNED = "The result cannot be signed, so there is none. The server's log has the reason."
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +72,7 @@ class Service:
     max_seconds: float
     max_pixels: int
     max_adapt_minutes: float  # of training for one edit; 0: none at all
+    credentials: Credentials | None = None  # the server's, which sign the results
 
     def make_edit_params(self, run: Path | None = None, **options: Any) -> EditParams:
         """Params of an edit by the network of a run, within the server's limits.
@@ -249,11 +252,12 @@ class Service:
                 progress(0, desc="Loading the network")
                 checkpoint = self.models.get_checkpoint(str(run or ""))
                 edit_params = self.make_edit_params(find_run(checkpoint.path), **options)
-                lines = []
+                lines, model = [], checkpoint.path
                 if is_adapting:
                     bar = _PageProgress(progress, stop)
                     own = self._adapt(session, checkpoint, video, edit_params, adapt_minutes, bar)
-                    generator = self.models.load_adapted_generator(own.path, sample_params)
+                    model = own.path
+                    generator = self.models.load_adapted_generator(model, sample_params)
                     lines = [line.removeprefix(f"{own.path}: ") for line in own.summary_lines()]
                 else:
                     generator = self.models.load_generator(str(run or ""), sample_params)
@@ -265,6 +269,7 @@ class Service:
                     generator,
                     model=self.landmarker,
                     params=edit_params,
+                    signing=None if self.credentials is None else make_signing(self.credentials, model),
                     progress=_PageProgress(progress, stop),
                 )
         except EditStopped:
@@ -273,6 +278,9 @@ class Service:
             offer = f'"{ADAPT_LABEL}" trains it on this video, ' if self.max_adapt_minutes else ""
             advice = f'{offer}"{ANY_FACE_LABEL}" draws all the same'
             return gr.skip(), gr.skip(), gr.skip(), _format_error(session, MisfitError(f"{err}; {advice}"))
+        except CredentialsError as err:  # which names files of this machine
+            log.warning("%s", err)
+            return gr.skip(), gr.skip(), gr.skip(), _format_error(session, StageError(UNSIGNED))
         except (StageError, ModelError) as err:
             return gr.skip(), gr.skip(), gr.skip(), _format_error(session, err)
         buttons = gr.Button(interactive=True), gr.DownloadButton(value=out, interactive=True)

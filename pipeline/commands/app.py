@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -23,7 +23,11 @@ from pipeline.options import (
     device_options,
     landmarker_option,
     params_option,
+    signing_options,
 )
+
+if TYPE_CHECKING:
+    from stages.edit.credentials import Credentials
 
 MAX_MB = 2**20  # a terabyte
 POLL_SECONDS = 0.2
@@ -84,6 +88,7 @@ POLLS_PER_CLEANUP = 50
     metavar="NAME",
     help="Also answer to this name of the server, e.g. of a proxy; may be repeated.",
 )
+@signing_options
 @params_option
 @landmarker_option
 @device_options
@@ -99,6 +104,7 @@ def command(
     keep_minutes: int,
     max_adapt_minutes: float,
     allowed_hosts: tuple[str, ...],
+    credentials: Credentials | None,
     params: Path | None,
     landmarker: str,
     device: str,
@@ -125,9 +131,12 @@ def command(
         from pipeline.app.server import serve
         from pipeline.app.service import Service
         from pipeline.app.sessions import Sessions
+        from stages.edit.credentials import check_credentials
         from stages.media import weights
         from stages.media.networks import list_networks
 
+        if credentials is not None:
+            check_credentials(credentials)
         sessions = Sessions(Path(folder), max_mb=max_total_mb, keep_seconds=keep_minutes * 60.0)
         sections = params_file.load(params)
         service = Service(
@@ -146,6 +155,7 @@ def command(
             max_seconds=max_seconds,
             max_pixels=max_pixels,
             max_adapt_minutes=max_adapt_minutes,
+            credentials=credentials,
         )
         service.make_edit_params()  # raises StageError for an option that is out of bounds
         with serve(

@@ -22,12 +22,14 @@ from pipeline.options import (
     landmarker_option,
     params_option,
     sampler_options,
+    signing_options,
 )
 from pipeline.progress import ProgressBars
 
 if TYPE_CHECKING:
     from model.execution import Execution
     from sampler.params import SampleParams
+    from stages.edit.credentials import Credentials, Signing
     from stages.edit.face_track import FaceChoice
     from stages.edit.run import EditParams, Preset
     from stages.edit.timing import Fit
@@ -133,6 +135,7 @@ GPU_WORKERS = 2  # edits at a time on a GPU: one decodes and encodes while anoth
     "--max-pixels", type=click.IntRange(1), default=4096 * 2304, show_default=True, help="Largest frame."
 )
 @click.option("--any-face", is_flag=True, help="Draw also where the network does not fit the face.")
+@signing_options
 @params_option
 @landmarker_option
 @sampler_options
@@ -155,6 +158,7 @@ def command(
     max_seconds: float,
     max_pixels: int,
     any_face: bool,
+    credentials: Credentials | None,
     params: Path | None,
     landmarker: str,
     sampling: dict[str, Any],
@@ -165,10 +169,12 @@ def command(
 
     Only the lower face is re-drawn. Size, frames, their times and all other pixels are the source's; the
     video is encoded once. The audio is copied unchanged where the container can hold it. A face that the
-    network does not fit is refused; a mouth that is covered is left alone.
+    network does not fit is refused; a mouth that is covered is left alone. The file's metadata say that a
+    model drew it; --sign signs that.
     """
     from model.checkpoint import find_run
     from model.execution import Execution
+    from stages.edit.credentials import check_credentials, check_formats
     from stages.edit.recordings import parse_face, parse_recordings
     from stages.edit.run import check_paths
     from stages.engine.outcome import StageError
@@ -189,6 +195,7 @@ def command(
         sampling=sections.make_sample_params(run, **sampling),
         device=device,
         execution=Execution(**execution),
+        credentials=credentials,
     )
     edit_params = sections.make_edit_params(
         find_run(run),
@@ -200,10 +207,14 @@ def command(
         max_pixels=max_pixels,
         any_face=any_face or adapt,  # after minutes of training an edit is not refused
     )
+    if credentials is not None:
+        check_credentials(credentials)  # now, not after minutes of training
     if batch is not None:
         _edit_pairs(batch, out, network, edit_params, workers)
         return
     assert video is not None, "checked above"
+    if credentials is not None:
+        check_formats([out] if preview is None else [out, preview])
     if adapt:
         check_paths(video, recordings.values(), out, preview)  # now, not after minutes of training
         network = replace(network, run=_adapt(video, network, edit_params, adapt_minutes, keep_model))
@@ -219,6 +230,12 @@ class _NetworkOptions:
     sampling: SampleParams
     device: str
     execution: Execution
+    credentials: Credentials | None  # who signs what is drawn, if anybody
+
+    def make_signing(self) -> Signing | None:
+        from stages.edit.credentials import make_signing
+
+        return None if self.credentials is None else make_signing(self.credentials, self.run)
 
 
 def _check_options(*, batch: Path | None, video: Path | None, faces: tuple[str, ...], **others: Any) -> None:
@@ -271,6 +288,7 @@ def _edit_video(
                 model=network.landmarker,
                 params=params,
                 preview=preview,
+                signing=network.make_signing(),
                 progress=bars,
             )
     except MisfitError as err:
@@ -298,6 +316,7 @@ def _edit_pairs(
         sampling=network.sampling,
         device=network.device,
         execution=network.execution,
+        signing=network.make_signing(),
     )
     with ProgressBars("edits") as bars, DaskMapper(n_workers, None, quiet=True) as mapper:
         rows = edit_pairs(pairs, request, map_tasks=mapper, progress=bars)

@@ -29,6 +29,7 @@ from shards.atomic import make_scratch_folder, write_atomically
 from shards.checksum import file_sha256
 from shards.errors import make_printable, shorten_message
 from shards.files import read_file
+from stages.edit.credentials import Signing
 from stages.edit.pairs import EditPair
 from stages.edit.run import EditResult, edit
 from stages.engine.cache import digest
@@ -40,7 +41,7 @@ from stages.engine.stage import Mapper, run_one_by_one
 log = logging.getLogger(__name__)
 
 LEDGER_NAME = "edits.csv"
-VERSION = 1  # of how an edit is made: another one makes all edits again
+VERSION = 2  # of how an edit is made: another one makes all edits again
 OK, FAILED, WAITING = "ok", "failed", "waiting"
 TRIES = 2  # of an edit that ends its worker
 MAX_LEDGER_BYTES = 256 * 2**20
@@ -79,6 +80,7 @@ class BatchRequest:
     sampling: SampleParams
     device: str = "auto"
     execution: Execution = field(default_factory=Execution)
+    signing: Signing | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +148,7 @@ def edit_pair(task: EditTask) -> EditRow:
             model=request.landmarker,
             params=pair.params,
             preview=preview,
+            signing=request.signing,
         )
     except (StageError, ModelError) as err:
         return replace(task.row, status=FAILED, reason=make_printable(str(err)))
@@ -236,6 +239,7 @@ def _make_key(pair: EditPair, request: BatchRequest, model_key: str, hashes: Map
         request.sampling,
         request.execution,
         model_key,
+        None if request.signing is None else file_sha256(request.signing.credentials.certificates),
     )
 
 

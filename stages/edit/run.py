@@ -27,6 +27,7 @@ from pydantic.dataclasses import dataclass as params_dataclass
 from shards.atomic import write_atomically
 from shards.schema import VIDEO_FPS
 from stages.align import AlignParams
+from stages.edit.credentials import Signing, check_signing, sign_when_written
 from stages.edit.face_check import FaceCheckParams, MisfitError
 from stages.edit.face_track import FaceChoice, choose_face_paths, observe_faces
 from stages.edit.plan import EditPlan
@@ -126,6 +127,7 @@ def edit(
     model: Path,
     params: EditParams,
     preview: Path | None = None,
+    signing: Signing | None = None,
     progress: Progress = no_progress,
 ) -> EditResult:
     """Write ``out``: ``video`` with the mouth re-drawn by ``generator``, and with ``audio`` as its sound.
@@ -143,6 +145,9 @@ def edit(
     ``progress`` receives the passes "faces" (of instants), "trial" and "frames". Files appear when they are
     complete; after Ctrl-C there is none. The same inputs give the same bytes.
 
+    What is written says that a model drew it (``stages.media.mark``). With ``signing`` it also has signed
+    content credentials (``stages.edit.credentials``), whose bytes differ each time.
+
     A face that ``generator`` does not fit is refused before anything is written, and frames in which it stops
     to fit are left as they are; ``params.any_face`` draws all the same (``stages.edit.face_check``).
 
@@ -151,6 +156,8 @@ def edit(
     cv2.setNumThreads(1)
     recordings = audio if isinstance(audio, Mapping) else {params.face: audio}
     check_paths(video, recordings.values(), out, preview)
+    if signing is not None:
+        check_signing(signing, [out] if preview is None else [out, preview])
     encoder = find_speech_encoder(params) if generator.takes_speech else None
     with TemporaryDirectory(prefix="redub.") as scratch:
         facts = read_video_facts(video, params)
@@ -171,7 +178,9 @@ def edit(
             for choice, face in zip(recordings, faces, strict=True):
                 name = f" (--face {choice})" if len(faces) > 1 else ""
                 _check_face(face, name, generator, params.face_check, progress)
-        return _write_outputs(faces, [*recordings], generator, speeches, out, preview, params, progress)
+        return _write_outputs(
+            faces, [*recordings], generator, speeches, out, preview, params, signing, progress
+        )
 
 
 def check_paths(video: Path, audio: Iterable[Path], out: Path, preview: Path | None) -> None:
@@ -322,6 +331,7 @@ def _write_outputs(
     out: Path,
     preview: Path | None,
     params: EditParams,
+    signing: Signing | None,
     progress: Progress,
 ) -> EditResult:
     """Generate the mouths, paste them and encode the result."""
@@ -333,12 +343,22 @@ def _write_outputs(
     total = sum(1 for _ in plan.schedule())
     n_frames = n_redrawn = 0
     counts: list[Counter[str]] = [Counter() for _ in faces]
+
+    def open_writer(path: Path, video_format: OutputFormat) -> VideoWriter:
+        partial = stack.enter_context(write_atomically(path))
+        if signing is not None:
+            recordings = [speech.path for speech in speeches]
+            signed = sign_when_written(partial, path, plan.video, recordings, signing, params.limits,
+                                       float(plan.seconds))  # fmt: skip
+            partial = stack.enter_context(signed)
+        return stack.enter_context(VideoWriter(partial, select_container(path), video_format, speeches))
+
     with ExitStack() as stack:
-        writer = _open_writer(stack, out, output_format, speeches)
+        writer = open_writer(out, output_format)
         preview_writer = None
         if preview is not None:
             preview_format = replace(output_format, width=2 * output_format.width)
-            preview_writer = _open_writer(stack, preview, preview_format, speeches)
+            preview_writer = open_writer(preview, preview_format)
 
         def report() -> None:
             progress("frames", n_frames, total)
@@ -368,10 +388,3 @@ def _write_outputs(
         size=(output_format.width, output_format.height),
         audio="copied" if can_copy_audio(select_container(out), speeches) else "encoded",
     )
-
-
-def _open_writer(
-    stack: ExitStack, path: Path, output_format: OutputFormat, speeches: Sequence[Speech]
-) -> VideoWriter:
-    partial = stack.enter_context(write_atomically(path))
-    return stack.enter_context(VideoWriter(partial, select_container(path), output_format, speeches))
