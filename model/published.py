@@ -21,7 +21,7 @@ from pydantic import ConfigDict, Field
 from model.published_file import SUFFIX
 from model.recipe import MAX_STEPS, ModelError
 from shards.checksum import file_sha256
-from shards.documents import describe_mismatch, parse_object
+from shards.documents import Line, check_printable, describe_mismatch, parse_object
 from shards.errors import ShardError, shorten, shorten_message
 from shards.files import read_file
 
@@ -35,13 +35,6 @@ NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 PAGE_WIDTH = 100
 
 
-def _check_printable(text: str) -> str:
-    if not text.isprintable():
-        raise ValueError(f"is {shorten(text)}, expected one printable line")
-    return text
-
-
-Line = Annotated[str, Field(min_length=1, max_length=1000), pydantic.AfterValidator(_check_printable)]
 Lines = Annotated[list[Line], Field(min_length=1, max_length=50)]
 Address = Annotated[Line, Field(pattern=r"^https://[^\s/]+/")]
 
@@ -77,7 +70,7 @@ class MeasuredFigure(_Entry):
     value: float
     low: float | None = None  # None: no interval
     high: float | None = None
-    unit: Annotated[str, Field(max_length=20), pydantic.AfterValidator(_check_printable)] = ""
+    unit: Annotated[str, Field(max_length=20), pydantic.AfterValidator(check_printable)] = ""
     conditions: Line
 
     @pydantic.model_validator(mode="after")
@@ -235,6 +228,7 @@ def render_page(model: PublishedModel) -> str:
     lines += [line for text in model.limits for line in _wrap(f"- {text}", indent="  ")]
     lines += ["", "## It must not be used", ""]
     lines += [line for text in model.must_not for line in _wrap(f"- {text}", indent="  ")]
+    lines += ["", "See [responsible use](../../docs/responsible-use.md)."]
     return "\n".join(lines) + "\n"
 
 

@@ -4,7 +4,8 @@ It is called
 
     NAME.safetensors    the averaged weights, parameters as float16 and other numbers as float32
                         metadata "redub": format, recipe, step, digest of the dataset, how that dataset's mels
-                        and speech features were made, and where the training started
+                        and speech features were made, where the training started, and
+                        the sources and licences of what it was trained on
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from shards.atomic import write_atomically
 from shards.documents import parse_object
 from shards.errors import ShardError, shorten
 from shards.params import describe_params_error
+from shards.sources import DataSources
 
 FORMAT = 1
 SUFFIX = ".safetensors"
@@ -52,6 +54,7 @@ class PublishedInfo(pydantic.BaseModel):
     mels: Section | None = None  # how that dataset's mels were made; None: not known
     speech: Section | None = None  # and its speech features, if the network takes them
     start: StartRecord | None = None  # where its training started, if from another's weights
+    data: DataSources = Field(default_factory=list)  # what it and its start were trained on, with licences
 
 
 def is_published_file(path: Path) -> bool:

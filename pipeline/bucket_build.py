@@ -201,7 +201,8 @@ def build_shards(job: BuildJob, work: Work, context: Context) -> Report:
     report.count_rows(ledger)
     report.frames = sum(packed.entry.frames for packed in shards)
     if shards:
-        shard.finish_dataset(work, job.params.shard, context.dataset_params, shards, ledger)
+        dataset_params, licence = context.dataset_params, context.licence
+        shard.finish_dataset(work, job.params.shard, dataset_params, shards, ledger, licence=licence)
     return report
 
 

@@ -42,6 +42,7 @@ def build_dataset(request: BuildRequest, stages: Sequence[str]) -> None:
     """Run ``stages`` in order and print. Exits with 1 when a stage drops everything or too much."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     settings = _load_params(request)
+    shard.make_source(request.dataset, request.licence)  # a licence that cannot be stated, now
     work = resolve_folders(request)
     stages = _select_stages(request, settings, stages)
     if request.dry_run:
@@ -53,7 +54,8 @@ def build_dataset(request: BuildRequest, stages: Sequence[str]) -> None:
         lock_folder(work.root, work.out, busy=busy),
         DaskMapper(request.workers, request.scheduler, quiet=request.as_json) as map_tasks,
     ):
-        context = Context(map_tasks, settings.limits, request.workers, settings.describe_dataset())
+        dataset_params = settings.describe_dataset()
+        context = Context(map_tasks, settings.limits, request.workers, dataset_params, request.licence)
         reports, problem = _run_stages(request, stages, work, settings, context)
         n_bytes_sent = 0
         if storage is not None and reports[-1].stage == shard.STAGE and not problem:

@@ -59,7 +59,8 @@ def run_stage(name: str, work: Work, params: Params, context: Context) -> Report
         report.count_rows(ledger)
         report.frames = sum(packed.entry.frames for packed in shards)
         if shards:
-            shard.finish_dataset(work, params.shard, context.dataset_params, shards, ledger)
+            dataset_params, licence = context.dataset_params, context.licence
+            shard.finish_dataset(work, params.shard, dataset_params, shards, ledger, licence=licence)
     return report
 
 

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import pydantic
+from pydantic import Field
 
 from shards.errors import ShardError, shorten
 
 MAX_JSON_BYTES = 2**25  # a manifest of 100,000 shards, or the json of a clip of an hour; 1 GB as objects
 MAX_DEPTH = 32  # of objects in objects
 MAX_DIGITS = 19  # of a whole number: what 64 bits hold
+
+
+def check_printable(text: str) -> str:
+    """A text that is one line of printable letters. Raises ValueError for any other."""
+    if not text.isprintable():
+        raise ValueError(f"is {shorten(text)}, expected one printable line")
+    return text
+
+
+Line = Annotated[str, Field(min_length=1, max_length=1000), pydantic.AfterValidator(check_printable)]
 
 
 class Document(pydantic.BaseModel):

@@ -35,6 +35,7 @@ from shards.names import (
     is_id,
 )
 from shards.schema import MAX_FRAMES, MAX_SIZE, SCHEMA_VERSION, Codec, ShardError, Text
+from shards.sources import DataSources
 from shards.storage import LocalStorage, MissingFileError, Storage, open_storage
 from shards.table import (
     MAX_ROWS,
@@ -184,6 +185,7 @@ class ManifestFields(Document):
     digest: Sha256
     shards: Annotated[list[ShardFields], Field(fail_fast=True, max_length=MAX_ROWS)]
     dataset: Text | None = None
+    sources: DataSources = Field(default_factory=list)
     tables: dict[Text, Sha256] = Field(default_factory=dict, max_length=100)
     codec: Codec | None = None
     size: Annotated[int, Field(ge=1, le=MAX_SIZE)] | None = None

@@ -11,13 +11,14 @@ from typing import Any
 import cv2
 import numpy as np
 import pyarrow as pa
+import pydantic
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as params_dataclass
 
 from shards.atomic import make_scratch_folder, write_atomically
 from shards.checksum import file_sha256
 from shards.codec import Codec, encode_frame, write_frames
-from shards.documents import parse_object
+from shards.documents import describe_mismatch, parse_object
 from shards.index import (
     DATASET_NAME,
     INDEX_NAME,
@@ -33,9 +34,11 @@ from shards.index import (
 from shards.ledger import OK, count_by_code, write_ledger
 from shards.publish import PUBLISHED
 from shards.schema import SCHEMA_VERSION, SPEECH_PER_FRAME, ShardError
+from shards.sources import NOT_STATED, DataSource
 from shards.table import Row, Rows
 from shards.writer import PackedClip, make_shard_name, write_tar
 from stages import align, landmarks, mels, speech
+from stages.corpora import get_corpus
 from stages.engine import sandbox
 from stages.engine.cache import digest, entry_path, link_or_copy, versions
 from stages.engine.outcome import Outcome, StageError
@@ -361,10 +364,13 @@ def finish_dataset(
     dataset_params: Mapping[str, Any],
     shards: Sequence[PackedShard],
     ledger: Rows,
+    *,
+    licence: str = "",
 ) -> None:
     """Write index, ledger and last ``dataset.json``; then remove the shards of an older dataset.
 
-    ``dataset_params`` are the params of every stage.
+    ``dataset_params`` are the params of every stage; ``licence`` is that of the clips of a corpus that does
+    not know its own.
     """
     old_names = _list_old_shards(work.out)
     shards = sorted(shards, key=lambda shard: shard.entry.name)
@@ -382,6 +388,7 @@ def finish_dataset(
         work.out / DATASET_NAME,
         entries,
         dataset=work.corpus,
+        sources=[make_source(work.corpus, licence).model_dump(exclude_none=True)],
         codec=params.codec,
         size=dataset_params["align"]["size"],
         n_mels=dataset_params["mels"]["n_mels"],
@@ -395,6 +402,22 @@ def finish_dataset(
     for name in old_names - {entry.name for entry in entries}:
         if PUBLISHED.fullmatch(name):  # a name that redub gives, whatever else a manifest lists
             (work.out / name).unlink(missing_ok=True)
+
+
+def make_source(corpus_name: str, licence: str) -> DataSource:
+    """The source of a corpus's clips; ``licence`` is what the user says of a corpus that does not know it.
+
+    Raises StageError for a licence that is no line of text, and for one of a corpus that has its own.
+    """
+    corpus = get_corpus(corpus_name)
+    if corpus.LICENCE and licence:
+        raise StageError(f"--licence: the clips of {corpus_name} are {corpus.LICENCE}")
+    if corpus.LICENCE:
+        return DataSource(name=corpus_name, licence=corpus.LICENCE, citation=corpus.CITATION)
+    try:
+        return DataSource(name=corpus_name, licence=licence or NOT_STATED)
+    except pydantic.ValidationError as err:
+        raise StageError(f"--licence: {describe_mismatch(err)}") from err
 
 
 def _list_old_shards(out: Path) -> set[str]:

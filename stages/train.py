@@ -21,6 +21,7 @@ from model.batch import build_network_input
 from model.checkpoint import check_resumable, find_run, list_checkpoints, restore_state
 from model.dvclive_log import check_dvclive
 from model.execution import Execution, Ranks, join_ranks
+from model.published import read_catalogue
 from model.published_file import is_published_file, read_published_info
 from model.recipe import ModelError, Recipe, recipe_from_dict, recipe_to_dict
 from model.signals import explain_out_of_memory
@@ -30,6 +31,7 @@ from model.unet import count_parameters
 from shards.atomic import write_atomically
 from shards.balance import Balance
 from shards.cache import open_shard_store
+from shards.checksum import file_sha256
 from shards.clip_stream import ClipStream
 from shards.documents import Document
 from shards.errors import shorten
@@ -40,6 +42,13 @@ from shards.publish import download_dataset, locate_dataset
 from shards.reader import Dataset, open_dataset
 from shards.resident import TRAIN_SPLIT, Resident, build_clip_table, load_resident, split_held_out
 from shards.schema import Text
+from shards.sources import (
+    DataSource,
+    DataSources,
+    make_unknown_source,
+    merge_sources,
+    read_sources,
+)
 from shards.speech_scale import measure_speech_scale
 from shards.streaming import Cached, Decoder, Windowed, is_worker_error
 from stages.engine.json_file import read_json_file
@@ -332,6 +341,7 @@ class RunFile(Document):
     mels: dict[str, Any] | None = None  # how the dataset's mels were made
     speech: dict[str, Any] | None = None  # and its speech features, if the network takes them
     start: StartRecord | None = None  # where it started, if from another run's weights
+    data: DataSources = Field(default_factory=list)  # of the dataset and of the start, with licences
     versions: dict[str, Text] = Field(default_factory=dict)
 
     @pydantic.field_validator("recipe")
@@ -380,9 +390,33 @@ def read_dataset_sections(run: Path) -> tuple[Path, dict[str, dict[str, Any] | N
     return file, {name: content.get(name) for name in ("mels", "speech")}
 
 
+def read_data_sources(run: Path) -> list[DataSource]:
+    """What a network was trained on, with licences: of a run's folder or of a published file.
+
+    One of an older redub does not say; of the models of the catalogue, the catalogue does. Raises StageError
+    or ModelError for a damaged file.
+    """
+    if is_published_file(run):
+        sources = read_published_info(run).data or _list_catalogue_sources(file_sha256(run))
+    else:
+        content = read_run_file(run) if (run / RUN_FILE).exists() else {}
+        sources = [DataSource.model_validate(item) for item in content.get("data", [])]
+    return sources or [make_unknown_source(f"what {run.name} was trained on")]
+
+
+def _list_catalogue_sources(sha256: str) -> list[DataSource]:
+    """What the catalogue says of a published file's data."""
+    return [
+        DataSource(name=data.name, licence=data.licence, citation=data.citation)
+        for model in read_catalogue()
+        if model.sha256 == sha256
+        for data in model.data
+    ]
+
+
 def _write_run_file(request: TrainRequest, recipe: Recipe, dataset: Dataset) -> None:
     """Write ``run.json``: enough to start the same run again elsewhere, and to make mels as it knows them."""
-    content = {
+    content: dict[str, Any] = {
         "preset": request.preset,
         "shards": request.shards,
         "digest": str(dataset.manifest["digest"]),
@@ -392,7 +426,10 @@ def _write_run_file(request: TrainRequest, recipe: Recipe, dataset: Dataset) -> 
     }
     if recipe.network.audio.takes_speech:
         content["speech"] = get_params_section(dataset.manifest, "speech") or None
+    sources = read_sources(dataset.manifest)
     if request.start is not None:
         content["start"] = request.start.record.model_dump()
+        sources = merge_sources(read_data_sources(find_run(request.start.path)), sources)
+    content["data"] = [source.model_dump(exclude_none=True) for source in sources]
     with write_atomically(request.run / RUN_FILE) as partial:
         partial.write_text(json.dumps(content, indent=1) + "\n")

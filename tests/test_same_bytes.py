@@ -180,7 +180,7 @@ def dvc_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copyfile(ROOT / "dvc.yaml", project / "dvc.yaml")
     text = (ROOT / "params.yaml").read_text()
     text, n_datasets = re.subn(r"\n  demo: \{corpus.*", "", text)
-    text, n_encoders = re.subn("  made: .*", "  made: {corpus: folder, speech: none}", text)
+    text, n_encoders = re.subn("  made: .*", "  made: {corpus: folder, speech: none, licence: ''}", text)
     assert n_datasets == n_encoders == 1
     text = text.replace("clips_per_part: 64", "clips_per_part: 2")
     (project / "params.yaml").write_text(text)

@@ -34,6 +34,7 @@ def command(run: Path, out: Path, newest: bool) -> None:
             "params.yaml of its dataset",
             err=True,
         )
+    click.echo(f"trained on {', '.join(map(str, result.info.data))}")
     click.echo(
         f"{out}: {result.n_parameters:,} parameters of step {result.info.step:,}, "
         f"{out.stat().st_size / 1e6:.1f} MB; no tensor changes by more than {result.rounding:.1e} of its size"

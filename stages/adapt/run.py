@@ -243,6 +243,7 @@ def _make_model(
             mels=asdict(request.params.mels),
             speech={"encoder": request.params.speech.encoder} if recipe.network.audio.takes_speech else None,
             start=checkpoint.start,
+            data=train.read_data_sources(run),
         )
         write_published_file(network, info, path, max_rounding=MAX_ROUNDING)
     return cut, recipe.steps

@@ -31,6 +31,7 @@ class Corpus(Protocol):
     """A module of ``stages.corpora``. ``folder.py`` is the shortest."""
 
     NOMINAL_FRAMES: int | None  # of every clip; a clip with another number gets a note
+    LICENCE: str  # of its clips; empty where the user has to state it
     CITATION: str  # who made it, its licence, its address
     # Clip id -> what the corpus itself says is wrong with the file. Shown beside what was measured; no rule
     # depends on it.

@@ -19,7 +19,8 @@ NAME = re.compile(
 TEST_ACTORS = frozenset({"1015", "1020", "1021", "1030", "1033", "1052", "1062", "1081", "1082", "1089"})
 
 NOMINAL_FRAMES: int | None = None
-CITATION = "CREMA-D, Cao et al. 2014, ODbL 1.0: https://github.com/CheyneyComputerScience/CREMA-D"
+LICENCE = "ODbL 1.0"
+CITATION = f"CREMA-D, Cao et al. 2014, {LICENCE}: https://github.com/CheyneyComputerScience/CREMA-D"
 # From the corpus's own README.
 KNOWN_FAULTS: Mapping[str, str] = {
     "1076_MTI_NEU_XX": "very short, no audio",

@@ -14,6 +14,7 @@ HASH_LETTERS = 8
 MAX_LETTERS = 70  # with the hash and the longest member name below the 100 bytes of a plain tar header
 
 NOMINAL_FRAMES: int | None = None
+LICENCE = ""
 CITATION = "A folder of one's own files: whoever made it knows their licences"
 KNOWN_FAULTS: Mapping[str, str] = {}
 

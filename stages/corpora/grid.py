@@ -18,7 +18,8 @@ SPEAKER = re.compile(r"s\d{1,2}")
 UNKNOWN_SPEAKER = "s0"  # of a flat folder, which does not say; no two speakers share a sentence
 
 NOMINAL_FRAMES: int | None = 75
-CITATION = "GRID, Cooke et al. 2006, CC BY 4.0: https://doi.org/10.5281/zenodo.3625687"
+LICENCE = "CC BY 4.0"
+CITATION = f"GRID, Cooke et al. 2006, {LICENCE}: https://doi.org/10.5281/zenodo.3625687"
 KNOWN_FAULTS: Mapping[str, str] = {}
 
 

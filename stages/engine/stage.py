@@ -79,6 +79,7 @@ class Context:
     limits: LimitParams = field(default_factory=LimitParams)  # on the work on one clip
     workers: int = 1  # threads for work that needs no sandbox, such as hashing
     dataset_params: Mapping[str, Any] = field(default_factory=dict)  # of all stages, for dataset.json
+    licence: str = ""  # of the clips, where the corpus itself does not know; for dataset.json
 
 
 @dataclass(slots=True)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from shards.ledger import OK, count_by_code
 from shards.reader import Dataset
 from shards.schema import VIDEO_FPS
+from shards.sources import read_sources
 from shards.table import Row
 from stages import corpora
 from stages.corpora.corpus import TRAIN
@@ -85,7 +86,7 @@ def build_card(dataset: Dataset) -> DatasetCard:
     labels = {row["clip_id"]: row for row in rows}
     return DatasetCard(
         name=str(dataset.manifest.get("dataset", dataset.folder.name)),
-        citations=_list_citations({str(row["corpus"] or "") for row in ledger}),
+        citations=_list_citations(dataset, {str(row["corpus"] or "") for row in ledger}),
         n_files=len(ledger),
         n_clips=len(clips),
         n_frames=sum(row["frames"] for row in clips),
@@ -106,7 +107,11 @@ def build_card(dataset: Dataset) -> DatasetCard:
     )
 
 
-def _list_citations(names: Iterable[str]) -> tuple[str, ...]:
+def _list_citations(dataset: Dataset, names: Iterable[str]) -> tuple[str, ...]:
+    """What the manifest says of its sources; of a dataset of an older redub, what is known of its corpora."""
+    if dataset.manifest.get("sources"):
+        sources = read_sources(dataset.manifest)
+        return tuple(source.citation or f"{source.name}, licence: {source.licence}" for source in sources)
     return tuple(corpora.CORPORA[name].CITATION for name in sorted(names) if name in corpora.CORPORA)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from model.recipe import ModelError
 from model.run_log import METRICS, SELECTING_LOSSES, read_metrics
+from shards.sources import NOT_STATED, DataSource
 from stages.engine.outcome import StageError
 from stages.report.strips import EmbeddedImage, read_run_images
 from stages.train import read_run_file
@@ -21,6 +22,12 @@ class TrainingRun:
     info: dict[str, Any]  # run.json
     records: tuple[dict[str, float], ...]  # lines of metrics.jsonl
     images: tuple[EmbeddedImage, ...]
+
+    @property
+    def sources(self) -> str:
+        """What it was trained on, with licences."""
+        sources = [DataSource.model_validate(item) for item in self.info.get("data", [])]
+        return ", ".join(map(str, sources)) or NOT_STATED
 
     @property
     def last_step(self) -> int:

@@ -686,6 +686,7 @@ class SplitByFolder:
     """A corpus whose folders are its splits, as in LRS3."""
 
     NOMINAL_FRAMES = None
+    LICENCE = ""
     CITATION = ""
     KNOWN_FAULTS: Mapping[str, str] = {}
 

@@ -73,7 +73,7 @@ def write_speech_parts(
         write_part(path, f"{key} {part.name}", list_columns({"speech": np.float16}), rows)
 
 
-def run_shard(work: Work, speech: Mapping[str, Any] | None) -> Report:
+def run_shard(work: Work, speech: Mapping[str, Any] | None, licence: str = "") -> Report:
     """Run the stage and write the dataset's tables, as a build with these params of speech does."""
     params = SETTINGS.describe_dataset()
     params.pop("speech", None)
@@ -82,7 +82,7 @@ def run_shard(work: Work, speech: Mapping[str, Any] | None) -> Report:
     parts = list_parts(work)
     report = shard.run(work, parts, SETTINGS.shard, Context(limits=SETTINGS.limits, dataset_params=params))
     shards = shard.read_packed(work, parts)
-    shard.finish_dataset(work, SETTINGS.shard, params, shards, read_ledger(work.ledger))
+    shard.finish_dataset(work, SETTINGS.shard, params, shards, read_ledger(work.ledger), licence=licence)
     return report
 
 
@@ -92,7 +92,7 @@ def list_ids(work: Work) -> list[str]:
 
 def test_parts_of_speech_become_members_of_the_shards(built: Work, work: Work) -> None:
     write_speech_parts(work)
-    run_shard(work, {"encoder": "whisper-tiny.en", "model": ""})
+    run_shard(work, {"encoder": "whisper-tiny.en", "model": ""}, "CC0")
     before, dataset = open_dataset(built.out), open_dataset(work.out)
     assert sorted(dataset.clips) == list_ids(work) and len(dataset.clips) == 3
     assert list(verify(work.out, full=True)) == []
@@ -105,6 +105,7 @@ def test_parts_of_speech_become_members_of_the_shards(built: Work, work: Work) -
         for name, data in read_members(before, clip_id).items():
             assert members[name] == data, "the other members are as without it"
     assert dataset.manifest["params"]["speech"]["encoder"] == "whisper-tiny.en"
+    assert dataset.manifest["sources"] == [{"name": work.corpus, "licence": "CC0"}]
 
 
 @pytest.mark.parametrize("section", [None, {"encoder": "none", "model": ""}])
