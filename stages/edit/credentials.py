@@ -26,7 +26,7 @@ from PIL import Image
 
 from shards.atomic import WriteError, make_scratch_folder
 from shards.checksum import file_sha256
-from shards.errors import shorten_message
+from shards.errors import make_printable, shorten_message
 from shards.files import read_file
 from shards.ledger import OK
 from stages.engine import sandbox
@@ -186,7 +186,7 @@ def sign_video(
         if with_history and file.suffix.lower() in FORMATS:
             histories.setdefault(file, label)
     named = [ingredients[label] for label in labels if label not in histories.values()]
-    manifest = make_manifest(path.name, [*actions, redrawn], named)
+    manifest = make_manifest(make_printable(path.name), [*actions, redrawn], named)
     with unsigned.open("rb") as source, out.open("w+b") as destination:
         read = [(ingredients[label], file) for file, label in histories.items()]
         _sign(source, destination, FORMATS[path.suffix.lower()], manifest, read, signing.credentials)
@@ -207,7 +207,7 @@ def make_manifest(
 
 def _describe_ingredient(path: Path, label: str, relationship: str) -> dict[str, Any]:
     return {
-        "title": path.name,
+        "title": make_printable(path.name),  # a name need not be UTF-8
         "format": _guess_format(path),
         "relationship": relationship,
         "label": label,
