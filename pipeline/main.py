@@ -16,6 +16,9 @@ from pipeline.errors import describe_error
 # PyTorch's threads wait for each other in a busy loop, which takes the cores from those waited for as soon as
 # anything else runs: drawing took five times as long. OpenMP reads this once, before PyTorch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Of the processes that are started, Dask's workers and pip: their imports are never from the user's folder.
+# Python 3.10 does not know it.
+os.environ.setdefault("PYTHONSAFEPATH", "1")
 
 # name -> (module in pipeline.commands, its line in --help)
 COMMANDS = {
@@ -33,6 +36,7 @@ COMMANDS = {
     "report": ("report", "Stage 9: write one page that shows the data, the training and the results."),
     "edit": ("edit", "Make the person in a video say what is heard in a recording."),
     "app": ("app", "Serve `edit` as a page for the browser."),
+    "doctor": ("doctor", "Say what this machine has, and what to do about what is missing."),
     "models": ("models", "List the published models: what they hear, how large and how good they are."),
     "export": ("export", "Write the network of a run as one small file, to edit with elsewhere."),
     "verify": ("verify", "Check that a dataset is complete and intact."),

@@ -27,7 +27,8 @@ MEGABYTE = 10**6
 @click.option("--jobs", type=click.IntRange(1, 32), default=4, show_default=True,
               help="Downloads at the same time.")  # fmt: skip
 @click.option("--weights", "network", metavar="NAME",
-              help="Network of the evaluation to download to the user's cache.")  # fmt: skip
+              help="Model file to download to the user's cache: landmarker, whisper-tiny.en, or a network of "
+              "the evaluation.")  # fmt: skip
 @click.option("--model", metavar="NAME", help="Published model to download to the user's cache.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
@@ -62,13 +63,14 @@ def command(
 
 
 def _fetch_weights(name: str) -> None:
-    from stages.media.weights import NETWORKS, fetch
+    from stages.media.weights import BASIC, NETWORKS, fetch
 
-    if name not in NETWORKS:
+    known = {**NETWORKS, **BASIC}
+    if name not in known:
         raise click.BadParameter(
-            f"{name!r} is not known; known are {', '.join(NETWORKS)}", param_hint="--weights"
+            f"{name!r} is not known; known are {', '.join(known)}", param_hint="--weights"
         )
-    click.echo(fetch(NETWORKS[name]))
+    click.echo(fetch(known[name]))
 
 
 def _fetch_model(name: str) -> None:

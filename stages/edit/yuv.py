@@ -12,10 +12,11 @@ from typing import Any
 import av
 import numpy as np
 from av.video.plane import VideoPlane
-from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from numpy.typing import NDArray
 
 from stages.media.presentation import read_orientation
+from stages.media.video import SCALING
 
 Plane = NDArray[np.uint8]
 
@@ -104,7 +105,7 @@ class YuvConverter:
                 dst_colorspace=Colorspace.ITU709 if frame.colorspace == RGB_MATRIX else None,
                 src_color_range=frame.color_range,
                 dst_color_range=read_colours(frame).range,
-                interpolation=Interpolation.BICUBIC | Interpolation.ACCURATE_RND,
+                interpolation=SCALING,
                 threads=1,
             )
         y, u, v = (_view_plane(plane) for plane in frame.planes)

@@ -5,8 +5,7 @@ either, or dies, it is killed with its whole process group. The clip is tried on
 that has processed no other clip; if that fails too, the clip's row in the ledger says why. Other clips
 are not affected.
 
-Messages are one JSON object per line, so nothing is unpickled. ``python -m stages.engine.sandbox`` is the
-child.
+Messages are one JSON object per line, so nothing is unpickled. The child runs ``CHILD_PROGRAM``.
 """
 
 from __future__ import annotations
@@ -44,6 +43,9 @@ from stages.engine.outcome import MACHINE_ERRORS, Drop, Outcome, StageError
 
 WARM_UP_SECONDS = 600.0  # loading libraries; librosa's first import on a machine compiles for half a minute
 POLL_SECONDS = 0.1
+# The child imports from where its parent does. ``python -m`` would look in the user's folder first, for any
+# module: a folder named `stages` or a file json.py there would take the place of ours or of Python's.
+CHILD_PROGRAM = "import sys; sys.path[:] = sys.argv[1:]; import stages.engine.sandbox as child; child.serve()"
 ORPHAN_FACTOR = 2  # a child whose parent is gone exits after so many deadlines
 STDERR_TAIL = 600
 MAX_REPLY_BYTES = 64 * 2**20
@@ -228,7 +230,7 @@ class Child:
     def _start(self) -> None:
         self._stderr = tempfile.TemporaryFile("ab+")  # noqa: SIM115, closed by kill
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "stages.engine.sandbox"],
+            [sys.executable, "-c", CHILD_PROGRAM, *sys.path],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
@@ -374,7 +376,3 @@ def _read_jobs(jobs: queue.Queue[bytes]) -> None:
     for line in sys.stdin.buffer:
         jobs.put(line)
     os._exit(0)
-
-
-if __name__ == "__main__":
-    serve()

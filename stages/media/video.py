@@ -26,8 +26,10 @@ from stages.media.presentation import TIME_TOLERANCE, StreamSpan, decode_frames,
 
 Item = TypeVar("Item")
 
-# Of pixels that are not square. Bicubic, as in ffmpeg and most players.
-SCALING = Interpolation.BICUBIC | Interpolation.ACCURATE_RND
+# FFmpeg's flag. PyAV names it from 18 on, which needs Python 3.11; older ones take its number.
+ACCURATE_RND = 0x40000
+# Of pixels that are not square, and of formats that are converted. Bicubic, as in ffmpeg and most players.
+SCALING = int(Interpolation.BICUBIC) | ACCURATE_RND
 
 
 def count_frames_at_25fps(span: StreamSpan) -> int:

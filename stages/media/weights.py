@@ -105,6 +105,10 @@ NETWORKS: Mapping[str, Weights] = {
 }
 
 
+# What an edit needs, and downloads where it is missing.
+BASIC: Mapping[str, Weights] = {"landmarker": LANDMARKER, "whisper-tiny.en": SPEECH_ENCODER}
+
+
 class WeightsNotFound(StageError):
     """A network that has not been downloaded to this machine."""
 
@@ -127,6 +131,23 @@ def find(weights: Weights, path: str = "") -> Path:
     if variable := os.environ.get(weights.environment):
         return _check_or_convert(Path(variable), weights, weights.environment)
     return fetch(weights)
+
+
+def find_present(weights: Weights) -> Path | None:
+    """The file that ``find`` takes where nothing is downloaded or converted; None if there is none.
+
+    Raises StageError for a file that the environment names and that is another one.
+    """
+    if variable := os.environ.get(weights.environment):
+        path = Path(variable)
+        # A published file is checked when it is converted.
+        return (
+            path
+            if weights.convert is not None and path.is_file()
+            else _check(path, weights, weights.environment)
+        )
+    path = cache_folder() / weights.name
+    return path if _is_right(path, weights) else None
 
 
 def find_local(weights: Weights, folder: Path | None = None) -> Path:
