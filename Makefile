@@ -4,11 +4,12 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.redub-installed
 
-.PHONY: help demo test lint types unit clean
+.PHONY: help demo test test-oldest lint types unit clean
 
 help:
 	@echo "make demo   install, download six clips, build shards, train on five, edit the sixth, report"
 	@echo "make test   install, lint, check types, run the tests"
+	@echo "make test-oldest   the package itself, with the oldest libraries that it allows, in a temporary folder"
 	@echo "make clean  remove what the demo built (data/, runs/, samples/, evaluation/) and caches; $(VENV) stays"
 
 $(READY): pyproject.toml constraints.txt
@@ -75,6 +76,20 @@ types: $(READY)
 unit: $(READY)
 	@echo "== pytest: the tests (some minutes; tests that need real clips or a model skip with a reason)"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+# Its PyTorch is the one of constraints.txt, whose wheel for processors may be at hand; the oldest one takes 6 GB of
+# disk: make test-oldest TORCH=constraints-oldest.txt
+TORCH ?= constraints.txt
+test-oldest:
+	@echo "== installing the package with the libraries of constraints-oldest.txt (some minutes)"
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && mkdir "$$folder/source" \
+	  && cp -r pipeline stages sampler model shards pyproject.toml README.md LICENSE "$$folder/source" \
+	  && { grep -v '^torch==' constraints-oldest.txt; grep '^torch==' $(TORCH); } > "$$folder/constraints.txt" \
+	  && $(PYTHON) -m venv "$$folder/venv" \
+	  && "$$folder/venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+	    -c "$$folder/constraints.txt" "$$folder/source" \
+	  && echo "== what an installed package must be able to do" \
+	  && OMP_NUM_THREADS=1 bash .ci/road "$$folder/venv/bin" shards
 
 clean:
 	rm -rf data runs samples evaluation .mypy_cache .ruff_cache .pytest_cache .hypothesis
