@@ -40,8 +40,18 @@ FOREIGN_OPTIONS = {
     "dvc": {"--drop", "--keep", "--queue", "--targets", "--temp"},
 =======
     "docker": {
-        "--build-arg", "--gpus", "--init", "--network", "--rm", "--shm-size", "--user", "-f", "-p", "-t", "-v",
-    },  # fmt: skip
+        "--build-arg",
+        "--gpus",
+        "--init",
+        "--network",
+        "--rm",
+        "--shm-size",
+        "--user",
+        "-f",
+        "-p",
+        "-t",
+        "-v",
+    },
     "pip": {"--no-deps", "-c", "-q"},
 >>>>>>> f75bba3 (Install page: which versions were tried)
     "helm": {"--repo", "--create-namespace", "--generate-name"},
