@@ -35,6 +35,7 @@ GOOD = LimitParams(deadline_seconds=30.0)
 def _no_process_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Children can import misbehave.py, and none of them outlives its test, not even as a zombie."""
     monkeypatch.syspath_prepend(os.fspath(HERE))
+    monkeypatch.setenv("PYTHONPATH", os.fspath(HERE))  # of processes whose children they are
     kill_idle_children()
     before = {child.pid for child in psutil.Process().children(recursive=True)}
     yield
