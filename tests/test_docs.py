@@ -35,10 +35,7 @@ WIDTH = 110
 FOREIGN_OPTIONS = {
     "dask": {"--port", "--nworkers", "--nthreads", "--memory-limit", "--name", "--no-dashboard"},
     "dask-jobqueue": {"--lifetime", "--lifetime-stagger"},
-<<<<<<< HEAD
-    "docker": {"--shm-size"},
     "dvc": {"--drop", "--keep", "--queue", "--targets", "--temp"},
-=======
     "docker": {
         "--build-arg",
         "--gpus",
@@ -53,7 +50,6 @@ FOREIGN_OPTIONS = {
         "-v",
     },
     "pip": {"--no-deps", "-c", "-q"},
->>>>>>> f75bba3 (Install page: which versions were tried)
     "helm": {"--repo", "--create-namespace", "--generate-name"},
     "slurm": {"--nodes", "--ntasks-per-node", "--gpus-per-node", "--cpus-per-task"},
     "tensorboard": {"--logdir"},
