@@ -34,8 +34,10 @@ DEVELOPMENT = "dev"  # an extra for who works on redub
 PURPOSES = {
     "app": "`pipeline app`, the page in the browser",
     "dvc": "`dvc repro`",
+    "dvclive": "`pipeline train --dvclive`",
     "phonemes": "closed lips at p, b and m, in `pipeline evaluate`",
     "s3": "datasets in buckets",
+    "sign": "content credentials that sign edited videos",
     "speech": "weights of the speech encoder, where only a package index is reached",
 }
 NAMED_LIBRARIES = ("torch", "numpy", "av", "opencv-python", "ai-edge-litert")
