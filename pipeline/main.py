@@ -16,9 +16,6 @@ from pipeline.errors import describe_error
 # PyTorch's threads wait for each other in a busy loop, which takes the cores from those waited for as soon as
 # anything else runs: drawing took five times as long. OpenMP reads this once, before PyTorch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# Of the processes that are started, Dask's workers and pip: their imports are never from the user's folder.
-# Python 3.10 does not know it.
-os.environ.setdefault("PYTHONSAFEPATH", "1")
 
 # name -> (module in pipeline.commands, its line in --help)
 COMMANDS = {
@@ -109,6 +106,10 @@ def _open_standard_streams() -> None:
 
 
 def main() -> None:
+    """The program `pipeline`."""
+    # Of the processes that are started, Dask's workers and pip: their imports are never from the user's
+    # folder. Python 3.10 does not know it.
+    os.environ.setdefault("PYTHONSAFEPATH", "1")
     _open_standard_streams()
     cli(prog_name="pipeline")
 

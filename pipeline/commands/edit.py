@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from stages.edit.timing import Fit
 
 
+WORKER_BYTES = 1_500_000_000  # of memory, with the child that reads the video
 GPU_WORKERS = 2  # edits at a time on a GPU: one decodes and encodes while another draws
 
 
@@ -66,7 +67,7 @@ GPU_WORKERS = 2  # edits at a time on a GPU: one decodes and encodes while anoth
 @click.option(
     "--workers",
     type=click.IntRange(1, MAX_WORKERS),
-    help="Edits of --batch at a time, each with one thread.  [default: one per core, two on a GPU]",
+    help="Edits of --batch at a time.  [default: one per core that has 1.5 GB of memory, two on a GPU]",
 )
 @click.option(
     "--adapt",
@@ -301,6 +302,8 @@ def _edit_pairs(
     table: Path, out: Path, network: _NetworkOptions, params: EditParams, workers: int | None
 ) -> None:
     """Make the edits of a table; print what became of them. Exits with 1 if one has failed."""
+    import psutil
+
     from model.execution import select_device
     from pipeline.runner import DaskMapper
     from stages.edit.batch import BatchRequest, edit_pairs, format_table, has_failed
@@ -308,7 +311,9 @@ def _edit_pairs(
 
     pairs = read_pairs(table, params)
     on_gpu = select_device(network.device).type == "cuda"
-    n_workers = min(len(pairs), workers or (GPU_WORKERS if on_gpu else os.cpu_count() or 1))
+    fitting = max(1, psutil.virtual_memory().available // WORKER_BYTES)
+    n_default = GPU_WORKERS if on_gpu else min(os.cpu_count() or 1, fitting)
+    n_workers = min(len(pairs), workers or n_default)
     request = BatchRequest(
         run=network.run,
         out=out,

@@ -1,9 +1,9 @@
 """Make many edits: a ledger with a row for each, several at once, and a run that can be continued.
 
-Each edit runs in a worker process with one thread, so that its bytes do not depend on how many there are. The
-ledger, ``edits.csv`` in the folder of outputs, is written again after every edit. A later run keeps an edit
-whose row is ok, whose inputs, options and model are the same, and whose file has the bytes of its row; all
-others are made.
+Each edit runs in a worker process with one thread of PyTorch, so that its bytes do not depend on how many
+there are. The ledger, ``edits.csv`` in the folder of outputs, is written again as edits are done. A later run
+keeps an edit whose row is ok, whose inputs, options, model and libraries are the same, and whose file has the
+bytes of its row; all others are made.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import functools
 import io
 import logging
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -27,12 +28,12 @@ from sampler.params import SampleParams
 from sampler.rollout import FrameGenerator, load_generator
 from shards.atomic import make_scratch_folder, write_atomically
 from shards.checksum import file_sha256
-from shards.errors import make_printable, shorten_message
+from shards.errors import shorten_message
 from shards.files import read_file
 from stages.edit.credentials import Signing
 from stages.edit.pairs import EditPair
 from stages.edit.run import EditResult, edit
-from stages.engine.cache import digest
+from stages.engine.cache import digest, versions
 from stages.engine.lock import lock_folder
 from stages.engine.outcome import MACHINE_ERRORS, StageError
 from stages.engine.progress import Progress, no_progress
@@ -41,7 +42,8 @@ from stages.engine.stage import Mapper, run_one_by_one
 log = logging.getLogger(__name__)
 
 LEDGER_NAME = "edits.csv"
-VERSION = 2  # of how an edit is made: another one makes all edits again
+LIBRARIES = ("torch", "av", "opencv-python", "numpy")  # that decide an edit's bytes
+LEDGER_SECONDS = 1.0  # between two writes: of many edits it is large
 OK, FAILED, WAITING = "ok", "failed", "waiting"
 TRIES = 2  # of an edit that ends its worker
 MAX_LEDGER_BYTES = 256 * 2**20
@@ -106,21 +108,32 @@ def edit_pairs(
     ``progress`` receives the passes "inputs" and "edits". Raises StageError when the folder cannot be used.
     """
     _check_folder(pairs, request.out)
+    ledger = request.out / LEDGER_NAME
     busy = f"{request.out}: another process is making edits there; wait for it, or use another folder"
     with lock_folder(request.out, busy=busy), make_scratch_folder(request.out) as scratch:
-        rows = _plan_rows(pairs, request, progress)
+        old_rows = read_ledger(ledger)
+        rows = _plan_rows(pairs, request, old_rows, progress)
+        outputs = {pair.out for pair in pairs}
+        # Edits of other tables, which a run of theirs keeps.
+        others = [row for row in old_rows if row.out not in outputs and row.status == OK]
         order = {pair.line: k for k, pair in enumerate(pairs)}
         tasks = [
             EditTask(pair, row, request, scratch / str(row.line))
             for pair, row in zip(pairs, rows, strict=True)
             if row.status == WAITING
         ]
-        write_ledger(request.out / LEDGER_NAME, rows)
+        write_ledger(ledger, [*rows, *others])
+        written = time.monotonic()
         progress("edits", len(pairs) - len(tasks), len(pairs))
-        for n, row in enumerate(map_tasks(edit_pair, tasks, label="edits"), 1):
-            rows[order[row.line]] = row
-            write_ledger(request.out / LEDGER_NAME, rows)
-            progress("edits", len(pairs) - len(tasks) + n, len(pairs))
+        try:
+            for n, row in enumerate(map_tasks(edit_pair, tasks, label="edits"), 1):
+                rows[order[row.line]] = row
+                if time.monotonic() - written >= LEDGER_SECONDS:
+                    write_ledger(ledger, [*rows, *others])
+                    written = time.monotonic()
+                progress("edits", len(pairs) - len(tasks) + n, len(pairs))
+        finally:
+            write_ledger(ledger, [*rows, *others])
     return rows
 
 
@@ -150,14 +163,10 @@ def edit_pair(task: EditTask) -> EditRow:
             preview=preview,
             signing=request.signing,
         )
-    except (StageError, ModelError) as err:
-        return replace(task.row, status=FAILED, reason=make_printable(str(err)))
     except Exception as err:
         if isinstance(err, OSError) and err.errno in MACHINE_ERRORS:
             raise  # as a full disk, which no other edit would survive
-        log.exception("%s: line %d", pair.video, pair.line)
-        reason = make_printable(f"{type(err).__name__}: {err}; this is a bug of redub")
-        return replace(task.row, status=FAILED, reason=reason)
+        return replace(task.row, status=FAILED, reason=_describe_failure(err, pair))
     return replace(
         task.row,
         status=OK,
@@ -177,6 +186,20 @@ def _load_generator(request: BatchRequest) -> FrameGenerator:
     return load_generator(request.run, request.sampling, select_device(request.device), request.execution)
 
 
+def _describe_failure(err: Exception, pair: EditPair) -> str:
+    """One line that says why an edit failed."""
+    if isinstance(err, (StageError, ModelError)):
+        text = str(err)
+    elif isinstance(err, OSError):
+        text = f"{err.filename}: {err.strerror}" if err.filename else str(err)
+    elif isinstance(err, (MemoryError, torch.OutOfMemoryError)):
+        text = f"out of memory; --workers 1 needs less ({err})"
+    else:
+        log.exception("%s: line %d", pair.video, pair.line)
+        text = f"{type(err).__name__}: {err}; this is a bug of redub"
+    return shorten_message(text)
+
+
 def _describe_unchanged(result: EditResult) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in result.passed_through.items())
 
@@ -194,24 +217,26 @@ def _check_folder(pairs: Sequence[EditPair], out: Path) -> None:
 
 def _make_parent(path: Path, folder: Path) -> None:
     """Make the folder of an output. Raises StageError if a link leads out of the folder of outputs."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     if not path.parent.resolve().is_relative_to(folder.resolve()):
         raise StageError(f"{path}: leads out of {folder}")
+    path.parent.mkdir(parents=True, exist_ok=True)
 
 
 # --- what is there already --------------------------------------------------------------------------
 
 
-def _plan_rows(pairs: Sequence[EditPair], request: BatchRequest, progress: Progress) -> list[EditRow]:
+def _plan_rows(
+    pairs: Sequence[EditPair], request: BatchRequest, old_rows: Sequence[EditRow], progress: Progress
+) -> list[EditRow]:
     """A row for each pair: the ledger's, if the edit is as it would be made now, else one that waits."""
     model_key = _hash_model(request.run)
-    known = {row.key: row for row in read_ledger(request.out / LEDGER_NAME) if row.status == OK}
+    known = {row.key: row for row in old_rows if row.status == OK}
     hashes: dict[Path, str] = {}
     rows = []
     for k, pair in enumerate(pairs):
         for path in pair.inputs:
             if path not in hashes:
-                hashes[path] = file_sha256(path) if path.is_file() else ""
+                hashes[path] = _hash_file(path)
         key = _make_key(pair, request, model_key, hashes)
         row = EditRow(pair.line, str(pair.video), pair.describe_recordings(), pair.out, WAITING, key=key)
         old = known.get(key)
@@ -222,11 +247,20 @@ def _plan_rows(pairs: Sequence[EditPair], request: BatchRequest, progress: Progr
     return rows
 
 
+def _hash_file(path: Path) -> str:
+    """The sha256 of a file; nothing for one that cannot be read, which is the result of its edit alone."""
+    try:
+        return file_sha256(path) if path.is_file() else ""
+    except OSError:
+        return ""
+
+
 def _make_key(pair: EditPair, request: BatchRequest, model_key: str, hashes: Mapping[Path, str]) -> str:
     """A digest of all that decides an edit's bytes, and of their names."""
     params = replace(pair.params, landmarks=replace(pair.params.landmarks, model=""))
     return digest(
-        VERSION,
+        versions("redub", *LIBRARIES),
+        select_device(request.device).type,
         [hashes[path] for path in pair.inputs],
         [str(face) for face in pair.recordings],
         pair.out,
@@ -256,7 +290,7 @@ def _is_there(row: EditRow, pair: EditPair, folder: Path) -> bool:
     files = [(folder / pair.out, row.sha256)]
     if pair.preview is not None:
         files.append((folder / pair.preview, row.preview_sha256))
-    return all(path.is_file() and file_sha256(path) == sha256 for path, sha256 in files)
+    return all(sha256 and _hash_file(path) == sha256 for path, sha256 in files)
 
 
 # --- the ledger -------------------------------------------------------------------------------------
@@ -267,9 +301,17 @@ def write_ledger(path: Path, rows: Sequence[EditRow]) -> None:
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
+    writer.writerows(map(_make_cells, rows))
     with write_atomically(path) as partial:
         partial.write_bytes(text.getvalue().encode("utf-8", "backslashreplace"))
+
+
+def _make_cells(row: EditRow) -> dict[str, Any]:
+    """The cells of a row. A spreadsheet takes a text with such a first letter for a formula."""
+    return {
+        name: f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) else value
+        for name, value in asdict(row).items()
+    }
 
 
 def read_ledger(path: Path) -> list[EditRow]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import logging
 import mimetypes
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
     from cryptography.x509 import Certificate
 
+log = logging.getLogger(__name__)
+
 FORMATS = {".mp4": "video/mp4", ".mov": "video/quicktime"}
 MAX_PEM_BYTES = 2**20
 # No thumbnails, nothing from a network, no copy of a large file in memory; and what was written is read again
@@ -49,6 +52,7 @@ SETTINGS = {
 }
 DRAWN_BY_CODE = f"{SOURCE_TYPES}algorithmicMedia"
 CURVES = {"secp256r1": "es256", "secp384r1": "es384", "secp521r1": "es512"}
+UNREADABLE = "ingredient"  # the code of an input whose own credentials cannot be read
 SOURCE, SPEECH = "source", "speech"  # labels of the ingredients
 
 
@@ -146,6 +150,9 @@ def sign_when_written(
             outcome = sandbox.run(job, limits, video_seconds=seconds)
             if outcome.status == OK:
                 return
+            if outcome.code != UNREADABLE:
+                break
+            log.warning("%s: %s", path, outcome.reason)
         raise CredentialsError(f"{path}: {outcome.reason}")
 
 
@@ -239,12 +246,25 @@ def _sign(
         builder = c2pa.Builder(manifest, context=context)
         for description, path in ingredients:
             with path.open("rb") as file:
-                builder.add_ingredient(description, description["format"], file)
+                _add_ingredient(builder, description, file)
         builder.sign(signer, file_format, source, destination)
     except c2pa.C2paError as err:
         raise Drop(
             "signature", f"{credentials.certificates}: cannot sign ({shorten_message(str(err))})"
         ) from err
+
+
+def _add_ingredient(builder: Any, description: Mapping[str, Any], file: BinaryIO) -> None:
+    """Add an input with the credentials that it has. Raises Drop for one that the library cannot read."""
+    import c2pa
+
+    try:
+        builder.add_ingredient(description, description["format"], file)
+    except c2pa.C2paError as err:
+        reason = (
+            f"what {description['title']} says of its own past cannot be read, so it is only named ({err})"
+        )
+        raise Drop(UNREADABLE, shorten_message(reason)) from err
 
 
 def _read_credentials(credentials: Credentials) -> tuple[bytes, bytes, str]:

@@ -297,10 +297,15 @@ def _make_face_path(
     for track in tracks:
         runs = list(_split_at_gaps(sorted(track.detections), params.max_gap_frames, n_instants))
         jumps = _find_track_jumps(observations, track)
-        faces = [track.detections.get(k) for k in range(n_instants)]
-        is_covered = find_covered_mouths([None if face is None else face.lower_face for face in faces], jumps)
         if any(is_claimed[first : last + 1].any() for first, last in runs):
             continue
+        is_covered = np.zeros(n_instants, bool)
+        start, end = runs[0][0], runs[-1][1] + 1
+        faces = [track.detections.get(k) for k in range(start, end)]
+        is_covered[start:end] = find_covered_mouths(
+            [None if face is None else face.lower_face for face in faces],
+            [jump - start for jump in jumps if start < jump < end],
+        )
         for first, last in _split_at_jumps(runs, jumps):
             span = slice(first, last + 1)
             is_claimed[span] = True

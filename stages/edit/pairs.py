@@ -26,6 +26,7 @@ SEPARATOR = ";"  # between the recordings of several faces
 MAX_BYTES = 16 * 2**20
 MAX_PAIRS = 100_000
 DEFAULT_SUFFIX = ".mp4"
+FORMULA_SIGNS = ("=", "+", "-", "@")  # of a spreadsheet
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +132,8 @@ def _apply_options(where: str, cells: Mapping[str, str], params: EditParams) -> 
 def _check_name(where: str, name: str) -> None:
     """Raise StageError for an output that leaves its folder, or hides in it."""
     parts = PurePosixPath(name).parts
-    if PurePosixPath(name).is_absolute() or any(part.startswith(".") for part in parts) or "\\" in name:
+    is_odd = name.startswith(FORMULA_SIGNS) or "\\" in name
+    if PurePosixPath(name).is_absolute() or any(part.startswith(".") for part in parts) or is_odd:
         raise StageError(
             shorten_message(
                 f"{where}: output {name}: expected a name below the folder of outputs, of visible files"

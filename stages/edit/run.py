@@ -1,10 +1,10 @@
 """Edit a video of a person talking: re-draw the mouth to match other speech, and change nothing else.
 
 The video is read twice. First the sandbox's child finds the face at each instant k / 25 s, as for a dataset;
-it stores a few hundred bytes per frame. Then this process decodes the video again, for the network and for
-the output. By then the child has decoded every frame that is used, with the same code: a file that hangs,
-crashes or uses too much memory has already ended the edit with a one-line error. Here, too, it is opened
-without access to other files.
+it stores one and a half kilobytes for each face in it. Then this process decodes the video again, for the
+network and for the output. By then the child has decoded every frame that is used, with the same code: a file
+that hangs, crashes or uses too much memory has already ended the edit with a one-line error. Here, too, it is
+opened without access to other files.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def edit(
     own time stamps, counted from the first frame, which is when the speech starts. All pixels but the mouth's
     are the decoded ones of the source, encoded once. The output is upright; odd sides get one pixel more.
     Each frame shows the crop of the nearest instant k / 25 s, pasted where the face is at the frame's own
-    time stamp. Memory does not grow with the video's length, except for a few kilobytes per second.
+    time stamp. Memory does not grow with the video's length, except for some 40 KB per second and face.
 
     ``audio`` is what ``params.face`` says, or what each of several faces says: ``{"left": a, "right": b}``.
     Then the output's sound is their sum, its length is by the longest, and each face is one person.

@@ -228,6 +228,9 @@ def _explain_cell(
         return f"of {scores.scored} of {scores.clips} clips: the others could not be scored"
     if scores.pairs_sha256 != first_scores.pairs_sha256:
         return f"the faces have the speech of other clips than those of {first.system}"
+    figure, first_figure = scores.figures[column.name], first_scores.figures[column.name]
+    if figure.n != first_figure.n:
+        return f"of {figure.n} clips that have one; for {first.system} {first_figure.n} have"
     if column.name == "closure" and card.conditions.closures != first.conditions.closures:
         return (
             f"when p, b and m are said is known by {card.conditions.closures}, for {first.system} by "
@@ -278,7 +281,14 @@ def _describe_clips(cards: Sequence[SystemCard]) -> ComparedClips:
         for name, figure in figures.items()
         if row == TRUTH and name in LSE_COLUMNS
     }
-    return ComparedClips(data.name, data.split, data.clips == data.split_clips, lse)
+    complete = {
+        name
+        for card in cards
+        if card.own is not None
+        for name, figure in card.own.figures.items()
+        if figure.n == data.clips
+    }
+    return ComparedClips(data.name, data.split, data.clips, frozenset(complete), lse)
 
 
 def _build_paper_group(columns: Sequence[CardColumn], groups: tuple[ComparedClips, ...]) -> CardGroup:

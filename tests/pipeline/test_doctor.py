@@ -26,6 +26,7 @@ def examine(environment: dict[str, str], code: int) -> dict[str, dict[str, Any]]
         capture_output=True,
         text=True,
         env={"PATH": os.environ["PATH"], **environment, "PYTHONPATH": path},
+        cwd="/",  # not a checkout, whose own metadata come first
         check=False,
     )
     assert done.returncode == code, done.stdout + done.stderr

@@ -85,6 +85,8 @@ def test_the_edits_of_a_table_are_those_of_single_commands_and_are_made_once(
     assert [row["sha256"] for row in read_ledger(out)][1:] == [first["sha256"], second["sha256"]]
     assert (out / "1-2.mp4").stat().st_mtime_ns > times["1-2.mp4"]
     assert (out / "night/b.mkv").stat().st_mtime_ns == times["night/b.mkv"]
+    run_edit(world, out, "--batch", write_table(world, lines[0]))
+    assert [row["out"] for row in read_ledger(out)] == ["1-2.mp4", "2-2.mp4", "night/b.mkv"]
     (out / LEDGER_NAME).write_text("a,b\n1,2\n")
     result = run_edit(world, out, "--batch", again, code=1)
     assert "edits.csv: is no ledger of edits of this version" in result.stderr.splitlines()[-1]
@@ -105,6 +107,7 @@ def test_the_edits_of_a_table_are_those_of_single_commands_and_are_made_once(
         (b"video,audio,face\n1.mp4,2.mp4,top\n", "line 2: top: expected largest, left, right or a number"),
         (b"video,audio,out\n1.mp4,2.mp4,../x.mp4\n", "line 2: output ../x.mp4: expected a name below"),
         (b"video,audio,out\n1.mp4,2.mp4,/x.mp4\n", "line 2: output /x.mp4: expected a name below"),
+        (b"video,audio,out\n1.mp4,2.mp4,=x.mp4\n", "line 2: output =x.mp4: expected a name below"),
         (b"video,audio\n1.mp4,2.mp4\nb/1.mp4,2.mp4\n", "lines 2 and 3 both write 1-2.mp4"),
         (b"video,audio\n\xff,2.mp4\n", "is no CSV file in UTF-8"),
         (b'video,audio\n"1.mp4,2.mp4\n', "is no CSV file in UTF-8"),
@@ -140,6 +143,12 @@ def test_no_output_overwrites_an_input_of_another_edit_or_leaves_its_folder(
     run_edit(world, tmp_path, "--batch", write_table(world, "1.mp4,2.mp4,,away/x.mp4,,"), code=1)
     assert read_ledger(tmp_path)[0]["reason"] == f"{tmp_path / 'away/x.mp4'}: leads out of {tmp_path}"
     assert not (world / "x.mp4").exists()
+    long = "x" * 300 + ".mp4"
+    lines = ["1.mp4,2.mp4,,away/new/x.mp4,,", f"1.mp4,{long},,y.mp4,,"]
+    run_edit(world, tmp_path, "--batch", write_table(world, *lines), code=1)
+    outside, unreadable = read_ledger(tmp_path)
+    assert outside["reason"].endswith(f"leads out of {tmp_path}") and not (world / "new").exists()
+    assert "File name too long" in unreadable["reason"] and "bug" not in unreadable["reason"]
 
 
 def test_an_edit_that_ends_its_worker_twice_is_not_tried_again(world: Path, tmp_path: Path) -> None:

@@ -72,14 +72,23 @@ def test_a_printed_figure_compares_only_on_the_papers_clips_by_its_protocol(tmp_
 
     assert list_compared("grid", make_card()) == set()
     assert list_compared("part", make_card(name="crema-d")) == set()
-    whole = make_card(name="crema-d", clips=4)
+    assert list_compared("small", make_card(name="crema-d", clips=4)) == set()
+    whole = make_card(name="crema-d", clips=820, split_clips=820)
+    scores = whole[0]["own"]
+    scores["clips"] = scores["scored"] = 820
+    figure = {"mean": 1.0, "low": 0.5, "high": 1.5, "n": 820}
+    scores["not_computed"] = {}
+    scores["figures"] = dict.fromkeys(("ssim_box", "psnr_box_db", "cpbd_box", *TRUE_LSE), figure)
+    part = copy.deepcopy(whole)
+    part[0]["own"]["figures"] = {"psnr_box_db": figure | {"n": 819}}
+    assert list_compared("incomplete", part) == set()
     regions = {(row.name, column) for row in TABLE_2 for column in ("ssim_box", "psnr_box_db", "cpbd_box")
                if row.name.startswith("The paper, multi")}  # fmt: skip
     assert list_compared("whole", whole) == regions
     for shift, number in ((1.0, 9), (0.1, 9 + 22)):
         for column, printed in TRUE_LSE.items():
-            figure = {"mean": printed + shift, "low": 1.0, "high": 9.0, "n": 4}
-            whole[0]["references"]["ground truth"][column] = figure
+            truth = {"mean": printed + shift, "low": 1.0, "high": 9.0, "n": 820}
+            whole[0]["references"]["ground truth"][column] = truth
         assert len(list_compared(f"{shift}", whole)) == number, (
             "LSE, where the true clips have the printed one"
         )
