@@ -31,7 +31,7 @@ from shards.checksum import file_sha256
 from shards.errors import shorten_message
 from shards.files import read_file
 from stages.edit.credentials import Signing
-from stages.edit.pairs import EditPair
+from stages.edit.pairs import FORMULA_SIGNS, EditPair
 from stages.edit.run import EditResult, edit
 from stages.engine.cache import digest, versions
 from stages.engine.lock import lock_folder
@@ -307,9 +307,9 @@ def write_ledger(path: Path, rows: Sequence[EditRow]) -> None:
 
 
 def _make_cells(row: EditRow) -> dict[str, Any]:
-    """The cells of a row. A spreadsheet takes a text with such a first letter for a formula."""
+    """The cells of a row; none is a formula of a spreadsheet."""
     return {
-        name: f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) else value
+        name: f"'{value}" if isinstance(value, str) and value.startswith(FORMULA_SIGNS) else value
         for name, value in asdict(row).items()
     }
 

@@ -39,7 +39,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.schema import Frame
-from stages.media.crops import TEMPLATE, fit_similarity, warp
+from stages.media.crops import fit_template, warp
 from stages.media.faces import STABLE_POINTS, LowerFace, Points
 
 COVERED = "mouth_covered"  # the reason code
@@ -49,7 +49,7 @@ MIN_LIKENESS = 0.37
 
 SIDE = 16  # px of a lower face
 PX = 4  # of a crop of TEMPLATE_SIZE, in each
-ORIGIN = np.array([32.0, 48.0])  # of a lower face in such a crop: x y
+ORIGIN = (32.0, 48.0)  # of a lower face in such a crop: x y
 SUPERSAMPLE = 8
 # Rows and columns of a lower face.
 AROUND_EYES = np.s_[..., 0:6, 0:16, :]
@@ -69,10 +69,8 @@ def crop_lower_face(picture: Frame, points: Points) -> LowerFace:
 
     ``points`` are (478, 2), in pixels of the picture (H, W, 3).
     """
-    template = (TEMPLATE + 0.5 - ORIGIN) / PX - 0.5
-    with np.errstate(divide="ignore", invalid="ignore"):
-        [matrix] = fit_similarity(points[None, list(STABLE_POINTS)].astype(np.float64), template)
-    if not np.isfinite(matrix).all():
+    matrix = fit_template(points[list(STABLE_POINTS)], PX, ORIGIN)
+    if matrix is None:
         return np.zeros((SIDE, SIDE, 3), np.uint8)
     return warp(picture, matrix, SIDE, SUPERSAMPLE)
 

@@ -26,7 +26,7 @@ SEPARATOR = ";"  # between the recordings of several faces
 MAX_BYTES = 16 * 2**20
 MAX_PAIRS = 100_000
 DEFAULT_SUFFIX = ".mp4"
-FORMULA_SIGNS = ("=", "+", "-", "@")  # of a spreadsheet
+FORMULA_SIGNS = ("=", "+", "-", "@")  # a spreadsheet takes a text that begins so for a formula
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,13 +12,15 @@ from shards.schema import ShardError
 from stages.engine.outcome import StageError
 
 
-def read_json_file(path: Path, writer: str, model: type[Document] | None = None) -> dict[str, Any]:
-    """Read a JSON file whose top level is an object that ``model`` allows.
+def read_json_file(
+    path: Path, writer: str, model: type[Document] | None = None, *, max_bytes: int = MAX_JSON_BYTES
+) -> dict[str, Any]:
+    """Read a JSON file of at most ``max_bytes`` whose top level is an object that ``model`` allows.
 
     ``writer`` names the command that writes it. Raises StageError, also for a link out of the file's folder.
     """
     try:
-        return parse_object(read_file(path, MAX_JSON_BYTES, inside=path.parent), f"{path}", model)
+        return parse_object(read_file(path, max_bytes, inside=path.parent), f"{path}", model)
     except FileNotFoundError as err:
         raise StageError(f"{path.parent}: no {path.name} here; `{writer}` writes it") from err
     except OSError as err:

@@ -23,14 +23,15 @@ from PIL import Image, ImageDraw
 from pydantic import ConfigDict, Field
 
 from shards.atomic import write_folder_atomically
-from shards.documents import Document, describe_mismatch, parse_object
+from shards.documents import Document, describe_mismatch
 from shards.errors import shorten, shorten_message
 from shards.files import is_inside, read_file
 from shards.ledger import OK
 from shards.reader import Dataset, read_clip
-from shards.schema import ClipSample, Frame, Frames, ShardError
+from shards.schema import ClipSample, Frame, Frames
 from shards.table import Row
 from stages.engine.cache import versions
+from stages.engine.json_file import read_json_file
 from stages.engine.outcome import StageError
 from stages.evaluate import measure, network_scores
 from stages.evaluate.predictions import GeneratedClip, GeneratedSystem
@@ -348,14 +349,7 @@ def _resize(frame: Frame) -> Image.Image:
 def read_system_card(folder: Path) -> SystemCard:
     """The card in a folder that may come from anyone. Raises StageError in one line."""
     path = folder / CARD
-    try:
-        content = parse_object(read_file(path, MAX_CARD_BYTES, inside=folder), f"{path}")
-    except FileNotFoundError as err:
-        raise StageError(f"{folder}: no {CARD} here; `pipeline evaluate --card` writes it") from err
-    except OSError as err:
-        raise StageError(shorten_message(f"{path}: cannot be read ({err.strerror})")) from err
-    except ShardError as err:
-        raise StageError(str(err)) from err
+    content = read_json_file(path, "pipeline evaluate --card", max_bytes=MAX_CARD_BYTES)
     return _check_card(content, f"{path}")
 
 

@@ -40,6 +40,22 @@ def fit_similarity(source: NDArray[np.float64], target: NDArray[np.float64]) -> 
     return np.stack(rows, axis=-2)
 
 
+def fit_template(
+    points: NDArray[np.floating], px: float, origin: tuple[float, float] = (0.0, 0.0)
+) -> NDArray[np.float64] | None:
+    """The matrix (2, 3) from a picture to the part of a face's crop that begins at ``origin``, x y.
+
+    ``points`` are the face's stable ones (5, 2), ``px`` the pixels of the crop of TEMPLATE_SIZE in one of the
+    result. None where the points are in one place.
+    """
+    template = (TEMPLATE + 0.5 - np.array(origin)) / px - 0.5
+    with np.errstate(divide="ignore", invalid="ignore"):
+        [matrix] = fit_similarity(points[None].astype(np.float64), template)
+    if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix[:, :2])) < 1e-12:
+        return None
+    return np.asarray(matrix)
+
+
 def warp(frame: Frame, matrix: NDArray[np.floating], size: int, supersample: int) -> Frame:
     """Crop a frame to (size, size, 3). Each crop pixel is the mean of ``supersample``² samples.
 

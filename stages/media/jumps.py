@@ -33,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.schema import VIDEO_FPS, Frame
-from stages.media.crops import TEMPLATE, TEMPLATE_SIZE, fit_similarity, warp
+from stages.media.crops import TEMPLATE_SIZE, fit_template, warp
 from stages.media.faces import (
     MAX_LOOK_CHANGE,
     N_POINTS,
@@ -105,10 +105,8 @@ def crop_look(picture: Frame, points: Points) -> Look:
 
     ``points`` are (478, 2), in pixels of the picture (H, W, 3).
     """
-    template = (TEMPLATE + 0.5) * LOOK_SIDE / TEMPLATE_SIZE - 0.5
-    with np.errstate(divide="ignore", invalid="ignore"):
-        [matrix] = fit_similarity(points[None, list(STABLE_POINTS)].astype(np.float64), template)
-    if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix[:, :2])) < 1e-12:
+    matrix = fit_template(points[list(STABLE_POINTS)], TEMPLATE_SIZE / LOOK_SIDE)
+    if matrix is None:
         return np.zeros((LOOK_SIDE, LOOK_SIDE), np.uint8)
     grey = warp(picture, matrix, LOOK_SIDE, LOOK_SUPERSAMPLE).mean(axis=-1)
     y, x = np.mgrid[:LOOK_SIDE, :LOOK_SIDE]
