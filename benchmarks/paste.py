@@ -39,6 +39,7 @@ from stages.evaluate.metrics.surroundings import SurroundingsFit, measure_surrou
 from stages.media.audio import mix_to_mono, read_channels
 from stages.media.video import RgbConverter
 from stages.mels import MelsParams, compute_mel_rows, count_samples
+from stages.speech import SpeechParams, compute_speech_rows, find_model, load_encoder
 
 SIZE = 128
 
@@ -88,7 +89,9 @@ def draw_crops(plan: EditPlan, generator: MouthGenerator | None, later: int) -> 
         return crops, instants[: len(crops)]
     sound, _ = mix_to_mono(read_channels(plan.video, 0.0, count_samples(plan.n_instants)))
     mels = compute_mel_rows(sound, MelsParams())
-    return list(generator(iter(frames), mels, instants[0], None)), instants
+    encoder = find_model(SpeechParams(encoder="whisper-tiny.en")) if generator.takes_speech else None
+    speech = None if encoder is None else compute_speech_rows(sound, load_encoder(encoder))
+    return list(generator(iter(frames), mels, instants[0], speech)), instants
 
 
 def measure_video(plan: EditPlan, generator: MouthGenerator | None, later: int) -> dict[str, float]:

@@ -24,13 +24,15 @@ MAX_CAST = 32
 CAST_SPREAD = 8.0  # levels: differences this close to the median are averaged
 # Share of the border with the same skin from which a cast is corrected; fully from twice this share.
 MIN_SAME_SKIN = 0.25
-# The re-drawn crop counts as unchanged where it differs by less than the first, as changed from the second.
-SAME_LEVELS, OTHER_LEVELS = 6.0, 18.0
+# The re-drawn crop counts as unchanged where it differs by less than the first, as changed from the second:
+# smoothed, because a network does not draw stubble, spots and the knit of a collar, but shows the same skin.
+SAME_LEVELS, OTHER_LEVELS = 6.0, 16.0
+TEXTURE = 2 / 128  # of the crop's side: deviation of the smoothing; what is finer is texture
 # Detail of the source, finer than a crop, is skin or grain up to the first multiple of its own deviation, and
 # an edge of the old mouth from the second. A normal distribution has 0.3 % beyond the first.
 MEDIAN_TO_DEVIATION = 1.4826  # of a normal distribution
 GRAIN_DEVIATIONS, EDGE_DEVIATIONS = 3.0, 4.0
-SPREAD_DIFFERENCE = 5 / 128  # of the crop's side: pixels this close to a change count as changed
+SPREAD_DIFFERENCE = 3 / 128  # of the crop's side: pixels this close to a change count as changed
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +51,9 @@ def paste(
 
     ``crop`` and ``redrawn`` are (S, S, 3), ``affine`` (2, 3) maps frame coordinates to crop coordinates, and
     ``box`` is x0 y0 x1 y1 in the crop, x1 and y1 exclusive. On the border of the box and outside it no bit
-    changes. Inside, a colour cast of ``redrawn`` is corrected, and where it equals ``crop`` the frame keeps
-    its own, finer detail: an unchanged crop changes nothing. Elsewhere it keeps its grain, which no crop can
-    carry, but not the edges of the mouth that is replaced.
+    changes. Inside, a colour cast of ``redrawn`` is corrected, and where it shows what ``crop`` shows the
+    frame keeps its own texture: an unchanged crop changes nothing. Elsewhere it keeps its grain, which no
+    crop can carry, but not the edges of the mouth that is replaced.
     """
     matrix = affine.astype(np.float64)
     region = _find_region(frame.shape[:2], matrix, box)
@@ -59,8 +61,10 @@ def paste(
     if not source.size:
         return Patch(region, frame[region], np.zeros(source.shape[:2], bool))
     alpha = _compute_alpha(region, matrix, box, FEATHER * len(crop))
-    matched = redrawn + estimate_colour_cast(crop, redrawn, box)
-    same = _compute_sameness(crop, matched)
+    difference = redrawn + estimate_colour_cast(crop, redrawn, box) - crop
+    smooth = np.asarray(cv2.GaussianBlur(difference, (0, 0), TEXTURE * len(crop)), np.float32)
+    same = _compute_sameness(smooth)
+    matched = crop + difference + same[..., None] * (smooth - difference)
     new, old = (_resample(image, matrix, region) for image in (matched, crop.astype(np.float32)))
     detail = np.clip(_resample(same, matrix, region), 0, 1)[..., None]  # share of the frame's own detail
     finer = source - old
@@ -130,12 +134,11 @@ def _smoothstep(x: NDArray[np.floating]) -> NDArray[np.floating]:
     return step
 
 
-def _compute_sameness(crop: Frame, matched: Floats) -> Floats:
-    """How unchanged each pixel of the crop is: (S, S) in [0, 1], 1 = the same."""
-    difference = np.abs(matched - crop).max(axis=2)
-    radius = max(1, round(SPREAD_DIFFERENCE * len(crop)))
-    spread = cv2.dilate(difference, np.ones((radius, radius), np.uint8))
-    spread = cv2.GaussianBlur(spread, (0, 0), radius / 3)
+def _compute_sameness(difference: Floats) -> Floats:
+    """How unchanged a crop (S, S) is, from its smoothed ``difference`` (S, S, 3); 1 = the same."""
+    radius = max(1, round(SPREAD_DIFFERENCE * len(difference)))
+    spread = cv2.dilate(np.abs(difference).max(axis=2), np.ones((2 * radius + 1,) * 2, np.uint8))
+    spread = cv2.GaussianBlur(spread, (0, 0), radius)
     return np.asarray(1 - _smoothstep((spread - SAME_LEVELS) / (OTHER_LEVELS - SAME_LEVELS)), np.float32)
 
 

@@ -91,6 +91,28 @@ def test_an_unchanged_crop_changes_nothing_at_any_size_of_the_face(photo: Image)
         assert np.array_equal(apply_patch(photo, paste(photo, crop, crop, matrix, BOX)), photo), scale
 
 
+@pytest.mark.parametrize("scale", [0.5, 1.0, 1.9])
+def test_texture_that_a_network_smooths_away_stays_the_sources(scale: float) -> None:
+    """Stubble and the knit of a collar are finer than what a small network draws, coarser than a pixel."""
+    rng = np.random.default_rng(0)
+    skin = cv2.GaussianBlur(rng.normal(0, 60, (320, 340, 1)).astype(np.float32), (0, 0), 1.2 / scale)
+    frame = np.clip(np.array([190, 140, 120]) + skin[..., None], 0, 255).astype(np.uint8)
+    matrix = make_affine(scale)
+    crop = cut_crop(frame, matrix)
+    redrawn = cv2.GaussianBlur(crop, (0, 0), 2)
+    mouth = (slice(92, 104), slice(50, 78))
+    redrawn[mouth] = (60, 10, 20)
+    result = cut_crop(apply_patch(frame, paste(frame, crop, redrawn, matrix, BOX)), matrix).astype(int)
+    x0, y0, x1, y1 = BOX
+    far = np.zeros((SIZE, SIZE), bool)
+    far[y0:y1, x0:x1] = True
+    far[mouth[0].start - 14 : mouth[0].stop + 14, mouth[1].start - 14 : mouth[1].stop + 14] = False
+    texture = np.abs(crop.astype(int) - cv2.GaussianBlur(crop, (0, 0), 2))[far].mean()
+    assert np.abs(result - crop)[far].mean() < 0.25 * texture  # without it, all is lost
+    inner = result[mouth][3:-3, 3:-3].reshape(-1, 3)
+    assert np.abs(np.median(inner, axis=0) - (60, 10, 20)).max() < 12  # the mouth is the network's
+
+
 @pytest.mark.parametrize("cast", [(9, -7, 12), (-20, -20, -20), (MAX_CAST - 2, 0, 0)])
 def test_a_colour_cast_of_the_redrawn_disappears(photo: Image, cast: tuple[int, int, int]) -> None:
     matrix = make_affine(0.8, 5)
