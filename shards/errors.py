@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import reprlib
 
 MAX_LETTERS = 80  # of a value in a message
 MAX_MESSAGE_LETTERS = 300
+ABSOLUTE_PATH = re.compile(r"(?<![:/\w])(/|[A-Za-z]:[\\/])\S+")  # and no web address
 
 
 class ShardError(Exception):
@@ -52,3 +54,8 @@ def make_printable(text: str) -> str:
         letter if letter.isprintable() else " " if letter in "\n\t" else ascii(letter)[1:-1]
         for letter in text
     )
+
+
+def hide_paths(text: str) -> str:
+    """A text that is made to be sent, without the folders of this machine."""
+    return ABSOLUTE_PATH.sub("...", text)

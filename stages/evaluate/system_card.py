@@ -24,7 +24,7 @@ from pydantic import ConfigDict, Field
 
 from shards.atomic import write_folder_atomically
 from shards.documents import Document, describe_mismatch
-from shards.errors import shorten, shorten_message
+from shards.errors import hide_paths, shorten, shorten_message
 from shards.files import is_inside, read_file
 from shards.ledger import OK
 from shards.reader import Dataset, read_clip
@@ -46,7 +46,6 @@ JPEG_QUALITY = 88
 BOX_COLOUR = (80, 240, 140)
 MAX_CARD_BYTES = 2**18  # one has 10 KB
 MAX_PICTURE_BYTES, MAX_PICTURE_PX = 2**21, 2048  # one has 60 KB and 778 x 388 px
-PATH = re.compile(r"(?<![:/\w])(/|[A-Za-z]:[\\/])\S+")  # an absolute one, and no web address
 PICTURE_ROWS = ("source with its mask box", "generated", "truth")
 
 Audio = Literal["own", "swapped"]
@@ -277,7 +276,7 @@ def _hide_paths(reason: str) -> str:
     """A reason without the folders of this machine, such as where weights were not found."""
     if " not found at " in reason:
         return reason.partition(" at ")[0]
-    return PATH.sub("...", reason)
+    return hide_paths(reason)
 
 
 def _select_figures(cells: Mapping[str, Any]) -> dict[str, Any]:
