@@ -39,6 +39,7 @@ COMMANDS = {
     "verify": ("verify", "Check that a dataset is complete and intact."),
     "explain": ("explain", "Show what happened to a clip, at which stage, and why."),
     "diff": ("diff", "Compare two datasets."),
+    "card": ("card", "Describe a dataset for others: a README for a hub, and Croissant."),
     "prune": ("prune", "Remove files of older datasets from a bucket."),
     "preview": ("preview", "Show a dataset: a contact sheet, or a clip as video."),
 }

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -15,6 +16,23 @@ from shards.errors import MAX_LETTERS, ShardError, make_printable
 
 NOT_STATED = "not stated"
 MAX_SOURCES = 100
+
+
+@dataclass(frozen=True, slots=True)
+class KnownLicence:
+    """A licence as other programs name it."""
+
+    url: str
+    hub_id: str  # of Hugging Face
+
+
+KNOWN_LICENCES: Mapping[str, KnownLicence] = {
+    "CC BY 4.0": KnownLicence("https://creativecommons.org/licenses/by/4.0/", "cc-by-4.0"),
+    "CC BY-SA 4.0": KnownLicence("https://creativecommons.org/licenses/by-sa/4.0/", "cc-by-sa-4.0"),
+    "CC BY-NC 4.0": KnownLicence("https://creativecommons.org/licenses/by-nc/4.0/", "cc-by-nc-4.0"),
+    "CC0 1.0": KnownLicence("https://creativecommons.org/publicdomain/zero/1.0/", "cc0-1.0"),
+    "ODbL 1.0": KnownLicence("https://opendatacommons.org/licenses/odbl/1-0/", "odbl"),
+}
 
 
 class DataSource(Document):

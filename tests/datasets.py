@@ -90,7 +90,7 @@ def write(
     dropped: Sequence[dict[str, Any]] = (),
     **fields: Any,
 ) -> Path:
-    """A complete dataset of one shard, which contains every split, or of shards of ``per_shard`` clips.
+    """A complete dataset of one shard, or of shards of ``per_shard`` clips; one of several splits is "train".
 
     ``dropped`` are ledger rows of files that became no clips.
     """
@@ -101,8 +101,10 @@ def write(
         packed = write_tar(folder / "new.tar", clips[first : first + (per_shard or len(clips))])
         sha256, size = file_sha256(folder / "new.tar"), (folder / "new.tar").stat().st_size
         n_frames = sum(row["frames"] for row in packed)
-        name = make_shard_name("train", len(entries), sha256)
-        entries.append(ShardEntry(name, "train", size, sha256, len(packed), n_frames))
+        names = {row["split"] for row in packed}
+        split = names.pop() if len(names) == 1 else "train"
+        name = make_shard_name(split, len(entries), sha256)
+        entries.append(ShardEntry(name, split, size, sha256, len(packed), n_frames))
         (folder / "new.tar").rename(folder / name)
         shards.append(make_shard_rows(name, packed))
     has_speech = any(clip.speech is not None for clip in clips)

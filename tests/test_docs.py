@@ -36,6 +36,7 @@ FOREIGN_OPTIONS = {
     "dask": {"--port", "--nworkers", "--nthreads", "--memory-limit", "--name", "--no-dashboard"},
     "dask-jobqueue": {"--lifetime", "--lifetime-stagger"},
     "dvc": {"--drop", "--keep", "--queue", "--targets", "--temp"},
+    "hf": {"--delete", "--private", "--repo-type"},
     "docker": {
         "--build-arg",
         "--gpus",

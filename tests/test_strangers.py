@@ -83,6 +83,7 @@ class World:
             ["explain", folder, "s1_clip1"],
             ["preview", folder, "-o", f"{scratch}/sheet.png"],
             ["prune", folder],
+            ["card", folder],
             ["publish", folder, f"{scratch}/published"],
         ]
         if not all_of_them:
