@@ -92,6 +92,54 @@ class _Conditioning:
 
 
 @dataclass(frozen=True)
+class _Round:
+    """The frames that one batch has generated; they may still be on their way to the host."""
+
+    numbers: Sequence[tuple[str, int]]  # of each frame: the key of its clip, and its number in it
+    pixels: _HostCopy  # (B, S, S, 3) uint8
+    is_finite: _HostCopy  # (B,) bool
+
+    def read(self) -> list[GeneratedFrame]:
+        """Wait for the frames. Raises ModelError for one that is not finite."""
+        for (key, number), is_finite in zip(self.numbers, self.is_finite.read(), strict=True):
+            if not is_finite:
+                raise ModelError(
+                    f"{key or 'the video'}: frame {number} as the network generates it is not finite; its "
+                    f"weights are damaged"
+                )
+        rows = zip(self.numbers, self.pixels.read(), strict=True)
+        return [GeneratedFrame(*number, pixels) for number, pixels in rows]
+
+
+@dataclass(frozen=True)
+class _HostCopy:
+    """A tensor on its way from the device to the host."""
+
+    values: Tensor
+    event: torch.cuda.Event | None  # after the copy; None where there is nothing to wait for
+
+    def read(self) -> NDArray[Any]:
+        """The values, once they have arrived."""
+        if self.event is not None:
+            self.event.synchronize()
+            # A clip's frames wait until it is whole, but not in page-locked memory.
+            return np.array(self.values.numpy())
+        return np.asarray(self.values.numpy())
+
+
+def _copy_to_host(values: Tensor) -> _HostCopy:
+    """Start to copy a tensor to the host, and do not wait for it."""
+    values = values.contiguous()
+    if values.device.type != "cuda":
+        return _HostCopy(values.cpu(), None)
+    on_host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    on_host.copy_(values, non_blocking=True)
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record()
+    return _HostCopy(on_host, event)
+
+
+@dataclass(frozen=True)
 class _NoiseLevel:
     """What depends on the noise level alone, so that it is computed once."""
 
@@ -197,13 +245,30 @@ class FrameGenerator:
     @torch.no_grad()
     def rollout(self, requests: Iterable[ClipRequest], *, slots: int) -> Iterator[GeneratedFrame]:
         """Generate all clips, ``slots`` at a time; a clip's frames come in order, mixed with others'."""
+        rounds = self._generate_rounds(requests, slots)
+        previous: _Round | None = None
+        while True:
+            try:
+                current = next(rounds, None)  # the frames before it are on their way to the host meanwhile
+            except Exception:  # as of a clip that cannot be read: what is generated is whole all the same
+                if previous is not None:
+                    yield from previous.read()
+                raise
+            if previous is not None:
+                yield from previous.read()
+            if current is None:
+                return
+            previous = current
+
+    def _generate_rounds(self, requests: Iterable[ClipRequest], slots: int) -> Iterator[_Round]:
+        """One frame of each clip that has a slot, again and again."""
         pending = iter(requests)
         active: list[_ActiveClip] = []
         while batch := self._read_next_frames(active, pending, slots):
-            for (clip, _), pixels in zip(batch, self._generate_frames(batch, slots), strict=True):
-                yield GeneratedFrame(clip.request.key, clip.number, pixels)
-                clip.number += 1
+            yield self._generate_frames(batch, slots)
             active = [clip for clip, _ in batch]
+            for clip in active:
+                clip.number += 1
 
     def _read_next_frames(
         self, active: list[_ActiveClip], pending: Iterator[ClipRequest], slots: int
@@ -248,12 +313,14 @@ class FrameGenerator:
         padding = ((audio.speech_rows_before, audio.speech_rows_after), (0, 0))
         return torch.from_numpy(np.pad(request.speech, padding)).to(self.device)
 
-    def _generate_frames(
-        self, batch: Sequence[tuple[_ActiveClip, CropFrame]], slots: int
-    ) -> list[NDArray[np.uint8]]:
+    def _generate_frames(self, batch: Sequence[tuple[_ActiveClip, CropFrame]], slots: int) -> _Round:
         """The next frame of each clip, (S, S, 3); each becomes the previous frame of its clip."""
         clips = [clip for clip, _ in batch]
-        conditioning = [self._build_conditioning(clip, frame) for clip, frame in batch]
+        sources, masks = self._copy_to_device(batch)
+        conditioning = [
+            self._build_conditioning(*row)
+            for row in zip(clips, torch.split(sources, 1), torch.split(masks, 1), strict=True)
+        ]
         if self.device.type == "cpu":
             images = [self._run_sampler(one, [clip]) for one, clip in zip(conditioning, clips, strict=True)]
         else:
@@ -261,30 +328,42 @@ class FrameGenerator:
             rows = [*range(len(clips)), *[0] * (slots - len(clips))]
             all_slots = _concatenate([conditioning[i] for i in rows])
             images = list(torch.split(self._run_sampler(all_slots, [clips[i] for i in rows]), 1))
-        pixels = []
         for clip, one, image in zip(clips, conditioning, images, strict=False):
             clip.previous, clip.previous_mask = image, one.known_pixels.mask
-            pixels.append(to_pixels(image)[0].permute(1, 2, 0))
-        if not torch.cat(images[: len(clips)]).isfinite().all():
-            clip = clips[0]
-            raise ModelError(
-                f"{clip.request.key or 'the video'}: frame {clip.number} as the network generates it is not "
-                f"finite; its weights are damaged"
-            )
-        return list(torch.stack(pixels).cpu().numpy())
+        generated = torch.cat(images[: len(clips)])
+        return _Round(
+            [(clip.request.key, clip.number) for clip in clips],
+            _copy_to_host(to_pixels(generated).permute(0, 2, 3, 1)),
+            _copy_to_host(generated.isfinite().flatten(1).all(dim=1)),
+        )
 
-    def _build_conditioning(self, clip: _ActiveClip, frame: CropFrame) -> _Conditioning:
-        """As in training, except that the previous frame is the generated one."""
-        if frame.pixels.shape != (self.size, self.size, 3):
-            raise ModelError(f"crops are {frame.pixels.shape}, expected {(self.size, self.size, 3)}")
-        y_0 = to_float(torch.from_numpy(frame.pixels).to(self.device).permute(2, 0, 1)[None])
-        box = self.select_box(frame.box)
-        if box[1] < self.recipe.network.top:
-            raise ModelError(
-                f"{clip.request.key or 'the video'}: the mask box of frame {clip.number} begins at row "
-                f"{box[1]}, the network looks at rows from {self.recipe.network.top} on"
-            )
-        mask = boxes_to_masks(torch.from_numpy(box).to(self.device)[None], self.size)
+    def _copy_to_device(self, batch: Sequence[tuple[_ActiveClip, CropFrame]]) -> tuple[Tensor, Tensor]:
+        """The source crops (B, 3, S, S) and the masks (B, 1, S, S) of a round; crops cross in one copy."""
+        for clip, frame in batch:
+            if frame.pixels.shape != (self.size, self.size, 3):
+                raise ModelError(f"crops are {frame.pixels.shape}, expected {(self.size, self.size, 3)}")
+            if (top := self.select_box(frame.box)[1]) < self.recipe.network.top:
+                raise ModelError(
+                    f"{clip.request.key or 'the video'}: the mask box of frame {clip.number} begins at row "
+                    f"{top}, the network looks at rows from {self.recipe.network.top} on"
+                )
+        pixels = np.stack([frame.pixels for _, frame in batch])
+        boxes = np.stack([self.select_box(frame.box) for _, frame in batch])
+        on_device = [self._copy_array(array) for array in (pixels, boxes)]
+        return to_float(on_device[0].permute(0, 3, 1, 2)), boxes_to_masks(on_device[1], self.size)
+
+    def _copy_array(self, array: NDArray[Any]) -> Tensor:
+        """An array on the device. A GPU is not waited for: the copy starts from page-locked memory."""
+        on_host = torch.from_numpy(array)
+        if self.device.type == "cuda":
+            on_host = on_host.pin_memory()
+        return on_host.to(self.device, non_blocking=True)
+
+    def _build_conditioning(self, clip: _ActiveClip, y_0: Tensor, mask: Tensor) -> _Conditioning:
+        """As in training, except that the previous frame is the generated one.
+
+        ``y_0`` (1, 3, S, S) is the source crop, ``mask`` (1, 1, S, S) what is to be generated in it.
+        """
         frames, audio = self.recipe.frames, self.recipe.network.audio
         if clip.previous is None or clip.previous_mask is None:
             clip.identity = y_0

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from shards.background import prefetch
 from shards.balance import Balance
 from shards.frames import BatchIndex, BoxMargins, ClipTable, NetworkInput, Numbers, RawBatch
 from shards.reader import Dataset, read_clip
@@ -69,7 +70,7 @@ class Resident:
 
     def prefetch(self, indices: Iterator[BatchIndex], *, seed: int) -> Iterator[RawBatch]:
         batches = map(self.read_batch, indices)
-        return prefetch_one(batches) if self._on_host else batches
+        return prefetch(batches, 1) if self._on_host else batches
 
     @property
     def _on_host(self) -> bool:
@@ -80,15 +81,6 @@ def _take_windows(rows: Tensor, first: Tensor, window: tuple[int, int]) -> Tenso
     """(R, M), a row for each sample (B,), and how many rows before and after it -> (B, rows, M)."""
     before, after = window
     return rows[first[:, None] + torch.arange(-before, after + 1, device=rows.device)]
-
-
-def prefetch_one(batches: Iterator[RawBatch]) -> Iterator[RawBatch]:
-    """The same batches; a thread reads the next one while one is in use."""
-    with ThreadPoolExecutor(1) as pool:
-        pending = pool.submit(next, batches, None)
-        while (batch := pending.result()) is not None:
-            pending = pool.submit(next, batches, None)
-            yield batch
 
 
 def split_held_out(clip_ids: Iterable[str], share: float, *, seed: int) -> tuple[list[str], list[str]]:

@@ -162,6 +162,7 @@ def edit_pair(task: EditTask) -> EditRow:
             params=pair.params,
             preview=preview,
             signing=request.signing,
+            overlap=False,  # the other cores have edits of their own
         )
     except Exception as err:
         if isinstance(err, OSError) and err.errno in MACHINE_ERRORS:

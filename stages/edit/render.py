@@ -2,7 +2,7 @@
 
 Each face has a reader that decodes the video for its crops; one more decodes the frames that generated crops
 are pasted into. So it does not matter how many crops a network reads before it returns the first one: no full
-frame waits in memory.
+frame waits in memory. The crops for the network are decoded by a thread that is a few of them ahead.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from sampler.paste import Patch, paste
 from sampler.rollout import CropFrame
+from shards.background import prefetch
 from shards.schema import Frame
 from stages.edit.face_check import (
     MISFIT,
@@ -34,6 +35,8 @@ from stages.edit.timing import FrameTiming
 from stages.edit.yuv import YuvConverter, YuvImage
 from stages.engine.progress import Progress, no_progress
 from stages.media.video import RgbConverter
+
+CROPS_AHEAD = 4  # for the network
 
 
 class MouthGenerator(Protocol):
@@ -115,53 +118,86 @@ def try_face(
 
 
 @dataclass(frozen=True, slots=True)
+class DrawnMouth:
+    """The re-drawn crop that one face shows in a frame of the output."""
+
+    instant: int  # of the output, whose crop it is
+    crop: Frame
+
+
+@dataclass(frozen=True, slots=True)
+class DrawnFrame:
+    """The re-drawn crops of one frame of the output, not pasted yet."""
+
+    timing: FrameTiming
+    mouths: list[DrawnMouth | None]  # of each face; None where it is left as it is
+    reasons: list[str | None]  # of each face: a code, if it is not re-drawn here
+
+
+@dataclass(frozen=True, slots=True)
 class OutputFrame:
     """One frame of the output."""
 
     timing: FrameTiming
     source: YuvImage
     result: YuvImage
-    reasons: list[str | None]  # of each face: a code, if it is not re-drawn here
 
 
-def render_frames(
+def draw_frames(
     faces: Sequence[DrawnFace],
     generator: MouthGenerator,
     check: FaceCheckParams | None,
     report: Callable[[], None],
     stack: ExitStack,
-) -> Iterator[OutputFrame]:
-    """The output's frames, one at a time, with every one of ``faces`` re-drawn in them.
+) -> Iterator[DrawnFrame]:
+    """The crops of the output's frames, one frame at a time, with every one of ``faces`` re-drawn in them.
 
     The plans of ``faces`` are of one video, fit and length. Without ``check`` misfits are drawn too.
     ``report`` is called after each generated crop that is checked. ``stack`` closes what is opened.
     """
-    [plan, *_] = (face.plan for face in faces)
-    frame_reader = stack.enter_context(FrameReader(plan.video, plan.facts, plan.stamps))
     mouths = [_MouthReader(face, generator, check, report, stack) for face in faces]
-    to_rgb, to_yuv = RgbConverter(), YuvConverter()
-    for timing in plan.schedule():
+    for timing in faces[0].plan.schedule():
         crops = [mouth.read_crop(timing) for mouth in mouths]
-        frame = frame_reader[timing.source]
-        source = result = to_yuv(frame)
-        if any(crop is not None for crop in crops):
-            image = to_rgb(frame)
-            # Where the boxes of two faces overlap, the first one's pixels stay.
-            drawn = np.zeros(image.shape[:2], bool) if len(faces) > 1 else None
-            for mouth, crop in zip(mouths, crops, strict=True):
-                if crop is None:
-                    continue
-                patch = mouth.paste(image, crop, timing)
-                inside = patch.inside
-                if drawn is not None:
-                    inside = inside & ~drawn[patch.region]
-                    drawn[patch.region] |= inside
-                change = patch.pixels.astype(np.float32) - image[patch.region]
-                result = result.add_change(patch.region, change, inside, plan.facts.colours)
         reasons = [
             mouth.get_reason() if crop is None else None for mouth, crop in zip(mouths, crops, strict=True)
         ]
-        yield OutputFrame(timing, source, result, reasons)
+        yield DrawnFrame(timing, crops, reasons)
+
+
+class FramePaster:
+    """Pastes re-drawn crops into the source's frames, which it decodes, in the order of the output."""
+
+    def __init__(self, faces: Sequence[DrawnFace], generator: MouthGenerator, stack: ExitStack) -> None:
+        self._plans, self._generator = [face.plan for face in faces], generator
+        plan = self._plans[0]
+        self._colours = plan.facts.colours
+        self._frames = stack.enter_context(FrameReader(plan.video, plan.facts, plan.stamps))
+        self._to_rgb, self._to_yuv = RgbConverter(), YuvConverter()
+
+    def __call__(self, drawn: DrawnFrame) -> OutputFrame:
+        frame = self._frames[drawn.timing.source]
+        source = result = self._to_yuv(frame)
+        if any(mouth is not None for mouth in drawn.mouths):
+            image = self._to_rgb(frame)
+            # Where the boxes of two faces overlap, the first one's pixels stay.
+            changed = np.zeros(image.shape[:2], bool) if len(self._plans) > 1 else None
+            for plan, mouth in zip(self._plans, drawn.mouths, strict=True):
+                if mouth is None:
+                    continue
+                patch = self._paste(plan, image, mouth, drawn.timing)
+                inside = patch.inside
+                if changed is not None:
+                    inside = inside & ~changed[patch.region]
+                    changed[patch.region] |= inside
+                change = patch.pixels.astype(np.float32) - image[patch.region]
+                result = result.add_change(patch.region, change, inside, self._colours)
+        return OutputFrame(drawn.timing, source, result)
+
+    def _paste(self, plan: EditPlan, image: Frame, mouth: DrawnMouth, timing: FrameTiming) -> Patch:
+        """A re-drawn crop in its place in a frame (H, W, 3)."""
+        crop_plan = plan.plan_crop(mouth.instant)
+        crop, matrix = crop_plan.crop(image, plan.get_source_time(timing.source), self._generator.size)
+        return paste(image, crop, mouth.crop, matrix, self._generator.select_box(crop_plan.box))
 
 
 class _MouthReader:
@@ -179,27 +215,20 @@ class _MouthReader:
         reader = stack.enter_context(FrameReader(plan.video, plan.facts, plan.stamps))
         crops = _generate_crops(plan, generator, face.sound, reader, check, report)
         self._generated = stack.enter_context(closing(crops))
-        self._plan, self._generator = plan, generator
+        self._plan = plan
         self._k = -1  # the instant of the crop that was read last
         self._crop: Frame | None = None
 
-    def read_crop(self, timing: FrameTiming) -> Frame | None:
+    def read_crop(self, timing: FrameTiming) -> DrawnMouth | None:
         """The crop that a frame shows, the next one or the last; None where the mouth is left as it is."""
         shown = self._plan.find_shown_instant(timing)
         while self._k < shown:
             self._k, self._crop = self._k + 1, next(self._generated)
-        return self._crop
+        return None if self._crop is None else DrawnMouth(self._k, self._crop)
 
     def get_reason(self) -> str:
         """The code that says why the crop read last is None."""
         return self._plan.get_reason(self._k) if self._plan.get_segment_index(self._k) < 0 else MISFIT
-
-    def paste(self, image: Frame, new_crop: Frame, timing: FrameTiming) -> Patch:
-        """The crop read last, in its place in a frame (H, W, 3)."""
-        plan, crop_plan = self._plan, self._plan.plan_crop(self._k)
-        seconds = plan.get_source_time(timing.source)
-        crop, matrix = crop_plan.crop(image, seconds, self._generator.size)
-        return paste(image, crop, new_crop, matrix, self._generator.select_box(crop_plan.box))
 
 
 def _generate_crops(
@@ -216,15 +245,14 @@ def _generate_crops(
         if index < 0:
             yield from [None] * len(instants)
             continue
-        frames = read_crops(plan, reader, instants, generator.size)
-        pending: deque[CropFrame] = deque()  # read by the network; their crops are not yet measured
-        if check is not None:
-            frames = _store_frames(frames, pending)
-        generated = generator(frames, sound.mels, instants[0], sound.speech)
-        crops = _check_crops(generated, len(instants), generator.size)
-        if check is None:
-            yield from crops
-        else:
+        with closing(prefetch(read_crops(plan, reader, instants, generator.size), CROPS_AHEAD)) as frames:
+            if check is None:
+                generated = generator(frames, sound.mels, instants[0], sound.speech)
+                yield from _check_crops(generated, len(instants), generator.size)
+                continue
+            pending: deque[CropFrame] = deque()  # read by the network; their crops are not yet measured
+            generated = generator(_store_frames(frames, pending), sound.mels, instants[0], sound.speech)
+            crops = _check_crops(generated, len(instants), generator.size)
             yield from drop_misfits(_measure_crops(crops, pending, generator, report), check)
 
 

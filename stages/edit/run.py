@@ -10,9 +10,11 @@ opened without access to other files.
 from __future__ import annotations
 
 import math
+import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -25,6 +27,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as params_dataclass
 
 from shards.atomic import write_atomically
+from shards.background import BackgroundWriter
 from shards.schema import VIDEO_FPS
 from stages.align import AlignParams
 from stages.edit.credentials import Signing, check_signing, sign_when_written
@@ -32,7 +35,16 @@ from stages.edit.face_check import FaceCheckParams, MisfitError
 from stages.edit.face_track import FaceChoice, choose_face_paths, observe_faces
 from stages.edit.plan import EditPlan
 from stages.edit.reader import VideoFacts, probe_video
-from stages.edit.render import DrawnFace, MouthGenerator, SoundRows, render_frames, try_face
+from stages.edit.render import (
+    DrawnFace,
+    DrawnFrame,
+    FramePaster,
+    MouthGenerator,
+    OutputFrame,
+    SoundRows,
+    draw_frames,
+    try_face,
+)
 from stages.edit.speech import Speech, probe_speech
 from stages.edit.timing import Fit, compute_output_seconds
 from stages.edit.writer import OutputFormat, VideoWriter, can_copy_audio, select_container
@@ -42,6 +54,7 @@ from stages.engine.progress import Progress, no_progress
 from stages.engine.sandbox import DAY, MAX_PIXELS, ClipJob, LimitParams
 from stages.landmarks import LandmarksParams
 from stages.media.faces import check_engine
+from stages.media.video import count_instants
 from stages.mels import MelsParams, compute_mels_of_file
 from stages.speech import SpeechParams, compute_speech_of_file, find_model
 
@@ -51,6 +64,8 @@ Preset = Literal[
 # A child that reads audio keeps it and its mels in memory: so many MB more for each second of it.
 AUDIO_MB_PER_SECOND = 1.0
 MIN_BYTES_PER_SECOND = 8000
+# How much waits in memory: crops to be pasted (50 KB), and whole frames to be encoded (14 MB of 4K).
+CROPS_WAITING, FRAMES_WAITING = 8, 2
 
 
 @params_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -129,6 +144,7 @@ def edit(
     preview: Path | None = None,
     signing: Signing | None = None,
     progress: Progress = no_progress,
+    overlap: bool = True,
 ) -> EditResult:
     """Write ``out``: ``video`` with the mouth re-drawn by ``generator``, and with ``audio`` as its sound.
 
@@ -140,6 +156,9 @@ def edit(
 
     ``audio`` is what ``params.face`` says, or what each of several faces says: ``{"left": a, "right": b}``.
     Then the output's sound is their sum, its length is by the longest, and each face is one person.
+
+    The speech is analysed while faces are looked for, each in a child process; without ``overlap`` one comes
+    after the other, in the same child: as fast on one core, in less memory.
 
     ``model`` is MediaPipe's face model. ``preview`` is a second mp4 to write: source and result side by side.
     ``progress`` receives the passes "faces" (of instants), "trial" and "frames". Files appear when they are
@@ -167,13 +186,12 @@ def edit(
         if seconds > params.max_seconds:
             raise StageError(f"{out}: would last {float(seconds):.1f} s, expected at most "
                              f"{params.max_seconds:g} s; --max-seconds allows more")  # fmt: skip
-        plans = make_plans(
-            video, facts, seconds, generator.size, model, params, [*recordings], Path(scratch), progress
-        )
-        faces = [
-            DrawnFace(plan, compute_sound(speech, plan.n_instants, encoder, params))
-            for plan, speech in zip(plans, speeches, strict=True)
-        ]
+        n_instants = max(1, count_instants(seconds))
+        with _compute_sounds(speeches, n_instants, encoder, params, overlap=overlap) as sounds:
+            plans = make_plans(
+                video, facts, seconds, generator.size, model, params, [*recordings], Path(scratch), progress
+            )
+            faces = [DrawnFace(plan, sound) for plan, sound in zip(plans, sounds, strict=True)]
         if not params.any_face:
             for choice, face in zip(recordings, faces, strict=True):
                 name = f" (--face {choice})" if len(faces) > 1 else ""
@@ -233,8 +251,44 @@ def find_speech_encoder(params: EditParams) -> Path:
     return encoder
 
 
-def compute_sound(speech: Speech, n_instants: int, encoder: Path | None, params: EditParams) -> SoundRows:
-    """Mels and speech features, by the dataset's own functions, in the sandbox."""
+@contextmanager
+def _compute_sounds(
+    speeches: Sequence[Speech], n_instants: int, encoder: Path | None, params: EditParams, *, overlap: bool
+) -> Iterator[Iterator[SoundRows]]:
+    """The sound of each of ``speeches``, in order. With ``overlap`` a thread computes them from now on.
+
+    Where the ``with`` block is left it ends, and so does the process that it waits for.
+    """
+    is_left = threading.Event()
+
+    def check_block() -> None:
+        if is_left.is_set():
+            raise InterruptedError("the edit has ended")
+
+    def compute(speech: Speech) -> SoundRows:
+        return compute_sound(speech, n_instants, encoder, params, check_block)
+
+    if not overlap:
+        yield map(compute, speeches)
+        return
+    with ThreadPoolExecutor(1) as pool:
+        futures = [pool.submit(compute, speech) for speech in speeches]
+        try:
+            yield (future.result() for future in futures)
+        finally:
+            is_left.set()
+            for future in futures:
+                future.cancel()
+
+
+def compute_sound(
+    speech: Speech,
+    n_instants: int,
+    encoder: Path | None,
+    params: EditParams,
+    on_poll: Callable[[], None] = lambda: None,
+) -> SoundRows:
+    """Mels and speech features, by the dataset's own functions, in the sandbox; ``on_poll`` as there."""
 
     def make_mels_job(entry: Path) -> ClipJob:
         return ClipJob(
@@ -246,7 +300,7 @@ def compute_sound(speech: Speech, n_instants: int, encoder: Path | None, params:
             entry=entry,
         )
 
-    mels = _run_sound_job(make_mels_job, speech, n_instants, params)["mels"]
+    mels = _run_sound_job(make_mels_job, speech, n_instants, params, on_poll)["mels"]
     if encoder is None:
         return SoundRows(mels, None)
 
@@ -260,18 +314,22 @@ def compute_sound(speech: Speech, n_instants: int, encoder: Path | None, params:
             entry=entry,
         )
 
-    return SoundRows(mels, _run_sound_job(make_speech_job, speech, n_instants, params)["speech"])
+    return SoundRows(mels, _run_sound_job(make_speech_job, speech, n_instants, params, on_poll)["speech"])
 
 
 def _run_sound_job(
-    make_job: Callable[[Path], ClipJob], speech: Speech, n_instants: int, params: EditParams
+    make_job: Callable[[Path], ClipJob],
+    speech: Speech,
+    n_instants: int,
+    params: EditParams,
+    on_poll: Callable[[], None],
 ) -> dict[str, NDArray[Any]]:
     """The arrays that a job on the speech has saved. Raises StageError when there are none."""
     seconds = n_instants / VIDEO_FPS
     memory_mb = params.limits.memory_mb + math.ceil(AUDIO_MB_PER_SECOND * seconds)
     limits = replace(params.limits, memory_mb=memory_mb)
     try:
-        return sandbox.run_for_arrays(make_job, limits, video_seconds=seconds)
+        return sandbox.run_for_arrays(make_job, limits, video_seconds=seconds, on_poll=on_poll)
     except Drop as drop:
         raise StageError(f"{speech.path}: {drop.reason}") from drop
 
@@ -341,7 +399,7 @@ def _write_outputs(
         facts, seconds=plan.seconds, crf=params.crf, preset=params.preset
     )
     total = sum(1 for _ in plan.schedule())
-    n_frames = n_redrawn = 0
+    n_frames = n_redrawn = n_written = 0
     counts: list[Counter[str]] = [Counter() for _ in faces]
 
     def open_writer(path: Path, video_format: OutputFormat) -> VideoWriter:
@@ -360,21 +418,35 @@ def _write_outputs(
             preview_format = replace(output_format, width=2 * output_format.width)
             preview_writer = open_writer(preview, preview_format)
 
-        def report() -> None:
-            progress("frames", n_frames, total)
-
-        check = None if params.any_face else params.face_check
-        for frame in render_frames(faces, generator, check, report, stack):
+        def encode(frame: OutputFrame) -> None:
+            nonlocal n_written
             writer.write(frame.result, frame.timing.at, frame.timing.ticks)
             if preview_writer is not None:
                 side_by_side = frame.source.hstack(frame.result)
                 preview_writer.write(side_by_side, frame.timing.at, frame.timing.ticks)
-            n_frames += 1
-            n_redrawn += None in frame.reasons
-            for count, reason in zip(counts, frame.reasons, strict=True):
-                if reason is not None:
-                    count[reason] += 1
-            report()
+            n_written += 1
+
+        def report() -> None:
+            progress("frames", n_written, total)
+
+        check = None if params.any_face else params.face_check
+        drawn_frames = draw_frames(faces, generator, check, report, stack)
+        paste = FramePaster(faces, generator, stack)
+        # This thread draws, one pastes and one encodes what is drawn. The slowest sets the pace.
+        encoder = BackgroundWriter(encode, n_waiting=FRAMES_WAITING)
+        paster = BackgroundWriter[DrawnFrame](
+            lambda drawn: encoder.put(paste(drawn)), n_waiting=CROPS_WAITING
+        )
+        with encoder, paster:
+            for drawn in drawn_frames:
+                paster.put(drawn)
+                n_frames += 1
+                n_redrawn += None in drawn.reasons
+                for count, reason in zip(counts, drawn.reasons, strict=True):
+                    if reason is not None:
+                        count[reason] += 1
+                report()
+        report()
     return EditResult(
         frames=n_frames,
         redrawn=n_redrawn,

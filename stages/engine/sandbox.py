@@ -146,15 +146,20 @@ def run_or_raise(
 
 
 def run_for_arrays(
-    make_job: Callable[[Path], ClipJob], limits: LimitParams, *, video_seconds: float
+    make_job: Callable[[Path], ClipJob],
+    limits: LimitParams,
+    *,
+    video_seconds: float,
+    on_poll: Callable[[], None] = lambda: None,
 ) -> dict[str, NDArray[Any]]:
     """Run a job that saves a cache entry (``save_entry``) to the path that ``make_job`` receives.
 
-    Returns the entry's arrays by name. Raises Drop when the job failed or dropped the clip.
+    Returns the entry's arrays by name. Raises Drop when the job failed or dropped the clip. ``on_poll`` is as
+    in ``run``; what it raises ends the job.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "entry.npz")
-        outcome = run(make_job(path), limits, video_seconds=video_seconds)
+        outcome = run(make_job(path), limits, video_seconds=video_seconds, on_poll=on_poll)
         entry = load_entry(path) if outcome.status == OK else None
     if entry is None:
         raise Drop(outcome.code, outcome.reason)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +17,7 @@ from stages.preview.drawing import FLOOR_DB
 if TYPE_CHECKING:
     from stages.mels import MelsParams
 
+_IMPORT_LOCK = threading.Lock()
 GRIFFIN_LIM_STEPS = 64
 PEAK = 0.7  # of full scale: mels are relative to the loudest cell nearby, so the absolute level is lost
 
@@ -26,18 +28,22 @@ def synthesise_audio(mels: NDArray[np.float32], params: MelsParams) -> NDArray[n
     Sample 0 is at the centre of row 0, as in librosa's padded frames that the rows are computed from. Phases
     are estimated, so it sounds hollow; its timing is exact.
     """
-    import librosa  # its import takes two seconds, and a contact sheet needs no audio
+    with (
+        _IMPORT_LOCK
+    ):  # parts of librosa are imported when they are first used, which two threads must not do
+        import librosa  # takes two seconds, and a contact sheet needs no audio
 
+        mel_to_stft, griffinlim = librosa.feature.inverse.mel_to_stft, librosa.griffinlim
     from stages.media.audio import SAMPLE_RATE
     from stages.mels import HOP_SAMPLES
 
     # Silence after the end, so that a short clip fills a whole window.
     silent_rows = -(-params.n_fft // HOP_SAMPLES)
     padded = np.pad(mels, ((0, silent_rows), (0, 0)), constant_values=min(FLOOR_DB, float(mels.min())))
-    magnitudes = librosa.feature.inverse.mel_to_stft(
+    magnitudes = mel_to_stft(
         librosa.db_to_power(padded.T), sr=SAMPLE_RATE, n_fft=params.n_fft, fmax=params.fmax
     )
-    samples = librosa.griffinlim(
+    samples = griffinlim(
         magnitudes,
         n_iter=GRIFFIN_LIM_STEPS,
         hop_length=HOP_SAMPLES,

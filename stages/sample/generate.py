@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 
 import numpy as np
 
 from sampler.rollout import ClipRequest, CropFrame, FrameGenerator
+from shards.background import prefetch
 from shards.reader import Dataset
 from shards.schema import ClipSample, Frames
 from stages.sample.pairs import Pair, count_pair_frames, read_pair
+
+# In memory beside the clips that are being generated: 200 MB of crops of 128 px.
+MAX_CLIPS_AHEAD, MAX_FRAMES_AHEAD = 16, 4000
 
 
 def generate_clips(
@@ -20,20 +25,28 @@ def generate_clips(
     slots: int,
     on_frame: Callable[[], None] = lambda: None,
     read: Callable[[Dataset, Pair], tuple[ClipSample, ClipSample]] = read_pair,
-) -> Iterator[tuple[Pair, Frames]]:
+) -> Generator[tuple[Pair, Frames], None, None]:
     """Yield each pair with its frames (T, S, S, 3) as soon as the last one is generated.
 
-    ``on_frame`` is called after each frame; ``read`` may change the pictures that it reads.
+    ``on_frame`` is called after each frame; ``read`` may change the pictures that it reads. A thread reads
+    the next clips meanwhile, one for each slot: clips of one length end together.
     """
     by_name = {pair.name: pair for pair in pairs}
     unfinished: dict[str, list[Frames]] = {}
-    requests = (make_clip_request(dataset, pair, read) for pair in pairs)
-    for frame in generator.rollout(requests, slots=slots):
-        on_frame()
-        frames = unfinished.setdefault(frame.key, [])
-        frames.append(frame.pixels)
-        if len(frames) == count_pair_frames(dataset, by_name[frame.key]):
-            yield by_name[frame.key], np.stack(unfinished.pop(frame.key))
+    clips = (make_clip_request(dataset, pair, read) for pair in pairs)
+    with closing(prefetch(clips, choose_clips_ahead(dataset, pairs, slots))) as requests:
+        for frame in generator.rollout(requests, slots=slots):
+            on_frame()
+            frames = unfinished.setdefault(frame.key, [])
+            frames.append(frame.pixels)
+            if len(frames) == count_pair_frames(dataset, by_name[frame.key]):
+                yield by_name[frame.key], np.stack(unfinished.pop(frame.key))
+
+
+def choose_clips_ahead(dataset: Dataset, pairs: Sequence[Pair], slots: int) -> int:
+    """How many clips wait in memory to be generated, or to be written: fewer where clips are long."""
+    longest = max((count_pair_frames(dataset, pair) for pair in pairs), default=1)
+    return max(1, min(slots, MAX_CLIPS_AHEAD, MAX_FRAMES_AHEAD // longest))
 
 
 def make_clip_request(

@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -25,6 +26,7 @@ from model.execution import Execution, Ranks, join_ranks
 from sampler.params import SampleParams
 from sampler.rollout import FrameGenerator
 from shards.atomic import write_atomically
+from shards.background import BackgroundWriter
 from shards.checksum import file_sha256
 from shards.errors import shorten
 from shards.files import is_inside
@@ -38,7 +40,7 @@ from stages.engine.progress import Progress, no_progress
 from stages.media.audio import SAMPLE_RATE
 from stages.media.encode import AudioTrack, write_mp4
 from stages.preview.sound import read_mels_params, synthesise_audio
-from stages.sample.generate import generate_clips
+from stages.sample.generate import choose_clips_ahead, generate_clips
 from stages.sample.pairs import (
     CROPS,
     RUN_INFO,
@@ -53,6 +55,7 @@ from stages.sample.pairs import (
     write_crops,
 )
 
+MAX_WRITERS = 16  # threads
 VIDEO_SCALE = 2  # of crops in the videos
 
 
@@ -124,9 +127,16 @@ def _sample(request: SampleRequest, params: SampleParams, ranks: Ranks, progress
         n_done += 1
         progress("sampling", n_done, total)
 
+    def write(clip: tuple[Pair, Frames]) -> None:
+        _write_clip(request, dataset, *clip)
+
+    # Sound and video of a clip take a second of a core, as long as a GPU draws several clips.
+    n_writers = min(MAX_WRITERS, os.cpu_count() or 1)
+    n_waiting = choose_clips_ahead(dataset, missing, request.slots)
     clips = generate_clips(generator, dataset, missing, slots=request.slots, on_frame=count_frame)
-    for pair, frames in clips:
-        _write_clip(request, dataset, pair, frames)
+    with closing(clips), BackgroundWriter(write, n_waiting=n_waiting, n_threads=n_writers) as writer:
+        for clip in clips:
+            writer.put(clip)
     ranks.barrier()
     if ranks.is_first:
         write_rows(request.out / TABLE, [_make_row(request.out, dataset, pair) for pair in pairs], SCHEMA)

@@ -31,7 +31,8 @@ from model.monitor import RunMonitor, compute_held_out_losses
 from model.recipe import ModelError, OptimParams, Recipe
 from model.run_log import METRICS, PICTURES, TENSORBOARD, read_metrics
 from model.signals import catch_stop_signals
-from shards.resident import Resident, prefetch_one, split_held_out
+from shards.background import prefetch
+from shards.resident import Resident, split_held_out
 from shards.schema import ShardError
 from stages.engine.lock import LOCK_NAME
 from stages.engine.outcome import StageError
@@ -222,7 +223,7 @@ def test_frames_in_the_hosts_memory_are_prefetched_in_the_same_order(data: Resid
         select_batch(data.clips, part, part, seed=0, frames=TINY.frames, audio=TINY.network.audio)
         for part in np.split(np.arange(20), 4)
     ]
-    plain, prefetched = map(data.read_batch, indices), prefetch_one(map(data.read_batch, indices))
+    plain, prefetched = map(data.read_batch, indices), prefetch(map(data.read_batch, indices), 1)
     for one, other in zip(plain, prefetched, strict=True):
         assert all(torch.equal(*pair) for pair in zip(one[1:4], other[1:4], strict=True))
 
