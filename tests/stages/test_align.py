@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -19,7 +20,7 @@ from stages.align import (
     project_points,
 )
 from stages.engine.outcome import Drop
-from stages.media.crops import TEMPLATE, fit_similarity
+from stages.media.crops import PADDED_PIXELS, TEMPLATE, fit_similarity, warp
 from stages.media.faces import (
     FACE_OVAL,
     LEFT_PUPIL,
@@ -261,3 +262,34 @@ def test_crops_of_other_sizes_show_the_same(made: tuple[Points, np.ndarray]) -> 
         assert scaled.max() <= size
         assert len(size_of(scaled)) == 1
         check_that_the_lower_face_is_hidden(points, AlignParams(size=size))
+
+
+@settings(max_examples=150)
+@given(
+    height=st.integers(1, 400),
+    width=st.integers(1, 400),
+    size=st.integers(1, 130),
+    supersample=st.integers(1, 4),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_a_crop_has_the_bits_of_three_channels_whatever_its_size(
+    height: int, width: int, size: int, supersample: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    picture = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    angle, scale = rng.uniform(-np.pi, np.pi), rng.uniform(0.1, 3)
+    turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    centre = turn @ rng.uniform(0, [width, height])
+    matrix = np.column_stack([turn, size / 2 - centre]).astype(np.float32)
+    side = size * supersample
+    fine = matrix.astype(np.float64) * supersample
+    fine[:, 2] += (supersample - 1) / 2
+    # Where the picture is so much larger, three channels are sampled as they are.
+    larger = np.zeros((max(height, PADDED_PIXELS * side**2 // width + 1), width, 3), np.uint8)
+    larger[:height] = picture
+    for shown in (picture, larger):
+        samples = cv2.warpAffine(
+            shown, matrix if supersample == 1 else fine, (side, side), flags=cv2.INTER_LINEAR
+        )
+        expected = cv2.resize(samples, (size, size), interpolation=cv2.INTER_AREA)
+        assert np.array_equal(warp(shown, matrix, size, supersample), expected)
