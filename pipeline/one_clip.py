@@ -6,6 +6,7 @@ of that changes a byte, which tests/pipeline/test_one_clip.py checks.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -41,7 +42,7 @@ def clip_from_file(
     # Stage 2: 478 face points in every frame, at 25 fps.
     model = weights.find(weights.LANDMARKER, params.landmarks.model)
     with FaceFinder(model, params.landmarks.max_faces, params.landmarks.engine) as find_faces:
-        frames = video.read_frames_at_25fps(path, start, n_frames)
+        frames = video.ClipFrames(partial(video.read_frames_at_25fps, path, start, n_frames))
         face = landmarks.find_points(frames, find_faces, params.landmarks)
 
     # Stage 3: a matrix to the crop and a mask box for every frame.

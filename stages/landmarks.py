@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,12 +33,12 @@ from stages.media.faces import (
     check_engine,
     find_longest_gap,
     interpolate_gaps,
-    load_default_engine,
+    load_engine,
     open_finder,
     track_largest_face,
 )
 from stages.media.jumps import PictureComparison, detect_faces, find_jumps
-from stages.media.video import ClockFrame, read_frames_at_25fps
+from stages.media.video import ClipFrames, ClockFrame, read_frames_at_25fps
 
 STAGE = "landmarks"
 MAX_LISTED = 20  # frames that a note names
@@ -81,12 +83,13 @@ def find_points(
     """Track the largest face through a clip.
 
     ``find`` returns the faces of a frame; it is called once for a source frame that several frames show.
-    Raises Drop when the gaps are too long, the face is too small or a cut shows another one.
+    ``frames`` is no iterator: it is read again for the rare clip whose pictures have to be compared. Raises
+    Drop when the gaps are too long, the face is too small or a cut shows another one.
     """
+    assert not isinstance(frames, Iterator), "frames may be read twice"
     faces: list[list[FaceDetection]] = []
     changes: list[float] = []
     seconds: list[float] = []
-    compare_picture = PictureComparison()
     last: ClockFrame | None = None
     for frame in frames:
         seconds.append(frame.seconds)
@@ -95,7 +98,8 @@ def find_points(
             changes.append(0.0)
             continue
         faces.append(detect_faces(frame.image, find))
-        changes.append(compare_picture(frame.image))
+        # Another size is a jump. Other changes only tell at which frame of a gap a jump is.
+        changes.append(0.0 if last is None or last.image.shape == frame.image.shape else math.inf)
         last = frame
     n_frames = len(faces)
     if not any(faces):
@@ -109,6 +113,8 @@ def find_points(
         raise Drop("small_face", f"its face is {width:.0f} px wide, "
                    f"expected {params.min_face_pixels:g} or more")  # fmt: skip
     jumps = find_jumps(tracked, changes, seconds)
+    if any(_is_unplaced(tracked, jump.frame) for jump in jumps):
+        jumps = find_jumps(tracked, _compare_pictures(frames), seconds)
     cuts = [jump.frame for jump in jumps if jump.is_new_face]
     if cuts and params.cuts == "drop":
         raise Drop("cut", f"{describe_frames('cut to another face', cuts)} of {n_frames}; "
@@ -127,6 +133,26 @@ def find_points(
     starts = [jump.frame for jump in jumps]
     points = interpolate_gaps([None if face is None else face.points for face in tracked], starts)
     return ClipLandmarks(points, is_found, starts, tuple(notes))
+
+
+def _is_unplaced(tracked: Sequence[FaceDetection | None], frame: int) -> bool:
+    """Whether a jump may be later than at ``frame``, the first after the last that shows the face before."""
+    before, face = tracked[frame - 1], tracked[frame]
+    if before is None or face is None:
+        return True
+    return np.array_equal(before.points, face.points) and np.array_equal(before.look, face.look)
+
+
+def _compare_pictures(frames: Iterable[ClockFrame]) -> list[float]:
+    """How much each frame's picture differs from the one before, as PictureComparison measures it."""
+    changes: list[float] = []
+    compare_picture = PictureComparison()
+    last: ClockFrame | None = None
+    for frame in frames:
+        # Frames that show one source frame share one object.
+        changes.append(0.0 if frame is last else compare_picture(frame.image))
+        last = frame
+    return changes
 
 
 def describe_frames(what: str, frames: Sequence[int]) -> str:
@@ -149,7 +175,8 @@ def find_landmarks_in_file(
 ) -> Outcome:
     """Find the points of a video's frames and save them as a cache entry. Runs in the sandbox."""
     finder = open_finder(model, params.max_faces, params.engine)
-    clip = find_points(read_frames_at_25fps(path, start, n_frames), finder, params)
+    frames = ClipFrames(partial(read_frames_at_25fps, path, start, n_frames))
+    clip = find_points(frames, finder, params)
     is_jump = np.zeros(len(clip.points), bool)
     is_jump[clip.jumps] = True
     outcome = Outcome(notes=clip.notes)
@@ -157,9 +184,9 @@ def find_landmarks_in_file(
     return outcome
 
 
-def warm_up() -> None:
-    """Load what finds faces before the first clip's deadline starts."""
-    load_default_engine()
+def warm_up(arguments: Mapping[str, Any]) -> None:
+    """Load what finds faces, by a job's ``params``, before the first clip's deadline starts."""
+    load_engine(arguments["params"]["engine"])
 
 
 def run(work: Work, parts: Sequence[Part], params: LandmarksParams, context: Context) -> Report:

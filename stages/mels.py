@@ -6,10 +6,11 @@ what the paper's code does with them.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -26,6 +27,9 @@ from stages.engine.per_clip import run_per_clip
 from stages.engine.sandbox import ClipJob
 from stages.engine.stage import Context, Report, Work
 from stages.media.audio import SAMPLE_RATE, SAMPLES_PER_FRAME, mix_to_mono, read_channels
+
+if TYPE_CHECKING:
+    from threadpoolctl import ThreadpoolController
 
 STAGE = "mels"
 VERSION = 1
@@ -114,14 +118,13 @@ def compute_mel_power(sound: NDArray[np.float32], params: MelsParams) -> NDArray
     the number of threads changes the order of sums, and so the last bits.
     """
     import librosa
-    from threadpoolctl import threadpool_limits
 
     n_rows = 1 + len(sound) // HOP_SAMPLES
     padded = np.pad(sound, params.n_fft // 2)
     power = np.empty((params.n_mels, n_rows), np.float32)
     # The last block takes the remainder: BLAS adds in another order when it has few columns.
     bounds = [*range(0, max(n_rows - ROWS_AT_ONCE, 1), ROWS_AT_ONCE), n_rows]
-    with threadpool_limits(1, user_api="blas"):
+    with _find_blas().limit(limits=1, user_api="blas"):
         for first, last in pairwise(bounds):
             power[:, first:last] = librosa.feature.melspectrogram(
                 y=padded[first * HOP_SAMPLES : (last - 1) * HOP_SAMPLES + params.n_fft],
@@ -134,6 +137,14 @@ def compute_mel_power(sound: NDArray[np.float32], params: MelsParams) -> NDArray
                 center=False,
             )
     return power
+
+
+@functools.cache
+def _find_blas() -> ThreadpoolController:
+    """NumPy's BLAS among the loaded libraries, which takes as long to find as the mels of a second."""
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
 
 
 def count_samples(n_frames: int) -> int:
@@ -152,7 +163,7 @@ def compute_mels_of_file(path: Path, start: float, n_frames: int, params: MelsPa
     return outcome
 
 
-def warm_up() -> None:
+def warm_up(_: Mapping[str, Any]) -> None:
     """Load librosa before the first clip's deadline starts.
 
     On a new machine its first use compiles for half a minute into numba's cache. Two processes that write

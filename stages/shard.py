@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -281,8 +282,9 @@ def encode_crops_of_file(
 ) -> Outcome:
     """Crop and encode a video's frames to the file ``blob``. Runs in the sandbox."""
     cv2.setNumThreads(1)
-    row = read_part(align_part, list_columns(["affine"]))[clip_id]
-    matrices = read_array(row, "affine", align.COLUMNS, (-1, 2, 3))
+    status = align_part.stat()
+    version = status.st_ino, status.st_mtime_ns, status.st_size
+    matrices = read_array(_read_affines(align_part, version)[clip_id], "affine", align.COLUMNS, (-1, 2, 3))
     supersample = compute_supersample(matrices, params.max_supersample)
     source_seconds: list[float] = []
 
@@ -296,6 +298,12 @@ def encode_crops_of_file(
     with blob.open("wb") as file:  # one by one: the frames of a long clip do not fit in memory
         offsets = write_frames(file, encoded)
     return Outcome(facts={"frame_offsets": offsets, "source_seconds": source_seconds})
+
+
+@functools.lru_cache(maxsize=1)
+def _read_affines(align_part: Path, version: tuple[int, ...]) -> dict[str, Row]:
+    """Rows of a part, whose clips are encoded one after the other. Another ``version`` is another file."""
+    return read_part(align_part, list_columns(["affine"]))
 
 
 def _read_planned(path: Path, task: PartTask) -> tuple[bool, ShardEntry | None]:

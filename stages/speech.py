@@ -8,9 +8,9 @@ each number here.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -164,11 +164,11 @@ def load_encoder(model: Path) -> Encode:
     return encode
 
 
-def warm_up() -> None:
+def warm_up(arguments: Mapping[str, Any]) -> None:
     """Load torch and librosa before the first clip's deadline starts. No other job needs torch."""
     import torch  # noqa: F401
 
-    mels.warm_up()
+    mels.warm_up(arguments)
 
 
 def find_model(params: SpeechParams) -> Path | None:

@@ -6,12 +6,12 @@ of a dataset, here it only ends a segment. An instant is a multiple of 1/25 s of
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -141,9 +141,9 @@ def _pack_detections(faces: Sequence[FaceDetection]) -> bytes:
     return np.array(rows, DETECTION).tobytes()
 
 
-def warm_up() -> None:
+def warm_up(arguments: Mapping[str, Any]) -> None:
     """Load what finds faces before the deadline starts."""
-    landmarks.warm_up()
+    landmarks.warm_up(arguments)
 
 
 @dataclass(frozen=True, slots=True)

@@ -332,7 +332,7 @@ def serve() -> None:
             module_name, function_name = name.split(":")
             module = importlib.import_module(module_name)
             if module_name not in warm_modules:
-                getattr(module, "warm_up", lambda: None)()
+                getattr(module, "warm_up", lambda _: None)(arguments)
                 warm_modules.add(module_name)
             replies.write(b'{"warm":true}\n')
             # If the parent is gone and the job holds the GIL, nothing else can end this process.

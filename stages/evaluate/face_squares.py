@@ -6,7 +6,7 @@ edit`` does, so every row of the table, the ground truth's too, can be scored wi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,9 +24,9 @@ from stages.engine.outcome import Drop, Outcome
 from stages.engine.sandbox import ClipJob, LimitParams
 from stages.evaluate.metrics.face_crops import crop_faces, face_boxes
 from stages.landmarks import LandmarksParams
-from stages.media.faces import open_finder
+from stages.media.faces import DEFAULT_ENGINE, load_engine, open_finder
 from stages.media.presentation import read_shown_video
-from stages.media.video import ClockFrame, read_frames_at_25fps
+from stages.media.video import ClipFrames, ClockFrame, read_frames_at_25fps
 
 
 def crop_squares(path: Path, n_frames: int, landmarker: Path, limits: LimitParams) -> Frames:
@@ -88,7 +88,7 @@ def save_squares_of_file(
 
     params = LandmarksParams(cuts="keep")  # whatever clip is scored
     finder = open_finder(landmarker, params.max_faces, params.engine)
-    points = landmarks.find_points(read_frames(), finder, params).points
+    points = landmarks.find_points(ClipFrames(read_frames), finder, params).points
     try:
         squares = crop_faces((frame.image for frame in read_frames()), face_boxes(points))
     except ValueError as err:
@@ -110,6 +110,6 @@ def _paste_crops(frames: Iterator[ClockFrame], crops: Path) -> Iterator[ClockFra
         yield replace(frame, image=image)
 
 
-def warm_up() -> None:
+def warm_up(_: Mapping[str, Any]) -> None:
     """Load what finds faces before the first clip's deadline starts."""
-    landmarks.warm_up()
+    load_engine(DEFAULT_ENGINE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib import metadata
+from importlib import import_module, metadata
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -106,10 +106,10 @@ def open_finder(model: Path, max_faces: int, engine: Engine = DEFAULT_ENGINE) ->
     return _finders[key]
 
 
-def load_default_engine() -> None:
-    """Import the default engine before the first clip's deadline starts; where it is missing, do nothing."""
+def load_engine(engine: Engine) -> None:
+    """Import an engine before the first clip's deadline starts; where it is missing, do nothing."""
     with suppress(ImportError):
-        import ai_edge_litert.interpreter  # noqa: F401
+        import_module("ai_edge_litert.interpreter" if engine == "litert" else "mediapipe")
 
 
 def measure_face_width(points: Points) -> float:

@@ -61,6 +61,7 @@ MAX_FLASH_PICTURES = 3
 
 LOOK_SIDE = 16  # px
 LOOK_SUPERSAMPLE = 8
+LOOK_PIXELS = np.indices((LOOK_SIDE, LOOK_SIDE))[::-1].reshape(2, -1)  # x and y of each, row by row
 PICTURE_SIDE = 32  # px
 
 
@@ -108,12 +109,13 @@ def crop_look(picture: Frame, points: Points) -> Look:
     matrix = fit_template(points[list(STABLE_POINTS)], TEMPLATE_SIZE / LOOK_SIDE)
     if matrix is None:
         return np.zeros((LOOK_SIDE, LOOK_SIDE), np.uint8)
-    grey = warp(picture, matrix, LOOK_SIDE, LOOK_SUPERSAMPLE).mean(axis=-1)
-    y, x = np.mgrid[:LOOK_SIDE, :LOOK_SIDE]
-    in_picture = np.linalg.inv(matrix[:, :2]) @ (np.stack([x.ravel(), y.ravel()]) - matrix[:, 2:])
+    red, green, blue = cv2.split(warp(picture, matrix, LOOK_SIDE, LOOK_SUPERSAMPLE).astype(np.float64))
+    look = np.clip(np.rint((red + green + blue) / 3), 1, 255)
+    x, y = np.linalg.inv(matrix[:, :2]) @ (LOOK_PIXELS - matrix[:, 2:])
     height, width = picture.shape[:2]
-    inside = ((in_picture >= -0.5) & (in_picture <= [[width - 0.5], [height - 0.5]])).all(axis=0)
-    return np.where(inside.reshape(grey.shape), np.rint(grey).clip(1, 255), 0).astype(np.uint8)
+    inside = (x >= -0.5) & (x <= width - 0.5) & (y >= -0.5) & (y <= height - 0.5)
+    look.ravel()[~inside] = 0
+    return look.astype(np.uint8)
 
 
 def measure_step(before: Points, after: Points) -> float:

@@ -8,7 +8,7 @@ and lost frames all stay in sync, which counting frames would not give.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -52,6 +52,16 @@ class ClockFrame:
     source: int  # index of the source frame
     seconds: float  # the source frame's own time stamp, from the start of the 25 fps clock
     image: Frame  # (H, W, 3) RGB, contiguous
+
+
+@dataclass(frozen=True, slots=True)
+class ClipFrames:
+    """Frames that can be looped over several times: each loop calls ``read``, which decodes them anew."""
+
+    read: Callable[[], Iterator[ClockFrame]]
+
+    def __iter__(self) -> Iterator[ClockFrame]:
+        return self.read()
 
 
 def read_frames_at_25fps(path: Path, start: float, n_frames: int) -> Iterator[ClockFrame]:
@@ -107,9 +117,11 @@ class RgbConverter:
         self._stream = stream
 
     def __call__(self, frame: av.VideoFrame) -> Frame:
-        width, height = frame.width, frame.height
-        if self._stream is not None:
-            width, height = read_form(self._stream, frame).square_size
+        if self._stream is None:
+            (width, height), orientation = (frame.width, frame.height), read_orientation(frame)
+        else:
+            form = read_form(self._stream, frame)
+            (width, height), orientation = form.square_size, form.orientation
         rgb = self._reformatter.reformat(
             frame,
             width,
@@ -120,4 +132,4 @@ class RgbConverter:
             threads=1,
         )
         # Contiguous because MediaPipe ignores strides: it reads a view as another image, without an error.
-        return np.ascontiguousarray(read_orientation(frame).apply(rgb.to_ndarray()))
+        return np.ascontiguousarray(orientation.apply(rgb.to_ndarray()))

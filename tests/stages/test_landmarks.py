@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +17,7 @@ from stages.engine.cache import load_entry
 from stages.engine.outcome import Drop
 from stages.landmarks import LandmarksParams, describe_frames, find_landmarks_in_file, find_points
 from stages.media.faces import FaceFinder, Points
-from stages.media.video import ClockFrame, read_frames_at_25fps
+from stages.media.video import ClipFrames, ClockFrame, read_frames_at_25fps
 from stages.synth import ClipSpec
 
 PARAMS = LandmarksParams(max_gap_frames=3)
@@ -145,6 +147,34 @@ def test_a_gap_is_not_bridged_across_a_jump(frames: list[ClockFrame], finder: Fa
     assert clip.jumps == [at] and np.flatnonzero(~clip.is_found).tolist() == [6, 7]
     for k in (6, 7):
         assert np.array_equal(clip.points[k], clip.points[5 if k < at else 8])
+
+
+def test_a_clip_is_read_a_second_time_only_to_place_a_jump_in_a_gap(
+    frames: list[ClockFrame], finder: FaceFinder
+) -> None:
+    n_loops = 0
+    zoomed = [*frames[:6], *zoom_in(frames[6:], 1.4)]
+    for shown, expected in ((frames, 1), (zoomed, 1), (without_face(zoomed, (5, 6)), 2)):
+
+        def read(shown: Sequence[ClockFrame] = shown) -> Iterator[ClockFrame]:
+            nonlocal n_loops
+            n_loops += 1
+            return iter(shown)
+
+        n_loops = 0
+        clip = find_points(ClipFrames(read), finder, PARAMS)
+        assert n_loops == expected and len(clip.jumps) == (shown is not frames)
+
+
+@pytest.mark.parametrize("engine", ["litert", "mediapipe"])
+def test_a_child_loads_the_engine_of_its_job_and_no_other(engine: str) -> None:
+    code = (
+        "import sys; from stages import landmarks\n"
+        f"landmarks.warm_up({{'params': {{'engine': {engine!r}}}}})\n"
+        "print(*sorted({'ai_edge_litert', 'mediapipe'} & sys.modules.keys()))"
+    )
+    output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert output.split() == [{"litert": "ai_edge_litert", "mediapipe": "mediapipe"}[engine]]
 
 
 def test_a_cut_to_another_face_drops_the_clip_or_is_noted(

@@ -247,11 +247,12 @@ class DatasetClip:
 def build_dataset_clip(clip: Path, model: Path) -> DatasetClip:
     facts: dict[str, Any] = probe_file(clip, "folder", ClipsParams()).facts
     start, n_frames = facts["video_start"], int(facts["frames"])
+    frames = list(read_frames_at_25fps(clip, start, n_frames))
     with FaceFinder(model, 4) as finder:
-        points = find_points(read_frames_at_25fps(clip, start, n_frames), finder, LandmarksParams()).points
+        points = find_points(frames, finder, LandmarksParams()).points
     matrices, boxes = align_clip(points, AlignParams())
     supersample = crops.compute_supersample(matrices, 16)
-    images = list(crops.crop_frames(read_frames_at_25fps(clip, start, n_frames), matrices, 128, supersample))
+    images = list(crops.crop_frames(iter(frames), matrices, 128, supersample))
     sound, _ = mix_to_mono(read_channels(clip, facts["audio_start"], count_samples(n_frames)))
     return DatasetClip(matrices, boxes, images, compute_mel_rows(sound, MelsParams()))
 
