@@ -97,6 +97,8 @@ def _sample_processes(
         for process in processes:
             try:
                 line = " ".join(process.cmdline())
+                if not line:
+                    continue  # it is ending, and no longer says which it was
                 size = process.memory_info().rss / 2**20
                 times = process.cpu_times()
             except psutil.Error:

@@ -211,3 +211,14 @@ ablation.list_clip_sets(dataset, args)
     assert process.stderr.strip().endswith(
         "1 clips of the speakers s3, expected 2 or more; there are s1, s2, s3"
     )
+
+
+def test_the_report_of_instructions_has_a_cost_for_every_part_it_is_asked_for(tmp_path: Path) -> None:
+    options = ["--only", "warp", "webp", "paste", "--json", tmp_path / "costs.json"]
+    command = [sys.executable, "benchmarks/instructions.py", *options]
+    process = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    results = json.loads((tmp_path / "costs.json").read_text())
+    assert list(results["costs"]) == ["warp", "webp", "paste"]
+    assert all(math.isfinite(cost) and cost > 0 for cost in results["costs"].values())
+    assert all(f"| {name} |" in process.stdout for name in results["costs"])
+    assert results["counter"] in ("hardware", "cpu") and results["counter"] in process.stdout
