@@ -11,9 +11,11 @@ one that would begin after --budget seconds is a row that says so.
 
 training: our loop and the paper's, and ours without one thing at a time, as in benchmarks/train.py. If the
 batch does not fit in the GPU's memory, our loop runs in micro-batches, and the row says so. sampling: ours
-and the paper's method, as in benchmarks/sample.py; "static shapes": compiled for this number of clips, where
-the generator compiles once for all numbers above 1. waiting: our loop with its frames on the GPU, and in
+and the paper's method, as in benchmarks/sample.py. waiting: our loop with its frames on the GPU, and in
 pinned memory of the host.
+
+It needs torch, numpy, opencv-python-headless, pyarrow, safetensors and pydantic beside a checkout, which need
+not be installed.
 """
 
 from __future__ import annotations
@@ -28,9 +30,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import bare  # noqa: F401  (before redub's own modules)
 import torch
 from sample import PAPER_STEPS, SAMPLER, SEED, measure_paper, measure_warm_rate, time_rollout, warm_up
-from torch._dynamo import config as dynamo
 from torch._dynamo.utils import counters
 from train import (
     N_CLIPS,
@@ -43,7 +45,6 @@ from train import (
     count_forward_gflop,
     format_profile,
     get_device_name,
-    is_compiled,
     list_ablations,
     make_data,
     measure_memory_gb,
@@ -119,9 +120,9 @@ class Machine:
             lambda: make_data(params, n_clips, self.device, frames_on_host=frames_on_host),
         )
 
-    def get_generators(self, preset: str, *, static: bool) -> Generators:
+    def get_generators(self, preset: str) -> Generators:
         recipe = self.get_recipe(preset)
-        return self.keep(("network", preset, static), lambda: Generators(recipe, self.device))
+        return self.keep(("network", preset), lambda: Generators(recipe, self.device))
 
 
 class Generators:
@@ -213,23 +214,17 @@ def profile_ours(machine: Machine, preset: str, execution: Execution, file: Path
 # --- sampling -------------------------------------------------------------------------------------
 
 
-def measure_clips(
-    machine: Machine, preset: str, execution: Execution, *, slots: int, steps: int, static: bool = False
-) -> Row:
-    """Frames/s of as many clips as there are slots; without compilation if that fails.
-
-    The generator tries its compiled function with one clip only, so another number may still fail.
-    """
-    generators = machine.get_generators(preset, static=static)
-    with dynamo.patch(automatic_dynamic_shapes=not static):
-        try:
-            row = measure_rollouts(machine, generators, execution, slots=slots, steps=steps)
-            skips = counters["inductor"]["cudagraph_skips"]  # of this process so far
-            return row | ({"warnings": [f"{skips} CUDA graphs skipped so far"]} if skips else {})
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as err:  # a compiler may fail with anything
-            problem = describe_error(err)
+def measure_clips(machine: Machine, preset: str, execution: Execution, *, slots: int, steps: int) -> Row:
+    """Frames/s of as many clips as there are slots; without compilation if that fails."""
+    generators = machine.get_generators(preset)
+    try:
+        row = measure_rollouts(machine, generators, execution, slots=slots, steps=steps)
+        skips = counters["inductor"]["cudagraph_skips"]  # of this process so far
+        return row | ({"warnings": [f"{skips} CUDA graphs skipped so far"]} if skips else {})
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as err:  # a compiler may fail with anything
+        problem = describe_error(err)
     eager = replace(execution, compile=False)
     row = measure_rollouts(machine, generators, eager, slots=slots, steps=steps)
     return row | {"warnings": [f"not compiled: {problem}"]}
@@ -238,7 +233,6 @@ def measure_clips(
 def measure_rollouts(
     machine: Machine, generators: Generators, execution: Execution, *, slots: int, steps: int
 ) -> Row:
-    torch.backends.cudnn.benchmark = False  # as in `pipeline sample`; training sets it
     # as measure_paper leaves it: another value would compile the network once more
     torch.set_float32_matmul_precision("high")
     recipe, generator = generators.recipe, generators.get(steps, execution)
@@ -292,13 +286,13 @@ def list_variants(machine: Machine, execution: Execution, out: Path) -> Iterator
         name = f"paper, {'TF32' if tf32 else 'fp32'}"
         return Variant("training", preset, name, lambda: measure_papers(machine, preset, tf32=tf32))
 
-    def clips(slots: int, steps: int, *, static: bool = False) -> Variant:
+    def clips(slots: int, steps: int) -> Variant:
         def measure() -> Row:
-            return measure_clips(machine, multi, execution, slots=slots, steps=steps, static=static)
+            return measure_clips(machine, multi, execution, slots=slots, steps=steps)
 
-        return Variant("sampling", multi, f"{OURS}, static shapes" if static else OURS, measure)
+        return Variant("sampling", multi, OURS, measure)
 
-    few, more, many = (2, 3, 4) if machine.small else (10, 20, 50)
+    few, more, many, most = (2, 3, 4, 5) if machine.small else (10, 20, 50, 100)
     paper_steps = 5 if machine.small else PAPER_STEPS
     some_clips, many_clips = (2, 3) if machine.small else (16, 64)
 
@@ -321,10 +315,11 @@ def list_variants(machine: Machine, execution: Execution, out: Path) -> Iterator
     )
     yield clips(many_clips, more)
     yield clips(many_clips, many)
+    yield clips(many_clips, most)
+    yield clips(1, more)
+    yield clips(1, many)
     for what, (other_execution, change) in list_ablations(execution, machine.device).items():
         yield ours("training", f"ours, no {what}", multi, other_execution, change)
-    if is_compiled(execution, machine.device):
-        yield clips(many_clips, few, static=True)
     yield ours("training", OURS, single, execution)
     yield papers(single, tf32=True)
 

@@ -39,16 +39,7 @@ from model.unet import UNet, count_parameters
 from sampler.params import SampleParams, SamplerName
 from sampler.rollout import ClipRequest, CropFrame, FrameGenerator
 from sampler.steps import KnownPixels, noise_levels, sample
-from shards.reader import open_dataset, read_clip
 from shards.schema import MELS_PER_FRAME
-from stages.evaluate.metrics.mouth import correlation, openings
-from stages.evaluate.metrics.pixels import compute_psnr, squared_errors
-from stages.evaluate.mouths import find_mouths
-from stages.media import weights
-from stages.media.faces import FaceFinder
-from stages.media.networks import find_network
-from stages.sample.generate import generate_clips
-from stages.sample.pairs import make_pairs
 
 MOUTH = (0.20, 0.48, 0.80, 0.92)  # x0 y0 x1 y1 of the mask box, as shares of the crop
 SAMPLER: SamplerName = "dpm++2m"
@@ -203,6 +194,16 @@ def measure_quality(
 
     A few test clips are generated with their own speech, each frame from the generated one before it.
     """
+    # only here: benchmarks/gpu.py runs in an environment without what these need
+    from shards.reader import open_dataset, read_clip
+    from stages.evaluate.metrics.mouth import correlation, openings
+    from stages.evaluate.metrics.pixels import compute_psnr, squared_errors
+    from stages.evaluate.mouths import find_mouths
+    from stages.media import weights
+    from stages.media.faces import FaceFinder
+    from stages.sample.generate import generate_clips
+    from stages.sample.pairs import make_pairs
+
     dataset = open_dataset(shards)
     pairs = make_pairs(dataset, "test", "own", seed=SEED)[:clips]
     scores: dict[int, dict[str, float]] = {}
@@ -286,6 +287,8 @@ def measure_speed(
 
 
 def main() -> None:
+    from stages.media.networks import find_network
+
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch import distributed as dist
 from torch.backends.cpu import get_cpu_capability
 
@@ -19,6 +20,15 @@ from model.recipe import ModelError, Recipe
 Precision = Literal["auto", "bf16", "fp32"]
 Item = TypeVar("Item")
 Function = TypeVar("Function", bound=Callable[..., Any])
+Module = TypeVar("Module", bound=nn.Module)
+
+# After four reads the compiler writes a value to memory, in fp32, which here is a normalised feature map
+# between its normalisation and SiLU. `benchmarks/kernels.py` counts what that moves.
+GPU_OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {
+    "realize_reads_threshold": 64,
+    "realize_acc_reads_threshold": 64,
+    "realize_opcount_threshold": 1000,
+}
 
 log = logging.getLogger(__name__)
 
@@ -31,10 +41,31 @@ class Execution:
     precision: Precision = "auto"  # auto: bf16 on a GPU; weights are always fp32
     compile: bool | None = None  # None: on a GPU
 
+    def is_bf16(self, device: torch.device) -> bool:
+        """Whether matrix products are in bf16."""
+        return self.precision == "bf16" or (self.precision == "auto" and device.type == "cuda")
+
+    def is_compiled(self, device: torch.device) -> bool:
+        """Whether functions are compiled, where the compiler works."""
+        return self.compile or (self.compile is None and device.type == "cuda")
+
     def autocast(self, device: torch.device) -> torch.autocast:
         """Matrix products in bf16, if ``precision`` says so."""
-        in_bf16 = self.precision == "bf16" or (self.precision == "auto" and device.type == "cuda")
-        return torch.autocast(device.type, torch.bfloat16, enabled=in_bf16)
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.is_bf16(device))
+
+    def round_weights(self, network: Module, device: torch.device) -> Module:
+        """The network with the weights that autocast would round to bf16 at every use rounded once.
+
+        A copy, and every result is the same; without bf16 the network itself. For a network that is not
+        trained: the sum of small updates would be rounded away.
+        """
+        if not self.is_bf16(device):
+            return network
+        network = copy.deepcopy(network)
+        for layer in network.modules():
+            if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear):
+                layer.to(torch.bfloat16)
+        return network
 
     def warn_of_slow_precision(self, device: torch.device) -> None:
         """Log a line where bf16 is asked for and the processor has no instructions for it."""
@@ -51,13 +82,17 @@ class Execution:
         trial: Callable[[Function], None],
         device: torch.device,
         *,
-        mode: str = "default",
+        cuda_graphs: bool = False,
     ) -> Function:
-        """``torch.compile`` a function if ``compile`` says so and ``trial`` works with it; else return it."""
-        if not (self.compile or (self.compile is None and device.type == "cuda")):
+        """``torch.compile`` a function if ``compile`` says so and ``trial`` works with it; else return it.
+
+        Every shape is compiled for itself.
+        """
+        if not self.is_compiled(device):
             return function
+        options = GPU_OPTIONS | {"triton.cudagraphs": cuda_graphs} if device.type == "cuda" else {}
         try:
-            compiled_function = cast(Function, torch.compile(function, mode=mode))
+            compiled_function = cast(Function, torch.compile(function, dynamic=False, options=options))
             trial(compiled_function)
         except torch.OutOfMemoryError:
             raise

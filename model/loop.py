@@ -7,6 +7,7 @@ import copy
 import logging
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from model.batch import Batch
 from model.checkpoint import TrainState
 from model.epochs import EpochCounter, count_resumed_epoch, load_batches
-from model.execution import Execution, Ranks
+from model.execution import Execution, Function, Ranks
 from model.monitor import MetricsWindow, RunMonitor
 from model.objective import Forward, compute_losses
 from model.recipe import ModelError, OptimParams, Recipe
@@ -156,6 +157,7 @@ class Trainer:
         self.ranks = ranks
         self.micro_batch = execution.choose_micro_batch(recipe, ranks.world)
         self.forward: Forward = state.network
+        self.compute_losses = self._compute_losses
         self.window = MetricsWindow()
         self.counter = EpochCounter(len(data))
         if data.has_exact_epochs:
@@ -164,20 +166,37 @@ class Trainer:
 
     def prepare_forward(self) -> None:
         """Compile the network where that works, wrap it so that ranks share gradients, start the clock."""
-        module = self.execution.try_compile(self.state.network, self._try_forward, self.ranks.device)
-        is_shared = self.ranks.world > 1
-        self.forward = DistributedDataParallel(module, gradient_as_bucket_view=True) if is_shared else module
+        if self.ranks.world == 1:  # the loss in the same graph, with the noise and the mask
+            self.compute_losses = self._try_compile(self._compute_losses, lambda losses: losses)
+        else:
+            module = self._try_compile(
+                self.state.network, lambda forward: partial(compute_losses, forward, recipe=self.recipe)
+            )
+            self.forward = DistributedDataParallel(module, gradient_as_bucket_view=True)
         self.state.network.train()
         self.window = MetricsWindow()
 
-    def _try_forward(self, forward: Forward) -> None:
+    def _compute_losses(self, batch: Batch) -> Tensor:
+        return compute_losses(self.forward, batch, self.recipe)
+
+    def _try_compile(
+        self, function: Function, make_losses: Callable[[Function], Callable[[Batch], Tensor]]
+    ) -> Function:
+        """Compile a function where that works; ``make_losses`` of it returns the losses of a batch."""
+
+        def run_trial(compiled_function: Function) -> None:
+            self._try_step(make_losses(compiled_function))
+
+        return self.execution.try_compile(function, run_trial, self.ranks.device)
+
+    def _try_step(self, compute: Callable[[Batch], Tensor]) -> None:
         """One forward and backward pass, as in a step, without lasting effects."""
         counter = EpochCounter(len(self.data))
         args = (self.data, self.recipe, self.ranks, self.execution, self.state.position, counter)
         batch = next(load_batches(*args, prefetch=False))[0]
         try:
             with self.execution.autocast(self.ranks.device):
-                losses = compute_losses(forward, batch, self.recipe)
+                losses = compute(batch)
             losses.sum().backward()  # type: ignore[no-untyped-call]
         finally:
             self.state.optimizer.zero_grad(set_to_none=True)
@@ -204,7 +223,7 @@ class Trainer:
 
     def _accumulate_gradients(self, batch: Batch, *, is_last: bool) -> None:
         with _sync_gradients(self.forward, is_last), self.execution.autocast(self.ranks.device):
-            losses = compute_losses(self.forward, batch, self.recipe)
+            losses = self.compute_losses(batch)
             # DDP takes the mean over ranks, so this is the mean over the whole batch
             (losses.sum() * self.ranks.world / self.recipe.batch).backward()  # type: ignore[no-untyped-call]
         self.window.losses.append(losses.detach())

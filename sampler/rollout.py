@@ -12,6 +12,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from model.objective import select_base
 from model.recipe import ModelError, Recipe
 from model.unet import UNet
 from sampler.params import SampleParams
-from sampler.steps import SAMPLERS, KnownPixels, noise_levels, run_steps
+from sampler.steps import SAMPLERS, KnownPixels, Step, apply_steps, noise_levels, run_steps
 from shards.params import describe_params_error
 from shards.rng import Purpose, derive_key, normals
 from shards.schema import MELS_PER_FRAME, SPEECH_PER_FRAME
@@ -147,6 +148,21 @@ class _NoiseLevel:
     films: list[Tensor]  # one (1, 2C) per layer of the network
 
 
+@dataclass(frozen=True)
+class _FrameInputs:
+    """What all steps of one frame of B clips share. With guidance N is 2 B, the half without audio last."""
+
+    images: Tensor  # (N, 6 or 7, S, S)
+    audio_films: list[Tensor]  # one (N, 2C) per layer
+    base: Tensor | None  # (B, 3, S, S)
+    known_pixels: KnownPixels
+
+
+# y, y before, y_0 before, noise (B, 3, S, S), weights (5,), level, what the frame's steps share
+# -> the next y and y_0, (2, B, 3, S, S)
+_CompiledStep = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, _NoiseLevel, _FrameInputs], Tensor]
+
+
 @dataclass
 class FrameGenerator:
     """A network with a sampler, on a device. Raises ModelError for guidance that the network cannot do."""
@@ -164,15 +180,16 @@ class FrameGenerator:
                 f"this one was trained without network.audio.null; use 1"
             )
         self.execution.warn_of_slow_precision(self.device)
-        self.network = self.network.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        torch.backends.cudnn.benchmark = True  # shapes are the same in every step
+        network = self.execution.round_weights(self.network, self.device)
+        self.network = network.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        self.forward: Callable[..., Tensor] = self.network.forward_with_films
         self.gammas = noise_levels(self.recipe.noise, self.params.steps)
         self.steps = SAMPLERS[self.params.sampler](self.gammas.tolist())
         self.levels = self._compute_levels([step.gamma for step in self.steps])
+        self.weights = torch.tensor([step.weights() for step in self.steps]).to(self.device)
         self.silent_films = self._compute_silent_films() if self.params.guidance != 1 else []
-        # CUDA graphs: a forward pass is some 300 kernels, and launching them takes longer than running them.
-        self.forward = self.execution.try_compile(
-            self.network.forward_with_films, self._try_forward, self.device, mode="reduce-overhead"
-        )
+        self._compiled_steps: dict[int, _CompiledStep | None] = {}
 
     @torch.no_grad()
     def _compute_levels(self, gammas: Sequence[float]) -> dict[float, _NoiseLevel]:
@@ -203,15 +220,34 @@ class FrameGenerator:
         )
 
     @torch.no_grad()
-    def _try_forward(self, forward: Callable[..., Tensor]) -> None:
-        """One forward pass on zeros, to see whether a compiled function works."""
-        size = self.size
-        n = 1 if self.params.guidance == 1 else 2
-        x = torch.zeros(n, self.recipe.network.in_channels, size, size, device=self.device)
-        x = x.contiguous(memory_format=torch.channels_last)  # as in a rollout, or that compiles once more
-        audio_films = self._compute_audio_films(*self._make_silence(n), has_audio=True)
-        with self.execution.autocast(self.device):
-            forward(x, self.levels[self.steps[0].gamma].films, audio_films)
+    def _find_compiled_step(self, n: int) -> _CompiledStep | None:
+        """A whole step for n clips as one compiled function; None where nothing is compiled.
+
+        It is compiled for this number when it is first asked for.
+        """
+        if n not in self._compiled_steps and self.execution.is_compiled(self.device):
+            # CUDA graphs: a step is some 200 kernels, and launching them takes longer than running them.
+            step = self.execution.try_compile(
+                self._compute_step, partial(self._try_step, n), self.device, cuda_graphs=True
+            )
+            self._compiled_steps[n] = None if step == self._compute_step else step
+        return self._compiled_steps.get(n)
+
+    def _try_step(self, n: int, step: _CompiledStep) -> None:
+        """One step on zeros, to see whether a compiled function works."""
+
+        def blank(channels: int = 3) -> Tensor:
+            return torch.zeros(n, channels, self.size, self.size, device=self.device)
+
+        # All of them apart, as in a rollout: a compiler compiles once more where two are one.
+        network = self.recipe.network
+        known_pixels = KnownPixels(blank(1), blank())
+        conditioning = _Conditioning(
+            known_pixels, blank(network.in_channels - 3), blank(), *self._make_silence(n)
+        )
+        inputs = _make_contiguous(self._prepare_inputs(conditioning, n))
+        level = self.levels[self.steps[0].gamma]
+        step(blank(), blank(), blank(), blank(), self.weights[0], level, inputs)
 
     @property
     def size(self) -> int:
@@ -399,29 +435,74 @@ class FrameGenerator:
         def noise(step: int) -> Tensor:
             return self._draw_noise(clips, step, shape)
 
-        # Classifier-free guidance w: w times the prediction with audio, 1 - w times that without. Both come
-        # from one forward pass of twice as many images.
-        guidance, n = self.params.guidance, len(clips)
+        known_pixels, n = conditioning.known_pixels, len(clips)
+        inputs = self._prepare_inputs(conditioning, n)
+        compiled_step = self._find_compiled_step(n)
+        if compiled_step is None:
+            denoise = partial(self._denoise, inputs)
+            return run_steps(self.steps, denoise, noise(-1), noise=noise, known_pixels=known_pixels)
+        inputs = _make_contiguous(inputs)
+        weights = dict(zip(self.steps, self.weights, strict=True))
+        blanks = [torch.zeros_like(known_pixels.y_0).contiguous() for _ in range(3)]  # their weights are 0
+
+        def advance(
+            step: Step, y: Tensor, y_before: Tensor, y_0_before: Tensor, noise: Tensor | None
+        ) -> tuple[Tensor, Tensor]:
+            if y_before is y:  # the first step
+                y_before, y_0_before = blanks[:2]
+            images = (y, y_before, y_0_before, blanks[2] if noise is None else noise)
+            results = compiled_step(*images, weights[step], self.levels[step.gamma], inputs)
+            y_next, y_0 = results.clone()  # a CUDA graph writes its next output into the same memory
+            return y_next, y_0
+
+        return apply_steps(self.steps, advance, known_pixels.pin(noise(-1)).contiguous(), noise=noise)
+
+    def _prepare_inputs(self, conditioning: _Conditioning, n: int) -> _FrameInputs:
+        """What the steps of a frame of n clips share, computed once."""
         films = self._compute_audio_films(conditioning.mels, conditioning.speech, has_audio=True)
         images = conditioning.images
-        base = select_base(conditioning.identity, self.recipe)
-        if guidance != 1:
+        if self.params.guidance != 1:
             silent = (film.expand(n, -1) for film in self.silent_films)
             films = [torch.cat(pair) for pair in zip(films, silent, strict=True)]
             images = torch.cat([images, images])
+        return _FrameInputs(
+            images, films, select_base(conditioning.identity, self.recipe), conditioning.known_pixels
+        )
 
-        def denoise(y: Tensor, gamma: float) -> Tensor:
-            level = self.levels[gamma]
-            noisy = y if guidance == 1 else torch.cat([y, y])
-            x = torch.cat([noisy, images], dim=1).contiguous(memory_format=torch.channels_last)
-            with self.execution.autocast(self.device):
-                prediction = self.forward(x, level.films, films).float()
-            if guidance != 1:
-                prediction = guidance * prediction[:n] + (1 - guidance) * prediction[n:]
-            y_0 = estimate_y_0(y, prediction, level.gamma, self.recipe.noise.target, base)
-            return y_0.clamp(-1, 1).where(y_0.isfinite(), torch.nan)  # else infinity would become a colour
+    def _denoise(self, inputs: _FrameInputs, y: Tensor, gamma: float) -> Tensor:
+        return self._estimate(inputs, y, self.levels[gamma])
 
-        return run_steps(self.steps, denoise, noise(-1), noise=noise, known_pixels=conditioning.known_pixels)
+    def _estimate(self, inputs: _FrameInputs, y: Tensor, level: _NoiseLevel) -> Tensor:
+        """The clean images that the network sees in y: (B, 3, S, S) -> the same."""
+        # Classifier-free guidance w: w times the prediction with audio, 1 - w times that without. Both come
+        # from one forward pass of twice as many images.
+        guidance, n = self.params.guidance, len(y)
+        noisy = y if guidance == 1 else torch.cat([y, y])
+        x = torch.cat([noisy, inputs.images], dim=1).contiguous(memory_format=torch.channels_last)
+        with self.execution.autocast(self.device):
+            prediction = self.forward(x, level.films, inputs.audio_films).float()
+        if guidance != 1:
+            prediction = guidance * prediction[:n] + (1 - guidance) * prediction[n:]
+        y_0 = estimate_y_0(y, prediction, level.gamma, self.recipe.noise.target, inputs.base)
+        return y_0.clamp(-1, 1).where(y_0.isfinite(), torch.nan)  # else infinity would become a colour
+
+    def _compute_step(
+        self,
+        y: Tensor,
+        y_before: Tensor,
+        y_0_before: Tensor,
+        noise: Tensor,
+        weights: Tensor,
+        level: _NoiseLevel,
+        inputs: _FrameInputs,
+    ) -> Tensor:
+        """A step of ``run_steps`` for any weights, so that one graph serves all steps."""
+        y_0 = self._estimate(inputs, y, level)
+        terms = (y, y_0, noise, y_before, y_0_before)
+        y_next = torch.zeros_like(y)
+        for weight, term in zip(weights, terms, strict=True):
+            y_next = y_next + weight * term
+        return torch.stack([inputs.known_pixels.pin(y_next), y_0])
 
     def _draw_noise(self, clips: Sequence[_ActiveClip], step: int, shape: Sequence[int]) -> Tensor:
         """The noise of one frame of each clip, (B, *shape): start noise if ``step`` is -1, else of a step.
@@ -454,6 +535,16 @@ def _concatenate(parts: Sequence[_Conditioning]) -> _Conditioning:
         torch.cat([part.identity for part in parts]),
         torch.cat([part.mels for part in parts]),
         torch.cat(speech) if speech else None,
+    )
+
+
+def _make_contiguous(inputs: _FrameInputs) -> _FrameInputs:
+    """The same in one memory layout, whichever the source's frames had: a compiler compiles for each."""
+    return _FrameInputs(
+        inputs.images.contiguous(),
+        inputs.audio_films,
+        None if inputs.base is None else inputs.base.contiguous(),
+        KnownPixels(inputs.known_pixels.mask.contiguous(), inputs.known_pixels.y_0.contiguous()),
     )
 
 

@@ -71,6 +71,10 @@ class Step:
     y_before: float = 0.0  # of y at the evaluation before
     y_0_before: float = 0.0  # of y_0 at the evaluation before
 
+    def weights(self) -> tuple[float, float, float, float, float]:
+        """Of y, y_0, z, y before and y_0 before: for a compiler, which would compile anew for each number."""
+        return self.y, self.y_0, self.sigma, self.y_before, self.y_0_before
+
 
 def noise_levels(params: denoiser.NoiseParams, n: int) -> Tensor:
     """Noise levels for n steps, increasing from the noisiest trained to exactly 1 (clean): (n + 1,) float64.
@@ -179,26 +183,48 @@ SAMPLERS: dict[SamplerName, Sampler] = {
 }
 
 
+class Advance(Protocol):
+    """One step, a call of the denoiser included: the next y and this step's estimate, (B, C, H, W) each.
+
+    ``y_before`` and ``y_0_before`` are those of the step before; ``noise`` is fresh, or None where the step
+    takes none. What is returned must stay as it is while later steps run.
+    """
+
+    def __call__(
+        self, step: Step, y: Tensor, y_before: Tensor, y_0_before: Tensor, noise: Tensor | None, /
+    ) -> tuple[Tensor, Tensor]: ...
+
+
 @torch.no_grad()
+def apply_steps(steps: Sequence[Step], advance: Advance, y: Tensor, *, noise: Noise) -> Tensor:
+    """Apply the steps to y, (B, C, H, W). ``noise`` is called once for each step that adds noise."""
+    y_before = y_0_before = y  # placeholders: the first step gives them no weight
+    for i, step in enumerate(steps):
+        y_next, y_0 = advance(step, y, y_before, y_0_before, noise(i) if step.sigma else None)
+        y_before, y_0_before, y = y, y_0, y_next
+    return y
+
+
 def run_steps(
     steps: Sequence[Step], denoise: Denoise, y: Tensor, *, noise: Noise, known_pixels: KnownPixels | None
 ) -> Tensor:
     """Apply the steps to y, (B, C, H, W). ``noise`` is called once for each step that adds noise."""
-    y = known_pixels.pin(y) if known_pixels else y
-    y_before = y_0_before = y  # placeholders: the first step gives them no weight
-    for i, step in enumerate(steps):
+
+    def advance(
+        step: Step, y: Tensor, y_before: Tensor, y_0_before: Tensor, noise: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         y_0 = denoise(y, step.gamma)
         y_next = step.y * y + step.y_0 * y_0
         if step.y_before:
             y_next = y_next + step.y_before * y_before
         if step.y_0_before:
             y_next = y_next + step.y_0_before * y_0_before
-        if step.sigma:
-            y_next = y_next + step.sigma * noise(i)
-        y_before = y
-        y_0_before = y_0.clone()  # a CUDA graph writes its next output into the same memory
-        y = known_pixels.pin(y_next) if known_pixels else y_next
-    return y
+        if noise is not None:
+            y_next = y_next + step.sigma * noise
+        # a copy: a denoiser may write its next output into the same memory
+        return known_pixels.pin(y_next) if known_pixels else y_next, y_0.clone()
+
+    return apply_steps(steps, advance, known_pixels.pin(y) if known_pixels else y, noise=noise)
 
 
 def sample(

@@ -54,7 +54,7 @@ class Resident:
         frames = torch.from_numpy(np.concatenate(indices.images))
         device_frames = frames.to(self.device, non_blocking=True)
         n = len(indices.target)
-        pixels = self.frames[frames if self._on_host else device_frames].to(self.device, non_blocking=True)
+        pixels = self._read_pixels(frames if self._on_host else device_frames)
         target = device_frames[:n]
         speech = None
         if indices.speech_rows is not None:
@@ -67,6 +67,15 @@ class Resident:
             _take_windows(self.mels, self.mel_row[target], indices.mel_rows),
             speech,
         )
+
+    def _read_pixels(self, frames: Tensor) -> Tensor:
+        """The pixels of frames (M,), on the device: (M, H, W, 3)."""
+        shape = len(frames), *self.frames.shape[1:]
+        # From memory that is not pinned, a copy to a GPU waits for the work that the GPU has already.
+        is_pinned = self.frames.is_pinned()
+        pixels = torch.empty(shape, dtype=torch.uint8, device=self.frames.device, pin_memory=is_pinned)
+        torch.index_select(self.frames, 0, frames, out=pixels)
+        return pixels.to(self.device, non_blocking=True)
 
     def prefetch(self, indices: Iterator[BatchIndex], *, seed: int) -> Iterator[RawBatch]:
         batches = map(self.read_batch, indices)

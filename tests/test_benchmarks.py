@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+import pytest
+import torch
 
 from tests.conftest import ROOT
 from tests.model import worlds
@@ -55,6 +59,16 @@ def test_the_sampling_benchmark_measures_slots_steps_uneven_clips_and_the_papers
     assert {(row["slots"], row["steps"]) for row in results["by_steps"]} == {(1, 2), (1, 4), (4, 2), (4, 4)}
     for row in [*results["by_slots"], *results["by_steps"], results["uneven"], results["paper"]]:
         assert all(math.isfinite(value) and value > 0 for value in row.values()), row
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+@pytest.mark.skipif(torch.__version__ < (2, 13), reason="it uses internals of PyTorch 2.13")
+def test_a_sampling_step_is_counted_without_a_gpu_and_casts_no_weight(tmp_path: Path) -> None:
+    results, output = run_benchmark("kernels", tmp_path / "kernels.json", "--part", "sampling")
+    [step] = results["sampling"]
+    assert step["weight_casts"] == 0 and f"{step['launches']} launches, 0 of them cast" in output
+    assert 20 < step["launches"] < 230 and step["gb"] == pytest.approx(sum(step["gb_by_kind"].values()))
+    assert step["gb_by_kind"]["aten.convolution.default"] > 0
 
 
 def test_the_gpu_benchmark_writes_a_row_for_every_variant_whatever_becomes_of_it(tmp_path: Path) -> None:

@@ -274,7 +274,7 @@ def _estimate(plan: CutPlan, steps: int, step_seconds: float) -> Estimate:
 def measure_step_seconds(network: UNet, recipe: Recipe, device: torch.device, execution: Execution) -> float:
     """How long a training step takes here: the second of two on a batch of zeros. Changes the network."""
     network = network.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    batch = _make_empty_batch(recipe, execution.choose_micro_batch(recipe, 1), device)
+    batch = make_empty_batch(recipe, execution.choose_micro_batch(recipe, 1), device)
     for _ in range(2):
         began = time.perf_counter()
         with execution.autocast(device):
@@ -285,7 +285,7 @@ def measure_step_seconds(network: UNet, recipe: Recipe, device: torch.device, ex
     return seconds * recipe.batch / len(batch)
 
 
-def _make_empty_batch(recipe: Recipe, n: int, device: torch.device) -> Batch:
+def make_empty_batch(recipe: Recipe, n: int, device: torch.device) -> Batch:
     size, audio = recipe.network.size, recipe.network.audio
     image, mask = torch.zeros(n, 3, size, size, device=device), torch.ones(n, 1, size, size, device=device)
     speech = None

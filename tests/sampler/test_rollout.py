@@ -14,6 +14,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
 from model import loop
 from model.audio import SILENCE_DB, AudioParams
@@ -135,6 +136,25 @@ def test_a_frame_costs_one_network_call_per_step_and_with_heun_two_except_in_the
         generator.forward = count
         generate(generator, [make_request(0, 3)], slots=1)
         assert n_calls == 3 * calls_per_frame
+
+
+@pytest.mark.parametrize(("name", "guidance"), [("ancestral", 1.0), ("dpm++2m", 2.0)])
+def test_all_steps_of_all_frames_run_in_one_graph_that_draws_the_same_frames(
+    network: torch.nn.Module, name: SamplerName, guidance: float
+) -> None:
+    """Only tracing is tested: generating code takes minutes."""
+    params = SampleParams(sampler=name, steps=4, guidance=guidance)
+    plain, compiled = (make_generator(network, params) for _ in range(2))
+    n_graphs = CompileCounter()
+    compiled._compiled_steps[1] = torch.compile(
+        compiled._compute_step, backend=n_graphs, fullgraph=True, dynamic=False
+    )
+    with torch.no_grad():
+        compiled._try_step(1, compiled._compiled_steps[1])
+    expected = generate(plain, [make_request(0), make_request(1)], slots=1)
+    for place, pixels in generate(compiled, [make_request(0), make_request(1)], slots=1).items():
+        assert np.abs(pixels.astype(int) - expected[place]).max() <= 1
+    assert n_graphs.frame_count == 1
 
 
 def test_a_slot_is_filled_again_as_soon_as_its_clip_ends(network: torch.nn.Module) -> None:
