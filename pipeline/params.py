@@ -66,6 +66,7 @@ class Params:
         """For ``dataset.json``: the params that decide a dataset's bytes, without paths and limits."""
         sections = asdict(self)
         del sections["limits"], sections["train"], sections["sample"], sections["face_check"]
+        sections["clips"] = self.clips.describe()
         del sections["landmarks"]["model"], sections["speech"]["model"]
         if self.speech.encoder == NO_ENCODER:
             del sections["speech"]  # as in the datasets of versions without this stage

@@ -33,7 +33,7 @@ from shards.names import is_utf8
 from shards.schema import MAX_FRAMES
 from shards.table import Row, Rows
 from stages.corpora import FETCH_FOLDER, get_corpus
-from stages.corpora.corpus import BadName
+from stages.corpora.corpus import BadName, split_by_speaker
 from stages.corpora.leftovers import check_pattern, judge_file, judge_folder
 from stages.engine import sandbox
 from stages.engine.cache import digest, entry_path, load_entry, save_entry, versions
@@ -66,9 +66,11 @@ class ClipsParams:
     """Which files are usable clips."""
 
     test_share: float = Field(default=0.05, ge=0, le=1)  # GRID 50 of 1000 (paper 3.3.1); not CREMA-D
+    # Of a folder: a share of the clips is in the test split, or a share of the speakers with all their clips.
+    folder_split: Literal["clip", "speaker"] = "clip"
     min_seconds: float = Field(default=0.4, gt=0, le=DAY)
     max_seconds: dict[str, Annotated[float, Field(gt=0, le=DAY)]] = Field(
-        # GRID's clips last 3 s, CREMA-D's 1.3 to 5.0 s.
+        # GRID's clips last 3 s, CREMA-D's 1.3 to 5.0 s. A corpus that is not named has the bound of folder.
         default_factory=lambda: {"grid": 10.0, "crema-d": 10.0, "folder": 600.0}
     )
     max_pixels: int = Field(default=4096 * 2304, gt=0, le=MAX_PIXELS)  # of a frame
@@ -86,7 +88,16 @@ class ClipsParams:
 
     def select_probe_params(self) -> dict[str, Any]:
         """The params that decide what one file's probe returns: the key of its cache entry."""
-        return {name: value for name, value in asdict(self).items() if name not in ("exclude", "duplicates")}
+        params = self.describe()
+        del params["exclude"], params["duplicates"]
+        return params
+
+    def describe(self) -> dict[str, Any]:
+        """All params; without ``folder_split`` by clip, as in the datasets of versions without it."""
+        params = asdict(self)
+        if self.folder_split == "clip":
+            del params["folder_split"]
+        return params
 
 
 def run(work: Work, parts: tuple[()], params: ClipsParams, context: Context) -> Report:
@@ -370,7 +381,7 @@ def _check_times(facts: dict[str, Any], missing_seconds: float, corpus: str, par
         end = max(video_end, audio_end)
         raise Drop("truncated", f"ends at {end:.3f} s, but its header says "
                    f"{end + missing_seconds:.3f} s: it is cut short")  # fmt: skip
-    longest = params.max_seconds.get(corpus, math.inf)
+    longest = params.max_seconds.get(corpus, params.max_seconds.get("folder", math.inf))
     if not params.min_seconds <= seconds <= longest:
         raise Drop("too_long" if seconds > longest else "too_short", f"lasts {seconds:.2f} s, "
                    f"expected {params.min_seconds:g} to {longest:g} s")  # fmt: skip
@@ -427,7 +438,9 @@ def make_row(
             "sentence": who.sentence,
             "emotion": who.emotion,
             "level": who.level,
-            "split": corpus.choose_split(who, PurePosixPath(path), params.test_share),
+            "split": split_by_speaker(who, params.test_share)
+            if corpus_name == "folder" and params.folder_split == "speaker"
+            else corpus.choose_split(who, PurePosixPath(path), params.test_share),
             "expected": corpus.KNOWN_FAULTS.get(who.clip_id),
         }
     except BadName as err:

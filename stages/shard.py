@@ -423,7 +423,8 @@ def make_source(corpus_name: str, licence: str) -> DataSource:
     if corpus.LICENCE:
         return DataSource(name=corpus_name, licence=corpus.LICENCE, citation=corpus.CITATION)
     try:
-        return DataSource(name=corpus_name, licence=licence or NOT_STATED)
+        citation = None if corpus_name == "folder" else corpus.CITATION
+        return DataSource(name=corpus_name, licence=licence or NOT_STATED, citation=citation)
     except pydantic.ValidationError as err:
         raise StageError(f"--licence: {describe_mismatch(err)}") from err
 

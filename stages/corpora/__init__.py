@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from stages.corpora import crema_d, folder, grid
+from stages.corpora import crema_d, folder, grid, lrs3, voxceleb2
 from stages.corpora.corpus import Corpus
 from stages.engine.outcome import StageError
 
-CORPORA: Mapping[str, Corpus] = {"grid": grid, "crema-d": crema_d, "folder": folder}
+CORPORA: Mapping[str, Corpus] = {
+    "grid": grid,
+    "crema-d": crema_d,
+    "lrs3": lrs3,
+    "voxceleb2": voxceleb2,
+    "folder": folder,
+}
 
 FETCH_FOLDER = ".fetch"  # in a corpus's folder: downloads of `pipeline fetch`; it holds no clips
 

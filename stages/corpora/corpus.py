@@ -60,6 +60,11 @@ def split_by_hash(identity: Identity, test_share: float) -> str:
     return TEST if hash_to_unit(identity.clip_id) < test_share else TRAIN
 
 
+def split_by_speaker(identity: Identity, test_share: float) -> str:
+    """``test`` for about ``test_share`` of the speakers, with all their clips."""
+    return TEST if hash_to_unit(f"speaker/{identity.speaker}") < test_share else TRAIN
+
+
 def list_folder_names(path: PurePosixPath, raw_name: str) -> list[str]:
     """Names of the folders around a file, nearest first; the raw folder's own name is last."""
     return [*reversed(path.parts[:-1]), raw_name]

@@ -23,7 +23,7 @@ Result = TypeVar("Result")
 class Work:
     """The folders of one dataset that is being built."""
 
-    corpus: str  # grid, crema-d or folder
+    corpus: str  # a name in stages.corpora.CORPORA
     raw: Path  # read, never written
     root: Path  # stage outputs: root/<stage>/<part>.parquet
     out: Path  # the finished shards

@@ -555,8 +555,8 @@ def test_a_folder_without_clips_or_no_folder_is_one_line(tmp_path: Path) -> None
     add_side_cars(tmp_path / "raw")
     with pytest.raises(StageError, match="holds no file that could be a clip"):
         run_on(tmp_path)
-    with pytest.raises(StageError, match="known are grid, crema-d, folder"):
-        corpora.get_corpus("lrs3")
+    with pytest.raises(StageError, match="known are grid, crema-d, lrs3, voxceleb2, folder"):
+        corpora.get_corpus("lrs9")
 
 
 def test_real_clips_are_usable_and_cut_ones_are_not(tmp_path: Path, crema_d: Path) -> None:
@@ -683,7 +683,7 @@ def test_no_more_files_are_hashed_at_once_than_there_are_workers(
 
 
 class SplitByFolder:
-    """A corpus whose folders are its splits, as in LRS3."""
+    """A corpus whose folders are its splits, which it names itself."""
 
     NOMINAL_FRAMES = None
     LICENCE = ""
@@ -700,9 +700,9 @@ class SplitByFolder:
 def test_a_corpus_may_choose_the_split_by_the_folder(
     tmp_path: Path, good: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(corpora, "CORPORA", {**corpora.CORPORA, "lrs3": SplitByFolder()})
+    monkeypatch.setattr(corpora, "CORPORA", {**corpora.CORPORA, "by-folder": SplitByFolder()})
     for folder in ("pretrain", "test"):
         put(good / "a.mp4", tmp_path / "raw" / folder / "ann" / "a.mp4")
-    run_on(tmp_path, "lrs3")
+    run_on(tmp_path, "by-folder")
     splits = {path: row["split"] for path, row in rows_in(tmp_path).items()}
     assert splits == {"pretrain/ann/a.mp4": "pretrain", "test/ann/a.mp4": "test"}
