@@ -61,7 +61,8 @@ from shards.reader import Dataset, open_dataset, read_clip, read_members
 from shards.resident import build_clip_table, load_resident
 from shards.schema import MELS_PER_FRAME, SCHEMA_VERSION, ClipSample
 from shards.storage import Storage, open_storage
-from shards.streaming import Cached, Decoder, Windowed
+from shards.streaming import Cached, Decoder
+from shards.windowed import Windowed
 from shards.writer import PackedClip, make_shard_name, write_tar
 
 BATCH = 64
@@ -322,17 +323,20 @@ def read_litdata(dataset: Dataset, codec: Codec, n_samples: int, folder: Path) -
 # --- measuring ------------------------------------------------------------------------------------
 
 
-def measure_way(way: Iterator[list[str]], speakers: dict[str, str]) -> tuple[float, float, float]:
+def measure_way(
+    way: Iterator[list[str]], speakers: dict[str, str], skipped: int | None = None
+) -> tuple[float, float, float]:
     """Samples per second of processor time, and clips and speakers of a batch.
 
-    The first third is not counted: buffers fill, and each clip is opened, which happens once per run.
+    The first third is not counted: buffers fill, and each clip is opened, which happens once per run. Nor,
+    where a number is given, are the batches up to that one.
     """
     batches: list[list[str]] = []
     at: list[float] = []
     for batch in way:
         batches.append(batch)
         at.append(read_cpu_seconds())
-    skipped = len(at) // 3
+    skipped = len(at) // 3 if skipped is None else skipped
     rate = (len(at) - 1 - skipped) * BATCH / (at[-1] - at[skipped])
     clips = statistics.mean(len(set(batch)) for batch in batches)
     heads = statistics.mean(len({speakers[clip] for clip in batch}) for batch in batches)
@@ -364,6 +368,7 @@ def list_ways(
     remote: Storage | None,
 ) -> Iterator[tuple[str, Way]]:
     network_input = NetworkInput(128, AUDIO.n_mels, SILENCE_DB)
+    two_epochs = 2 * sum(dataset.clips.column("frames", list(dataset.clips)))
 
     def read(source: Dataset, how: str, n: int) -> Iterator[list[str]]:
         cache = folder / "cache" / how
@@ -372,14 +377,14 @@ def list_ways(
 
     yield "ours, resident", lambda: read(dataset, "resident", 20 * n_samples)
     yield "ours, cached", lambda: read(dataset, "cached", n_samples)
-    yield f"ours, windowed, {options.window} shards", lambda: read(dataset, "windowed", n_samples)
+    yield f"ours, windowed, {options.window} shards", lambda: read(dataset, "windowed", two_epochs)
     yield "ours, streamed", lambda: read(dataset, "streamed", n_samples)
     if remote is not None:
         remote_dataset = open_dataset(remote)
         yield "ours, cached, from S3", lambda: read(remote_dataset, "cached", n_samples)
         yield (
             f"ours, windowed, {options.window} shards, from S3",
-            lambda: read(remote_dataset, "windowed", n_samples),
+            lambda: read(remote_dataset, "windowed", two_epochs),
         )
     for buffer in options.buffers:
         yield (
@@ -399,6 +404,9 @@ def list_ways(
 def measure(options: argparse.Namespace, folder: Path, server: str | None) -> list[Speed]:
     source = make_dataset(folder / "made", 16) if options.small else open_dataset(options.shards)
     ids = [clip_id for clip_id in source.clips if source.clips[clip_id]["split"] == "train"]
+    n_clips = min(options.clips, len(ids))
+    ids = [ids[k * len(ids) // n_clips] for k in range(n_clips)]
+    n_frames = sum(source.clips.column("frames", ids))
     speakers = {clip_id: source.clips[clip_id]["speaker"] for clip_id in ids}
     speeds: list[Speed] = []
     print(HEADINGS, flush=True)
@@ -421,7 +429,9 @@ def measure(options: argparse.Namespace, folder: Path, server: str | None) -> li
             if start is None:
                 rate, clips, heads = bare_rate, 0.0, 0.0
             else:
-                rate, clips, heads = measure_way(start(), speakers)
+                # Windowed decodes a whole window before it is drawn: count a whole epoch, the second.
+                skipped = n_frames // BATCH - 1 if "windowed" in way else None
+                rate, clips, heads = measure_way(start(), speakers, skipped)
             speed = Speed(way, codec, rate, rate * sample_bytes / 1e6, rate / bare_rate, clips, heads)
             speeds.append(speed)
             print(format_speed(speed), flush=True)
@@ -457,6 +467,7 @@ def parse_arguments() -> argparse.Namespace:
         "--batches", type=int, default=36, help=f"batches of {BATCH} samples per way; default: 36"
     )
     parser.add_argument("--window", type=int, default=8, help="shards; default: 8")
+    parser.add_argument("--clips", type=int, default=202, help="evenly from all; default: 202")
     parser.add_argument("--clips-per-shard", type=int, default=16, help="default: 16")
     parser.add_argument(
         "--buffers",

@@ -176,6 +176,17 @@ class BatchIndex(NamedTuple):
         images = [self.target, self.previous, self.identity]
         return images if self.context is None else [*images, self.context]
 
+    def replace_images(self, images: Sequence[Numbers]) -> BatchIndex:
+        """The same with other ``images``, as many as before."""
+        target, previous, identity, *others = images
+        context = others[0] if others else None
+        return self._replace(target=target, previous=previous, identity=identity, context=context)
+
+    def take(self, samples: slice) -> BatchIndex:
+        """Some of its samples."""
+        part = self.replace_images([images[samples] for images in self.images])
+        return part._replace(positions=self.positions[samples])
+
 
 class RawBatch(NamedTuple):
     """The pixels and mels of a batch, on the device, and the index they were read by, on the CPU."""

@@ -9,12 +9,11 @@ from __future__ import annotations
 import math
 import os
 import signal
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import cv2
 import numpy as np
@@ -38,7 +37,6 @@ from shards.schema import (
     json_to_info,
     npy_to_array,
 )
-from shards.windows import Window, Windows
 
 OPEN_CLIPS = 2**14  # clips whose layout a process remembers
 BATCHES_AHEAD = 2  # of each process
@@ -54,6 +52,15 @@ class _ClipLayout:
     boxes: NDArray[np.int16]  # (T, 4)
     mels_offset: int
     speech_offset: int | None  # None where the clip has no speech features
+
+
+class ClipArrays(NamedTuple):
+    """Where some frames of a clip are written, and rows of its sound. Rows outside the clip are left."""
+
+    pixels: NDArray[np.uint8]  # (n, H, W, 3)
+    boxes: NDArray[np.int16]  # (m, 4), m <= n: of the first m frames
+    mels: NDArray[np.float32]  # (rows, M)
+    speech: NDArray[np.float16] | None  # (rows, D)
 
 
 class Decoder:
@@ -86,29 +93,43 @@ class Decoder:
 
     def read_batch(self, indices: BatchIndex) -> RawBatch:
         """A batch in the host's memory. Raises ShardError for a clip that is damaged or does not fit."""
-        size = self.network_input.size
         batch = allocate_batch(indices, self.network_input)
-        pixels_out, boxes_out, mels_out = batch.pixels.numpy(), batch.boxes.numpy(), batch.mels.numpy()
-        for row, (clip, clip_frames) in enumerate(self.clips.locate_samples(indices)):
-            layout = self._get_layout(clip)
-            with _RangeReader(layout.path) as file:
-                for image, frame in zip(pixels_out[:, row], clip_frames, strict=True):
-                    data = file.read(layout.frame_offsets[frame], layout.frame_offsets[frame + 1])
-                    try:
-                        image[...] = decode_frame(data, layout.codec, (size, size))
-                    except ShardError as err:
-                        name = f"{layout.path}: {self.clips.ids[clip]}: frame {frame}"
-                        raise ShardError(f"{name}: {err}") from err
-                boxes_out[:, row] = layout.boxes[clip_frames[:2]]
-                first = MELS_PER_FRAME * clip_frames[0] - indices.mel_rows[0]
-                n_rows = MELS_PER_FRAME * len(layout.boxes)
-                _read_rows(file, layout.mels_offset, n_rows, first, mels_out[row])
-                if batch.speech is not None and indices.speech_rows is not None:
-                    assert layout.speech_offset is not None, "checked when the clip was first read"
-                    first = SPEECH_PER_FRAME * clip_frames[0] - indices.speech_rows[0]
-                    n_rows = SPEECH_PER_FRAME * len(layout.boxes)
-                    _read_rows(file, layout.speech_offset, n_rows, first, batch.speech[row].numpy())
+        pixels, boxes, mels = batch.pixels.numpy(), batch.boxes.numpy(), batch.mels.numpy()
+        speech = None if batch.speech is None else batch.speech.numpy()
+        speech_before = indices.speech_rows[0] if indices.speech_rows is not None else 0
+        for row, (clip, frames) in enumerate(self.clips.locate_samples(indices)):
+            first_mels = MELS_PER_FRAME * frames[0] - indices.mel_rows[0]
+            first_speech = SPEECH_PER_FRAME * frames[0] - speech_before
+            speech_out = None if speech is None else speech[row]
+            out = ClipArrays(pixels[:, row], boxes[:, row], mels[row], speech_out)
+            self.read_clip(clip, frames, out, first_mels, first_speech)
         return batch
+
+    def read_clip(
+        self, clip: int, frames: Sequence[int], out: ClipArrays, first_mels: int = 0, first_speech: int = 0
+    ) -> None:
+        """Fill ``out`` with some frames of a clip, by their numbers in it, and with rows of its sound.
+
+        ``first_mels`` and ``first_speech`` are the clip's rows that come first in ``out``. Threads can call
+        it at the same time. Raises ShardError for a clip that is damaged or does not fit.
+        """
+        size = self.network_input.size
+        layout = self._get_layout(clip)
+        with _RangeReader(layout.path) as file:
+            for image, frame in zip(out.pixels, frames, strict=True):
+                data = file.read(layout.frame_offsets[frame], layout.frame_offsets[frame + 1])
+                try:
+                    image[...] = decode_frame(data, layout.codec, (size, size))
+                except ShardError as err:
+                    name = f"{layout.path}: {self.clips.ids[clip]}: frame {frame}"
+                    raise ShardError(f"{name}: {err}") from err
+            out.boxes[...] = layout.boxes[frames[: len(out.boxes)]]
+            n_rows = MELS_PER_FRAME * len(layout.boxes)
+            _read_rows(file, layout.mels_offset, n_rows, first_mels, out.mels)
+            if out.speech is not None:
+                assert layout.speech_offset is not None, "checked when the clip was first read"
+                n_rows = SPEECH_PER_FRAME * len(layout.boxes)
+                _read_rows(file, layout.speech_offset, n_rows, first_speech, out.speech)
 
     def _get_layout(self, clip: int) -> _ClipLayout:
         layout = self._layouts.get(clip)
@@ -315,62 +336,3 @@ def ignore_stop_signals(_worker: int) -> None:
     """A ``worker_init_fn``: a signal that stops a run stops the training loop, which ends the workers."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-
-
-class Windowed(Cached):
-    """A ``FrameSource`` of remote shards, one or two windows of which are on this machine's disk."""
-
-    def __init__(
-        self, decoder: Decoder, device: torch.device, workers: int, *, store: ShardStore, window: int
-    ) -> None:
-        super().__init__(decoder, device, workers)
-        self._store = store
-        self._shards, self._shard_of = decoder.locate_shards()
-        self._windows = Windows(decoder.clips, self._shard_of, window)
-
-    def epoch_order(self, positions: ArrayLike, *, seed: int) -> Numbers:
-        return self._windows.epoch_order(positions, seed=seed)
-
-    def read_batch(self, indices: BatchIndex) -> RawBatch:
-        """A single batch: its shards are downloaded for it alone."""
-        shards = np.unique(self._shard_of[self.clips.find_clips(indices.target)])
-        entries = [self._shards[shard] for shard in shards]
-        self._store.hold(entries)
-        try:
-            return super().read_batch(indices)
-        finally:
-            self._store.release(entries)
-
-    def prefetch(self, indices: Iterator[BatchIndex], *, seed: int) -> Iterator[RawBatch]:
-        """Download the shards of a window while the one before is read, and release them after their use."""
-        downloads: deque[tuple[Window, Future[None]]] = deque()
-
-        def list_entries(window: Window) -> list[ShardEntry]:
-            return [self._shards[shard] for shard in self._windows.locate_shards(window, seed=seed)]
-
-        def start_download(window: Window) -> None:
-            if all(window != other for other, _ in downloads):
-                downloads.append((window, pool.submit(self._store.hold, list_entries(window))))
-
-        def wait_for_shards() -> Iterator[BatchIndex]:
-            for batch in indices:
-                windows = self._windows.find_windows(batch.positions, seed=seed)
-                for window in windows:
-                    start_download(window)
-                for window, download in downloads:
-                    if window in windows:
-                        download.result()
-                start_download(self._windows.next_window(windows[-1], seed=seed))
-                yield batch
-
-        with ThreadPoolExecutor(1) as pool:
-            try:
-                for raw in super().prefetch(wait_for_shards(), seed=seed):
-                    first = self._windows.find_windows(raw.indices.positions, seed=seed)[0]
-                    while downloads[0][0] < first:
-                        self._store.release(list_entries(downloads.popleft()[0]))
-                    yield raw
-            finally:
-                for window, download in downloads:
-                    if not download.cancel() and download.exception() is None:
-                        self._store.release(list_entries(window))

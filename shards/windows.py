@@ -12,6 +12,7 @@ frames: a small group's frames come several times, and some of a large group's d
 from __future__ import annotations
 
 import functools
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -53,8 +54,14 @@ class Windows:
 
     def find_windows(self, positions: ArrayLike, *, seed: int) -> list[Window]:
         """The windows that contain these positions of the endless sequence, in order."""
+        return sorted({window for window, _ in self.split_positions(positions, seed=seed)})
+
+    def split_positions(self, positions: ArrayLike, *, seed: int) -> list[tuple[Window, slice]]:
+        """Positions of the endless sequence in runs that lie in one window: the window and the run."""
         epochs, windows, _ = self._locate(np.asarray(positions, np.int64), seed)
-        return [Window(*pair) for pair in sorted(set(zip(epochs.tolist(), windows.tolist(), strict=True)))]
+        changes = np.flatnonzero((np.diff(epochs) != 0) | (np.diff(windows) != 0)) + 1
+        bounds = pairwise([0, *changes.tolist(), len(epochs)]) if len(epochs) else ()
+        return [(Window(int(epochs[a]), int(windows[a])), slice(a, b)) for a, b in bounds]
 
     def locate_shards(self, window: Window, *, seed: int) -> list[int]:
         """The shards of a window, by number."""

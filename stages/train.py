@@ -50,7 +50,8 @@ from shards.sources import (
     read_sources,
 )
 from shards.speech_scale import measure_speech_scale
-from shards.streaming import Cached, Decoder, Windowed, is_worker_error
+from shards.streaming import Cached, Decoder, is_worker_error
+from shards.windowed import DEFAULT_MEMORY_GB, Windowed
 from stages.engine.json_file import read_json_file
 from stages.engine.lock import lock_folder
 from stages.engine.outcome import StageError
@@ -79,6 +80,7 @@ class TrainRequest:
     hold: Hold = "resident"
     cache: Path | None = None  # folder for shards from elsewhere; None: the user's cache
     cache_gb: float = 100.0
+    memory_gb: float = DEFAULT_MEMORY_GB  # decoded frames of windows, per rank
     execution: Execution = field(default_factory=Execution)
     start: Start | None = None  # weights to start from; the recipe's network is theirs
     set_aside: bool = False  # rename a run that cannot be resumed so, and start a new one
@@ -275,7 +277,19 @@ class _FrameSourceOpener:
             network_input = build_network_input(self.recipe.network, self.recipe.frames)
             clips = build_clip_table(dataset, train_ids, self.recipe.balance)
             decoder = Decoder(dataset, clips, store, network_input)
-            data = Windowed(decoder, self.ranks.device, self.request.workers, store=store, window=window)
+            data = Windowed(
+                decoder,
+                self.ranks.device,
+                self.request.workers,
+                store=store,
+                window=window,
+                memory_bytes=int(self.request.memory_gb * 1e9),
+            )
+            if self.ranks.is_first:
+                log.info(
+                    "windows of %d shards, up to %.2f GB decoded; up to %.2f GB of frames in memory",
+                    window, data.window_bytes / 1e9, data.memory_bytes / 1e9,
+                )  # fmt: skip
             yield data, self._load_some_held_out(held_out_ids)
 
     @contextlib.contextmanager

@@ -96,11 +96,19 @@ def default_workers() -> int:
     help="Shards that --hold windowed shuffles together; a run cannot be resumed with another K.",
 )
 @click.option(
+    "--memory-gb",
+    type=NumberRange(0, 1e6),
+    default=16.0,
+    show_default=True,
+    help="Limit of the decoded frames that --hold windowed has in memory, per rank; with less than two "
+    "windows some frames are decoded more than once.",
+)
+@click.option(
     "--workers",
     type=click.IntRange(1, MAX_WORKERS),
     default=default_workers,
     show_default="the machine's cores divided by its ranks; 16 at most",
-    help="Decoding threads (--hold resident) or processes, per rank.",
+    help="Decoding threads (--hold resident, windowed) or processes, per rank.",
 )
 @click.option(
     "--set-aside",
@@ -131,6 +139,7 @@ def command(
     cache: Path | None,
     cache_gb: float,
     window: int,
+    memory_gb: float,
     workers: int,
     set_aside: bool,
     dvclive: Path | None,
@@ -171,6 +180,7 @@ def command(
         hold=hold,
         cache=cache,
         cache_gb=cache_gb,
+        memory_gb=memory_gb,
         execution=Execution(micro_batch=micro_batch or 0, **execution),
         start=start,
         set_aside=set_aside,

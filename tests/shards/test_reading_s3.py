@@ -16,7 +16,8 @@ from shards.reader import open_dataset
 from shards.resident import build_clip_table
 from shards.schema import ShardError
 from shards.storage import open_storage
-from shards.streaming import Cached, Decoder, Windowed
+from shards.streaming import Cached, Decoder
+from shards.windowed import Windowed
 from shards.writer import PackedClip
 from tests import datasets, faults, s3
 from tests.faults import Fault

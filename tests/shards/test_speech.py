@@ -28,9 +28,10 @@ from shards.reader import open_dataset, read_clip, read_info, read_members
 from shards.resident import build_clip_table
 from shards.schema import MAX_SPEECH_FEATURES, ShardError
 from shards.speech_scale import measure_speech_scale
-from shards.streaming import Cached, Decoder, Windowed
+from shards.streaming import Cached, Decoder
 from shards.verify import verify
 from shards.webdataset_reader import from_dataset, from_webdataset
+from shards.windowed import Windowed
 from shards.writer import PackedClip, write_tar
 from tests import alterations, datasets
 from tests.alterations import make_npy

@@ -25,7 +25,8 @@ from shards.index import ShardEntry
 from shards.reader import open_dataset
 from shards.resident import Resident, build_clip_table
 from shards.schema import ShardError
-from shards.streaming import Cached, Decoder, Windowed
+from shards.streaming import Cached, Decoder
+from shards.windowed import Windowed
 from tests import datasets
 
 SIZE, N_MELS, SPEECH_SIZE = 16, 4, 3
