@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 import psutil
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from shards.cache import ShardStore
 from shards.frames import BatchIndex, Numbers, RawBatch
@@ -34,7 +34,7 @@ BLOCKS = 2  # in memory: one is drawn while the next is decoded
 DEFAULT_MEMORY_GB = 16.0
 
 
-class Part(NamedTuple):
+class BatchPart(NamedTuple):
     """The samples of a batch that lie in one window: all of them, unless the batch extends over several."""
 
     window: Window
@@ -46,16 +46,17 @@ class Part(NamedTuple):
 class Block:
     """Consecutive parts in one window, and the numbers of the frames that they take."""
 
-    parts: list[Part] = field(default_factory=list)
+    parts: list[BatchPart] = field(default_factory=list)
     frames: set[int] = field(default_factory=set)
 
 
 class DecodedBlock(NamedTuple):
     """A block with its frames in memory."""
 
-    parts: list[Part]
+    parts: list[BatchPart]
     frames: Numbers  # (F,), increasing: the number of each row of ``memory``
     memory: Resident
+    buffer: NDArray[np.uint8]  # that the pixels of ``memory`` are a part of
 
 
 class Windowed(Cached):
@@ -79,6 +80,7 @@ class Windowed(Cached):
         self._store = store
         self._shards, self._shard_of = decoder.locate_shards()
         self._windows = Windows(decoder.clips, self._shard_of, window)
+        self._spare: deque[NDArray[np.uint8]] = deque()  # buffers of blocks that have been drawn
         frame_bytes = decoder.network_input.size**2 * 3
         largest = int(np.sort(self._windows.frames)[-window:].sum())  # frames of the K largest shards
         self.window_bytes = largest * frame_bytes
@@ -138,12 +140,14 @@ class Windowed(Cached):
                     if part.batch is not None:
                         yield join_parts(raw_parts, part.batch)
                         raw_parts = []
-                del block  # its memory is free before another block is decoded
+                # Memory is given back and taken again page by page, which can take as long as decoding.
+                self._spare.append(block.buffer)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)  # or the next line would wait for all of a block
             decoded.close()
             downloaded.close()
             pool.shutdown()
+            self._spare.clear()
             for entries in held:
                 self._store.release(entries)
 
@@ -151,11 +155,11 @@ class Windowed(Cached):
         """The shards that contain some frames."""
         return [self._shards[shard] for shard in np.unique(self._shard_of[self.clips.find_clips(frames)])]
 
-    def _split_batches(self, batches: Iterator[BatchIndex], seed: int) -> Iterator[Part]:
+    def _split_batches(self, batches: Iterator[BatchIndex], seed: int) -> Iterator[BatchPart]:
         for batch in batches:
             runs = self._windows.split_positions(batch.positions, seed=seed)
             for number, (window, samples) in enumerate(runs, start=1):
-                yield Part(window, batch.take(samples), batch if number == len(runs) else None)
+                yield BatchPart(window, batch.take(samples), batch if number == len(runs) else None)
 
     def _decode(self, block: Block, pool: ThreadPoolExecutor) -> DecodedBlock:
         """Decode a block's frames, and read all of their clips' sound. Raises ShardError."""
@@ -170,7 +174,11 @@ class Windowed(Cached):
         lengths = self.clips.lengths[clips]
 
         # Large arrays of numpy's are in huge pages, which makes reading rows at random faster.
-        pixels = np.empty((len(frames), size, size, 3), np.uint8)
+        if self._spare and len(self._spare[0]) >= len(frames):
+            buffer = self._spare.popleft()
+        else:
+            buffer = np.empty((max(len(frames), self._max_frames), size, size, 3), np.uint8)
+        pixels = buffer[: len(frames)]
         boxes = np.empty((len(frames), 4), np.int16)
         mel_starts, n_rows = _place_clips(MELS_PER_FRAME * lengths, pad=max(indices.mel_rows))
         mels = np.full((n_rows, n_mels), self._decoder.network_input.silence_db, np.float32)
@@ -208,7 +216,7 @@ class Windowed(Cached):
             None if speech is None else torch.from_numpy(speech).to(self.device),
             None if speech is None else number_rows(speech_starts, SPEECH_PER_FRAME),
         )
-        return DecodedBlock(block.parts, frames, memory)
+        return DecodedBlock(block.parts, frames, memory, buffer)
 
 
 def yield_each(items: Iterator[Item]) -> Generator[Item]:
@@ -216,7 +224,7 @@ def yield_each(items: Iterator[Item]) -> Generator[Item]:
     yield from items
 
 
-def split_into_blocks(parts: Iterator[Part], max_frames: int) -> Iterator[Block]:
+def split_into_blocks(parts: Iterator[BatchPart], max_frames: int) -> Iterator[Block]:
     """Divide parts by window, and a window where the next part would make it more than ``max_frames``."""
     block = Block()
     for part in parts:

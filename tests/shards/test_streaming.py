@@ -6,9 +6,13 @@ import contextlib
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -142,23 +146,82 @@ def test_only_a_few_batches_of_an_endless_stream_are_decoded_ahead(tmp_path: Pat
     assert set(psutil.Process().children()) == others, "no process remains"
 
 
-def test_windows_of_local_shards_yield_each_frame_once(tmp_path: Path) -> None:
-    folder = dataset(tmp_path / "shards")
-    reader = open_dataset(folder)
-    store = LocalShards(folder)
-    data = Windowed(
-        Decoder(reader, build_clip_table(reader, reader.clips), store, NETWORK_INPUT),
-        CPU,
-        1,
-        store=store,
-        window=2,
-    )
+class CountedDecoder(Decoder):
+    """Remembers the frames that it decoded."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.frames: list[int] = []
+
+    def read_clip(self, clip: int, frames: Sequence[int], *args: Any, **options: Any) -> None:
+        self.frames += [int(self.clips.starts[clip]) + k for k in frames]
+        super().read_clip(clip, frames, *args, **options)
+
+
+def windowed(folder: Path, workers: int = 1, **limits: int) -> tuple[Windowed, CountedDecoder]:
+    reader, store = open_dataset(folder), LocalShards(folder)
+    decoder = CountedDecoder(reader, build_clip_table(reader, reader.clips), store, NETWORK_INPUT)
+    return Windowed(decoder, CPU, workers, store=store, window=2, **limits), decoder
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_windows_are_decoded_once_and_their_batches_are_those_from_memory(
+    workers: int, tmp_path: Path
+) -> None:
+    """16 frames in two windows, in batches that extend over two windows, or over three."""
+    folder = dataset(tmp_path / "shards", "webp", per_shard=1)
     memory = resident(folder)
-    n = 0
+    for size in (1, 5, 14):
+        data, decoder = windowed(folder, workers)
+        raw_batches = data.prefetch(batches(data, n=-(-32 // size), size=size), seed=3)
+        results = [raw for raw, _ in zip(raw_batches, range(32 // size), strict=False)]
+        assert len(results) == 32 // size
+        assert all(same(batch, memory.read_batch(batch.indices)) for batch in results)
+        assert Counter(decoder.frames[:16]) == Counter(range(16)), "once an epoch"
+
+
+def test_ranks_decode_only_what_their_own_samples_take(tmp_path: Path) -> None:
+    data, decoder = windowed(dataset(tmp_path / "shards", per_shard=1))
+    half = list(islice(batches(data, n=16, size=1), 0, None, 2))
+    assert len(list(data.prefetch(iter(half), seed=3))) == 8
+    assert set(decoder.frames) == {int(frame[0]) for batch in half for frame in batch.images}
+
+
+def test_less_memory_than_two_windows_means_more_decoding_and_the_same_batches(tmp_path: Path) -> None:
+    folder = dataset(tmp_path / "shards")
+    memory = resident(folder)
+    data, decoder = windowed(folder, memory_bytes=2 * 9 * SIZE**2 * 3)
+    assert data.memory_bytes == 2 * 9 * SIZE**2 * 3 < 2 * data.window_bytes
     for batch in data.prefetch(batches(data, n=16, size=1), seed=3):
         assert same(batch, memory.read_batch(batch.indices))
-        n += 1
-    assert n == 16
+    assert 16 < len(decoder.frames) < 16 * 4
+
+
+def test_windows_that_do_not_fit_into_memory_are_refused_before_it_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = dataset(tmp_path / "shards")
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=20_000))
+    with pytest.raises(ShardError, match=r"may take 0.0 GB, of 0.0 GB free memory 80% .* --memory-gb"):
+        windowed(folder)
+    windowed(folder, memory_bytes=16_000)
+
+
+def test_a_window_that_is_left_or_damaged_ends_its_threads_and_names_the_clip(tmp_path: Path) -> None:
+    folder = dataset(tmp_path / "shards", per_shard=1)
+    n_threads = threading.active_count()
+    data, _ = windowed(folder)
+    stream = data.prefetch(batches(data), seed=3)
+    next(stream)
+    stream.close()  # type: ignore[attr-defined]  # a generator
+    row = open_dataset(folder).clips["s2_a"]
+    path = folder / row["shard"]
+    content = bytearray(path.read_bytes())
+    content[row["frames_offset"]] ^= 1
+    path.write_bytes(content)
+    message = f"{path}: s2_a's frames are not the bytes that the index names"
+    assert message in prefetch_error(windowed(folder)[0])
+    assert threading.active_count() == n_threads
 
 
 def test_a_single_batch_downloads_the_shards_it_needs(tmp_path: Path) -> None:
