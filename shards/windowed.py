@@ -10,6 +10,7 @@ more than one of them takes are decoded for each. That changes the speed and not
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,10 +23,11 @@ import psutil
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from shards.background import Item, prefetch
 from shards.cache import ShardStore
 from shards.frames import BatchIndex, Numbers, RawBatch
 from shards.index import ShardEntry
-from shards.resident import MEMORY_SHARE, Item, Resident, prefetch_one
+from shards.resident import MEMORY_SHARE, Resident
 from shards.schema import MELS_PER_FRAME, SPEECH_PER_FRAME, ShardError
 from shards.streaming import Cached, ClipArrays, Decoder
 from shards.windows import Window, Windows
@@ -109,7 +111,7 @@ class Windowed(Cached):
     def prefetch(self, indices: Iterator[BatchIndex], *, seed: int) -> Iterator[RawBatch]:
         """Download a block while the one before is decoded, and decode that one while another is drawn."""
         batches = self._draw_batches(indices, seed)
-        return batches if self.device.type == "cpu" else prefetch_one(batches)
+        return batches if self.device.type == "cpu" else prefetch(batches, n_ahead=1)
 
     def _draw_batches(self, indices: Iterator[BatchIndex], seed: int) -> Iterator[RawBatch]:
         held: deque[list[ShardEntry]] = deque()  # the shards of blocks that are not yet decoded
@@ -126,7 +128,7 @@ class Windowed(Cached):
             self._store.release(held.popleft())
             return decoded
 
-        run = prefetch_one if self._workers else yield_each
+        run = functools.partial(prefetch, n_ahead=1) if self._workers else yield_each
         downloaded = run(
             map(download, split_into_blocks(self._split_batches(indices, seed), self._max_frames))
         )

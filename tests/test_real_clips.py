@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -63,11 +64,21 @@ def test_all_six_crema_d_clips_are_kept_with_their_times_mapped_right(
         assert shown[-1] >= len(stamps) - 2, "the clip is used to its end"
 
 
+ODD_CLIPS = {"bwwuzn", "lgbf8n", "lrae3s"}  # of GRID's s1: grey frames at the start, one frame less
+CLIPS_PER_SPEAKER = 32  # besides; REDUB_ALL_CLIPS=1 takes all 211
+
+
 @pytest.fixture(scope="module")
 def one_clip_late(grid: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A copy of all the GRID clips, and the place where one of them is to be."""
+    """A copy of GRID clips of each speaker, and the place where one of them is to be."""
     raw = tmp_path_factory.mktemp("grid") / "raw"
-    shutil.copytree(grid, raw, copy_function=shutil.copyfile)
+    for speaker in sorted(path for path in grid.iterdir() if any(path.glob("*.mpg"))):
+        clips = sorted(speaker.glob("*.mpg"))
+        n_clips = len(clips) if os.environ.get("REDUB_ALL_CLIPS") else CLIPS_PER_SPEAKER
+        step = -(-len(clips) // n_clips)
+        (raw / speaker.name).mkdir(parents=True)
+        for clip in {*clips[::step], *(clip for clip in clips if clip.stem in ODD_CLIPS)}:
+            shutil.copyfile(clip, raw / speaker.name / clip.name)
     late = raw / "s1" / "bbal6n.mpg"
     if not late.is_file():
         late = min((raw / "s1").glob("p*.mpg"))
@@ -87,9 +98,9 @@ def test_grid_is_kept_but_for_clips_with_a_stated_reason_and_one_more_clip_costs
 
     files = [path for path in raw.rglob("*") if path.is_file() and not is_side_car(path)]
     ledger = read_ledger(tmp_path / "clips.parquet")
-    assert len(ledger) == len(files) == 211
+    assert len(ledger) == len(files) >= 35
     kept = [row for row in ledger if row["status"] == OK]
-    assert len(kept) >= 205
+    assert len(files) - len(kept) <= 6
     ended = {row["clip_id"]: row for row in ledger if row["status"] != OK}
     for clip_id in ("s1_bwwuzn", "s1_lgbf8n"):  # twelve grey frames at the start
         assert ended[clip_id]["code"] == "no_face"
