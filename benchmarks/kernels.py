@@ -70,11 +70,11 @@ from train import count_forward_gflop  # noqa: E402
 from model.execution import GPU_OPTIONS, Execution  # noqa: E402
 from model.objective import compute_losses  # noqa: E402
 from model.recipe import PRESETS, Recipe, build_recipe  # noqa: E402
+from model.trial import make_empty_batch  # noqa: E402
 from model.unet import UNet  # noqa: E402
 from sampler.params import SampleParams  # noqa: E402
 from sampler.rollout import FrameGenerator, _FrameInputs, _NoiseLevel  # noqa: E402
 from sampler.steps import KnownPixels  # noqa: E402
-from stages.adapt.run import make_empty_batch  # noqa: E402
 
 GPU = torch.device("cuda")
 NO_DATA = FakeTensorMode()

@@ -33,6 +33,11 @@ GPU_OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {
 log = logging.getLogger(__name__)
 
 
+def emulates_bf16(device: torch.device) -> bool:
+    """Whether this processor has no instructions for bf16: with AVX2 alone none has, with AVX-512 most."""
+    return device.type == "cpu" and get_cpu_capability() == "AVX2"
+
+
 @dataclass(frozen=True, slots=True)
 class Execution:
     """How a run is executed on this machine. Changes its results by rounding only."""
@@ -69,8 +74,7 @@ class Execution:
 
     def warn_of_slow_precision(self, device: torch.device) -> None:
         """Log a line where bf16 is asked for and the processor has no instructions for it."""
-        # Processors with AVX2 alone have none; of those with AVX-512 most have.
-        if self.precision == "bf16" and device.type == "cpu" and get_cpu_capability() == "AVX2":
+        if self.precision == "bf16" and emulates_bf16(device):
             log.warning(
                 "bf16: this processor has no instructions for it and emulates them, many times as slowly as "
                 "fp32; --precision fp32 is better here"

@@ -7,7 +7,7 @@ import itertools
 import json
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +27,7 @@ from model.recipe import ModelError, Recipe, recipe_from_dict, recipe_to_dict
 from model.signals import explain_out_of_memory
 from model.start import Start
 from model.start_record import StartRecord
+from model.trial import choose_execution
 from model.unet import count_parameters
 from shards.atomic import write_atomically
 from shards.balance import Balance
@@ -82,6 +83,7 @@ class TrainRequest:
     cache_gb: float = 100.0
     memory_gb: float = DEFAULT_MEMORY_GB  # decoded frames of windows, per rank
     execution: Execution = field(default_factory=Execution)
+    trial: bool = False  # of what execution leaves open, at the start of a run on one processor
     start: Start | None = None  # weights to start from; the recipe's network is theirs
     set_aside: bool = False  # rename a run that cannot be resumed so, and start a new one
     dvclive: Path | None = None  # folder for DVC's files on the run; None: none
@@ -157,6 +159,7 @@ def _train(request: TrainRequest, recipe: Recipe, ranks: Ranks, progress: Progre
     if checkpoints:
         check_resumable(checkpoints[-1], recipe, digest, start.record if start else None)
     start_step = checkpoints[-1].step if checkpoints else 0
+    execution = _choose_execution(request, recipe, ranks, is_new=not checkpoints)
     with open_frame_sources(request, recipe, dataset, ranks, progress, start_step) as (data, held_out):
         speech_scale = None
         if recipe.network.audio.takes_speech and not checkpoints and start is None:  # these hold it
@@ -168,8 +171,8 @@ def _train(request: TrainRequest, recipe: Recipe, ranks: Ranks, progress: Progre
             if checkpoints:
                 restore_state(state, checkpoints[-1])
         if ranks.is_first:
-            _write_run_file(request, recipe, dataset)
-            request.execution.warn_of_slow_precision(ranks.device)
+            _write_run_file(request, recipe, dataset, execution)
+            execution.warn_of_slow_precision(ranks.device)
             log.info(
                 "%s: %s parameters, %d frames of %d clips to train on, %s, %d of %d clips held out, %s",
                 request.preset, f"{count_parameters(state.network):,}", len(data), len(data.clips.ids),
@@ -187,7 +190,7 @@ def _train(request: TrainRequest, recipe: Recipe, ranks: Ranks, progress: Progre
                 data,
                 held_out,
                 recipe=recipe,
-                execution=request.execution,
+                execution=execution,
                 ranks=ranks,
                 run=request.run,
                 digest=digest,
@@ -199,6 +202,19 @@ def _train(request: TrainRequest, recipe: Recipe, ranks: Ranks, progress: Progre
             if is_worker_error(err):
                 raise StageError(f"a decoding process died ({str(err).splitlines()[0]})") from err
             raise
+
+
+def _choose_execution(request: TrainRequest, recipe: Recipe, ranks: Ranks, *, is_new: bool) -> Execution:
+    """How to execute: a resumed run goes on as the trial at its start decided."""
+    execution = request.execution
+    is_open = execution.precision == "auto" and execution.compile is None
+    if not request.trial or ranks.world > 1 or ranks.device.type != "cpu" or not is_open:
+        return execution
+    if is_new:
+        return choose_execution(execution, recipe, ranks.device, recipe.steps)
+    path = request.run / RUN_FILE
+    chosen = read_run_file(request.run).get("execution") if path.exists() else None
+    return replace(execution, **chosen) if chosen else execution
 
 
 @contextlib.contextmanager
@@ -345,6 +361,15 @@ class _FrameSourceOpener:
         )
 
 
+class TriedExecution(Document):
+    """How a run is executed, by a trial at its start."""
+
+    model_config = pydantic.ConfigDict(strict=True, extra="forbid")
+
+    precision: Literal["bf16", "fp32"]
+    compile: bool
+
+
 class RunFile(Document):
     """The content of ``run.json``, which the report and the page show. An older redub wrote less of it."""
 
@@ -354,6 +379,7 @@ class RunFile(Document):
     recipe: dict[str, Any] = Field(default_factory=dict)
     mels: dict[str, Any] | None = None  # how the dataset's mels were made
     speech: dict[str, Any] | None = None  # and its speech features, if the network takes them
+    execution: TriedExecution | None = None
     start: StartRecord | None = None  # where it started, if from another run's weights
     data: DataSources = Field(default_factory=list)  # of the dataset and of the start, with licences
     versions: dict[str, Text] = Field(default_factory=dict)
@@ -428,7 +454,7 @@ def _list_catalogue_sources(sha256: str) -> list[DataSource]:
     ]
 
 
-def _write_run_file(request: TrainRequest, recipe: Recipe, dataset: Dataset) -> None:
+def _write_run_file(request: TrainRequest, recipe: Recipe, dataset: Dataset, execution: Execution) -> None:
     """Write ``run.json``: enough to start the same run again elsewhere, and to make mels as it knows them."""
     content: dict[str, Any] = {
         "preset": request.preset,
@@ -438,6 +464,8 @@ def _write_run_file(request: TrainRequest, recipe: Recipe, dataset: Dataset) -> 
         "recipe": recipe_to_dict(recipe),
         "versions": {name: version(name) for name in ("redub", "torch", "numpy")},
     }
+    if execution != request.execution:  # by a trial
+        content["execution"] = {"precision": execution.precision, "compile": execution.compile}
     if recipe.network.audio.takes_speech:
         content["speech"] = get_params_section(dataset.manifest, "speech") or None
     sources = read_sources(dataset.manifest)

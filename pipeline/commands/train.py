@@ -149,6 +149,9 @@ def command(
 
     On several GPUs: torchrun --nproc-per-node 8 -m -- pipeline.main train ...
     Without the -- torchrun reads --run as an option of its own.
+
+    On a processor, a run of half an hour or more begins with a trial of compiled fp32 and compiled bf16, and
+    goes on with what is fastest. --precision fp32 --no-compile is the reference, without a trial.
     """
     from model.execution import Execution
     from model.recipe import build_recipe, nest_changes
@@ -182,6 +185,7 @@ def command(
         cache_gb=cache_gb,
         memory_gb=memory_gb,
         execution=Execution(micro_batch=micro_batch or 0, **execution),
+        trial=True,
         start=start,
         set_aside=set_aside,
         dvclive=dvclive,

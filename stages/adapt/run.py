@@ -16,16 +16,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import torch
-
-from model.batch import Batch
 from model.checkpoint import load_network
 from model.execution import Execution, select_device
-from model.objective import compute_losses
 from model.published_file import SUFFIX, PublishedInfo, write_published_file
 from model.recipe import MAX_STEPS, ModelError, Recipe
 from model.start import Start
-from model.unet import UNet
+from model.trial import measure_step_seconds
 from shards.atomic import write_atomically
 from shards.checksum import file_sha256
 from shards.schema import VIDEO_FPS
@@ -268,40 +264,4 @@ def _estimate(plan: CutPlan, steps: int, step_seconds: float) -> Estimate:
         steps=steps,
         prepare_seconds=plan.n_instants * SECONDS_PER_INSTANT,
         train_seconds=steps * step_seconds,
-    )
-
-
-def measure_step_seconds(network: UNet, recipe: Recipe, device: torch.device, execution: Execution) -> float:
-    """How long a training step takes here: the second of two on a batch of zeros. Changes the network."""
-    network = network.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    batch = make_empty_batch(recipe, execution.choose_micro_batch(recipe, 1), device)
-    for _ in range(2):
-        began = time.perf_counter()
-        with execution.autocast(device):
-            losses = compute_losses(network, batch, recipe)
-        losses.sum().backward()  # type: ignore[no-untyped-call]
-        float(losses.detach().sum())  # waits for the GPU
-        seconds = time.perf_counter() - began
-    return seconds * recipe.batch / len(batch)
-
-
-def make_empty_batch(recipe: Recipe, n: int, device: torch.device) -> Batch:
-    size, audio = recipe.network.size, recipe.network.audio
-    image, mask = torch.zeros(n, 3, size, size, device=device), torch.ones(n, 1, size, size, device=device)
-    speech = None
-    if audio.takes_speech:
-        speech = torch.zeros(n, audio.speech_rows, audio.speech_size, dtype=torch.float16, device=device)
-    return Batch(
-        y_0=image,
-        previous=image,
-        identity=image,
-        context=image,
-        mask=mask,
-        lips=mask,
-        mels=torch.zeros(n, audio.rows, audio.n_mels, device=device),
-        speech=speech,
-        has_audio=torch.ones(n, dtype=torch.bool, device=device),
-        gamma=torch.full((n,), 0.5, device=device),
-        epsilon=image,
-        dropout_keys=torch.zeros(n, dtype=torch.int32, device=device),
     )

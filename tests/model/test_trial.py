@@ -1,0 +1,74 @@
+"""Which way of training is fastest here: what is tried, what is taken, and that a run keeps to it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from model import execution, trial
+from model.checkpoint import list_checkpoints
+from model.execution import Execution
+from model.recipe import Recipe
+from model.trial import LONG_SECONDS, choose_execution, measure_step_seconds
+from model.unet import UNet
+from stages import train
+from stages.engine.outcome import StageError
+from stages.train import RUN_FILE, TrainRequest
+from tests.model import worlds
+from tests.model.worlds import CPU, TINY
+
+SECONDS = {("fp32", False): 1.0, ("fp32", True): 0.75, ("bf16", True): 0.5}  # of a step
+
+
+def measure(_network: UNet, _recipe: Recipe, _device: torch.device, candidate: Execution) -> float:
+    """A machine on which everything takes the time of SECONDS."""
+    assert candidate.compile is not None
+    return SECONDS[candidate.precision, candidate.compile]
+
+
+@pytest.mark.parametrize(("capability", "fastest"), [("AVX2", "fp32"), ("AVX512", "bf16")])
+def test_a_long_run_is_executed_as_is_fastest_and_bf16_is_not_tried_where_it_is_emulated(
+    capability: str, fastest: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(execution, "get_cpu_capability", lambda: capability)
+    with caplog.at_level("INFO", logger=trial.__name__):
+        chosen = choose_execution(Execution(micro_batch=2), TINY, CPU, round(LONG_SECONDS), measure)
+    assert chosen == Execution(micro_batch=2, precision=fastest, compile=True)  # type: ignore[arg-type]
+    assert caplog.messages[-1].endswith(f"this run uses compiled {fastest}")
+
+
+def test_a_short_run_and_what_the_user_has_said_are_executed_without_a_trial() -> None:
+    for stated in (Execution(precision="fp32"), Execution(compile=False), Execution(compile=True)):
+        assert choose_execution(stated, TINY, CPU, 10**9, measure) == stated
+    assert choose_execution(Execution(), TINY, CPU, round(LONG_SECONDS) - 1, measure) == Execution()
+
+
+def test_a_step_takes_some_time_and_only_that_of_its_share_of_a_batch() -> None:
+    seconds = measure_step_seconds(UNet(TINY.network), TINY, CPU, Execution(micro_batch=1))
+    assert 0 < seconds < 60
+
+
+def test_a_run_goes_on_as_its_trial_decided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its checkpoints have the bytes of a run that was told so from the start."""
+    shards = worlds.make_dataset(tmp_path / "shards", [9, 8])
+    decided = Execution(precision="bf16", compile=False)
+    monkeypatch.setattr(train, "choose_execution", lambda *_: decided)
+
+    def run(name: str, steps: int, options: Execution) -> dict[str, bytes]:
+        request = TrainRequest(
+            str(shards), tmp_path / name, "tiny", device="cpu", execution=options, trial=True
+        )
+        assert train.run(request, replace(TINY, steps=steps)) == "done"
+        folder = list_checkpoints(tmp_path / name)[-1].path
+        return {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
+
+    run("tried", 2, Execution())
+    monkeypatch.setattr(train, "choose_execution", None)  # a trial would end the run now
+    assert run("tried", 4, Execution()) == run("told", 4, decided) != run("fp32", 4, Execution(compile=False))
+
+    (tmp_path / "tried" / RUN_FILE).write_text('{"execution": {"precision": "int4", "compile": false}}')
+    with pytest.raises(StageError, match="precision"):
+        run("tried", 6, Execution())
