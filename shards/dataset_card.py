@@ -310,7 +310,10 @@ def _describe_losses(facts: DatasetFacts) -> Iterator[str]:
         "file, with its reason if it did not."
     )
     if counts:
-        rows = [(code, f"{count:,}", facts.reasons[code]) for code, count in list(counts.items())[:MAX_CODES]]
+        rows = [
+            (code, f"{count:,}", facts.reasons.get(code, ""))
+            for code, count in list(counts.items())[:MAX_CODES]
+        ]
         yield _format_table(("code", "files", "the first one's reason"), rows, escape=True)
     if len(counts) > MAX_CODES:
         yield f"... and {len(counts) - MAX_CODES} more codes."

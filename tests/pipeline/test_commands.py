@@ -83,7 +83,11 @@ def test_a_wrong_param_is_one_line_that_names_it(text: str, told: str, tmp_path:
     ("words", "code", "told"),
     [
         (["clips", "--dataset", "grid", "--raw", "nowhere"], 1, "--raw"),
-        (["clips", "--dataset", "lrs2"], 2, "'lrs2' is not one of 'grid', 'crema-d', 'folder'"),
+        (
+            ["clips", "--dataset", "lrs2"],
+            2,
+            "'lrs2' is not one of 'grid', 'crema-d', 'lrs3', 'voxceleb2', 'folder'",
+        ),
         (["landmarks", "--dataset", "grid", "--work", "w"], 1, "run `pipeline clips --dataset grid` first"),
         (["shard", "--dataset", "grid", "--out", "gs://b/p"], 2, "expected a folder or s3://"),
         (["shard", "--dataset", "grid", "--raw", "s3://b/p"], 2, "are built into shards in a bucket"),
