@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -64,8 +64,11 @@ def load_batches(
     counter: EpochCounter,
     *,
     prefetch: bool = True,
-) -> Iterator[list[Batch]]:
-    """This rank's micro-batches of one step after another, from position ``start`` on, endlessly."""
+) -> Generator[list[Batch], None, None]:
+    """This rank's micro-batches of one step after another, from position ``start`` on, endlessly.
+
+    Close it after use: it ends the threads or processes that read ahead.
+    """
     micro = execution.choose_micro_batch(recipe, ranks.world)
     n_micro_batches = recipe.batch // ranks.world // micro
     table = torch.from_numpy(gammas(recipe.noise))
@@ -85,21 +88,25 @@ def load_batches(
 
     indices = select_batches()
     raw_batches = data.prefetch(indices, seed=order_seed) if prefetch else map(data.read_batch, indices)
-    while True:
-        step = list(itertools.islice(raw_batches, n_micro_batches))
-        for raw in step if data.has_exact_epochs else ():
-            counter.add(raw.indices.positions, raw.indices.target)
-        yield [
-            make_batch(
-                raw,
-                seed=recipe.seed,
-                frames=recipe.frames,
-                table=table,
-                margins=data.clips.margins,
-                top=recipe.network.top,
-            )
-            for raw in step
-        ]
+    try:
+        while True:
+            step = list(itertools.islice(raw_batches, n_micro_batches))
+            for raw in step if data.has_exact_epochs else ():
+                counter.add(raw.indices.positions, raw.indices.target)
+            yield [
+                make_batch(
+                    raw,
+                    seed=recipe.seed,
+                    frames=recipe.frames,
+                    table=table,
+                    margins=data.clips.margins,
+                    top=recipe.network.top,
+                )
+                for raw in step
+            ]
+    finally:
+        if isinstance(raw_batches, Generator):
+            raw_batches.close()
 
 
 def count_resumed_epoch(

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from model.batch import Batch
 from model.checkpoint import TrainState
 from model.epochs import EpochCounter, count_resumed_epoch, load_batches
-from model.execution import Execution, Function, Ranks
+from model.execution import Execution, Ranks
 from model.monitor import MetricsWindow, RunMonitor
 from model.objective import Forward, compute_losses
 from model.recipe import ModelError, OptimParams, Recipe
@@ -112,6 +112,8 @@ def train(
         trainer.explain_out_of_memory(),
         catch_stop_signals() as stop,
     ):
+        # Now and not when it is freed: at the end of the process, workers would be waited for for ever.
+        open_files.callback(trainer.batches.close)
         run_log = open_files.enter_context(open_run_log(run, state.step, dvclive)) if ranks.is_first else None
         monitor = RunMonitor(run, recipe, digest, ranks, run_log, start)
         trainer.prepare_forward()
@@ -157,7 +159,7 @@ class Trainer:
         self.ranks = ranks
         self.micro_batch = execution.choose_micro_batch(recipe, ranks.world)
         self.forward: Forward = state.network
-        self.compute_losses = self._compute_losses
+        self.compute_losses: Callable[[Batch], Tensor] = partial(compute_losses, state.network, recipe=recipe)
         self.window = MetricsWindow()
         self.counter = EpochCounter(len(data))
         if data.has_exact_epochs:
@@ -166,28 +168,24 @@ class Trainer:
 
     def prepare_forward(self) -> None:
         """Compile the network where that works, wrap it so that ranks share gradients, start the clock."""
+        # No function here refers to this object: it would be freed late, and what it holds with it.
+        network, recipe = self.state.network, self.recipe
         if self.ranks.world == 1:  # the loss in the same graph, with the noise and the mask
-            self.compute_losses = self._try_compile(self._compute_losses, lambda losses: losses)
+
+            def compute(batch: Batch) -> Tensor:
+                return compute_losses(network, batch, recipe)
+
+            self.compute_losses = self.execution.try_compile(compute, self._try_step, self.ranks.device)
         else:
-            module = self._try_compile(
-                self.state.network, lambda forward: partial(compute_losses, forward, recipe=self.recipe)
-            )
+
+            def run_trial(forward: Forward) -> None:
+                self._try_step(partial(compute_losses, forward, recipe=recipe))
+
+            module = self.execution.try_compile(network, run_trial, self.ranks.device)
             self.forward = DistributedDataParallel(module, gradient_as_bucket_view=True)
-        self.state.network.train()
+            self.compute_losses = partial(compute_losses, self.forward, recipe=recipe)
+        network.train()
         self.window = MetricsWindow()
-
-    def _compute_losses(self, batch: Batch) -> Tensor:
-        return compute_losses(self.forward, batch, self.recipe)
-
-    def _try_compile(
-        self, function: Function, make_losses: Callable[[Function], Callable[[Batch], Tensor]]
-    ) -> Function:
-        """Compile a function where that works; ``make_losses`` of it returns the losses of a batch."""
-
-        def run_trial(compiled_function: Function) -> None:
-            self._try_step(make_losses(compiled_function))
-
-        return self.execution.try_compile(function, run_trial, self.ranks.device)
 
     def _try_step(self, compute: Callable[[Batch], Tensor]) -> None:
         """One forward and backward pass, as in a step, without lasting effects."""

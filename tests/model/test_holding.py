@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import multiprocessing
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -196,3 +199,19 @@ def test_two_processes_of_torchrun_download_each_shard_once_and_use_each_frame_o
         [line["loss"] for line in read_metrics(folder / METRICS) if "loss" in line] for folder in (two, one)
     )
     assert losses_two[:7] == pytest.approx(losses_one[:7], rel=1e-4), "before rounding errors accumulate"
+
+
+@pytest.mark.parametrize("recipe", [RECIPE, WINDOWED], ids=["cached", "windowed"])
+def test_when_a_run_has_ended_nothing_reads_ahead_any_more(
+    recipe: Recipe, shards: Path, tmp_path: Path
+) -> None:
+    """At once, and not when Python's collector finds a cycle: the end of the process would wait for it."""
+    threads = set(threading.enumerate())
+    gc.disable()
+    try:
+        hold = "windowed" if recipe.window else "cached"
+        run_training(shards, tmp_path / "run", replace(recipe, steps=2), hold=hold, workers=1)
+        assert multiprocessing.active_children() == []
+        assert set(threading.enumerate()) <= threads
+    finally:
+        gc.enable()
