@@ -244,6 +244,7 @@ def count_sampling_step(
             films[1],
             torch.empty_like(y_0) if recipe.noise.base == "identity" else None,
             KnownPixels(torch.empty(clips, 1, size, size), y_0),
+            torch.empty(2),
         )
         level, weights = _NoiseLevel(torch.empty(1), films[0]), torch.empty(5)
     generator = object.__new__(FrameGenerator)  # what its constructor computes needs a device

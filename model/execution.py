@@ -46,6 +46,10 @@ class Execution:
     precision: Precision = "auto"  # auto: bf16 on a GPU; weights are always fp32
     compile: bool | None = None  # None: on a GPU
 
+    def is_open(self, device: torch.device) -> bool:
+        """Whether a trial may choose precision and compiler: on a processor, if neither is stated."""
+        return device.type == "cpu" and self.precision == "auto" and self.compile is None
+
     def is_bf16(self, device: torch.device) -> bool:
         """Whether matrix products are in bf16."""
         return self.precision == "bf16" or (self.precision == "auto" and device.type == "cuda")

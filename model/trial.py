@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -14,23 +15,39 @@ from model.batch import Batch
 from model.execution import Execution, emulates_bf16
 from model.objective import compute_losses
 from model.recipe import Recipe
+from model.signals import explain_out_of_memory
 from model.unet import UNet
 
 # A run that would last longer as it is pays for the compiler, which takes one to three minutes of a core.
 LONG_SECONDS = 1800.0
+MIN_STEPS = 300  # shorter runs are not even measured
+MIN_GAIN = 1.1  # as many times as fast as the reference; less is within the noise
+N_TIMED_STEPS = 3
 
 Measure = Callable[[UNet, Recipe, torch.device, Execution], float]
 
 log = logging.getLogger(__name__)
 
 
-def measure_step_seconds(
-    network: UNet, recipe: Recipe, device: torch.device, execution: Execution, n_steps: int = 1
-) -> float:
-    """How long a training step takes here: the median of ``n_steps`` on a batch of zeros, after one more.
+def measure_step_seconds(network: UNet, recipe: Recipe, device: torch.device, execution: Execution) -> float:
+    """How long a training step takes here, not compiled: the second of two on a batch of zeros.
 
     Changes the network.
     """
+    seconds, _ = _time_steps(network, recipe, device, replace(execution, compile=False), n_steps=1)
+    return seconds
+
+
+def measure_trial(network: UNet, recipe: Recipe, device: torch.device, execution: Execution) -> float:
+    """How long a step takes, for a comparison; infinite where the compiler that it needs does not work."""
+    seconds, is_compiled = _time_steps(network, recipe, device, execution, N_TIMED_STEPS)
+    return math.inf if execution.compile and not is_compiled else seconds
+
+
+def _time_steps(
+    network: UNet, recipe: Recipe, device: torch.device, execution: Execution, n_steps: int
+) -> tuple[float, bool]:
+    """Seconds of a step, the median of ``n_steps`` after one more, and whether they were compiled."""
     network = network.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     batch = make_empty_batch(recipe, execution.choose_micro_batch(recipe, 1), device)
 
@@ -43,19 +60,14 @@ def measure_step_seconds(
         losses.sum().backward()  # type: ignore[no-untyped-call]
         float(losses.detach().sum())  # waits for the GPU
 
-    compute = execution.try_compile(compute, run_step, device)
-    run_step(compute)
+    chosen = execution.try_compile(compute, run_step, device)
+    run_step(chosen)
     seconds = []
     for _ in range(n_steps):
         began = time.perf_counter()
-        run_step(compute)
+        run_step(chosen)
         seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds) * recipe.batch / len(batch)
-
-
-def measure_trial(network: UNet, recipe: Recipe, device: torch.device, execution: Execution) -> float:
-    """``measure_step_seconds`` for a comparison: other processes may disturb a single step."""
-    return measure_step_seconds(network, recipe, device, execution, n_steps=3)
+    return statistics.median(seconds) * recipe.batch / len(batch), chosen is not compute
 
 
 def choose_execution(
@@ -69,13 +81,18 @@ def choose_execution(
 
     On a processor, and for ``n_steps`` that would last LONG_SECONDS or more. Tried are fp32 without the
     compiler, which is the reference and what shorter runs get; compiled fp32; and compiled bf16, unless the
-    processor would emulate it. The results differ by rounding.
+    processor would emulate it. The results differ by rounding. Raises ModelError when memory is too small.
     """
-    if device.type != "cpu" or execution.precision != "auto" or execution.compile is not None:
+    if not execution.is_open(device) or n_steps < MIN_STEPS:
         return execution
 
     def try_execution(candidate: Execution) -> float:
-        return measure(UNet(recipe.network), recipe, device, candidate)
+        with torch.random.fork_rng(devices=[]):
+            network = UNet(recipe.network)
+        frames = execution.choose_micro_batch(recipe, 1)
+        advice = f"try --micro-batch {max(1, frames // 2)}"
+        with explain_out_of_memory(f"a micro-batch of {frames} frames", device, advice=advice):
+            return measure(network, recipe, device, candidate)
 
     reference = replace(execution, precision="fp32", compile=False)
     seconds = {reference: try_execution(reference)}
@@ -90,6 +107,8 @@ def choose_execution(
         )
     }
     fastest = min(seconds, key=lambda candidate: seconds[candidate])
+    if seconds[reference] < MIN_GAIN * seconds[fastest]:
+        fastest = reference
     measured = ", ".join(f"{_describe(each)} {value:.3g}" for each, value in seconds.items())
     log.info("seconds a step: %s; this run uses %s", measured, _describe(fastest))
     return fastest

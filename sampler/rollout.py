@@ -156,6 +156,7 @@ class _FrameInputs:
     audio_films: list[Tensor]  # one (N, 2C) per layer
     base: Tensor | None  # (B, 3, S, S)
     known_pixels: KnownPixels
+    guidance: Tensor  # (2,): the weights of both halves; a tensor, or a compiler compiles for every value
 
 
 # y, y before, y_0 before, noise (B, 3, S, S), weights (5,), level, what the frame's steps share
@@ -180,7 +181,6 @@ class FrameGenerator:
                 f"this one was trained without network.audio.null; use 1"
             )
         self.execution.warn_of_slow_precision(self.device)
-        torch.backends.cudnn.benchmark = True  # shapes are the same in every step
         network = self.execution.round_weights(self.network, self.device)
         self.network = network.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self.forward: Callable[..., Tensor] = self.network.forward_with_films
@@ -188,6 +188,7 @@ class FrameGenerator:
         self.steps = SAMPLERS[self.params.sampler](self.gammas.tolist())
         self.levels = self._compute_levels([step.gamma for step in self.steps])
         self.weights = torch.tensor([step.weights() for step in self.steps]).to(self.device)
+        self.guidance_weights = torch.tensor([self.params.guidance, 1 - self.params.guidance]).to(self.device)
         self.silent_films = self._compute_silent_films() if self.params.guidance != 1 else []
         self._compiled_steps: dict[int, _CompiledStep | None] = {}
 
@@ -465,9 +466,8 @@ class FrameGenerator:
             silent = (film.expand(n, -1) for film in self.silent_films)
             films = [torch.cat(pair) for pair in zip(films, silent, strict=True)]
             images = torch.cat([images, images])
-        return _FrameInputs(
-            images, films, select_base(conditioning.identity, self.recipe), conditioning.known_pixels
-        )
+        base = select_base(conditioning.identity, self.recipe)
+        return _FrameInputs(images, films, base, conditioning.known_pixels, self.guidance_weights)
 
     def _denoise(self, inputs: _FrameInputs, y: Tensor, gamma: float) -> Tensor:
         return self._estimate(inputs, y, self.levels[gamma])
@@ -476,13 +476,13 @@ class FrameGenerator:
         """The clean images that the network sees in y: (B, 3, S, S) -> the same."""
         # Classifier-free guidance w: w times the prediction with audio, 1 - w times that without. Both come
         # from one forward pass of twice as many images.
-        guidance, n = self.params.guidance, len(y)
-        noisy = y if guidance == 1 else torch.cat([y, y])
+        is_guided, n = self.params.guidance != 1, len(y)
+        noisy = torch.cat([y, y]) if is_guided else y
         x = torch.cat([noisy, inputs.images], dim=1).contiguous(memory_format=torch.channels_last)
         with self.execution.autocast(self.device):
             prediction = self.forward(x, level.films, inputs.audio_films).float()
-        if guidance != 1:
-            prediction = guidance * prediction[:n] + (1 - guidance) * prediction[n:]
+        if is_guided:
+            prediction = inputs.guidance[0] * prediction[:n] + inputs.guidance[1] * prediction[n:]
         y_0 = estimate_y_0(y, prediction, level.gamma, self.recipe.noise.target, inputs.base)
         return y_0.clamp(-1, 1).where(y_0.isfinite(), torch.nan)  # else infinity would become a colour
 
@@ -545,6 +545,7 @@ def _make_contiguous(inputs: _FrameInputs) -> _FrameInputs:
         inputs.audio_films,
         None if inputs.base is None else inputs.base.contiguous(),
         KnownPixels(inputs.known_pixels.mask.contiguous(), inputs.known_pixels.y_0.contiguous()),
+        inputs.guidance,
     )
 
 

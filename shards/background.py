@@ -15,22 +15,27 @@ Item = TypeVar("Item")
 def prefetch(items: Iterable[Item], n_ahead: int) -> Generator[Item, None, None]:
     """The same items in the same order; a thread reads up to ``n_ahead`` of them before they are asked for.
 
-    An error of ``items`` is raised in its place. Close the generator to end the thread before the last item.
+    An error of ``items`` is raised in its place. Close the generator to end the thread before the last item;
+    that closes ``items`` too, if it is a generator.
     """
     iterator, end = iter(items), object()
 
     def read() -> object:
         return next(iterator, end)
 
-    with ThreadPoolExecutor(1) as pool:
-        pending = deque(pool.submit(read) for _ in range(n_ahead))
-        try:
-            while (item := pending.popleft().result()) is not end:
-                pending.append(pool.submit(read))
-                yield item  # type: ignore[misc]
-        finally:
-            for future in pending:
-                future.cancel()
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            pending = deque(pool.submit(read) for _ in range(n_ahead))
+            try:
+                while (item := pending.popleft().result()) is not end:
+                    pending.append(pool.submit(read))
+                    yield item  # type: ignore[misc]
+            finally:
+                for future in pending:
+                    future.cancel()
+    finally:
+        if isinstance(iterator, Generator):
+            iterator.close()
 
 
 class BackgroundWriter(Generic[Item]):

@@ -72,7 +72,7 @@ class Resident:
         """The pixels of frames (M,), on the device: (M, H, W, 3)."""
         shape = len(frames), *self.frames.shape[1:]
         # From memory that is not pinned, a copy to a GPU waits for the work that the GPU has already.
-        is_pinned = self.frames.is_pinned()
+        is_pinned = self._on_host and self.device.type == "cuda"
         pixels = torch.empty(shape, dtype=torch.uint8, device=self.frames.device, pin_memory=is_pinned)
         # On a CPU index_select copies whole frames: ten times as fast as indexing, which copies bytes.
         torch.index_select(self.frames, 0, frames, out=pixels)

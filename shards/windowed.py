@@ -72,11 +72,12 @@ class Windowed(Cached):
         *,
         store: ShardStore,
         window: int,
-        memory_bytes: int = int(DEFAULT_MEMORY_GB * 1e9),
+        memory_bytes: int | None = None,
     ) -> None:
         """``workers`` threads decode ahead; with 0, a block is decoded when its first batch is asked for.
 
-        ``memory_bytes`` limits the decoded frames. Raises ShardError if they may take more than is free.
+        ``memory_bytes`` limits the decoded frames; None: DEFAULT_MEMORY_GB, or less where less is free.
+        Raises ShardError if they may take more than is free.
         """
         super().__init__(decoder, device, workers)
         self._store = store
@@ -86,9 +87,11 @@ class Windowed(Cached):
         frame_bytes = decoder.network_input.size**2 * 3
         largest = int(np.sort(self._windows.frames)[-window:].sum())  # frames of the K largest shards
         self.window_bytes = largest * frame_bytes
+        free = psutil.virtual_memory().available
+        if memory_bytes is None:
+            memory_bytes = min(int(DEFAULT_MEMORY_GB * 1e9), int(MEMORY_SHARE * free))
         self.memory_bytes = min(memory_bytes, BLOCKS * self.window_bytes)
         self._max_frames = self.memory_bytes // (BLOCKS * frame_bytes)
-        free = psutil.virtual_memory().available
         if self.memory_bytes > MEMORY_SHARE * free:
             raise ShardError(
                 f"the frames of windows of {window} shards may take {self.memory_bytes / 1e9:.1f} GB, "
@@ -176,7 +179,9 @@ class Windowed(Cached):
         lengths = self.clips.lengths[clips]
 
         # Large arrays of numpy's are in huge pages, which makes reading rows at random faster.
-        if self._spare and len(self._spare[0]) >= len(frames):
+        while self._spare and len(self._spare[0]) < len(frames):
+            self._spare.popleft()  # too small: a block has at least one part of a batch, whatever the limit
+        if self._spare:
             buffer = self._spare.popleft()
         else:
             buffer = np.empty((max(len(frames), self._max_frames), size, size, 3), np.uint8)

@@ -89,7 +89,8 @@ class ClipsParams:
     def select_probe_params(self) -> dict[str, Any]:
         """The params that decide what one file's probe returns: the key of its cache entry."""
         params = self.describe()
-        del params["exclude"], params["duplicates"]
+        for name in ("exclude", "duplicates", "folder_split"):
+            params.pop(name, None)
         return params
 
     def describe(self) -> dict[str, Any]:

@@ -52,7 +52,7 @@ from shards.sources import (
 )
 from shards.speech_scale import measure_speech_scale
 from shards.streaming import Cached, Decoder, is_worker_error
-from shards.windowed import DEFAULT_MEMORY_GB, Windowed
+from shards.windowed import Windowed
 from stages.engine.json_file import read_json_file
 from stages.engine.lock import lock_folder
 from stages.engine.outcome import StageError
@@ -81,7 +81,7 @@ class TrainRequest:
     hold: Hold = "resident"
     cache: Path | None = None  # folder for shards from elsewhere; None: the user's cache
     cache_gb: float = 100.0
-    memory_gb: float = DEFAULT_MEMORY_GB  # decoded frames of windows, per rank
+    memory_gb: float | None = None  # decoded frames of windows, per rank; None: 16, or what is free if less
     execution: Execution = field(default_factory=Execution)
     trial: bool = False  # of what execution leaves open, at the start of a run on one processor
     start: Start | None = None  # weights to start from; the recipe's network is theirs
@@ -159,7 +159,7 @@ def _train(request: TrainRequest, recipe: Recipe, ranks: Ranks, progress: Progre
     if checkpoints:
         check_resumable(checkpoints[-1], recipe, digest, start.record if start else None)
     start_step = checkpoints[-1].step if checkpoints else 0
-    execution = _choose_execution(request, recipe, ranks, is_new=not checkpoints)
+    tried = _read_tried_execution(request.run) if checkpoints else None
     with open_frame_sources(request, recipe, dataset, ranks, progress, start_step) as (data, held_out):
         speech_scale = None
         if recipe.network.audio.takes_speech and not checkpoints and start is None:  # these hold it
@@ -170,8 +170,15 @@ def _train(request: TrainRequest, recipe: Recipe, ranks: Ranks, progress: Progre
             state = loop.create_state(recipe, ranks.device, speech_scale, initial)
             if checkpoints:
                 restore_state(state, checkpoints[-1])
+            execution = request.execution
+            if tried is not None and execution.is_open(ranks.device):
+                execution = replace(execution, **tried)
+            elif request.trial and not checkpoints and ranks.world == 1 and recipe.batch <= len(data):
+                execution = choose_execution(execution, recipe, ranks.device, recipe.steps)
+                if execution != request.execution:
+                    tried = {"precision": execution.precision, "compile": execution.compile}
         if ranks.is_first:
-            _write_run_file(request, recipe, dataset, execution)
+            _write_run_file(request, recipe, dataset, tried)
             execution.warn_of_slow_precision(ranks.device)
             log.info(
                 "%s: %s parameters, %d frames of %d clips to train on, %s, %d of %d clips held out, %s",
@@ -204,17 +211,9 @@ def _train(request: TrainRequest, recipe: Recipe, ranks: Ranks, progress: Progre
             raise
 
 
-def _choose_execution(request: TrainRequest, recipe: Recipe, ranks: Ranks, *, is_new: bool) -> Execution:
-    """How to execute: a resumed run goes on as the trial at its start decided."""
-    execution = request.execution
-    is_open = execution.precision == "auto" and execution.compile is None
-    if not request.trial or ranks.world > 1 or ranks.device.type != "cpu" or not is_open:
-        return execution
-    if is_new:
-        return choose_execution(execution, recipe, ranks.device, recipe.steps)
-    path = request.run / RUN_FILE
-    chosen = read_run_file(request.run).get("execution") if path.exists() else None
-    return replace(execution, **chosen) if chosen else execution
+def _read_tried_execution(run: Path) -> dict[str, Any] | None:
+    """What the trial at a run's start chose: a run that is resumed goes on so."""
+    return read_run_file(run).get("execution") if (run / RUN_FILE).exists() else None
 
 
 @contextlib.contextmanager
@@ -299,7 +298,7 @@ class _FrameSourceOpener:
                 self.request.workers,
                 store=store,
                 window=window,
-                memory_bytes=int(self.request.memory_gb * 1e9),
+                memory_bytes=None if self.request.memory_gb is None else int(self.request.memory_gb * 1e9),
             )
             if self.ranks.is_first:
                 log.info(
@@ -454,7 +453,9 @@ def _list_catalogue_sources(sha256: str) -> list[DataSource]:
     ]
 
 
-def _write_run_file(request: TrainRequest, recipe: Recipe, dataset: Dataset, execution: Execution) -> None:
+def _write_run_file(
+    request: TrainRequest, recipe: Recipe, dataset: Dataset, tried: dict[str, Any] | None
+) -> None:
     """Write ``run.json``: enough to start the same run again elsewhere, and to make mels as it knows them."""
     content: dict[str, Any] = {
         "preset": request.preset,
@@ -464,8 +465,8 @@ def _write_run_file(request: TrainRequest, recipe: Recipe, dataset: Dataset, exe
         "recipe": recipe_to_dict(recipe),
         "versions": {name: version(name) for name in ("redub", "torch", "numpy")},
     }
-    if execution != request.execution:  # by a trial
-        content["execution"] = {"precision": execution.precision, "compile": execution.compile}
+    if tried is not None:
+        content["execution"] = tried
     if recipe.network.audio.takes_speech:
         content["speech"] = get_params_section(dataset.manifest, "speech") or None
     sources = read_sources(dataset.manifest)

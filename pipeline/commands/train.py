@@ -97,9 +97,8 @@ def default_workers() -> int:
 )
 @click.option(
     "--memory-gb",
-    type=NumberRange(0, 1e6),
-    default=16.0,
-    show_default=True,
+    type=NumberRange(1e-3, 1e6),
+    show_default="16, or 80 % of the free memory if that is less",
     help="Limit of the decoded frames that --hold windowed has in memory, per rank; with less than two "
     "windows some frames are decoded more than once.",
 )
@@ -139,7 +138,7 @@ def command(
     cache: Path | None,
     cache_gb: float,
     window: int,
-    memory_gb: float,
+    memory_gb: float | None,
     workers: int,
     set_aside: bool,
     dvclive: Path | None,

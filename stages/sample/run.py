@@ -131,7 +131,9 @@ def _sample(request: SampleRequest, params: SampleParams, ranks: Ranks, progress
         _write_clip(request, dataset, *clip)
 
     # Sound and video of a clip take a second of a core, as long as a GPU draws several clips.
-    n_writers = min(MAX_WRITERS, os.cpu_count() or 1)
+    # Each holds its clip: few write where clips are long.
+    cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    n_writers = choose_clips_ahead(dataset, missing, max(1, min(MAX_WRITERS, cores)))
     n_waiting = choose_clips_ahead(dataset, missing, request.slots)
     clips = generate_clips(generator, dataset, missing, slots=request.slots, on_frame=count_frame)
     with closing(clips), BackgroundWriter(write, n_waiting=n_waiting, n_threads=n_writers) as writer:

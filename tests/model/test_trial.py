@@ -66,8 +66,16 @@ def test_a_run_goes_on_as_its_trial_decided(tmp_path: Path, monkeypatch: pytest.
         return {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
 
     run("tried", 2, Execution())
-    monkeypatch.setattr(train, "choose_execution", None)  # a trial would end the run now
+
+    def refuse_a_trial(stated: Execution, *_: object) -> Execution:
+        assert not stated.is_open(CPU)
+        return stated
+
+    monkeypatch.setattr(train, "choose_execution", refuse_a_trial)
     assert run("tried", 4, Execution()) == run("told", 4, decided) != run("fp32", 4, Execution(compile=False))
+
+    run("tried", 5, Execution(compile=False))  # of this machine alone; the next goes on as the trial decided
+    assert '"precision": "bf16"' in (tmp_path / "tried" / RUN_FILE).read_text()
 
     (tmp_path / "tried" / RUN_FILE).write_text('{"execution": {"precision": "int4", "compile": false}}')
     with pytest.raises(StageError, match="precision"):

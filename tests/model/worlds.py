@@ -153,6 +153,7 @@ def make_command(
     # without the -- torchrun reads --run as an option of its own
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m", "--"]
     arguments = ["--shards", str(shards), "--run", str(folder), "--params", str(params), "--device", "cpu"]
+    arguments += ["--precision", "fp32"]  # or a run of endless steps would begin with a trial
     return [
         sys.executable,
         "-m",

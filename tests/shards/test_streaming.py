@@ -203,8 +203,9 @@ def test_windows_that_do_not_fit_into_memory_are_refused_before_it_is_taken(
     folder = dataset(tmp_path / "shards")
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=20_000))
     with pytest.raises(ShardError, match=r"may take 0.0 GB, of 0.0 GB free memory 80% .* --memory-gb"):
-        windowed(folder)
+        windowed(folder, memory_bytes=10**9)
     windowed(folder, memory_bytes=16_000)
+    assert windowed(folder)[0].memory_bytes == 16_000, "by default what is free"
 
 
 def test_a_window_that_is_left_or_damaged_ends_its_threads_and_names_the_clip(tmp_path: Path) -> None:
