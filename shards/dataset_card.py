@@ -347,7 +347,9 @@ first_frame = {decode}  # (H, W, 3) uint8, RGB
 def _check_replaceable(path: Path) -> None:
     """Raise ShardError for a file that was written by someone else."""
     try:
-        is_ours = MARK.encode() in read_file(path, MAX_BYTES, inside=path.parent)
+        # The line after the front matter of a README, or the end of a description: not any mention.
+        content = read_file(path, MAX_BYTES, inside=path.parent)
+        is_ours = any(sign.encode() in content for sign in (f"\n<!-- {MARK} of redub", f' {MARK} of redub."'))
     except FileNotFoundError:
         return
     except OSError as err:

@@ -28,9 +28,8 @@ def synthesise_audio(mels: NDArray[np.float32], params: MelsParams) -> NDArray[n
     Sample 0 is at the centre of row 0, as in librosa's padded frames that the rows are computed from. Phases
     are estimated, so it sounds hollow; its timing is exact.
     """
-    with (
-        _IMPORT_LOCK
-    ):  # parts of librosa are imported when they are first used, which two threads must not do
+    # Parts of librosa are imported when they are first used, which two threads must not do at once.
+    with _IMPORT_LOCK:
         import librosa  # takes two seconds, and a contact sheet needs no audio
 
         mel_to_stft, griffinlim = librosa.feature.inverse.mel_to_stft, librosa.griffinlim
