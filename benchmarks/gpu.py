@@ -233,6 +233,7 @@ def measure_clips(machine: Machine, preset: str, execution: Execution, *, slots:
 def measure_rollouts(
     machine: Machine, generators: Generators, execution: Execution, *, slots: int, steps: int
 ) -> Row:
+    torch.backends.cudnn.benchmark = False  # as in `pipeline sample`; training sets it
     # as measure_paper leaves it: another value would compile the network once more
     torch.set_float32_matmul_precision("high")
     recipe, generator = generators.recipe, generators.get(steps, execution)
