@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -10,6 +11,10 @@ from typing import Protocol
 
 TRAIN = "train"
 TEST = "test"
+
+# Names of videos and clips in several corpora.
+YOUTUBE_ID = re.compile(r"[A-Za-z0-9_-]{11}")
+CLIP_NUMBER = re.compile(r"[0-9]{5}")
 
 
 class BadName(Exception):
@@ -58,6 +63,11 @@ def hash_to_unit(clip_id: str) -> float:
 def split_by_hash(identity: Identity, test_share: float) -> str:
     """``test`` for about ``test_share`` of the clips. A clip keeps its split when others are added."""
     return TEST if hash_to_unit(identity.clip_id) < test_share else TRAIN
+
+
+def split_by_subset(identity: Identity) -> str:
+    """The corpus's own split, by the subset with which clip ids begin: ``test``, and all else ``train``."""
+    return TEST if identity.clip_id.startswith(f"{TEST}_") else TRAIN
 
 
 def split_by_speaker(identity: Identity, test_share: float) -> str:

@@ -6,15 +6,19 @@ a folder for every talk. There are no labels of speakers: the talk stands for it
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 
-from stages.corpora.corpus import TEST, TRAIN, BadName, Identity, list_folder_names
+from stages.corpora.corpus import (
+    CLIP_NUMBER,
+    YOUTUBE_ID,
+    BadName,
+    Identity,
+    list_folder_names,
+    split_by_subset,
+)
 
 SUBSETS = frozenset({"pretrain", "trainval", "test"})
-VIDEO = re.compile(r"[A-Za-z0-9_-]{11}")  # an id of YouTube
-CLIP = re.compile(r"[0-9]{5}")
 
 NOMINAL_FRAMES: int | None = None
 LICENCE = ""
@@ -28,7 +32,7 @@ def identify(path: PurePosixPath, raw_name: str) -> Identity:
     The subset is a part of the clip id, since ``pretrain`` and ``trainval`` both have a 00001 of a talk.
     """
     video, subset = [*list_folder_names(path, raw_name), ""][:2]
-    if subset not in SUBSETS or not VIDEO.fullmatch(video) or not CLIP.fullmatch(path.stem):
+    if subset not in SUBSETS or not YOUTUBE_ID.fullmatch(video) or not CLIP_NUMBER.fullmatch(path.stem):
         raise BadName(f"{str(path)!r} is no LRS3 clip like 'trainval/0Fi83BHQsMA/00002.mp4' "
                       "(pretrain, trainval or test; id of the talk; five digits)")  # fmt: skip
     return Identity(f"{subset}_{video}_{path.stem}", video)
@@ -36,4 +40,4 @@ def identify(path: PurePosixPath, raw_name: str) -> Identity:
 
 def choose_split(identity: Identity, path: PurePosixPath, test_share: float) -> str:
     """The corpus's own: ``test``, and everything else is ``train``; ``test_share`` is not used."""
-    return TEST if identity.clip_id.startswith("test_") else TRAIN
+    return split_by_subset(identity)

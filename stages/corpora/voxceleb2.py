@@ -10,12 +10,17 @@ import re
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 
-from stages.corpora.corpus import TEST, TRAIN, BadName, Identity, list_folder_names
+from stages.corpora.corpus import (
+    CLIP_NUMBER,
+    YOUTUBE_ID,
+    BadName,
+    Identity,
+    list_folder_names,
+    split_by_subset,
+)
 
 SUBSETS = frozenset({"dev", "test"})
 SPEAKER = re.compile(r"id[0-9]{5}")
-VIDEO = re.compile(r"[A-Za-z0-9_-]{11}")  # an id of YouTube
-CLIP = re.compile(r"[0-9]{5}")
 
 NOMINAL_FRAMES: int | None = None
 LICENCE = ""
@@ -26,7 +31,7 @@ KNOWN_FAULTS: Mapping[str, str] = {}
 def identify(path: PurePosixPath, raw_name: str) -> Identity:
     """``dev/mp4/id00012/21Uxsk56VDQ/00001.mp4``, at any depth, also with ``dev`` as the raw folder."""
     video, speaker, kind, subset = [*list_folder_names(path, raw_name), "", "", ""][:4]
-    named = SPEAKER.fullmatch(speaker) and VIDEO.fullmatch(video) and CLIP.fullmatch(path.stem)
+    named = SPEAKER.fullmatch(speaker) and YOUTUBE_ID.fullmatch(video) and CLIP_NUMBER.fullmatch(path.stem)
     if not named or kind != "mp4" or subset not in SUBSETS:
         raise BadName(f"{str(path)!r} is no VoxCeleb2 clip like 'dev/mp4/id00012/21Uxsk56VDQ/00001.mp4' "
                       "(dev or test; mp4; person; id of the video; five digits)")  # fmt: skip
@@ -35,4 +40,4 @@ def identify(path: PurePosixPath, raw_name: str) -> Identity:
 
 def choose_split(identity: Identity, path: PurePosixPath, test_share: float) -> str:
     """The corpus's own: ``test``, and ``dev`` is ``train``; ``test_share`` is not used."""
-    return TEST if identity.clip_id.startswith("test_") else TRAIN
+    return split_by_subset(identity)
