@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
@@ -31,25 +31,110 @@ ANTIPHASE_POWER = 0.05
 # in Ogg, whose stamps are up to 14 ms wrong between long and short blocks. A packet of AAC lasts 21 ms.
 GAP_SECONDS = 0.015
 BUFFER_SECONDS = 10.0
+# Decoding begins near the sound that is needed, not at the stream's start, where this is so many seconds
+# away, in formats that store time stamps of the sound. Others, as MP3 alone, estimate them from a bit rate.
+SEEK_AFTER_SECONDS = 10.0
+SEEKABLE_FORMATS = frozenset(
+    {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "flv", "mpegts", "mpeg", "wav", "w64"}
+)
+# Before the sound that is needed. The second try is for files that store sound far from its picture.
+SEEK_SECONDS = (2.0, 12.0)
+MARGIN_SECONDS = 1.0  # decoded before the sound that is needed: codecs and the resampler remember
+VORBIS_STEP = 64  # samples: the long and the short blocks of usual encoders are multiples
+N_STARTING_BLOCKS = 3  # after a seek: a codec lacks what came before, and the first may be a part of one
 
 
 def read_channels(path: Path, start: float, n_samples: int) -> NDArray[np.float32]:
     """Audio from ``start`` seconds on the container's clock: (channels, n_samples) at 16 kHz.
 
     Samples are placed by their own time stamps: audio before ``start`` is cut, and what is missing, at
-    either end or in a gap, is silence. Raises Drop when nothing can be decoded.
+    either end or in a gap, is silence. Far inside a long file only what is near is decoded, if its stamps
+    say where that is: the samples are those of a whole decode, but for noise that a codec makes up (AAC).
+    Raises Drop when nothing can be decoded.
     """
     with open_audio(path) as container:
         blocks = decode_blocks(container)
         first = next(blocks)
-        audio = np.zeros((len(first.samples), n_samples), np.float32)
-        at = round((float(first.start) - start) * SAMPLE_RATE)
-        for piece in _resample(join_blocks(chain([first], blocks)), first.rate):
-            copy_samples(piece, at, audio)
-            at += piece.shape[1]
-            if at >= n_samples:  # the rest of a long recording, or of a gap of years, is not needed
-                break
+        distance = start - float(first.start)
+        if distance <= SEEK_AFTER_SECONDS or container.format.name not in SEEKABLE_FORMATS:
+            return _place_blocks(chain([first], blocks), 0, start, n_samples)
+        codec = find_audio_stream(container).codec_context.name
+        step = VORBIS_STEP if codec == "vorbis" else next(blocks, first).samples.shape[1]
+        origin = StreamOrigin(first.start, first.rate, first.samples.shape, step)
+        blocks.close()
+        for seconds in SEEK_SECONDS:
+            near = _seek_blocks(container, origin, start, seconds)
+            if near is not None:
+                return _place_blocks(near.blocks, near.begin, start, n_samples)
+    with open_audio(path) as container:
+        return _place_blocks(decode_blocks(container), 0, start, n_samples)
+
+
+def _place_blocks(
+    blocks: Iterator[AudioBlock], begin: int, start: float, n_samples: int
+) -> NDArray[np.float32]:
+    """As ``read_channels``, of blocks of a stream. Samples before its sample ``begin`` are not needed."""
+    first = next(blocks)
+    audio = np.zeros((len(first.samples), n_samples), np.float32)
+    at = round((float(first.start) - start) * SAMPLE_RATE) + begin * SAMPLE_RATE // first.rate
+    for piece in _resample(join_blocks(chain([first], blocks), begin), first.rate):
+        copy_samples(piece, at, audio)
+        at += piece.shape[1]
+        if at >= n_samples:  # the rest of a long recording, or of a gap of years, is not needed
+            break
     return audio
+
+
+@dataclass(frozen=True, slots=True)
+class StreamOrigin:
+    """How a stream begins: by this, blocks that are decoded after a seek have their places in it."""
+
+    start: Fraction  # of the first block, seconds on the container's clock
+    rate: int  # Hz
+    shape: tuple[int, ...]  # of the first block, (channels, n): a codec's delay may be cut from it
+    step: int  # samples of every later block, or what these are multiples of
+
+    def find_sample(self, stamp: Fraction, unit: Fraction) -> int:
+        """The sample of the stream at a time stamp, which is rounded to ``unit`` seconds.
+
+        Where blocks follow each other without a gap, a block's place is exact although its stamp is not.
+        """
+        at = round((stamp - self.start) * self.rate)
+        n_first = self.shape[1]
+        exact = n_first + round((at - n_first) / self.step) * self.step
+        return exact if abs(exact - at) <= 1 + unit * self.rate else at
+
+
+@dataclass(frozen=True, slots=True)
+class NearBlocks:
+    """What is decoded after a seek."""
+
+    begin: int  # sample of the stream from which on nothing is missing
+    blocks: Iterator[AudioBlock]
+
+
+def _seek_blocks(
+    container: av.container.InputContainer, origin: StreamOrigin, start: float, seconds: float
+) -> NearBlocks | None:
+    """The blocks around ``start``, found by seeking to so many ``seconds`` before it.
+
+    None when that fails: then only decoding from the beginning tells what is where.
+    """
+    # Resampled samples lie where they do in the whole stream.
+    step = origin.rate // math.gcd(origin.rate, SAMPLE_RATE)
+    begin = int((start - MARGIN_SECONDS - float(origin.start)) * origin.rate) // step * step
+    try:
+        container.seek(int((start - seconds) * av.time_base))
+    except (av.FFmpegError, OverflowError):
+        return None
+    blocks = decode_blocks(container, origin=origin)
+    try:
+        first = next(blocks)
+    except Drop:
+        return None
+    if (first.rate, len(first.samples)) != (origin.rate, origin.shape[0]) or first.at > begin:
+        return None
+    return NearBlocks(begin, chain([first], blocks))
 
 
 def check_audio(path: Path) -> DecodeReport:
@@ -72,15 +157,22 @@ class AudioBlock:
 
 
 def decode_blocks(
-    container: av.container.InputContainer, report: DecodeReport | None = None
-) -> Iterator[AudioBlock]:
-    """The blocks of the stream that a player plays. Raises Drop if there is none or its format changes."""
+    container: av.container.InputContainer,
+    report: DecodeReport | None = None,
+    origin: StreamOrigin | None = None,
+) -> Generator[AudioBlock]:
+    """The blocks of the stream that a player plays. Raises Drop if there is none or its format changes.
+
+    After a seek ``origin`` says how the stream begins; blocks without which no place is certain are left out.
+    """
     report = DecodeReport() if report is None else report
     stream = find_audio_stream(container)
     to_float: AudioResampler | None = None
     first = Fraction(0)
     is_empty = True
     end = 0
+    n_frames = 0
+    is_placed = origin is None  # else by the first stamp that can be relied on
     for packet in container.demux(stream):
         try:
             frames = packet.decode()
@@ -89,13 +181,20 @@ def decode_blocks(
             continue
         for frame in frames:
             assert isinstance(frame, av.AudioFrame), "only the audio stream is demuxed"
+            n_frames += 1
+            if not is_placed and (n_frames <= N_STARTING_BLOCKS or frame.pts is None):
+                continue
             if to_float is None:
                 # Not planar: PyAV miscounts eight planes or more, and reads memory that is not theirs.
                 to_float = AudioResampler("flt", frame.layout, frame.sample_rate)
-                first = Fraction(frame.pts or 0) * (frame.time_base or 0)
+                own = Fraction(frame.pts or 0) * (frame.time_base or 0)
+                first = own if origin is None else origin.start
             at = end  # for a block without a time stamp
             if frame.pts is not None and frame.time_base is not None:
-                at = round((frame.pts * frame.time_base - first) * frame.sample_rate)
+                stamp = frame.pts * frame.time_base
+                at = round((stamp - first) * frame.sample_rate)
+                if not is_placed and origin is not None:
+                    end, is_placed = origin.find_sample(stamp, frame.time_base), True
             # Stamps are rounded, samples are not: only a real gap moves a block from the last one's end.
             at = end if abs(at - end) <= GAP_SECONDS * frame.sample_rate else max(at, 0)
             frame.pts = None
@@ -113,14 +212,14 @@ def decode_blocks(
         raise Drop("no_audio", "none of its sound can be decoded")
 
 
-def join_blocks(blocks: Iterable[AudioBlock]) -> Iterator[NDArray[np.float32]]:
-    """The stream from its first sample on, as consecutive pieces (channels, n); gaps are silence.
+def join_blocks(blocks: Iterable[AudioBlock], begin: int = 0) -> Iterator[NDArray[np.float32]]:
+    """The stream from its sample ``begin`` on, as consecutive pieces (channels, n); gaps are silence.
 
     Where blocks overlap the later one counts, if it goes back by no more than BUFFER_SECONDS: that much
     is in memory, however long the stream is.
     """
     buffer: NDArray[np.float32] | None = None
-    n_yielded = end = 0  # samples of the stream
+    n_yielded = end = begin  # samples of the stream
     for block in blocks:
         if buffer is None:
             n_buffer = round(BUFFER_SECONDS * block.rate) + block.rate

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
 import av
+import av.container
 import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
@@ -22,9 +25,21 @@ from av.video.stream import VideoStream
 from shards.schema import VIDEO_FPS, Frame
 from stages.engine.outcome import Drop
 from stages.media.container import find_video_stream, open_media
-from stages.media.presentation import TIME_TOLERANCE, StreamSpan, decode_frames, read_form, read_orientation
+from stages.media.presentation import (
+    TIME_TOLERANCE,
+    StreamSpan,
+    decode_frames,
+    read_form,
+    read_orientation,
+    stores_no_pts,
+)
 
 Item = TypeVar("Item")
+TimedPicture = tuple[Fraction, av.VideoFrame]  # with the time stamp on the container's clock
+
+SEEK_SECONDS = 10  # from the video's start: what is nearer is decoded from there on
+# Before the place that is sought: a group of pictures without a keyframe of its own is repaired by then.
+SEEK_MARGIN = 2
 
 # FFmpeg's flag. PyAV names it from 18 on, which needs Python 3.11; older ones take its number.
 ACCURATE_RND = 0x40000
@@ -49,7 +64,7 @@ def count_instants(seconds: Fraction) -> int:
 class ClockFrame:
     """The source frame shown at an instant k / 25 s. Instants that show one source frame share one object."""
 
-    source: int  # index of the source frame
+    source: int  # index of the source frame, from where decoding began
     seconds: float  # the source frame's own time stamp, from the start of the 25 fps clock
     image: Frame  # (H, W, 3) RGB, contiguous
 
@@ -68,19 +83,48 @@ def read_frames_at_25fps(path: Path, start: float, n_frames: int) -> Iterator[Cl
     """Decode exactly ``n_frames`` frames at 25 fps; frame 0 is at ``start`` seconds on the container's clock.
 
     Keeps two frames in memory, however long the video is. A frame that cannot be decoded is replaced by
-    the one before it, as in a player. Raises Drop when nothing can be decoded.
+    the one before it, as in a player. What is far from the video's start is decoded from the keyframe before
+    it on, where the file can be searched. Raises Drop when nothing can be decoded.
     """
-    with open_media(path) as container:
-        convert = RgbConverter(find_video_stream(container))
-        items = (
-            (at - Fraction(start), (source, frame))
-            for source, (at, frame) in enumerate(decode_frames(container))
-        )
+    with _decode_near(path, Fraction(start)) as (stream, decoded):
+        convert = RgbConverter(stream)
+        items = ((at - Fraction(start), (source, frame)) for source, (at, frame) in enumerate(decoded))
         current: ClockFrame | None = None
         for seconds, (source, frame) in sample_at_25fps(items, n_frames):
             if current is None or current.source != source:
                 current = ClockFrame(source, float(seconds), convert(frame))
             yield current
+
+
+@contextmanager
+def _decode_near(path: Path, start: Fraction) -> Iterator[tuple[VideoStream, Iterator[TimedPicture]]]:
+    """The video stream, and its frames in order: the one shown at ``start`` and all after it, at least."""
+    with open_media(path) as container:
+        stream = find_video_stream(container)
+        begin = Fraction(container.start_time or 0, av.time_base)
+        if start - begin <= SEEK_SECONDS or stores_no_pts(container):
+            yield stream, decode_frames(container)
+            return
+        decoded = _seek(container, stream, start)
+        if decoded is not None:
+            yield stream, decoded
+            return
+    with open_media(path) as container:
+        yield find_video_stream(container), decode_frames(container)
+
+
+def _seek(
+    container: av.container.InputContainer, stream: VideoStream, start: Fraction
+) -> Iterator[TimedPicture] | None:
+    """Frames from some keyframe before ``start`` on; None where the file's index does not lead there."""
+    assert stream.time_base is not None, "a stream that is decoded has one"
+    try:
+        container.seek(int((start - SEEK_MARGIN) / stream.time_base), stream=stream)
+        decoded = decode_frames(container)
+        first = next(decoded, None)
+    except (av.FFmpegError, Drop):
+        return None
+    return None if first is None or first[0] > start else chain([first], decoded)
 
 
 def sample_at_25fps(items: Iterable[tuple[Fraction, Item]], n_frames: int) -> Iterator[tuple[Fraction, Item]]:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -15,7 +16,7 @@ from stages import synth
 from stages.engine.outcome import Drop
 from stages.media import audio
 from stages.media.audio import SAMPLE_RATE, AudioBlock, copy_samples, join_blocks, mix_to_mono, read_channels
-from stages.media.container import find_audio_stream, find_video_stream, open_media
+from stages.media.container import find_audio_stream, find_video_stream, open_audio, open_media
 from stages.synth import ClipSpec
 from tests.media import ffmpeg
 
@@ -267,3 +268,56 @@ def test_the_sound_of_a_broadcast_belongs_to_its_picture(tmp_path: Path) -> None
 
 def measure_frequency(sound: np.ndarray) -> float:
     return float(np.argmax(np.abs(np.fft.rfft(sound)))) * SAMPLE_RATE / len(sound)
+
+
+SEEK_CODECS = {  # AAC without the noise that its decoder would make up
+    "mp4": ("aac", "-aac_coder", "fast", "-aac_pns", "0", "-ar", "44100"),
+    "mkv": ("aac", "-aac_coder", "fast", "-aac_pns", "0", "-ar", "48000"),
+    "flv": ("libmp3lame", "-ar", "44100"),
+    "mpg": ("mp2", "-ar", "44100"),
+    "ts": ("mp2", "-ar", "48000"),
+    "webm": ("libvorbis", "-ar", "48000"),
+    "wav": ("pcm_s16le", "-ar", "22050"),
+}
+
+
+def read_whole(path: Path, start: float, n_samples: int) -> np.ndarray:
+    with open_audio(path) as container:
+        return audio._place_blocks(audio.decode_blocks(container), 0, start, n_samples)
+
+
+def test_sound_far_inside_a_file_is_that_of_a_whole_decode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To 2e-4 of full scale: the noise of one sample too early or too late would differ by more than 0.1."""
+    seeks: list[object] = []
+    seek_blocks = audio._seek_blocks
+
+    def watch(*args: Any) -> object:
+        seeks.append(seek_blocks(*args))
+        return seeks[-1]
+
+    monkeypatch.setattr(audio, "_seek_blocks", watch)
+    for container, codec in SEEK_CODECS.items():
+        path = tmp_path / f"sound.{container}"
+        video = [] if container == "wav" else ["-f", "lavfi", "-i", "color=s=32x32:r=25:d=17"]
+        noise = "anoisesrc=d=17:r=16000:a=0.3:seed=1,lowpass=3000"
+        encode = ["-c:v", {"webm": "vp8", "flv": "flv1"}.get(container, "mpeg1video")] if video else []
+        ffmpeg(*video, "-f", "lavfi", "-i", noise, *encode, "-c:a", *codec, path)
+        with open_audio(path) as opened:
+            first = float(next(audio.decode_blocks(opened)).start)
+        for start in (first + 12.0, first + 14.0173, first + 16.5):
+            seeks.clear()
+            near, whole = (read(path, start, SAMPLE_RATE) for read in (read_channels, read_whole))
+            assert np.abs(near - whole).max() < 2e-4, (container, start)
+            assert seeks[-1] is not None, (container, start)
+            assert np.abs(whole[:, :100]).max() > 0.1
+
+
+def test_sound_after_a_gap_is_found_from_before_it(tmp_path: Path) -> None:
+    path = write_clicks(
+        tmp_path / "gap.mkv", "pcm_s16le", [1.0, 27.0], seconds=28.0, is_lost=lambda at: 12.0 < at < 26.0
+    )
+    near = read_channels(path, 25.5, 2 * SAMPLE_RATE)
+    assert np.abs(near - read_whole(path, 25.5, 2 * SAMPLE_RATE)).max() < 1e-5
+    assert find_bursts(near[0]) == pytest.approx([1.5], abs=0.002)

@@ -237,3 +237,29 @@ def test_truth_and_probe_agree_on_a_synthetic_clip(tmp_path: Path) -> None:
     facts, truth = probe_clip(clip), Truth.load(clip)
     assert facts["source_frames"] == len(truth.frames)
     assert facts["fps"] == pytest.approx(30000 / 1001, rel=1e-3)
+
+
+@pytest.fixture(scope="module")
+def short_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("short") / "clip.mp4"
+    synth.make_clip(path, ClipSpec(seconds=2.0, fps="25", size=(160, 128)))
+    return path
+
+
+@pytest.mark.parametrize("container", ["mp4", "mkv", "flv", "mpg", "ts", "avi"])
+def test_a_span_far_inside_a_video_shows_what_the_whole_video_shows_there(
+    tmp_path: Path, short_clip: Path, container: str
+) -> None:
+    long = tmp_path / f"long.{container}"
+    codec = {"mpg": "mpeg2video", "flv": "flv1", "avi": "mpeg4"}.get(container, "libx264")
+    rate = ["-r", "25" if container == "mpg" else "30000/1001"]
+    ffmpeg("-stream_loop", 13, "-i", short_clip, *rate, "-c:v", codec, "-q:v", 3, "-g", 40, long)
+    start = probe_clip(long)["video_start"]
+    whole = list(read_frames_at_25fps(long, start, 690))
+    for first in (20, 333, 640):
+        span = list(read_frames_at_25fps(long, start + first / 25, 50))
+        for k, frame in enumerate(span):
+            np.testing.assert_array_equal(frame.image, whole[first + k].image, err_msg=f"{first} + {k}")
+            assert frame.seconds + first / 25 == pytest.approx(whole[first + k].seconds, abs=1e-6)
+        if container != "avi":  # it stores no times: they are counted from its first frame on
+            assert span[-1].source < 350, "what is far before the span was not decoded"
