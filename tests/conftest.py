@@ -78,6 +78,17 @@ def speech_model() -> Path:
 
 
 @pytest.fixture(scope="session")
+def voice_model() -> Path:
+    """The weights of Silero VAD, found as a user's would be."""
+    try:
+        return weights.find(weights.VOICE_DETECTOR)
+    except StageError as err:
+        if os.environ.get("REDUB_NEEDS_SPEECH"):
+            raise
+        pytest.skip(str(err))
+
+
+@pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3.Server]:
     """A real S3 server on loopback; it takes 4 s and 500 MB, so tests that need it share few files."""
     with s3.start_server(tmp_path_factory.mktemp("s3") / "weed") as server:

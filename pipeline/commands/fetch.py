@@ -27,8 +27,8 @@ MEGABYTE = 10**6
 @click.option("--jobs", type=click.IntRange(1, 32), default=4, show_default=True,
               help="Downloads at the same time.")  # fmt: skip
 @click.option("--weights", "network", metavar="NAME",
-              help="Model file to download to the user's cache: landmarker, whisper-tiny.en, or a network of "
-              "the evaluation.")  # fmt: skip
+              help="Model file to download to the user's cache: landmarker, whisper-tiny.en, silero-vad, or "
+              "a network of the evaluation.")  # fmt: skip
 @click.option("--model", metavar="NAME", help="Published model to download to the user's cache.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(

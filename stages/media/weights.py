@@ -1,8 +1,9 @@
 """Model files: found on this machine or downloaded once, and used only after their sha256 is checked.
 
 The face model, which every build needs, is downloaded where it is missing; so is the speech encoder, where a
-dataset gets its features. The networks of an evaluation are downloaded only by `pipeline fetch --weights`:
-without them, their figures are reported as not computed.
+dataset gets its features, and so are both it and the voice detector, where files are cut into clips. The
+networks of an evaluation are downloaded only by `pipeline fetch --weights`: without them, their figures are
+reported as not computed.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from stages.media.download import RETRY_POLICY, Download, DownloadError
 from stages.media.packages import (
     FACE_MODEL,
     LPIPS_HEADS,
+    VOICE_MODEL,
     WHISPER_MODEL,
     PackagedFiles,
     find_installed_file,
@@ -74,6 +76,17 @@ SPEECH_ENCODER = Weights(
 )
 
 
+VOICE_DETECTOR = Weights(
+    name="silero_vad_16k_op15.onnx",
+    sha256="7ed98ddbad84ccac4cd0aeb3099049280713df825c610a8ed34543318f1b2c49",
+    url="https://raw.githubusercontent.com/snakers4/silero-vad/v6.2.1/src/silero_vad/data/"
+    "silero_vad_16k_op15.onnx",
+    environment="REDUB_VOICE_DETECTOR",
+    option="cut.voice_model",
+    package=VOICE_MODEL,
+)
+
+
 # Networks of an evaluation. One folder may hold them all.
 NETWORKS: Mapping[str, Weights] = {
     "syncnet": Weights(
@@ -105,8 +118,12 @@ NETWORKS: Mapping[str, Weights] = {
 }
 
 
-# What an edit needs, and downloads where it is missing.
-BASIC: Mapping[str, Weights] = {"landmarker": LANDMARKER, "whisper-tiny.en": SPEECH_ENCODER}
+# What an edit needs, and what cutting files into clips needs, and downloads where it is missing.
+BASIC: Mapping[str, Weights] = {
+    "landmarker": LANDMARKER,
+    "whisper-tiny.en": SPEECH_ENCODER,
+    "silero-vad": VOICE_DETECTOR,
+}
 
 
 class WeightsNotFound(StageError):
