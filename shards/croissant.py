@@ -31,6 +31,7 @@ from shards.index import (
     read_table_hashes,
 )
 from shards.ledger import SCHEMA as LEDGER_SCHEMA
+from shards.ledger import SPAN_SCHEMA
 from shards.schema import (
     AFFINE_MEMBER,
     BOXES_MEMBER,
@@ -41,6 +42,7 @@ from shards.schema import (
     get_frames_member,
 )
 from shards.sources import KNOWN_LICENCES, DataSource
+from shards.spans import SPAN_TEXTS
 
 CROISSANT_NAME = "croissant.json"
 CONFORMS_TO = "http://mlcommons.org/croissant/1.1"
@@ -128,10 +130,12 @@ def describe_dataset(
     name: str,
     text: str,
     personal_data: str,
+    with_spans: bool = False,
 ) -> dict[str, Any]:
     """The content of ``croissant.json``. Equal arguments give equal content.
 
-    ``name`` and ``text`` say what the dataset is, ``personal_data`` what is personal in it.
+    ``name`` and ``text`` say what the dataset is, ``personal_data`` what is personal in it; ``with_spans``
+    whether the ledger has a row for each span of a file.
     """
     entries = parse_shard_entries(manifest)
     facts = {
@@ -153,10 +157,13 @@ def describe_dataset(
         "rai:personalSensitiveInformation": personal_data,
         "distribution": [
             *map(_describe_shard, entries),
-            *(_describe_table(table, sha256) for table, sha256 in read_table_hashes(manifest).items()),
+            *(
+                _describe_table(table, sha256, with_spans)
+                for table, sha256 in read_table_hashes(manifest).items()
+            ),
             *(_describe_member(member, entries) for member in members),
         ],
-        "recordSet": list(_describe_records(members)),
+        "recordSet": list(_describe_records(members, with_spans)),
     }
 
 
@@ -187,8 +194,9 @@ def _describe_shard(entry: ShardEntry) -> dict[str, Any]:
     return _describe_file(entry.name, TAR, entry.sha256, text) | {"contentSize": f"{entry.bytes} B"}
 
 
-def _describe_table(name: str, sha256: str) -> dict[str, Any]:
-    texts = {INDEX_NAME: "a row per clip", LEDGER_NAME: "a row per source file, with what became of it"}
+def _describe_table(name: str, sha256: str, with_spans: bool) -> dict[str, Any]:
+    row = "a row per span of a source file" if with_spans else "a row per source file"
+    texts = {INDEX_NAME: "a row per clip", LEDGER_NAME: f"{row}, with what became of it"}
     return _describe_file(name, PARQUET, sha256, texts[name])
 
 
@@ -216,14 +224,17 @@ def _describe_member(member: MemberFormat, entries: Iterable[ShardEntry]) -> dic
     }
 
 
-def _describe_records(members: Sequence[MemberFormat]) -> Iterator[dict[str, Any]]:
+def _describe_records(members: Sequence[MemberFormat], with_spans: bool) -> Iterator[dict[str, Any]]:
     """A record for each row of a table, and for each member of each clip."""
     has_speech = SPEECH_MEMBER in (member.name for member in members)
-    tables = (
-        (INDEX_RECORDS, INDEX_NAME, SPEECH_INDEX_SCHEMA if has_speech else INDEX_SCHEMA, "clip_id"),
-        (LEDGER_RECORDS, LEDGER_NAME, LEDGER_SCHEMA, "path"),
+    ledger_schema, ledger_keys = (
+        (SPAN_SCHEMA, ("path", "start_seconds")) if with_spans else (LEDGER_SCHEMA, ("path",))
     )
-    for records, table, schema, key in tables:
+    tables: tuple[tuple[str, str, pa.Schema, tuple[str, ...]], ...] = (
+        (INDEX_RECORDS, INDEX_NAME, SPEECH_INDEX_SCHEMA if has_speech else INDEX_SCHEMA, ("clip_id",)),
+        (LEDGER_RECORDS, LEDGER_NAME, ledger_schema, ledger_keys),
+    )
+    for records, table, schema, keys in tables:
         fields = [
             _describe_field(
                 records,
@@ -231,9 +242,10 @@ def _describe_records(members: Sequence[MemberFormat]) -> Iterator[dict[str, Any
                 column.type,
                 {"fileObject": {"@id": table}, "extract": {"column": column.name}},
             )
+            | ({"description": SPAN_TEXTS[column.name]} if column.name in SPAN_TEXTS else {})
             for column in schema
         ]
-        yield _describe_record_set(records, key, fields)
+        yield _describe_record_set(records, keys, fields)
     for member in members:
         records = member.name.split(".")[0]
         files = {"fileSet": {"@id": f"members/{member.name}"}}
@@ -244,15 +256,18 @@ def _describe_records(members: Sequence[MemberFormat]) -> Iterator[dict[str, Any
             _describe_field(records, "clip_id", pa.string(), clip_id),
             _describe_field(records, "content", pa.string(), content) | {"description": member.text},
         ]
-        yield _describe_record_set(records, "clip_id", fields)
+        yield _describe_record_set(records, ("clip_id",), fields)
 
 
-def _describe_record_set(name: str, key: str, fields: list[dict[str, Any]]) -> dict[str, Any]:
+def _describe_record_set(
+    name: str, key_fields: Sequence[str], fields: list[dict[str, Any]]
+) -> dict[str, Any]:
+    keys = [{"@id": f"{name}/{key}"} for key in key_fields]
     return {
         "@type": "cr:RecordSet",
         "@id": name,
         "name": name,
-        "key": {"@id": f"{name}/{key}"},
+        "key": keys if len(keys) > 1 else keys[0],
         "field": fields,
     }
 

@@ -34,7 +34,7 @@ from shards.croissant import (
 from shards.errors import MAX_MESSAGE_LETTERS, hide_paths, make_printable, shorten, shorten_message
 from shards.files import read_file
 from shards.index import DATASET_NAME, LEDGER_NAME, SPEECH_FIELDS, ShardEntry
-from shards.ledger import OK, count_by_code, select_unusable
+from shards.ledger import OK, SPAN_FIELDS, count_by_code, has_spans, select_unusable
 from shards.reader import Dataset, open_dataset
 from shards.schema import (
     AFFINE_MEMBER,
@@ -43,10 +43,12 @@ from shards.schema import (
     MELS_MEMBER,
     SPEECH_MEMBER,
     VIDEO_FPS,
+    SampleInfo,
     ShardError,
     get_frames_member,
 )
 from shards.sources import KNOWN_LICENCES, NOT_STATED, DataSource, read_sources
+from shards.spans import count_files, list_unknown, sum_seconds
 from shards.table import Rows
 
 CARD_NAME = "README.md"
@@ -62,7 +64,7 @@ HUB_SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6
 LARGEST_HUB_SIZE = "1M<n<10M"
 
 # Keys of the json member (docs/shards.md) but `tools`, whose own keys are names of libraries.
-JSON_FIELDS: Mapping[str, pa.DataType] = {
+JSON_FIELDS: dict[str, pa.DataType] = {
     **dict.fromkeys(("schema_version", "frames", "size"), pa.int32()),
     **dict.fromkeys(
         ("clip_id", "corpus", "speaker", "sentence", "emotion", "level", "split", "codec", "source"),
@@ -76,6 +78,8 @@ JSON_FIELDS: Mapping[str, pa.DataType] = {
     "interpolated_frames": pa.list_(pa.int32()),
     "notes": pa.list_(pa.string()),
 }
+# Of a clip that was cut out of a file.
+SPAN_JSON_FIELDS = {name: kind for name, kind in SPAN_FIELDS.items() if name in SampleInfo.model_fields}
 
 PERSONAL_DATA = (
     "Every clip shows the face and holds features of the voice of a person. Whether and to what these people "
@@ -102,13 +106,17 @@ class DatasetFacts:
     sources: Sequence[DataSource]
     members: Sequence[MemberFormat]
     codec: str
-    counts: Mapping[str, int]  # files by code, OK first
+    counts: Mapping[str, int]  # rows of the ledger by code, OK first
     reasons: Mapping[str, str]  # one of each code
     ledger: Rows
 
     @property
     def entries(self) -> list[ShardEntry]:
         return list(self.dataset.shards.values())
+
+    @property
+    def has_spans(self) -> bool:
+        return has_spans(self.ledger)
 
     @property
     def has_speech(self) -> bool:
@@ -178,6 +186,7 @@ def format_croissant(facts: DatasetFacts, publication: Publication) -> str:
         name=facts.name,
         text=f"{_summarize(facts)} {MARK} of redub.",
         personal_data=PERSONAL_DATA,
+        with_spans=facts.has_spans,
     )
     return json.dumps(content, indent=1) + "\n"
 
@@ -251,12 +260,13 @@ def _list_features(facts: DatasetFacts) -> list[dict[str, Any]]:
     It would guess them from five clips: frames.webp as one picture, frames.raw as sound, and a list that is
     empty in all five as one of nulls, which fails at the first clip where it is not.
     """
+    json_fields = JSON_FIELDS | (SPAN_JSON_FIELDS if facts.has_spans else {})
     features: dict[str, dict[str, Any]] = {
         AFFINE_MEMBER: {"list": {"list": {"list": "float32"}}},
         BOXES_MEMBER: {"list": {"list": "int16"}},
         get_frames_member(facts.codec): {"dtype": "binary"},
         JSON_MEMBER: {
-            "struct": [{"name": name, **_describe_type(kind)} for name, kind in JSON_FIELDS.items()]
+            "struct": [{"name": name, **_describe_type(kind)} for name, kind in json_fields.items()]
         },
         MELS_MEMBER: {"list": {"list": "float32"}},
         **({SPEECH_MEMBER: {"list": {"list": "float16"}}} if facts.has_speech else {}),
@@ -303,6 +313,9 @@ def _format_minutes(n_frames: int) -> str:
 
 
 def _describe_losses(facts: DatasetFacts) -> Iterator[str]:
+    if facts.has_spans:
+        yield from _describe_seconds(facts)
+        return
     counts = dict(facts.counts)
     n_ok = counts.pop(OK)
     yield (
@@ -317,6 +330,39 @@ def _describe_losses(facts: DatasetFacts) -> Iterator[str]:
         yield _format_table(("code", "files", "the first one's reason"), rows, escape=True)
     if len(counts) > MAX_CODES:
         yield f"... and {len(counts) - MAX_CODES} more codes."
+
+
+def _describe_seconds(facts: DatasetFacts) -> Iterator[str]:
+    """What became of every second of files that were cut into clips."""
+    sums, unknown = sum_seconds(facts.ledger), count_by_code(list_unknown(facts.ledger))
+    total, n_unknown = sum(sums.values()), sum(unknown.values())
+    yield (
+        f"{facts.counts[OK]:,} clips were cut out of {count_files(facts.ledger) - n_unknown:,} source files, "
+        f"which last {_format_time(total)}. `{LEDGER_NAME}` has a row for each span of each file, "
+        "with its times, what was measured, and its reason if it is no clip."
+    )
+    rows = [
+        (
+            "a clip" if code == OK else code,
+            f"{facts.counts.get(code, 0):,}",
+            _format_time(seconds),
+            f"{seconds / total:.1%}" if total else "",
+            "" if code == OK else facts.reasons.get(code, ""),
+        )
+        for code, seconds in list(sums.items())[: MAX_CODES + 1]
+    ]
+    header = ("what became of them", "spans", "h:mm:ss", "share", "the first one's reason")
+    yield _format_table(header, rows, escape=True)
+    if len(sums) > MAX_CODES + 1:
+        yield f"... and {len(sums) - MAX_CODES - 1} more codes."
+    if n_unknown:
+        codes = [f"{escape_markdown(code)} ({count:,})" for code, count in unknown.items() if count]
+        yield f"Not counted are files whose length could not be measured: {', '.join(codes[:MAX_CODES])}."
+
+
+def _format_time(seconds: float) -> str:
+    minutes, second = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{second:02d}"
 
 
 def _format_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, escape: bool = False) -> str:

@@ -26,8 +26,9 @@ class Difference:
     changed: dict[str, list[str]] = field(default_factory=dict)  # clip id -> members and columns that differ
     moved: dict[str, str] = field(default_factory=dict)  # clip id -> "train -> test"
     places: dict[str, str] = field(default_factory=dict)  # clip id -> "shard at byte -> shard at byte"
+    # By path; of datasets whose files were cut, by path and times of a span.
     reasons: dict[str, str] = field(default_factory=dict)  # file dropped in both -> "reason -> reason"
-    files: dict[str, list[str]] = field(default_factory=dict)  # path -> columns of the ledger that differ
+    files: dict[str, list[str]] = field(default_factory=dict)  # columns of the ledger that differ
     params: dict[str, str] = field(default_factory=dict)  # "mels.n_mels" -> "256 -> 80"
     manifest: dict[str, str] = field(default_factory=dict)  # other keys of dataset.json -> "before -> after"
 
@@ -39,10 +40,13 @@ def diff(first: Path | Storage, second: Path | Storage) -> Difference:
     """Compare two datasets by their manifests, indexes and ledgers, without opening shards."""
     before, after = open_dataset(first), open_dataset(second)
     difference = Difference(added=sorted(set(after.clips) - set(before.clips)))
-    rows_before, rows_after = _map_paths(before), _map_paths(after)
+    rows_before, rows_after = _map_rows(before), _map_rows(after)
+    spans = {row["clip_id"]: row["path"] for row in rows_before.values() if row.get("track") is not None}
+    paths_after = {row["path"] for row in rows_after.values()}
     reasons = {row["clip_id"]: f"{row['stage']}: {row['reason']}" for row in rows_after.values()}
     for clip_id in sorted(set(before.clips) - set(after.clips)):
-        difference.removed[clip_id] = reasons.get(clip_id, "its file is gone")
+        gone = "its file is cut at other places" if spans.get(clip_id) in paths_after else "its file is gone"
+        difference.removed[clip_id] = reasons.get(clip_id, gone)
     for clip_id in sorted(set(before.clips) & set(after.clips)):
         _compare_clip(difference, clip_id, before.clips[clip_id], after.clips[clip_id])
     if before.shards.keys() != after.shards.keys():
@@ -54,9 +58,14 @@ def diff(first: Path | Storage, second: Path | Storage) -> Difference:
     return difference
 
 
-def _map_paths(dataset: Dataset) -> dict[str, Row]:
-    """The ledger's rows by the path of the raw file."""
-    return {row["path"]: row for row in dataset.ledger()}
+def _map_rows(dataset: Dataset) -> dict[str, Row]:
+    """The ledger's rows by the path of the raw file; those of a span by its times, too."""
+    return {_name_row(row): row for row in dataset.ledger()}
+
+
+def _name_row(row: Row) -> str:
+    start, end = row.get("start_seconds"), row.get("end_seconds")
+    return row["path"] if start is None or end is None else f"{row['path']} {start:.2f}-{end:.2f} s"
 
 
 def _compare_clip(difference: Difference, clip_id: str, before: Row, after: Row) -> None:
@@ -82,7 +91,7 @@ def _compare_files(difference: Difference, path: str, before: Row | None, after:
         return
     if OK not in (before["status"], after["status"]) and before["reason"] != after["reason"]:
         difference.reasons[path] = f"{before['reason']} -> {after['reason']}"
-    columns = [name for name in before if before[name] != after[name]]
+    columns = [name for name in before | after if before.get(name) != after.get(name)]
     if before["status"] == after["status"] and columns:
         difference.files[path] = columns
 

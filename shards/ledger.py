@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_args
@@ -51,6 +52,26 @@ FIELDS: dict[str, pa.DataType] = {
     "reason": pa.string(),  # one sentence: the value and what was expected
 }
 SCHEMA = pa.schema([pa.field(name, kind) for name, kind in FIELDS.items()])
+# Of a dataset whose files were cut into clips (stages.cut): a row is a span of a file, and a file's spans
+# follow each other from its first frame to its last. Other datasets lack these columns.
+SPAN_FIELDS: dict[str, pa.DataType] = {
+    "start_seconds": pa.float64(),  # from the first frame of the file's picture
+    "end_seconds": pa.float64(),
+    "track": pa.int32(),  # of the face, counted from 0 in a file
+    "sync_confidence": pa.float64(),  # stages.cut.speaker
+    "lag_frames": pa.int32(),  # by which the mouth is late in the file; negative: the sound is
+    "sound_shift": pa.float64(),  # of a clip, seconds: its sound is read so much after its picture
+    "face_width": pa.float64(),  # px of the source, median
+    "sharpness": pa.float64(),  # of the mouth (stages.cut.quality)
+    "yaw": pa.float64(),  # degrees, the greatest that lasts; positive: turned to the person's own left
+    "pitch": pa.float64(),  # degrees; positive: looking up
+    "brightness": pa.float64(),  # of the face, 0 to 255, mean
+    "speech_level": pa.float64(),  # dB below full scale, while something is said
+    "speech_to_noise": pa.float64(),  # dB above the pauses around
+    "near_duplicate": pa.string(),  # id of an earlier clip with the same sound
+}
+SPAN_SCHEMA = pa.schema([*SCHEMA, *(pa.field(name, kind) for name, kind in SPAN_FIELDS.items())])
+OPTIONAL = tuple(pa.field(name, kind) for name, kind in SPAN_FIELDS.items())
 _COUNT = Rule(low=0)
 _SECONDS = Rule(low=-1e9, high=1e9)
 RULES = MappingProxyType(
@@ -63,7 +84,19 @@ RULES = MappingProxyType(
         **dict.fromkeys(
             ("width", "height", "source_frames", "frames", "audio_rate", "audio_channels"), _COUNT
         ),
-        **dict.fromkeys(("video_start", "video_seconds", "audio_start", "audio_seconds"), _SECONDS),
+        **dict.fromkeys(
+            (
+                "video_start",
+                "video_seconds",
+                "audio_start",
+                "audio_seconds",
+                "start_seconds",
+                "end_seconds",
+                "sound_shift",
+            ),
+            _SECONDS,
+        ),
+        "track": _COUNT,
     }
 )
 # Of files that are clips of the dataset: these values become names of files and keys in tars. A file that was
@@ -91,28 +124,59 @@ STAGE_RULES = MappingProxyType(
 def build_ledger(rows: Iterable[Mapping[str, Any]]) -> Rows:
     """Rows in the ledger's columns. An unknown key is a programming error and raises AssertionError."""
 
+    if isinstance(rows, Rows):
+        return rows
+    remaining = iter(rows)
+    first = next(remaining, None)
+    # All rows of a dataset have the columns of spans, or none has.
+    schema = SCHEMA if first is None or SPAN_FIELDS.keys().isdisjoint(first) else SPAN_SCHEMA
+
     def check_names() -> Iterator[Mapping[str, Any]]:
-        for row in rows:
-            unknown = set(row) - set(FIELDS)
+        for row in remaining if first is None else chain([first], remaining):
+            unknown = set(row) - set(schema.names)
             assert not unknown, f"{row['path']}: ledger has no column {sorted(unknown)}"
             yield row
 
-    return rows if isinstance(rows, Rows) else Rows.from_rows(check_names(), SCHEMA)
+    return Rows.from_rows(check_names(), schema)
 
 
 def write_ledger(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write rows sorted by path."""
-    write_tables(path, [build_ledger(rows).table.sort_by("path")], SCHEMA)
+    """Write rows sorted by path, and those of one file by time."""
+    table = build_ledger(rows).table
+    keys = [(name, "ascending") for name in ("path", "start_seconds") if name in table.column_names]
+    write_tables(path, [table.sort_by(keys)], table.schema)
+
+
+def is_span(row: Mapping[str, Any]) -> bool:
+    """Whether a usable clip is a span of a file that was cut."""
+    return row.get("track") is not None
+
+
+def find_sound_start(row: Mapping[str, Any]) -> float:
+    """Where a clip's sound begins, in seconds on the container's clock."""
+    start: float = row["video_start"] + (row.get("sound_shift") or 0.0)
+    return start
+
+
+def find_decoded_seconds(row: Mapping[str, Any]) -> float:
+    """How much of its file may have to be decoded for a clip: all before it, where nothing is sought."""
+    seconds: float = row["end_seconds"] if is_span(row) else row["video_seconds"]
+    return seconds
+
+
+def has_spans(ledger: Rows) -> bool:
+    """Whether the rows are spans of files, which were cut into clips."""
+    return "start_seconds" in ledger.table.column_names
 
 
 def read_ledger(path: Path, *, inside: Path | None = None) -> Rows:
     """Read a ledger. Raises ShardError if the file is not one; ``inside`` as in ``read_rows``."""
-    return check_clips(read_rows(path, SCHEMA, "ledger", RULES, inside=inside), f"{path}")
+    return check_clips(read_rows(path, SCHEMA, "ledger", RULES, inside=inside, optional=OPTIONAL), f"{path}")
 
 
 def parse_ledger(data: bytes, path: str) -> Rows:
     """As ``read_ledger``, for a file in memory; ``path`` is its name in messages."""
-    return check_clips(parse_rows(data, SCHEMA, path, "ledger", RULES), path)
+    return check_clips(parse_rows(data, SCHEMA, path, "ledger", RULES, optional=OPTIONAL), path)
 
 
 def check_ledger_rows(rows: Iterable[Mapping[str, Any]], path: str) -> Rows:
@@ -143,6 +207,6 @@ def count_by_code(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
 
 
 def find_rows(rows: Sequence[Row], clip: str) -> list[Row]:
-    """The rows of a clip, given its id, its path or its file name."""
+    """The rows of a clip, given its id, its path or its file name, with or without its ending."""
     exact = [row for row in rows if clip in (row["clip_id"], row["path"])]
-    return exact or [row for row in rows if Path(row["path"]).name == clip]
+    return exact or [row for row in rows if clip in (Path(row["path"]).name, Path(row["path"]).stem)]

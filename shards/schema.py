@@ -218,6 +218,13 @@ class SampleInfo(Document):
         Annotated[list[Annotated[int, Field(ge=0, le=2**16)]], Field(min_length=2, max_length=2)] | None
     ) = None
     source_start: Seconds | None = None
+    # Of a span of a file that was cut.
+    start_seconds: Seconds | None = None
+    end_seconds: Seconds | None = None
+    track: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    sync_confidence: Annotated[float, Field(ge=-1e9, le=1e9)] | None = None
+    lag_frames: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = None
+    sound_shift: Seconds | None = None
     source_seconds: Annotated[list[Seconds], Field(fail_fast=True, max_length=MAX_FRAMES)] | None = None
     interpolated_frames: (
         Annotated[

@@ -28,6 +28,7 @@ class KnownLicence:
 
 KNOWN_LICENCES: Mapping[str, KnownLicence] = {
     "CC BY 4.0": KnownLicence("https://creativecommons.org/licenses/by/4.0/", "cc-by-4.0"),
+    "CC BY 3.0": KnownLicence("https://creativecommons.org/licenses/by/3.0/", "cc-by-3.0"),
     "CC BY-SA 4.0": KnownLicence("https://creativecommons.org/licenses/by-sa/4.0/", "cc-by-sa-4.0"),
     "CC BY-NC 4.0": KnownLicence("https://creativecommons.org/licenses/by-nc/4.0/", "cc-by-nc-4.0"),
     "CC0 1.0": KnownLicence("https://creativecommons.org/publicdomain/zero/1.0/", "cc0-1.0"),

@@ -132,11 +132,12 @@ def read_rows(
     rules: Rules = MappingProxyType({}),
     *,
     inside: Path | None = None,
+    optional: Sequence[pa.Field] = (),
     max_bytes: int = MAX_TABLE_BYTES,
 ) -> Rows:
     """Read ``what``, a Parquet file of at most ``max_bytes`` in memory. Raises ShardError if it is not one.
 
-    ``inside`` is a folder from someone else, which the file must be in.
+    ``inside`` is a folder from someone else, which the file must be in; ``optional`` as in ``parse_table``.
     """
     try:
         data = map_file(path, max_bytes, inside=inside)
@@ -144,14 +145,20 @@ def read_rows(
         raise ShardError(f"{path}: no {what} here") from err
     except OSError as err:
         raise ShardError(f"{path}: cannot be read ({err.strerror})") from err
-    return Rows(parse_table(data, schema, f"{path}", what, rules, max_bytes=max_bytes))
+    return Rows(parse_table(data, schema, f"{path}", what, rules, optional=optional, max_bytes=max_bytes))
 
 
 def parse_rows(
-    data: bytes, schema: pa.Schema, path: str, what: str, rules: Rules = MappingProxyType({})
+    data: bytes,
+    schema: pa.Schema,
+    path: str,
+    what: str,
+    rules: Rules = MappingProxyType({}),
+    *,
+    optional: Sequence[pa.Field] = (),
 ) -> Rows:
     """As ``read_rows``, for a file in memory; ``path`` is its name in messages."""
-    return Rows(parse_table(data, schema, path, what, rules))
+    return Rows(parse_table(data, schema, path, what, rules, optional=optional))
 
 
 def parse_table(

@@ -22,15 +22,17 @@ from shards.files import open_file
 from shards.index import (
     DATASET_NAME,
     INDEX_NAME,
+    LEDGER_NAME,
     ShardEntry,
     compute_digest,
     get_params_section,
     list_members,
     read_table_hashes,
 )
-from shards.ledger import OK, count_by_code
+from shards.ledger import OK, count_by_code, has_spans
 from shards.reader import Dataset, open_dataset, read_clip
 from shards.schema import ClipSample, ShardError
+from shards.spans import check_spans, count_files
 from shards.storage import LocalStorage, Storage
 from shards.table import Row, Rows
 from shards.tar_members import iterate_members
@@ -76,6 +78,8 @@ def _check_tables(dataset: Dataset) -> Iterator[str]:
     yield from _check_table_hashes(dataset)
     yield from _check_clips(dataset, ledger)
     yield from _check_ledger_counts(dataset, ledger)
+    if has_spans(ledger):
+        yield from (f"{dataset.storage.address}/{LEDGER_NAME}: {line}" for line in check_spans(ledger))
 
 
 def _check_digest(dataset: Dataset) -> Iterator[str]:
@@ -139,11 +143,12 @@ def _check_clips(dataset: Dataset, ledger: Rows) -> Iterator[str]:
 
 
 def _check_ledger_counts(dataset: Dataset, ledger: Rows) -> Iterator[str]:
-    """The manifest's number of files and of dropped clips against the ledger."""
+    """The manifest's number of files and of dropped rows against the ledger."""
     path = f"{dataset.storage.address}/{DATASET_NAME}"
     n_files = dataset.manifest.get("files_found")
-    if len(ledger) != n_files:
-        yield f"{path}: {n_files} files found, the ledger has {len(ledger)} rows"
+    if (n_in_ledger := count_files(ledger)) != n_files:
+        what = "files" if has_spans(ledger) else "rows"
+        yield f"{path}: {n_files} files found, the ledger has {n_in_ledger} {what}"
     dropped = {code: count for code, count in count_by_code(ledger).items() if code != OK}
     if dropped != dataset.manifest.get("dropped"):
         yield f"{path}: dropped {dataset.manifest.get('dropped')}, the ledger says {dropped}"

@@ -25,12 +25,14 @@ from shards.index import (
     write_index,
     write_manifest,
 )
-from shards.ledger import write_ledger
+from shards.ledger import OK, count_by_code, write_ledger
 from shards.reader import open_dataset
 from shards.resident import Resident, load_resident
 from shards.schema import SCHEMA_VERSION
 from shards.table import PackedRows, Rows
 from shards.writer import PackedClip, make_shard_name, write_tar
+
+HOSTILE = "<b onclick=alert(1)>"  # in the name of a file
 
 
 def pack(
@@ -88,11 +90,13 @@ def write(
     *,
     per_shard: int = 0,
     dropped: Sequence[dict[str, Any]] = (),
+    ledger: Sequence[dict[str, Any]] = (),
     **fields: Any,
 ) -> Path:
     """A complete dataset of one shard, or of shards of ``per_shard`` clips; one of several splits is "train".
 
-    ``dropped`` are ledger rows of files that became no clips.
+    ``dropped`` are ledger rows of files that became no clips; ``ledger`` are the rows of all files, by
+    default one for each clip and each of ``dropped``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     shards: list[Rows] = []
@@ -118,7 +122,8 @@ def write(
     ]
     corpus = fields.get("dataset")
     write_ledger(
-        folder / LEDGER_NAME, [{"notes": []} | row | {"corpus": corpus} for row in [*clip_rows, *dropped]]
+        folder / LEDGER_NAME,
+        [{"notes": []} | row | {"corpus": corpus} for row in ledger or [*clip_rows, *dropped]],
     )
     splits: dict[str, dict[str, int]] = {}
     for row in chain.from_iterable(shards):
@@ -128,8 +133,61 @@ def write(
     params = {"speech": {"encoder": "made"}} if has_speech else {}
     fields["params"] = fields.get("params", {}) | params
     defaults = {"dataset": "made", "files_found": len(clips), "dropped": {}, "splits": splits}
+    if ledger:
+        counts = {code: count for code, count in count_by_code(ledger).items() if code != OK}
+        defaults |= {"files_found": len({row["path"] for row in ledger}), "dropped": counts}
     write_manifest(folder / DATASET_NAME, entries, **(defaults | fields))
     return folder
+
+
+def make_spans(path: str, *spans: tuple[int, str], fps: float = 25.0, **facts: Any) -> list[dict[str, Any]]:
+    """Ledger rows of a file that was cut, of frames and code of each span; those without a code are clips."""
+    rows, first = [], 0
+    n_frames = sum(length for length, _ in spans)
+    for length, code in spans:
+        last = first + length
+        row: dict[str, Any] = {
+            "clip_id": f"{Path(path).stem}_{first:06d}-{last:06d}",
+            "path": path,
+            "stage": "cut",
+            "source_frames": round(n_frames * fps / 25),
+            "fps": fps,
+            "video_codec": "h264",
+            "video_start": first / 25,
+            "frames": length,
+            "start_seconds": first / 25,
+            "end_seconds": last / 25,
+            "status": "dropped" if code else "ok",
+            "code": code,
+            "reason": f"is none: {code}" if code else "",
+            "notes": [],
+        }
+        if not code:
+            row |= {"track": 0, "sync_confidence": 0.8312, "lag_frames": 2, "sound_shift": -0.08}
+            row |= {"face_width": 141.6, "yaw": -12.3, "speech_level": -24.13}
+        rows.append(row | facts)
+        first = last
+    return rows
+
+
+def write_cut(folder: Path) -> Path:
+    """Two clips that were cut out of one of four files. Another has none, and two were not cut."""
+    ledger = [
+        *make_spans(
+            "tv/film.mp4", (310, "no_speech"), (5, ""), (40, "silent_face"), (7, ""), (138, "no_face")
+        ),
+        *make_spans(f"tv/{HOSTILE}voice.mp4", (1000, "no_face"), (250, "no_speech"), fps=30.0),
+        {"path": "tv/damaged.mp4", "clip_id": "damaged", "stage": "clips", "frames": 76, "start_seconds": 0.0,
+         "end_seconds": 3.02, "status": "dropped", "code": "truncated", "reason": "is cut short"},
+        {"path": "tv/empty.mp4", "clip_id": "empty", "stage": "clips", "status": "dropped", "code": "empty",
+         "reason": "has 0 bytes"},
+    ]  # fmt: skip
+    clips = [
+        make_noise_clip(row["clip_id"], row["frames"], 8, 4, seed=row["frames"])
+        for row in ledger
+        if row["status"] == "ok"
+    ]
+    return write(folder, clips, ledger=ledger, codec="raw", size=8, n_mels=4)
 
 
 def load(folder: Path, network_input: NetworkInput, *, pad: int, workers: int = 2) -> Resident:

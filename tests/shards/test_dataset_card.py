@@ -16,7 +16,7 @@ from PIL import Image
 
 from pipeline.main import cli
 from shards.codec import Codec
-from shards.dataset_card import JSON_FIELDS
+from shards.dataset_card import JSON_FIELDS, SPAN_JSON_FIELDS
 from shards.ledger import read_ledger
 from shards.reader import open_dataset, read_clip, read_members
 from shards.schema import SampleInfo, npy_to_array
@@ -115,7 +115,7 @@ def test_load_dataset_gives_splits_with_the_values_of_our_reader(
 
 
 def test_every_key_of_the_json_member_has_a_type() -> None:
-    assert set(JSON_FIELDS) == set(SampleInfo.model_fields) - {"tools"}
+    assert set(JSON_FIELDS | SPAN_JSON_FIELDS) == set(SampleInfo.model_fields) - {"tools"}
 
 
 # Of rdflib and pandas, from Python 3.12 on of tarfile; mlcroissant leaves files to the garbage collector.
@@ -160,6 +160,25 @@ def test_mlcroissant_finds_nothing_wrong_and_reads_tables_and_members(
             ]
             assert content == data
         assert np.array_equal(npy_to_array(members["boxes"], "boxes"), read_clip(dataset, clip_id).boxes)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_card_of_files_that_were_cut_shows_seconds_and_describes_spans(tmp_path: Path) -> None:
+    folder = datasets.write_cut(tmp_path / "shards")
+    write_card(folder)
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert "2 clips were cut out of 3 source files, which last 0:01:13." in text
+    assert "| a clip | 2 | 0:00:00 | 0.7% |  |" in text
+    assert "| no\\_speech | 2 | 0:00:22 | 30.7% | is none: no\\_speech |" in text
+    assert "Not counted are files whose length could not be measured: empty (1)." in text
+    assert "name: sound_shift" in text
+    mlcroissant = pytest.importorskip("mlcroissant")
+    metadata = mlcroissant.Dataset(jsonld=str(folder / "croissant.json")).metadata
+    assert not metadata.ctx.issues.errors
+    (files,) = [records for records in metadata.record_sets if records.id == "files"]
+    assert files.key == ["files/path", "files/start_seconds"]
+    descriptions = {field.name: field.description for field in files.fields}
+    assert descriptions["lag_frames"] == "by which the mouth is late in the file; negative: the sound is"
 
 
 def test_a_card_shows_counts_and_reasons_and_no_texts_of_strangers_as_markup(tmp_path: Path) -> None:
