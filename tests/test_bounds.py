@@ -18,7 +18,7 @@ from pydantic.dataclasses import is_pydantic_dataclass
 PACKAGES = ("pipeline", "stages", "sampler", "model", "shards")
 ABSURD = (float("inf"), float("-inf"), float("nan"), 1e300, -1e300, 10**18, -(10**18), 10**400, True)
 # Written by ourselves and read by tests: ground truth of made clips, not parameters.
-NOT_PARAMS = {"FrameTruth", "Truth"}
+NOT_PARAMS = {"FilmTruth", "FrameTruth", "PersonTruth", "SceneTruth", "Truth"}
 
 
 def list_params_classes() -> list[type]:
