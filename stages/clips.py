@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -30,10 +30,11 @@ from shards.ledger import (
     write_ledger,
 )
 from shards.names import is_utf8
-from shards.schema import MAX_FRAMES
+from shards.schema import MAX_FRAMES, VIDEO_FPS
+from shards.storage import Storage, open_storage
 from shards.table import Row, Rows
 from stages.corpora import FETCH_FOLDER, get_corpus
-from stages.corpora.corpus import BadName, split_by_speaker
+from stages.corpora.corpus import UNLISTED, BadList, BadName, ListedCorpus, split_by_speaker
 from stages.corpora.leftovers import check_pattern, judge_file, judge_folder
 from stages.engine import sandbox
 from stages.engine.cache import digest, entry_path, load_entry, save_entry, versions
@@ -57,6 +58,9 @@ SIDE_CARS = frozenset(
 SIDE_CAR_NAMES = frozenset({".ds_store", "thumbs.db", "desktop.ini", "license", "readme", "makefile"})
 SIDE_CAR_PREFIXES = (".git", "._")
 SKIPPED_FOLDERS = frozenset({".git", ".dvc", FETCH_FOLDER})
+
+# Of a video: by it a file's size bounds its length before it is opened, and so the deadline of its probe.
+LEAST_BYTES_PER_SECOND = 100_000
 
 LFS_HEAD = b"version https://git-lfs.github.com/spec/"
 
@@ -93,6 +97,17 @@ class ClipsParams:
             params.pop(name, None)
         return params
 
+    def relax(self) -> ClipsParams:
+        """The same for files that will be cut into clips: the rules for a whole clip do not hold for them."""
+        return replace(
+            self,
+            min_seconds=1 / VIDEO_FPS,
+            max_seconds={},
+            max_still_seconds=DAY,
+            max_av_gap_seconds=DAY,
+            max_damaged_frames=MAX_FRAMES,
+        )
+
     def describe(self) -> dict[str, Any]:
         """All params; without ``folder_split`` by clip, as in the datasets of versions without it."""
         params = asdict(self)
@@ -104,8 +119,25 @@ class ClipsParams:
 def run(work: Work, parts: tuple[()], params: ClipsParams, context: Context) -> Report:
     """Write ``clips/ledger.parquet``: one row for every file. ``parts`` are planned from it afterwards."""
     report = Report(STAGE)
-    write_clips(work, probe_files(work, params, context, report), params, report)
+    splits: Mapping[str, str] = {}
+    if isinstance(get_corpus(work.corpus), ListedCorpus):  # now, not after hours
+        paths = (file.path for file in find_files(work.raw, params))
+        splits = read_splits(work.corpus, paths, work.raw.resolve().name, open_storage(work.raw))
+    write_clips(work, probe_files(work, params, context, report), params, report, splits)
     return report
+
+
+def read_splits(
+    corpus_name: str, paths: Iterable[PurePosixPath], raw_name: str, raw: Storage
+) -> Mapping[str, str]:
+    """Clip id -> split, from the lists of a corpus that has some. Raises StageError."""
+    corpus = get_corpus(corpus_name)
+    if not isinstance(corpus, ListedCorpus):
+        return {}
+    try:
+        return corpus.read_splits(paths, raw_name, raw)
+    except BadList as err:
+        raise StageError(f"--raw {raw.address}: {err}") from err
 
 
 def probe_files(work: Work, params: ClipsParams, context: Context, report: Report) -> Rows:
@@ -132,7 +164,7 @@ def probe_files(work: Work, params: ClipsParams, context: Context, report: Repor
             outcomes[path] = cached[0]
             continue
         job = ClipJob(probe_file, path=work.raw / path, corpus=work.corpus, params=params)
-        tasks.append(ProbeTask(path, entry, job, context.limits))
+        tasks.append(ProbeTask(path, entry, job, context.limits, fingerprint["bytes"]))
     outcomes.update(context.map_tasks(run_probe, tasks, label=f"{STAGE}: files"))
     report.clips_computed = len(tasks)
 
@@ -145,14 +177,27 @@ def probe_files(work: Work, params: ClipsParams, context: Context, report: Repor
     return build_ledger(make_rows())
 
 
-def write_clips(work: Work, rows: Rows, params: ClipsParams, report: Report) -> None:
-    """Write this stage's ledger, and the same as ``clips.parquet``; fill in the report."""
-    ledger = build_ledger(mark_duplicates(rows, params))
+def write_clips(
+    work: Work, rows: Rows, params: ClipsParams, report: Report, splits: Mapping[str, str]
+) -> None:
+    """Write this stage's ledger, and the same as ``clips.parquet``; fill in the report.
+
+    ``splits`` are what the corpus's own lists say, clip id -> split.
+    """
+    ledger = build_ledger(_set_splits(mark_duplicates(rows, params), splits))
     write_ledger(work.stage_folder(STAGE) / LEDGER_NAME, ledger)
     write_ledger(work.ledger, ledger)
     report.count_rows(ledger)
     lengths = ledger.select_columns("frames", "status")
     report.frames = sum(row["frames"] for row in lengths if row["status"] == OK)
+
+
+def _set_splits(rows: Iterable[Row], splits: Mapping[str, str]) -> Iterator[Row]:
+    """The rows, with the splits of the lists where the corpus leaves it to them."""
+    for row in rows:
+        if row["split"] == UNLISTED:
+            row["split"] = splits.get(row["clip_id"], UNLISTED)
+        yield row
 
 
 def read_clips(work: Work) -> Rows:
@@ -306,11 +351,12 @@ class ProbeTask:
     entry: Path
     job: ClipJob
     limits: LimitParams
+    bytes: int
 
 
 def run_probe(task: ProbeTask) -> tuple[PurePosixPath, Outcome]:
     """Probe a file in the sandbox. Every outcome but a failure is cached."""
-    outcome = sandbox.run(task.job, task.limits)
+    outcome = sandbox.run(task.job, task.limits, video_seconds=task.bytes / LEAST_BYTES_PER_SECOND)
     if outcome.status != FAILED:
         save_entry(task.entry, outcome)
     return task.path, outcome

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from shards.storage import Storage
+
 
 TRAIN = "train"
 TEST = "test"
+UNLISTED = "unlisted"  # of a clip whose split the corpus's lists say, where they do not name it
 
 # Names of videos and clips in several corpora.
 YOUTUBE_ID = re.compile(r"[A-Za-z0-9_-]{11}")
@@ -19,6 +24,10 @@ CLIP_NUMBER = re.compile(r"[0-9]{5}")
 
 class BadName(Exception):
     """A file's name is not one of the corpus."""
+
+
+class BadList(Exception):
+    """A list that comes with the corpus is missing, or is something else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +61,18 @@ class Corpus(Protocol):
         """``train``, ``test`` or another split, by the identity, the path or a hash of the clip id.
 
         Some corpora name their splits by folders, so the path is given too.
+        """
+
+
+@runtime_checkable
+class ListedCorpus(Corpus, Protocol):
+    """A corpus that says its splits in lists of clips, as files in the raw folder. ``lrs2.py`` is one."""
+
+    def read_splits(self, paths: Iterable[PurePosixPath], raw_name: str, raw: Storage) -> Mapping[str, str]:
+        """Clip id -> split, for the clips of which ``choose_split`` says UNLISTED.
+
+        ``paths`` are those of the clips below the raw folder, whose own name is ``raw_name``. The lists are
+        strangers' files. Raises BadList.
         """
 
 

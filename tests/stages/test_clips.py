@@ -555,7 +555,7 @@ def test_a_folder_without_clips_or_no_folder_is_one_line(tmp_path: Path) -> None
     add_side_cars(tmp_path / "raw")
     with pytest.raises(StageError, match="holds no file that could be a clip"):
         run_on(tmp_path)
-    with pytest.raises(StageError, match="known are grid, crema-d, lrs3, voxceleb2, folder"):
+    with pytest.raises(StageError, match="known are grid, crema-d, lrs2, lrs3, voxceleb2, hdtf, "):
         corpora.get_corpus("lrs9")
 
 
