@@ -135,7 +135,10 @@ class Task(Generic[Item]):
 def probe_bucket(job: BuildJob, work: Work, context: Context) -> Report:
     """Stage 1: a row for every file of the raw bucket, written to ``clips.parquet``."""
     report = Report(clips.STAGE)
-    files, left_out = list_clips(open_storage(job.raw), job.params.clips)
+    raw = open_storage(job.raw)
+    files, left_out = list_clips(raw, job.params.clips)
+    raw_name = PurePosixPath(job.raw).name
+    splits = clips.read_splits(job.corpus, (PurePosixPath(file.name) for file in files), raw_name, raw)
     tasks = [
         Task(job, job.make_probe_key(group), group)
         for _, group in group_by_hash(files, lambda file: file.name, FILES_PER_TASK)
@@ -156,13 +159,12 @@ def probe_bucket(job: BuildJob, work: Work, context: Context) -> Report:
         bucket=_list_bucket(job),
         parse_receipt=read_rows,
     )
-    raw_name = PurePosixPath(job.raw).name
     rows.append(
         build_ledger(
             clips.make_row(file, None, Outcome(), job.corpus, raw_name, job.params.clips) for file in left_out
         )
     )
-    clips.write_clips(work, Rows.concatenate(rows, LEDGER_SCHEMA), job.params.clips, report)
+    clips.write_clips(work, Rows.concatenate(rows, LEDGER_SCHEMA), job.params.clips, report, splits)
     return report
 
 

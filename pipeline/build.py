@@ -16,6 +16,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import click
+import pydantic
 import yaml
 
 from pipeline import bucket_build, params
@@ -26,10 +27,12 @@ from pipeline.progress import ProgressBars
 from pipeline.runner import DaskMapper
 from shards.index import DATASET_NAME, read_manifest
 from shards.ledger import OK, read_ledger
+from shards.params import describe_params_error
 from shards.publish import publish
 from shards.storage import MissingFileError, Storage, open_storage
 from shards.table import Rows
 from stages import clips, shard
+from stages.corpora import BESIDE_CLIPS
 from stages.corpora.leftovers import LEFT_OUT
 from stages.engine.lock import lock_folder
 from stages.engine.outcome import StageError
@@ -88,17 +91,29 @@ def resolve_folders(request: BuildRequest) -> Work:
 
 
 def _load_params(request: BuildRequest) -> Params:
-    """The params file, with the face model and the speech encoder that the command line names."""
+    """The params file, with what the command line names, and without what lies beside the corpus's clips."""
     settings = params.load(request.params)
+    exclude = [*settings.clips.exclude, *BESIDE_CLIPS.get(request.dataset, ())]
+    clip_params = replace(settings.clips, exclude=exclude)
     landmarks = replace(settings.landmarks, model=request.landmarker or settings.landmarks.model)
     speech = replace(settings.speech, encoder=request.speech_encoder or settings.speech.encoder)
-    return replace(settings, landmarks=landmarks, speech=speech)
+    cut = settings.cut if request.cut is None else replace(settings.cut, enabled=request.cut)
+    try:
+        crops = replace(settings.align, size=request.size or settings.align.size)
+    except pydantic.ValidationError as err:
+        raise StageError(f"--{describe_params_error(err)}") from err
+    return replace(settings, clips=clip_params, landmarks=landmarks, align=crops, speech=speech, cut=cut)
 
 
 def _select_stages(request: BuildRequest, settings: Params, stages: Sequence[str]) -> Sequence[str]:
     """The stages to run. For clips in a bucket: their facts, then each part from raw clips to its shard."""
     if request.source is None:
         return list_stages(settings) if list(stages) == list(STAGES) else stages
+    if settings.cut.enabled:
+        raise StageError(
+            f"--raw {request.source}: files in a bucket are not cut; download them, or share a folder and "
+            "use --scheduler"
+        )
     if list(stages) != list(STAGES):
         raise StageError(
             f"--raw {request.source}: clips in a bucket are built by `pipeline shard`, all stages at once"
@@ -157,7 +172,8 @@ def _check_drops(report: Report, settings: Params) -> str:
     """A sentence when so many clips were dropped that something must be wrong; else an empty string."""
     if not report.n_usable:
         return f"{report.stage}: no clip of {report.clips} is usable; see the reasons above"
-    n_clips = report.clips - sum(report.counts.get(code, 0) for code in LEFT_OUT)
+    left_out = report.n_left_out + sum(report.counts.get(code, 0) for code in LEFT_OUT)
+    n_clips = report.clips - left_out
     n_dropped = n_clips - report.n_usable
     share = n_dropped / n_clips
     if share > settings.limits.max_drop_fraction:

@@ -15,6 +15,7 @@ from pipeline.params import Params
 from shards.ledger import OK, build_ledger, select_unusable, write_ledger
 from shards.table import Row, Rows
 from stages import align, clips, landmarks, mels, shard, speech
+from stages.cut import run as cut
 from stages.engine.parts import Part, plan_parts, read_outcomes
 from stages.engine.stage import Context, Report, Work
 
@@ -30,6 +31,7 @@ class DatasetStage(Protocol):
 
 STAGES: Mapping[str, DatasetStage] = {
     clips.STAGE: clips,
+    cut.STAGE: cut,
     landmarks.STAGE: landmarks,
     align.STAGE: align,
     mels.STAGE: mels,
@@ -39,9 +41,18 @@ STAGES: Mapping[str, DatasetStage] = {
 
 
 def list_stages(params: Params) -> tuple[str, ...]:
-    """The stages that a dataset with these params needs: no speech features without an encoder."""
-    has_speech = params.speech.encoder != speech.NO_ENCODER
-    return tuple(name for name in STAGES if name != speech.STAGE or has_speech)
+    """The stages that a dataset with these params needs: without an encoder, no speech features."""
+    unneeded = set()
+    if params.speech.encoder == speech.NO_ENCODER:
+        unneeded.add(speech.STAGE)
+    if not params.cut.enabled:
+        unneeded.add(cut.STAGE)
+    return tuple(name for name in STAGES if name not in unneeded)
+
+
+def read_clips(work: Work, params: Params) -> Rows:
+    """The rows that parts are planned from: of files, or of the spans into which they were cut."""
+    return cut.read_spans(work) if params.cut.enabled else clips.read_clips(work)
 
 
 def run_stage(name: str, work: Work, params: Params, context: Context) -> Report:
@@ -50,13 +61,17 @@ def run_stage(name: str, work: Work, params: Params, context: Context) -> Report
     The stage's params are the section of ``params`` that has its name.
     """
     if name == clips.STAGE:
-        return clips.run(work, (), params.clips, context)
-    parts = plan_parts(clips.read_clips(work), params.parts)
+        return clips.run(work, (), params.list_clips_params(), context)
+    if name == cut.STAGE:
+        settings = cut.CutSettings(params.cut, params.landmarks, params.speech)
+        return cut.run(work, (), settings, context)
+    parts = plan_parts(read_clips(work, params), params.parts)
     report = STAGES[name].run(work, parts, getattr(params, name), context)
     ledger = carry_ledger(work, name, parts, params)
     if name == shard.STAGE:
         shards = shard.read_packed(work, parts)
         report.count_rows(ledger)
+        report.n_left_out = cut.count_left_out(ledger)
         report.frames = sum(packed.entry.frames for packed in shards)
         if shards:
             dataset_params, licence = context.dataset_params, context.licence
@@ -68,9 +83,9 @@ def carry_ledger(work: Work, last_stage: str, parts: Iterable[Part], params: Par
     """Write ``clips.parquet``: the rows of stage 1 with the outcomes of all stages up to ``last_stage``."""
     names = list(STAGES)
     n_stages = names.index(last_stage) + 1
-    stages = [name for name in names[1:n_stages] if name in list_stages(params)]
+    stages = [name for name in names[names.index(cut.STAGE) + 1 : n_stages] if name in list_stages(params)]
     rows = (row for part in parts for row in _carry_part(work, stages, part))
-    ledger = build_ledger(chain(rows, select_unusable(clips.read_clips(work))))
+    ledger = build_ledger(chain(rows, select_unusable(read_clips(work, params))))
     write_ledger(work.ledger, ledger)
     return ledger
 

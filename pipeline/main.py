@@ -22,6 +22,7 @@ COMMANDS = {
     "fetch": ("fetch", "Download a corpus from its publisher, or a published model, each file checked."),
     "synth": ("synth", "Make a corpus of talking clips whose ground truth is known."),
     "clips": ("dataset_stages", "Stage 1: list every file and read its facts."),
+    "cut": ("dataset_stages", "Beside stage 1: cut files into clips of one speaking face."),
     "landmarks": ("dataset_stages", "Stage 2: find 478 face points in every frame."),
     "align": ("dataset_stages", "Stage 3: compute crop matrices and mask boxes."),
     "mels": ("dataset_stages", "Stage 4: compute two mel rows for every frame."),

@@ -105,6 +105,8 @@ class BuildRequest:
     params: Path | None
     landmarker: str
     speech_encoder: EncoderName | None  # None: the params file says it
+    cut: bool | None  # likewise
+    size: int | None  # px of a crop; None: the params file says it
     licence: str  # of the clips of a folder; empty: not stated
     as_json: bool
     dry_run: bool
@@ -126,6 +128,10 @@ BUILD_OPTIONS = (
     landmarker_option,
     click.option("--speech-encoder", type=click.Choice(["none", "whisper-tiny.en"]),
                  help="Whose speech features it gets.  [default: speech.encoder of the params file]"),
+    click.option("--cut", type=bool, is_flag=False, flag_value=True, metavar="[true|false]",
+                 help="Cut files into clips of one speaking face.  [default: cut.enabled in params.yaml]"),
+    click.option("--size", type=click.IntRange(1), metavar="PX",
+                 help="Side of a crop, as the network takes it.  [default: align.size of the params file]"),
     click.option("--licence", default="", metavar="TEXT",
                  help="Licence and source of a folder's clips, for dataset.json and the cards of models that "
                  "are trained on them. GRID and CREMA-D have their own.  [default: not stated]"),
@@ -154,8 +160,8 @@ def stage_options(function: Callable[..., Any]) -> Callable[..., Any]:
             raise click.BadParameter(
                 "clips in a bucket are built into shards in a bucket: s3://...", param_hint="--out"
             )
-        names = ("workers", "scheduler", "params", "landmarker", "speech_encoder", "licence", "as_json",
-                 "dry_run")  # fmt: skip
+        names = ("workers", "scheduler", "params", "landmarker", "speech_encoder", "cut", "size", "licence",
+                 "as_json", "dry_run")  # fmt: skip
         request = BuildRequest(
             dataset=dataset,
             raw=Path(raw) if raw else Path("data", dataset, "raw"),

@@ -19,6 +19,7 @@ from shards.files import read_file
 from shards.params import describe_params_error
 from stages.align import AlignParams
 from stages.clips import ClipsParams
+from stages.cut.params import SpanParams
 from stages.edit.face_check import FaceCheckParams
 from stages.engine.outcome import StageError
 from stages.engine.parts import PartParams
@@ -52,6 +53,7 @@ class Params:
 
     parts: PartParams = field(default_factory=PartParams)
     clips: ClipsParams = field(default_factory=ClipsParams)
+    cut: SpanParams = field(default_factory=SpanParams)
     landmarks: LandmarksParams = field(default_factory=LandmarksParams)
     align: AlignParams = field(default_factory=AlignParams)
     mels: MelsParams = field(default_factory=MelsParams)
@@ -66,11 +68,19 @@ class Params:
         """For ``dataset.json``: the params that decide a dataset's bytes, without paths and limits."""
         sections = asdict(self)
         del sections["limits"], sections["train"], sections["sample"], sections["face_check"]
-        sections["clips"] = self.clips.describe()
+        sections["clips"] = self.list_clips_params().describe()
         del sections["landmarks"]["model"], sections["speech"]["model"]
         if self.speech.encoder == NO_ENCODER:
             del sections["speech"]  # as in the datasets of versions without this stage
+        if self.cut.enabled:
+            del sections["cut"]["voice_model"]
+        else:
+            del sections["cut"]
         return sections
+
+    def list_clips_params(self) -> ClipsParams:
+        """Params of the first stage. A file to be cut may have any length, holes and photos."""
+        return self.clips.relax() if self.cut.enabled else self.clips
 
     def make_edit_params(self, run: Path | None = None, **options: Any) -> EditParams:
         """Params of an edit by the network of a run or of a published file, with the user's options.

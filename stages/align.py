@@ -6,8 +6,8 @@ window looks ahead and lags by three frames), and the box does not jitter.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as params_dataclass
 
 from shards.ledger import OK
+from shards.schema import MAX_SIZE
 from shards.table import Row
 from stages import landmarks
 from stages.engine.cache import digest
@@ -47,7 +48,7 @@ Boxes = NDArray[np.int16]  # (T, 4)
 class AlignParams:
     """The crop and the box."""
 
-    size: int = Field(default=128, ge=32, le=1024)  # px, of the square crop
+    size: int = Field(default=128, ge=32, le=MAX_SIZE)  # px, of the square crop
     smooth_frames: Annotated[int, Field(ge=1, le=99)] = 7  # of the centred mean; odd
     # Margins of the box, in px of a crop of 128. With a negative one the box begins above the nose's base.
     below_nose: float = Field(default=2.0, ge=-64, le=TEMPLATE_SIZE)
@@ -161,6 +162,11 @@ def check_boxes(boxes: Boxes) -> None:
         raise Drop("no_alignment", f"its box is empty in frame {empty[0]}: {boxes[empty[0]].tolist()}")
 
 
+def make_part_key(params: AlignParams | Mapping[str, Any], source_key: str) -> str:
+    """The key of a part that is made with these params from the landmarks' part of ``source_key``."""
+    return digest(STAGE, VERSION, params, source_key)
+
+
 def run(work: Work, parts: Sequence[Part], params: AlignParams, context: Context) -> Report:
     """Write ``align/<part>.parquet``: the matrices and boxes of every clip with landmarks."""
     tasks = []
@@ -169,7 +175,7 @@ def run(work: Work, parts: Sequence[Part], params: AlignParams, context: Context
         source_key = read_part_key(source)
         if source_key is None:
             raise StageError(f"{source}: not there; run `pipeline landmarks --dataset {work.corpus}` first")
-        key = digest(STAGE, VERSION, params, source_key)
+        key = make_part_key(params, source_key)
         tasks.append(PartTask(part, work.part_path(STAGE, part.name), key, (source, params)))
     report = Report(STAGE)
     stale = update_parts(work.stage_folder(STAGE), tasks, align_part, context.map_tasks, report)

@@ -15,10 +15,11 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as params_dataclass
 
 from shards.checksum import file_sha256
+from shards.ledger import is_span
 from shards.schema import Frame
 from shards.table import Row
-from stages.engine.cache import digest, save_entry, versions
-from stages.engine.outcome import Drop, Outcome
+from stages.engine.cache import digest, load_entry, save_entry, versions
+from stages.engine.outcome import Drop, Outcome, StageError
 from stages.engine.parts import Part
 from stages.engine.per_clip import run_per_clip
 from stages.engine.sandbox import ClipJob
@@ -41,6 +42,7 @@ from stages.media.jumps import PictureComparison, detect_faces, find_jumps
 from stages.media.video import ClipFrames, ClockFrame, read_frames_at_25fps
 
 STAGE = "landmarks"
+SPAN_FOLDER = "points"  # of the stage ``cut``
 MAX_LISTED = 20  # frames that a note names
 VERSION = 2  # 2: square pixels, mirrored pictures, jumps
 COLUMNS = {
@@ -119,9 +121,7 @@ def find_points(
     if cuts and params.cuts == "drop":
         raise Drop("cut", f"{describe_frames('cut to another face', cuts)} of {n_frames}; "
                    "landmarks.cuts: keep accepts such clips")  # fmt: skip
-    notes = []
-    if not is_found.all():
-        notes.append(f"face interpolated in frames {np.flatnonzero(~is_found).tolist()}")
+    notes = describe_gaps(is_found)
     moves = [jump.frame for jump in jumps if not jump.is_new_face]
     if moves:
         notes.append(describe_frames("jump", moves))
@@ -133,6 +133,11 @@ def find_points(
     starts = [jump.frame for jump in jumps]
     points = interpolate_gaps([None if face is None else face.points for face in tracked], starts)
     return ClipLandmarks(points, is_found, starts, tuple(notes))
+
+
+def describe_gaps(is_found: NDArray[np.bool_]) -> list[str]:
+    """A note on the frames (T,) whose face is interpolated, if there are any."""
+    return [] if is_found.all() else [f"face interpolated in frames {np.flatnonzero(~is_found).tolist()}"]
 
 
 def _is_unplaced(tracked: Sequence[FaceDetection | None], frame: int) -> bool:
@@ -184,9 +189,27 @@ def find_landmarks_in_file(
     return outcome
 
 
+def find_span_points(work: Work, clip_id: str) -> Path:
+    """The points of a clip that is a span of a file: the stage ``cut`` has found them."""
+    return work.root / "cut" / SPAN_FOLDER / f"{clip_id}.npz"
+
+
+def copy_span_points(source: Path, n_frames: int, entry: Path) -> Outcome:
+    """Save the points that the stage ``cut`` has found as a cache entry. Runs in the sandbox."""
+    loaded = load_entry(source)
+    if loaded is None or len(loaded[1].get("points", ())) != n_frames:
+        raise ValueError(
+            f"{source.name} is damaged; remove {SPAN_FOLDER} and the cache, and run `pipeline cut`"
+        )
+    outcome, arrays = loaded
+    save_entry(entry, outcome, {name: arrays[name] for name in COLUMNS})
+    return outcome
+
+
 def warm_up(arguments: Mapping[str, Any]) -> None:
     """Load what finds faces, by a job's ``params``, before the first clip's deadline starts."""
-    load_engine(arguments["params"]["engine"])
+    if "params" in arguments:  # points that are there need nothing
+        load_engine(arguments["params"]["engine"])
 
 
 def run(work: Work, parts: Sequence[Part], params: LandmarksParams, context: Context) -> Report:
@@ -196,6 +219,9 @@ def run(work: Work, parts: Sequence[Part], params: LandmarksParams, context: Con
     libraries = versions(ENGINE_PACKAGES[params.engine], "opencv-python", "av")
 
     def make_job(row: Row, entry: Path) -> ClipJob:
+        if is_span(row):
+            points = find_span_points(work, row["clip_id"])
+            return ClipJob(copy_span_points, source=points, n_frames=row["frames"], entry=entry)
         return ClipJob(
             find_landmarks_in_file,
             path=work.raw.resolve() / row["path"],
@@ -206,6 +232,13 @@ def run(work: Work, parts: Sequence[Part], params: LandmarksParams, context: Con
             entry=entry,
         )
 
+    def hash_points(row: Row) -> str:
+        """Of a span: its points are from the stage ``cut``, and all that decided them is in them."""
+        points = find_span_points(work, row["clip_id"])
+        if not points.is_file():
+            raise StageError(f"{points}: not there; run `pipeline cut --dataset {work.corpus} --cut` first")
+        return file_sha256(points)
+
     return run_per_clip(
         STAGE,
         work,
@@ -214,4 +247,5 @@ def run(work: Work, parts: Sequence[Part], params: LandmarksParams, context: Con
         params_digest=digest(STAGE, VERSION, replace(params, model=""), file_sha256(model), libraries),
         make_job=make_job,
         columns=COLUMNS,
+        hash_source=hash_points,
     )

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as params_dataclass
 
+from shards.ledger import find_sound_start
 from shards.schema import MAX_MELS, MEL_FPS, MELS_PER_FRAME
 from shards.table import Row
 from stages.engine.cache import digest, save_entry, versions
@@ -184,7 +185,7 @@ def run(work: Work, parts: Sequence[Part], params: MelsParams, context: Context)
         return ClipJob(
             compute_mels_of_file,
             path=work.raw.resolve() / row["path"],
-            start=row["video_start"],
+            start=find_sound_start(row),
             n_frames=row["frames"],
             params=params,
             entry=entry,

@@ -32,10 +32,11 @@ from shards.index import (
     write_index,
     write_manifest,
 )
-from shards.ledger import OK, count_by_code, write_ledger
+from shards.ledger import OK, count_by_code, find_decoded_seconds, is_span, write_ledger
 from shards.publish import PUBLISHED
 from shards.schema import SCHEMA_VERSION, SPEECH_PER_FRAME, ShardError
 from shards.sources import NOT_STATED, DataSource
+from shards.spans import count_files
 from shards.table import Row, Rows
 from shards.writer import PackedClip, make_shard_name, write_tar
 from stages import align, landmarks, mels, speech
@@ -66,7 +67,8 @@ COLUMNS = [
     pa.field("index", pa.string()),  # JSON of the clip's row of index.parquet
 ]
 LIBRARIES = ("av", "librosa", "numpy", "opencv-python", "pillow")  # and that of the engine
-# What a sample's json and the key of its part take from the ledger.
+# What a sample's json and the key of its part take from the ledger; and of a span of a file.
+SPAN_INFO = ("start_seconds", "end_seconds", "track", "sync_confidence", "lag_frames", "sound_shift")
 IDENTITY = ("clip_id", "corpus", "speaker", "sentence", "emotion", "level", "split", "frames")
 
 
@@ -119,7 +121,13 @@ def plan_tasks(work: Work, parts: Sequence[Part], params: ShardParams, context: 
     tasks = []
     for part in parts:
         keys = [_read_stage_key(work, stage, part) for stage in stages]
-        metadata = [[row[name] for name in (*IDENTITY, "path", "sha256", "notes")] for row in part.rows]
+        if keys[1] != align.make_part_key(context.dataset_params["align"], keys[0]):
+            raise StageError(  # its matrices with crops of another size would show a part of the face
+                f"{work.part_path(align.STAGE, part.name)}: was made with another align.size than {size} or "
+                f"other params; run `pipeline align --dataset {work.corpus}` with the same options first"
+            )
+        columns = (*IDENTITY, "path", "sha256", "notes")
+        metadata = [[row[name] for name in columns] + describe_span(row) for row in part.rows]
         key = digest(STAGE, VERSION, SCHEMA_VERSION, params, size, tools, keys, metadata)
         tasks.append(PartTask(part, work.part_path(STAGE, part.name), key, inputs))
     return tasks
@@ -157,6 +165,11 @@ def pack_part(task: PartTask) -> None:
     if entry is not None:
         link_or_copy(cached_tar, inputs.work.out / entry.name)
     link_or_copy(cached_part, task.path)
+
+
+def describe_span(row: Row) -> list[Any]:
+    """What a sample's json says of a span of a file; nothing for a file that is one clip."""
+    return [row[name] for name in ("video_start", *SPAN_INFO)] if is_span(row) else []
 
 
 def _write_to_cache(
@@ -218,7 +231,7 @@ def _pack_clips(
             params=inputs.params,
             blob=blob,
         )
-        outcome = sandbox.run(job, inputs.limits, video_seconds=row["video_seconds"])
+        outcome = sandbox.run(job, inputs.limits, video_seconds=find_decoded_seconds(row))
         outcomes[clip_id] = Outcome(outcome.status, outcome.code, outcome.reason, outcome.notes)
         if outcome.status != OK:
             continue
@@ -268,6 +281,7 @@ def make_info(
         "source_fps": round(row["fps"], 6),
         "source_size": [row["width"], row["height"]],
         "source_start": row["video_start"],
+        **({name: row[name] for name in SPAN_INFO} if is_span(row) else {}),
         "size": size,
         "codec": codec,
         "interpolated_frames": interpolated_frames,
@@ -401,7 +415,7 @@ def finish_dataset(
         size=dataset_params["align"]["size"],
         n_mels=dataset_params["mels"]["n_mels"],
         splits=splits,
-        files_found=len(ledger),
+        files_found=count_files(ledger),
         clips_kept=counts.pop(OK),
         dropped=counts,
         params=dict(dataset_params),

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as params_dataclass
 
-from shards.ledger import OK
+from shards.ledger import OK, find_sound_start
 from shards.schema import SPEECH_PER_FRAME, VIDEO_FPS
 from shards.table import Row
 from stages import mels
@@ -204,7 +204,7 @@ def run(work: Work, parts: Sequence[Part], params: SpeechParams, context: Contex
         return ClipJob(
             compute_speech_of_file,
             path=work.raw.resolve() / row["path"],
-            start=row["video_start"],
+            start=find_sound_start(row),
             n_frames=row["frames"],
             model=model,
             entry=entry,

@@ -17,6 +17,7 @@ PACKAGES = ("stages", "shards", "model", "sampler")
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 ENTRIES = {
     "synth": "stages.synth.corpus",
+    "cut": "stages.cut.run",
     "sample": "stages.sample.run",
     "evaluate": "stages.evaluate.run",
     "report": "stages.report.run",

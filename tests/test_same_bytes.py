@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from shards.index import DATASET_NAME
+from shards.reader import open_dataset
 from shards.verify import verify
 from stages.synth import SynthParams, make_corpus
 from tests.build import PIPELINE, build, dvc, find_stage_summary, hash_files, pipeline
@@ -159,7 +160,9 @@ def test_one_more_clip_rebuilds_at_most_one_part_of_each_stage(
     ] == [1, 1, 1]
 
 
-def test_a_changed_param_redoes_only_what_depends_on_it(raw: Path, params: Path, tmp_path: Path) -> None:
+def test_a_changed_param_or_size_redoes_only_what_depends_on_it(
+    raw: Path, params: Path, tmp_path: Path
+) -> None:
     build(raw, tmp_path, "--params", params)
     other = tmp_path / "other.yaml"
     other.write_text(PARAMS + "mels: {n_mels: 80}\n")
@@ -169,6 +172,18 @@ def test_a_changed_param_redoes_only_what_depends_on_it(raw: Path, params: Path,
     assert find_stage_summary(summary, "align")["parts"]["built"] == 0
     told = pipeline("diff", tmp_path / "shards", tmp_path / "shards")
     assert "same clips" in told
+
+    large = tmp_path / "large"
+    options = ["--params", params, "--cache", tmp_path / ".cache", "--size", "256"]
+    summary = build(raw, large, *options)
+    computed = {stage["stage"]: stage["clips_computed"] for stage in summary["stages"]}
+    assert computed == {"clips": 0, "landmarks": 0, "align": 12, "mels": 0, "shard": 0}
+    dataset = open_dataset(large / "shards")
+    assert dataset.manifest["size"] == dataset.manifest["params"]["align"]["size"] == 256
+    only = ["shard", "--only", "--dataset", "folder", "--raw", raw, "--work", large, "--params", params]
+    error = subprocess.run([*PIPELINE, *map(str, only)], capture_output=True, text=True, check=False)
+    assert error.returncode == 1
+    assert "was made with another align.size than 128" in error.stderr and error.stderr.count("\n") == 1
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +195,9 @@ def dvc_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copyfile(ROOT / "dvc.yaml", project / "dvc.yaml")
     text = (ROOT / "params.yaml").read_text()
     text, n_datasets = re.subn(r"\n  demo: \{corpus.*", "", text)
-    text, n_encoders = re.subn("  made: .*", "  made: {corpus: folder, speech: none, licence: ''}", text)
+    text, n_encoders = re.subn(
+        "  made: .*", "  made: {corpus: folder, cut: false, size: 128, speech: none, licence: ''}", text
+    )
     assert n_datasets == n_encoders == 1
     text = text.replace("clips_per_part: 64", "clips_per_part: 2")
     (project / "params.yaml").write_text(text)

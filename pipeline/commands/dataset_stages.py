@@ -23,6 +23,11 @@ def _make_stage_command(name: str, text: str) -> click.Command:
 clips = _make_stage_command(
     "clips", "List every file in --raw, read its facts, and write one row for each to WORK/clips.parquet."
 )
+cut = _make_stage_command(
+    "cut",
+    "Cut files into clips of one speaking face each, in sync with its voice, where --cut or `cut.enabled` "
+    "asks for it. WORK/clips.parquet gets a row for every span of every file.",
+)
 landmarks = _make_stage_command(
     "landmarks", "Find 478 face points in every frame of every usable clip, at 25 fps."
 )

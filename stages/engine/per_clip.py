@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from shards.ledger import FAILED, OK
+from shards.ledger import FAILED, OK, find_decoded_seconds, find_sound_start, is_span
 from shards.table import Row
 from stages.engine import sandbox
 from stages.engine.cache import digest, entry_path, load_entry, save_entry
@@ -89,13 +89,17 @@ def run_per_clip(
     params_digest: str,
     make_job: Callable[[Row, Path], ClipJob],
     columns: Columns,
+    hash_source: Callable[[Row], str] | None = None,
 ) -> Report:
     """Bring a stage's parts up to date, clip by clip.
 
     ``params_digest`` covers everything that decides a result besides the clip itself. ``make_job`` returns
-    the job that writes a clip's cache entry, from the clip's ledger row and the entry's path.
+    the job that writes a clip's cache entry, from the clip's ledger row and the entry's path. ``hash_source``
+    is the hash of what else a span's result is made from, if that is not the raw file alone.
     """
-    keys = {row["clip_id"]: _make_clip_key(params_digest, row) for part in parts for row in part.rows}
+    keys = {
+        row["clip_id"]: _make_clip_key(params_digest, row, hash_source) for part in parts for row in part.rows
+    }
     entries = {clip_id: entry_path(work.cache, stage, key, ".npz") for clip_id, key in keys.items()}
 
     def plan_tasks(failures: Mapping[str, Outcome]) -> list[PartTask]:
@@ -104,7 +108,7 @@ def run_per_clip(
     # A part with failures has another key than the one planned here, so its clips are tried again.
     stale = [task for task in plan_tasks({}) if read_part_key(task.path) != task.key]
     missing = [
-        ClipTask(row["clip_id"], entry, make_job(row, entry), context.limits, row["video_seconds"])
+        ClipTask(row["clip_id"], entry, make_job(row, entry), context.limits, find_decoded_seconds(row))
         for task in stale
         for row in task.part.rows
         if not (entry := entries[row["clip_id"]]).is_file()
@@ -128,9 +132,12 @@ def count_outcomes(report: Report, work: Work, parts: Sequence[Part]) -> None:
     report.frames = sum(n_frames[row["clip_id"]] for row in outcomes if row["status"] == OK)
 
 
-def _make_clip_key(params_digest: str, row: Row) -> str:
+def _make_clip_key(params_digest: str, row: Row, hash_source: Callable[[Row], str] | None) -> str:
     """The cache key of a clip's result: its source, its place on the container's clock, and the params."""
-    return digest(params_digest, row["sha256"], row["video_start"], row["frames"])
+    span: list[Any] = []
+    if is_span(row):
+        span = [find_sound_start(row), *([hash_source(row)] if hash_source else [])]
+    return digest(params_digest, row["sha256"], row["video_start"], row["frames"], *span)
 
 
 def _plan_part(

@@ -90,6 +90,7 @@ class Report:
     clips: int = 0
     frames: int = 0
     counts: dict[str, int] = field(default_factory=dict)  # rows by code, "ok" first
+    n_left_out: int = 0  # of these clips: spans of files that are no clips, so that nothing is lost by them
     parts: dict[str, int] = field(default_factory=lambda: {"total": 0, "kept": 0, "built": 0})
     clips_computed: int = 0  # clips that were computed, not read from the cache
     seconds: float = 0.0

@@ -84,9 +84,9 @@ def test_a_wrong_param_is_one_line_that_names_it(text: str, told: str, tmp_path:
     [
         (["clips", "--dataset", "grid", "--raw", "nowhere"], 1, "--raw"),
         (
-            ["clips", "--dataset", "lrs2"],
+            ["clips", "--dataset", "lrs9"],
             2,
-            "'lrs2' is not one of 'grid', 'crema-d', 'lrs3', 'voxceleb2', 'folder'",
+            "'lrs9' is not one of 'grid', 'crema-d', 'lrs2', 'lrs3', 'voxceleb2', 'hdtf', ",
         ),
         (["landmarks", "--dataset", "grid", "--work", "w"], 1, "run `pipeline clips --dataset grid` first"),
         (["shard", "--dataset", "grid", "--out", "gs://b/p"], 2, "expected a folder or s3://"),

@@ -1,0 +1,437 @@
+"""Beside stage 1, optional: cut files of any length into clips of one speaking face each, in sync.
+
+Every file becomes spans that follow each other from its first frame to its last. Each has a row in the
+ledger: as a clip, or with the reason why it is none. A file is worked on in chunks of a minute, by many
+workers. What is seen and heard in them is measured once; spans, and the thresholds on them, are computed from
+that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.checksum import file_sha256
+from shards.ledger import (
+    DROPPED,
+    FAILED,
+    OK,
+    SPAN_FIELDS,
+    STAGE_RULES,
+    build_ledger,
+    check_clips,
+    read_ledger,
+    write_ledger,
+)
+from shards.names import MAX_ID_BYTES
+from shards.schema import VIDEO_FPS
+from shards.table import Row, Rows
+from stages import clips, landmarks
+from stages.cut.near_duplicates import find_near_duplicates
+from stages.cut.params import SpanParams
+from stages.cut.pictures import MeshReader, read_seen_frames, see_chunk
+from stages.cut.shots import find_shots
+from stages.cut.sound import hear_chunk
+from stages.cut.spans import Sound, Span, find_spans, find_unreadable
+from stages.cut.speaker import pool_lags, score_curve
+from stages.cut.thresholds import judge_clip
+from stages.engine.cache import digest, entry_path, link_or_copy, load_entry, save_entry, versions
+from stages.engine.outcome import Drop, Outcome, StageError
+from stages.engine.per_clip import ClipTask, run_clip
+from stages.engine.sandbox import ClipJob
+from stages.engine.stage import Context, Report, Work
+from stages.evaluate.metrics import sync
+from stages.landmarks import LandmarksParams
+from stages.media import weights
+from stages.media.faces import ENGINE_PACKAGES, check_engine, interpolate_gaps
+from stages.speech import SpeechParams
+
+STAGE = "cut"
+VERSION = 1  # of the rules by which spans are found, too
+HASH_LETTERS = 8
+CHUNK_FRAMES = (
+    60 * VIDEO_FPS
+)  # part of the format: sound is heard with a margin, pictures are seen one by one
+
+
+@dataclass(frozen=True, slots=True)
+class CutSettings:
+    """The sections of params.yaml that decide how files are cut."""
+
+    cut: SpanParams
+    landmarks: LandmarksParams
+    speech: SpeechParams
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Successive frames of a file that are worked on at once, and the cache entries of what is measured."""
+
+    first: int
+    n_frames: int
+    pictures: Path
+    sound: Path
+
+
+@dataclass(frozen=True, slots=True)
+class FileTask:
+    """A file whose spans are not in the cache."""
+
+    path: str  # below the raw folder
+    n_frames: int
+    chunks: tuple[Chunk, ...]
+    failures: Mapping[Path, Outcome]  # of entries that could not be made
+    entry: Path
+    cache: Path
+    cut: SpanParams
+    max_gap_frames: int
+
+
+def run(work: Work, parts: tuple[()], params: CutSettings, context: Context) -> Report:
+    """Write ``cut/ledger.parquet``: a row for every span of every file. ``parts`` are planned from it."""
+    report = Report(STAGE)
+    rows = clips.read_clips(work)
+    if not params.cut.enabled:
+        work.stage_folder(STAGE).mkdir(parents=True, exist_ok=True)  # an out of dvc.yaml
+        report.count_rows(rows)
+        return report
+    files = [row for row in rows if row["status"] == OK]
+    chunks = {row["path"]: _plan_chunks(work, row, params) for row in files}
+    failures = _measure_chunks(work, files, chunks, params, context, report)
+    tasks = [_plan_file(work, row, chunks[row["path"]], failures, params) for row in files]
+    missing = list({task.entry: task for task in tasks if not _is_complete(task)}.values())
+    for _ in context.map_tasks(
+        cut_file, missing, label=f"{STAGE}: files", sizes=[task.n_frames for task in missing]
+    ):
+        pass
+    ledger = _make_ledger(rows, {task.path: task for task in tasks}, params.cut)
+    write_ledger(work.stage_folder(STAGE) / clips.LEDGER_NAME, ledger)
+    write_ledger(work.ledger, ledger)
+    _link_points(work, ledger, {task.path: task for task in tasks})
+    report.count_rows(ledger)
+    report.n_left_out = count_left_out(ledger)
+    report.frames = sum(row["frames"] for row in ledger if row["status"] == OK)
+    return report
+
+
+def count_left_out(ledger: Rows) -> int:
+    """The number of spans that are no clips by the rules of this stage; what failed is lost."""
+    return sum(
+        row["stage"] == STAGE and row["status"] == DROPPED for row in ledger.select_columns("stage", "status")
+    )
+
+
+def read_spans(work: Work) -> Rows:
+    """The rows that this stage wrote. Raises StageError when it has not run."""
+    path = work.stage_folder(STAGE) / clips.LEDGER_NAME
+    if not path.is_file():
+        raise StageError(f"{path}: not there; run `pipeline cut --dataset {work.corpus} --cut` first")
+    return check_clips(read_ledger(path), f"{path}", STAGE_RULES)
+
+
+def _plan_chunks(work: Work, row: Row, params: CutSettings) -> tuple[Chunk, ...]:
+    """The chunks of a file. Their keys cover all that decides what is measured."""
+    pictures_key = digest(
+        STAGE,
+        VERSION,
+        row["sha256"],
+        row["video_start"],
+        [params.landmarks.max_faces, params.landmarks.engine, weights.LANDMARKER.sha256],
+        versions(ENGINE_PACKAGES[params.landmarks.engine], "opencv-python", "av", "scenedetect"),
+    )
+    sound_key = digest(
+        STAGE,
+        VERSION,
+        row["sha256"],
+        row["video_start"],
+        [weights.SPEECH_ENCODER.sha256, weights.VOICE_DETECTOR.sha256, file_sha256(sync.WEIGHTS)],
+        versions("librosa", "numpy", "soxr", "av", "torch"),
+    )
+    return tuple(
+        Chunk(
+            first,
+            n_frames := min(CHUNK_FRAMES, row["frames"] - first),
+            entry_path(work.cache, f"{STAGE}-pictures", digest(pictures_key, first, n_frames), ".npz"),
+            entry_path(work.cache, f"{STAGE}-sound", digest(sound_key, first, n_frames), ".npz"),
+        )
+        for first in range(0, row["frames"], CHUNK_FRAMES)
+    )
+
+
+def _measure_chunks(
+    work: Work,
+    files: Sequence[Row],
+    chunks: Mapping[str, tuple[Chunk, ...]],
+    params: CutSettings,
+    context: Context,
+    report: Report,
+) -> dict[Path, Outcome]:
+    """Make the entries that are missing. Returns what failed, by entry."""
+    pictures: list[ClipTask] = []
+    sounds: list[ClipTask] = []
+    places = [(row, chunk) for row in files for chunk in chunks[row["path"]]]
+    if any(not chunk.pictures.is_file() for _, chunk in places):
+        check_engine(params.landmarks.engine)
+        model = weights.find(weights.LANDMARKER, params.landmarks.model)
+        for row, chunk in places:
+            job = ClipJob(
+                see_chunk,
+                path=work.raw.resolve() / row["path"],
+                start=row["video_start"],
+                first=chunk.first,
+                n_frames=chunk.n_frames,
+                params=params.landmarks,
+                model=model,
+                entry=chunk.pictures,
+            )
+            pictures += _make_tasks(chunk.pictures, job, chunk, context)
+    if any(not chunk.sound.is_file() for _, chunk in places):
+        encoder = weights.find(weights.SPEECH_ENCODER, params.speech.model)
+        voice = weights.find(weights.VOICE_DETECTOR, params.cut.voice_model)
+        for row, chunk in places:
+            job = ClipJob(
+                hear_chunk,
+                path=work.raw.resolve() / row["path"],
+                start=row["video_start"],
+                first=chunk.first,
+                n_frames=chunk.n_frames,
+                encoder=encoder,
+                voice=voice,
+                entry=chunk.sound,
+            )
+            sounds += _make_tasks(chunk.sound, job, chunk, context)
+    failures: dict[Path, Outcome] = {}
+    lengths = {f"{entry}": chunk.n_frames for _, chunk in places for entry in (chunk.pictures, chunk.sound)}
+    for what, planned in (("pictures", pictures), ("sound", sounds)):
+        tasks = list({task.entry: task for task in planned}.values())  # files of equal bytes share entries
+        sizes = [lengths[task.clip_id] for task in tasks]
+        outcomes = context.map_tasks(run_clip, tasks, label=f"{STAGE}: {what}", sizes=sizes)
+        failures |= {Path(entry): outcome for entry, outcome in outcomes if outcome.status == FAILED}
+        report.clips_computed += len(tasks)
+    return failures
+
+
+def _make_tasks(entry: Path, job: ClipJob, chunk: Chunk, context: Context) -> list[ClipTask]:
+    """The task that makes an entry, unless it is there."""
+    if entry.is_file():
+        return []
+    seconds = (
+        chunk.first + chunk.n_frames
+    ) / VIDEO_FPS  # what may have to be decoded, where nothing is sought
+    return [ClipTask(f"{entry}", entry, job, context.limits, seconds)]
+
+
+def _plan_file(
+    work: Work,
+    row: Row,
+    chunks: tuple[Chunk, ...],
+    failures: Mapping[Path, Outcome],
+    params: CutSettings,
+) -> FileTask:
+    """The task that finds the spans of a file; what failed is tried again in the next run."""
+    own = {
+        entry: failures[entry]
+        for chunk in chunks
+        for entry in (chunk.pictures, chunk.sound)
+        if entry in failures
+    }
+    key = digest(
+        STAGE,
+        VERSION,
+        [[chunk.pictures.stem, chunk.sound.stem] for chunk in chunks],
+        params.cut.describe_spans(),
+        params.landmarks.max_gap_frames,
+        sorted(f"{entry.stem}" for entry in own),
+        versions("numpy"),
+    )
+    return FileTask(
+        row["path"],
+        row["frames"],
+        chunks,
+        own,
+        entry_path(work.cache, STAGE, key, ".npz"),
+        work.cache,
+        params.cut,
+        params.landmarks.max_gap_frames,
+    )
+
+
+def _is_complete(task: FileTask) -> bool:
+    """Whether the spans of a file and the points of all its clips are in the cache."""
+    loaded = load_entry(task.entry)
+    return loaded is not None and all(
+        _find_points(task, span["first"]).is_file() for span in loaded[0].facts["spans"] if span["has_points"]
+    )
+
+
+def cut_file(task: FileTask) -> str:
+    """Find the spans of a file from what its chunks' entries say; save them, and the points of its clips."""
+    unreadable: dict[int, tuple[int, Outcome]] = {}
+    sound = Sound.make_silent(task.n_frames)
+    contents = np.zeros(task.n_frames, np.float32)
+    entries: list[Path | None] = []
+    for chunk in task.chunks:
+        end = chunk.first + chunk.n_frames
+        loaded = [_load_measured(task, entry) for entry in (chunk.pictures, chunk.sound)]
+        failure = next((outcome for outcome, _ in loaded if outcome.status != OK), None)
+        if failure is not None:
+            unreadable[chunk.first] = end, failure
+            entries.append(None)
+            continue
+        (_, seen), (_, heard) = loaded
+        contents[chunk.first : end] = seen["contents"]
+        sound.add_chunk(chunk.first, heard)
+        entries.append(chunk.pictures)
+    shots = [first for first in find_shots(contents) if find_unreadable(unreadable, first) is None]
+    shots = sorted({*shots, *unreadable, *(last for last, _ in unreadable.values())} - {task.n_frames})
+    frames = read_seen_frames(entries, [chunk.n_frames for chunk in task.chunks])
+    spans = list(find_spans(frames, shots, sound, task.cut, task.max_gap_frames, unreadable))
+    meshes = MeshReader(entries)
+    for span in spans:
+        if span.faces:
+            points = interpolate_gaps([None if place is None else meshes[place] for place in span.faces])
+            is_found = np.array([place is not None for place in span.faces])
+            arrays = {"points": points, "found": is_found, "jumps": np.zeros(len(span), bool)}
+            outcome = Outcome(notes=tuple(landmarks.describe_gaps(is_found)))
+            save_entry(_find_points(task, span.first), outcome, arrays)
+    facts = {"spans": list(_describe_spans(spans)), "shots": shots}
+    save_entry(task.entry, Outcome(facts=facts), {"prints": sound.prints})
+    return task.path
+
+
+def _load_measured(task: FileTask, entry: Path) -> tuple[Outcome, dict[str, NDArray[Any]]]:
+    """What was measured in a chunk, or why it was not. Raises StageError when its entry is gone."""
+    if (failure := task.failures.get(entry)) is not None and failure.status == FAILED:
+        return failure, {}
+    loaded = load_entry(entry)
+    if loaded is None:
+        raise StageError(f"{entry}: this entry of the cache is gone or damaged; run again")
+    return loaded
+
+
+def _find_points(task: FileTask, first: int) -> Path:
+    """The entry of the points of the clip that begins at frame ``first``."""
+    return entry_path(task.cache, f"{STAGE}-points", digest(task.entry.stem, first), ".npz")
+
+
+def _describe_spans(spans: Sequence[Span]) -> Iterator[dict[str, Any]]:
+    """Spans as JSON, with the columns of the ledger that thresholds judge by."""
+    pooled = iter(pool_lags([span.curve for span in spans if span.curve is not None]))
+    for span in spans:
+        row: dict[str, Any] = {"first": span.first, "last": span.last, "track": span.track, **span.scores}
+        row["has_points"] = bool(span.faces)
+        if span.curve is not None:
+            score = score_curve(span.curve, next(pooled))
+            row |= {"sync_confidence": round(float(score.confidence), 3), "lag_frames": score.lag}
+        if span.code:
+            row |= {"code": span.code, "reason": span.reason, "status": span.status}
+        yield row
+
+
+def _make_ledger(rows: Rows, tasks: Mapping[str, FileTask], params: SpanParams) -> Rows:
+    """A row for every span of the files that were cut, and one for every other file."""
+    ledger: list[Row] = []
+    prints: dict[str, NDArray[np.uint32]] = {}
+    for row in rows:
+        task = tasks.get(row["path"])
+        if task is None:
+            ledger.append(row | _describe_whole(row))
+            continue
+        loaded = load_entry(task.entry)
+        if loaded is None:
+            raise StageError(f"{task.entry}: this entry of the cache is gone or damaged; run again")
+        outcome, arrays = loaded
+        for span in outcome.facts["spans"]:
+            clip = make_span_row(row, span, params)
+            ledger.append(clip)
+            if clip["status"] == OK and clip["clip_id"] in prints:  # of ids that were shortened
+                clip |= {
+                    "status": DROPPED,
+                    "code": "duplicate",
+                    "reason": f"{clip['clip_id']!r} is another clip",
+                }
+            if clip["status"] == OK:
+                prints[clip["clip_id"]] = arrays["prints"][span["first"] : span["last"]]
+    copies = find_near_duplicates(prints)
+    for clip in ledger:
+        original = copies.get(clip["clip_id"])
+        if clip["status"] != OK or original is None:
+            continue
+        clip["near_duplicate"] = original
+        if params.near_duplicates == "drop":
+            drop = Drop("near_duplicate", f"has the sound of {original!r}")
+            clip |= {"status": DROPPED, "code": drop.code, "reason": drop.reason, "sound_shift": None}
+    return build_ledger(ledger)
+
+
+def _describe_whole(row: Row) -> Row:
+    """The columns of spans of a file that was not cut."""
+    length = row["video_seconds"]
+    return {"start_seconds": None if length is None else 0.0, "end_seconds": length, "stage": row["stage"]}
+
+
+def make_span_row(row: Row, span: Mapping[str, Any], params: SpanParams) -> Row:
+    """The ledger row of a span, from its file's row and what ``cut_file`` says of it."""
+    first, last = span["first"], span["last"]
+    start, length = first / VIDEO_FPS, (last - first) / VIDEO_FPS
+    clip = row | {name: span.get(name) for name in SPAN_FIELDS}
+    clip |= {
+        "stage": STAGE,
+        "clip_id": make_clip_id(row["clip_id"], first, last),
+        "start_seconds": start,
+        "end_seconds": last / VIDEO_FPS,
+        "video_start": row["video_start"] + start,
+        "video_seconds": length,
+        **_find_audio_span(row, start, length),
+        "frames": last - first,
+        "notes": list(row["notes"]),
+    }
+    if "code" in span:
+        return clip | {name: span[name] for name in ("status", "code", "reason")}
+    drop = judge_clip(clip, params)
+    if drop is not None:
+        return clip | {"status": DROPPED, "code": drop.code, "reason": drop.reason}
+    lag = span["lag_frames"] if params.correct_lag else 0
+    clip["sound_shift"] = -lag / VIDEO_FPS
+    if lag:
+        frames = "frame" if abs(lag) == 1 else "frames"
+        clip["notes"].append(f"its sound is read {abs(lag)} {frames} {'earlier' if lag > 0 else 'later'}")
+    return clip
+
+
+def _find_audio_span(row: Row, start: float, length: float) -> Row:
+    """Where the sound of a span begins and how long it is: what the file has of it."""
+    begin = max(row["video_start"] + start, row["audio_start"])
+    end = min(row["video_start"] + start + length, row["audio_start"] + row["audio_seconds"])
+    return {"audio_start": begin, "audio_seconds": max(0.0, end - begin)}
+
+
+def make_clip_id(file_id: str, first: int, last: int) -> str:
+    """``film_000310-000395``: the id of the frames 310 to 394 of a file."""
+    frames = f"_{first:06d}-{last:06d}"
+    if len(file_id.encode()) + len(frames) > MAX_ID_BYTES:
+        name = hashlib.sha256(file_id.encode()).hexdigest()[:HASH_LETTERS]
+        room = MAX_ID_BYTES - len(frames) - len(name) - 1
+        file_id = f"{file_id.encode()[:room].decode(errors='ignore')}-{name}"
+    return file_id + frames
+
+
+def _link_points(work: Work, ledger: Rows, tasks: Mapping[str, FileTask]) -> None:
+    """Put the points of every clip where the stage of landmarks finds them; remove those of other clips."""
+    kept = set()
+    for row in ledger:
+        if row["status"] == OK:
+            path = landmarks.find_span_points(work, row["clip_id"])
+            source = _find_points(tasks[row["path"]], round(row["start_seconds"] * VIDEO_FPS))
+            if not (path.exists() and path.samefile(source)):
+                link_or_copy(source, path)
+            kept.add(path.name)
+    for path in (work.stage_folder(STAGE) / landmarks.SPAN_FOLDER).glob("*.npz"):
+        if path.name not in kept:
+            path.unlink()

@@ -1,0 +1,103 @@
+"""The stage `cut` on a film of real people, by the command: one scene after the other, with known truth."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shards.ledger import OK, read_ledger
+from shards.reader import open_dataset, read_info
+from shards.spans import check_spans
+from shards.storage import open_storage
+from stages.synth.film_spec import FilmTruth
+from tests.build import build, find_stage_summary, hash_files, pipeline
+
+KINDS = ("speaker", "two-faces", "no-face", "lag", "music")
+
+
+@pytest.fixture(scope="session")
+def films(grid: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one film of real people: scenes of which some are clips and some are none."""
+    folder = tmp_path_factory.mktemp("films")
+    scenes = [word for kind in KINDS for word in ("--scene", kind)]
+    pipeline(
+        "synth", "--style", "film", "--from", grid, "--to", folder, "--seconds", "24", "--seed", "3", *scenes
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def dataset(
+    films: Path,
+    landmarker: Path,
+    speech_model: Path,
+    voice_model: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, dict[str, Any]]:
+    """The work folder of the film's clips, and the summary of the command."""
+    work = tmp_path_factory.mktemp("cut")
+    return work, build(films, work, "--cut", "--workers", "2")
+
+
+def read_truth(films: Path) -> FilmTruth:
+    from pydantic import TypeAdapter
+
+    [path] = films.glob("*.truth.json")
+    return TypeAdapter(FilmTruth).validate_json(path.read_bytes())
+
+
+def test_every_clip_is_of_a_scene_in_which_the_one_who_is_seen_speaks(
+    films: Path, dataset: tuple[Path, dict[str, Any]]
+) -> None:
+    work, _ = dataset
+    scenes = read_truth(films).scenes
+    ledger = list(read_ledger(work / "clips.parquet"))
+    assert not list(check_spans(read_ledger(work / "shards" / "ledger.parquet")))
+    clips = [row for row in ledger if row["status"] == OK]
+    spoken = [scene for scene in scenes if any(face.speaks for face in scene.faces)]
+    found = 0
+    for row in clips:
+        first, last = round(row["start_seconds"] * 25), round(row["end_seconds"] * 25)
+        [scene] = [
+            scene for scene in scenes if scene.first_frame - 1 <= first and last <= scene.end_frame + 1
+        ]
+        assert any(face.speaks for face in scene.faces), f"{row['clip_id']} is of a scene of {scene.kind}"
+        assert row["lag_frames"] == pytest.approx(-scene.lag_ms / 40, abs=1.5), row["clip_id"]
+        assert row["sound_shift"] == -row["lag_frames"] / 25
+        found += 1
+    assert found >= 0.8 * len(spoken), f"{found} clips of {len(spoken)} scenes"
+
+
+def test_a_sample_says_where_it_is_from_and_how_its_sound_was_moved(
+    dataset: tuple[Path, dict[str, Any]],
+) -> None:
+    work, _ = dataset
+    rows = [row for row in read_ledger(work / "clips.parquet") if row["status"] == OK and row["sound_shift"]]
+    assert rows, "a scene with a lag became a clip"
+    info = read_info(open_dataset(open_storage(str(work / "shards"))), rows[0]["clip_id"])
+    for name in ("start_seconds", "end_seconds", "track", "lag_frames", "sound_shift", "sync_confidence"):
+        assert info[name] == rows[0][name]
+    assert info["source_start"] == rows[0]["video_start"]
+
+
+def test_any_number_of_workers_writes_the_same_bytes_and_thresholds_measure_nothing_again(
+    films: Path, dataset: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    work, summary = dataset
+    other = build(films, tmp_path / "other", "--cut", "--workers", "1")
+    assert other["digest"] == summary["digest"]
+    assert hash_files(tmp_path / "other" / "shards") == hash_files(work / "shards")
+    params = tmp_path / "params.yaml"
+    params.write_text("cut: {thresholds: {min_sync_confidence: 1.5}}\n")
+    cache = ("--cache", work / ".cache", "--params", params, "--cut", "--workers", "1")
+    told = pipeline("clips", "--dataset", "folder", "--raw", films, "--work", tmp_path / "strict", *cache)
+    told = pipeline(
+        "cut", "--dataset", "folder", "--raw", films, "--work", tmp_path / "strict", "--json", *cache, code=1
+    )
+    assert find_stage_summary(json.loads(told.splitlines()[0]), "cut")["clips_computed"] == 0
+    rows = list(read_ledger(tmp_path / "strict" / "clips.parquet"))
+    assert sum(row["frames"] for row in rows) == read_truth(films).n_frames
+    assert {row["code"] for row in rows if row["sync_confidence"] is not None} == {"silent_face"}
