@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
@@ -42,8 +43,12 @@ class SoundWork(Protocol):
 
 
 def make_sound_job(work: SoundWork, path: Path, info: Mapping[str, Any], entry: Path) -> ClipJob:
-    """A call of ``work`` in the sandbox. ``info`` is the clip's json, ``entry`` the cache entry to write."""
-    return ClipJob(work, path=path, start=info["source_start"], n_frames=info["frames"], entry=entry)
+    """A call of ``work`` in the sandbox. ``info`` is the clip's json, ``entry`` the cache entry to write.
+
+    The sound of a clip that was cut out of a file may be late there: it begins ``sound_shift`` seconds later.
+    """
+    start = info["source_start"] + (info.get("sound_shift") or 0.0)
+    return ClipJob(work, path=path, start=start, n_frames=info["frames"], entry=entry)
 
 
 def find_source(raw: Path, info: Mapping[str, Any]) -> Path:
@@ -54,9 +59,20 @@ def find_source(raw: Path, info: Mapping[str, Any]) -> Path:
     path = raw / source
     if not path.is_file():
         raise Drop("absent", f"{path} is no file")
-    if (sha256 := file_sha256(path)) != info["source_sha256"]:
+    if (sha256 := _hash_source(path, *_read_version(path))) != info["source_sha256"]:
         raise Drop("changed", f"{path} has sha256 {sha256}, the clip's source has {info['source_sha256']}")
     return path
+
+
+def _read_version(path: Path) -> tuple[int, ...]:
+    status = path.stat()
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+@functools.lru_cache(maxsize=64)
+def _hash_source(path: Path, *version: int) -> str:
+    """sha256 of a file, of which hundreds of clips may have been cut. Another ``version`` is another file."""
+    return file_sha256(path)
 
 
 def save_clip_sound(path: Path, start: float, n_frames: int, entry: Path) -> Outcome:

@@ -6,17 +6,18 @@ edit`` does, so every row of the table, the ground truth's too, can be scored wi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import cv2
+import numpy as np
 from numpy.typing import NDArray
 
 from sampler.paste import paste
-from shards.schema import VIDEO_FPS, ClipSample, Frames
+from shards.schema import VIDEO_FPS, ClipSample, Frame, Frames
 from stages import landmarks
 from stages.engine import sandbox
 from stages.engine.cache import load_entry, save_entry
@@ -24,14 +25,14 @@ from stages.engine.outcome import Drop, Outcome
 from stages.engine.sandbox import ClipJob, LimitParams
 from stages.evaluate.metrics.face_crops import crop_faces, face_boxes
 from stages.landmarks import LandmarksParams
-from stages.media.faces import DEFAULT_ENGINE, load_engine, open_finder
+from stages.media.faces import DEFAULT_ENGINE, Points, load_engine, open_finder
 from stages.media.presentation import read_shown_video
 from stages.media.video import ClipFrames, ClockFrame, read_frames_at_25fps
 
 
 def crop_squares(path: Path, n_frames: int, landmarker: Path, limits: LimitParams) -> Frames:
     """Squares (T, 224, 224, 3) of a video's first frames. Raises Drop when no face can be tracked."""
-    return _crop_squares_in_sandbox(path, None, n_frames, None, landmarker, limits)
+    return _crop_squares_in_sandbox(path, None, n_frames, None, landmarker, limits, is_span=False)
 
 
 def crop_squares_with_crops(
@@ -45,8 +46,10 @@ def crop_squares_with_crops(
             Outcome(),
             {"crop": clip.frames, "redrawn": generated, "affine": clip.affine, "box": clip.boxes},
         )
-        start = clip.info["source_start"]
-        return _crop_squares_in_sandbox(source, start, len(generated), crops, landmarker, limits)
+        start, is_span = clip.info["source_start"], clip.info.get("track") is not None
+        return _crop_squares_in_sandbox(
+            source, start, len(generated), crops, landmarker, limits, is_span=is_span
+        )
 
 
 def _crop_squares_in_sandbox(
@@ -56,6 +59,8 @@ def _crop_squares_in_sandbox(
     crops: Path | None,
     landmarker: Path,
     limits: LimitParams,
+    *,
+    is_span: bool,
 ) -> Frames:
     def make_job(entry: Path) -> ClipJob:
         return ClipJob(
@@ -64,6 +69,7 @@ def _crop_squares_in_sandbox(
             start=start,
             n_frames=n_frames,
             crops=crops,
+            is_span=is_span,
             landmarker=landmarker.absolute(),
             entry=entry,
         )
@@ -72,12 +78,19 @@ def _crop_squares_in_sandbox(
 
 
 def save_squares_of_file(
-    path: Path, start: float | None, n_frames: int, crops: Path | None, landmarker: Path, entry: Path
+    path: Path,
+    start: float | None,
+    n_frames: int,
+    crops: Path | None,
+    is_span: bool,
+    landmarker: Path,
+    entry: Path,
 ) -> Outcome:
     """Track the face, and save the square around it as a cache entry. Runs in the sandbox.
 
-    ``start`` of None is the time of the first frame. The video is decoded twice: a long clip's full frames
-    do not fit in memory.
+    ``start`` of None is the time of the first frame. A clip that is a span of a file shows the face that
+    speaks, which is not always the largest. The video is decoded twice: a long clip's full frames do not fit
+    in memory.
     """
     cv2.setNumThreads(1)
     first = float(read_shown_video(path).span.start) if start is None else start
@@ -88,7 +101,12 @@ def save_squares_of_file(
 
     params = LandmarksParams(cuts="keep")  # whatever clip is scored
     finder = open_finder(landmarker, params.max_faces, params.engine)
-    points = landmarks.find_points(ClipFrames(read_frames), finder, params).points
+    if crops is not None and is_span:
+        crop_finder = CropFaceFinder(finder, _load_crops(crops))
+        frames = ClipFrames(lambda: crop_finder.follow(read_frames()))
+        points = landmarks.find_points(frames, crop_finder.find, params).points
+    else:
+        points = landmarks.find_points(ClipFrames(read_frames), finder, params).points
     try:
         squares = crop_faces((frame.image for frame in read_frames()), face_boxes(points))
     except ValueError as err:
@@ -98,11 +116,38 @@ def save_squares_of_file(
     return outcome
 
 
-def _paste_crops(frames: Iterator[ClockFrame], crops: Path) -> Iterator[ClockFrame]:
-    """Full frames with crops pasted in; the entry ``crops`` has the arguments of ``paste``, for T frames."""
+class CropFaceFinder:
+    """Finds the face in a clip's crop, whatever other faces its frames show."""
+
+    def __init__(self, find_all: Callable[[Frame], list[Points]], crops: Mapping[str, NDArray[Any]]) -> None:
+        centre = np.full(2, crops["crop"].shape[1] / 2)
+        affine = crops["affine"].astype(np.float64)  # (T, 2, 3), source px to crop px
+        self._centres = np.linalg.solve(affine[:, :, :2], (centre - affine[:, :, 2])[:, :, None])[:, :, 0]
+        self._find_all = find_all
+        self._frame = 0
+
+    def follow(self, frames: Iterable[ClockFrame]) -> Iterator[ClockFrame]:
+        """The clip's frames; the last one is that in which ``find`` looks."""
+        for self._frame, frame in enumerate(frames):
+            yield frame
+
+    def find(self, image: Frame) -> list[Points]:
+        """At most one face of the frame."""
+        centre = self._centres[self._frame]
+        return sorted(
+            self._find_all(image), key=lambda points: float(np.linalg.norm(points.mean(axis=0) - centre))
+        )[:1]
+
+
+def _load_crops(crops: Path) -> dict[str, NDArray[Any]]:
     entry = load_entry(crops)
     assert entry is not None, f"{crops}: was written for this call"
-    arrays: dict[str, NDArray[Any]] = entry[1]
+    return entry[1]
+
+
+def _paste_crops(frames: Iterator[ClockFrame], crops: Path) -> Iterator[ClockFrame]:
+    """Full frames with crops pasted in; the entry ``crops`` has the arguments of ``paste``, for T frames."""
+    arrays = _load_crops(crops)
     for k, frame in enumerate(frames):
         image = frame.image.copy()  # the source may show it for several instants
         patch = paste(image, **{name: values[k] for name, values in arrays.items()})

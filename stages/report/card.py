@@ -14,6 +14,7 @@ from shards.ledger import OK, count_by_code
 from shards.reader import Dataset
 from shards.schema import VIDEO_FPS
 from shards.sources import read_sources
+from shards.spans import count_files
 from shards.table import Row
 from stages import corpora
 from stages.corpora.corpus import TRAIN
@@ -87,7 +88,7 @@ def build_card(dataset: Dataset) -> DatasetCard:
     return DatasetCard(
         name=str(dataset.manifest.get("dataset", dataset.folder.name)),
         citations=_list_citations(dataset, {str(row["corpus"] or "") for row in ledger}),
-        n_files=len(ledger),
+        n_files=count_files(ledger),
         n_clips=len(clips),
         n_frames=sum(row["frames"] for row in clips),
         n_speakers=len({row["speaker"] for row in clips}),

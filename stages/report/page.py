@@ -28,6 +28,7 @@ from stages.report.codecs import CodecCost
 from stages.report.figures import CaptionedPlot
 from stages.report.motion import MotionStats
 from stages.report.results import UNSCORED, EvaluationResults, ResultTable
+from stages.report.seconds import SecondsSection
 from stages.report.strips import EmbeddedImage, GeneratedClips
 from stages.report.training import TrainingRun
 
@@ -39,7 +40,7 @@ Params = tuple[tuple[str, Any], ...]
 
 @dataclass(frozen=True, slots=True)
 class DataSection:
-    """The sections "Data" and "Clips"."""
+    """The sections "Data", "What became of every second" and "Clips"."""
 
     card: DatasetCard
     motion: MotionStats
@@ -47,6 +48,7 @@ class DataSection:
     codec: str
     codecs: tuple[CodecCost, ...]
     clips: list[EmbeddedImage]
+    seconds: SecondsSection | None = None  # of a dataset whose files were cut
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,7 @@ from stages.report.results import (
     explain_columns,
     read_evaluation,
 )
+from stages.report.seconds import account_for_seconds
 from stages.report.strips import draw_clips, read_example_clips, read_generated_clips
 from stages.report.training import read_run
 
@@ -92,6 +93,7 @@ def _make_data_section(dataset: Dataset, evaluation: EvaluationResults | None) -
         codec,
         measure_codecs(codec, clips),
         draw_clips(clips),
+        account_for_seconds(dataset),
     )
 
 

@@ -39,6 +39,8 @@ def test_a_clips_sound_equals_its_sources_sample_by_sample(raw: Path) -> None:
     assert sound.dtype == np.int16 and sound.shape == (15 * 640,)
     assert np.array_equal(sound[:8000], SOUND[8000:])
     assert not sound[8000:].any(), "after the file's end"
+    late = read_clip_sound(raw, make_info(raw, sound_shift=0.08), LIMITS)
+    assert np.array_equal(late[:6720], SOUND[9280:]), "of a clip whose sound is two frames late in its file"
 
 
 def test_a_file_that_is_not_the_clips_source_is_dropped_with_a_reason(raw: Path, tmp_path: Path) -> None:

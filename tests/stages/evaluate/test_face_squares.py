@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -16,6 +18,7 @@ from tests import evaluation
 
 N_FRAMES = 16
 LIMITS = LimitParams()
+PADDING = 110  # grey, of what a square shows beyond a frame's border
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +59,26 @@ def test_a_pasted_mouth_looks_as_in_a_video_with_that_mouth(
     )
     # Not zero: the square's sides are whole numbers, and coding moves the face box by a fraction of a pixel.
     assert np.abs(pasted - expected).mean() < 0.7 * np.abs(before - expected).mean()
+
+
+def test_of_two_faces_the_square_of_a_span_shows_that_of_its_crop(
+    clip: ClipSample, raw: Path, landmarker: Path, tmp_path: Path
+) -> None:
+    """A larger, darker face beside the clip's own, which is the one that speaks."""
+    frames = evaluation.draw_source_frames(np.zeros(N_FRAMES))
+    larger = np.stack([cv2.resize(frame, None, fx=1.5, fy=1.5) for frame in frames]) // 2
+    (height, width), (total_height, larger_width) = frames.shape[1:3], larger.shape[1:3]
+    both = np.full((N_FRAMES, total_height, width + 80 + larger_width, 3), PADDING, np.uint8)
+    both[:, :height, :width], both[:, :, width + 80 :] = frames, larger
+    source = evaluation.write_video(tmp_path / "two.mp4", both)
+    whole, span = (
+        crop_squares_with_crops(
+            clip.frames, replace(clip, info=clip.info | facts), source, landmarker, LIMITS
+        )
+        for facts in ({}, {"track": 1})
+    )
+    own = crop_squares(raw / "s1_a.mp4", N_FRAMES, landmarker, LIMITS).astype(int)
+    assert np.abs(span - own).mean() < 0.5 * np.abs(whole - own).mean()
 
 
 def test_frames_without_a_face_and_videos_that_are_too_short_are_dropped(
