@@ -175,6 +175,23 @@ SINGLE_SPEAKER = replace(
     batch=64,
     steps=100_000,
 )
+# For crops of 256 px, not trained yet: the networks above, with one more resolution before theirs, so
+# attention looks at as many places. What is in px doubles. Four pixels show what one did, so the noise that
+# hides as much is four times as strong: the levels are shifted by the log of that too.
+FRAMES_256 = replace(OUR_FRAMES, previous_warp=2 * OUR_FRAMES.previous_warp)
+NOISE_256 = replace(OUR_NOISE, log_snr_shift=-4.4)
+MULTI_SPEAKER_256 = replace(
+    MULTI_SPEAKER,
+    network=replace(MULTI_SPEAKER.network, size=256, multiples=(1, 1, 2, 3)),
+    noise=NOISE_256,
+    frames=FRAMES_256,
+)
+SINGLE_SPEAKER_256 = replace(
+    SINGLE_SPEAKER,
+    network=replace(SINGLE_SPEAKER.network, size=256, multiples=(1, 1, 2, 4, 8)),
+    noise=NOISE_256,
+    frames=FRAMES_256,
+)
 # A model of one's own: minutes of training that start from another run (docs/own-model.md has the figures).
 # The network and what goes with it are the start's; these are the numbers that stand without one.
 OWN = replace(
@@ -207,6 +224,8 @@ DEMO = replace(
 PRESETS = {
     "multi-speaker": MULTI_SPEAKER,
     "single-speaker": SINGLE_SPEAKER,
+    "multi-speaker-256": MULTI_SPEAKER_256,
+    "single-speaker-256": SINGLE_SPEAKER_256,
     "paper-multi-speaker": PAPER_MULTI_SPEAKER,
     "paper-single-speaker": PAPER_SINGLE_SPEAKER,
     "demo": DEMO,

@@ -28,7 +28,7 @@ from model.epochs import EpochCounter, load_batches
 from model.execution import Execution
 from model.loop import learning_rate, update_ema
 from model.monitor import RunMonitor, compute_held_out_losses
-from model.recipe import ModelError, OptimParams, Recipe
+from model.recipe import ModelError, OptimParams, Recipe, build_recipe
 from model.run_log import METRICS, PICTURES, TENSORBOARD, read_metrics
 from model.signals import catch_stop_signals
 from shards.background import prefetch
@@ -36,6 +36,7 @@ from shards.resident import Resident, split_held_out
 from shards.schema import ShardError
 from stages.engine.lock import LOCK_NAME
 from stages.engine.outcome import StageError
+from tests import datasets
 from tests.model import worlds
 from tests.model.worlds import ALONE, CPU, ONE_THREAD, SIZE, TINY, run_command
 from tests.waiting import GUARD_SECONDS
@@ -436,6 +437,20 @@ def test_two_processes_cannot_train_in_one_folder(shards: Path, tmp_path: Path) 
     with FileLock(tmp_path / LOCK_NAME):
         message = read_error(StageError, shards, tmp_path, TINY)
     assert message == f"--run {tmp_path}: another process trains there"
+
+
+def test_a_preset_for_256_px_trains_on_crops_of_256_px_alone(tmp_path: Path) -> None:
+    """With the preset's resolutions and attention, and few channels."""
+    frames = np.random.default_rng(0).integers(0, 256, (4, 256, 256, 3), dtype=np.uint8)
+    clip = datasets.pack("s1_a", frames, box=(60, 140, 200, 240), mels=np.full((8, 256), -40, np.float32))
+    params = {"align": {"size": 256}, "mels": {"n_mels": 256, "top_db": 80.0}}
+    shards = datasets.write(tmp_path / "shards", [clip], params=params)
+    small = {"network": {"channels": 32, "head_channels": 32, "blocks": 1}, "watch": {"pictures": 0}}
+    recipe = build_recipe("multi-speaker-256", small, {"batch": 2, "steps": 1, "held_out_share": 0})
+    assert worlds.run_training(shards, tmp_path / "run", recipe) == "done"
+    assert load_network(tmp_path / "run")[0].params == recipe.network
+    message = read_error(ShardError, shards, tmp_path / "other", build_recipe("multi-speaker"))
+    assert message.endswith("holds 256 px crops, the network takes 128")
 
 
 def test_clips_of_another_size_are_refused(shards: Path, tmp_path: Path) -> None:

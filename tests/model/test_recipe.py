@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, fields, replace
 from typing import Any
 
@@ -23,7 +24,8 @@ from model.unet import UNet, count_parameters
 from tests.conftest import ROOT
 
 PAPER = ("paper-multi-speaker", "paper-single-speaker")
-OURS = ("multi-speaker", "single-speaker", "demo", "own")
+LARGE = ("multi-speaker-256", "single-speaker-256")
+OURS = ("multi-speaker", "single-speaker", *LARGE, "demo", "own")
 
 
 @pytest.mark.parametrize(
@@ -212,11 +214,46 @@ def test_attention_at_a_size_that_no_feature_map_has_is_refused_instead_of_left_
     assert n_attentions == 2 + 1 + 3, "the two blocks down, the middle, the three blocks up"
 
 
+@pytest.mark.parametrize("preset", LARGE)
+def test_a_preset_for_256_px_differs_by_its_size_and_by_what_is_in_px(preset: str) -> None:
+    large, small = build_recipe(preset), build_recipe(preset.removesuffix("-256"))
+    changes = {name: (value, old) for name, value, old in compare_recipes(large, small)}
+    assert changes.pop("network.multiples") == ((1, *small.network.multiples), small.network.multiples)
+    assert changes == {
+        "network.size": (256, 128),
+        "noise.log_snr_shift": (-4.4, -3.0),
+        "frames.previous_warp": (4.0, 2.0),
+    }
+    assert large.noise.log_snr_shift == pytest.approx(small.noise.log_snr_shift - math.log(4), abs=0.02)
+
+
+@pytest.mark.parametrize("preset", LARGE)
+def test_a_preset_for_256_px_has_attention_where_that_for_128_px_has_it(preset: str) -> None:
+    def list_attention(name: str) -> list[tuple[int, int]]:
+        """Width in px and channels of each feature map with attention, from first to last."""
+        params = PRESETS[name].network
+        with torch.device("meta"), torch.no_grad():
+            network = UNet(params)
+            maps: list[tuple[int, int]] = []
+            for layer in network.layers():
+                if layer.attention is not None:
+                    layer.attention.register_forward_hook(
+                        lambda _layer, _args, result: maps.append((result.shape[-1], result.shape[1]))
+                    )
+            x = torch.empty(1, params.in_channels, params.size, params.size)
+            network(x, torch.empty(1), torch.empty(1, params.audio.rows, params.audio.n_mels))
+        return maps
+
+    assert list_attention(preset) == list_attention(preset.removesuffix("-256"))
+
+
 @pytest.mark.parametrize(
     ("preset", "sizes"),
     [
         ("multi-speaker", (128, 64, 32)),
         ("single-speaker", (128, 64, 32, 16)),
+        ("multi-speaker-256", (256, 128, 64, 32)),
+        ("single-speaker-256", (256, 128, 64, 32, 16)),
         ("paper-multi-speaker", (128, 64, 32)),
         ("paper-single-speaker", (128, 64, 32, 16)),
         ("demo", (64, 32, 16)),
