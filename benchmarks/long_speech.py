@@ -3,8 +3,8 @@
     python benchmarks/long_speech.py --shards data/grid/shards --raw data/grid/raw --run runs/x --speaker s1
 
 Pairs of the split, each with another clip's speech, are generated one by one and then as one clip: their
-frames joined, with the mels of their joined speech. Both are scored pair by pair. A joined clip has cuts
-that no edit would have, so this is the harder case.
+frames joined, with the mels and speech features of their joined speech. Both are scored pair by pair. A
+joined clip has cuts that no edit would have, so this is the harder case.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from ablation import TruthMouths
@@ -22,6 +23,7 @@ from model.execution import Execution, select_device
 from model.recipe import ModelError
 from sampler.params import SampleParams
 from sampler.rollout import ClipRequest, CropFrame, FrameGenerator
+from shards.index import get_params_section
 from shards.reader import Dataset, open_dataset
 from shards.schema import VIDEO_FPS, ClipSample, Frames, ShardError
 from stages.engine.outcome import Drop
@@ -36,6 +38,7 @@ from stages.media.networks import find_network
 from stages.mels import compute_mel_rows
 from stages.preview.sound import read_mels_params
 from stages.sample.pairs import Pair, count_pair_frames, make_pairs, read_pair
+from stages.speech import SpeechParams, compute_speech_rows, find_model, load_encoder
 
 COLUMNS = (
     "audio_obedience", "audio_obedience_net", "obedience_speech", "obedience_source", "opening_correlation",
@@ -43,22 +46,35 @@ COLUMNS = (
 MAX_SEEDS = 20  # each gives every clip of the split another partner
 
 
+class Speech(NamedTuple):
+    """What a network hears: two rows for each frame."""
+
+    mels: np.ndarray
+    features: np.ndarray | None  # of an encoder, where the dataset has them
+
+
 def join_speech(
     dataset: Dataset, raw: Path, pairs: Sequence[Pair], clips: Sequence[tuple[ClipSample, ClipSample]]
-) -> np.ndarray:
-    """The mels of the pairs' speech, one after another in one recording."""
+) -> Speech:
+    """The mels and features of the pairs' speech, one after another in one recording."""
     sounds = []
     for pair, (_, speech) in zip(pairs, clips, strict=True):
         sound = read_clip_sound(raw, speech.info, LimitParams())
         sounds.append(sound[: SAMPLES_PER_FRAME * count_pair_frames(dataset, pair)])
     whole = np.concatenate(sounds).astype(np.float32) / np.float32(FULL_SCALE)
-    # without the last sample there are two rows a frame
-    return compute_mel_rows(whole[:-1], read_mels_params(dataset))
+    whole = whole[:-1]  # without the last sample there are two rows a frame
+    encoder = get_params_section(dataset.manifest, "speech").get("encoder")
+    features = None
+    if encoder is not None:
+        model = find_model(SpeechParams(encoder=encoder))
+        assert model is not None, "an encoder has weights"
+        features = compute_speech_rows(whole, load_encoder(model))
+    return Speech(compute_mel_rows(whole, read_mels_params(dataset)), features)
 
 
-def generate(generator: FrameGenerator, key: str, parts: Sequence[ClipSample], mels: np.ndarray) -> Frames:
+def generate(generator: FrameGenerator, key: str, parts: Sequence[ClipSample], speech: Speech) -> Frames:
     frames = (CropFrame(*both) for part in parts for both in zip(part.frames, part.boxes, strict=True))
-    request = ClipRequest(key, frames, mels)
+    request = ClipRequest(key, frames, speech.mels, speech=speech.features)
     return np.stack([frame.pixels for frame in generator.rollout([request], slots=1)])
 
 
@@ -93,7 +109,7 @@ def main() -> None:
     scores: dict[str, list[dict[str, float]]] = {"one by one": [], "joined": []}
     with TruthMouths(args.landmarker or weights.find(weights.LANDMARKER)) as truth:
         for pair, (clip, speech), source, part in zip(pairs, clips, sources, parts, strict=True):
-            alone = generate(generator, pair.name, [source], speech.mels)
+            alone = generate(generator, pair.name, [source], Speech(speech.mels, speech.speech))
             for name, frames in (("one by one", alone), ("joined", part)):
                 mouths = PairMouths(truth.find(frames), truth.get(speech), truth.get(clip))
                 scores[name].append(score_pair(frames, clip, speech, mouths))
