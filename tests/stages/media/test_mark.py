@@ -29,8 +29,8 @@ SOURCE_TYPE_NAME = "{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}DigitalSourceTy
 WRITERS = {
     "stages/edit/browser_copy.py", "stages/edit/writer.py", "stages/media/encode.py", "stages/synth/clip.py",
 }  # fmt: skip
-# What says that no mouth was drawn: copies of a visitor's own files, and clips as a dataset has them.
-UNMARKED = {"stages/edit/browser_copy.py", "stages/preview/video.py"}
+# What says that no mouth was drawn: copies of a visitor's own files, clips as a dataset has them, made films.
+UNMARKED = {"stages/edit/browser_copy.py", "stages/preview/video.py", "stages/synth/film.py"}
 
 
 def write_edit(path: Path, redrawn: bool) -> None:
