@@ -61,7 +61,7 @@ def run_stage(name: str, work: Work, params: Params, context: Context) -> Report
     The stage's params are the section of ``params`` that has its name.
     """
     if name == clips.STAGE:
-        return clips.run(work, (), params.list_clips_params(), context)
+        return clips.run(work, (), params.choose_clips_params(), context)
     if name == cut.STAGE:
         settings = cut.CutSettings(params.cut, params.landmarks, params.speech)
         return cut.run(work, (), settings, context)

@@ -68,7 +68,7 @@ class Params:
         """For ``dataset.json``: the params that decide a dataset's bytes, without paths and limits."""
         sections = asdict(self)
         del sections["limits"], sections["train"], sections["sample"], sections["face_check"]
-        sections["clips"] = self.list_clips_params().describe()
+        sections["clips"] = self.choose_clips_params().describe()
         del sections["landmarks"]["model"], sections["speech"]["model"]
         if self.speech.encoder == NO_ENCODER:
             del sections["speech"]  # as in the datasets of versions without this stage
@@ -78,7 +78,7 @@ class Params:
             del sections["cut"]
         return sections
 
-    def list_clips_params(self) -> ClipsParams:
+    def choose_clips_params(self) -> ClipsParams:
         """Params of the first stage. A file to be cut may have any length, holes and photos."""
         return self.clips.relax() if self.cut.enabled else self.clips
 

@@ -351,12 +351,12 @@ class ProbeTask:
     entry: Path
     job: ClipJob
     limits: LimitParams
-    bytes: int
+    n_bytes: int
 
 
 def run_probe(task: ProbeTask) -> tuple[PurePosixPath, Outcome]:
     """Probe a file in the sandbox. Every outcome but a failure is cached."""
-    outcome = sandbox.run(task.job, task.limits, video_seconds=task.bytes / LEAST_BYTES_PER_SECOND)
+    outcome = sandbox.run(task.job, task.limits, video_seconds=task.n_bytes / LEAST_BYTES_PER_SECOND)
     if outcome.status != FAILED:
         save_entry(task.entry, outcome)
     return task.path, outcome
@@ -475,7 +475,7 @@ def make_row(
     row |= outcome.facts
     if file.is_folder:
         assert file.problem is not None, "other folders have no row"
-        return row | {"clip_id": path} | _make_drop_columns(file.problem)
+        return row | {"clip_id": path} | make_drop_columns(file.problem)
     bad_name: Drop | None = None
     try:
         who = corpus.identify(PurePosixPath(path), raw_name)
@@ -494,18 +494,19 @@ def make_row(
         row["clip_id"] = path  # so that ``explain`` finds it
         bad_name = Drop("bad_name", str(err))
     if file.problem is not None:
-        return row | _make_drop_columns(file.problem)
+        return row | make_drop_columns(file.problem)
     if outcome.status != OK:
         return row | {"status": outcome.status, "code": outcome.code, "reason": outcome.reason}
     if bad_name is not None:
-        return row | _make_drop_columns(bad_name)
+        return row | make_drop_columns(bad_name)
     row["notes"] = list(outcome.notes)
     if corpus.NOMINAL_FRAMES not in (None, row["frames"]):
         row["notes"] += [f"{row['frames']} frames, {corpus_name} clips have {corpus.NOMINAL_FRAMES}"]
     return row | {"status": OK, "code": "", "reason": ""}
 
 
-def _make_drop_columns(drop: Drop) -> Row:
+def make_drop_columns(drop: Drop) -> Row:
+    """The columns of the ledger that say why a clip is not used."""
     return {"status": DROPPED, "code": drop.code, "reason": drop.reason}
 
 
@@ -523,11 +524,11 @@ def mark_duplicates(rows: Rows, params: ClipsParams) -> Iterator[Row]:
             first = paths_by_id.setdefault(row["clip_id"], row["path"])
             if first != row["path"]:
                 drop = Drop("duplicate", f"would be clip {row['clip_id']!r} like {first!r}")
-                row |= _make_drop_columns(drop)
+                row |= make_drop_columns(drop)
         if row["status"] == OK and row["sha256"] in repeated_hashes:
             first = paths_by_hash.setdefault(row["sha256"], row["path"])
             if first != row["path"] and params.duplicates == "drop":
-                row |= _make_drop_columns(Drop("duplicate", f"has the same bytes as {first!r}"))
+                row |= make_drop_columns(Drop("duplicate", f"has the same bytes as {first!r}"))
             elif first != row["path"]:
                 row["notes"] = [*row["notes"], f"same bytes as {first}"]
         yield row

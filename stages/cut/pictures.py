@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from shards.schema import VIDEO_FPS
 from stages.cut.quality import measure_face
 from stages.cut.shots import ContentComparison
-from stages.engine.cache import load_entry, save_entry
-from stages.engine.outcome import Outcome, StageError
+from stages.engine.cache import read_entry, save_entry
+from stages.engine.outcome import Outcome
 from stages.landmarks import LandmarksParams
 from stages.media.faces import (
     LEFT_PUPIL,
@@ -134,7 +134,7 @@ def read_seen_frames(entries: Sequence[Path | None], lengths: Sequence[int]) -> 
         if entry is None:
             yield from [SeenFrame(0.0, 0.0, ())] * n_frames
             continue
-        arrays = load_arrays(entry)
+        _, arrays = read_entry(entry)
         points = arrays["points"]
         pupils = np.linalg.norm(points[:, RIGHT_PUPIL] - points[:, LEFT_PUPIL], axis=-1)
         lips = np.linalg.norm(points[:, UPPER_LIP_INNER] - points[:, LOWER_LIP_INNER], axis=-1)
@@ -171,12 +171,4 @@ class MeshReader:
     def _load_chunk(self, chunk: int) -> NDArray[np.float32]:
         entry = self._entries[chunk]
         assert entry is not None, "nothing is seen in a chunk without one"
-        return load_arrays(entry)["points"]
-
-
-def load_arrays(entry: Path) -> dict[str, NDArray[Any]]:
-    """The arrays of a chunk's entry. Raises StageError when it is gone, or damaged."""
-    loaded = load_entry(entry)
-    if loaded is None:
-        raise StageError(f"{entry}: this entry of the cache is gone or damaged; run again")
-    return loaded[1]
+        return read_entry(entry)[1]["points"]

@@ -9,7 +9,7 @@ that.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ from stages.cut.sound import hear_chunk
 from stages.cut.spans import Sound, Span, find_spans, find_unreadable
 from stages.cut.speaker import pool_lags, score_curve
 from stages.cut.thresholds import judge_clip
-from stages.engine.cache import digest, entry_path, link_or_copy, load_entry, save_entry, versions
+from stages.engine.cache import digest, entry_path, link_or_copy, load_entry, read_entry, save_entry, versions
 from stages.engine.outcome import Drop, Outcome, StageError
 from stages.engine.per_clip import ClipTask, run_clip
 from stages.engine.sandbox import ClipJob
@@ -55,9 +55,8 @@ from stages.speech import SpeechParams
 STAGE = "cut"
 VERSION = 1  # of the rules by which spans are found, too
 HASH_LETTERS = 8
-CHUNK_FRAMES = (
-    60 * VIDEO_FPS
-)  # part of the format: sound is heard with a margin, pictures are seen one by one
+# Part of the format: what is heard in a frame depends a little on where its chunk begins.
+CHUNK_FRAMES = 60 * VIDEO_FPS
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,58 +172,46 @@ def _measure_chunks(
     report: Report,
 ) -> dict[Path, Outcome]:
     """Make the entries that are missing. Returns what failed, by entry."""
-    pictures: list[ClipTask] = []
-    sounds: list[ClipTask] = []
     places = [(row, chunk) for row in files for chunk in chunks[row["path"]]]
-    if any(not chunk.pictures.is_file() for _, chunk in places):
+    # By entry: files of equal bytes share them.
+    unseen = {chunk.pictures: (row, chunk) for row, chunk in places if not chunk.pictures.is_file()}
+    unheard = {chunk.sound: (row, chunk) for row, chunk in places if not chunk.sound.is_file()}
+    failures: dict[Path, Outcome] = {}
+
+    def measure(
+        what: str,
+        missing: Mapping[Path, tuple[Row, Chunk]],
+        function: Callable[..., Outcome],
+        **arguments: Any,
+    ) -> None:
+        tasks = []
+        for entry, (row, chunk) in missing.items():
+            job = ClipJob(
+                function,
+                path=work.raw.resolve() / row["path"],
+                start=row["video_start"],
+                first=chunk.first,
+                n_frames=chunk.n_frames,
+                entry=entry,
+                **arguments,
+            )
+            # All before it may have to be decoded, where nothing can be sought.
+            seconds = (chunk.first + chunk.n_frames) / VIDEO_FPS
+            tasks.append(ClipTask(f"{entry}", entry, job, context.limits, seconds))
+        sizes = [chunk.n_frames for _, chunk in missing.values()]
+        outcomes = context.map_tasks(run_clip, tasks, label=f"{STAGE}: {what}", sizes=sizes)
+        failures.update((Path(entry), outcome) for entry, outcome in outcomes if outcome.status == FAILED)
+
+    if unseen:
         check_engine(params.landmarks.engine)
         model = weights.find(weights.LANDMARKER, params.landmarks.model)
-        for row, chunk in places:
-            job = ClipJob(
-                see_chunk,
-                path=work.raw.resolve() / row["path"],
-                start=row["video_start"],
-                first=chunk.first,
-                n_frames=chunk.n_frames,
-                params=params.landmarks,
-                model=model,
-                entry=chunk.pictures,
-            )
-            pictures += _make_tasks(chunk.pictures, job, chunk, context)
-    if any(not chunk.sound.is_file() for _, chunk in places):
+        measure("pictures", unseen, see_chunk, params=params.landmarks, model=model)
+    if unheard:
         encoder = weights.find(weights.SPEECH_ENCODER, params.speech.model)
         voice = weights.find(weights.VOICE_DETECTOR, params.cut.voice_model)
-        for row, chunk in places:
-            job = ClipJob(
-                hear_chunk,
-                path=work.raw.resolve() / row["path"],
-                start=row["video_start"],
-                first=chunk.first,
-                n_frames=chunk.n_frames,
-                encoder=encoder,
-                voice=voice,
-                entry=chunk.sound,
-            )
-            sounds += _make_tasks(chunk.sound, job, chunk, context)
-    failures: dict[Path, Outcome] = {}
-    lengths = {f"{entry}": chunk.n_frames for _, chunk in places for entry in (chunk.pictures, chunk.sound)}
-    for what, planned in (("pictures", pictures), ("sound", sounds)):
-        tasks = list({task.entry: task for task in planned}.values())  # files of equal bytes share entries
-        sizes = [lengths[task.clip_id] for task in tasks]
-        outcomes = context.map_tasks(run_clip, tasks, label=f"{STAGE}: {what}", sizes=sizes)
-        failures |= {Path(entry): outcome for entry, outcome in outcomes if outcome.status == FAILED}
-        report.clips_computed += len(tasks)
+        measure("sound", unheard, hear_chunk, encoder=encoder, voice=voice)
+    report.clips_computed = len(unseen) + len(unheard)
     return failures
-
-
-def _make_tasks(entry: Path, job: ClipJob, chunk: Chunk, context: Context) -> list[ClipTask]:
-    """The task that makes an entry, unless it is there."""
-    if entry.is_file():
-        return []
-    seconds = (
-        chunk.first + chunk.n_frames
-    ) / VIDEO_FPS  # what may have to be decoded, where nothing is sought
-    return [ClipTask(f"{entry}", entry, job, context.limits, seconds)]
 
 
 def _plan_file(
@@ -300,19 +287,15 @@ def cut_file(task: FileTask) -> str:
             arrays = {"points": points, "found": is_found, "jumps": np.zeros(len(span), bool)}
             outcome = Outcome(notes=tuple(landmarks.describe_gaps(is_found)))
             save_entry(_find_points(task, span.first), outcome, arrays)
-    facts = {"spans": list(_describe_spans(spans)), "shots": shots}
+    facts = {"spans": list(_describe_spans(spans))}
     save_entry(task.entry, Outcome(facts=facts), {"prints": sound.prints})
     return task.path
 
 
 def _load_measured(task: FileTask, entry: Path) -> tuple[Outcome, dict[str, NDArray[Any]]]:
     """What was measured in a chunk, or why it was not. Raises StageError when its entry is gone."""
-    if (failure := task.failures.get(entry)) is not None and failure.status == FAILED:
-        return failure, {}
-    loaded = load_entry(entry)
-    if loaded is None:
-        raise StageError(f"{entry}: this entry of the cache is gone or damaged; run again")
-    return loaded
+    failure = task.failures.get(entry)
+    return read_entry(entry) if failure is None else (failure, {})
 
 
 def _find_points(task: FileTask, first: int) -> Path:
@@ -343,30 +326,20 @@ def _make_ledger(rows: Rows, tasks: Mapping[str, FileTask], params: SpanParams) 
         if task is None:
             ledger.append(row | _describe_whole(row))
             continue
-        loaded = load_entry(task.entry)
-        if loaded is None:
-            raise StageError(f"{task.entry}: this entry of the cache is gone or damaged; run again")
-        outcome, arrays = loaded
+        outcome, arrays = read_entry(task.entry)
         for span in outcome.facts["spans"]:
             clip = make_span_row(row, span, params)
             ledger.append(clip)
             if clip["status"] == OK and clip["clip_id"] in prints:  # of ids that were shortened
-                clip |= {
-                    "status": DROPPED,
-                    "code": "duplicate",
-                    "reason": f"{clip['clip_id']!r} is another clip",
-                }
+                clip |= clips.make_drop_columns(Drop("duplicate", f"{clip['clip_id']!r} is another clip"))
             if clip["status"] == OK:
                 prints[clip["clip_id"]] = arrays["prints"][span["first"] : span["last"]]
     copies = find_near_duplicates(prints)
     for clip in ledger:
-        original = copies.get(clip["clip_id"])
-        if clip["status"] != OK or original is None:
-            continue
-        clip["near_duplicate"] = original
-        if params.near_duplicates == "drop":
-            drop = Drop("near_duplicate", f"has the sound of {original!r}")
-            clip |= {"status": DROPPED, "code": drop.code, "reason": drop.reason, "sound_shift": None}
+        if clip["status"] == OK and clip["clip_id"] in copies:
+            clip["near_duplicate"] = copies[clip["clip_id"]]
+            if (drop := judge_clip(clip, params)) is not None:
+                clip |= clips.make_drop_columns(drop) | {"sound_shift": None}
     return build_ledger(ledger)
 
 
@@ -396,7 +369,7 @@ def make_span_row(row: Row, span: Mapping[str, Any], params: SpanParams) -> Row:
         return clip | {name: span[name] for name in ("status", "code", "reason")}
     drop = judge_clip(clip, params)
     if drop is not None:
-        return clip | {"status": DROPPED, "code": drop.code, "reason": drop.reason}
+        return clip | clips.make_drop_columns(drop)
     lag = span["lag_frames"] if params.correct_lag else 0
     clip["sound_shift"] = -lag / VIDEO_FPS
     if lag:

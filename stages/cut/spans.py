@@ -69,7 +69,6 @@ class Span:
     code: str = ""
     reason: str = ""
     status: str = "dropped"  # where there is a code
-    shot: int = 0  # its first frame
     track: int | None = None
     faces: tuple[FacePlace | None, ...] = ()  # that its frames show
     curve: SyncCurve | None = None
@@ -135,7 +134,7 @@ def _divide_file(
     for first, last in pairwise([*_limit_shots(shots, n_frames), n_frames]):
         seen = list(islice(remaining, last - first))
         if (failure := find_unreadable(unreadable, first)) is not None:
-            yield Span(first, last, failure.code, failure.reason, failure.status, first)
+            yield Span(first, last, failure.code, failure.reason, failure.status)
             continue
         takes = find_takes(seen, first, n_tracks, max_gap_frames)
         n_tracks = max((take.track + 1 for take in takes), default=n_tracks)
@@ -220,41 +219,41 @@ def _divide_shot(
             continue  # it is not in this shot, whatever its margin is
         begin, end = max(stretch.wide_first, first), min(stretch.wide_last, last)
         if at < begin:
-            yield _make_rest(at, begin, "no_speech", first)
+            yield _make_rest(at, begin, "no_speech")
         for part_first, part_last in cut_at_pauses(
             sound.speech, (begin, end), min_frames, max_frames, sound.level
         ):
-            yield from _divide_speech(part_first, part_last, takes, sound, min_frames, first)
+            yield from _divide_speech(part_first, part_last, takes, sound, min_frames)
         at = end
     if at < last:
-        yield _make_rest(at, last, "no_speech", first)
+        yield _make_rest(at, last, "no_speech")
 
 
 def _divide_speech(
-    first: int, last: int, takes: Sequence[Take], sound: Sound, min_frames: int, shot: int
+    first: int, last: int, takes: Sequence[Take], sound: Sound, min_frames: int
 ) -> Iterator[Span]:
     """Give the speech of some frames to the take that says it; what that does not show, to others."""
     if first >= last:
         return
     overlaps = [take for take in takes if take.first < last and take.last > first]
     candidates = [
-        _make_candidate(take, begin, end, sound, shot)
+        _make_candidate(take, begin, end, sound)
         for take in overlaps
         for begin, end in [take.find_part(first, last)]
         if end - begin >= min_frames
     ]
     if not candidates:
-        yield _make_rest(first, last, "too_short" if overlaps else "no_face", shot)
+        yield _make_rest(first, last, "too_short" if overlaps else "no_face")
         return
     choice = choose_speaker([span.curve for span in candidates])
     # max returns the first of equals
     best = max(candidates, key=len) if choice is None else candidates[choice[0]]
-    yield from _divide_speech(first, best.first, takes, sound, min_frames, shot)
+    yield from _divide_speech(first, best.first, takes, sound, min_frames)
     yield best
-    yield from _divide_speech(best.last, last, takes, sound, min_frames, shot)
+    yield from _divide_speech(best.last, last, takes, sound, min_frames)
 
 
-def _make_candidate(take: Take, first: int, last: int, sound: Sound, shot: int) -> Span:
+def _make_candidate(take: Take, first: int, last: int, sound: Sound) -> Span:
     """The span in which a take shows the speech of some frames: it is seen in the first and in the last."""
     faces = [take.faces.get(k) for k in range(first, last)]
     openings = np.array([np.nan if face is None else face.opening for face in faces])
@@ -262,7 +261,6 @@ def _make_candidate(take: Take, first: int, last: int, sound: Sound, shot: int) 
     span = Span(
         first,
         last,
-        shot=shot,
         track=take.track,
         faces=tuple(None if face is None else face.place for face in faces),
         curve=curve,
@@ -288,8 +286,8 @@ def _measure(faces: Sequence[SeenFace | None], sound: Sound, first: int, last: i
     return {name: value for name, value in scores.items() if value is not None and np.isfinite(value)}
 
 
-def _make_rest(first: int, last: int, code: str, shot: int) -> Span:
-    return Span(first, last, code, REASONS[code], shot=shot)
+def _make_rest(first: int, last: int, code: str) -> Span:
+    return Span(first, last, code, REASONS[code])
 
 
 def _merge(spans: Iterable[Span]) -> Iterator[Span]:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from shards.atomic import write_atomically
 from shards.files import open_file
-from stages.engine.outcome import MACHINE_ERRORS, Outcome
+from stages.engine.outcome import MACHINE_ERRORS, Outcome, StageError
 
 OUTCOME = "outcome.json"
 
@@ -72,6 +72,14 @@ def load_entry(path: Path) -> tuple[Outcome, dict[str, NDArray[Any]]] | None:
         path.unlink(missing_ok=True)
         return None
     return outcome, arrays
+
+
+def read_entry(path: Path) -> tuple[Outcome, dict[str, NDArray[Any]]]:
+    """As ``load_entry``, of an entry that was there. Raises StageError when it is not."""
+    entry = load_entry(path)
+    if entry is None:
+        raise StageError(f"{path}: this entry of the cache is gone or damaged; run again")
+    return entry
 
 
 def link_or_copy(source: Path, target: Path) -> None:

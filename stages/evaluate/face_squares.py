@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sampler.paste import paste
+from shards.ledger import is_span
 from shards.schema import VIDEO_FPS, ClipSample, Frame, Frames
 from stages import landmarks
 from stages.engine import sandbox
@@ -46,9 +47,9 @@ def crop_squares_with_crops(
             Outcome(),
             {"crop": clip.frames, "redrawn": generated, "affine": clip.affine, "box": clip.boxes},
         )
-        start, is_span = clip.info["source_start"], clip.info.get("track") is not None
+        start = clip.info["source_start"]
         return _crop_squares_in_sandbox(
-            source, start, len(generated), crops, landmarker, limits, is_span=is_span
+            source, start, len(generated), crops, landmarker, limits, is_span=is_span(clip.info)
         )
 
 
