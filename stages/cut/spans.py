@@ -33,7 +33,7 @@ LEVEL_MARGIN_FRAMES = 50  # around a clip, in which its pauses are looked for
 REASONS = {
     "no_speech": "nobody speaks",
     "no_face": "somebody speaks, and no face is seen",
-    "too_short": "somebody speaks, and no face is seen for long enough without a cut",
+    "too_short": "somebody speaks, too shortly between pauses, cuts and frames without the face",
     "silent_face": "somebody speaks, and no mouth that is seen moves",
 }
 
