@@ -22,6 +22,7 @@ import pytest
 KEY, SECRET = "testkey", "a-secret-that-no-message-may-show"
 PUBLIC = "redub-public"  # the objects in the bucket of this name can be read without credentials
 START_SECONDS = 90.0
+MAX_VOLUMES = 10_000  # by default as many as fit into the free disk, and each bucket takes several
 GRPC_APART = 10_000  # between each port of the server and its second port
 NEEDED = "REDUB_NEEDS_S3"  # set where tests may not be skipped without the server
 
@@ -77,11 +78,12 @@ def start_server(folder: Path) -> Iterator[Server]:
              "actions": ["Admin", "Read", "Write", "List", "Tagging"]}  # fmt: skip
     anonymous = {"name": "anonymous", "actions": [f"Read:{PUBLIC}"]}
     (folder / "s3.json").write_text(json.dumps({"identities": [owner, anonymous]}))
+    (folder / "master.toml").write_text("[master.volume_growth]\ncopy_1 = 1\n")  # volumes that a bucket takes
     ports = s3, master, volume, filer = _find_free_ports(4)
     command = [
         weed, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
-        "-master.volumeSizeLimitMB=64", "-volume.max=0", "-volume.minFreeSpace=1GiB", "-filer=true",
-        "-s3", f"-s3.port={s3}",
+        "-master.volumeSizeLimitMB=64", f"-volume.max={MAX_VOLUMES}", "-volume.minFreeSpace=1GiB",
+        "-filer=true", "-s3", f"-s3.port={s3}",
         f"-s3.config={folder / 's3.json'}", f"-master.port={master}",
         f"-volume.port={volume}", f"-filer.port={filer}", "-master.telemetry=false",
         "-s3.port.iceberg=0", "-s3.port.lance=0",  # by default these ports are the same for all servers
