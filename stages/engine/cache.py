@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import zipfile
 from dataclasses import asdict, is_dataclass
 from importlib import metadata
 from pathlib import Path
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 from shards.atomic import write_atomically
 from shards.files import open_file
+from shards.schema import npy_to_array
 from stages.engine.outcome import MACHINE_ERRORS, Outcome, StageError
 
 OUTCOME = "outcome.json"
@@ -61,8 +63,9 @@ def save_entry(path: Path, outcome: Outcome, arrays: dict[str, NDArray[Any]] | N
 def load_entry(path: Path) -> tuple[Outcome, dict[str, NDArray[Any]]] | None:
     """The outcome and arrays that ``save_entry`` wrote, or None when there is no intact entry."""
     try:
-        with open_file(path) as file, np.load(file, allow_pickle=False) as entry:
-            arrays = {name: entry[name] for name in entry.files}
+        with open_file(path) as file, zipfile.ZipFile(file) as entry:
+            names = entry.namelist()
+            arrays = {name.removesuffix(".npy"): npy_to_array(entry.read(name), name) for name in names}
         outcome = Outcome.from_json(json.loads(arrays.pop(OUTCOME).tobytes()))
     except FileNotFoundError:
         return None

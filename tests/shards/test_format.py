@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import pickle
 import re
 import shutil
+import sys
 import tarfile
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -198,6 +202,36 @@ def test_any_plain_array_is_read_as_numpy_reads_it(dtype: str, order: Literal["C
     result = npy_to_array(buffer.getvalue(), "x.npy")
     assert result.dtype == array.dtype and result.flags.writeable
     assert np.array_equal(result, array)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (2,), (2, 0), (1, 1, 1, 1, 1)])
+def test_arrays_of_any_number_of_dimensions_are_read(shape: tuple[int, ...]) -> None:
+    array = np.ones(shape, np.float32)
+    result = npy_to_array(alterations.make_npy(array), "x.npy")
+    assert result.shape == shape and np.array_equal(result, array)
+
+
+def test_arrays_are_read_by_many_threads_while_garbage_is_collected() -> None:
+    """numpy evaluates a header as a literal, which Python 3.11.7 fails to do at random then."""
+    array = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    data, interval, thresholds = array_to_npy(array), sys.getswitchinterval(), gc.get_threshold()
+
+    def let_others_run(*_: object) -> None:
+        time.sleep(0)
+
+    def read(_: int) -> set[bytes]:
+        return {npy_to_array(data, "x.npy").tobytes() for _ in range(300)}
+
+    gc.callbacks.append(let_others_run)
+    try:
+        sys.setswitchinterval(1e-6)
+        gc.set_threshold(7)
+        with ThreadPoolExecutor(8) as pool:
+            assert set().union(*pool.map(read, range(64))) == {array.tobytes()}
+    finally:
+        gc.callbacks.remove(let_others_run)
+        sys.setswitchinterval(interval)
+        gc.set_threshold(*thresholds)
 
 
 class Bomb:

@@ -236,7 +236,7 @@ def forge_speech() -> dict[str, tuple[bytes, str]]:
         "3D": (make_npy(good[..., None]), what + "float16 (12, 3, 1)"),
         "no features": (make_npy(good[:, :0]), what + "float16 (12, 0)"),
         "too many": (make_npy(np.zeros((12, MAX_SPEECH_FEATURES + 1), np.float16)), "got float16 (12, 4097)"),
-        "objects": (make_npy(np.array([{}] * 12, object), allow_pickle=True), "pickled objects"),
+        "objects": (make_npy(np.array([{}] * 12, object), allow_pickle=True), "header of an array of number"),
         "no array": (b"no array at all", "not a plain .npy array"),
         "empty": (b"", "not a plain .npy array"),
         "cut": (make_npy(good)[:-1], "declares 72 bytes, 71 follow"),
