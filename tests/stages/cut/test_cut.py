@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from distributed import LocalCluster
 
 from shards.ledger import OK, read_ledger
 from shards.reader import open_dataset, read_info
@@ -83,13 +84,18 @@ def test_a_sample_says_where_it_is_from_and_how_its_sound_was_moved(
     assert info["source_start"] == rows[0]["video_start"]
 
 
-def test_any_number_of_workers_writes_the_same_bytes_and_thresholds_measure_nothing_again(
+def test_one_worker_and_a_cluster_write_the_same_bytes_and_thresholds_measure_nothing_again(
     films: Path, dataset: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     work, summary = dataset
-    other = build(films, tmp_path / "other", "--cut", "--workers", "1")
-    assert other["digest"] == summary["digest"]
-    assert hash_files(tmp_path / "other" / "shards") == hash_files(work / "shards")
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        for name, option in (
+            ("one", ("--workers", "1")),
+            ("cluster", ("--scheduler", cluster.scheduler_address)),
+        ):
+            other = build(films, tmp_path / name, "--cut", *option)
+            assert other["digest"] == summary["digest"], name
+            assert hash_files(tmp_path / name / "shards") == hash_files(work / "shards"), name
     params = tmp_path / "params.yaml"
     params.write_text("cut: {thresholds: {min_sync_confidence: 1.5}}\n")
     cache = ("--cache", work / ".cache", "--params", params, "--cut", "--workers", "1")
