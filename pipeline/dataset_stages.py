@@ -51,8 +51,14 @@ def list_stages(params: Params) -> tuple[str, ...]:
 
 
 def read_clips(work: Work, params: Params) -> Rows:
-    """The rows that parts are planned from: of files, or of the spans into which they were cut."""
-    return cut.read_spans(work) if params.cut.enabled else clips.read_clips(work)
+    """The rows that parts are planned from: of files, or of the spans into which they were cut.
+
+    Raises StageError when files were cut, and these params would take them whole.
+    """
+    if params.cut.enabled:
+        return cut.read_spans(work)
+    cut.check_uncut(work)
+    return clips.read_clips(work)
 
 
 def run_stage(name: str, work: Work, params: Params, context: Context) -> Report:
@@ -61,6 +67,8 @@ def run_stage(name: str, work: Work, params: Params, context: Context) -> Report
     The stage's params are the section of ``params`` that has its name.
     """
     if name == clips.STAGE:
+        if not params.cut.enabled:
+            cut.remove_spans(work)
         return clips.run(work, (), params.choose_clips_params(), context)
     if name == cut.STAGE:
         settings = cut.CutSettings(params.cut, params.landmarks, params.speech)

@@ -97,6 +97,7 @@ def run(work: Work, parts: tuple[()], params: CutSettings, context: Context) -> 
     report = Report(STAGE)
     rows = clips.read_clips(work)
     if not params.cut.enabled:
+        remove_spans(work)
         work.stage_folder(STAGE).mkdir(parents=True, exist_ok=True)  # an out of dvc.yaml
         report.count_rows(rows)
         return report
@@ -110,7 +111,7 @@ def run(work: Work, parts: tuple[()], params: CutSettings, context: Context) -> 
     ):
         pass
     ledger = _make_ledger(rows, {task.path: task for task in tasks}, params.cut)
-    write_ledger(work.stage_folder(STAGE) / clips.LEDGER_NAME, ledger)
+    write_ledger(find_ledger(work), ledger)
     write_ledger(work.ledger, ledger)
     _link_points(work, ledger, {task.path: task for task in tasks})
     report.count_rows(ledger)
@@ -126,9 +127,27 @@ def count_left_out(ledger: Rows) -> int:
     )
 
 
+def find_ledger(work: Work) -> Path:
+    """Where the rows of the spans are."""
+    return work.stage_folder(STAGE) / clips.LEDGER_NAME
+
+
+def check_uncut(work: Work) -> None:
+    """Raise StageError when the files were cut."""
+    if (path := find_ledger(work)).is_file():
+        raise StageError(
+            f"{path}: the files were cut, so every later stage needs --cut; or run `pipeline clips` again"
+        )
+
+
+def remove_spans(work: Work) -> None:
+    """Forget that the files were cut."""
+    find_ledger(work).unlink(missing_ok=True)
+
+
 def read_spans(work: Work) -> Rows:
     """The rows that this stage wrote. Raises StageError when it has not run."""
-    path = work.stage_folder(STAGE) / clips.LEDGER_NAME
+    path = find_ledger(work)
     if not path.is_file():
         raise StageError(f"{path}: not there; run `pipeline cut --dataset {work.corpus} --cut` first")
     return check_clips(read_ledger(path), f"{path}", STAGE_RULES)

@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from distributed import LocalCluster
 
+from pipeline.main import cli
 from shards.ledger import OK, read_ledger
 from shards.reader import open_dataset, read_info
 from shards.spans import check_spans
 from shards.storage import open_storage
+from stages.clips import LEDGER_NAME
+from stages.synth import SynthParams, make_corpus
 from stages.synth.film_spec import FilmTruth
 from tests.build import build, find_stage_summary, hash_files, pipeline
 
@@ -107,3 +111,15 @@ def test_one_worker_and_a_cluster_write_the_same_bytes_and_thresholds_measure_no
     rows = list(read_ledger(tmp_path / "strict" / "clips.parquet"))
     assert sum(row["frames"] for row in rows) == read_truth(films).n_frames
     assert {row["code"] for row in rows if row["sync_confidence"] is not None} == {"silent_face"}
+
+
+def test_files_that_were_cut_are_not_taken_whole_unless_they_are_listed_again(tmp_path: Path) -> None:
+    make_corpus(tmp_path / "raw", SynthParams(speakers=1, clips=1, seconds=0.8, style="folder"))
+    words = ["--dataset", "folder", "--raw", f"{tmp_path / 'raw'}", "--work", f"{tmp_path / 'work'}"]
+    pipeline("clips", *words, "--cut")
+    (tmp_path / "work" / "cut").mkdir()
+    (tmp_path / "work" / "cut" / LEDGER_NAME).write_bytes(b"spans")
+    told = CliRunner().invoke(cli, ["mels", *words]).output
+    assert "the files were cut, so every later stage needs --cut" in told and "Traceback" not in told
+    pipeline("clips", *words)
+    pipeline("mels", *words)
