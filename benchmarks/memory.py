@@ -1,21 +1,73 @@
-"""Measures whether memory depends on the length of a clip: one synthetic clip of 5,000 frames, raw to shards.
+"""Measures whether memory depends on the length of a file.
 
     python benchmarks/memory.py --frames 5000
+    python benchmarks/memory.py --film film.mp4 --hours 2 --work work
 
-Prints the peak memory of the largest process of each kind. For the sandbox child that decodes, it also prints
-the peak in an early and in a late quarter of the landmarks stage, by far the longest stage.
+The first takes one synthetic clip from raw to shards. The second repeats a film, as ``pipeline synth --style
+film`` makes, until it is so long, and cuts that. Prints what each stage took, and the peak memory of the
+largest process of each kind: in all, and in the quarters of the longest stage.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 
-from processes import run_pipeline
+import av
+import numpy as np
+from processes import Usage, run_pipeline
 
 from shards.schema import VIDEO_FPS
 from stages.synth import ClipSpec, make_clip
+
+RATE = 48_000  # Hz
+QUARTERS = ((0.02, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 0.98))
+
+
+def repeat_film(source: Path, target: Path, seconds: float) -> None:
+    """Write copies of a film at 25 frames a second one after the other: its packets, and its sound as PCM."""
+    resampler = av.AudioResampler("s16", "mono", RATE)
+    with av.open(str(source)) as film:
+        sound = np.concatenate(
+            [b.to_ndarray()[0] for f in film.decode(audio=0) for b in resampler.resample(f)]
+        )
+        length = film.streams.video[0].frames
+    sound = np.pad(sound, (0, RATE))[: length * RATE // VIDEO_FPS]
+    block_size = RATE // VIDEO_FPS
+    with av.open(str(target), "w") as output:
+        with av.open(str(source)) as film:
+            video = output.add_stream_from_template(film.streams.video[0])
+        audio = output.add_stream("pcm_s16le", rate=RATE, layout="mono")
+        for k in range(round(seconds * VIDEO_FPS / length)):
+            with av.open(str(source)) as film:
+                for packet in film.demux(film.streams.video[0]):
+                    if packet.dts is not None and packet.pts is not None:
+                        offset = round(k * Fraction(length, VIDEO_FPS) / packet.time_base)
+                        packet.pts, packet.dts = packet.pts + offset, packet.dts + offset
+                        packet.stream = video
+                        output.mux(packet)
+            for i, samples in enumerate(sound.reshape(-1, block_size)):
+                block = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")
+                block.pts, block.rate = (k * length + i) * block_size, RATE
+                block.time_base = Fraction(1, RATE)
+                output.mux(audio.encode(block))
+        output.mux(audio.encode())
+
+
+def print_quarters(usage: Usage, stage: str, stages: Sequence[str]) -> None:
+    """Print the peak memory of each kind of process in the quarters of a stage."""
+    seconds = {entry["stage"]: entry["seconds"] for entry in usage.summary["stages"]}
+    start = sum(seconds[name] for name in stages[: stages.index(stage)])
+    length = seconds[stage]
+    for kind, series in usage.memory_mb.items():
+        peaks = [
+            max((size for at, size in series if low <= (at - start) / length <= high), default=0.0)
+            for low, high in QUARTERS
+        ]
+        print(f"{stage}, {kind:<8} by quarters: {', '.join(f'{peak:.0f}' for peak in peaks)} MB")
 
 
 def main() -> None:
@@ -23,22 +75,40 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--frames", type=int, default=5000, help="length of the clip")
+    parser.add_argument("--film", type=Path, help="to repeat and cut, instead")
+    parser.add_argument("--hours", type=float, default=2.0)
+    parser.add_argument(
+        "--work", type=Path, help="folder for the film and its dataset; default: a temporary one"
+    )
+    parser.add_argument("--workers", type=int, default=1)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        raw, work = Path(folder, "raw"), Path(folder, "work")
-        make_clip(raw / "long.mp4", ClipSpec(seconds=args.frames / VIDEO_FPS))
-        usage = run_pipeline(
-            "shard", "--dataset", "folder", "--raw", str(raw), "--work", str(work), "--workers", "1"
-        )
-    seconds = {stage["stage"]: stage["seconds"] for stage in usage.summary["stages"]}
-    start, length = seconds["clips"], seconds["landmarks"]
-    quarters = [
-        max(size for at, size in usage.memory_mb["sandbox"] if low <= (at - start) / length <= high)
-        for low, high in ((0.1, 0.35), (0.7, 0.95))
-    ]
-    print(f"{args.frames} frames in one clip, {usage.wall_seconds:.0f} s wall")
-    print(f"peak memory           {usage.format_peaks()}")
-    print(f"landmarks, child RSS  early quarter {quarters[0]:.0f} MB, late quarter {quarters[1]:.0f} MB")
+        root = args.work or Path(folder)
+        raw, work = root / "raw", root / "work"
+        raw.mkdir(parents=True, exist_ok=True)
+        if args.film is None:
+            make_clip(raw / "long.mp4", ClipSpec(seconds=args.frames / VIDEO_FPS))
+            longest, options = "landmarks", []
+        else:
+            repeat_film(args.film, raw / "long.mkv", args.hours * 3600)
+            longest, options = "cut", ["--cut"]
+        words = [
+            "--dataset",
+            "folder",
+            "--raw",
+            f"{raw}",
+            "--work",
+            f"{work}",
+            "--workers",
+            f"{args.workers}",
+        ]
+        usage = run_pipeline("shard", *words, *options)
+    stages = [stage["stage"] for stage in usage.summary["stages"]]
+    for stage in usage.summary["stages"]:
+        print(f"{stage['stage']:<10} {stage['seconds']:.0f} s")
+    print(f"{usage.wall_seconds:.0f} s wall, {usage.cpu_seconds:.0f} s of CPU")
+    print(f"peak memory: {usage.format_peaks()}")
+    print_quarters(usage, longest, stages)
 
 
 if __name__ == "__main__":
