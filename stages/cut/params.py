@@ -35,6 +35,7 @@ class SpanParams:
     max_seconds: float = Field(default=12.0, ge=2, le=600)  # longer speech is cut at its longest pause
     min_pause_seconds: float = Field(default=0.4, ge=0.1, le=60)  # between words; a longer pause ends a clip
     margin_seconds: float = Field(default=0.4, ge=0, le=10)  # of the pauses around it, at most half of each
+    max_still_seconds: float = Field(default=1.0, gt=0, le=86_400)  # of a picture that stands in a clip
     voice_model: str = ""  # path of the voice detector's weights; empty: environment, user's cache, download
     correct_lag: bool = True  # read the sound of a clip so much earlier or later as it is late
     near_duplicates: Literal["keep", "drop"] = "keep"  # clips with the sound of an earlier one

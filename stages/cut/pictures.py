@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.schema import VIDEO_FPS
+from stages.cut import blends
 from stages.cut.quality import measure_face
 from stages.cut.shots import ContentComparison
 from stages.engine.cache import read_entry, save_entry
@@ -32,7 +33,8 @@ from stages.media.faces import (
 from stages.media.jumps import LOOK_SIDE, PictureComparison, detect_faces
 from stages.media.video import ClockFrame, read_frames_at_25fps
 
-FRAMES_BEFORE = 12  # a flash is told from a cut by what was shown before it
+# What was shown before tells a flash from a cut; what is shown on both sides, a dissolve from movement.
+FRAMES_AROUND = blends.MAX_FRAMES
 N_QUALITIES = 4  # of stages.cut.quality.FaceQuality
 
 
@@ -47,13 +49,14 @@ def see_chunk(
 ) -> Outcome:
     """Find the faces in ``n_frames`` frames of a video from frame ``first`` on; save them as a cache entry.
 
-    ``start`` is the video's start on the container's clock, seconds. Some frames before are read too, since
-    pictures are compared with those. Runs in the sandbox.
+    ``start`` is the video's start on the container's clock, seconds. Some frames before and after are read
+    too, since pictures are compared with those. Runs in the sandbox.
     """
     find = open_finder(model, params.max_faces, params.engine)
     compare_content, compare_picture = ContentComparison(), PictureComparison()
-    n_before = min(first, FRAMES_BEFORE)
-    seconds, contents, changes, counts = [], [], [], []
+    n_before = min(first, FRAMES_AROUND)
+    seconds, contents, changes, steps, counts = [], [], [], [], []
+    thumbnails: list[blends.Thumbnail] = []
     points: list[Points] = []
     looks: list[NDArray[np.uint8]] = []
     qualities: list[tuple[float, ...]] = []
@@ -62,8 +65,14 @@ def see_chunk(
     last: ClockFrame | None = None
     is_seen = False  # whether ``faces`` are those of the last picture
     offset = (first - n_before) / VIDEO_FPS
-    for k, frame in enumerate(read_frames_at_25fps(path, start + offset, n_frames + n_before), -n_before):
+    # After the file's last frame it is read again: nothing changes there.
+    n_read = n_before + n_frames + FRAMES_AROUND
+    for k, frame in enumerate(read_frames_at_25fps(path, start + offset, n_read), -n_before):
         is_repeat = frame is last
+        thumbnails.append(thumbnails[-1] if is_repeat else blends.shrink(frame.image))
+        if k >= n_frames:
+            last = frame
+            continue
         content, change = (
             (0.0, 0.0) if is_repeat else (compare_content(frame.image), compare_picture(frame.image))
         )
@@ -75,12 +84,18 @@ def see_chunk(
             seconds.append(frame.seconds + offset)
             contents.append(content)
             changes.append(change)
+            steps.append(
+                blends.measure_largest_change(thumbnails[-2], thumbnails[-1]) if k + n_before else 255
+            )
             counts.append(len(faces))
             points += [face.points for face in faces]
             looks += [face.look for face in faces]
             qualities += face_qualities
         last = frame
+    found = blends.find_blends(np.stack(thumbnails), n_before, n_before + n_frames)
     arrays = {
+        "blends": np.array(found, np.int64).reshape(-1, 2) - n_before,
+        "steps": np.array(steps, np.uint8),
         "seconds": np.array(seconds),
         "contents": np.array(contents, np.float32),
         "changes": np.array(changes, np.float32),

@@ -33,6 +33,7 @@ from shards.names import MAX_ID_BYTES
 from shards.schema import VIDEO_FPS
 from shards.table import Row, Rows
 from stages import clips, landmarks
+from stages.cut.blends import find_stills, merge_stretches
 from stages.cut.near_duplicates import find_near_duplicates
 from stages.cut.params import SpanParams
 from stages.cut.pictures import MeshReader, read_seen_frames, see_chunk
@@ -53,8 +54,9 @@ from stages.media.faces import ENGINE_PACKAGES, check_engine, interpolate_gaps
 from stages.speech import SpeechParams
 
 STAGE = "cut"
-VERSION = 1  # of the rules by which spans are found, too
+VERSION = 2  # of the rules by which spans are found, too; 2: dissolves and pictures that stand still
 HASH_LETTERS = 8
+CODES = ("", "too_short", "still")  # of frames whose pictures are no one's; the second is a dissolve's
 # Part of the format: what is heard in a frame depends a little on where its chunk begins.
 CHUNK_FRAMES = 60 * VIDEO_FPS
 
@@ -281,6 +283,8 @@ def cut_file(task: FileTask) -> str:
     unreadable: dict[int, tuple[int, Outcome]] = {}
     sound = Sound.make_silent(task.n_frames)
     contents = np.zeros(task.n_frames, np.float32)
+    steps = np.full(task.n_frames, 255, np.uint8)
+    blends: list[tuple[int, int]] = []
     entries: list[Path | None] = []
     for chunk in task.chunks:
         end = chunk.first + chunk.n_frames
@@ -292,12 +296,23 @@ def cut_file(task: FileTask) -> str:
             continue
         (_, seen), (_, heard) = loaded
         contents[chunk.first : end] = seen["contents"]
+        steps[chunk.first : end] = seen["steps"]
+        blends += [(int(begin) + chunk.first, int(last) + chunk.first) for begin, last in seen["blends"]]
         sound.add_chunk(chunk.first, heard)
         entries.append(chunk.pictures)
+    codes = np.zeros(task.n_frames + 1, np.uint8)  # of each frame, in CODES; the last one ends all
+    for number, stretches in enumerate(
+        (merge_stretches(blends), find_stills(steps, task.cut.max_still_seconds)), 1
+    ):
+        for begin, last in stretches:
+            codes[max(begin, 0) : min(last, task.n_frames)] = number
     shots = [first for first in find_shots(contents) if find_unreadable(unreadable, first) is None]
-    shots = sorted({*shots, *unreadable, *(last for last, _ in unreadable.values())} - {task.n_frames})
+    changes = [int(frame) + 1 for frame in np.flatnonzero(np.diff(codes))]
+    ends = [last for last, _ in unreadable.values()]
+    shots = sorted({*shots, *changes, *unreadable, *ends} - {task.n_frames})
+    unusable = {first: CODES[codes[first]] for first in shots if codes[first]}
     frames = read_seen_frames(entries, [chunk.n_frames for chunk in task.chunks])
-    spans = list(find_spans(frames, shots, sound, task.cut, task.max_gap_frames, unreadable))
+    spans = list(find_spans(frames, shots, sound, task.cut, task.max_gap_frames, unreadable, unusable))
     meshes = MeshReader(entries)
     for span in spans:
         if span.faces:

@@ -16,7 +16,8 @@ middle, one light):
 
 A camera that moves reaches any value, picture after picture: a cut must stand out from the pictures around
 it. What is as before after three pictures was a flash, not a cut. Cuts between two pictures of one face in
-one place are found by that face's points (``stages.media.jumps``); dissolves are not found here.
+one place are found by that face's points (``stages.media.jumps``), dissolves by their mixed pictures
+(``stages.cut.blends``).
 """
 
 from __future__ import annotations

@@ -33,7 +33,8 @@ LEVEL_MARGIN_FRAMES = 50  # around a clip, in which its pauses are looked for
 REASONS = {
     "no_speech": "nobody speaks",
     "no_face": "somebody speaks, and no face is seen",
-    "too_short": "somebody speaks, too shortly between pauses, cuts and frames without the face",
+    "too_short": "somebody speaks, too shortly between pauses, cuts, dissolves and frames without the face",
+    "still": "somebody speaks, and the picture stands still",
     "silent_face": "somebody speaks, and no mouth that is seen moves",
 }
 
@@ -107,14 +108,16 @@ def find_spans(
     params: SpanParams,
     max_gap_frames: int,
     unreadable: Mapping[int, tuple[int, Outcome]] = MappingProxyType({}),
+    unusable: Mapping[int, str] = MappingProxyType({}),
 ) -> Iterator[Span]:
     """The spans of a file's frames, in order, from 0 to T: each begins where the one before ends.
 
     ``shots`` are the first frames of shots, of which the first is 0; ``max_gap_frames`` are those without a
     face that are bridged. ``unreadable`` shots could not be measured: their last frame and what became of
-    them, by their first. Only one shot's faces are in memory.
+    them, by their first. ``unusable`` shots have no clips, whoever speaks in them: the code, by their first
+    frame. Only one shot's faces are in memory.
     """
-    return _merge(_divide_file(frames, shots, sound, params, max_gap_frames, unreadable))
+    return _merge(_divide_file(frames, shots, sound, params, max_gap_frames, unreadable, unusable))
 
 
 def _divide_file(
@@ -124,21 +127,26 @@ def _divide_file(
     params: SpanParams,
     max_gap_frames: int,
     unreadable: Mapping[int, tuple[int, Outcome]],
+    unusable: Mapping[int, str],
 ) -> Iterator[Span]:
     """As ``find_spans``; neighbours may have one reason."""
     n_frames = len(sound.speech)
     stretches = find_speech(sound.speech, round(params.min_pause_seconds * VIDEO_FPS))
     margins = _find_margins(stretches, n_frames, round(params.margin_seconds * VIDEO_FPS))
     remaining = iter(frames)
+    shot_firsts = set(shots)
     n_tracks = 0
+    code: str | None = None
     for first, last in pairwise([*_limit_shots(shots, n_frames), n_frames]):
+        if first in shot_firsts:  # or it is a piece of a long shot
+            code = unusable.get(first)
         seen = list(islice(remaining, last - first))
         if (failure := find_unreadable(unreadable, first)) is not None:
             yield Span(first, last, failure.code, failure.reason, failure.status)
             continue
         takes = find_takes(seen, first, n_tracks, max_gap_frames)
         n_tracks = max((take.track + 1 for take in takes), default=n_tracks)
-        yield from _divide_shot(first, last, takes, margins, sound, params)
+        yield from _divide_shot(first, last, takes, margins, sound, params, code)
 
 
 def find_unreadable(unreadable: Mapping[int, tuple[int, Outcome]], frame: int) -> Outcome | None:
@@ -208,8 +216,12 @@ def _divide_shot(
     stretches: Sequence[Stretch],
     sound: Sound,
     params: SpanParams,
+    code: str | None,
 ) -> Iterator[Span]:
-    """The spans of a shot, in order; neighbours may have one reason."""
+    """The spans of a shot, in order; neighbours may have one reason.
+
+    With a ``code`` none is a clip.
+    """
     min_frames, max_frames = (
         round(seconds * VIDEO_FPS) for seconds in (params.min_seconds, params.max_seconds)
     )
@@ -220,6 +232,11 @@ def _divide_shot(
         begin, end = max(stretch.wide_first, first), min(stretch.wide_last, last)
         if at < begin:
             yield _make_rest(at, begin, "no_speech")
+        if code is not None:
+            is_seen = any(take.first < end and take.last > begin for take in takes)
+            yield _make_rest(begin, end, code if is_seen else "no_face")
+            at = end
+            continue
         for part_first, part_last in cut_at_pauses(
             sound.speech, (begin, end), min_frames, max_frames, sound.level
         ):

@@ -66,8 +66,11 @@ def find(
     shots: Sequence[int] = (0,),
     params: SpanParams | None = None,
     unreadable: dict[int, tuple[int, Outcome]] | None = None,
+    unusable: dict[int, str] | None = None,
 ) -> list[Span]:
-    spans = list(find_spans(frames, shots, sound, params or SpanParams(), 5, unreadable or {}))
+    spans = list(
+        find_spans(frames, shots, sound, params or SpanParams(), 5, unreadable or {}, unusable or {})
+    )
     assert [span.first for span in spans][:1] == [0] and spans[-1].last == len(frames)
     assert all(one.last == other.first for one, other in pairwise(spans)), "spans follow each other"
     return spans
@@ -130,6 +133,20 @@ def test_frames_that_could_not_be_read_say_why() -> None:
     )
     [span] = [span for span in spans if span.status == "failed"]
     assert (span.first, span.last, span.reason) == (50, 100, failure.reason)
+
+
+def test_no_clip_has_frames_of_a_dissolve_or_of_a_picture_that_stands() -> None:
+    voice = make_voice(300)
+    frames = make_frames({100.0: voice[:, 0]})
+    sound = make_sound(voice, [(0, 300)])
+    spans = find(frames, sound, shots=[0, 80, 100, 180, 240], unusable={80: "too_short", 180: "still"})
+    assert [(span.first, span.last, span.code) for span in spans] == [
+        (0, 80, ""),
+        (80, 100, "too_short"),
+        (100, 180, ""),
+        (180, 240, "still"),
+        (240, 300, ""),
+    ]
 
 
 @settings(max_examples=30)
