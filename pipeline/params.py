@@ -73,7 +73,7 @@ class Params:
         if self.speech.encoder == NO_ENCODER:
             del sections["speech"]  # as in the datasets of versions without this stage
         if self.cut.enabled:
-            del sections["cut"]["voice_model"]
+            sections["cut"] = self.cut.describe_dataset()
         else:
             del sections["cut"]
         return sections

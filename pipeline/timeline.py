@@ -93,15 +93,20 @@ def describe_span(row: Row) -> Iterator[str]:
     track = "" if row["track"] is None else f", track {row['track']}"
     yield f"span    {start} to {end} of its file{track}"
     lag, shift = row["lag_frames"] or 0, row["sound_shift"] or 0.0
-    late = f"the {'mouth' if lag > 0 else 'sound'} is {abs(lag)} frames late" if lag else "no lag"
     if row["sync_confidence"] is not None:
         when = f"{abs(shift):.2f} s {'later' if shift > 0 else 'earlier'}"
         read = f", its sound is read {when}" if shift else ""
-        yield f"sync    confidence {row['sync_confidence']:.2f}, {late}{read}"
+        yield f"sync    confidence {row['sync_confidence']:.2f}, {_describe_lag(lag)}{read}"
+    if row.get("syncnet_confidence") is not None:
+        yield f"syncnet confidence {row['syncnet_confidence']:.2f}, {_describe_lag(row['syncnet_lag'])}"
     for title, texts in SCORES.items():
         facts = [text.format(row[name]) for name, text in texts.items() if row[name] is not None]
         if facts:
             yield f"{title:<7} {', '.join(facts)}"
+
+
+def _describe_lag(lag: int | None) -> str:
+    return f"the {'mouth' if lag > 0 else 'sound'} is {abs(lag)} frames late" if lag else "no lag"
 
 
 def _describe_clip(row: Row) -> str:

@@ -31,7 +31,6 @@ from shards.index import (
     read_table_hashes,
 )
 from shards.ledger import SCHEMA as LEDGER_SCHEMA
-from shards.ledger import SPAN_SCHEMA
 from shards.schema import (
     AFFINE_MEMBER,
     BOXES_MEMBER,
@@ -130,14 +129,15 @@ def describe_dataset(
     name: str,
     text: str,
     personal_data: str,
-    with_spans: bool = False,
+    ledger_schema: pa.Schema = LEDGER_SCHEMA,
 ) -> dict[str, Any]:
     """The content of ``croissant.json``. Equal arguments give equal content.
 
-    ``name`` and ``text`` say what the dataset is, ``personal_data`` what is personal in it; ``with_spans``
-    whether the ledger has a row for each span of a file.
+    ``name`` and ``text`` say what the dataset is, ``personal_data`` what is personal in it;
+    ``ledger_schema`` has the ledger's columns, with those of spans where each span of a file has a row.
     """
     entries = parse_shard_entries(manifest)
+    with_spans = "start_seconds" in ledger_schema.names
     facts = {
         "url": publication.url,
         "datePublished": publication.date,
@@ -163,7 +163,7 @@ def describe_dataset(
             ),
             *(_describe_member(member, entries) for member in members),
         ],
-        "recordSet": list(_describe_records(members, with_spans)),
+        "recordSet": list(_describe_records(members, ledger_schema, with_spans)),
     }
 
 
@@ -224,12 +224,12 @@ def _describe_member(member: MemberFormat, entries: Iterable[ShardEntry]) -> dic
     }
 
 
-def _describe_records(members: Sequence[MemberFormat], with_spans: bool) -> Iterator[dict[str, Any]]:
+def _describe_records(
+    members: Sequence[MemberFormat], ledger_schema: pa.Schema, with_spans: bool
+) -> Iterator[dict[str, Any]]:
     """A record for each row of a table, and for each member of each clip."""
     has_speech = SPEECH_MEMBER in (member.name for member in members)
-    ledger_schema, ledger_keys = (
-        (SPAN_SCHEMA, ("path", "start_seconds")) if with_spans else (LEDGER_SCHEMA, ("path",))
-    )
+    ledger_keys = ("path", "start_seconds") if with_spans else ("path",)
     tables: tuple[tuple[str, str, pa.Schema, tuple[str, ...]], ...] = (
         (INDEX_RECORDS, INDEX_NAME, SPEECH_INDEX_SCHEMA if has_speech else INDEX_SCHEMA, ("clip_id",)),
         (LEDGER_RECORDS, LEDGER_NAME, ledger_schema, ledger_keys),

@@ -186,7 +186,7 @@ def format_croissant(facts: DatasetFacts, publication: Publication) -> str:
         name=facts.name,
         text=f"{_summarize(facts)} {MARK} of redub.",
         personal_data=PERSONAL_DATA,
-        with_spans=facts.has_spans,
+        ledger_schema=facts.ledger.table.schema,
     )
     return json.dumps(content, indent=1) + "\n"
 

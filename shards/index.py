@@ -389,7 +389,7 @@ def read_index(location: Path | Storage, manifest: Mapping[str, Any], *, hashes:
     data = read_table(storage, manifest, INDEX_NAME)
     repetitive = ("shard", "split", "speaker")
     table = parse_table(
-        data, schema, path, "index", INDEX_RULES, optional=SPEECH_FIELDS, repetitive=repetitive
+        data, schema, path, "index", INDEX_RULES, optional=[SPEECH_FIELDS], repetitive=repetitive
     )
     del data  # 100 MB for a million clips
     clips = Clips(table)

@@ -70,8 +70,16 @@ SPAN_FIELDS: dict[str, pa.DataType] = {
     "speech_to_noise": pa.float64(),  # dB above the pauses around
     "near_duplicate": pa.string(),  # id of an earlier clip with the same sound
 }
-SPAN_SCHEMA = pa.schema([*SCHEMA, *(pa.field(name, kind) for name, kind in SPAN_FIELDS.items())])
-OPTIONAL = tuple(pa.field(name, kind) for name, kind in SPAN_FIELDS.items())
+# Of such a dataset whose spans SyncNet has scored, too.
+SYNCNET_FIELDS: dict[str, pa.DataType] = {
+    "syncnet_confidence": pa.float64(),  # LSE-C (stages.evaluate.metrics.lse)
+    "syncnet_lag": pa.int32(),  # as lag_frames
+}
+OPTIONAL = tuple(
+    tuple(pa.field(name, kind) for name, kind in group.items()) for group in (SPAN_FIELDS, SYNCNET_FIELDS)
+)
+SPAN_SCHEMA = pa.schema([*SCHEMA, *OPTIONAL[0]])
+SYNCNET_SCHEMA = pa.schema([*SPAN_SCHEMA, *OPTIONAL[1]])
 _COUNT = Rule(low=0)
 _SECONDS = Rule(low=-1e9, high=1e9)
 RULES = MappingProxyType(
@@ -128,8 +136,7 @@ def build_ledger(rows: Iterable[Mapping[str, Any]]) -> Rows:
         return rows
     remaining = iter(rows)
     first = next(remaining, None)
-    # All rows of a dataset have the columns of spans, or none has.
-    schema = SCHEMA if first is None or SPAN_FIELDS.keys().isdisjoint(first) else SPAN_SCHEMA
+    schema = SCHEMA if first is None else _choose_schema(first)
 
     def check_names() -> Iterator[Mapping[str, Any]]:
         for row in remaining if first is None else chain([first], remaining):
@@ -138,6 +145,13 @@ def build_ledger(rows: Iterable[Mapping[str, Any]]) -> Rows:
             yield row
 
     return Rows.from_rows(check_names(), schema)
+
+
+def _choose_schema(row: Mapping[str, Any]) -> pa.Schema:
+    """The columns of a dataset: all its rows have those of spans, or of SyncNet too, or none has."""
+    if not SYNCNET_FIELDS.keys().isdisjoint(row):
+        return SYNCNET_SCHEMA
+    return SCHEMA if SPAN_FIELDS.keys().isdisjoint(row) else SPAN_SCHEMA
 
 
 def write_ledger(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -36,6 +36,8 @@ SPAN_TEXTS: Mapping[str, str] = MappingProxyType(
         "speech_level": "dB below full scale, while something is said",
         "speech_to_noise": "dB above the pauses around",
         "near_duplicate": "id of an earlier clip with the same sound",
+        "syncnet_confidence": "SyncNet's LSE-C: how surely the mouth follows the voice",
+        "syncnet_lag": "by which the mouth is late in the file, by SyncNet; negative: the sound is",
     }
 )
 

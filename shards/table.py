@@ -132,7 +132,7 @@ def read_rows(
     rules: Rules = MappingProxyType({}),
     *,
     inside: Path | None = None,
-    optional: Sequence[pa.Field] = (),
+    optional: Sequence[Sequence[pa.Field]] = (),
     max_bytes: int = MAX_TABLE_BYTES,
 ) -> Rows:
     """Read ``what``, a Parquet file of at most ``max_bytes`` in memory. Raises ShardError if it is not one.
@@ -155,7 +155,7 @@ def parse_rows(
     what: str,
     rules: Rules = MappingProxyType({}),
     *,
-    optional: Sequence[pa.Field] = (),
+    optional: Sequence[Sequence[pa.Field]] = (),
 ) -> Rows:
     """As ``read_rows``, for a file in memory; ``path`` is its name in messages."""
     return Rows(parse_table(data, schema, path, what, rules, optional=optional))
@@ -168,20 +168,21 @@ def parse_table(
     what: str,
     rules: Rules = MappingProxyType({}),
     *,
-    optional: Sequence[pa.Field] = (),
+    optional: Sequence[Sequence[pa.Field]] = (),
     repetitive: Sequence[str] = (),
     max_bytes: int = MAX_TABLE_BYTES,
 ) -> pa.Table:
     """As ``parse_rows``, as a table. ``repetitive`` columns take the memory of their distinct values.
 
-    ``optional`` columns are read where the file has them: all of them or none.
+    Groups of ``optional`` columns are read where the file has them: all of a group or none.
     Names and types of the columns and the sizes that the file declares are checked before a value is read.
     """
     try:
         buffer = pa.py_buffer(data)
         actual = pq.read_schema(pa.BufferReader(buffer))
-        if any(field.name in actual.names for field in optional):
-            schema = pa.schema([*schema, *optional])
+        for group in optional:
+            if any(field.name in actual.names for field in group):
+                schema = pa.schema([*schema, *group])
         _check_columns(actual, schema, path, what)
         # Text is read as a dictionary: a few bytes can say that a long text repeats a million times.
         metadata = pq.read_metadata(pa.BufferReader(buffer))

@@ -14,6 +14,7 @@ class ThresholdParams:
     """Which clips are kept, by the columns of the ledger. Changing them measures nothing again."""
 
     min_sync_confidence: float = Field(default=0.2, ge=-2, le=2)  # stages.cut.speaker
+    min_syncnet_confidence: float = Field(default=0.0, ge=0, le=100)  # where cut.second_opinion is syncnet
     max_lag_frames: int = Field(default=2, ge=0, le=15)  # either way, where cut.correct_lag is off
     # px of the source, as landmarks.min_face_pixels
     min_face_width: float = Field(default=40.0, ge=0, le=16_384)
@@ -39,6 +40,9 @@ class SpanParams:
     voice_model: str = ""  # path of the voice detector's weights; empty: environment, user's cache, download
     correct_lag: bool = True  # read the sound of a clip so much earlier or later as it is late
     near_duplicates: Literal["keep", "drop"] = "keep"  # clips with the sound of an earlier one
+    second_opinion: Literal["none", "syncnet"] = (
+        "none"  # on who speaks, by a network whose weights are needed
+    )
     thresholds: ThresholdParams = Field(default_factory=ThresholdParams)
 
     def __post_init__(self) -> None:
@@ -48,9 +52,29 @@ class SpanParams:
                 f"{self.max_seconds:g}: long speech is cut into pieces of either"
             )
 
+    @property
+    def with_syncnet(self) -> bool:
+        """Whether SyncNet scores spans too."""
+        return self.second_opinion == "syncnet"
+
+    def describe_dataset(self) -> dict[str, Any]:
+        """The params that decide a dataset's bytes; without a second opinion, none of its own."""
+        params = asdict(self)
+        del params["voice_model"]
+        if not self.with_syncnet:  # as in datasets of versions that know none
+            del params["second_opinion"], params["thresholds"]["min_syncnet_confidence"]
+        return params
+
     def describe_spans(self) -> dict[str, Any]:
         """The params that decide which spans a file has, and not which of them are kept."""
         params = asdict(self)
-        for name in ("enabled", "voice_model", "correct_lag", "near_duplicates", "thresholds"):
+        for name in (
+            "enabled",
+            "voice_model",
+            "correct_lag",
+            "near_duplicates",
+            "second_opinion",
+            "thresholds",
+        ):
             del params[name]
         return params

@@ -24,6 +24,7 @@ from shards.ledger import (
     OK,
     SPAN_FIELDS,
     STAGE_RULES,
+    SYNCNET_FIELDS,
     build_ledger,
     check_clips,
     read_ledger,
@@ -37,6 +38,7 @@ from stages.cut.blends import find_stills, merge_stretches
 from stages.cut.near_duplicates import find_near_duplicates
 from stages.cut.params import SpanParams
 from stages.cut.pictures import MeshReader, read_seen_frames, see_chunk
+from stages.cut.second_opinion import LIBRARIES, score_span
 from stages.cut.shots import find_shots
 from stages.cut.sound import hear_chunk
 from stages.cut.spans import Sound, Span, find_spans, find_unreadable
@@ -103,6 +105,8 @@ def run(work: Work, parts: tuple[()], params: CutSettings, context: Context) -> 
         work.stage_folder(STAGE).mkdir(parents=True, exist_ok=True)  # an out of dvc.yaml
         report.count_rows(rows)
         return report
+    # Looked for now: not after hours of work.
+    syncnet = weights.find_local(weights.NETWORKS["syncnet"]) if params.cut.with_syncnet else None
     files = [row for row in rows if row["status"] == OK]
     chunks = {row["path"]: _plan_chunks(work, row, params) for row in files}
     failures = _measure_chunks(work, files, chunks, params, context, report)
@@ -112,7 +116,8 @@ def run(work: Work, parts: tuple[()], params: CutSettings, context: Context) -> 
         cut_file, missing, label=f"{STAGE}: files", sizes=[task.n_frames for task in missing]
     ):
         pass
-    ledger = _make_ledger(rows, {task.path: task for task in tasks}, params.cut)
+    opinions = {} if syncnet is None else _ask_syncnet(work, files, tasks, syncnet, context, report)
+    ledger = _make_ledger(rows, {task.path: task for task in tasks}, opinions, params.cut)
     write_ledger(find_ledger(work), ledger)
     write_ledger(work.ledger, ledger)
     _link_points(work, ledger, {task.path: task for task in tasks})
@@ -220,8 +225,7 @@ def _measure_chunks(
             seconds = (chunk.first + chunk.n_frames) / VIDEO_FPS
             tasks.append(ClipTask(f"{entry}", entry, job, context.limits, seconds))
         sizes = [chunk.n_frames for _, chunk in missing.values()]
-        outcomes = context.map_tasks(run_clip, tasks, label=f"{STAGE}: {what}", sizes=sizes)
-        failures.update((Path(entry), outcome) for entry, outcome in outcomes if outcome.status == FAILED)
+        failures.update(_run_tasks(tasks, sizes, what, context))
 
     if unseen:
         check_engine(params.landmarks.engine)
@@ -233,6 +237,61 @@ def _measure_chunks(
         measure("sound", unheard, hear_chunk, encoder=encoder, voice=voice)
     report.clips_computed = len(unseen) + len(unheard)
     return failures
+
+
+def _run_tasks(
+    tasks: Sequence[ClipTask], sizes: Sequence[int], what: str, context: Context
+) -> dict[Path, Outcome]:
+    """Make the entries of the tasks, which have ``sizes`` frames. Returns what failed, by entry."""
+    outcomes = context.map_tasks(run_clip, tasks, label=f"{STAGE}: {what}", sizes=sizes)
+    return {Path(entry): outcome for entry, outcome in outcomes if outcome.status == FAILED}
+
+
+def _ask_syncnet(
+    work: Work,
+    files: Sequence[Row],
+    tasks: Sequence[FileTask],
+    model: Path,
+    context: Context,
+    report: Report,
+) -> dict[tuple[str, int], Outcome]:
+    """What SyncNet says of each span that may be a clip, by its file's path and its first frame.
+
+    No threshold is asked first, so that another one measures nothing again.
+    """
+    settings = digest(STAGE, VERSION, weights.NETWORKS["syncnet"].sha256, versions(*LIBRARIES))
+    entries: dict[tuple[str, int], Path] = {}
+    missing: dict[Path, tuple[ClipTask, int]] = {}  # by entry: files of equal bytes share them
+    for row, task in zip(files, tasks, strict=True):
+        for span in read_entry(task.entry)[0].facts["spans"]:
+            if "code" in span or not span["has_points"]:
+                continue
+            first, n_frames = span["first"], span["last"] - span["first"]
+            points = _find_points(task, first)
+            key = digest(settings, row["sha256"], row["video_start"], first, n_frames, file_sha256(points))
+            entry = entry_path(work.cache, f"{STAGE}-syncnet", key, ".npz")
+            entries[row["path"], first] = entry
+            if entry not in missing and load_entry(entry) is None:
+                job = ClipJob(
+                    score_span,
+                    path=work.raw.resolve() / row["path"],
+                    start=row["video_start"],
+                    first=first,
+                    n_frames=n_frames,
+                    points=points,
+                    model=model,
+                    entry=entry,
+                )
+                seconds = span["last"] / VIDEO_FPS
+                missing[entry] = ClipTask(f"{entry}", entry, job, context.limits, seconds), n_frames
+    failures = _run_tasks(
+        [task for task, _ in missing.values()], [n for _, n in missing.values()], "SyncNet", context
+    )
+    report.clips_computed += len(missing)
+    return {
+        place: failures[entry] if entry in failures else read_entry(entry)[0]
+        for place, entry in entries.items()
+    }
 
 
 def _plan_file(
@@ -351,19 +410,28 @@ def _describe_spans(spans: Sequence[Span]) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _make_ledger(rows: Rows, tasks: Mapping[str, FileTask], params: SpanParams) -> Rows:
+def _make_ledger(
+    rows: Rows,
+    tasks: Mapping[str, FileTask],
+    opinions: Mapping[tuple[str, int], Outcome],
+    params: SpanParams,
+) -> Rows:
     """A row for every span of the files that were cut, and one for every other file."""
     ledger: list[Row] = []
     prints: dict[str, NDArray[np.uint32]] = {}
     for row in rows:
         task = tasks.get(row["path"])
         if task is None:
-            ledger.append(row | _describe_whole(row))
+            ledger.append(row | dict.fromkeys(_list_columns(params)) | _describe_whole(row))
             continue
         outcome, arrays = read_entry(task.entry)
         for span in outcome.facts["spans"]:
-            clip = make_span_row(row, span, params)
+            opinion = opinions.get((row["path"], span["first"]), Outcome())
+            clip = make_span_row(row, span | opinion.facts, params)
             ledger.append(clip)
+            if clip["status"] == OK and opinion.status == FAILED:
+                clip |= {name: getattr(opinion, name) for name in ("status", "code", "reason")}
+                clip["sound_shift"] = None
             if clip["status"] == OK and clip["clip_id"] in prints:  # of ids that were shortened
                 clip |= clips.make_drop_columns(Drop("duplicate", f"{clip['clip_id']!r} is another clip"))
             if clip["status"] == OK:
@@ -377,6 +445,11 @@ def _make_ledger(rows: Rows, tasks: Mapping[str, FileTask], params: SpanParams) 
     return build_ledger(ledger)
 
 
+def _list_columns(params: SpanParams) -> list[str]:
+    """The columns that the ledger has beside those of the first stage."""
+    return [*SPAN_FIELDS, *(SYNCNET_FIELDS if params.with_syncnet else ())]
+
+
 def _describe_whole(row: Row) -> Row:
     """The columns of spans of a file that was not cut."""
     length = row["video_seconds"]
@@ -384,10 +457,10 @@ def _describe_whole(row: Row) -> Row:
 
 
 def make_span_row(row: Row, span: Mapping[str, Any], params: SpanParams) -> Row:
-    """The ledger row of a span, from its file's row and what ``cut_file`` says of it."""
+    """The ledger row of a span, from its file's row and what ``cut_file`` and SyncNet say of it."""
     first, last = span["first"], span["last"]
     start, length = first / VIDEO_FPS, (last - first) / VIDEO_FPS
-    clip = row | {name: span.get(name) for name in SPAN_FIELDS}
+    clip = row | {name: span.get(name) for name in _list_columns(params)}
     clip |= {
         "stage": STAGE,
         "clip_id": make_clip_id(row["clip_id"], first, last),

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from shards.ledger import DROPPED, OK, SPAN_SCHEMA
+from shards.ledger import DROPPED, OK, SYNCNET_SCHEMA
 from shards.table import Rows
 from stages.cut.params import SpanParams
 from stages.engine.outcome import Drop
@@ -38,7 +38,9 @@ class Threshold:
     step: float  # to whose multiples limits are rounded when costs are counted
 
     def is_used(self, params: SpanParams) -> bool:
-        """Whether it drops anything: a lag that is corrected does no harm."""
+        """Whether it drops anything: a lag that is corrected does no harm, and SyncNet may not be asked."""
+        if self.column == "syncnet_confidence":
+            return params.with_syncnet
         return self.column != "lag_frames" or not params.correct_lag
 
     def read_limit(self, params: SpanParams) -> float:
@@ -68,6 +70,8 @@ class Threshold:
 THRESHOLDS = (
     Threshold("min_sync_confidence", "sync_confidence", "least", "silent_face",
               "its mouth follows the voice with a confidence of {value}, expected {limit} or more", 0.01),
+    Threshold("min_syncnet_confidence", "syncnet_confidence", "least", "silent_face",
+              "SyncNet gives its mouth and voice a confidence of {value}, expected {limit} or more", 0.01),
     Threshold("max_lag_frames", "lag_frames", "greatest either way", "out_of_sync",
               "its mouth is {value} frames late, expected at most {limit} either way", 1),
     Threshold("min_face_width", "face_width", "least", "small_face",
@@ -91,7 +95,7 @@ DUPLICATE_PARAM, DUPLICATE_COLUMN, DUPLICATE_CODE = "near_duplicates", "near_dup
 
 
 def judge_clip(row: Mapping[str, Any], params: SpanParams) -> Drop | None:
-    """Why a clip is dropped, by its row's columns in SPAN_FIELDS; None: it is kept.
+    """Why a clip is dropped, by its row's columns in SYNCNET_SCHEMA; None: it is kept.
 
     A column that is missing, None or nan was not measured.
     """
@@ -149,9 +153,10 @@ class CostTable:
 def count_costs(rows: Iterable[Mapping[str, Any]], params: SpanParams) -> CostTable:
     """Count the clips and seconds that each threshold drops, of the ledger's rows of a cut dataset.
 
-    Of its rows only those count that are ok, or were dropped for one of these thresholds.
+    Of its rows only those count that are ok, or were dropped for one of these thresholds. A threshold whose
+    column the ledger lacks is left out.
     """
-    table = select_judged(rows if isinstance(rows, Rows) else Rows.from_rows(rows, SPAN_SCHEMA))
+    table = select_judged(rows if isinstance(rows, Rows) else Rows.from_rows(rows, SYNCNET_SCHEMA))
     seconds = _read_numbers(table, "end_seconds") - _read_numbers(table, "start_seconds")
     remaining = np.ones(len(table), bool)
     costs: list[ThresholdCost] = []
@@ -159,7 +164,7 @@ def count_costs(rows: Iterable[Mapping[str, Any]], params: SpanParams) -> CostTa
     def count(losses: NDArray[np.bool_]) -> Cost:
         return Cost(int(losses.sum()), round(float(seconds[losses].sum()), 3))
 
-    for threshold in THRESHOLDS:
+    for threshold in list_thresholds(table):
         values = _read_numbers(table, threshold.column)
         limit, is_used = threshold.read_limit(params), threshold.is_used(params)
         losses = threshold.find_losses(values, limit)
@@ -201,13 +206,18 @@ def select_judged(ledger: Rows) -> pa.Table:
     table = ledger.table
     is_judged = pc.equal(table["status"], OK)
     # A face may also be dropped as silent or small before its column is measured: not by a threshold then.
-    columns = [(threshold.code, threshold.column) for threshold in THRESHOLDS]
+    columns = [(threshold.code, threshold.column) for threshold in list_thresholds(table)]
     for code, column in [*columns, (DUPLICATE_CODE, DUPLICATE_COLUMN)]:
         is_dropped = pc.and_(pc.equal(table["status"], DROPPED), pc.equal(table["code"], code))
         is_judged = pc.or_(is_judged, pc.and_(is_dropped, pc.is_valid(table[column])))
     for name in ("start_seconds", "end_seconds"):
         is_judged = pc.and_(is_judged, pc.is_valid(table[name]))
     return table.filter(is_judged)
+
+
+def list_thresholds(table: pa.Table) -> list[Threshold]:
+    """The thresholds whose columns a ledger has: SyncNet's only where it was asked."""
+    return [threshold for threshold in THRESHOLDS if threshold.column in table.column_names]
 
 
 def suggest_limits(threshold: Threshold, values: Numbers) -> list[float]:

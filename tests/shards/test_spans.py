@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from pipeline.main import cli
 from pipeline.timeline import describe_span, format_time, format_timeline
 from shards.diff import diff
-from shards.ledger import SPAN_FIELDS, build_ledger, read_ledger
+from shards.ledger import SPAN_FIELDS, SYNCNET_FIELDS, build_ledger, read_ledger
 from shards.reader import open_dataset
 from shards.spans import SPAN_TEXTS, check_spans, count_files, group_spans, list_unknown, sum_seconds
 from shards.verify import verify
@@ -162,4 +162,4 @@ def test_no_times_of_a_strangers_spans_end_in_a_traceback(value: float | None) -
 
 
 def test_every_column_of_spans_is_described() -> None:
-    assert list(SPAN_TEXTS) == list(SPAN_FIELDS)
+    assert list(SPAN_TEXTS) == [*SPAN_FIELDS, *SYNCNET_FIELDS]

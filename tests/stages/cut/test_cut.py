@@ -3,22 +3,42 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from distributed import LocalCluster
 
 from pipeline.main import cli
-from shards.ledger import OK, read_ledger
+from shards.checksum import file_sha256
+from shards.ledger import OK, SYNCNET_FIELDS, read_ledger
 from shards.reader import open_dataset, read_info
 from shards.spans import check_spans
 from shards.storage import open_storage
 from stages.clips import LEDGER_NAME
+from stages.cut import run as cut
+from stages.cut.params import SpanParams, ThresholdParams
+from stages.cut.thresholds import count_costs
+from stages.engine.cache import read_entry
+from stages.engine.stage import Context, Report, Work
+from stages.evaluate.clip_sound import decode_clip_sound
+from stages.evaluate.metrics.face_crops import crop_faces, face_boxes
+from stages.evaluate.metrics.lse import Lse, compute_lse
+from stages.evaluate.metrics.published import load_published
+from stages.evaluate.metrics.syncnet import SyncNet
+from stages.landmarks import LandmarksParams, find_span_points
+from stages.media import weights
+from stages.media.video import read_frames_at_25fps
+from stages.speech import SpeechParams
 from stages.synth import SynthParams, make_corpus
 from stages.synth.film_spec import FilmTruth
 from tests.build import build, find_stage_summary, hash_files, pipeline
+from tests.stages.evaluate.metrics.weights import make_syncnet_weights
 
 KINDS = ("speaker", "two-faces", "no-face", "lag", "music")
 
@@ -123,3 +143,58 @@ def test_files_that_were_cut_are_not_taken_whole_unless_they_are_listed_again(tm
     assert "the files were cut, so every later stage needs --cut" in told and "Traceback" not in told
     pipeline("clips", *words)
     pipeline("mels", *words)
+
+
+def cut_again(work: Work, **changes: Any) -> Report:
+    """Cut with other params; what was measured before is in the cache."""
+    settings = cut.CutSettings(SpanParams(enabled=True, **changes), LandmarksParams(), SpeechParams())
+    return cut.run(work, (), settings, Context())
+
+
+def test_syncnet_gives_a_second_opinion_on_who_speaks(
+    films: Path, dataset: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its weights are random ones of the same shapes: the authors' are not ours to ship."""
+    built, _ = dataset
+    network = tmp_path / "weights" / weights.NETWORKS["syncnet"].name
+    network.parent.mkdir()
+    torch.save(make_syncnet_weights(), network)
+    known = replace(weights.NETWORKS["syncnet"], sha256=file_sha256(network))
+    monkeypatch.setattr(weights, "NETWORKS", {**weights.NETWORKS, "syncnet": known})
+    monkeypatch.setenv(known.environment, str(network.parent))
+    shutil.copytree(built / "clips", tmp_path / "work" / "clips")
+    work = Work("folder", films, tmp_path / "work", tmp_path / "out", built / ".cache")
+
+    assert cut_again(work).clips_computed == 0
+    plain = read_ledger(work.ledger)
+    assert SYNCNET_FIELDS.keys().isdisjoint(plain.table.column_names)
+    assert hash_files(work.root / "cut") == hash_files(built / "cut")
+
+    report = cut_again(work, second_opinion="syncnet")
+    ledger = read_ledger(work.ledger)
+    assert ledger.table.drop_columns(list(SYNCNET_FIELDS)) == plain.table, "a limit of 0 drops nothing"
+    scored = [row for row in ledger if row["syncnet_confidence"] is not None]
+    assert len(scored) == report.clips_computed > 1
+    assert {row["clip_id"] for row in scored} >= {row["clip_id"] for row in plain if row["status"] == OK}
+    moved = [row for row in scored if row["status"] == OK and row["start_seconds"] and row["lag_frames"]]
+    row = min(moved, key=lambda row: row["frames"])
+    place = films / row["path"], row["video_start"], row["frames"]
+    points = read_entry(find_span_points(work, row["clip_id"]))[1]["points"]
+    squares = crop_faces((frame.image for frame in read_frames_at_25fps(*place)), face_boxes(points))
+    syncnet = load_published(SyncNet, network)
+    score = compute_lse(squares, decode_clip_sound(*place), syncnet.embed_lips, syncnet.embed_speech)
+    assert isinstance(score, Lse)
+    assert row["syncnet_confidence"] == pytest.approx(score.confidence, abs=6e-4)
+    assert row["syncnet_lag"] == score.offset
+
+    confidences = sorted({row["syncnet_confidence"] for row in scored if row["status"] == OK})
+    limit = float(np.mean(confidences[-2:]))  # that one clip reaches
+    params = SpanParams(second_opinion="syncnet", thresholds=ThresholdParams(min_syncnet_confidence=limit))
+    strict = cut_again(work, second_opinion="syncnet", thresholds=params.thresholds)
+    assert strict.clips_computed == 0
+    told = [row["reason"] for row in read_ledger(work.ledger) if "SyncNet" in (row["reason"] or "")]
+    [cost] = [
+        item for item in count_costs(ledger, params).thresholds if item.name == "min_syncnet_confidence"
+    ]
+    assert len(told) == cost.in_sequence.clips == report.counts[OK] - 1
+    assert all(f"expected {limit:g} or more" in reason for reason in told)

@@ -15,9 +15,12 @@ from shards.table import Row
 from stages.cut.params import SpanParams, ThresholdParams
 from stages.cut.thresholds import THRESHOLDS, Cost, CostTable, Threshold, count_costs, judge_clip
 
-PARAMS = SpanParams(correct_lag=False)
+PARAMS = SpanParams(
+    correct_lag=False, second_opinion="syncnet", thresholds=ThresholdParams(min_syncnet_confidence=3.0)
+)
 GOOD_CLIP = {
     "sync_confidence": 1.5,
+    "syncnet_confidence": 6.5,
     "lag_frames": 0,
     "face_width": 110.0,
     "sharpness": 0.7,
@@ -128,7 +131,7 @@ def test_costs_do_not_depend_on_the_thresholds_of_the_build() -> None:
 def test_spans_that_no_threshold_dropped_are_not_counted() -> None:
     others = [
         make_span(50, status=DROPPED, code="no_speech"),
-        make_span(100, status=DROPPED, code="silent_face", sync_confidence=None),
+        make_span(100, status=DROPPED, code="silent_face", sync_confidence=None, syncnet_confidence=None),
         make_span(150, status="failed", code="crashed"),
         make_span(200, start_seconds=None, end_seconds=None),
     ]
