@@ -93,7 +93,7 @@ def see_chunk(
             qualities += face_qualities
         last = frame
     found = blends.find_blends(np.stack(thumbnails), n_before, n_before + n_frames)
-    arrays = {
+    arrays: dict[str, NDArray[Any]] = {
         "blends": np.array(found, np.int64).reshape(-1, 2) - n_before,
         "steps": np.array(steps, np.uint8),
         "seconds": np.array(seconds),
