@@ -4,15 +4,14 @@
     python benchmarks/memory.py --film film.mp4 --hours 2 --work work
 
 The first takes one synthetic clip from raw to shards. The second repeats a film, as ``pipeline synth --style
-film`` makes, until it is so long, and cuts that. Prints what each stage took, and the peak memory of the
-largest process of each kind: in all, and in the quarters of the longest stage.
+film`` makes, until it is so long, and only cuts that. Prints the peak memory of the largest process of each
+kind: in all, and in the quarters of the longest stage.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -57,17 +56,14 @@ def repeat_film(source: Path, target: Path, seconds: float) -> None:
         output.mux(audio.encode())
 
 
-def print_quarters(usage: Usage, stage: str, stages: Sequence[str]) -> None:
-    """Print the peak memory of each kind of process in the quarters of a stage."""
-    seconds = {entry["stage"]: entry["seconds"] for entry in usage.summary["stages"]}
-    start = sum(seconds[name] for name in stages[: stages.index(stage)])
-    length = seconds[stage]
+def print_quarters(usage: Usage, start: float, length: float) -> None:
+    """Print the peak memory of each kind of process in the quarters of some seconds."""
     for kind, series in usage.memory_mb.items():
         peaks = [
             max((size for at, size in series if low <= (at - start) / length <= high), default=0.0)
             for low, high in QUARTERS
         ]
-        print(f"{stage}, {kind:<8} by quarters: {', '.join(f'{peak:.0f}' for peak in peaks)} MB")
+        print(f"{kind:<8} by quarters: {', '.join(f'{peak:.0f}' for peak in peaks)} MB")
 
 
 def main() -> None:
@@ -86,12 +82,6 @@ def main() -> None:
         root = args.work or Path(folder)
         raw, work = root / "raw", root / "work"
         raw.mkdir(parents=True, exist_ok=True)
-        if args.film is None:
-            make_clip(raw / "long.mp4", ClipSpec(seconds=args.frames / VIDEO_FPS))
-            longest, options = "landmarks", []
-        else:
-            repeat_film(args.film, raw / "long.mkv", args.hours * 3600)
-            longest, options = "cut", ["--cut"]
         words = [
             "--dataset",
             "folder",
@@ -102,13 +92,19 @@ def main() -> None:
             "--workers",
             f"{args.workers}",
         ]
-        usage = run_pipeline("shard", *words, *options)
-    stages = [stage["stage"] for stage in usage.summary["stages"]]
-    for stage in usage.summary["stages"]:
-        print(f"{stage['stage']:<10} {stage['seconds']:.0f} s")
+        if args.film is None:
+            make_clip(raw / "long.mp4", ClipSpec(seconds=args.frames / VIDEO_FPS))
+            usage = run_pipeline("shard", *words)
+            seconds = {stage["stage"]: stage["seconds"] for stage in usage.summary["stages"]}
+            start, length = seconds["clips"], seconds["landmarks"]
+        else:
+            repeat_film(args.film, raw / "long.mkv", args.hours * 3600)
+            run_pipeline("clips", *words, "--cut")
+            usage = run_pipeline("cut", *words, "--cut")
+            start, length = 0.0, usage.wall_seconds
     print(f"{usage.wall_seconds:.0f} s wall, {usage.cpu_seconds:.0f} s of CPU")
     print(f"peak memory: {usage.format_peaks()}")
-    print_quarters(usage, longest, stages)
+    print_quarters(usage, start, length)
 
 
 if __name__ == "__main__":
