@@ -174,15 +174,17 @@ def parse_table(
 ) -> pa.Table:
     """As ``parse_rows``, as a table. ``repetitive`` columns take the memory of their distinct values.
 
-    Groups of ``optional`` columns are read where the file has them: all of a group or none.
+    Groups of ``optional`` columns are read where the file has them: all of a group and of those before it.
     Names and types of the columns and the sizes that the file declares are checked before a value is read.
     """
     try:
         buffer = pa.py_buffer(data)
         actual = pq.read_schema(pa.BufferReader(buffer))
-        for group in optional:
-            if any(field.name in actual.names for field in group):
-                schema = pa.schema([*schema, *group])
+        present = [
+            n for n, group in enumerate(optional, 1) if any(field.name in actual.names for field in group)
+        ]
+        for group in optional[: max(present, default=0)]:
+            schema = pa.schema([*schema, *group])
         _check_columns(actual, schema, path, what)
         # Text is read as a dictionary: a few bytes can say that a long text repeats a million times.
         metadata = pq.read_metadata(pa.BufferReader(buffer))

@@ -81,7 +81,7 @@ def start_server(folder: Path) -> Iterator[Server]:
     (folder / "master.toml").write_text("[master.volume_growth]\ncopy_1 = 1\n")  # volumes that a bucket takes
     ports = s3, master, volume, filer = _find_free_ports(4)
     command = [
-        weed, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
+        f"{Path(weed).resolve()}", "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
         "-master.volumeSizeLimitMB=64", f"-volume.max={MAX_VOLUMES}", "-volume.minFreeSpace=1GiB",
         "-filer=true", "-s3", f"-s3.port={s3}",
         f"-s3.config={folder / 's3.json'}", f"-master.port={master}",

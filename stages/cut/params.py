@@ -36,13 +36,12 @@ class SpanParams:
     max_seconds: float = Field(default=12.0, ge=2, le=600)  # longer speech is cut at its longest pause
     min_pause_seconds: float = Field(default=0.4, ge=0.1, le=60)  # between words; a longer pause ends a clip
     margin_seconds: float = Field(default=0.4, ge=0, le=10)  # of the pauses around it, at most half of each
-    max_still_seconds: float = Field(default=1.0, gt=0, le=86_400)  # of a picture that stands in a clip
+    # of a picture that stands in a clip; longer than pictures are shown at low rates
+    max_still_seconds: float = Field(default=1.0, ge=0.4, le=86_400)
     voice_model: str = ""  # path of the voice detector's weights; empty: environment, user's cache, download
     correct_lag: bool = True  # read the sound of a clip so much earlier or later as it is late
     near_duplicates: Literal["keep", "drop"] = "keep"  # clips with the sound of an earlier one
-    second_opinion: Literal["none", "syncnet"] = (
-        "none"  # on who speaks, by a network whose weights are needed
-    )
+    second_opinion: Literal["none", "syncnet"] = "none"  # on who speaks; SyncNet's weights are needed
     thresholds: ThresholdParams = Field(default_factory=ThresholdParams)
 
     def __post_init__(self) -> None:
@@ -50,6 +49,11 @@ class SpanParams:
             raise ValueError(
                 f"min_seconds is {self.min_seconds:g}, expected at most half of max_seconds "
                 f"{self.max_seconds:g}: long speech is cut into pieces of either"
+            )
+        if self.thresholds.min_syncnet_confidence and not self.with_syncnet:
+            raise ValueError(
+                f"thresholds.min_syncnet_confidence is {self.thresholds.min_syncnet_confidence:g} and "
+                f"second_opinion is {self.second_opinion}, expected syncnet: nothing else measures it"
             )
 
     @property
