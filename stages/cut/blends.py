@@ -1,9 +1,10 @@
 """Find dissolves, cross-fades and fades to black: pictures that are a mixture of those before and after.
 
-Within a dissolve the picture in the middle is the mean of the first and the last one, field by field. What
-moves is not: it has left one place and not yet reached the other, where the mean shows it in both. A light
-that is turned up changes brightness and contrast alone, which are made equal before two pictures are
-compared; a fade leaves hardly any contrast. docs/cutting.md has the figures.
+Within a dissolve every picture is a mixture of the first and the last one, field by field, and before and
+after it the pictures are at rest. What moves is no mixture, unless it moves by less than a field; then it
+moves on where a dissolve has ended. Light changes brightness alone, evenly or from one side, which is made
+equal before two pictures are compared; a caption changes a part of the picture. docs/cutting.md has the
+figures.
 """
 
 from __future__ import annotations
@@ -22,11 +23,14 @@ Thumbnail = NDArray[np.uint8]  # (GRID height, GRID width), grey
 GRID = STILL_GRID  # fields of a thumbnail: columns, rows
 # Half the lengths, in frames, over which pictures are compared.
 HALF_LENGTHS = (2, 4, 8, 16, 24)
-MAX_FRAMES = max(HALF_LENGTHS)  # on each side of a frame that say whether it is blended
+MAX_FRAMES = 36  # on each side of a frame that say whether it is blended: half a length, and half of that
 MIN_CHANGE = 5.0  # grey levels, mean over the fields: the first picture against the last
-MAX_RESIDUE = 0.15  # of the change: what the middle differs from the mean of both ends; a slow pan has 0.19
-# The same at the quarters: a cut with one blended picture differs by 0.25.
-MAX_QUARTER_RESIDUE = 0.27
+MIN_CHANGED_LEVELS, MIN_CHANGED_SHARE = 3.0, 0.4  # of the fields; people before one wall have 0.55 or more
+MAX_RESIDUE = 0.1  # of the change: what the middle differs from a mixture of both ends
+MAX_QUARTER_RESIDUE = 0.2  # the same at the quarters
+MIN_MIDDLE_SHARE = 0.25  # of either end in the middle
+MAX_MOVE = 0.12  # of the change: how far the pictures around go on; a steady pan has 0.25 or more
+LIGHT_FIELDS = (25, 19)  # columns, rows; light changes no faster than over so many fields
 MAX_FADE_CONTRAST = 0.3  # of one end, in those of the other
 MIN_CONTRAST = 1.0  # grey levels: less is black
 EDGE = 0.04  # share of the other picture that is hardly seen
@@ -53,9 +57,9 @@ def find_blends(thumbnails: NDArray[np.uint8], first: int, last: int) -> list[tu
     blends = []
     for half in HALF_LENGTHS:
         for k in range(max(first, half), min(last, len(pictures) - half)):
-            blend = _find_blend(pictures[k - half : k + half + 1])
+            blend = _find_blend(pictures, k, half)
             if blend is not None:
-                blends.append((k - half + blend[0], k - half + blend[1]))
+                blends.append(blend)
     return merge_stretches(blends)
 
 
@@ -79,32 +83,45 @@ def merge_stretches(stretches: list[tuple[int, int]]) -> list[tuple[int, int]]:
     return merged
 
 
-def _find_blend(pictures: NDArray[np.float32]) -> tuple[int, int] | None:
-    """Which of 2 n + 1 pictures are mixtures of the first and the last, [begin, end); None: nothing is."""
-    half = len(pictures) // 2
-    before, middle, after = pictures[0], pictures[half], pictures[-1]
-    change = float(np.abs(after - before).mean())
-    if change < MIN_CHANGE or np.abs(middle - (before + after) / 2).mean() > MAX_RESIDUE * change:
+def _find_blend(pictures: NDArray[np.float32], k: int, half: int) -> tuple[int, int] | None:
+    """Which of the pictures ``k - half`` to ``k + half`` are mixtures of these two, [begin, end), if k is."""
+    before, after = pictures[k - half], pictures[k + half]
+    difference = after - before
+    change = float(np.abs(difference).mean())
+    if change < MIN_CHANGE:
         return None
-    if not _is_another_picture(before, after):
+
+    def find_share(i: int) -> float:
+        """How much of the last picture is in a mixture."""
+        return float(np.vdot(pictures[i] - before, difference) / np.vdot(difference, difference))
+
+    def measure_residue(i: int, share: float) -> float:
+        return float(np.abs(pictures[i] - before - share * difference).mean()) / change
+
+    share = find_share(k)
+    if not MIN_MIDDLE_SHARE < share < 1 - MIN_MIDDLE_SHARE or measure_residue(k, share) > MAX_RESIDUE:
         return None
-    quarter = half // 2
-    for k in (quarter, len(pictures) - 1 - quarter):
-        share = k / (len(pictures) - 1)
-        mixture = (1 - share) * before + share * after
-        if np.abs(pictures[k] - mixture).mean() > MAX_QUARTER_RESIDUE * change:
+    if np.mean(np.abs(difference) > MIN_CHANGED_LEVELS) < MIN_CHANGED_SHARE:
+        return None
+    for i in (k - half + half // 2, k + half - half // 2):
+        if measure_residue(i, find_share(i)) > MAX_QUARTER_RESIDUE:
             return None
-    difference = (after - before).ravel()
-    shares = (pictures - before).reshape(len(pictures), -1) @ difference / (difference @ difference)
+    low, high = sorted((float(before.std()), float(after.std())))
+    is_fade = low <= max(MAX_FADE_CONTRAST * high, MIN_CONTRAST) and high > MIN_CONTRAST
+    margin = max(2, half // 2)
+    around = k - half - margin, k + half + margin
+    if not is_fade and (around[0] < 0 or around[1] >= len(pictures) or _is_light(before, after)):
+        return None
+    around = max(around[0], 0), min(around[1], len(pictures) - 1)
+    if abs(find_share(around[0])) > MAX_MOVE or abs(find_share(around[1]) - 1) > MAX_MOVE:
+        return None
+    shares = np.array([find_share(i) for i in range(k - half, k + half + 1)])
     blended = np.flatnonzero((shares > EDGE) & (shares < 1 - EDGE))
-    return int(blended[0]), int(blended[-1]) + 1
+    return k - half + int(blended[0]), k - half + int(blended[-1]) + 1
 
 
-def _is_another_picture(before: NDArray[np.float32], after: NDArray[np.float32]) -> bool:
-    """Whether the change is more than one of brightness and contrast, or a fade."""
-    a, b = before - before.mean(), after - after.mean()
-    low, high = sorted((float(a.std()), float(b.std())))
-    if low <= max(MAX_FADE_CONTRAST * high, MIN_CONTRAST):
-        return high > MIN_CONTRAST
-    middle = np.sqrt(low * high)
-    return bool(np.abs(b * (middle / b.std()) - a * (middle / a.std())).mean() >= MIN_CHANGE)
+def _is_light(before: NDArray[np.float32], after: NDArray[np.float32]) -> bool:
+    """Whether two pictures differ in brightness alone, which light changes smoothly over the picture."""
+    a, b = (cv2.blur(picture, LIGHT_FIELDS) + 4 for picture in (before, after))  # 4: black is not divided by
+    middle = np.sqrt(a * b)
+    return bool(np.abs(before * middle / a - after * middle / b).mean() < MIN_CHANGE)

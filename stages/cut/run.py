@@ -58,7 +58,7 @@ from stages.speech import SpeechParams
 STAGE = "cut"
 VERSION = 2  # of the rules by which spans are found, too; 2: dissolves and pictures that stand still
 HASH_LETTERS = 8
-CODES = ("", "too_short", "still")  # of frames whose pictures are no one's; the second is a dissolve's
+CODES = ("", "too_short", "still")  # of usable frames, of those of a dissolve, of a picture that stands
 # Part of the format: what is heard in a frame depends a little on where its chunk begins.
 CHUNK_FRAMES = 60 * VIDEO_FPS
 
@@ -432,6 +432,8 @@ def _make_ledger(
             if clip["status"] == OK and opinion.status == FAILED:
                 clip |= {name: getattr(opinion, name) for name in ("status", "code", "reason")}
                 clip["sound_shift"] = None
+            elif opinion.status == DROPPED:
+                clip["notes"].append(f"SyncNet has no opinion: {opinion.reason}")
             if clip["status"] == OK and clip["clip_id"] in prints:  # of ids that were shortened
                 clip |= clips.make_drop_columns(Drop("duplicate", f"{clip['clip_id']!r} is another clip"))
             if clip["status"] == OK:

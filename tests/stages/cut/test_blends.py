@@ -11,9 +11,10 @@ import pytest
 
 from stages.cut import blends
 from stages.cut.blends import find_blends, find_stills, merge_stretches
+from tests.conftest import real_clips
 from tests.media import read_rgb_frames
 
-SIDE = 24  # frames before and after a blend
+SIDE = 36  # frames before and after a blend
 BLACK = np.zeros((SIDE + 30, 48, 64), np.uint8)
 
 
@@ -31,7 +32,7 @@ def mix(before: np.ndarray, after: np.ndarray, n_mixed: int) -> np.ndarray:
     return np.concatenate([before[:SIDE], mixed, after[n_mixed : n_mixed + SIDE]]).round().astype(np.uint8)
 
 
-@pytest.mark.parametrize("n_mixed", [5, 10, 20, 30])
+@pytest.mark.parametrize("n_mixed", [1, 2, 3, 5, 10, 20, 30])
 def test_a_dissolve_from_one_person_to_another_is_found_wherever_the_chunks_border_is(
     people: list[np.ndarray], n_mixed: int
 ) -> None:
@@ -52,17 +53,34 @@ def test_a_fade_to_black_or_from_it_is_found(people: list[np.ndarray], n_mixed: 
         assert abs(begin - SIDE) <= 3 and abs(end - SIDE - n_mixed) <= 3
 
 
-def test_people_cuts_a_camera_and_a_lamp_are_no_dissolves(people: list[np.ndarray], grid: Path) -> None:
+def test_people_cuts_a_caption_and_a_lamp_are_no_dissolves(people: list[np.ndarray], grid: Path) -> None:
     picture = read_rgb_frames(sorted((grid / "s1").glob("*.mpg"))[0])[0]
-    height, width = picture.shape[:2]
-    pan = [
-        cv2.warpAffine(picture, np.array([[1.4, 0, -2.0 * k], [0, 1.4, -0.2 * height]]), (width, height))
-        for k in range(50)
-    ]
-    lamp = [np.asarray(picture * (1 - 0.4 * min(k, 20) / 20), np.uint8) for k in range(50)]
-    moved = [np.stack([blends.shrink(shown) for shown in film]) for film in (pan, lamp)]
-    for pictures in (*people, mix(*people, 0), *moved):
+    side = np.linspace(1, 0.5, picture.shape[1])[None, :, None]
+    lamp, caption = [], []
+    for k in range(100):
+        share = min(max(k - 40, 0), 10) / 10
+        lamp.append(np.asarray(picture * (1 - share + share * side), np.uint8))
+        titled = picture.astype(np.float32)
+        titled[-len(titled) // 6 :] *= 1 - share
+        caption.append(titled.astype(np.uint8))
+    changed = [np.stack([blends.shrink(frame) for frame in film]) for film in (lamp, caption)]
+    for pictures in (*people, mix(*people, 0), *changed):
         assert find_blends(pictures, 0, len(pictures)) == []
+
+
+@pytest.mark.parametrize(("pixels", "zoom"), [(0.25, 0.0), (1.0, 0.0), (4.0, 0.0), (0.0, 0.002), (0.0, 0.01)])
+def test_a_camera_that_moves_over_a_room_shows_no_dissolves(pixels: float, zoom: float) -> None:
+    """``pixels`` and ``zoom`` a frame."""
+    clip = sorted(real_clips("us_gov").rglob("*.mp4"))[0]
+    pictures = []
+    for k, frame in enumerate(read_rgb_frames(clip)[:90]):
+        height, width = frame.shape[:2]
+        scale = 1.25 + zoom * k
+        matrix = np.array(
+            [[scale, 0, -pixels * k - (scale - 1) * width / 3], [0, scale, (1 - scale) * height / 3]]
+        )
+        pictures.append(blends.shrink(cv2.warpAffine(frame, matrix, (width, height))))
+    assert find_blends(np.stack(pictures), 0, len(pictures)) == []
 
 
 def test_a_picture_that_stands_too_long_is_a_stretch_and_people_never_stand(people: list[np.ndarray]) -> None:

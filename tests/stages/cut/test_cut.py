@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,14 @@ from stages.evaluate.metrics.published import load_published
 from stages.evaluate.metrics.syncnet import SyncNet
 from stages.landmarks import LandmarksParams, find_span_points
 from stages.media import weights
+from stages.media.audio import read_channels
+from stages.media.encode import AudioTrack, write_mp4
 from stages.media.video import read_frames_at_25fps
 from stages.speech import SpeechParams
 from stages.synth import SynthParams, make_corpus
 from stages.synth.film_spec import FilmTruth
 from tests.build import build, find_stage_summary, hash_files, pipeline
+from tests.media import read_rgb_frames
 from tests.stages.evaluate.metrics.weights import make_syncnet_weights
 
 KINDS = ("speaker", "two-faces", "no-face", "lag", "music")
@@ -198,3 +202,29 @@ def test_syncnet_gives_a_second_opinion_on_who_speaks(
     ]
     assert len(told) == cost.in_sequence.clips == report.counts[OK] - 1
     assert all(f"expected {limit:g} or more" in reason for reason in told)
+
+
+def test_the_frames_of_a_dissolve_and_of_a_frozen_picture_are_in_no_clip(
+    grid: Path, landmarker: Path, speech_model: Path, voice_model: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """s1, over whom s2 is faded in during ten frames around a chunk's border, and who then freezes."""
+    monkeypatch.setattr(cut, "CHUNK_FRAMES", 70)
+    clips = [sorted((grid / person).glob("*.mpg"))[0] for person in ("s1", "s2")]
+    before, after = (np.stack(read_rgb_frames(clip)) for clip in clips)
+    shares = np.arange(1, 11)[:, None, None, None] / 11
+    mixed = (before[65:75] * (1 - shares) + after[:10] * shares).round().astype(np.uint8)
+    frames = [*before[:65], *mixed, *after[10:45], *(30 * [after[45]]), *after[45:75]]
+    speech = [read_channels(clip, 0.0, 48_000)[:1].T for clip in (*clips, clips[1])]
+    track = AudioTrack([np.concatenate(speech)[: len(frames) * 640]], 16_000, 1)
+    write_mp4(tmp_path / "raw" / "film.mp4", frames, fps=Fraction(25), audio=track, redrawn=False)
+    work = Work("folder", tmp_path / "raw", tmp_path / "work", tmp_path / "out", tmp_path / "cache")
+    pipeline("clips", "--dataset", "folder", "--raw", work.raw, "--work", work.root, "--cut")
+    cut_again(
+        work, min_seconds=1.2, min_pause_seconds=2.0, thresholds=ThresholdParams(min_sync_confidence=-2)
+    )
+    rows = list(read_ledger(work.ledger))
+    assert sum(row["frames"] for row in rows) == len(frames)
+    codes = [row["code"] for row in rows for _ in range(row["frames"])]
+    assert set(codes[66:74]) == {"too_short"} and set(codes[112:138]) == {"still"}, codes
+    assert {codes[40], codes[90]} == {""}, codes
