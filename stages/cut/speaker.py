@@ -143,9 +143,6 @@ def pool_lags(curves: Sequence[SyncCurve]) -> list[Floats]:
         logs = evidence + np.log(probabilities)
         votes = np.exp(logs - logs.max(axis=1, keepdims=True, initial=-np.inf))
         votes *= (weights / votes.sum(axis=1))[:, None]
-        # a lag is seldom a whole number of frames: clips that share it differ by one
-        near = np.pad(votes, ((0, 0), (1, 1)), mode="edge")
-        votes = 0.25 * near[:, :-2] + 0.5 * votes + 0.25 * near[:, 2:]
         others = FILE_WEIGHT * guess + votes.sum(axis=0) - votes
         probabilities = others / others.sum(axis=1, keepdims=True)
     return list(probabilities)
