@@ -37,11 +37,8 @@ def read_clip(path: Path) -> tuple[list[NDArray[np.uint8]], NDArray[np.int16]]:
         pictures = [frame.to_ndarray(format="yuv420p") for frame in container.decode(video=0)]
     resampler = av.AudioResampler("s16", "mono", RATE)
     with av.open(str(path)) as container:
-        blocks = [
-            block.to_ndarray()[0]
-            for frame in container.decode(audio=0)
-            for block in resampler.resample(frame)
-        ]
+        frames = (*container.decode(audio=0), None)  # None: what the resampler holds back
+        blocks = [block.to_ndarray()[0] for frame in frames for block in resampler.resample(frame)]
     sound = np.zeros(len(pictures) * SAMPLES_PER_FRAME, np.int16)
     samples = np.concatenate(blocks)[: len(sound)]
     sound[: len(samples)] = samples

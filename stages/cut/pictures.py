@@ -92,9 +92,9 @@ def see_chunk(
             looks += [face.look for face in faces]
             qualities += face_qualities
         last = frame
-    found = blends.find_blends(np.stack(thumbnails), n_before, n_before + n_frames)
+    stretches = blends.find_blends(np.stack(thumbnails), n_before, n_before + n_frames)
     arrays: dict[str, NDArray[Any]] = {
-        "blends": np.array(found, np.int64).reshape(-1, 2) - n_before,
+        "blends": np.array(stretches, np.int64).reshape(-1, 2) - n_before,
         "steps": np.array(steps, np.uint8),
         "seconds": np.array(seconds),
         "contents": np.array(contents, np.float32),
