@@ -45,7 +45,7 @@ def load_networks(folder: Path | None, *, with_sound: bool, device: str = "cpu")
 
     ``with_sound`` says whether ``score_clip_by_networks`` will receive speech. On one CPU core a frame takes
     Inception 120 ms, whole or its box, SyncNet 32 ms by each protocol and LPIPS some 20 ms. Raises StageError
-    or ModelError when a file exists but is not what it should be.
+    when a file exists but is not what it should be.
     """
     not_computed: dict[str, str] = {}
 

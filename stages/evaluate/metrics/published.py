@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from model.recipe import ModelError
+from stages.engine.outcome import StageError
 
 Network = TypeVar("Network", bound=nn.Module)
 # The batch counter of a norm layer. Old files lack it, and inference does not use it.
@@ -19,7 +19,7 @@ COUNTER = "num_batches_tracked"
 def load_published(build: Callable[[], Network], path: Path, *, unused: tuple[str, ...] = ()) -> Network:
     """The network with the tensors of a state dict, on the CPU, frozen and in eval mode.
 
-    Tensors of the file whose names begin with ``unused`` are ignored. Raises ModelError when the file holds
+    Tensors of the file whose names begin with ``unused`` are ignored. Raises StageError when the file holds
     anything but tensors, or when names or shapes do not match the network's.
     """
     with torch.device("meta"):  # no initial weights, which would advance the caller's random state
@@ -35,7 +35,7 @@ def load_published(build: Callable[[], Network], path: Path, *, unused: tuple[st
     if expected != shapes:
         wrong = sorted(set(expected.items()) ^ set(shapes.items()))
         name, shape = wrong[0]
-        raise ModelError(
+        raise StageError(
             f"{path}: {len(wrong)} tensors do not fit {type(network).__name__}, e.g. {name} {shape}"
         )
     counters = {name: torch.tensor(0) for name in state if name.endswith(COUNTER)}
@@ -53,8 +53,8 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as err:  # a damaged file raises anything
         # Torch's own message has many lines and explains how to disable the check.
-        raise ModelError(f"{path}: not a complete file of plain tensors ({type(err).__name__})") from err
+        raise StageError(f"{path}: not a complete file of plain tensors ({type(err).__name__})") from err
     is_named = isinstance(content, dict) and all(isinstance(name, str) for name in content)
     if not is_named or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ModelError(f"{path}: holds {type(content).__name__}, expected tensors by name")
+        raise StageError(f"{path}: holds {type(content).__name__}, expected tensors by name")
     return dict(content)

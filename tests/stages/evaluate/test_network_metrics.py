@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from skimage.data import astronaut
 from torch import Tensor, nn
 
-from model.recipe import ModelError
 from shards.checksum import file_sha256
 from stages.engine.outcome import StageError
 from stages.evaluate.metrics.inception import Inception
@@ -203,6 +202,6 @@ def test_a_wrong_file_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest
     # A pickle with the expected digest is not executed either.
     expected = {**NETWORKS, "syncnet": replace(NETWORKS["syncnet"], sha256=file_sha256(path))}
     monkeypatch.setattr("stages.evaluate.network_metrics.NETWORKS", expected)
-    with pytest.raises(ModelError, match=r"syncnet_v2\.model: not a complete file of plain tensors"):
+    with pytest.raises(StageError, match=r"syncnet_v2\.model: not a complete file of plain tensors"):
         load_networks(tmp_path, with_sound=True)
     assert not mark.exists()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from skimage.data import astronaut
 from torch import Tensor, nn
 
-from model.recipe import ModelError
+from stages.engine.outcome import StageError
 from stages.evaluate.metrics.frechet import Moments, frechet_distance
 from stages.evaluate.metrics.inception import Inception, extract_features
 from stages.evaluate.metrics.lpips import AlexNet, Heads, Lpips
@@ -149,7 +149,7 @@ def test_old_and_new_files_load_with_and_without_unused_tensors(tmp_path: Path, 
     assert torch.equal(state, torch.get_rng_state())
     path = tmp_path / "wrong"
     torch.save(bare | {"layers.0.bias": torch.zeros(5)}, path)
-    with pytest.raises(ModelError, match=r"wrong: 2 tensors do not fit Small, e\.g\. layers\.0\.bias"):
+    with pytest.raises(StageError, match=r"wrong: 2 tensors do not fit Small, e\.g\. layers\.0\.bias"):
         load_published(Small, path)
 
 
@@ -180,7 +180,7 @@ def test_a_file_of_other_objects_is_refused_in_one_line_and_runs_nothing(
     files.append(b"<html>404</html>" * 9)
     for data in files:
         path.write_bytes(data)
-        with pytest.raises(ModelError) as caught:
+        with pytest.raises(StageError) as caught:
             load_published(Heads, path)
         assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
     assert not mark.exists()
