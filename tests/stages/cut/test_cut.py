@@ -116,7 +116,7 @@ def test_one_worker_and_a_cluster_write_the_same_bytes_and_thresholds_measure_no
     films: Path, dataset: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     work, summary = dataset
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster:
         for name, option in (
             ("one", ("--workers", "1")),
             ("cluster", ("--scheduler", cluster.scheduler_address)),

@@ -101,7 +101,7 @@ def test_near_duplicates_are_dropped_on_request() -> None:
     assert (drop.code, "film_000000-000050" in drop.reason) == ("near_duplicate", True)
 
 
-@pytest.mark.parametrize("params", [PARAMS, SpanParams(near_duplicates="drop")], ids=["keep", "drop"])
+@pytest.mark.parametrize("params", [PARAMS, replace(PARAMS, near_duplicates="drop")], ids=["keep", "drop"])
 def test_costs_in_sequence_add_up_to_what_judging_each_clip_drops(params: SpanParams) -> None:
     spans = make_random_spans(80)
     table = count_costs(spans, params)
