@@ -218,7 +218,8 @@ def test_the_larger_face_is_tracked_whatever_the_order_of_detection(
 ) -> None:
     rng = np.random.default_rng(seed)
     moment = int(rng.integers(0, n_frames))
-    away_from = int(rng.integers(1, n_frames))
+    # It returns: after its end a face of the same look that begins would continue it, as after a cut.
+    away_from = int(rng.integers(1, n_frames - gap))
     steps = rng.uniform(-8, 8, (n_frames, 2)).cumsum(axis=0).clip(-40, 40)
     frames, large = [], []
     for k in range(n_frames):
