@@ -16,29 +16,22 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
-import numpy as np
+from join import RATE, make_block, read_sound
 from processes import Usage, run_pipeline
 
 from shards.schema import VIDEO_FPS
 from stages.synth import ClipSpec, make_clip
 
-RATE = 48_000  # Hz
 QUARTERS = ((0.02, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 0.98))
 
 
 def repeat_film(source: Path, target: Path, seconds: float) -> None:
     """Write copies of a film at 25 frames a second one after the other: its packets, and its sound as PCM."""
-    resampler = av.AudioResampler("s16", "mono", RATE)
-    with av.open(str(source)) as film:
-        sound = np.concatenate(
-            [b.to_ndarray()[0] for f in film.decode(audio=0) for b in resampler.resample(f)]
-        )
-        length = film.streams.video[0].frames
-    sound = np.pad(sound, (0, RATE))[: length * RATE // VIDEO_FPS]
-    block_size = RATE // VIDEO_FPS
     with av.open(str(target), "w") as output:
         with av.open(str(source)) as film:
+            length = film.streams.video[0].frames
             video = output.add_stream_from_template(film.streams.video[0])
+        sound = read_sound(source, length)
         audio = output.add_stream("pcm_s16le", rate=RATE, layout="mono")
         for k in range(round(seconds * VIDEO_FPS / length)):
             with av.open(str(source)) as film:
@@ -48,11 +41,8 @@ def repeat_film(source: Path, target: Path, seconds: float) -> None:
                         packet.pts, packet.dts = packet.pts + offset, packet.dts + offset
                         packet.stream = video
                         output.mux(packet)
-            for i, samples in enumerate(sound.reshape(-1, block_size)):
-                block = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")
-                block.pts, block.rate = (k * length + i) * block_size, RATE
-                block.time_base = Fraction(1, RATE)
-                output.mux(audio.encode(block))
+            for number, samples in enumerate(sound, k * length):
+                output.mux(audio.encode(make_block(samples, number)))
         output.mux(audio.encode())
 
 
@@ -82,16 +72,8 @@ def main() -> None:
         root = args.work or Path(folder)
         raw, work = root / "raw", root / "work"
         raw.mkdir(parents=True, exist_ok=True)
-        words = [
-            "--dataset",
-            "folder",
-            "--raw",
-            f"{raw}",
-            "--work",
-            f"{work}",
-            "--workers",
-            f"{args.workers}",
-        ]
+        paths = ["--raw", f"{raw}", "--work", f"{work}"]
+        words = ["--dataset", "folder", *paths, "--workers", f"{args.workers}"]
         if args.film is None:
             make_clip(raw / "long.mp4", ClipSpec(seconds=args.frames / VIDEO_FPS))
             usage = run_pipeline("shard", *words)
