@@ -163,7 +163,7 @@ def describe_dataset(
             ),
             *(_describe_member(member, entries) for member in members),
         ],
-        "recordSet": list(_describe_records(members, ledger_schema, with_spans)),
+        "recordSet": list(_describe_records(members, ledger_schema)),
     }
 
 
@@ -224,12 +224,10 @@ def _describe_member(member: MemberFormat, entries: Iterable[ShardEntry]) -> dic
     }
 
 
-def _describe_records(
-    members: Sequence[MemberFormat], ledger_schema: pa.Schema, with_spans: bool
-) -> Iterator[dict[str, Any]]:
+def _describe_records(members: Sequence[MemberFormat], ledger_schema: pa.Schema) -> Iterator[dict[str, Any]]:
     """A record for each row of a table, and for each member of each clip."""
     has_speech = SPEECH_MEMBER in (member.name for member in members)
-    ledger_keys = ("path", "start_seconds") if with_spans else ("path",)
+    ledger_keys = tuple(name for name in ("path", "start_seconds") if name in ledger_schema.names)
     tables: tuple[tuple[str, str, pa.Schema, tuple[str, ...]], ...] = (
         (INDEX_RECORDS, INDEX_NAME, SPEECH_INDEX_SCHEMA if has_speech else INDEX_SCHEMA, ("clip_id",)),
         (LEDGER_RECORDS, LEDGER_NAME, ledger_schema, ledger_keys),

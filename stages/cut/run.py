@@ -34,7 +34,7 @@ from shards.names import MAX_ID_BYTES
 from shards.schema import VIDEO_FPS
 from shards.table import Row, Rows
 from stages import clips, landmarks
-from stages.cut.blends import find_stills, merge_stretches
+from stages.cut.blends import find_stills
 from stages.cut.near_duplicates import find_near_duplicates
 from stages.cut.params import SpanParams
 from stages.cut.pictures import MeshReader, read_seen_frames, see_chunk
@@ -58,7 +58,6 @@ from stages.speech import SpeechParams
 STAGE = "cut"
 VERSION = 2  # of the rules by which spans are found, too; 2: dissolves and pictures that stand still
 HASH_LETTERS = 8
-CODES = ("", "too_short", "still")  # of usable frames, of those of a dissolve, of a picture that stands
 # Part of the format: what is heard in a frame depends a little on where its chunk begins.
 CHUNK_FRAMES = 60 * VIDEO_FPS
 
@@ -359,17 +358,17 @@ def cut_file(task: FileTask) -> str:
         blends += [(int(begin) + chunk.first, int(last) + chunk.first) for begin, last in seen["blends"]]
         sound.add_chunk(chunk.first, heard)
         entries.append(chunk.pictures)
-    codes = np.zeros(task.n_frames + 1, np.uint8)  # of each frame, in CODES; the last one ends all
-    for number, stretches in enumerate(
-        (merge_stretches(blends), find_stills(steps, task.cut.max_still_seconds)), 1
-    ):
+    stills = find_stills(steps, task.cut.max_still_seconds)
+    codes = [""] * task.n_frames  # why the picture of a frame is in no clip
+    for code, stretches in (("too_short", blends), ("still", stills)):
         for begin, last in stretches:
-            codes[max(begin, 0) : min(last, task.n_frames)] = number
+            stretch = range(task.n_frames)[max(begin, 0) : last]
+            codes[stretch.start : stretch.stop] = [code] * len(stretch)
     shots = [first for first in find_shots(contents) if find_unreadable(unreadable, first) is None]
-    changes = [int(frame) + 1 for frame in np.flatnonzero(np.diff(codes))]
+    changes = [k for k in range(1, task.n_frames) if codes[k] != codes[k - 1]]
     ends = [last for last, _ in unreadable.values()]
     shots = sorted({*shots, *changes, *unreadable, *ends} - {task.n_frames})
-    unusable = {first: CODES[codes[first]] for first in shots if codes[first]}
+    unusable = {first: codes[first] for first in shots if codes[first]}
     frames = read_seen_frames(entries, [chunk.n_frames for chunk in task.chunks])
     spans = list(find_spans(frames, shots, sound, task.cut, task.max_gap_frames, unreadable, unusable))
     meshes = MeshReader(entries)
