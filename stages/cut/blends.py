@@ -9,7 +9,7 @@ figures.
 
 from __future__ import annotations
 
-from itertools import pairwise
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -42,9 +42,12 @@ def shrink(picture: Frame) -> Thumbnail:
     return np.asarray(cv2.resize(grey, GRID, interpolation=cv2.INTER_AREA), np.uint8)
 
 
-def measure_largest_change(before: Thumbnail, after: Thumbnail) -> int:
-    """By how many grey levels the field changes that changes most."""
-    return int(cv2.absdiff(before, after).max())
+def count_same_before(thumbnails: Sequence[Thumbnail], k: int) -> int:
+    """How many pictures right before picture ``k`` are the same as it, in every field."""
+    before = k
+    while before and cv2.absdiff(thumbnails[before - 1], thumbnails[k]).max() <= STILL_LEVELS:
+        before -= 1
+    return k - before
 
 
 def find_blends(thumbnails: NDArray[np.uint8], first: int, last: int) -> list[tuple[int, int]]:
@@ -63,13 +66,25 @@ def find_blends(thumbnails: NDArray[np.uint8], first: int, last: int) -> list[tu
     return merge_stretches(blends)
 
 
-def find_stills(steps: NDArray[np.uint8], max_seconds: float) -> list[tuple[int, int]]:
+def add_same_pictures(same_since: NDArray[np.int64], first: int, same: NDArray[np.int64]) -> None:
+    """Write since which frame each picture of a chunk is the same into ``same_since`` (T,).
+
+    ``same`` are the chunk's results of ``count_same_before``, from the file's frame ``first`` on. A chunk is
+    compared with MAX_FRAMES before it at most; what is the same as all of them goes on as the first of them.
+    """
+    since = np.arange(first, first + len(same)) - same
+    earliest = max(first - MAX_FRAMES, 0)
+    same_since[first : first + len(same)] = np.where(since == earliest, same_since[earliest], since)
+
+
+def find_stills(same_since: NDArray[np.int64], max_seconds: float) -> list[tuple[int, int]]:
     """Stretches [begin, end) in which one picture is shown for longer than ``max_seconds``.
 
-    ``steps`` are the T results of ``measure_largest_change`` against the frame before, 255 where none is.
+    ``same_since`` (T,) says for each frame since which one the picture is the same.
     """
-    firsts = [*np.flatnonzero(steps > STILL_LEVELS).tolist(), len(steps)]
-    return [(a, b) for a, b in pairwise(firsts) if (b - a) / VIDEO_FPS > max_seconds]
+    ends = np.arange(1, len(same_since) + 1)
+    is_still = (ends - same_since) / VIDEO_FPS > max_seconds
+    return merge_stretches(list(zip(same_since[is_still].tolist(), ends[is_still].tolist(), strict=True)))
 
 
 def merge_stretches(stretches: list[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -55,7 +55,8 @@ def see_chunk(
     find = open_finder(model, params.max_faces, params.engine)
     compare_content, compare_picture = ContentComparison(), PictureComparison()
     n_before = min(first, FRAMES_AROUND)
-    seconds, contents, changes, steps, counts = [], [], [], [], []
+    seconds, contents, changes, counts = [], [], [], []
+    same: list[int] = []
     thumbnails: list[blends.Thumbnail] = []
     points: list[Points] = []
     looks: list[NDArray[np.uint8]] = []
@@ -84,8 +85,8 @@ def see_chunk(
             seconds.append(frame.seconds + offset)
             contents.append(content)
             changes.append(change)
-            steps.append(
-                blends.measure_largest_change(thumbnails[-2], thumbnails[-1]) if k + n_before else 255
+            same.append(
+                same[-1] + 1 if is_repeat and same else blends.count_same_before(thumbnails, k + n_before)
             )
             counts.append(len(faces))
             points += [face.points for face in faces]
@@ -95,7 +96,7 @@ def see_chunk(
     stretches = blends.find_blends(np.stack(thumbnails), n_before, n_before + n_frames)
     arrays: dict[str, NDArray[Any]] = {
         "blends": np.array(stretches, np.int64).reshape(-1, 2) - n_before,
-        "steps": np.array(steps, np.uint8),
+        "same": np.array(same, np.int64),  # pictures before it, down to the first that is read
         "seconds": np.array(seconds),
         "contents": np.array(contents, np.float32),
         "changes": np.array(changes, np.float32),

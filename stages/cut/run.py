@@ -34,7 +34,7 @@ from shards.names import MAX_ID_BYTES
 from shards.schema import VIDEO_FPS
 from shards.table import Row, Rows
 from stages import clips, landmarks
-from stages.cut.blends import find_stills
+from stages.cut.blends import add_same_pictures, find_stills
 from stages.cut.near_duplicates import find_near_duplicates
 from stages.cut.params import SpanParams
 from stages.cut.pictures import MeshReader, read_seen_frames, see_chunk
@@ -56,7 +56,7 @@ from stages.media.faces import ENGINE_PACKAGES, check_engine, interpolate_gaps
 from stages.speech import SpeechParams
 
 STAGE = "cut"
-VERSION = 2  # of the rules by which spans are found, too; 2: dissolves and pictures that stand still
+VERSION = 3  # of the rules by which spans are found, too; 2: dissolves, still pictures; 3: slow ones are none
 HASH_LETTERS = 8
 # Part of the format: what is heard in a frame depends a little on where its chunk begins.
 CHUNK_FRAMES = 60 * VIDEO_FPS
@@ -341,7 +341,7 @@ def cut_file(task: FileTask) -> str:
     unreadable: dict[int, tuple[int, Outcome]] = {}
     sound = Sound.make_silent(task.n_frames)
     contents = np.zeros(task.n_frames, np.float32)
-    steps = np.full(task.n_frames, 255, np.uint8)
+    same_since = np.arange(task.n_frames)  # which frame shows this frame's picture first
     blends: list[tuple[int, int]] = []
     entries: list[Path | None] = []
     for chunk in task.chunks:
@@ -354,11 +354,11 @@ def cut_file(task: FileTask) -> str:
             continue
         (_, seen), (_, heard) = loaded
         contents[chunk.first : end] = seen["contents"]
-        steps[chunk.first : end] = seen["steps"]
+        add_same_pictures(same_since, chunk.first, seen["same"])
         blends += [(int(begin) + chunk.first, int(last) + chunk.first) for begin, last in seen["blends"]]
         sound.add_chunk(chunk.first, heard)
         entries.append(chunk.pictures)
-    stills = find_stills(steps, task.cut.max_still_seconds)
+    stills = find_stills(same_since, task.cut.max_still_seconds)
     codes = [""] * task.n_frames  # why the picture of a frame is in no clip
     for code, stretches in (("too_short", blends), ("still", stills)):
         for begin, last in stretches:

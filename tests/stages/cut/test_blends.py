@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 
 from stages.cut import blends
-from stages.cut.blends import find_blends, find_stills, merge_stretches
+from stages.cut.blends import (
+    add_same_pictures,
+    count_same_before,
+    find_blends,
+    find_stills,
+    merge_stretches,
+)
 from tests.conftest import real_clips
 from tests.media import read_rgb_frames
 
@@ -83,8 +89,35 @@ def test_a_camera_that_moves_over_a_room_shows_no_dissolves(pixels: float, zoom:
     assert find_blends(np.stack(pictures), 0, len(pictures)) == []
 
 
-def test_a_picture_that_stands_too_long_is_a_stretch_and_people_never_stand(people: list[np.ndarray]) -> None:
-    pictures = np.concatenate([people[0][:20], np.repeat(people[0][20:21], 40, axis=0), people[0][21:]])
-    steps = [255, *(blends.measure_largest_change(a, b) for a, b in pairwise(pictures))]
-    assert find_stills(np.array(steps, np.uint8), 1.0) == [(20, 60)]
-    assert find_stills(np.array(steps, np.uint8), 1.6) == []
+def find_stills_by_chunks(
+    pictures: np.ndarray, borders: list[int], max_seconds: float
+) -> list[tuple[int, int]]:
+    """As files are worked on: each chunk is compared with the frames right before it, and no others."""
+    same_since = np.arange(len(pictures))
+    for first, last in pairwise(borders):
+        earliest = max(first - blends.MAX_FRAMES, 0)
+        same = [count_same_before(pictures[earliest:last], k - earliest) for k in range(first, last)]
+        add_same_pictures(same_since, first, np.array(same))
+    return find_stills(same_since, max_seconds)
+
+
+@pytest.mark.parametrize("borders", [[0, 130], [0, 21, 60, 130], [0, 50, 100, 130]])
+def test_a_picture_that_stands_too_long_is_a_stretch_wherever_the_chunks_border_is(
+    people: list[np.ndarray], borders: list[int]
+) -> None:
+    pictures = np.concatenate([people[0][:20], np.repeat(people[0][20:21], 80, axis=0), people[0][21:51]])
+    assert find_stills_by_chunks(pictures, borders, 1.0) == [(20, 100)]
+    assert find_stills_by_chunks(pictures, borders, 3.1) == [(20, 100)]
+    assert find_stills_by_chunks(pictures, borders, 3.2) == []
+
+
+def test_people_and_slow_changes_of_light_are_no_stills(people: list[np.ndarray], grid: Path) -> None:
+    # A small face in a large room changes few fields, and little from one frame to the next.
+    room = np.full((360, 640, 3), 90, np.uint8)
+    talking = []
+    for frame in read_rgb_frames(sorted((grid / "s1").glob("*.mpg"))[0]):
+        room[100:133, 300:341] = cv2.resize(frame, (41, 33), interpolation=cv2.INTER_AREA)
+        talking.append(blends.shrink(room))
+    dawn = np.arange(60, 140, dtype=np.uint8)[:, None, None] + np.zeros((48, 64), np.uint8)
+    for pictures in (*people, np.stack(talking), dawn):
+        assert find_stills_by_chunks(pictures, [0, 40, len(pictures)], 1.0) == []
