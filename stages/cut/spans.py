@@ -25,8 +25,10 @@ from stages.engine.outcome import Outcome
 from stages.media.faces import FaceDetection, track_faces
 from stages.media.jumps import find_jumps
 
-# A longer shot is worked on in pieces, so that memory does not grow with a recording of one camera.
-MAX_SHOT_FRAMES = 15_000
+# A longer shot is worked on in pieces, so that memory does not grow with a recording of one camera. A piece
+# ends in the deepest pause of its last frames.
+MAX_SHOT_FRAMES, PIECE_END_FRAMES = 15_000, 500
+PAUSE_FRAMES = 10  # over which a pause is as deep as the speech in it is likely
 LEVEL_MARGIN_FRAMES = 50  # around a clip, in which its pauses are looked for
 
 # Why a span is no clip, whatever the thresholds are.
@@ -80,8 +82,8 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
-class Take:
-    """A face that is seen without a jump. Gaps are no longer than tracking bridges."""
+class TrackPart:
+    """The part of a track in which its face does not jump. Gaps are no longer than tracking bridges."""
 
     track: int
     faces: dict[int, SeenFace]  # by frame
@@ -137,16 +139,16 @@ def _divide_file(
     shot_firsts = set(shots)
     n_tracks = 0
     code: str | None = None
-    for first, last in pairwise([*_limit_shots(shots, n_frames), n_frames]):
+    for first, last in pairwise([*limit_shots(shots, sound.speech), n_frames]):
         if first in shot_firsts:  # or it is a piece of a long shot
             code = unusable.get(first)
         seen = list(islice(remaining, last - first))
         if (failure := find_unreadable(unreadable, first)) is not None:
             yield Span(first, last, failure.code, failure.reason, failure.status)
             continue
-        takes = find_takes(seen, first, n_tracks, max_gap_frames)
-        n_tracks = max((take.track + 1 for take in takes), default=n_tracks)
-        yield from _divide_shot(first, last, takes, margins, sound, params, code)
+        track_parts = find_track_parts(seen, first, n_tracks, max_gap_frames)
+        n_tracks = max((track_part.track + 1 for track_part in track_parts), default=n_tracks)
+        yield from _divide_shot(first, last, track_parts, margins, sound, params, code)
 
 
 def find_unreadable(unreadable: Mapping[int, tuple[int, Outcome]], frame: int) -> Outcome | None:
@@ -154,10 +156,16 @@ def find_unreadable(unreadable: Mapping[int, tuple[int, Outcome]], frame: int) -
     return next((outcome for first, (last, outcome) in unreadable.items() if first <= frame < last), None)
 
 
-def _limit_shots(shots: Sequence[int], n_frames: int) -> Iterator[int]:
-    """The first frames of shots; of a very long one several."""
-    for first, last in pairwise([*shots, n_frames]):
-        yield from range(first, last, MAX_SHOT_FRAMES)
+def limit_shots(shots: Sequence[int], speech: NDArray[np.float32]) -> Iterator[int]:
+    """The first frames of shots; of a very long one several. ``speech`` (T,) is the probability of speech."""
+    for first, last in pairwise([*shots, len(speech)]):
+        begin = first
+        yield begin
+        while last - begin > MAX_SHOT_FRAMES:
+            end = begin + MAX_SHOT_FRAMES
+            loudness = np.convolve(speech[end - PIECE_END_FRAMES : end], np.ones(PAUSE_FRAMES), "valid")
+            begin = end - PIECE_END_FRAMES + int(loudness.argmin()) + PAUSE_FRAMES // 2
+            yield begin
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,11 +193,13 @@ def _find_margins(stretches: Sequence[tuple[int, int]], n_frames: int, margin: i
     ]
 
 
-def find_takes(seen: Sequence[SeenFrame], first: int, n_tracks: int, max_gap_frames: int) -> list[Take]:
-    """The takes of a shot that begins at frame ``first``; its tracks are counted from ``n_tracks`` on."""
+def find_track_parts(
+    seen: Sequence[SeenFrame], first: int, n_tracks: int, max_gap_frames: int
+) -> list[TrackPart]:
+    """The faces of a shot that begins at frame ``first``; its tracks are counted from ``n_tracks`` on."""
     by_detection: dict[int, SeenFace] = {id(face.detection): face for frame in seen for face in frame.faces}
     detections = [[face.detection for face in frame.faces] for frame in seen]
-    takes = []
+    track_parts = []
     for number, track in enumerate(track_faces(detections, max_gap_frames), n_tracks):
         begin, end = track.first, track.last + 1
         line: list[FaceDetection | None] = [track.detections.get(k) for k in range(begin, end)]
@@ -205,14 +215,14 @@ def find_takes(seen: Sequence[SeenFrame], first: int, n_tracks: int, max_gap_fra
                 if (detection := track.detections.get(k)) is not None
             }
             if faces:
-                takes.append(Take(number, faces))
-    return takes
+                track_parts.append(TrackPart(number, faces))
+    return track_parts
 
 
 def _divide_shot(
     first: int,
     last: int,
-    takes: Sequence[Take],
+    track_parts: Sequence[TrackPart],
     stretches: Sequence[Stretch],
     sound: Sound,
     params: SpanParams,
@@ -233,30 +243,32 @@ def _divide_shot(
         if at < begin:
             yield _make_rest(at, begin, "no_speech")
         if code is not None:
-            is_seen = any(take.first < end and take.last > begin for take in takes)
+            is_seen = any(track_part.first < end and track_part.last > begin for track_part in track_parts)
             yield _make_rest(begin, end, code if is_seen else "no_face")
             at = end
             continue
         for part_first, part_last in cut_at_pauses(
             sound.speech, (begin, end), min_frames, max_frames, sound.level
         ):
-            yield from _divide_speech(part_first, part_last, takes, sound, min_frames)
+            yield from _divide_speech(part_first, part_last, track_parts, sound, min_frames)
         at = end
     if at < last:
         yield _make_rest(at, last, "no_speech")
 
 
 def _divide_speech(
-    first: int, last: int, takes: Sequence[Take], sound: Sound, min_frames: int
+    first: int, last: int, track_parts: Sequence[TrackPart], sound: Sound, min_frames: int
 ) -> Iterator[Span]:
-    """Give the speech of some frames to the take that says it; what that does not show, to others."""
+    """Give the speech of some frames to the face that says it; what that does not show, to others."""
     if first >= last:
         return
-    overlaps = [take for take in takes if take.first < last and take.last > first]
+    overlaps = [
+        track_part for track_part in track_parts if track_part.first < last and track_part.last > first
+    ]
     candidates = [
-        _make_candidate(take, begin, end, sound)
-        for take in overlaps
-        for begin, end in [take.find_part(first, last)]
+        _make_candidate(track_part, begin, end, sound)
+        for track_part in overlaps
+        for begin, end in [track_part.find_part(first, last)]
         if end - begin >= min_frames
     ]
     if not candidates:
@@ -265,20 +277,20 @@ def _divide_speech(
     choice = choose_speaker([span.curve for span in candidates])
     # max returns the first of equals
     best = max(candidates, key=len) if choice is None else candidates[choice[0]]
-    yield from _divide_speech(first, best.first, takes, sound, min_frames)
+    yield from _divide_speech(first, best.first, track_parts, sound, min_frames)
     yield best
-    yield from _divide_speech(best.last, last, takes, sound, min_frames)
+    yield from _divide_speech(best.last, last, track_parts, sound, min_frames)
 
 
-def _make_candidate(take: Take, first: int, last: int, sound: Sound) -> Span:
-    """The span in which a take shows the speech of some frames: it is seen in the first and in the last."""
-    faces = [take.faces.get(k) for k in range(first, last)]
+def _make_candidate(track_part: TrackPart, first: int, last: int, sound: Sound) -> Span:
+    """The span in which a face shows the speech of some frames: it is seen in the first and in the last."""
+    faces = [track_part.faces.get(k) for k in range(first, last)]
     openings = np.array([np.nan if face is None else face.opening for face in faces])
     curve = measure_curve(openings, sound.prediction, first)
     span = Span(
         first,
         last,
-        track=take.track,
+        track=track_part.track,
         faces=tuple(None if face is None else face.place for face in faces),
         curve=curve,
         scores=_measure(faces, sound, first, last),

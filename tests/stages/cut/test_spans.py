@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from stages.cut.params import SpanParams
 from stages.cut.pictures import N_QUALITIES, FacePlace, SeenFace, SeenFrame
-from stages.cut.spans import Sound, Span, find_spans
+from stages.cut.spans import Sound, Span, find_spans, limit_shots
 from stages.engine.outcome import Outcome
 from stages.media.faces import USED_POINTS, FaceDetection
 
@@ -147,6 +147,15 @@ def test_no_clip_has_frames_of_a_dissolve_or_of_a_picture_that_stands() -> None:
         (180, 240, "still"),
         (240, 300, ""),
     ]
+
+
+def test_a_recording_of_one_camera_is_divided_where_nobody_speaks() -> None:
+    speech = np.ones(40_000, np.float32)
+    for pause, loudness in ((14_550, 0.1), (14_700, 0.0), (29_500, 0.0)):
+        speech[pause : pause + 12] = loudness
+    [start, first, second, cut] = limit_shots([0, 39_000], speech)
+    assert (start, cut) == (0, 39_000) and 14_702 <= first < 14_710 and 29_502 <= second < 29_510
+    assert list(limit_shots([0], np.ones(15_000, np.float32))) == [0]
 
 
 @settings(max_examples=30)
