@@ -49,6 +49,7 @@ from stages.media.video import count_frames_at_25fps
 STAGE = "clips"
 VERSION = 2  # 2: clocks, discarded packets, damage, still pictures
 LEDGER_NAME = "ledger.parquet"
+MAX_MISSING_SECONDS = 0.05  # more is said, and drops a clip; GRID and CREMA-D miss none
 
 # Files beside clips in the corpora as they are published, and what operating systems leave behind.
 SIDE_CARS = frozenset(
@@ -78,7 +79,8 @@ class ClipsParams:
         default_factory=lambda: {"grid": 10.0, "crema-d": 10.0, "folder": 600.0}
     )
     max_pixels: int = Field(default=4096 * 2304, gt=0, le=MAX_PIXELS)  # of a frame
-    max_missing_seconds: float = Field(default=0.05, ge=0, le=DAY)  # of what the header declares
+    # of what the header declares
+    max_missing_seconds: float = Field(default=MAX_MISSING_SECONDS, ge=0, le=DAY)
     max_av_gap_seconds: float = Field(default=0.5, ge=0, le=DAY)  # between the ends of sound and picture
     # For how long one picture may stand. In real clips of GRID, CREMA-D and the web none stands for longer
     # than 0.14 s: people and cameras always move a little.
@@ -103,6 +105,7 @@ class ClipsParams:
             self,
             min_seconds=1 / VIDEO_FPS,
             max_seconds={},
+            max_missing_seconds=DAY,
             max_still_seconds=DAY,
             max_av_gap_seconds=DAY,
             max_damaged_frames=MAX_FRAMES,
@@ -185,7 +188,7 @@ def write_clips(
     ``splits`` are what the corpus's own lists say, clip id -> split.
     """
     ledger = build_ledger(_set_splits(mark_duplicates(rows, params), splits))
-    write_ledger(work.stage_folder(STAGE) / LEDGER_NAME, ledger)
+    write_ledger(find_ledger(work), ledger)
     write_ledger(work.ledger, ledger)
     report.count_rows(ledger)
     lengths = ledger.select_columns("frames", "status")
@@ -200,9 +203,14 @@ def _set_splits(rows: Iterable[Row], splits: Mapping[str, str]) -> Iterator[Row]
         yield row
 
 
+def find_ledger(work: Work) -> Path:
+    """Where the rows of the files are."""
+    return work.stage_folder(STAGE) / LEDGER_NAME
+
+
 def read_clips(work: Work) -> Rows:
     """The rows that this stage wrote. Raises StageError when it has not run."""
-    path = work.stage_folder(STAGE) / LEDGER_NAME
+    path = find_ledger(work)
     if not path.is_file():
         raise StageError(f"{path}: not there; run `pipeline clips --dataset {work.corpus}` first")
     return check_clips(read_ledger(path), f"{path}", STAGE_RULES)
@@ -398,8 +406,10 @@ def probe_file(path: Path, corpus: str, params: ClipsParams) -> Outcome:
     except Drop as drop:  # with its facts, so that the ledger shows what was measured
         return Outcome(DROPPED, drop.code, drop.reason, facts=facts)
     damage = (("video", shown.report), ("audio", heard))
-    notes = tuple(report.describe(kind) for kind, report in damage if report.count)
-    return Outcome(facts=facts, notes=notes)
+    notes = [report.describe(kind) for kind, report in damage if report.count]
+    if timeline.missing_seconds > MAX_MISSING_SECONDS:
+        notes.append(_describe_missing(facts, timeline.missing_seconds))
+    return Outcome(facts=facts, notes=tuple(notes))
 
 
 def _find_sound(container: InputContainer, picture: VideoStream) -> AudioStream:
@@ -425,9 +435,7 @@ def _check_times(facts: dict[str, Any], missing_seconds: float, corpus: str, par
     video_end = facts["video_start"] + seconds
     audio_end = facts["audio_start"] + facts["audio_seconds"]
     if missing_seconds > params.max_missing_seconds:
-        end = max(video_end, audio_end)
-        raise Drop("truncated", f"ends at {end:.3f} s, but its header says "
-                   f"{end + missing_seconds:.3f} s: it is cut short")  # fmt: skip
+        raise Drop("truncated", _describe_missing(facts, missing_seconds))
     longest = params.max_seconds.get(corpus, params.max_seconds.get("folder", math.inf))
     if not params.min_seconds <= seconds <= longest:
         raise Drop("too_long" if seconds > longest else "too_short", f"lasts {seconds:.2f} s, "
@@ -436,6 +444,11 @@ def _check_times(facts: dict[str, Any], missing_seconds: float, corpus: str, par
         raise Drop("av_mismatch", f"its picture ends at {video_end:.2f} s and its sound at "
                    f"{audio_end:.2f} s, expected at most "
                    f"{params.max_av_gap_seconds:g} s between")  # fmt: skip
+
+
+def _describe_missing(facts: Mapping[str, Any], missing_seconds: float) -> str:
+    end = max(facts[f"{kind}_start"] + facts[f"{kind}_seconds"] for kind in ("video", "audio"))
+    return f"ends at {end:.3f} s, but its header says {end + missing_seconds:.3f} s: it is cut short"
 
 
 def _check_pictures(shown: ShownVideo, params: ClipsParams) -> None:

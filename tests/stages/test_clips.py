@@ -565,6 +565,10 @@ def test_real_clips_are_usable_and_cut_ones_are_not(tmp_path: Path, crema_d: Pat
     put(sources[0], raw / sources[0].name)
     put(sources[1], raw / sources[1].name, 0.60)
     put(sources[2], raw / sources[2].name, 0.95)
+    clips.run(work_in(tmp_path, "crema-d"), (), ClipsParams().relax(), CONTEXT)
+    rows = list(rows_in(tmp_path).values())
+    assert [row["code"] for row in rows] == ["", "", ""], "a film is cut as far as it goes"
+    assert ["it is cut short" in " ".join(row["notes"]) for row in rows] == [False, True, True]
     run_on(tmp_path, "crema-d")
     rows = list(rows_in(tmp_path).values())
     assert [row["code"] for row in rows] == ["", "truncated", "truncated"]
