@@ -56,9 +56,14 @@ def read_clips(work: Work, params: Params) -> Rows:
     Raises StageError when files were cut, and these params would take them whole.
     """
     if params.cut.enabled:
-        return cut.read_spans(work)
+        return cut.read_spans(work, choose_cut_settings(params))
     cut.check_uncut(work)
     return clips.read_clips(work)
+
+
+def choose_cut_settings(params: Params) -> cut.CutSettings:
+    """The sections that decide how files are cut."""
+    return cut.CutSettings(params.cut, params.landmarks, params.speech)
 
 
 def run_stage(name: str, work: Work, params: Params, context: Context) -> Report:
@@ -71,8 +76,7 @@ def run_stage(name: str, work: Work, params: Params, context: Context) -> Report
             cut.remove_spans(work)
         return clips.run(work, (), params.choose_clips_params(), context)
     if name == cut.STAGE:
-        settings = cut.CutSettings(params.cut, params.landmarks, params.speech)
-        return cut.run(work, (), settings, context)
+        return cut.run(work, (), choose_cut_settings(params), context)
     parts = plan_parts(read_clips(work, params), params.parts)
     report = STAGES[name].run(work, parts, getattr(params, name), context)
     ledger = carry_ledger(work, name, parts, params)

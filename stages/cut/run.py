@@ -9,6 +9,7 @@ that.
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.atomic import write_atomically
 from shards.checksum import file_sha256
 from shards.ledger import (
     DROPPED,
@@ -101,6 +103,7 @@ def run(work: Work, parts: tuple[()], params: CutSettings, context: Context) -> 
     rows = clips.read_clips(work)
     if not params.cut.enabled:
         remove_spans(work)
+        write_ledger(work.ledger, rows)
         work.stage_folder(STAGE).mkdir(parents=True, exist_ok=True)  # an out of dvc.yaml
         report.count_rows(rows)
         return report
@@ -120,6 +123,8 @@ def run(work: Work, parts: tuple[()], params: CutSettings, context: Context) -> 
     write_ledger(find_ledger(work), ledger)
     write_ledger(work.ledger, ledger)
     _link_points(work, ledger, {task.path: task for task in tasks})
+    with write_atomically(_find_source(work)) as partial:  # last: all is there
+        partial.write_text(describe_source(work, params) + "\n")
     report.count_rows(ledger)
     report.n_left_out = count_left_out(ledger)
     report.frames = sum(row["frames"] for row in ledger if row["status"] == OK)
@@ -148,15 +153,35 @@ def check_uncut(work: Work) -> None:
 
 def remove_spans(work: Work) -> None:
     """Forget that the files were cut."""
-    find_ledger(work).unlink(missing_ok=True)
+    for path in (find_ledger(work), _find_source(work)):
+        path.unlink(missing_ok=True)
+    shutil.rmtree(work.stage_folder(STAGE) / landmarks.SPAN_FOLDER, ignore_errors=True)
 
 
-def read_spans(work: Work) -> Rows:
-    """The rows that this stage wrote. Raises StageError when it has not run."""
-    path = find_ledger(work)
+def read_spans(work: Work, params: CutSettings) -> Rows:
+    """The rows that this stage wrote. Raises StageError unless it ran on these files and with ``params``."""
+    path, again = find_ledger(work), f"`pipeline cut --dataset {work.corpus} --cut`"
     if not path.is_file():
-        raise StageError(f"{path}: not there; run `pipeline cut --dataset {work.corpus} --cut` first")
+        raise StageError(f"{path}: not there; run {again} first")
+    source = _find_source(work)
+    if not source.is_file() or source.read_text().strip() != describe_source(work, params):
+        raise StageError(f"{path}: was made from other files or with other params; run {again} again")
     return check_clips(read_ledger(path), f"{path}", STAGE_RULES)
+
+
+def describe_source(work: Work, params: CutSettings) -> str:
+    """A digest of what the rows of the spans are made from: the rows of the files, and params."""
+    found = params.landmarks
+    return digest(
+        file_sha256(clips.find_ledger(work)),
+        params.cut.describe_dataset(),
+        [found.max_faces, found.max_gap_frames, found.engine],
+    )
+
+
+def _find_source(work: Work) -> Path:
+    """Where the digest of what the rows are made from is."""
+    return work.stage_folder(STAGE) / "source.txt"
 
 
 def _plan_chunks(work: Work, row: Row, params: CutSettings) -> tuple[Chunk, ...]:
@@ -434,15 +459,16 @@ def _make_ledger(
             elif opinion.status == DROPPED:
                 clip["notes"].append(f"SyncNet has no opinion: {opinion.reason}")
             if clip["status"] == OK and clip["clip_id"] in prints:  # of ids that were shortened
-                clip |= clips.make_drop_columns(Drop("duplicate", f"{clip['clip_id']!r} is another clip"))
+                drop = Drop("duplicate", f"{clip['clip_id']!r} is another clip")
+                clip |= clips.make_drop_columns(drop) | {"sound_shift": None}
             if clip["status"] == OK:
                 prints[clip["clip_id"]] = arrays["prints"][span["first"] : span["last"]]
     copies = find_near_duplicates(prints)
     for clip in ledger:
         if clip["status"] == OK and clip["clip_id"] in copies:
             clip["near_duplicate"] = copies[clip["clip_id"]]
-            if (drop := judge_clip(clip, params)) is not None:
-                clip |= clips.make_drop_columns(drop) | {"sound_shift": None}
+            if (judged := judge_clip(clip, params)) is not None:
+                clip |= clips.make_drop_columns(judged) | {"sound_shift": None}
     return build_ledger(ledger)
 
 

@@ -132,12 +132,17 @@ def test_one_worker_and_a_cluster_write_the_same_bytes_and_thresholds_measure_no
         "cut", "--dataset", "folder", "--raw", films, "--work", tmp_path / "strict", "--json", *cache, code=1
     )
     assert find_stage_summary(json.loads(told.splitlines()[0]), "cut")["clips_computed"] == 0
+    words = ["landmarks", "--dataset", "folder", "--raw", f"{films}", "--work", f"{tmp_path / 'strict'}"]
+    told = CliRunner().invoke(cli, [*words, "--cut"]).output
+    assert "was made from other files or with other params" in told, "its thresholds were others"
     rows = list(read_ledger(tmp_path / "strict" / "clips.parquet"))
     assert sum(row["frames"] for row in rows) == read_truth(films).n_frames
     assert {row["code"] for row in rows if row["sync_confidence"] is not None} == {"silent_face"}
 
 
-def test_files_that_were_cut_are_not_taken_whole_unless_they_are_listed_again(tmp_path: Path) -> None:
+def test_files_that_were_cut_are_taken_neither_whole_nor_as_other_params_would_cut_them(
+    tmp_path: Path,
+) -> None:
     make_corpus(tmp_path / "raw", SynthParams(speakers=1, clips=1, seconds=0.8, style="folder"))
     words = ["--dataset", "folder", "--raw", f"{tmp_path / 'raw'}", "--work", f"{tmp_path / 'work'}"]
     pipeline("clips", *words, "--cut")
@@ -145,7 +150,12 @@ def test_files_that_were_cut_are_not_taken_whole_unless_they_are_listed_again(tm
     (tmp_path / "work" / "cut" / LEDGER_NAME).write_bytes(b"spans")
     told = CliRunner().invoke(cli, ["mels", *words]).output
     assert "the files were cut, so every later stage needs --cut" in told and "Traceback" not in told
-    pipeline("clips", *words)
+    told = CliRunner().invoke(cli, ["mels", *words, "--cut"]).output
+    assert "was made from other files or with other params; run `pipeline cut" in told
+    pipeline("cut", *words)
+    assert not (tmp_path / "work" / "cut" / LEDGER_NAME).exists()
+    files = list(read_ledger(tmp_path / "work" / "clips" / LEDGER_NAME))
+    assert list(read_ledger(tmp_path / "work" / "clips.parquet")) == files
     pipeline("mels", *words)
 
 
