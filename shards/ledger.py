@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shards.names import ID_PATTERN, ID_RULE, MAX_ID_BYTES
+from shards.schema import VIDEO_FPS
 from shards.table import Row, Rows, Rule, Rules, check_rows, convert_rows, parse_rows, read_rows, write_tables
 
 Status = Literal["ok", "dropped", "failed"]
@@ -173,8 +174,12 @@ def find_sound_start(row: Mapping[str, Any]) -> float:
 
 
 def find_decoded_seconds(row: Mapping[str, Any]) -> float:
-    """How much of its file may have to be decoded for a clip: all before it, where nothing is sought."""
-    seconds: float = row["end_seconds"] if is_span(row) else row["video_seconds"]
+    """How much of its file may have to be decoded for a clip: all before it, where nothing is sought.
+
+    ``row`` is the clip's row or its json.
+    """
+    end: float | None = row.get("end_seconds")
+    seconds: float = row["frames"] / VIDEO_FPS if end is None else end
     return seconds
 
 

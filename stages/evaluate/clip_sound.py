@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.checksum import file_sha256
-from shards.schema import VIDEO_FPS
+from shards.ledger import find_decoded_seconds
 from stages.engine import sandbox
 from stages.engine.cache import save_entry
 from stages.engine.outcome import Drop, Outcome
@@ -31,7 +31,7 @@ def read_clip_sound(raw: Path, info: Mapping[str, Any], limits: LimitParams) -> 
     arrays = sandbox.run_for_arrays(
         lambda entry: make_sound_job(save_clip_sound, path, info, entry),
         limits,
-        video_seconds=info["frames"] / VIDEO_FPS,
+        video_seconds=find_decoded_seconds(info),
     )
     return arrays["sound"]
 

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sampler.paste import paste
-from shards.ledger import is_span
-from shards.schema import VIDEO_FPS, ClipSample, Frame, Frames
+from shards.ledger import find_decoded_seconds, is_span
+from shards.schema import ClipSample, Frame, Frames
 from stages import landmarks
 from stages.engine import sandbox
 from stages.engine.cache import load_entry, save_entry
@@ -33,7 +33,8 @@ from stages.media.video import ClipFrames, ClockFrame, read_frames_at_25fps
 
 def crop_squares(path: Path, n_frames: int, landmarker: Path, limits: LimitParams) -> Frames:
     """Squares (T, 224, 224, 3) of a video's first frames. Raises Drop when no face can be tracked."""
-    return _crop_squares_in_sandbox(path, None, n_frames, None, landmarker, limits, is_span=False)
+    whole = {"frames": n_frames}
+    return _crop_squares_in_sandbox(path, whole, n_frames, None, landmarker, limits)
 
 
 def crop_squares_with_crops(
@@ -47,35 +48,30 @@ def crop_squares_with_crops(
             Outcome(),
             {"crop": clip.frames, "redrawn": generated, "affine": clip.affine, "box": clip.boxes},
         )
-        start = clip.info["source_start"]
-        return _crop_squares_in_sandbox(
-            source, start, len(generated), crops, landmarker, limits, is_span=is_span(clip.info)
-        )
+        return _crop_squares_in_sandbox(source, clip.info, len(generated), crops, landmarker, limits)
 
 
 def _crop_squares_in_sandbox(
     path: Path,
-    start: float | None,
+    info: Mapping[str, Any],
     n_frames: int,
     crops: Path | None,
     landmarker: Path,
     limits: LimitParams,
-    *,
-    is_span: bool,
 ) -> Frames:
     def make_job(entry: Path) -> ClipJob:
         return ClipJob(
             save_squares_of_file,
             path=path.absolute(),
-            start=start,
+            start=info.get("source_start"),
             n_frames=n_frames,
             crops=crops,
-            is_span=is_span,
+            is_span=is_span(info),
             landmarker=landmarker.absolute(),
             entry=entry,
         )
 
-    return sandbox.run_for_arrays(make_job, limits, video_seconds=n_frames / VIDEO_FPS)["squares"]
+    return sandbox.run_for_arrays(make_job, limits, video_seconds=find_decoded_seconds(info))["squares"]
 
 
 def save_squares_of_file(

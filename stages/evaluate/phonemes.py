@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.ledger import FAILED, OK
+from shards.ledger import FAILED, OK, find_decoded_seconds
 from shards.reader import Dataset, open_cached_dataset, read_info
 from shards.schema import VIDEO_FPS, ShardError
 from stages.engine import sandbox
@@ -96,7 +96,7 @@ def recognise_clip(task: RecogniseTask) -> tuple[str, Outcome]:
         return task.clip_id, Outcome.from_drop(drop)
     except (ShardError, OSError) as err:
         return task.clip_id, Outcome(FAILED, "unreadable", str(err))
-    return task.clip_id, sandbox.run(job, task.limits, video_seconds=info["frames"] / VIDEO_FPS)
+    return task.clip_id, sandbox.run(job, task.limits, video_seconds=find_decoded_seconds(info))
 
 
 def save_closures(path: Path, start: float, n_frames: int, entry: Path) -> Outcome:
