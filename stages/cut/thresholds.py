@@ -182,6 +182,7 @@ def count_costs(rows: Iterable[Mapping[str, Any]], params: SpanParams) -> CostTa
             )
         )
         remaining &= ~(losses & is_used)
+    is_compared = pc.or_(pc.equal(table["status"], OK), pc.equal(table["code"], DUPLICATE_CODE)).to_numpy()
     earlier = table[DUPLICATE_COLUMN]
     losses = pc.fill_null(pc.not_equal(earlier, ""), fill_value=False).to_numpy()
     is_used = params.near_duplicates == "drop"
@@ -190,7 +191,8 @@ def count_costs(rows: Iterable[Mapping[str, Any]], params: SpanParams) -> CostTa
             DUPLICATE_PARAM,
             DUPLICATE_COLUMN,
             is_used,
-            n_measured=len(table),
+            # The build compared the clips that it kept so far: of one that is dropped none is a copy.
+            n_measured=int(is_compared.sum()),
             limit=None,
             alone=count(losses),
             in_sequence=count(losses & remaining & is_used),
