@@ -88,6 +88,14 @@ JOBS = {
         check_shards,
         ("pipeline.commands.dataset_stages", "stages.shard", "distributed"),
     ),
+    "cut": Job(
+        lambda world, out: [
+            "shard", "--dataset", "folder", "--raw", world / "films", "--work", out, "--cut",
+            "--params", world / "params.yaml", "--workers", "1",
+        ],
+        check_shards,
+        ("pipeline.commands.dataset_stages", "stages.shard", "distributed"),
+    ),
     "train": Job(
         lambda world, out: [
             "train", "--shards", world / "work" / "shards", "--run", out,
