@@ -33,7 +33,7 @@ from stages.synth.film_spec import FilmTruth, SceneTruth
 MAX_SHOT_ERROR = 1  # frames
 MAX_LAG_ERROR = 1.0  # frames
 SPEAKER_IS_SEEN = ("speaker", "lag", "noise", "punch-in", "two-faces")
-STAGES = ("clips", "cut")
+STAGES = ("clips", "cut", "landmarks", "align", "mels", "shard")
 
 
 @dataclass
@@ -203,9 +203,11 @@ def main() -> None:
             films = ["--films", f"{args.films}", "--seconds", f"{args.seconds}", "--seed", f"{args.seed}"]
             run_pipeline("synth", "--style", "film", "--from", f"{args.source}", "--to", f"{raw}", *films)
         options = ["--dataset", "folder", "--cut", "--raw", f"{raw}", "--work", f"{work}"]
-        cpu_seconds = {
-            stage: run_pipeline(stage, *options, "--workers", args.workers).cpu_seconds for stage in STAGES
-        }
+        options += ["--workers", args.workers]
+        cpu_seconds = {}
+        for stage in STAGES:
+            only = ["--only"] if stage == "shard" else []
+            cpu_seconds[stage] = run_pipeline(stage, *only, *options).cpu_seconds
         rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for row in read_ledger(work / "clips.parquet"):
             rows[row["path"]].append(row)

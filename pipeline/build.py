@@ -26,7 +26,7 @@ from pipeline.params import Params
 from pipeline.progress import ProgressBars
 from pipeline.runner import DaskMapper
 from shards.index import DATASET_NAME, read_manifest
-from shards.ledger import OK, read_ledger
+from shards.ledger import OK, has_spans, read_ledger
 from shards.params import describe_params_error
 from shards.publish import publish
 from shards.storage import MissingFileError, Storage, open_storage
@@ -204,8 +204,11 @@ def _print_plan(request: BuildRequest, settings: Params, stages: Sequence[str]) 
 def _print_report(report: Report, ledger: Rows) -> None:
     parts = report.parts
     written = f", {parts['built']} of {parts['total']} parts written" if parts["total"] else ""
+    share = f"of {report.clips} clips"
+    if has_spans(ledger):
+        share = f"clips of {report.clips} spans"
     click.echo(
-        f"{report.stage}: {report.n_usable} of {report.clips} clips, {report.frames} frames, "
+        f"{report.stage}: {report.n_usable} {share}, {report.frames} frames, "
         f"{report.clips_computed} computed{written}, {report.seconds:.1f} s"
     )
     reasons = ledger.select_columns("code", "path", "reason")

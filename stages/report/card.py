@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.ledger import OK, count_by_code
+from shards.ledger import OK, count_by_code, is_span
 from shards.reader import Dataset
 from shards.schema import VIDEO_FPS
 from shards.sources import read_sources
@@ -85,6 +85,7 @@ def build_card(dataset: Dataset) -> DatasetCard:
     rows = [row for row in ledger if row["status"] == OK and row["clip_id"] in dataset.clips]
     clips = list(dataset.clips.values())
     labels = {row["clip_id"]: row for row in rows}
+    whole = [row for row in rows if not is_span(row)]  # a span's sound is as long as its picture
     return DatasetCard(
         name=str(dataset.manifest.get("dataset", dataset.folder.name)),
         citations=_list_citations(dataset, {str(row["corpus"] or "") for row in ledger}),
@@ -100,9 +101,9 @@ def build_card(dataset: Dataset) -> DatasetCard:
         formats=dict(Counter(map(_describe_format, rows)).most_common(MAX_FORMATS)),
         overlaps=describe_overlaps(clips, {clip_id: row["sentence"] for clip_id, row in labels.items()}),
         seconds=np.array([row["frames"] / VIDEO_FPS for row in clips]),
-        audio_starts_ms=_compute_offsets_ms(rows, lambda row: row["audio_start"] - row["video_start"]),
+        audio_starts_ms=_compute_offsets_ms(whole, lambda row: row["audio_start"] - row["video_start"]),
         audio_ends_ms=_compute_offsets_ms(
-            rows,
+            whole,
             lambda row: row["audio_start"] + row["audio_seconds"] - row["video_start"] - row["video_seconds"],
         ),
     )

@@ -80,7 +80,7 @@ def plot_dataset(
 def _plot_audio_offsets(card: DatasetCard) -> list[CaptionedPlot]:
     title = "Audio offset in the source files"
     if not len(card.audio_starts_ms):
-        return [CaptionedPlot(title, "Not computed: the ledger has no time stamps.")]
+        return [CaptionedPlot(title, "Not computed: no clip is a whole file with time stamps.")]
     starts = _describe_spread(card.audio_starts_ms, "ms")
     ends = _describe_spread(card.audio_ends_ms, "ms")
     return [
