@@ -1,4 +1,7 @@
-"""The page that builds one clip and the stages that build thousands make the same bytes."""
+"""The page that builds one clip and the stages that build thousands make the same bytes.
+
+One clip is built by the command and its workers, the others by the stages alone.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from shards.schema import ClipSample
 from shards.writer import PackedClip, compute_members_digest
 from stages.engine.outcome import Drop
 from stages.synth import ClipSpec, make_clip
-from tests.build import build
+from tests.build import build, build_in_process
 
 PARAMS = Params()
 
@@ -61,10 +64,10 @@ def test_a_dataset_names_the_engine_that_found_its_faces(tmp_path: Path) -> None
     """Both engines' work is in the same cache; each has its own entries."""
     raw, params = tmp_path / "raw", tmp_path / "params.yaml"
     make_clip(raw / "ann" / "a.mp4", ClipSpec(seconds=0.8))
-    build(raw, tmp_path / "work")
+    build_in_process(raw, tmp_path / "work")
     first = open_dataset(tmp_path / "work" / "shards")
     params.write_text("landmarks: {engine: mediapipe}\n")
-    build(raw, tmp_path / "work", "--params", str(params))
+    build_in_process(raw, tmp_path / "work", load(params))
     second = open_dataset(tmp_path / "work" / "shards")
     assert second.manifest["params"]["landmarks"]["engine"] == "mediapipe"
     assert second.manifest["tools"].keys() ^ first.manifest["tools"].keys() == {"ai-edge-litert", "mediapipe"}
@@ -79,7 +82,7 @@ def test_a_made_clip_with_speech_features_has_the_bytes_of_the_whole_build(
     raw, params = tmp_path / "raw", tmp_path / "params.yaml"
     make_clip(raw / "ann" / "a.mp4", ClipSpec(seconds=0.8))
     params.write_text(f"speech: {{encoder: whisper-tiny.en, model: {speech_model}}}\n")
-    build(raw, tmp_path / "work", "--params", params)
+    build_in_process(raw, tmp_path / "work", load(params))
     with threadpool_limits(2, user_api="blas"):
         sample = clip_from_file(raw / "ann" / "a.mp4", load(params), raw=raw)
     assert sample.speech is not None
@@ -96,7 +99,7 @@ def test_a_real_clip_of_each_corpus_has_the_bytes_of_the_whole_build(
         raw = tmp_path / corpus / source.parent.name
         raw.mkdir(parents=True)
         (raw / source.name).write_bytes(source.read_bytes())
-        build(raw.parent, tmp_path / f"work-{corpus}", dataset=corpus)
+        build_in_process(raw.parent, tmp_path / f"work-{corpus}", PARAMS, dataset=corpus)
         with threadpool_limits(2, user_api="blas"):
             sample = clip_from_file(raw / source.name, PARAMS, corpus=corpus, raw=raw.parent)
         check_equal(sample, open_dataset(tmp_path / f"work-{corpus}" / "shards"))

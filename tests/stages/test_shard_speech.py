@@ -22,7 +22,7 @@ from stages.engine.outcome import Outcome, StageError
 from stages.engine.parts import Part, list_columns, plan_parts, write_part
 from stages.engine.stage import Context, Report, Work
 from stages.synth import SynthParams, make_corpus
-from tests.build import build, hash_files
+from tests.build import build_in_process, hash_files
 
 D = 384
 SETTINGS = Params()
@@ -33,9 +33,7 @@ def built(landmarker: Path, tmp_path_factory: pytest.TempPathFactory) -> Work:
     """A folder of three made clips, built without speech features."""
     folder = tmp_path_factory.mktemp("built")
     make_corpus(folder / "raw", SynthParams(style="folder", speakers=1, clips=3, seconds=0.8))
-    build(folder / "raw", folder / "work")
-    work = folder / "work"
-    return Work("folder", folder / "raw", work, work / "shards", work / ".cache")
+    return build_in_process(folder / "raw", folder / "work")
 
 
 @pytest.fixture
