@@ -25,7 +25,12 @@ def pipeline(*words: str | Path, cwd: Path | None = None, code: int = 0) -> str:
 
 
 def build(raw: Path, work: Path, *words: str | Path, dataset: str = "folder") -> dict[str, Any]:
-    """``pipeline shard`` from raw to shards; its JSON summary."""
+    """``pipeline shard`` from raw to shards; its JSON summary. With one worker, unless the words say more.
+
+    Each worker starts two processes, which load what they need for seconds.
+    """
+    if not {"--workers", "--scheduler"} & set(words):
+        words = (*words, "--workers", "1")
     told = pipeline("shard", "--dataset", dataset, "--raw", raw, "--work", work, "--json", *words)
     summary: dict[str, Any] = json.loads(told)
     return summary
