@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,8 @@ KILLS = 50 if PATIENT else 2  # of each command
 # Every command takes a minute or two: CI kills those whose folders are the largest work to lose. Stages
 # without cutting are killed in tests/test_same_bytes.py.
 IN_THE_SUITE = ("cut", "train")
+# In a world, which each command needs of those before it; training needs the shards alone.
+OUTPUTS = {"shard": "work", "train": "run", "sample": "samples", "evaluate": ".", "report": "."}
 SIZE, N_MELS = 32, worlds.N_MELS
 PARAMS = f"parts: {{clips_per_part: 1}}\nalign: {{size: {SIZE}}}\nmels: {{n_mels: {N_MELS}}}\n"
 RECIPE = replace(
@@ -34,13 +37,13 @@ RECIPE = replace(
 
 @pytest.fixture(scope="module")
 def world(grid: Path, landmarker: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two real clips, a film of them, and everything that is made of them, once and unbroken."""
+    """Two real clips, a film of them, and what the killed commands need of them, made once and unbroken."""
     folder = tmp_path_factory.mktemp("world")
-    make_world(folder, grid)
+    make_world(folder, grid, list(OUTPUTS) if PATIENT else ["shard"])
     return folder
 
 
-def make_world(folder: Path, grid: Path) -> None:
+def make_world(folder: Path, grid: Path, commands: Iterable[str] = OUTPUTS) -> None:
     for path in sorted(grid.rglob("*.mpg"))[:2]:
         target = folder / "raw" / path.relative_to(grid)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -53,9 +56,8 @@ def make_world(folder: Path, grid: Path) -> None:
     (folder / "pairs.csv").write_text(f"video,audio\n{first},{second}\n{second},{first}\n")
     content = {"train": {"preset": "multi-speaker", "changes": changes}}
     (folder / "pruning.yaml").write_text(json.dumps(content))
-    outputs = {"shard": "work", "train": "run", "sample": "samples", "evaluate": ".", "report": "."}
-    for name, output in outputs.items():
-        pipeline(*JOBS[name].words(folder, folder / output))
+    for name in commands:
+        pipeline(*JOBS[name].words(folder, folder / OUTPUTS[name]))
 
 
 @pytest.mark.parametrize("name", list(JOBS) if PATIENT else IN_THE_SUITE)
