@@ -24,7 +24,7 @@ from stages.evaluate.run import EvaluateRequest
 from stages.evaluate.table import MEAN_OPENING
 from stages.media.crops import compute_supersample, warp
 from stages.sample.pairs import Pair, count_pair_frames, make_pairs
-from tests.build import build, find_stage_summary, pipeline, snapshot_files
+from tests.build import build, build_in_process, find_stage_summary, pipeline, snapshot_files
 from tests.evaluation import write_samples
 
 
@@ -38,17 +38,23 @@ def frames_by_ffmpeg(path: Path) -> tuple[np.ndarray, list[np.ndarray]]:
         )
 
 
-def test_all_six_crema_d_clips_are_kept_with_their_times_mapped_right(
-    crema_d: Path, landmarker: Path, tmp_path: Path
-) -> None:
+@pytest.fixture(scope="module")
+def crema_d_work(crema_d: Path, landmarker: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The work folder of all six clips, kept; the raw ones are as they were."""
+    work = tmp_path_factory.mktemp("crema-d")
     before = snapshot_files(crema_d)
-    summary = build(crema_d, tmp_path, dataset="crema-d")
+    summary = build(crema_d, work, dataset="crema-d")
     assert snapshot_files(crema_d) == before
     assert find_stage_summary(summary, "shard")["counts"] == {"ok": 6}
-    assert list(verify(tmp_path / "shards", full=True)) == []
+    return work
 
-    dataset = open_dataset(tmp_path / "shards")
-    for row in read_ledger(tmp_path / "clips.parquet"):
+
+def test_all_six_crema_d_clips_are_kept_with_their_times_mapped_right(
+    crema_d: Path, crema_d_work: Path
+) -> None:
+    assert list(verify(crema_d_work / "shards", full=True)) == []
+    dataset = open_dataset(crema_d_work / "shards")
+    for row in read_ledger(crema_d_work / "clips.parquet"):
         assert (row["video_codec"], row["audio_codec"]) == ("vp6f", "mp3float")
         assert (row["video_start"], row["audio_start"]) == (0.027, 0.0)
         assert (row["speaker"], row["sentence"], row["split"]) == ("1001", "DFA", "train")
@@ -121,10 +127,9 @@ def test_grid_is_kept_but_for_clips_with_a_stated_reason_and_one_more_clip_costs
     assert "dropped in landmarks: no face in frames 0-" in told
 
 
-def test_frames_of_real_clips_are_steady(crema_d: Path, landmarker: Path, tmp_path: Path) -> None:
+def test_frames_of_real_clips_are_steady(crema_d_work: Path) -> None:
     """Neighbouring crops differ by what moves in the face, not by a crop that shakes."""
-    build(crema_d, tmp_path, dataset="crema-d")
-    dataset = open_dataset(tmp_path / "shards")
+    dataset = open_dataset(crema_d_work / "shards")
     for clip_id in dataset.clips:
         sample = read_clip(dataset, clip_id)
         shift = np.abs(np.diff(sample.affine[:, :, 2], n=2, axis=0))
@@ -181,7 +186,7 @@ def test_true_mouths_of_crema_d_listen_and_rest_in_silence(
     raw.mkdir()
     for path in sorted(crema_d.rglob("*.flv"))[:3]:
         shutil.copyfile(path, raw / path.name)
-    build(raw, tmp_path / "work", dataset="crema-d")
+    build_in_process(raw, tmp_path / "work", dataset="crema-d")
     metrics = score_true_mouths(tmp_path / "work" / "shards", tmp_path, "train", alignments=None)
     check_true_mouths(metrics)
     assert metrics["true (own audio)"]["closure"].startswith("not computed: needs word times")
@@ -192,7 +197,7 @@ def test_true_lips_of_grid_are_closed_at_p_b_and_m(grid: Path, landmarker: Path,
     raw.mkdir(parents=True)
     for name in ("bbwtzp", "praj3a", "lbwr5a", "bbaf5a", "bbal6n"):  # the first three are in the test split
         shutil.copyfile(grid / "s1" / f"{name}.mpg", raw / f"{name}.mpg")
-    build(raw.parent, tmp_path / "work", dataset="grid")
+    build_in_process(raw.parent, tmp_path / "work", dataset="grid")
     metrics = score_true_mouths(
         tmp_path / "work" / "shards", tmp_path, "test", alignments=grid / "alignments"
     )
