@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,22 +13,26 @@ import torch
 from numpy.typing import NDArray
 
 from model.execution import Execution
+from pipeline.one_clip import clip_from_file
+from pipeline.params import Params
 from sampler.params import SampleParams
 from sampler.rollout import ClipRequest, CropFrame, load_generator
 from shards.reader import open_dataset, read_clip, read_members
 from shards.resident import split_held_out
 from shards.schema import MELS_PER_FRAME, ClipSample
 from shards.writer import PackedClip
+from stages.align import AlignParams
 from stages.evaluate.metrics.mouth import correlation, openings
 from stages.evaluate.metrics.pixels import compute_psnr, squared_errors
 from stages.evaluate.mouths import find_mouths
 from stages.media import faces
 from stages.synth import SynthParams, make_corpus
 from tests import datasets
-from tests.build import build, pipeline
+from tests.build import build_in_process, pipeline
 from tests.conftest import ROOT
 
 SIZE = 64  # px: a fourth of the work of 128
+PARAMS = Params(align=AlignParams(size=SIZE))
 # Minutes on a CPU: few channels, and only the rows of the mouth.
 TINY = {
     "network.size": SIZE,
@@ -47,13 +50,6 @@ def train(shards: Path, run: Path, **changes: object) -> None:
     settings = TINY | {name.replace("__", "."): value for name, value in changes.items()}
     options = [arg for name, value in settings.items() for arg in ("--set", f"{name}={value}")]
     pipeline("train", "--preset", "demo", "--device", "cpu", "--shards", shards, "--run", run, *options)
-
-
-def write_params(folder: Path) -> Path:
-    """A params file for crops of 64 px."""
-    path = folder / "params.yaml"
-    path.write_text(f"align: {{size: {SIZE}}}\n")
-    return path
 
 
 def generate(
@@ -80,13 +76,7 @@ def measure_openings(frames: NDArray[np.uint8], model: Path) -> NDArray[np.float
 
 @pytest.mark.usefixtures("landmarker")
 def test_a_tiny_network_memorises_eight_real_frames(grid: Path, tmp_path: Path) -> None:
-    raw = tmp_path / "raw" / "s1"
-    raw.mkdir(parents=True)
-    name = sorted((grid / "s1").glob("*.mpg"))[0].name
-    shutil.copy(grid / "s1" / name, raw / name)
-    build(tmp_path / "raw", tmp_path / "work", "--params", write_params(tmp_path), dataset="grid")
-    dataset = open_dataset(tmp_path / "work" / "shards")
-    clip = read_clip(dataset, next(iter(dataset.clips)))
+    clip = clip_from_file(sorted((grid / "s1").glob("*.mpg"))[0], PARAMS, corpus="grid", raw=grid)
     part = slice(20, 28)
     rows = slice(MELS_PER_FRAME * part.start, MELS_PER_FRAME * part.stop)
     packed = datasets.pack("s1_cut", clip.frames[part], box=clip.boxes[part][0], mels=clip.mels[rows])
@@ -106,8 +96,7 @@ def synthetic_shards(landmarker: Path, tmp_path_factory: pytest.TempPathFactory)
     """Shards of six clips of one synthetic face."""
     folder = tmp_path_factory.mktemp("synthetic")
     make_corpus(folder / "raw", SynthParams(style="folder", speakers=1, clips=6))
-    build(folder / "raw", folder / "work", "--params", write_params(folder))
-    return folder / "work" / "shards"
+    return build_in_process(folder / "raw", folder / "work", PARAMS).out
 
 
 def test_other_speech_moves_the_mouth_of_a_synthetic_face(

@@ -12,7 +12,7 @@ from shards.schema import MEL_FPS, VIDEO_FPS, ClipSample
 from stages.align import project_points
 from stages.media.faces import LEFT_PUPIL, LOWER_LIP_INNER, RIGHT_PUPIL, UPPER_LIP_INNER, FaceFinder
 from stages.synth import ClipSpec, Truth, make_clip, measure_lag_seconds, read_counter
-from tests.build import build
+from tests.build import build_in_process
 
 OFFSETS_MS = (-200, -80, 0, 80, 200)
 RATES = (("25", ".mpg"), ("29.97", ".flv"), ("variable", ".mp4"))
@@ -32,7 +32,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def dataset(raw: Path, landmarker: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     work = tmp_path_factory.mktemp("work")
-    build(raw, work)
+    build_in_process(raw, work)
     return open_dataset(work / "shards")
 
 
