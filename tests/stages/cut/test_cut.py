@@ -144,7 +144,8 @@ def test_files_that_were_cut_are_taken_neither_whole_nor_as_other_params_would_c
     tmp_path: Path,
 ) -> None:
     make_corpus(tmp_path / "raw", SynthParams(speakers=1, clips=1, seconds=0.8, style="folder"))
-    words = ["--dataset", "folder", "--raw", f"{tmp_path / 'raw'}", "--work", f"{tmp_path / 'work'}"]
+    words = ["--dataset", "folder", "--raw", f"{tmp_path / 'raw'}", "--work", f"{tmp_path / 'work'}",
+             "--workers", "1"]  # fmt: skip
     pipeline("clips", *words, "--cut")
     (tmp_path / "work" / "cut").mkdir()
     (tmp_path / "work" / "cut" / LEDGER_NAME).write_bytes(b"spans")
