@@ -10,6 +10,7 @@ import sysconfig
 import tarfile
 import zipfile
 from pathlib import Path, PurePosixPath
+from typing import Any
 from venv import EnvBuilder
 
 import pytest
@@ -53,7 +54,9 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]
         (checkout / name).parent.mkdir(parents=True, exist_ok=True)
         (checkout / name).write_bytes((ROOT / name).read_bytes())
     with tarfile.open(build_distribution(checkout, "sdist", folder / "sdist")) as sdist:
-        sdist.extractall(folder / "unpacked", filter="data")
+        # Python 3.11.2, as in Debian 12, has no filters; from 3.12 on one is expected.
+        filters: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+        sdist.extractall(folder / "unpacked", **filters)
     (unpacked,) = (folder / "unpacked").iterdir()
     return (
         build_distribution(checkout, "wheel", folder / "wheel"),
