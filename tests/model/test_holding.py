@@ -212,6 +212,8 @@ def test_when_a_run_has_ended_nothing_reads_ahead_any_more(
         hold = "windowed" if recipe.window else "cached"
         run_training(shards, tmp_path / "run", replace(recipe, steps=2), hold=hold, workers=1)
         assert multiprocessing.active_children() == []
+        for thread in set(threading.enumerate()) - threads:
+            thread.join(10)  # of a queue that is closed: it ends, however busy the machine is
         assert set(threading.enumerate()) <= threads
     finally:
         gc.enable()
