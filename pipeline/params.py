@@ -79,7 +79,7 @@ class Params:
         return sections
 
     def choose_clips_params(self) -> ClipsParams:
-        """Params of the first stage. A file to be cut may have any length, holes and photos."""
+        """Params of the first stage. A file to be cut may have any length, holes, photos, and break off."""
         return self.clips.relax() if self.cut.enabled else self.clips
 
     def make_edit_params(self, run: Path | None = None, **options: Any) -> EditParams:

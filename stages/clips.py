@@ -407,8 +407,8 @@ def probe_file(path: Path, corpus: str, params: ClipsParams) -> Outcome:
         return Outcome(DROPPED, drop.code, drop.reason, facts=facts)
     damage = (("video", shown.report), ("audio", heard))
     notes = [report.describe(kind) for kind, report in damage if report.count]
-    if timeline.missing_seconds > MAX_MISSING_SECONDS:
-        notes.append(_describe_missing(facts, timeline.missing_seconds))
+    if params.max_missing_seconds == DAY and timeline.missing_seconds > MAX_MISSING_SECONDS:  # to be cut
+        notes.append(_describe_missing(timeline.missing_seconds))
     return Outcome(facts=facts, notes=tuple(notes))
 
 
@@ -435,7 +435,7 @@ def _check_times(facts: dict[str, Any], missing_seconds: float, corpus: str, par
     video_end = facts["video_start"] + seconds
     audio_end = facts["audio_start"] + facts["audio_seconds"]
     if missing_seconds > params.max_missing_seconds:
-        raise Drop("truncated", _describe_missing(facts, missing_seconds))
+        raise Drop("truncated", _describe_missing(missing_seconds))
     longest = params.max_seconds.get(corpus, params.max_seconds.get("folder", math.inf))
     if not params.min_seconds <= seconds <= longest:
         raise Drop("too_long" if seconds > longest else "too_short", f"lasts {seconds:.2f} s, "
@@ -446,9 +446,8 @@ def _check_times(facts: dict[str, Any], missing_seconds: float, corpus: str, par
                    f"{params.max_av_gap_seconds:g} s between")  # fmt: skip
 
 
-def _describe_missing(facts: Mapping[str, Any], missing_seconds: float) -> str:
-    end = max(facts[f"{kind}_start"] + facts[f"{kind}_seconds"] for kind in ("video", "audio"))
-    return f"ends at {end:.3f} s, but its header says {end + missing_seconds:.3f} s: it is cut short"
+def _describe_missing(seconds: float) -> str:
+    return f"lacks {seconds:.3f} s of what its header declares: it is cut short"
 
 
 def _check_pictures(shown: ShownVideo, params: ClipsParams) -> None:
