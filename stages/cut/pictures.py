@@ -86,7 +86,12 @@ def see_chunk(
             contents.append(content)
             changes.append(change)
             same.append(
-                same[-1] + 1 if is_repeat and same else blends.count_same_before(thumbnails, k + n_before)
+                same[-1] + 1
+                if same
+                and np.array_equal(
+                    thumbnails[-2], thumbnails[-1]
+                )  # else a slide of a minute would take seconds
+                else blends.count_same_before(thumbnails, k + n_before)
             )
             counts.append(len(faces))
             points += [face.points for face in faces]

@@ -58,7 +58,8 @@ from stages.media.faces import ENGINE_PACKAGES, check_engine, interpolate_gaps
 from stages.speech import SpeechParams
 
 STAGE = "cut"
-VERSION = 3  # of the rules by which spans are found, too; 2: dissolves, still pictures; 3: slow ones are none
+# Of the rules by which spans are found, too. 2: dissolves and stills; 3: what changes slowly is none
+VERSION = 3
 HASH_LETTERS = 8
 # Part of the format: what is heard in a frame depends a little on where its chunk begins.
 CHUNK_FRAMES = 60 * VIDEO_FPS
@@ -120,11 +121,12 @@ def run(work: Work, parts: tuple[()], params: CutSettings, context: Context) -> 
         pass
     opinions = {} if syncnet is None else _ask_syncnet(work, files, tasks, syncnet, context, report)
     ledger = _make_ledger(rows, {task.path: task for task in tasks}, opinions, params.cut)
+    _find_source(work).unlink(missing_ok=True)  # until all is there
     write_ledger(find_ledger(work), ledger)
     write_ledger(work.ledger, ledger)
     _link_points(work, ledger, {task.path: task for task in tasks})
-    with write_atomically(_find_source(work)) as partial:  # last: all is there
-        partial.write_text(describe_source(work, params) + "\n")
+    with write_atomically(_find_source(work)) as partial:
+        partial.write_text(_describe_source(work, params) + "\n")
     report.count_rows(ledger)
     report.n_left_out = count_left_out(ledger)
     report.frames = sum(row["frames"] for row in ledger if row["status"] == OK)
@@ -153,7 +155,7 @@ def check_uncut(work: Work) -> None:
 
 def remove_spans(work: Work) -> None:
     """Forget that the files were cut."""
-    for path in (find_ledger(work), _find_source(work)):
+    for path in (_find_source(work), find_ledger(work)):
         path.unlink(missing_ok=True)
     shutil.rmtree(work.stage_folder(STAGE) / landmarks.SPAN_FOLDER, ignore_errors=True)
 
@@ -164,15 +166,18 @@ def read_spans(work: Work, params: CutSettings) -> Rows:
     if not path.is_file():
         raise StageError(f"{path}: not there; run {again} first")
     source = _find_source(work)
-    if not source.is_file() or source.read_text().strip() != describe_source(work, params):
+    is_known = source.is_file() and clips.find_ledger(work).is_file()
+    if not is_known or source.read_text().strip() != _describe_source(work, params):
         raise StageError(f"{path}: was made from other files or with other params; run {again} again")
     return check_clips(read_ledger(path), f"{path}", STAGE_RULES)
 
 
-def describe_source(work: Work, params: CutSettings) -> str:
+def _describe_source(work: Work, params: CutSettings) -> str:
     """A digest of what the rows of the spans are made from: the rows of the files, and params."""
     found = params.landmarks
     return digest(
+        STAGE,
+        VERSION,
         file_sha256(clips.find_ledger(work)),
         params.cut.describe_dataset(),
         [found.max_faces, found.max_gap_frames, found.engine],

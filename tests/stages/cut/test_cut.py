@@ -16,8 +16,9 @@ from click.testing import CliRunner
 from distributed import LocalCluster
 
 from pipeline.main import cli
+from pipeline.params import load
 from shards.checksum import file_sha256
-from shards.ledger import OK, SYNCNET_FIELDS, read_ledger
+from shards.ledger import OK, SYNCNET_FIELDS, read_ledger, write_ledger
 from shards.reader import open_dataset, read_info
 from shards.spans import check_spans
 from shards.storage import open_storage
@@ -26,6 +27,7 @@ from stages.cut import run as cut
 from stages.cut.params import SpanParams, ThresholdParams
 from stages.cut.thresholds import count_costs
 from stages.engine.cache import read_entry
+from stages.engine.outcome import StageError
 from stages.engine.stage import Context, Report, Work
 from stages.evaluate.clip_sound import decode_clip_sound
 from stages.evaluate.metrics.face_crops import crop_faces, face_boxes
@@ -71,6 +73,10 @@ def dataset(
     return work, build(films, work, "--cut", "--workers", "2")
 
 
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def read_truth(films: Path) -> FilmTruth:
     from pydantic import TypeAdapter
 
@@ -113,7 +119,7 @@ def test_a_sample_says_where_it_is_from_and_how_its_sound_was_moved(
 
 
 def test_one_worker_and_a_cluster_write_the_same_bytes_and_thresholds_measure_nothing_again(
-    films: Path, dataset: tuple[Path, dict[str, Any]], tmp_path: Path
+    films: Path, dataset: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work, summary = dataset
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster:
@@ -135,6 +141,26 @@ def test_one_worker_and_a_cluster_write_the_same_bytes_and_thresholds_measure_no
     words = ["landmarks", "--dataset", "folder", "--raw", f"{films}", "--work", f"{tmp_path / 'strict'}"]
     told = CliRunner().invoke(cli, [*words, "--cut"]).output
     assert "was made from other files or with other params" in told, "its thresholds were others"
+    strict = Work("folder", films, tmp_path / "strict", tmp_path / "out", work / ".cache")
+    settings = cut.CutSettings(load(params).cut, LandmarksParams(), SpeechParams())
+    settings = replace(settings, cut=replace(settings.cut, enabled=True))
+    assert len(cut.read_spans(strict, settings))
+    other_faces = replace(settings, landmarks=LandmarksParams(max_gap_frames=4))
+    with pytest.raises(StageError, match="from other files or with other params"):
+        cut.read_spans(strict, other_faces)
+    monkeypatch.setattr(cut, "_link_points", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        cut.run(strict, (), replace(settings, cut=SpanParams(enabled=True)), Context())
+    monkeypatch.undo()
+    with pytest.raises(StageError, match="from other files or with other params"):
+        cut.read_spans(strict, settings)
+    cut.run(strict, (), settings, Context())
+    files = list(read_ledger(tmp_path / "strict" / "clips" / LEDGER_NAME))
+    write_ledger(
+        tmp_path / "strict" / "clips" / LEDGER_NAME, [{**row, "speaker": "another"} for row in files]
+    )
+    with pytest.raises(StageError, match="from other files or with other params"):
+        cut.read_spans(strict, settings)
     rows = list(read_ledger(tmp_path / "strict" / "clips.parquet"))
     assert sum(row["frames"] for row in rows) == read_truth(films).n_frames
     assert {row["code"] for row in rows if row["sync_confidence"] is not None} == {"silent_face"}
