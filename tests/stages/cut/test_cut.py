@@ -43,6 +43,7 @@ from stages.speech import SpeechParams
 from stages.synth import SynthParams, make_corpus
 from stages.synth.film_spec import FilmTruth
 from tests.build import build, find_stage_summary, hash_files, pipeline
+from tests.conftest import real_clips
 from tests.media import read_rgb_frames
 from tests.stages.evaluate.metrics.weights import make_syncnet_weights
 
@@ -265,3 +266,18 @@ def test_the_frames_of_a_dissolve_and_of_a_frozen_picture_are_in_no_clip(
     codes = [row["code"] for row in rows for _ in range(row["frames"])]
     assert set(codes[66:74]) == {"too_short"} and set(codes[112:138]) == {"still"}, codes
     assert {codes[40], codes[90]} == {""}, codes
+
+
+def test_a_real_voice_over_and_spliced_sentences_give_no_clip(
+    landmarker: Path, speech_model: Path, voice_model: Path, tmp_path: Path
+) -> None:
+    """NASA's film, over which nobody who is seen speaks, and two addresses made of words from many places."""
+    work = Work("folder", real_clips("wild"), tmp_path / "work", tmp_path / "out", tmp_path / "cache")
+    pipeline(
+        "clips", "--dataset", "folder", "--raw", work.raw, "--work", work.root, "--cut", "--workers", "1"
+    )
+    cut_again(work)
+    rows = list(read_ledger(work.ledger))
+    assert {row["path"].split("_")[0] for row in rows} == {"nasa", "obama"}
+    assert not [row["clip_id"] for row in rows if row["status"] == OK]
+    assert not list(check_spans(read_ledger(work.ledger)))
