@@ -25,10 +25,8 @@ from stages.engine.outcome import Outcome
 from stages.media.faces import FaceDetection, track_faces
 from stages.media.jumps import find_jumps
 
-# A longer shot is worked on in pieces, so that memory does not grow with a recording of one camera. A piece
-# ends in the deepest pause of its last frames.
-MAX_SHOT_FRAMES, PIECE_END_FRAMES = 15_000, 500
-PAUSE_FRAMES = 10  # over which a pause is as deep as the speech in it is likely
+# A longer shot is worked on in pieces, so that memory does not grow with a recording of one camera.
+MAX_SHOT_FRAMES = 15_000
 LEVEL_MARGIN_FRAMES = 50  # around a clip, in which its pauses are looked for
 
 # Why a span is no clip, whatever the thresholds are.
@@ -158,14 +156,9 @@ def find_unreadable(unreadable: Mapping[int, tuple[int, Outcome]], frame: int) -
 
 def limit_shots(shots: Sequence[int], speech: NDArray[np.float32]) -> Iterator[int]:
     """The first frames of shots; of a very long one several. ``speech`` (T,) is the probability of speech."""
-    for first, last in pairwise([*shots, len(speech)]):
-        begin = first
-        yield begin
-        while last - begin > MAX_SHOT_FRAMES:
-            end = begin + MAX_SHOT_FRAMES
-            loudness = np.convolve(speech[end - PIECE_END_FRAMES : end], np.ones(PAUSE_FRAMES), "valid")
-            begin = end - PIECE_END_FRAMES + int(loudness.argmin()) + PAUSE_FRAMES // 2
-            yield begin
+    for shot in pairwise([*shots, len(speech)]):
+        for first, _ in cut_at_pauses(speech, shot, MAX_SHOT_FRAMES // 2, MAX_SHOT_FRAMES):
+            yield first
 
 
 @dataclass(frozen=True, slots=True)
