@@ -204,9 +204,7 @@ def _print_plan(request: BuildRequest, settings: Params, stages: Sequence[str]) 
 def _print_report(report: Report, ledger: Rows) -> None:
     parts = report.parts
     written = f", {parts['built']} of {parts['total']} parts written" if parts["total"] else ""
-    share = f"of {report.clips} clips"
-    if has_spans(ledger):
-        share = f"clips of {report.clips} spans"
+    share = f"clips of {report.clips} spans" if has_spans(ledger) else f"of {report.clips} clips"
     click.echo(
         f"{report.stage}: {report.n_usable} {share}, {report.frames} frames, "
         f"{report.clips_computed} computed{written}, {report.seconds:.1f} s"

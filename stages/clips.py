@@ -49,7 +49,7 @@ from stages.media.video import count_frames_at_25fps
 STAGE = "clips"
 VERSION = 2  # 2: clocks, discarded packets, damage, still pictures
 LEDGER_NAME = "ledger.parquet"
-MAX_MISSING_SECONDS = 0.05  # more is said, and drops a clip; GRID and CREMA-D miss none
+MAX_MISSING_SECONDS = 0.05  # of what a header declares: more drops a clip, or is said of a file to be cut
 
 # Files beside clips in the corpora as they are published, and what operating systems leave behind.
 SIDE_CARS = frozenset(
@@ -79,7 +79,6 @@ class ClipsParams:
         default_factory=lambda: {"grid": 10.0, "crema-d": 10.0, "folder": 600.0}
     )
     max_pixels: int = Field(default=4096 * 2304, gt=0, le=MAX_PIXELS)  # of a frame
-    # of what the header declares
     max_missing_seconds: float = Field(default=MAX_MISSING_SECONDS, ge=0, le=DAY)
     max_av_gap_seconds: float = Field(default=0.5, ge=0, le=DAY)  # between the ends of sound and picture
     # For how long one picture may stand. In real clips of GRID, CREMA-D and the web none stands for longer
@@ -407,7 +406,8 @@ def probe_file(path: Path, corpus: str, params: ClipsParams) -> Outcome:
         return Outcome(DROPPED, drop.code, drop.reason, facts=facts)
     damage = (("video", shown.report), ("audio", heard))
     notes = [report.describe(kind) for kind, report in damage if report.count]
-    if params.max_missing_seconds == DAY and timeline.missing_seconds > MAX_MISSING_SECONDS:  # to be cut
+    is_to_be_cut = params.max_missing_seconds == DAY  # as relax() makes it
+    if is_to_be_cut and timeline.missing_seconds > MAX_MISSING_SECONDS:
         notes.append(_describe_missing(timeline.missing_seconds))
     return Outcome(facts=facts, notes=tuple(notes))
 

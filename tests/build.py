@@ -39,8 +39,8 @@ def build(raw: Path, work: Path, *words: str | Path, dataset: str = "folder") ->
 def build_in_process(raw: Path, work: Path, settings: Params | None = None, dataset: str = "folder") -> Work:
     """The stages of ``pipeline shard``, one after the other, without the command and its workers.
 
-    Files are still read in the sandbox, whose process stays warm from one test to the next: a tenth of the
-    time of a command, for datasets of which the command is not the point.
+    For datasets of which the command is not the point. Files are still read in the sandbox, whose process
+    stays warm from one test to the next.
     """
     settings = settings or Params()
     folders = Work(dataset, raw, work, work / "shards", work / ".cache")

@@ -85,14 +85,9 @@ def see_chunk(
             seconds.append(frame.seconds + offset)
             contents.append(content)
             changes.append(change)
-            same.append(
-                same[-1] + 1
-                if same
-                and np.array_equal(
-                    thumbnails[-2], thumbnails[-1]
-                )  # else a slide of a minute would take seconds
-                else blends.count_same_before(thumbnails, k + n_before)
-            )
+            # Of a slide of a minute, each picture would be compared with all before it.
+            is_equal = bool(same) and np.array_equal(thumbnails[-2], thumbnails[-1])
+            same.append(same[-1] + 1 if is_equal else blends.count_same_before(thumbnails, k + n_before))
             counts.append(len(faces))
             points += [face.points for face in faces]
             looks += [face.look for face in faces]

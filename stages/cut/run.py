@@ -174,13 +174,13 @@ def read_spans(work: Work, params: CutSettings) -> Rows:
 
 def _describe_source(work: Work, params: CutSettings) -> str:
     """A digest of what the rows of the spans are made from: the rows of the files, and params."""
-    found = params.landmarks
+    faces = params.landmarks
     return digest(
         STAGE,
         VERSION,
         file_sha256(clips.find_ledger(work)),
         params.cut.describe_dataset(),
-        [found.max_faces, found.max_gap_frames, found.engine],
+        [faces.max_faces, faces.max_gap_frames, faces.engine],
     )
 
 
@@ -459,13 +459,12 @@ def _make_ledger(
             clip = make_span_row(row, span | opinion.facts, params)
             ledger.append(clip)
             if clip["status"] == OK and opinion.status == FAILED:
-                clip |= {name: getattr(opinion, name) for name in ("status", "code", "reason")}
-                clip["sound_shift"] = None
+                _leave_out(clip, opinion)
             elif opinion.status == DROPPED:
                 clip["notes"].append(f"SyncNet has no opinion: {opinion.reason}")
             if clip["status"] == OK and clip["clip_id"] in prints:  # of ids that were shortened
                 drop = Drop("duplicate", f"{clip['clip_id']!r} is another clip")
-                clip |= clips.make_drop_columns(drop) | {"sound_shift": None}
+                _leave_out(clip, Outcome.from_drop(drop))
             if clip["status"] == OK:
                 prints[clip["clip_id"]] = arrays["prints"][span["first"] : span["last"]]
     copies = find_near_duplicates(prints)
@@ -473,8 +472,13 @@ def _make_ledger(
         if clip["status"] == OK and clip["clip_id"] in copies:
             clip["near_duplicate"] = copies[clip["clip_id"]]
             if (judged := judge_clip(clip, params)) is not None:
-                clip |= clips.make_drop_columns(judged) | {"sound_shift": None}
+                _leave_out(clip, Outcome.from_drop(judged))
     return build_ledger(ledger)
+
+
+def _leave_out(clip: Row, outcome: Outcome) -> None:
+    """Say why a span is no clip after all."""
+    clip |= {name: getattr(outcome, name) for name in ("status", "code", "reason")} | {"sound_shift": None}
 
 
 def _list_columns(params: SpanParams) -> list[str]:

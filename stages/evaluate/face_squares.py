@@ -33,8 +33,7 @@ from stages.media.video import ClipFrames, ClockFrame, read_frames_at_25fps
 
 def crop_squares(path: Path, n_frames: int, landmarker: Path, limits: LimitParams) -> Frames:
     """Squares (T, 224, 224, 3) of a video's first frames. Raises Drop when no face can be tracked."""
-    whole = {"frames": n_frames}
-    return _crop_squares_in_sandbox(path, whole, n_frames, None, landmarker, limits)
+    return _crop_squares_in_sandbox(path, {"frames": n_frames}, n_frames, None, landmarker, limits)
 
 
 def crop_squares_with_crops(
@@ -59,6 +58,8 @@ def _crop_squares_in_sandbox(
     landmarker: Path,
     limits: LimitParams,
 ) -> Frames:
+    """``info`` is the json of the clip that is shown, or only the length of a video that is no clip."""
+
     def make_job(entry: Path) -> ClipJob:
         return ClipJob(
             save_squares_of_file,

@@ -85,7 +85,7 @@ def build_card(dataset: Dataset) -> DatasetCard:
     rows = [row for row in ledger if row["status"] == OK and row["clip_id"] in dataset.clips]
     clips = list(dataset.clips.values())
     labels = {row["clip_id"]: row for row in rows}
-    whole = [row for row in rows if not is_span(row)]  # spans say nothing of it
+    whole = [row for row in rows if not is_span(row)]  # of a file, not of what was cut out of one
     return DatasetCard(
         name=str(dataset.manifest.get("dataset", dataset.folder.name)),
         citations=_list_citations(dataset, {str(row["corpus"] or "") for row in ledger}),

@@ -16,7 +16,6 @@ from click.testing import CliRunner
 from distributed import LocalCluster
 
 from pipeline.main import cli
-from pipeline.params import load
 from shards.checksum import file_sha256
 from shards.ledger import OK, SYNCNET_FIELDS, read_ledger, write_ledger
 from shards.reader import open_dataset, read_info
@@ -143,19 +142,19 @@ def test_one_worker_and_a_cluster_write_the_same_bytes_and_thresholds_measure_no
     told = CliRunner().invoke(cli, [*words, "--cut"]).output
     assert "was made from other files or with other params" in told, "its thresholds were others"
     strict = Work("folder", films, tmp_path / "strict", tmp_path / "out", work / ".cache")
-    settings = cut.CutSettings(load(params).cut, LandmarksParams(), SpeechParams())
-    settings = replace(settings, cut=replace(settings.cut, enabled=True))
+    thresholds = ThresholdParams(min_sync_confidence=1.5)
+    settings = make_settings(thresholds=thresholds)
     assert len(cut.read_spans(strict, settings))
     other_faces = replace(settings, landmarks=LandmarksParams(max_gap_frames=4))
     with pytest.raises(StageError, match="from other files or with other params"):
         cut.read_spans(strict, other_faces)
     monkeypatch.setattr(cut, "_link_points", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        cut.run(strict, (), replace(settings, cut=SpanParams(enabled=True)), Context())
+        cut_again(strict)
     monkeypatch.undo()
     with pytest.raises(StageError, match="from other files or with other params"):
         cut.read_spans(strict, settings)
-    cut.run(strict, (), settings, Context())
+    cut_again(strict, thresholds=thresholds)
     files = list(read_ledger(tmp_path / "strict" / "clips" / LEDGER_NAME))
     write_ledger(
         tmp_path / "strict" / "clips" / LEDGER_NAME, [{**row, "speaker": "another"} for row in files]
@@ -187,10 +186,13 @@ def test_files_that_were_cut_are_taken_neither_whole_nor_as_other_params_would_c
     pipeline("mels", *words)
 
 
+def make_settings(**changes: Any) -> cut.CutSettings:
+    return cut.CutSettings(SpanParams(enabled=True, **changes), LandmarksParams(), SpeechParams())
+
+
 def cut_again(work: Work, **changes: Any) -> Report:
     """Cut with other params; what was measured before is in the cache."""
-    settings = cut.CutSettings(SpanParams(enabled=True, **changes), LandmarksParams(), SpeechParams())
-    return cut.run(work, (), settings, Context())
+    return cut.run(work, (), make_settings(**changes), Context())
 
 
 def test_syncnet_gives_a_second_opinion_on_who_speaks(
