@@ -32,6 +32,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import windows
 from recolour import RECOLOURS
 
 from model import loop
@@ -132,23 +133,33 @@ ROWS: dict[str, tuple[str, Changes]] = {
     "context, temporal, gain": ("demo", {**TEMPORAL, **GAIN}),
     "context, speech": ("demo", {**CONTEXT, **SPEECH, "network.audio.input": "speech"}),
     "context, both": ("demo", {**CONTEXT, **SPEECH, "network.audio.input": "both"}),
+    "context, speech, four at a time": (
+        "demo",
+        {**CONTEXT, **SPEECH, "network.audio.input": "speech"},
+    ),
     "context, all rows": ("demo", {**CONTEXT, "network.top": 0}),
     "context, hidden": ("demo", {**CONTEXT, "frames.previous_hidden": 1.0}),
     "all": ("demo", {**TEMPORAL, **GAIN, **MOVED, "frames.jitter_colour": 0.1}),
     "multi-speaker": ("multi-speaker", {}),
     "paper multi-speaker": ("paper-multi-speaker", {}),
 }
-# Sampling params besides each --guidance with the default ones, of the row "context" only.
-SAMPLING: dict[str, Changes] = {
-    "common noise 0": {"common_noise": 0.0},
-    "common noise 0.5": {"common_noise": 0.5},
-    "common noise 0.8": {"common_noise": 0.8},
-    "common noise 1": {"common_noise": 1.0},
-    "1 step": {"steps": 1},
-    "2 steps": {"steps": 2},
-    "10 steps": {"steps": 10},
+# Rows whose networks are those of ``windows``; in all else they are as the row without these words.
+WINDOW_ROWS = {"context, speech, four at a time"}
+# row -> name -> sampling params besides each --guidance with the default ones
+SAMPLING: dict[str, dict[str, Changes]] = {
+    "context": {
+        "common noise 0": {"common_noise": 0.0},
+        "common noise 0.5": {"common_noise": 0.5},
+        "common noise 0.8": {"common_noise": 0.8},
+        "common noise 1": {"common_noise": 1.0},
+        "1 step": {"steps": 1},
+        "2 steps": {"steps": 2},
+        "10 steps": {"steps": 10},
+    },
+    "paper, small": {
+        "as the paper, 100 steps": {"sampler": "ancestral", "steps": 100, "common_noise": 0.0},
+    },
 }
-SAMPLED_ROW = "context"
 # Of clips with their own speech; the other columns are of clips with each other's.
 OWN_COLUMNS = {
     "opening_correlation", "psnr_box_db", "psnr_box_first_db", "psnr_box_last_db", "border_colour",
@@ -191,6 +202,8 @@ def train(run: Path, recipe: Recipe, dataset: Dataset, args: argparse.Namespace)
         workers=args.workers,
         balance=recipe.balance,
     )
+    if args.row in WINDOW_ROWS:
+        data = windows.make_window_source(data)
     scale = measure_speech_scale(dataset, train_ids, network_input) if audio.takes_speech else None
     state = loop.create_state(recipe, device, scale)
     checkpoints = list_checkpoints(run)
@@ -237,15 +250,18 @@ def list_sampling(name: str, recipe: Recipe, args: argparse.Namespace) -> dict[s
     default = SampleParams(steps=args.steps)
     guidances = args.guidance if recipe.network.audio.null else [1.0]
     params = {f"guidance {guidance:g}": replace(default, guidance=guidance) for guidance in guidances}
-    if name == SAMPLED_ROW:
-        strongest = replace(default, guidance=max(guidances))
-        params |= {what: replace(strongest, **changes) for what, changes in SAMPLING.items()}
-    return params
+    strongest = replace(default, guidance=max(guidances))
+    params |= {what: replace(strongest, **changes) for what, changes in SAMPLING.get(name, {}).items()}
+    return {what: each for what, each in params.items() if args.sampling in (None, what)}
 
 
 def measure_row(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """Train a row, generate the clips of the split and score them."""
     run = args.to / get_folder_name(name)
+    generator_class = FrameGenerator
+    if name in WINDOW_ROWS:
+        windows.use_windows()
+        generator_class = windows.WindowGenerator
     dataset = open_dataset(args.shards, hashes=False)
     recipe = make_recipe(name, args)
     start = time.perf_counter()
@@ -266,7 +282,7 @@ def measure_row(name: str, args: argparse.Namespace) -> dict[str, Any]:
         result |= average_sets("frozen mouth", [(each, score_frozen(each)) for each, _ in clip_sets])
         for what, params in list_sampling(name, saved.recipe, args).items():
             device, execution = select_device(args.device), Execution(compile=False, precision=args.precision)
-            generator = FrameGenerator(network, saved.recipe, params, device, execution)
+            generator = generator_class(network, saved.recipe, params, device, execution)
             scores = [(each, score_clips(generator, each, truth, args)) for each, truth in clip_sets]
             result |= average_sets(what, scores)
             write_json(run / RESULT, result)
@@ -326,9 +342,9 @@ def select_speakers(dataset: Dataset, clip_ids: Sequence[str], speakers: Collect
 
 
 def pair_evenly(dataset: Dataset, clip_ids: Sequence[str], args: argparse.Namespace) -> list[Pair]:
-    """Own and swapped pairs, ``args.clips`` of each at most: speakers in turn, each one's in their order."""
+    """Swapped and own pairs, ``args.clips`` and ``args.own_clips`` at most: speakers in turn, in order."""
     pairs = []
-    for audio in ("own", "swapped"):
+    for audio, most in (("own", args.own_clips or args.clips), ("swapped", args.clips)):
         turns = Counter[str]()
         places = []
         for pair in pair_clips(dataset, clip_ids, audio, seed=0):
@@ -336,7 +352,7 @@ def pair_evenly(dataset: Dataset, clip_ids: Sequence[str], args: argparse.Namesp
             places.append((turns[speaker], pair))
             turns[speaker] += 1
         places.sort(key=lambda item: item[0])
-        pairs += [pair for _, pair in places[: args.clips]]
+        pairs += [pair for _, pair in places[:most]]
     return pairs
 
 
@@ -520,8 +536,10 @@ def parse_arguments() -> argparse.Namespace:
         help="number of clips of the split and of each dataset of "
         "strangers, divided evenly among the speakers; default: all",
     )
+    parser.add_argument("--own-clips", type=int, help="of these, with their own speech; default: --clips")
     parser.add_argument("--steps", type=int, default=4, help="of the sampler")
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 2.0])
+    parser.add_argument("--sampling", metavar="NAME", help="only this way to generate clips; default: all")
     parser.add_argument("--jobs", type=int, default=1, help="rows at a time")
     parser.add_argument("--workers", type=int, default=1, help="threads per row that decode frames")
     parser.add_argument("--finders", type=int, default=1, help="threads per row that find mouths")
