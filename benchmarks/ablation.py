@@ -58,6 +58,7 @@ from stages.evaluate.mouths import find_mouths
 from stages.evaluate.word_times import locate_alignment, read_alignments
 from stages.media import weights
 from stages.media.faces import FaceFinder
+from stages.mels import find_reference
 from stages.sample.generate import generate_clips
 from stages.sample.pairs import Pair, pair_clips, read_pair
 
@@ -372,7 +373,9 @@ def score_clips(
         pair, frames = item
         clip, speech = clip_set.read(dataset, pair)
         mouths = PairMouths(truth.find(frames), truth.get(speech), truth.get(clip))
-        scores = score_pair(frames, clip, speech, mouths, words.get(speech.key))
+        scores = score_pair(
+            frames, clip, speech, mouths, words.get(speech.key), reference=find_reference(dataset)
+        )
         return pair, scores | score_identity(frames, clip)
 
     with ThreadPoolExecutor(args.finders) as pool:  # finding faces frees the GIL

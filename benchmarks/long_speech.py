@@ -35,8 +35,7 @@ from stages.evaluate.metrics.obedience import Mean, bootstrap_mean
 from stages.media import weights
 from stages.media.audio import SAMPLES_PER_FRAME
 from stages.media.networks import find_network
-from stages.mels import compute_mel_rows
-from stages.preview.sound import read_mels_params
+from stages.mels import compute_mel_rows, find_reference, read_mels_params
 from stages.sample.pairs import Pair, count_pair_frames, make_pairs, read_pair
 from stages.speech import SpeechParams, compute_speech_rows, find_model, load_encoder
 
@@ -104,6 +103,7 @@ def main() -> None:
     device = select_device(args.device)
     generator = FrameGenerator(network, saved.recipe, params, device, Execution())
     sources = [cut_clip(clip, n) for (clip, _), n in zip(clips, lengths, strict=True)]
+    reference = find_reference(dataset)
     whole = generate(generator, "joined", sources, join_speech(dataset, args.raw, pairs, clips))
     parts = np.split(whole, np.cumsum(lengths)[:-1])
     scores: dict[str, list[dict[str, float]]] = {"one by one": [], "joined": []}
@@ -112,7 +112,7 @@ def main() -> None:
             alone = generate(generator, pair.name, [source], Speech(speech.mels, speech.speech))
             for name, frames in (("one by one", alone), ("joined", part)):
                 mouths = PairMouths(truth.find(frames), truth.get(speech), truth.get(clip))
-                scores[name].append(score_pair(frames, clip, speech, mouths))
+                scores[name].append(score_pair(frames, clip, speech, mouths, reference=reference))
     print(f"{len(pairs)} pairs, {sum(lengths) / VIDEO_FPS:.0f} s, step {saved.step}")
     print(f"| | {' | '.join(COLUMNS)} |\n{'| --- ' * (1 + len(COLUMNS))}|")
     for name, each in scores.items():

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass as params_dataclass
 
+from shards.index import DATASET_NAME, get_params_section
 from shards.ledger import find_sound_start
-from shards.schema import MAX_MELS, MEL_FPS, MELS_PER_FRAME
+from shards.reader import Dataset
+from shards.schema import MAX_MELS, MEL_FPS, MELS_PER_FRAME, ShardError
 from shards.table import Row
 from stages.engine.cache import digest, save_entry, versions
 from stages.engine.outcome import Outcome
@@ -28,6 +29,7 @@ from stages.engine.per_clip import run_per_clip
 from stages.engine.sandbox import ClipJob
 from stages.engine.stage import Context, Report, Work
 from stages.media.audio import SAMPLE_RATE, SAMPLES_PER_FRAME, mix_to_mono, read_channels
+from stages.media.reference import Reference, compute_reference
 
 if TYPE_CHECKING:
     from threadpoolctl import ThreadpoolController
@@ -72,6 +74,32 @@ def load_mels_params(section: Mapping[str, Any]) -> MelsParams:
     return MelsParams(**{"reference": "clip", **section})
 
 
+def read_mels_params(dataset: Dataset) -> MelsParams:
+    """The params of the dataset's mels, from its manifest. Raises ShardError if it has none."""
+    path = f"{dataset.storage.address}/{DATASET_NAME}"
+    section = get_params_section(dataset.manifest, "mels")
+    if not section:
+        raise ShardError(f"{path}: has no params.mels")
+    try:
+        return load_mels_params(section)
+    except ValidationError as err:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in err.errors())
+        raise ShardError(f"{path}: params.mels are not those of this version of redub ({problems})") from err
+
+
+def get_reference(params: MelsParams) -> Reference | None:
+    """What 0 dB is, if it follows the sound; None if it is the loudest cell of the whole clip."""
+    if params.reference == "clip":
+        return None
+    return Reference(round(params.window_seconds * MEL_FPS), params.max_boost_db)
+
+
+def find_reference(dataset: Dataset) -> Reference | None:
+    """``get_reference`` of a dataset's mels; None if it says nothing of them. Raises ShardError."""
+    has_params = get_params_section(dataset.manifest, "mels")
+    return get_reference(read_mels_params(dataset)) if has_params else None
+
+
 def compute_mel_rows(sound: NDArray[np.float32], params: MelsParams) -> NDArray[np.float32]:
     """Mono sound of 640 T - 1 samples at 16 kHz -> (2T, n_mels) dB in [-top_db, 0].
 
@@ -80,36 +108,17 @@ def compute_mel_rows(sound: NDArray[np.float32], params: MelsParams) -> NDArray[
     import librosa  # takes two seconds: only for code that computes mels
 
     power = compute_mel_power(sound, params)
-    if params.reference == "clip" or power.shape[1] <= count_window_rows(params):
+    reference = get_reference(params)
+    if reference is None or power.shape[1] <= reference.window_rows:
         whole: NDArray[np.float32] = librosa.power_to_db(power, ref=np.max, top_db=params.top_db)
         return np.ascontiguousarray(whole.T, dtype=np.float32)
     # In place: the mels of an hour are 180 MB.
     decibel: NDArray[np.float32] = np.maximum(power, MIN_POWER, out=power)
     np.log10(decibel, out=decibel)
     decibel *= 10
-    decibel -= compute_reference(decibel.max(axis=0), params)
+    decibel -= compute_reference(decibel.max(axis=0), reference)
     np.clip(decibel, -params.top_db, 0, out=decibel)
     return np.ascontiguousarray(decibel.T, dtype=np.float32)
-
-
-def count_window_rows(params: MelsParams) -> int:
-    """Rows in the window of the reference."""
-    return round(params.window_seconds * MEL_FPS)
-
-
-def compute_reference(loudest: NDArray[np.float32], params: MelsParams) -> NDArray[np.float32]:
-    """The level that is 0 dB at each row, (R,) dB, from the loudest cell of each row (R,).
-
-    The loudest of the window around a row (at the ends, of the first or last whole window), smoothed over
-    half a window. It is never lower than the row's own loudest cell. R is longer than the window.
-    """
-    n_rows, window = len(loudest), count_window_rows(params)
-    maxima = sliding_window_view(loudest, window).max(axis=-1)
-    around = maxima[np.clip(np.arange(n_rows) - window // 2, 0, len(maxima) - 1)]
-    radius = window // 4
-    means = sliding_window_view(np.pad(around, radius, mode="edge"), 2 * radius + 1).mean(axis=-1)
-    reference: NDArray[np.float32] = np.maximum(means, loudest.max() - params.max_boost_db)
-    return reference.astype(np.float32)
 
 
 def compute_mel_power(sound: NDArray[np.float32], params: MelsParams) -> NDArray[np.float32]:

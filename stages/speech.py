@@ -29,8 +29,9 @@ from stages.engine.sandbox import ClipJob
 from stages.engine.stage import Context, Report, Work
 from stages.media import weights
 from stages.media.audio import SAMPLE_RATE, mix_to_mono, read_channels
+from stages.media.reference import Reference, compute_reference
 from stages.media.whisper_weights import WIDTH
-from stages.mels import MelsParams, compute_reference, count_samples, count_window_rows
+from stages.mels import count_samples
 
 STAGE = "speech"
 VERSION = 1  # of the rule, too, by which sound is cut into windows
@@ -47,7 +48,7 @@ MARGIN_SAMPLES = (WINDOW_ROWS // 2 + 1) * ROW_SAMPLES  # that windows reach beyo
 # Speech at a normal level: log10 of the power of the loudest cell, the median of GRID's clips.
 NORMAL_LOG_POWER = 1.5
 # The level of a place, as for mels: the loudest cell of 3 s around it.
-LEVEL = MelsParams(reference="windowed", window_seconds=3.0, max_boost_db=20.0)
+LEVEL = Reference(window_rows=150, max_boost_db=20.0)
 DECIBELS = 10  # per unit of log10 of power
 LEVEL_ROWS_AT_ONCE = 2048
 
@@ -119,7 +120,7 @@ def _measure_levels(mirrored: NDArray[np.float32], n_rows: int) -> NDArray[np.fl
         last = min(first + LEVEL_ROWS_AT_ONCE, n_rows)
         log_power = _compute_log_power(mirrored, first, last)
         loudest[first:last] = log_power.reshape(last - first, -1).max(axis=1)
-    if n_rows <= count_window_rows(LEVEL):
+    if n_rows <= LEVEL.window_rows:
         return np.full(n_rows, loudest.max())
     levels: NDArray[np.float32] = compute_reference(DECIBELS * loudest, LEVEL) / np.float32(DECIBELS)
     return levels

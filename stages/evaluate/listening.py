@@ -32,6 +32,7 @@ from stages.evaluate.metrics.obedience import (
 )
 from stages.evaluate.metrics.pixels import Series, compute_psnr, squared_errors
 from stages.evaluate.metrics.silence import find_silent_frames, measure_silent_motion
+from stages.media.reference import Reference
 
 MIN_OBEDIENCE_FRAMES = 10  # with a mouth in all three of the signals that obedience compares
 EDGE_FRAMES = 5  # at each end of a clip, whose PSNR shows drift: 0.2 s
@@ -57,12 +58,15 @@ def score_pair(
     speech: ClipSample,
     mouths: PairMouths,
     words: Sequence[Word] | None = None,
+    *,
+    reference: Reference | None = None,
 ) -> dict[str, float]:
     """Scores by column of crops (T, S, S, 3) of the clip ``truth``, generated with the speech of ``speech``.
 
-    ``mouths`` are those that ``find_mouths`` finds in the three; ``words`` are the speech's. The frames that
-    all three have are scored. A score that is not defined for the pair is absent: obedience needs another
-    clip's speech, PSNR the clip's own, closure needs words.
+    ``mouths`` are those that ``find_mouths`` finds in the three; ``words`` are the speech's. ``reference``:
+    what 0 dB is in the dataset's mels (``stages.mels.find_reference``), without which pauses longer than its
+    window are missed. The frames that all three have are scored. A score that is not defined for the pair is
+    absent: obedience needs another clip's speech, PSNR the clip's own, closure needs words.
     """
     own = truth.key == speech.key
     n_frames = min(len(generated), len(truth.frames), len(speech.frames))
@@ -70,7 +74,7 @@ def score_pair(
         openings(mouths.generated),
         openings(mouths.speech),
         openings(mouths.source),
-        is_silent=find_silent_frames(speech.mels),
+        is_silent=find_silent_frames(speech.mels, reference),
         closures=None if words is None else find_closures(words),
         own=own,
     )

@@ -31,9 +31,10 @@ from stages.evaluate.metrics.motion import smoothness
 from stages.evaluate.metrics.pixels import squared_errors, ssim_by_frame
 from stages.evaluate.metrics.silence import find_silent_frames
 from stages.evaluate.mouths import find_mouths_cached
+from stages.mels import find_reference
 from stages.sample.pairs import read_crops
 
-VERSION = 3
+VERSION = 4
 MIN_SHARE = 0.9  # of a clip's frames that a file must have to be scored
 
 Kind = Literal["truth", "mouths", "held", "previous", "nearest", "crops"]
@@ -131,7 +132,7 @@ def measure_item(clip: ClipSample, item: MeasureItem, dataset: Dataset, tools: M
         {} if item.kind == "mouths" else _measure_pixels(generated, truth, item, tools)
     )
     if item.kind == "truth":
-        measurements["is_silent"] = find_silent_frames(truth.mels)
+        measurements["is_silent"] = find_silent_frames(truth.mels, find_reference(dataset))
         has_features = sync.has_features(dataset.manifest)
         if has_features and truth.speech is not None and truth.speech.shape[1] == sync.N_FEATURES:
             measurements["mouth_by_speech"] = sync.predict_mouth(truth.speech)

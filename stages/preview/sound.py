@@ -7,11 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
-from shards.index import DATASET_NAME, get_params_section
-from shards.reader import Dataset
-from shards.schema import ShardError
 from stages.preview.drawing import FLOOR_DB
 
 if TYPE_CHECKING:
@@ -51,18 +47,3 @@ def synthesise_audio(mels: NDArray[np.float32], params: MelsParams) -> NDArray[n
         random_state=0,
     )[: len(mels) * HOP_SAMPLES]
     return np.asarray(PEAK * samples / max(float(np.abs(samples).max()), 1e-9), np.float32)
-
-
-def read_mels_params(dataset: Dataset) -> MelsParams:
-    """The params of the dataset's mels, from its manifest. Raises ShardError if it has none."""
-    from stages.mels import load_mels_params
-
-    path = f"{dataset.storage.address}/{DATASET_NAME}"
-    section = get_params_section(dataset.manifest, "mels")
-    if not section:
-        raise ShardError(f"{path}: has no params.mels, which are needed to make audio from mels")
-    try:
-        return load_mels_params(section)
-    except ValidationError as err:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in err.errors())
-        raise ShardError(f"{path}: params.mels are not those of this version of redub ({problems})") from err

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 
 from shards.reader import Dataset, read_clip
 from shards.schema import VIDEO_FPS, ClipSample, Frame
+from stages.mels import read_mels_params
 from stages.preview.drawing import (
     BACKGROUND,
     DIM,
@@ -24,7 +25,7 @@ from stages.preview.drawing import (
     draw_text,
     find_interpolated_frames,
 )
-from stages.preview.sound import read_mels_params, synthesise_audio
+from stages.preview.sound import synthesise_audio
 
 VIDEO_SIDE_PX = 512
 VIDEO_SPAN_SECONDS = 6.0  # of mels below the frame; for longer clips they scroll

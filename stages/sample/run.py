@@ -39,7 +39,8 @@ from stages.engine.outcome import StageError
 from stages.engine.progress import Progress, no_progress
 from stages.media.audio import SAMPLE_RATE
 from stages.media.encode import AudioTrack, write_mp4
-from stages.preview.sound import read_mels_params, synthesise_audio
+from stages.mels import read_mels_params
+from stages.preview.sound import synthesise_audio
 from stages.sample.generate import choose_clips_ahead, generate_clips
 from stages.sample.pairs import (
     CROPS,

@@ -18,15 +18,15 @@ from stages import clips
 from stages.engine.cache import load_entry
 from stages.engine.outcome import Drop
 from stages.media.audio import mix_to_mono, read_channels
+from stages.media.reference import Reference, compute_reference, restore_levels
 from stages.mels import (
     ROWS_AT_ONCE,
     MelsParams,
     compute_mel_power,
     compute_mel_rows,
     compute_mels_of_file,
-    compute_reference,
     count_samples,
-    count_window_rows,
+    get_reference,
 )
 from tests.waiting import GUARD_SECONDS
 
@@ -250,10 +250,26 @@ def test_the_noise_of_a_pause_rises_by_no_more_than_the_largest_boost() -> None:
 
 def test_the_reference_does_not_jump() -> None:
     loudest = np.concatenate([np.full(400, 0.0), np.full(400, -18.0), np.full(400, -5.0)]).astype(np.float32)
-    reference = compute_reference(loudest, PARAMS)
-    assert np.abs(np.diff(reference)).max() <= 18 / (count_window_rows(PARAMS) // 4)
+    reference = compute_reference(loudest, Reference(150, 20.0))
+    assert np.abs(np.diff(reference)).max() <= 18 / (150 // 4)
     assert (reference >= loudest - 1e-5).all() and len(reference) == 1200
     assert reference[[0, 600, 1199]] == pytest.approx([0, -18, -5])
+
+
+def test_what_a_reference_that_follows_the_sound_took_from_a_pause_is_restored() -> None:
+    """Where the reference falls as far as it may, and between equally loud speech: else it is ambiguous."""
+    pause = noise(10 * RATE, 3) * 10 ** (-50 / 20)
+    sound = np.concatenate([pause[: 4 * RATE], speak(4, 1), pause, speak(4, 1), pause[: 2 * RATE]])
+    sound = sound[: len(sound) // 640 * 640 - 1].astype(np.float32)
+    whole, boosted = compute_mel_rows(sound, CLIP), compute_mel_rows(sound, PARAMS)
+    reference = get_reference(PARAMS)
+    assert reference is not None and get_reference(CLIP) is None
+    levels = restore_levels(boosted, reference)
+    restored = np.maximum(boosted + levels[:, None], -80)
+    audible = whole.max(axis=1) > -79
+    assert np.abs(restored.max(axis=1) - whole.max(axis=1))[audible].max() < 0.2
+    assert levels.min() < -15 and levels.max() <= 0
+    assert not restore_levels(whole[: reference.window_rows], reference).any(), "not longer: one level"
 
 
 def test_a_window_longer_than_the_transform_is_refused() -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from shards.schema import VIDEO_FPS
 from stages.evaluate.metrics.closure import (
     CLOSED_OPENING,
     REACH_FRAMES,
@@ -19,6 +20,7 @@ from stages.evaluate.metrics.silence import (
     find_silent_frames,
     measure_silent_motion,
 )
+from stages.media.reference import Reference, compute_reference
 
 T = 75
 
@@ -42,6 +44,21 @@ def test_a_pause_is_silent_only_if_it_is_far_below_the_speech() -> None:
     assert not find_silent_frames(make_levels(slice(20, 40), quiet=-10 - SILENT_DB + 1)).any()
     assert find_silent_frames(make_levels(slice(20, 40), quiet=-10 - SILENT_DB - 1)).sum() == 20
     assert not find_silent_frames(np.full((2 * T, 8), -80, np.float32)).any(), "there is no speech to pause"
+
+
+@pytest.mark.parametrize("seconds", [2, 4, 6, 10])
+@pytest.mark.parametrize("quiet", [-33, -40, -80])
+def test_a_long_pause_is_silent_also_where_0_db_follows_the_sound(seconds: int, quiet: float) -> None:
+    reference = Reference(window_rows=150, max_boost_db=20)
+    speech = [make_levels(slice(30, 31), quiet=-50) for _ in range(2)]
+    pause = make_levels(slice(None), quiet=quiet)[: 2 * VIDEO_FPS]
+    whole = np.concatenate([speech[0], *[pause] * seconds, speech[1]])
+    mels = whole - compute_reference(whole.max(axis=1), reference)[:, None]
+    expected = np.zeros(len(whole) // 2, bool)
+    expected[T:-T] = True
+    assert (find_silent_frames(whole) == expected).all()
+    assert (find_silent_frames(mels, reference) == expected).all()
+    assert seconds < 4 or quiet < -33 or not (find_silent_frames(mels) == expected).all(), "it is needed"
 
 
 def test_motion_is_measured_between_silent_frames_alone() -> None:
