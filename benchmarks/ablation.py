@@ -2,15 +2,17 @@
 
     python benchmarks/ablation.py --shards data/grid/shards --to runs/ablation --samples 80000
     python benchmarks/ablation.py --shards data/grid/shards --to runs/x --minutes 3 --only "multi-speaker"
+    python benchmarks/ablation.py --shards data/grid/shards --to runs/x --network small
 
 Every row is a run of ``model.loop.train`` in a process of its own, ``--jobs`` of them at a time. Then clips
 of the test split are generated autoregressively with each other's speech and with their own, at each
 ``--guidance``, and scored by ``stages.evaluate.listening``. An existing run is continued, so samples can be
-added later.
+added later. ``--network`` scores a network that is there instead: a published one, or a run's folder.
 
 People that the network never saw are a second test: the clips of ``--strangers`` whose speakers are not
 trained on, with each other's speech and with their own, all together and each speaker alone. ``--recolour``
-scores them once more with another skin or in another light. A frozen mouth is scored beside all of them.
+scores them once more with another skin or in another light, ``--quieter`` the first ones with quieter speech.
+A frozen mouth is scored beside all of them.
 """
 
 from __future__ import annotations
@@ -29,18 +31,21 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import windows
 from recolour import RECOLOURS
 
 from model import loop
+from model.audio import SILENCE_DB
 from model.batch import build_network_input
 from model.checkpoint import check_resumable, list_checkpoints, load_network, restore_state
 from model.execution import Execution, Ranks, select_device
 from model.recipe import DEMO, Recipe, build_recipe, nest_changes
-from model.unet import count_parameters
+from model.unet import UNet, count_parameters
 from sampler.params import SampleParams
 from sampler.rollout import FrameGenerator
 from shards.atomic import write_atomically
@@ -58,6 +63,7 @@ from stages.evaluate.mouths import find_mouths
 from stages.evaluate.word_times import locate_alignment, read_alignments
 from stages.media import weights
 from stages.media.faces import FaceFinder
+from stages.media.networks import find_network
 from stages.mels import find_reference
 from stages.sample.generate import generate_clips
 from stages.sample.pairs import Pair, pair_clips, read_pair
@@ -228,8 +234,13 @@ def train(run: Path, recipe: Recipe, dataset: Dataset, args: argparse.Namespace)
 
 
 def check_row(name: str, dataset: Dataset, args: argparse.Namespace) -> None:
-    """Raise ShardError where the network of a row takes what the clips of a dataset lack."""
-    network_input = build_network_input(make_recipe(name, args).network)
+    """Raise ShardError where the network of a row takes what the clips of a dataset lack.
+
+    Ends the program if --sampling names a way that the row does not have.
+    """
+    recipe = make_recipe(name, args)
+    list_sampling(name, recipe, args)
+    network_input = build_network_input(recipe.network)
     ids = select_speakers(dataset, dataset.clips.ids_in_split(TRAIN_SPLIT), args.speakers)
     network_input.check_members(dataset.clips, ids, dataset.storage.address)
     for clip_set in list_clip_sets(dataset, args):
@@ -248,46 +259,72 @@ def stop_after(run: Path, state: Any, seconds: float) -> None:
 
 def list_sampling(name: str, recipe: Recipe, args: argparse.Namespace) -> dict[str, SampleParams]:
     """How the clips of a row are generated, by name."""
-    default = SampleParams(steps=args.steps)
+    default = SampleParams(steps=args.steps, common_noise=args.common_noise)
     guidances = args.guidance if recipe.network.audio.null else [1.0]
     params = {f"guidance {guidance:g}": replace(default, guidance=guidance) for guidance in guidances}
     strongest = replace(default, guidance=max(guidances))
     params |= {what: replace(strongest, **changes) for what, changes in SAMPLING.get(name, {}).items()}
-    return {what: each for what, each in params.items() if args.sampling in (None, what)}
+    if args.sampling is None:
+        return params
+    if args.sampling not in params:
+        raise SystemExit(f"--sampling {args.sampling}: expected one of the row {name}: {'; '.join(params)}")
+    return {args.sampling: params[args.sampling]}
 
 
-def measure_row(name: str, args: argparse.Namespace) -> dict[str, Any]:
+def measure_row(name: str, args: argparse.Namespace) -> None:
     """Train a row, generate the clips of the split and score them."""
     run = args.to / get_folder_name(name)
     generator_class = FrameGenerator
     if name in WINDOW_ROWS:
         windows.use_windows()
         generator_class = windows.WindowGenerator
-    dataset = open_dataset(args.shards, hashes=False)
-    recipe = make_recipe(name, args)
     start = time.perf_counter()
-    train(run, recipe, dataset, args)
+    train(run, make_recipe(name, args), open_dataset(args.shards, hashes=False), args)
     seconds = time.perf_counter() - start
     network, saved = load_network(run, which="newest")
-    result: dict[str, Any] = {
-        "samples": saved.position,
-        "seconds": seconds,
-        "parameters": count_parameters(network),
-    }
+    result = read_result(run)
+    if result.get("samples") != saved.position:  # else this is one more way to generate clips
+        result = {"samples": saved.position, "seconds": seconds, "parameters": count_parameters(network)}
+    sampling = list_sampling(name, saved.recipe, args)
+    score_network(network, saved.recipe, sampling, run, result, args, generator_class)
+
+
+def measure_network(path: Path, args: argparse.Namespace) -> None:
+    """Generate the clips of the split with a network that is there, score them and print the row."""
+    network, saved = load_network(path)
+    folder = args.to / path.stem
+    folder.mkdir(parents=True, exist_ok=True)
+    result = {"samples": saved.position or "-", "parameters": count_parameters(network)}
+    sampling = list_sampling(path.stem, saved.recipe, args)
+    score_network(network, saved.recipe, sampling, folder, result, args)
+    for line in format_row(path.stem, folder):
+        print(line, flush=True)
+
+
+def score_network(
+    network: UNet,
+    recipe: Recipe,
+    sampling: Mapping[str, SampleParams],
+    folder: Path,
+    result: dict[str, Any],
+    args: argparse.Namespace,
+    generator_class: type[FrameGenerator] = FrameGenerator,
+) -> None:
+    """Add the scores of each way to generate clips to ``result``, and keep it in ``folder``."""
     landmarker = args.landmarker or weights.find(weights.LANDMARKER)
+    dataset = open_dataset(args.shards, hashes=False)
     with contextlib.ExitStack() as stack:
         clip_sets = [
             (clip_set, stack.enter_context(TruthMouths(landmarker)))
             for clip_set in list_clip_sets(dataset, args)
         ]
         result |= average_sets("frozen mouth", [(each, score_frozen(each)) for each, _ in clip_sets])
-        for what, params in list_sampling(name, saved.recipe, args).items():
+        for what, params in sampling.items():
             device, execution = select_device(args.device), Execution(compile=False, precision=args.precision)
-            generator = generator_class(network, saved.recipe, params, device, execution)
+            generator = generator_class(network, recipe, params, device, execution)
             scores = [(each, score_clips(generator, each, truth, args)) for each, truth in clip_sets]
             result |= average_sets(what, scores)
-            write_json(run / RESULT, result)
-    return result
+            write_json(folder / RESULT, result)
 
 
 @dataclass(frozen=True)
@@ -297,18 +334,21 @@ class ClipSet:
     name: str  # "" for clips of the people that are trained on
     dataset: Dataset
     pairs: list[Pair]
-    recolour: Callable[[ClipSample], ClipSample] = lambda clip: clip
+    change: Callable[[ClipSample], ClipSample] = lambda clip: clip
 
     def read(self, dataset: Dataset, pair: Pair) -> tuple[ClipSample, ClipSample]:
         """The clip and the clip whose speech is used."""
         clip, speech = read_pair(dataset, pair)
-        return self.recolour(clip), self.recolour(speech)
+        return self.change(clip), self.change(speech)
 
 
 def list_clip_sets(dataset: Dataset, args: argparse.Namespace) -> list[ClipSet]:
     """The clips of the split, and those of strangers: each dataset's, then once more in each other colour."""
     known = select_speakers(dataset, dataset.clips.ids_in_split(args.split), args.speakers)
     clip_sets = [ClipSet("", dataset, pair_evenly(dataset, known, args))]
+    if args.quieter:
+        lower = partial(lower_mels, args.quieter)
+        clip_sets.append(ClipSet(f"{args.quieter:g} dB quieter", dataset, clip_sets[0].pairs, lower))
     trained = select_speakers(dataset, dataset.clips.ids_in_split(TRAIN_SPLIT), args.speakers)
     people = set(dataset.clips.column("speaker", trained))
     for address in args.strangers:
@@ -321,6 +361,11 @@ def list_clip_sets(dataset: Dataset, args: argparse.Namespace) -> list[ClipSet]:
             ClipSet(f"strangers, {colour}", strangers, pairs, RECOLOURS[colour]) for colour in args.recolour
         ]
     return clip_sets
+
+
+def lower_mels(decibel: float, clip: ClipSample) -> ClipSample:
+    """A clip as it is within a recording that is so much louder elsewhere."""
+    return replace(clip, mels=np.maximum(clip.mels - np.float32(decibel), np.float32(SILENCE_DB)))
 
 
 def select_speakers(dataset: Dataset, clip_ids: Sequence[str], speakers: Collection[str] | None) -> list[str]:
@@ -479,7 +524,6 @@ def run_rows(names: Sequence[str], args: argparse.Namespace) -> None:
             name = pending.pop(0)
             folder = args.to / get_folder_name(name)
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / RESULT).unlink(missing_ok=True)
             with (folder / LOG).open("ab") as log:
                 command = [sys.executable, __file__, *options, "--row", name]
                 running[name] = subprocess.Popen(command, stdout=log, stderr=log)
@@ -494,11 +538,16 @@ def run_rows(names: Sequence[str], args: argparse.Namespace) -> None:
         time.sleep(0.2)
 
 
+def read_result(folder: Path) -> dict[str, Any]:
+    """The scores of a row so far; empty if it has none."""
+    path = folder / RESULT
+    result: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return result
+
+
 def format_row(name: str, folder: Path) -> Iterator[str]:
     """A line of the table for each way in which the row's clips were generated."""
-    if not (folder / RESULT).is_file():
-        return
-    result = json.loads((folder / RESULT).read_text())
+    result = read_result(folder)
     for what, scores in result.items():
         if isinstance(scores, dict):
             cells = [f"{scores[key]['value']:.2f}" if key in scores else "-" for key in COLUMNS]
@@ -532,6 +581,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--recolour", nargs="+", default=[], choices=list(RECOLOURS), help="the strangers once more"
     )
+    parser.add_argument(
+        "--quieter",
+        type=float,
+        default=0,
+        metavar="DB",
+        help="clips of the split once more, with mels this much lower; speech features do not change",
+    )
+    parser.add_argument("--network", type=find_network, help="score this one, train none")
     parser.add_argument("--split", default="test")
     parser.add_argument(
         "--clips",
@@ -541,6 +598,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--own-clips", type=int, help="of these, with their own speech; default: --clips")
     parser.add_argument("--steps", type=int, default=4, help="of the sampler")
+    parser.add_argument("--common-noise", type=float, default=SampleParams().common_noise)
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 2.0])
     parser.add_argument("--sampling", metavar="NAME", help="only this way to generate clips; default: all")
     parser.add_argument("--jobs", type=int, default=1, help="rows at a time")
@@ -554,8 +612,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="for all rows")
     parser.add_argument("--row", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if (args.samples > 0) == (args.minutes > 0):
-        parser.error("give --samples or --minutes")
+    if (args.samples > 0) + (args.minutes > 0) + (args.network is not None) != 1:
+        parser.error("give one of --samples, --minutes and --network")
     args.set = {name: json.loads(value) for name, _, value in (pair.partition("=") for pair in args.set)}
     return args
 
@@ -566,13 +624,16 @@ def main() -> None:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
         measure_row(args.row, args)
         return
+    print(
+        f"| row | samples | sampling | {' | '.join(COLUMNS)} |\n{'| --- ' * (3 + len(COLUMNS))}|", flush=True
+    )
+    if args.network:
+        measure_network(args.network, args)
+        return
     names = args.only.split(";") if args.only else list(ROWS)
     unknown = [name for name in names if name not in ROWS]
     if unknown:
         raise SystemExit(f"--only {unknown[0]}: known rows are {'; '.join(ROWS)}")
-    print(
-        f"| row | samples | sampling | {' | '.join(COLUMNS)} |\n{'| --- ' * (3 + len(COLUMNS))}|", flush=True
-    )
     dataset = open_dataset(args.shards, hashes=False)
     possible = []
     for name in names:

@@ -234,7 +234,7 @@ for name, factors in (("warmer light", WARM_LIGHT), ("dimmer light", DIM_LIGHT),
     assert "darker skin [93 61 48]" in process.stdout
 
 
-def test_the_ablation_finds_strangers_and_divides_its_clips_evenly_among_the_speakers(tmp_path: Path) -> None:
+def test_the_ablation_lists_strangers_and_quieter_clips_evenly_by_speaker(tmp_path: Path) -> None:
     """Of two datasets: people of the training split are no strangers, whichever dataset they are in."""
     speakers = ("s1", "s1", "s1", "s2", "s2", "s3")
     lengths = (4,) * len(speakers)
@@ -249,10 +249,12 @@ from shards.reader import open_dataset
 dataset = open_dataset(sys.argv[1])
 args = argparse.Namespace(
     split="test", clips=2, own_clips=None, speakers=["s1", "s2"], strangers=sys.argv[2:],
-    recolour=["warmer light"],
+    recolour=["warmer light"], quieter=20,
 )
 sets = ablation.list_clip_sets(dataset, args)
 print(json.dumps([[each.name, [pair.name for pair in each.pairs]] for each in sets]))
+loud, quiet = (each.read(dataset, each.pairs[0])[1].mels for each in sets[:2])
+print(json.dumps([float((loud - quiet).min()), float((loud - quiet).max()), float(quiet.min())]))
 frozen = [(each, ablation.score_frozen(each)) for each in sets]
 print(json.dumps(sorted(ablation.average_sets("frozen mouth", frozen))))
 args.strangers = sys.argv[1:2]
@@ -261,14 +263,18 @@ ablation.list_clip_sets(dataset, args)
     process = subprocess.run(
         [sys.executable, "-c", script, known, others], cwd=ROOT, capture_output=True, text=True
     )
-    sets, rows = map(json.loads, process.stdout.splitlines())
-    assert [name for name, _ in sets] == ["", "strangers", "strangers, warmer light"]
-    assert sets[0][1][:2] == ["s1_clip2", "s1_clip4"] and sets[1] == ["strangers", sets[2][1]]
-    assert sets[1][1][:2] == ["s1_clip1", "s1_clip3"], "of s7 and of s8"
-    assert all("~" in name for name in sets[1][1][2:]) and len(sets[1][1]) == 4
+    sets, (least, most, floor), rows = map(json.loads, process.stdout.splitlines())
+    assert [name for name, _ in sets] == ["", "20 dB quieter", "strangers", "strangers, warmer light"]
+    pairs = dict(sets)
+    assert pairs[""][:2] == ["s1_clip2", "s1_clip4"] and pairs["20 dB quieter"] == pairs[""]
+    assert least >= 0 and most == pytest.approx(20) and floor == -80
+    assert pairs["strangers"] == pairs["strangers, warmer light"] and len(pairs["strangers"]) == 4
+    assert pairs["strangers"][:2] == ["s1_clip1", "s1_clip3"], "of s7 and of s8"
+    assert all("~" in name for name in pairs["strangers"][2:])
     assert {name.split(", ", 1)[-1] for name in rows} == {
-        "frozen mouth", "strangers", "strangers, s7", "strangers, s8", "strangers, warmer light",
-        "strangers, warmer light, s7", "strangers, warmer light, s8",
+        "frozen mouth", "20 dB quieter", "20 dB quieter, s1", "20 dB quieter, s2",
+        "strangers", "strangers, s7", "strangers, s8",
+        "strangers, warmer light", "strangers, warmer light, s7", "strangers, warmer light, s8",
     }  # fmt: skip
     assert process.returncode == 1 and "Traceback" not in process.stderr
     assert process.stderr.strip().endswith(
