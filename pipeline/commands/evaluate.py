@@ -59,7 +59,7 @@ def _parse_generated(value: str) -> tuple[str, Path]:
 @click.option(
     "--mouths-only",
     is_flag=True,
-    help="Compute the mouth metrics, PSNR and flicker alone: no SSIM, no CPBD and no network's scores.",
+    help="Leave out SSIM, CPBD and what needs other people's networks (LPIPS, FID, LSE).",
 )
 @click.option(
     "--alignments",
@@ -124,6 +124,8 @@ def command(
 
     if mouths_only and not landmarks:
         raise click.UsageError("--mouths-only needs landmarks: leave out --no-landmarks")
+    if mouths_only and weights is not None:
+        raise click.UsageError("--mouths-only computes no network's scores: leave out --weights")
     request = evaluate.EvaluateRequest(
         shards=shards,
         out=out,

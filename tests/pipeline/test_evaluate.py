@@ -102,6 +102,12 @@ def test_mouths_only_without_landmarks_is_refused(shards: Path, tmp_path: Path) 
     assert result.exit_code == 2 and "--mouths-only needs landmarks" in result.output
 
 
+def test_mouths_only_with_weights_is_refused(shards: Path, tmp_path: Path) -> None:
+    result = invoke("--shards", shards, "-o", tmp_path / "out", "--mouths-only", "--weights", tmp_path)
+    assert result.exit_code == 2 and not (tmp_path / "out").exists()
+    assert "--mouths-only computes no network's scores: leave out --weights" in result.output
+
+
 def test_the_defaults_of_the_params_file_are_those_of_the_sampler() -> None:
     assert asdict(params.SampleParams()) == asdict(rollout.SampleParams())
 
