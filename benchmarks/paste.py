@@ -3,6 +3,9 @@
     python benchmarks/paste.py --landmarker face_landmarker.task VIDEO ...
     python benchmarks/paste.py --landmarker face_landmarker.task --run runs/x --steps 2 --guidance 2 VIDEO ...
 
+A run is sampled as `pipeline edit` does: by the options, else as the published model that it is or comes from
+needs it, else by the defaults.
+
 Without a run, no network is needed: the re-drawn crop of an instant is the one ``--later`` instants later,
 so another mouth of the same face, which has been through 128 px. Grain, texture and seam are those of
 ``stages.evaluate.metrics.surroundings``, medians of the frames. Flicker is the mean absolute second
@@ -25,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.execution import Execution, select_device
-from sampler.params import SampleParams
+from pipeline.params import Params
 from sampler.paste import paste
 from sampler.rollout import load_generator
 from shards.schema import Frame
@@ -141,8 +144,8 @@ def main() -> None:
     parser.add_argument("videos", type=Path, nargs="+", metavar="VIDEO")
     parser.add_argument("--landmarker", type=Path, required=True)
     parser.add_argument("--run", type=Path)
-    parser.add_argument("--steps", type=int, default=2)
-    parser.add_argument("--guidance", type=float, default=2.0)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--guidance", type=float)
     parser.add_argument("--seconds", type=float, default=1.5, help="of each video")
     parser.add_argument("--later", type=int, default=7, help="instants, of another mouth")
     parser.add_argument("--json", type=Path)
@@ -150,7 +153,7 @@ def main() -> None:
     cv2.setNumThreads(1)
     generator = None
     if args.run is not None:
-        params = SampleParams(steps=args.steps, guidance=args.guidance, common_noise=0.95)
+        params = Params().make_sample_params(args.run, steps=args.steps, guidance=args.guidance)
         generator = load_generator(args.run, params, select_device("cpu"), Execution())
     results = {}
     for video in args.videos:
