@@ -96,8 +96,9 @@ class FrameParams:
     # How often all pictures of a sample are mirrored: twice the people, and lips that open to either side.
     mirror_share: float = Field(default=0.0, ge=0, le=1)
     # Both numbers of the sound act on mels alone: speech features are of the recording as it is.
-    # Mels are relative to the loudest moment of the whole recording: within one of 40 clips, the mels of a
-    # clip of three seconds are 7 dB lower on average. How much lower a sample becomes, at most.
+    # How much lower a sample becomes, at most. Where a dataset's mels are relative to the loudest moment of
+    # the whole recording (`mels.reference: clip`), those of a clip of three seconds are 7 dB lower on average
+    # within one of 40 clips. The default, `windowed`, corrects that in the mels themselves.
     audio_gain_db: float = Field(default=0.0, ge=0, le=60)
     # Against knowing rooms and microphones by heart: how far a mel band is raised or lowered, at most.
     audio_band_db: float = Field(default=0.0, ge=0, le=60)

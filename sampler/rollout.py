@@ -397,7 +397,11 @@ class FrameGenerator:
         return on_host.to(self.device, non_blocking=True)
 
     def _build_conditioning(self, clip: _ActiveClip, y_0: Tensor, mask: Tensor) -> _Conditioning:
-        """As in training, except that the previous frame is the generated one.
+        """What the network sees besides the noise, built as in training but from other frames.
+
+        The previous frame is the generated one, the identity frame is the clip's first, and outside the mask
+        there is the source itself: training shows true frames, any identity frame and, by
+        ``frames.context_share``, another frame outside the mask.
 
         ``y_0`` (1, 3, S, S) is the source crop, ``mask`` (1, 1, S, S) what is to be generated in it.
         """
