@@ -123,7 +123,10 @@ class NetworkInput:
         what = f"has no speech features ({SPEECH_MEMBER}), which the network takes"
         if len(without) < len(clip_ids):
             raise ShardError(f"{name}: {without[0]} {what}; other clips have them")
-        raise ShardError(f"{name}: {what}; build it with speech.encoder in the params")
+        raise ShardError(
+            f"{name}: {what}, none of {len(clip_ids)} clips has them; build it with --speech-encoder "
+            "whisper-tiny.en, or speech.encoder in the params"
+        )
 
     def check_clip(
         self,
