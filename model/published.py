@@ -92,6 +92,7 @@ class PublishedModel(_Entry):
     bytes: int = Field(ge=1, le=MAX_FILE_BYTES)
     parameters: int = Field(ge=1, le=MAX_FILE_BYTES)
     step: int = Field(ge=0, le=MAX_STEPS)
+    start_step: int = Field(default=0, ge=0, le=MAX_STEPS)  # of the weights that training began with
     audio_input: Literal["mels", "speech", "both"]
     licence: Line  # of the weights
     sampling: SamplingAdvice = Field(default_factory=SamplingAdvice)
@@ -199,7 +200,10 @@ def render_page(model: PublishedModel) -> str:
         "",
         *_wrap(model.summary),
         "",
-        "This page is made from `models.json`; `pipeline models` prints the same.",
+        *_wrap(
+            "This page is made from `models.json`. `pipeline models` prints the summary, figures, data, "
+            "limits and what the model must not be used for; `pipeline models --json` prints everything."
+        ),
         "",
         "| | |",
         "| --- | --- |",
@@ -207,7 +211,7 @@ def render_page(model: PublishedModel) -> str:
         f"| sha256 | `{model.sha256}` |",
         f"| parameters | {model.parameters:,} |",
         f"| hears | {model.audio_input} |",
-        f"| trained for | {model.step:,} steps |",
+        f"| trained for | {_describe_steps(model)} |",
         f"| sampled with | {settings or 'the defaults'}; an option of the command line overrides it |",
         f"| licence of the weights | {model.licence} |",
         *([f"| address | {model.url} |"] if model.url else []),
@@ -230,6 +234,13 @@ def render_page(model: PublishedModel) -> str:
     lines += [line for text in model.must_not for line in _wrap(f"- {text}", indent="  ")]
     lines += ["", "See [responsible use](../../docs/responsible-use.md)."]
     return "\n".join(lines) + "\n"
+
+
+def _describe_steps(model: PublishedModel) -> str:
+    if model.start_step == 0:
+        return f"{model.step:,} steps"
+    start = f"{model.start_step:,} of the network that it started from"
+    return f"{model.start_step + model.step:,} steps: {start}, then {model.step:,}"
 
 
 def _wrap(text: str, indent: str = "") -> list[str]:

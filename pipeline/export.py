@@ -91,6 +91,7 @@ def publish_network(
             "bytes": partial.stat().st_size,
             "parameters": result.n_parameters,
             "step": result.info.step,
+            "start_step": 0 if result.info.start is None else result.info.start.step,
             "audio_input": result.info.recipe.network.audio.input,
         }
         try:

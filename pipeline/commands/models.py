@@ -38,7 +38,7 @@ def _to_json(network: PublishedNetwork) -> dict[str, Any]:
 
 
 def _format_table(networks: Sequence[PublishedNetwork]) -> list[str]:
-    """A row of facts per model, and below it its figures and its data."""
+    """A row of facts per model, and below it its figures, its data, its limits and what it is not for."""
     from model.published import format_figure
 
     rows = [COLUMNS, *(_make_row(network) for network in networks)]
@@ -51,12 +51,18 @@ def _format_table(networks: Sequence[PublishedNetwork]) -> list[str]:
         model = network.model
         figures = [f"{item.name}: {format_figure(item)} ({item.conditions})" for item in model.figures]
         data = "; ".join(f"{item.name} ({item.licence}), {item.part}" for item in model.data)
-        lines += [f"    {text}" for text in (model.summary, *figures, f"trained on {data}")]
+        limits = [f"limit: {text}" for text in model.limits]
+        must_not = [f"must not be used {text}" for text in model.must_not]
+        texts = (model.summary, *figures, f"trained on {data}", *limits, *must_not)
+        lines += [f"    {text}" for text in texts]
     return lines
 
 
 def _make_row(network: PublishedNetwork) -> tuple[str, ...]:
     model = network.model
-    place = "packaged" if network.is_packaged else "downloaded" if network.path else "fetch --model"
+    if network.path is not None:
+        place = "packaged" if network.is_packaged else "downloaded"
+    else:
+        place = "missing" if model.url is None else "fetch --model"
     size = f"{model.bytes / 1e6:.1f} MB"
     return model.name, model.audio_input, size, f"{model.parameters:,}", model.licence, place

@@ -54,7 +54,7 @@ def find_network(name: str) -> Path:
         log.warning("%s is the published model; the folder of this name is ./%s", name, name)
     network = _locate(model)
     if network.path is None:
-        raise ModelError(f"{name}: is not on this machine; `pipeline fetch --model {name}` downloads it")
+        raise ModelError(_describe_missing_file(model))
     return network.path
 
 
@@ -74,7 +74,7 @@ def fetch_network(name: str) -> PublishedNetwork:
     if network.path is not None:
         return network
     if model.url is None:
-        raise ModelError(f"{name}: its file is missing from the package; install redub again")
+        raise ModelError(_describe_missing_file(model))
     return PublishedNetwork(model, weights.fetch(_make_weights(model, model.url)), is_packaged=False)
 
 
@@ -100,6 +100,12 @@ def _locate(model: PublishedModel) -> PublishedNetwork:
         return PublishedNetwork(model, path, is_packaged=True)
     downloaded = weights.cache_folder() / model.file
     return PublishedNetwork(model, downloaded if matches_file(downloaded, model) else None, is_packaged=False)
+
+
+def _describe_missing_file(model: PublishedModel) -> str:
+    if model.url is None:
+        return f"{model.name}: its file is missing from the package; install redub again"
+    return f"{model.name}: is not on this machine; `pipeline fetch --model {model.name}` downloads it"
 
 
 def _make_weights(model: PublishedModel, url: str) -> Weights:

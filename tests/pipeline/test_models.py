@@ -20,12 +20,14 @@ from model.checkpoint import load_network, save_checkpoint
 from model.execution import Execution
 from model.published_file import read_published_info
 from model.recipe import ModelError
+from model.start_record import StartRecord
 from pipeline.app.models import ModelList, describe_run
 from pipeline.export import publish_network
 from pipeline.main import cli
 from pipeline.options import DEFAULT_NETWORK
 from stages import synth
 from stages.engine.outcome import StageError
+from stages.media import networks, weights
 from stages.media.networks import list_networks
 from stages.mels import MelsParams
 from stages.synth import ClipSpec
@@ -69,10 +71,24 @@ def test_models_are_listed_with_size_figures_and_licences() -> None:
         assert f"{model.audio_input}  " in text and f"{model.parameters:,}" in text
         assert all(published.format_figure(figure) in text for figure in model.figures)
         assert model.licence in text and all(data.licence in text for data in model.data)
+        assert all(f"limit: {limit}\n" in text for limit in model.limits)
+        assert all(f"must not be used {use}\n" in text for use in model.must_not)
     [entry, *_] = json.loads(call("models", "--json").stdout)["models"]
     assert entry["name"] == DEFAULT_NETWORK and entry["packaged"]
     assert Path(entry["path"]).stat().st_size == entry["bytes"]
     assert entry["must_not"] == FACTS["must_not"]
+
+
+def test_the_list_says_where_a_model_is_or_how_it_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = list_networks()[0].model
+    away = model.model_copy(update={"name": "away", "url": "https://example.org/away.safetensors"})
+    monkeypatch.setattr(networks, "read_catalogue", lambda: [model, away])
+    monkeypatch.setattr(networks, "find_packaged_file", lambda _: None)
+    monkeypatch.setattr(weights, "cache_folder", lambda: tmp_path)
+    lines = [line for line in call("models").stdout.splitlines() if line.startswith((model.name, "away"))]
+    assert [line.split("  ")[-1] for line in lines] == ["missing", "fetch --model"]
 
 
 def test_a_packaged_model_needs_no_download() -> None:
@@ -254,6 +270,23 @@ def test_a_run_becomes_a_packaged_model_and_replaces_one(tmp_path: Path) -> None
     assert published.read_catalogue(folder) == [again]
     assert (again.summary, again.step, again.limits) == ("Another.", 4, model.limits)
     assert {item.name for item in folder.iterdir()} == {"models.json", "other.md", "other.safetensors"}
+
+
+def test_a_model_that_was_trained_further_says_both_numbers_of_steps(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "published")
+    run = tmp_path / "run"
+    state = loop.create_state(RECIPE, CPU)
+    state.step = 1500
+    start = StartRecord(name="first", sha256="0" * 64, step=2500)
+    save_checkpoint(state, run, RECIPE, "digest", 0.1, start)
+    (run / "run.json").write_text(json.dumps({"shards": "data", "mels": MELS}))
+    model = publish_network(run, FACTS, name="further", folder=folder)
+    assert (model.step, model.start_step) == (1500, 2500)
+    expected = "4,000 steps: 2,500 of the network that it started from, then 1,500"
+    assert expected in (folder / "further.md").read_text()
+    plain_run = write_run(tmp_path / "plain", {8: 0.1}, mels=MELS)
+    plain = publish_network(plain_run, {}, name="further", folder=folder)
+    assert plain.start_step == 0 and "| trained for | 8 steps |" in (folder / "further.md").read_text()
 
 
 @pytest.mark.parametrize(
