@@ -195,11 +195,11 @@ COLUMNS: dict[str, Column] = {
         "",
         "",
         "",
-        "share of p, b and m with closed lips, by GRID's word times or a phoneme recogniser; half at random "
-        "instants of speech, 1 for a mouth that never opens",
+        "share of a clip's p, b and m with closed lips, by GRID's word times or a phoneme recogniser; half "
+        "at random instants of speech, 1 for a mouth that never opens",
     ),
     "closure_truth": Column(
-        "closed at p, b, m, truth", "", "", "", "that of the speech's own clip at the same instants"
+        "closed at p, b, m, truth", "", "", "", "that of the speech's own clip in the same frames"
     ),
     "smoothness_box": Column(
         "flicker",

@@ -133,8 +133,8 @@ def score_openings(
         }
     if closures is not None:
         scores |= {
-            "closure": count_closed_share(generated, closures),
-            "closure_truth": count_closed_share(speech, closures),
+            "closure": count_closed_share(generated, speech, closures),
+            "closure_truth": count_closed_share(speech, generated, closures),
         }
     return scores if own else scores | score_obedience(generated, speech, source)
 

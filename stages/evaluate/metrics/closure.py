@@ -43,17 +43,20 @@ def find_closures(words: Iterable[Word]) -> list[int]:
     return sorted(closures)
 
 
-def count_closed_share(openings: Series, closures: Sequence[int]) -> float:
+def count_closed_share(openings: Series, truth: Series, closures: Sequence[int]) -> float:
     """Share of these frames with closed lips: an opening (T,) below CLOSED_OPENING within REACH_FRAMES.
 
-    Frames beyond the openings, and those without a known opening within reach, do not count. nan when none
-    counts.
+    Only openings of frames in which ``truth`` (T,) is known too count, so that a generated mouth and the true
+    one are judged at the same instants. Instants beyond the end, and those without such a frame within reach,
+    are left out. nan when none is left.
     """
+    is_known = np.isfinite(openings) & np.isfinite(truth)
     is_closed = []
     for frame in closures:
         if frame >= len(openings):
             continue
-        nearby = openings[max(0, frame - REACH_FRAMES) : frame + REACH_FRAMES + 1]
-        if np.isfinite(nearby).any():
-            is_closed.append(bool(np.nanmin(nearby) < CLOSED_OPENING))
+        reach = slice(max(0, frame - REACH_FRAMES), frame + REACH_FRAMES + 1)
+        nearby = openings[reach][is_known[reach]]
+        if len(nearby):
+            is_closed.append(bool(nearby.min() < CLOSED_OPENING))
     return float(np.mean(is_closed)) if is_closed else float("nan")

@@ -83,9 +83,24 @@ def test_lips_close_at_the_start_of_b_and_p_and_at_the_end_of_m() -> None:
 def test_lips_are_closed_where_the_opening_comes_near_zero() -> None:
     openings = np.full(T, 0.3)
     openings[[20 + REACH_FRAMES, 41 + REACH_FRAMES]] = CLOSED_OPENING / 2
-    assert count_closed_share(openings, [20, 40]) == 0.5, "the second is a frame out of reach"
-    assert count_closed_share(openings, [0, T - 1, T + 100]) == 0, "past the end there is nothing to count"
-    assert count_closed_share(openings, [20, T + 1]) == 1, "also where the last frames are within reach"
+    truth = np.full(T, 0.3)
+    assert count_closed_share(openings, truth, [20, 40]) == 0.5, "the second is a frame out of reach"
+    assert count_closed_share(openings, truth, [0, T - 1, T + 100]) == 0, "past the end nothing counts"
+    assert count_closed_share(openings, truth, [20, T + 1]) == 1, "also where the last frames are in reach"
     openings[60:] = np.nan
-    assert count_closed_share(openings, [20, 70]) == 1, "a mouth that was not found is neither"
-    assert np.isnan(count_closed_share(openings, [70])) and np.isnan(count_closed_share(openings, []))
+    assert count_closed_share(openings, truth, [20, 70]) == 1, "a mouth that was not found is neither"
+    assert np.isnan(count_closed_share(openings, truth, [70]))
+    assert np.isnan(count_closed_share(openings, truth, []))
+
+
+def test_closed_lips_of_two_mouths_are_counted_in_the_frames_in_which_both_are_known() -> None:
+    """Closures at 10, 30 and 50, of which one mouth is unknown at the second, the other near the third."""
+    closures = [10, 30, 50]
+    one, other = np.full(T, 0.3), np.full(T, 0.3)
+    one[[10, 50]] = other[[30, 50]] = 0
+    one[25:36] = np.nan
+    assert count_closed_share(one, other, closures) == 1
+    assert count_closed_share(other, one, closures) == 0.5, "closed at 50, open at 10, and 30 is left out"
+    other[48:53] = np.nan
+    assert count_closed_share(one, other, closures) == 0.5, "at 50 in the frames that both have"
+    assert count_closed_share(other, one, closures) == 0
