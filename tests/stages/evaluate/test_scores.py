@@ -12,6 +12,7 @@ from stages.evaluate.listening import OBEDIENCE, score_obedience
 from stages.evaluate.measure import Measurements
 from stages.evaluate.metrics.mouth import Mouths
 from stages.evaluate.metrics.obedience import Mean, bootstrap_mean
+from stages.evaluate.metrics.sync import describe_motion
 from stages.evaluate.scores import (
     TrueClip,
     average_openings,
@@ -71,6 +72,51 @@ def test_with_another_speech_no_score_that_needs_ground_truth_is_computed() -> N
     assert not {name for name in scores if COLUMNS[name].needs_truth}
     assert scores["audio_obedience"] == pytest.approx(1)
     assert "psnr_box_db" not in compute_curves(make_measurements(speech, own=False), speech)
+
+
+def test_a_swapped_pair_is_scored_in_the_pauses_and_closures_of_the_speech() -> None:
+    """Mouths that move and close by known amounts; the source pauses and closes elsewhere."""
+    frames = np.arange(T)
+    pause, source_pause = (frames >= 10) & (frames < 30), (frames >= 40) & (frames < 60)
+    alternating = frames % 2
+    generated = 6.4 + 3.2 * alternating * pause + 12.8 * alternating * source_pause
+    spoken = 6.4 + 1.6 * alternating * pause + 12.8 * alternating * source_pause
+    generated[5] = spoken[35] = 0  # px; pupils are 32 px apart
+    speech = TrueClip(make_mouths(spoken), is_silent=pause, closures=[5, 35, 72])
+    source = TrueClip(make_mouths(make_openings(2) + 6.4), is_silent=source_pause, closures=[5])
+    measurements = make_measurements(make_mouths(generated), own=False)
+    scores = score_clip(measurements, speech, source, own=False)
+    assert scores["silence_motion"] == pytest.approx(25 * 3.2 / 32, rel=1e-4)
+    assert scores["silence_motion_truth"] == pytest.approx(25 * 1.6 / 32, rel=1e-4)
+    assert scores["closure"] == scores["closure_truth"] == pytest.approx(1 / 3)
+
+
+def test_a_swapped_pair_is_compared_with_the_mouth_and_the_sound_of_the_speech() -> None:
+    """The generated mouth says the speech, three frames late; the source says something else."""
+    late = 3
+    spoken = make_openings(1, T + late)
+    generated, speech, source = spoken[:T], spoken[late:], make_openings(2)
+    clips = [
+        TrueClip(make_mouths(values), mouth_by_speech=describe_motion(values).astype(np.float32))
+        for values in (speech, source)
+    ]
+    measurements = make_measurements(make_mouths(generated), own=False)
+    scores = score_clip(measurements, *clips, own=False)
+    assert scores["opening_lag_frames"] == scores["sync_lag"] == late
+    assert scores["opening_correlation"] == pytest.approx(np.corrcoef(generated, speech)[0, 1], abs=1e-4)
+    curves = compute_curves(measurements, clips[0].mouths)
+    assert curves["opening"] == pytest.approx(generated / 32, abs=1e-5)
+    assert curves["opening_speech"] == pytest.approx(speech / 32, abs=1e-5)
+
+
+def test_closures_at_which_one_of_the_mouths_is_not_found_count_for_neither() -> None:
+    generated, spoken = np.full(T, 6.4), np.full(T, 6.4)
+    generated[5] = spoken[35] = 0
+    generated_mouths, spoken_mouths = make_mouths(generated), make_mouths(spoken)
+    generated_mouths.lips[32:39] = spoken_mouths.lips[69:] = np.nan
+    speech, source = TrueClip(spoken_mouths, closures=[5, 20, 35, 72]), TrueClip(make_mouths(spoken))
+    scores = score_clip(make_measurements(generated_mouths, own=False), speech, source, own=False)
+    assert scores["closure"] == 0.5 and scores["closure_truth"] == 0, "of those at 5 and 20"
 
 
 def test_known_mouths_have_their_known_obedience() -> None:
