@@ -258,6 +258,59 @@ def test_a_clip_of_two_frames_has_no_third_frame(data: Resident) -> None:
     assert read_context(batch) == [9, 10]
 
 
+def make_evaluation(
+    data: Resident, index: Sequence[int], *, listening: bool, audio: AudioParams = AUDIO
+) -> Batch:
+    gamma = torch.full((len(index),), 0.5)
+    return make_evaluation_batch(
+        data, np.array(index), gamma, seed=0, frames=CORRUPTED, audio=audio, listening=listening
+    )
+
+
+@pytest.mark.parametrize("listening", [True, False])
+def test_an_evaluation_shows_a_third_frame_and_no_previous_mouth_only_when_it_is_of_listening(
+    data: Resident, listening: bool
+) -> None:
+    """Of clips whose frames have one colour each, and a mask box that moves."""
+    boxes = data.boxes.clone()
+    boxes[::2] = torch.tensor([1, 6, 9, 14])
+    source = replace(number_frames(data), boxes=boxes)
+    index = [*range(1, 9), *range(12, 18)]
+    batch = make_evaluation(source, index, listening=listening)
+    noisy, numbers = to_pixels(add_noise_in_mask(batch))[:, 0], to_pixels(batch.previous)[:, 0]
+    identity = read_numbers(batch.identity)
+    for row, frame in enumerate(index):
+        clip = range(9) if frame < 9 else range(11, 18)
+        is_mouth, was_mouth = boxes_to_masks(boxes[[frame, frame - 1]], SIZE)[:, 0].bool()
+        [context] = set(noisy[row][~is_mouth].tolist())
+        [surroundings] = set(numbers[row][~was_mouth].tolist())
+        if listening:
+            assert context == surroundings and context in set(clip) - {frame, identity[row]}
+            assert (batch.previous[row][:, was_mouth] == 0).all(), "grey"
+        else:
+            assert (context, surroundings) == (frame, frame - 1)
+            assert (numbers[row] == frame - 1).all(), "with its mouth"
+
+
+def test_an_evaluation_of_listening_does_not_depend_on_what_the_target_shows_outside_the_mask(
+    data: Resident,
+) -> None:
+    """Of two datasets that differ there only."""
+    index, other = 4, data.frames.clone()
+    is_outside = boxes_to_masks(data.boxes[[index]], SIZE)[0, 0] == 0
+    other[index][is_outside] = 255 - other[index][is_outside]
+
+    def read_inputs(listening: bool) -> list[list[Tensor]]:
+        batches = [
+            make_evaluation(source, [index], listening=listening)
+            for source in (data, replace(data, frames=other))
+        ]
+        return [[add_noise_in_mask(batch), batch.previous, batch.identity] for batch in batches]
+
+    assert all(map(torch.equal, *read_inputs(listening=True)))
+    assert not all(map(torch.equal, *read_inputs(listening=False)))
+
+
 def test_a_mask_region_replaces_the_boxes_of_the_dataset(data: Resident) -> None:
     frames = replace(CLEAN, mask_region=(1, 5, 15, 16), previous_hidden=1)
     batch = draw_batch(data, frames)
