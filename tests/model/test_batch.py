@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,6 +28,8 @@ from model.batch import (
     to_pixels,
 )
 from model.denoiser import NoiseParams, gammas
+from model.epochs import EpochCounter, load_batches
+from model.execution import Execution
 from model.monitor import spread_gammas
 from model.objective import add_noise_in_mask
 from model.unet import UNetParams
@@ -34,7 +37,7 @@ from shards.frames import BoxMargins
 from shards.resident import Resident
 from shards.schema import ShardError
 from tests.model import worlds
-from tests.model.worlds import N_MELS, SIZE
+from tests.model.worlds import ALONE, N_MELS, SIZE, TINY
 
 LENGTHS = (9, 2, 7)
 SPEECH_SIZE = 3
@@ -347,6 +350,28 @@ def test_the_lips_of_a_box_that_the_crops_edge_cuts_off_are_those_of_a_usual_fac
     assert torch.allclose(cut_off, default)
 
 
+@pytest.mark.parametrize("change", [{}, {"mirror_share": 1.0}, {"common_gamma": 0.5}])
+def test_the_lips_of_a_dataset_with_other_margins_are_in_the_same_place_in_training_and_evaluation(
+    tmp_path: Path, change: dict[str, float]
+) -> None:
+    """One face in crops of 16 px, whose box begins 2 px below the nose of a crop of 128 or 14 px above it."""
+    datasets = [
+        worlds.make_dataset(tmp_path / "default", box=(4, 8, 12, 15)),
+        worlds.make_dataset(tmp_path / "higher", box=(4, 6, 12, 15), below_nose=-14),
+    ]
+    recipe = replace(TINY, frames=replace(TINY.frames, **change))  # type: ignore[arg-type]
+    training, evaluation = [], []
+    for data in map(worlds.load_dataset, datasets):
+        counter = EpochCounter(len(data))
+        batches = load_batches(data, recipe, ALONE, Execution(), 0, counter, prefetch=False)
+        training.append(next(batches)[0])
+        evaluation.append(make_evaluation(data, [4, 5], listening=False, audio=TINY.network.audio))
+        batches.close()
+    for default, higher in (training, evaluation):
+        assert torch.equal(default.lips, higher.lips) and default.lips.any()
+        assert not torch.equal(default.mask, higher.mask)
+
+
 # --- jitter ---------------------------------------------------------------------------------------
 
 
@@ -419,13 +444,15 @@ def test_a_mirrored_sample_is_mirrored_in_every_picture_and_mask(data: Resident)
 def test_a_jittered_mask_does_not_begin_above_the_rows_that_the_network_looks_at(data: Resident) -> None:
     boxes = torch.tensor([4, 8, 12, 15], dtype=torch.int16).expand(len(data), 4).clone()
     source = replace(data, boxes=boxes)
-    frames = replace(CLEAN, jitter_shift=4)
-    indices = select_batch(data.clips, np.full(200, 4), np.arange(200), seed=0, frames=frames, audio=AUDIO)
     tops = {}
-    for top in (0, 7):
-        batch = make_batch(source.read_batch(indices), seed=0, frames=frames, table=TABLE, top=top)
+    for top in (0, 8):
+        network, frames = replace(TINY.network, top=top), replace(CLEAN, jitter_shift=4)
+        recipe = replace(TINY, network=network, frames=frames, batch=200)
+        batches = load_batches(source, recipe, ALONE, Execution(), 0, EpochCounter(len(data)), prefetch=False)
+        [batch] = next(batches)
         tops[top] = int(batch.mask.amax(dim=(0, 1, 3)).nonzero().min())
-    assert tops == {0: 4, 7: 7}
+        batches.close()
+    assert tops == {0: 4, 8: 8}
 
 
 def test_with_a_mask_region_the_boxes_of_a_dataset_may_be_anywhere() -> None:

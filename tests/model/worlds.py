@@ -74,10 +74,12 @@ def make_dataset(
     speakers: Sequence[str] = (),
     per_shard: int = 0,
     speech_size: int = 0,
+    box: Sequence[int] = (4, 8, 12, 15),
+    **align: float,
 ) -> Path:
     """A dataset of noise: one clip for each length; ``test`` and ``other_noise`` are ids of clips.
 
-    ``speakers`` are those of the clips, s1 of all by default.
+    ``speakers`` are those of the clips, s1 of all by default. ``align``: params of that name in the manifest.
     """
     clips = []
     for number, length in enumerate(lengths):
@@ -87,7 +89,7 @@ def make_dataset(
             datasets.pack(
                 key,
                 rng.integers(0, 256, (length, SIZE, SIZE, 3), dtype=np.uint8),
-                box=(4, 8, 12, 15),
+                box=box,
                 mels=rng.uniform(-80, 0, (2 * length, N_MELS)).astype(np.float32),
                 speech=rng.normal(1, 3, (2 * length, speech_size)).astype(np.float16)
                 if speech_size
@@ -96,7 +98,7 @@ def make_dataset(
                 speaker=speakers[number] if speakers else "s1",
             )
         )
-    params = {"align": {"size": SIZE}, "mels": {"n_mels": N_MELS, "top_db": 80.0}}
+    params = {"align": {"size": SIZE, **align}, "mels": {"n_mels": N_MELS, "top_db": 80.0}}
     return datasets.write(folder, clips, per_shard=per_shard, params=params)
 
 
