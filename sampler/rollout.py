@@ -1,9 +1,10 @@
 """Autoregressive generation of many clips at once: each frame is conditioned on the one before it.
 
-A batch has a fixed number of slots; when a clip ends, the next one takes its slot. All random numbers of a
-frame are keyed by (seed, clip, frame, step), so a clip does not depend on the other clips of its batch, nor
-on its place in it. On a CPU, where batching gains no speed, clips are processed one by one, which makes that
-true to the last bit. Previous and identity frames stay on the device.
+A batch has a fixed number of slots; when a clip ends, the next one takes its slot. The random numbers of a
+frame are keyed by (seed, clip, frame, step), and those that all frames of a clip share by (seed, clip, step),
+so a clip does not depend on the other clips of its batch, nor on its place in it. On a CPU, where batching
+gains no speed, clips are processed one by one, which makes that true to the last bit. Previous and identity
+frames stay on the device.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -68,17 +68,24 @@ def generate(
     return {(frame.key, frame.number): frame.pixels for frame in frames}
 
 
+@pytest.mark.parametrize("common_noise", [0.0, 0.9])
 @pytest.mark.parametrize("name", ["ancestral", "heun"])
 def test_a_clip_is_the_same_alone_and_in_any_batch_and_order(
-    network: torch.nn.Module, name: SamplerName
+    network: torch.nn.Module, name: SamplerName, common_noise: float
 ) -> None:
-    generator = make_generator(network, replace(QUICK, sampler=name))
+    """With noise at the start alone, and with noise in later steps too, which ``ancestral`` draws."""
+    params = replace(QUICK, sampler=name, common_noise=common_noise)
     lengths = {0: 4, 1: 2, 2: 5, 3: 1, 4: 3}
-    together = generate(generator, [make_request(n, length) for n, length in lengths.items()], slots=3)
-    backwards = generate(generator, [make_request(n, lengths[n]) for n in (4, 3, 2, 1, 0)], slots=2)
+
+    def run(numbers: Sequence[int], slots: int) -> dict[tuple[str, int], NDArray[np.uint8]]:
+        requests = [make_request(number, lengths[number]) for number in numbers]
+        return generate(make_generator(network, params), requests, slots)  # a new one has no past
+
+    together, backwards = run((0, 1, 2, 3, 4), slots=3), run((4, 3, 2, 1, 0), slots=2)
     assert set(together) == {(f"clip{n}", k) for n, length in lengths.items() for k in range(length)}
     for number, length in lengths.items():
-        alone = generate(generator, [make_request(number, length)], slots=1)
+        alone = run([number], slots=1)
+        assert len(alone) == length
         for place, pixels in alone.items():
             assert np.array_equal(pixels, together[place])
             assert np.array_equal(pixels, backwards[place])
@@ -289,6 +296,9 @@ def test_a_share_of_the_noise_is_common_to_the_frames_of_a_clip_and_to_no_other_
         assert other_clip == pytest.approx(0, abs=0.03)
         alone = generator._draw_noise(clips[1:], -1, shape)
         assert torch.equal(alone[0], frames[1][1]), "a clip's noise does not depend on its company"
+        later = generator._draw_noise(clips[:1], 0, shape)
+        other_step = float(np.corrcoef(later[0].flatten(), frames[1][0].flatten())[0, 1])
+        assert other_step == pytest.approx(0, abs=0.03), "a later step has other noise"
 
 
 def test_guidance_of_one_batch_is_the_weighted_sum_of_two_predictions(network: torch.nn.Module) -> None:
