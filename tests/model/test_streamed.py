@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import logging
 import math
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from model.batch import FrameParams, to_pixels
 from model.checkpoint import list_checkpoints
+from model.epochs import EpochCounter, load_batches
 from model.execution import Execution
+from model.objective import add_noise_in_mask
 from model.run_log import METRICS, read_metrics
+from shards.clip_stream import ClipStream
+from shards.reader import open_dataset
 from stages import train
 from stages.train import TrainRequest
+from tests import datasets
 from tests.model import worlds
-from tests.model.worlds import TINY
+from tests.model.worlds import ALONE, CPU, FIT, N_MELS, SIZE, TINY
 
 RECIPE = replace(TINY, steps=3, watch=replace(TINY.watch, log_every=1, evaluate_every=3))
 
@@ -40,6 +48,33 @@ def test_a_streamed_run_trains_evaluates_and_resumes(
     messages = [record.message for record in caplog.records]
     assert messages.count("streamed: no exact epochs") == 2
     assert not any("drawn" in message for message in messages), "claims no exact epochs"
+
+
+def test_a_streamed_batch_shows_a_third_frame_of_the_clip_outside_the_mask(tmp_path: Path) -> None:
+    """Of clips whose frames have one colour each, of which no two are the same."""
+    length = 9
+    colours = np.arange(3 * length, dtype=np.uint8)[:, None, None, None]
+    mels = np.full((2 * length, N_MELS), -40, np.float32)
+    clips = [
+        datasets.pack(f"s1_clip{number}", frames, box=(4, 8, 12, 15), mels=mels)
+        for number, frames in enumerate(np.split(np.tile(colours, (1, SIZE, SIZE, 3)), 3))
+    ]
+    dataset = open_dataset(datasets.write(tmp_path / "shards", clips))
+    clean = FrameParams(
+        previous_noise=0, previous_warp=0, previous_blur=0, previous_hidden=0, context_share=1
+    )
+    recipe = replace(TINY, batch=27, frames=clean)
+    counter = EpochCounter(3 * length)
+    with closing(ClipStream(dataset, list(dataset.clips), FIT, CPU, workers=0, seed=0, start_step=0)) as data:
+        batches = load_batches(data, recipe, ALONE, Execution(), 0, counter)
+        [batch] = next(batches)
+        batches.close()
+    is_outside = (batch.mask == 0).expand_as(batch.y_0)
+    for sample, pixels in enumerate(to_pixels(add_noise_in_mask(batch))):
+        [context] = set(pixels[is_outside[sample]].tolist())
+        target, identity = (int(to_pixels(images)[sample, 0, 0, 0]) for images in (batch.y_0, batch.identity))
+        assert context // length == target // length and context not in (target, identity)
+        assert int(to_pixels(batch.previous)[sample, 0, 0, 0]) == context
 
 
 def test_the_command_takes_hold_streamed(shards: Path, tmp_path: Path) -> None:
