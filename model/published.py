@@ -20,6 +20,7 @@ from pydantic import ConfigDict, Field
 
 from model.published_file import SUFFIX
 from model.recipe import MAX_STEPS, ModelError
+from model.sampling_advice import SamplingAdvice
 from shards.checksum import file_sha256
 from shards.documents import Line, check_printable, describe_mismatch, parse_object
 from shards.errors import ShardError, shorten, shorten_message
@@ -41,15 +42,6 @@ Address = Annotated[Line, Field(pattern=r"^https://[^\s/]+/")]
 
 class _Entry(pydantic.BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class SamplingAdvice(_Entry):
-    """How to sample a model, where that is not as ``SampleParams`` has it. None: as there."""
-
-    sampler: Line | None = None
-    steps: int | None = Field(default=None, ge=1, le=2000)
-    guidance: float | None = Field(default=None, ge=0, le=100)
-    common_noise: float | None = Field(default=None, ge=0, le=1)
 
 
 class TrainingData(_Entry):

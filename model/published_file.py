@@ -4,8 +4,9 @@ It is called
 
     NAME.safetensors    the averaged weights, parameters as float16 and other numbers as float32
                         metadata "redub": format, recipe, step, digest of the dataset, how that dataset's mels
-                        and speech features were made, where the training started, and
-                        the sources and licences of what it was trained on
+                        and speech features were made, where the training started, the sources
+                        and licences of what it was trained on, and how to sample it, where that is
+                        not as SampleParams has it
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from model.recipe import MAX_STEPS, ModelError, Recipe, recipe_to_dict
+from model.sampling_advice import SamplingAdvice
 from model.start_record import StartRecord
 from model.tensor_file import MAX_WEIGHT, read_metadata, read_tensors
 from model.unet import UNet
@@ -55,6 +57,7 @@ class PublishedInfo(pydantic.BaseModel):
     speech: Section | None = None  # and its speech features, if the network takes them
     start: StartRecord | None = None  # where its training started, if from another's weights
     data: DataSources = Field(default_factory=list)  # what it and its start were trained on, with licences
+    sampling: SamplingAdvice = Field(default_factory=SamplingAdvice)  # where its start says how
 
 
 def is_published_file(path: Path) -> bool:
@@ -107,6 +110,9 @@ def write_published_file(
         changes.append(_measure_change(name, tensors[name], rounded, max_rounding))
         tensors[name] = rounded
     content = info.model_dump(mode="json") | {"recipe": recipe_to_dict(info.recipe)}
+    content["sampling"] = info.sampling.model_dump(exclude_none=True)
+    if not content["sampling"]:
+        del content["sampling"]  # which older versions do not know
     if info.start is not None:  # which may be a path: folders of this machine are nobody else's business
         content["start"]["name"] = PurePath(info.start.name).name
     data = save(tensors, {METADATA: json.dumps(content)})

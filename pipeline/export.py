@@ -30,7 +30,7 @@ from shards.atomic import write_atomically
 from shards.checksum import file_sha256
 from shards.documents import parse_object
 from shards.files import read_file
-from stages.train import read_data_sources, read_dataset_sections
+from stages.train import find_sampling_advice, read_data_sources, read_dataset_sections
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,7 @@ def export_network(run: Path, out: Path, *, which: Literal["best", "newest"] = "
         speech=sections["speech"],
         start=checkpoint.start,
         data=read_data_sources(find_run(checkpoint.path)),
+        sampling=find_sampling_advice(checkpoint.path),
     )
     rounding = write_published_file(network, info, out)
     return ExportResult(info, count_parameters(network), rounding)

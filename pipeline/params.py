@@ -112,7 +112,7 @@ class Params:
         An option that is None is not set. Raises ModelError for one that is out of bounds.
         """
         from sampler.rollout import override_params
-        from stages.media.networks import advise_sampling
+        from stages.train import advise_sampling
 
         return override_params(override_params(self.sample, **advise_sampling(run)), **options)
 

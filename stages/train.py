@@ -18,12 +18,13 @@ from pydantic import Field
 
 from model import loop
 from model.batch import build_network_input
-from model.checkpoint import check_resumable, find_run, list_checkpoints, restore_state
+from model.checkpoint import check_resumable, find_checkpoint, find_run, list_checkpoints, restore_state
 from model.dvclive_log import check_dvclive
 from model.execution import Execution, Ranks, join_ranks
-from model.published import read_catalogue
+from model.published import matches_file, read_catalogue
 from model.published_file import is_published_file, read_published_info
 from model.recipe import ModelError, Recipe, recipe_from_dict, recipe_to_dict
+from model.sampling_advice import SamplingAdvice
 from model.signals import explain_out_of_memory
 from model.start import Start
 from model.start_record import StartRecord
@@ -381,6 +382,7 @@ class RunFile(Document):
     execution: TriedExecution | None = None
     start: StartRecord | None = None  # where it started, if from another run's weights
     data: DataSources = Field(default_factory=list)  # of the dataset and of the start, with licences
+    sampling: SamplingAdvice = Field(default_factory=SamplingAdvice)  # as its start says
     versions: dict[str, Text] = Field(default_factory=dict)
 
     @pydantic.field_validator("recipe")
@@ -453,6 +455,41 @@ def _list_catalogue_sources(sha256: str) -> list[DataSource]:
     ]
 
 
+def find_sampling_advice(path: Path) -> SamplingAdvice:
+    """How to sample the network at ``path``, where it needs other params than ``SampleParams`` has.
+
+    The catalogue says that of a published model. What was trained further from one, once or again, says it in
+    its ``run.json`` or its metadata; where an older redub wrote these, its start is looked up. No advice for
+    other networks, nor where there is none that can be read, which loading it will report.
+    """
+    models = read_catalogue()
+    try:
+        start = find_checkpoint(path).start
+        recorded = _read_sampling_section(find_run(path))
+    except (ModelError, StageError):
+        return SamplingAdvice()
+    for model in models:
+        if matches_file(path, model):
+            return model.sampling
+    if recorded != SamplingAdvice():
+        return recorded
+    known = {model.sha256: model.sampling for model in models}
+    return known.get(start.sha256 if start is not None else "", recorded)
+
+
+def _read_sampling_section(run: Path) -> SamplingAdvice:
+    """What a published file or a run's ``run.json`` says of sampling."""
+    if is_published_file(run):
+        return read_published_info(run).sampling
+    content = read_run_file(run) if (run / RUN_FILE).exists() else {}
+    return SamplingAdvice.model_validate(content.get("sampling", {}))
+
+
+def advise_sampling(path: Path) -> dict[str, Any]:
+    """``find_sampling_advice`` as fields of ``SampleParams``, those that it has."""
+    return find_sampling_advice(path).model_dump(exclude_none=True)
+
+
 def _write_run_file(
     request: TrainRequest, recipe: Recipe, dataset: Dataset, tried: dict[str, Any] | None
 ) -> None:
@@ -473,6 +510,8 @@ def _write_run_file(
     if request.start is not None:
         content["start"] = request.start.record.model_dump()
         sources = merge_sources(read_data_sources(find_run(request.start.path)), sources)
+        if advice := advise_sampling(request.start.path):
+            content["sampling"] = advice
     content["data"] = [source.model_dump(exclude_none=True) for source in sources]
     with write_atomically(request.run / RUN_FILE) as partial:
         partial.write_text(json.dumps(content, indent=1) + "\n")

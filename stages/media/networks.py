@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from model.checkpoint import find_checkpoint
 from model.published import (
     NAME,
     PublishedModel,
@@ -76,22 +73,6 @@ def fetch_network(name: str) -> PublishedNetwork:
     if model.url is None:
         raise ModelError(_describe_missing_file(model))
     return PublishedNetwork(model, weights.fetch(_make_weights(model, model.url)), is_packaged=False)
-
-
-def advise_sampling(path: Path) -> Mapping[str, Any]:
-    """How to sample the network at ``path``, where it is a published model that needs other params.
-
-    So does a network that was trained further from one. Fields of ``SampleParams``; none for other networks,
-    nor where there is none that can be read, which loading it will report.
-    """
-    try:
-        start = find_checkpoint(path).start
-    except ModelError:
-        return {}
-    for model in read_catalogue():
-        if (start is not None and start.sha256 == model.sha256) or matches_file(path, model):
-            return model.sampling.model_dump(exclude_none=True)
-    return {}
 
 
 def _locate(model: PublishedModel) -> PublishedNetwork:

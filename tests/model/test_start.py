@@ -25,15 +25,17 @@ from model.checkpoint import (
     load_network,
     save_checkpoint,
 )
+from model.published import read_catalogue
 from model.published_file import PublishedInfo, write_published_file
 from model.recipe import ModelError, Recipe, build_recipe
 from model.start import Start, find_start
+from pipeline.export import export_network
 from pipeline.main import cli
 from shards.checksum import file_sha256
 from shards.schema import ShardError
 from stages import train
 from stages.engine.outcome import StageError
-from stages.train import RUN_FILE, TrainRequest, read_run_file
+from stages.train import RUN_FILE, TrainRequest, advise_sampling, read_run_file
 from tests.model import worlds
 from tests.model.test_loop import start_command
 from tests.model.worlds import CPU, N_MELS, SIZE, TINY
@@ -134,7 +136,36 @@ def test_a_run_a_checkpoint_and_a_published_file_can_be_started_from(
     assert read_files(tmp_path / "run0")[:3] == read_files(tmp_path / "run1")[:3]
 
 
+def test_how_a_published_model_is_sampled_is_known_in_the_second_generation_too(
+    base: Path, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, first, second, again = (tmp_path / name for name in ("x.safetensors", "a", "b", "y.safetensors"))
+    export_network(base, file)
+    assert advise_sampling(file) == advise_sampling(base) == {}, "no model of the catalogue is behind it"
+    size, sha256 = file.stat().st_size, file_sha256(file)
+    model = read_catalogue()[0].model_copy(update={"bytes": size, "sha256": sha256})
+    advice = model.sampling.model_dump(exclude_none=True)
+    monkeypatch.setattr(train, "read_catalogue", lambda: [model])
+    assert train_from(file, other, first) == train_from(first, other, second) == "done"
+    export_network(second, again)
+    paths = [first, second, find_checkpoint(second).path, again]
+    assert [advise_sampling(path) for path in [file, *paths]] == [advice] * 5
+    monkeypatch.setattr(train, "read_catalogue", lambda: [])  # of a redub that has other models
+    assert [advise_sampling(path) for path in paths] == [advice] * 4
+
+    monkeypatch.setattr(train, "read_catalogue", lambda: [model])
+    for run, expected in ((first, advice), (second, {})):  # as an older redub wrote them
+        content = json.loads((run / RUN_FILE).read_text())
+        del content["sampling"]
+        (run / RUN_FILE).write_text(json.dumps(content))
+        assert advise_sampling(run) == expected
+    (second / RUN_FILE).write_text(json.dumps(content | {"sampling": {"steps": 10**9}}))
+    with pytest.raises(StageError, match="sampling.steps is 1000000000, expected less than or equal to 2000"):
+        read_run_file(second)
+
+
 def test_a_run_from_nothing_says_nothing_of_a_start(base: Path) -> None:
+    assert "sampling" not in json.loads((base / RUN_FILE).read_text())
     assert "start" not in json.loads((base / RUN_FILE).read_text())
     assert "start" not in json.loads((find_checkpoint(base).path / STATE).read_text())
 
