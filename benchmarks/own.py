@@ -37,6 +37,7 @@ from sampler.rollout import FrameGenerator
 from shards.reader import Dataset, open_dataset
 from shards.resident import Resident, load_resident
 from stages.media import weights
+from stages.media.networks import find_network
 from stages.sample.generate import generate_clips
 from stages.sample.pairs import Pair, read_pair
 
@@ -120,7 +121,7 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--shards", required=True)
-    parser.add_argument("--start-from", required=True, metavar="DIR|FILE")
+    parser.add_argument("--start-from", type=find_network, required=True, metavar="NAME|DIR|FILE")
     parser.add_argument("--to", type=Path, required=True, help="folder for the runs and their results")
     parser.add_argument("--speaker", help="whose clips; default: all clips")
     parser.add_argument("--clips", type=int, default=5, help="to train on")
@@ -145,7 +146,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     dataset = open_dataset(args.shards, hashes=False)
-    start = find_start(Path(args.start_from))
+    start = find_start(args.start_from)
     seen, unseen = choose_clips(dataset, args)
     clip_set = ClipSet("", dataset, make_pairs(seen, unseen))
     changes = {name: parse_yaml(value) for name, _, value in (each.partition("=") for each in args.set)}

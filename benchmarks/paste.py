@@ -40,6 +40,7 @@ from stages.edit.run import EditParams
 from stages.engine.progress import no_progress
 from stages.evaluate.metrics.surroundings import SurroundingsFit, measure_surroundings
 from stages.media.audio import mix_to_mono, read_channels
+from stages.media.networks import find_network
 from stages.media.video import RgbConverter
 from stages.mels import MelsParams, compute_mel_rows, count_samples
 from stages.speech import SpeechParams, compute_speech_rows, find_model, load_encoder
@@ -143,7 +144,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("videos", type=Path, nargs="+", metavar="VIDEO")
     parser.add_argument("--landmarker", type=Path, required=True)
-    parser.add_argument("--run", type=Path)
+    parser.add_argument("--run", type=find_network)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--guidance", type=float)
     parser.add_argument("--seconds", type=float, default=1.5, help="of each video")

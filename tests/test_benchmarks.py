@@ -282,6 +282,16 @@ ablation.list_clip_sets(dataset, args)
     )
 
 
+def test_a_model_is_adapted_from_by_its_name_as_by_its_path(tmp_path: Path) -> None:
+    shards = worlds.make_dataset(tmp_path / "shards", (4,))
+    for name in ("small", "model/published/small.safetensors"):
+        command = ["benchmarks/own.py", "--shards", shards, "--start-from", name, "--to", tmp_path / "runs"]
+        process = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
+        expected = f"{shards}: 1 clips of the speaker, expected more than 5"
+        assert process.stderr.strip().endswith(expected), process.stderr
+        assert process.returncode == 1 and "Traceback" not in process.stderr
+
+
 def test_the_report_of_instructions_has_a_cost_for_every_part_it_is_asked_for(tmp_path: Path) -> None:
     options = ["--only", "warp", "webp", "paste", "--json", tmp_path / "costs.json"]
     command = [sys.executable, "benchmarks/instructions.py", *options]

@@ -150,7 +150,7 @@ def test_how_a_published_model_is_sampled_is_known_in_the_second_generation_too(
     export_network(second, again)
     paths = [first, second, find_checkpoint(second).path, again]
     assert [advise_sampling(path) for path in [file, *paths]] == [advice] * 5
-    monkeypatch.setattr(train, "read_catalogue", lambda: [])  # of a redub that has other models
+    monkeypatch.setattr(train, "read_catalogue", list)  # of a redub that has other models
     assert [advise_sampling(path) for path in paths] == [advice] * 4
 
     monkeypatch.setattr(train, "read_catalogue", lambda: [model])
@@ -160,7 +160,7 @@ def test_how_a_published_model_is_sampled_is_known_in_the_second_generation_too(
         (run / RUN_FILE).write_text(json.dumps(content))
         assert advise_sampling(run) == expected
     (second / RUN_FILE).write_text(json.dumps(content | {"sampling": {"steps": 10**9}}))
-    with pytest.raises(StageError, match="sampling.steps is 1000000000, expected less than or equal to 2000"):
+    with pytest.raises(StageError, match=r"sampling\.steps is 1000000000, expected less than or equal"):
         read_run_file(second)
 
 
