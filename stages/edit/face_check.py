@@ -8,13 +8,15 @@ frame while it is drawn. Both compare the network's own colours, before `sampler
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic.dataclasses import dataclass as params_dataclass
 
 from shards.schema import Frame
 from stages.engine.outcome import StageError
@@ -27,7 +29,7 @@ class MisfitError(StageError):
     """The network does not fit the face. What to do about it is for the caller to say."""
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@params_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class FaceCheckParams:
     """When a face is one that the network does not fit. Differences are ΔE*ab (CIE 1976), as evaluated."""
 
@@ -43,6 +45,34 @@ class FaceCheckParams:
     # 15 frames, a fifth of a clip of 3 s. Frames of one place differ by less than places do.
     trial_places: int = Field(default=5, ge=1, le=999)
     trial_frames: int = Field(default=3, ge=1, le=999)  # of a place; its first has no generated one before it
+
+
+@dataclass(frozen=True, slots=True)
+class FaceTrial:
+    """A few frames, drawn before an edit, against the source: the difference at their border, ΔE*ab.
+
+    It is nan where there is nothing to compare.
+    """
+
+    difference: float
+    limit: float  # above it the network does not fit the face
+    before: float | None = None  # drawn by the network before it was adapted; None: it was not
+
+    @property
+    def is_misfit(self) -> bool:
+        """Whether the network does not fit the face."""
+        return self.difference > self.limit
+
+    def describe(self) -> str:
+        """One line for the user about an adapted network."""
+        if math.isnan(self.difference):
+            return "colours at the mouth's border were not compared with the video's: none is in sight"
+        before = "" if self.before is None else f"{self.before:.1f} before adapting, "
+        advice = "; the network still does not fit this face" if self.is_misfit else ""
+        return (
+            f"colours at the mouth's border differ from the video's (CIE 1976) by {before}"
+            f"{self.difference:.1f} after, expected at most {self.limit:g}{advice}"
+        )
 
 
 def measure_difference(source: Frame, generated: Frame, box: NDArray[np.int16]) -> float:

@@ -31,7 +31,7 @@ from shards.background import BackgroundWriter
 from shards.schema import VIDEO_FPS
 from stages.align import AlignParams
 from stages.edit.credentials import Signing, check_signing, sign_when_written
-from stages.edit.face_check import FaceCheckParams, MisfitError
+from stages.edit.face_check import FaceCheckParams, FaceTrial, MisfitError
 from stages.edit.face_track import FaceChoice, choose_face_paths, observe_faces
 from stages.edit.plan import EditPlan
 from stages.edit.reader import VideoFacts, probe_video
@@ -94,6 +94,16 @@ class FaceResult:
     face: FaceChoice
     redrawn: int  # frames
     passed_through: dict[str, int]  # frames in which it is as in the source, by reason
+    trial: FaceTrial | None = None  # before the edit; None: any face is drawn
+
+
+@dataclass(frozen=True, slots=True)
+class EditInputs:
+    """What an edit reads, without its pictures and sounds."""
+
+    facts: VideoFacts
+    speeches: list[Speech]  # of each recording
+    seconds: Fraction  # of the output
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +137,8 @@ class EditResult:
             lines.append(f"H.264 needs even sides: the last row or column of {source} is repeated")
         for face in self.faces:
             name = f"face {face.face}, " if len(self.faces) > 1 else ""
+            if face.trial is not None and face.trial.before is not None:  # of an adapted network
+                lines.append(f"{name}{face.trial.describe()}")
             if face.passed_through:
                 reasons = ", ".join(f"{count} {reason}" for reason, count in face.passed_through.items())
                 lines.append(f"{name}frames not changed: {reasons}")
@@ -145,6 +157,7 @@ def edit(
     signing: Signing | None = None,
     progress: Progress = no_progress,
     overlap: bool = True,
+    adapted_from: MouthGenerator | None = None,
 ) -> EditResult:
     """Write ``out``: ``video`` with the mouth re-drawn by ``generator``, and with ``audio`` as its sound.
 
@@ -161,44 +174,73 @@ def edit(
     after the other, in the same child: as fast on one core, in less memory.
 
     ``model`` is MediaPipe's face model. ``preview`` is a second mp4 to write: source and result side by side.
-    ``progress`` receives the passes "faces" (of instants), "trial" and "frames". Files appear when they are
-    complete; after Ctrl-C there is none. The same inputs give the same bytes.
+    ``progress`` receives the passes "faces" (of instants), "trial before" of a network before it was adapted,
+    "trial" and "frames". Files appear when they are complete; after Ctrl-C there is none. The same inputs
+    give the same bytes.
 
     What is written says that a model drew it (``stages.media.mark``). With ``signing`` it also has signed
     content credentials (``stages.edit.credentials``), whose bytes differ each time.
 
     A face that ``generator`` does not fit is refused before anything is written, and frames in which it stops
     to fit are left as they are; ``params.any_face`` draws all the same (``stages.edit.face_check``).
+    ``adapted_from`` draws what ``generator`` drew before it was adapted to this video: then the face is never
+    refused, and the result says how both fit it.
 
     Raises StageError, in one line, on whatever the user can fix; MisfitError for such a face.
     """
     cv2.setNumThreads(1)
     recordings = audio if isinstance(audio, Mapping) else {params.face: audio}
-    check_paths(video, recordings.values(), out, preview)
+    inputs = read_inputs(video, recordings.values(), out, params, preview)
+    speeches, seconds = inputs.speeches, inputs.seconds
     if signing is not None:
         check_signing(signing, [out] if preview is None else [out, preview])
     encoder = find_speech_encoder(params) if generator.takes_speech else None
     with TemporaryDirectory(prefix="redub.") as scratch:
-        facts = read_video_facts(video, params)
-        speeches = [read_speech_facts(path, params) for path in recordings.values()]
-        longest = max(speech.seconds for speech in speeches)
-        seconds = compute_output_seconds(params.fit, facts.seconds, longest)
-        if seconds > params.max_seconds:
-            raise StageError(f"{out}: would last {float(seconds):.1f} s, expected at most "
-                             f"{params.max_seconds:g} s; --max-seconds allows more")  # fmt: skip
         n_instants = max(1, count_instants(seconds))
         with _compute_sounds(speeches, n_instants, encoder, params, overlap=overlap) as sounds:
             plans = make_plans(
-                video, facts, seconds, generator.size, model, params, [*recordings], Path(scratch), progress
+                video,
+                inputs.facts,
+                seconds,
+                generator.size,
+                model,
+                params,
+                [*recordings],
+                Path(scratch),
+                progress,
             )
             faces = [DrawnFace(plan, sound) for plan, sound in zip(plans, sounds, strict=True)]
-        if not params.any_face:
-            for choice, face in zip(recordings, faces, strict=True):
-                name = f" (--face {choice})" if len(faces) > 1 else ""
-                _check_face(face, name, generator, params.face_check, progress)
+        trials: list[FaceTrial | None] = []
+        for choice, face in zip(recordings, faces, strict=True):
+            trial = None
+            if not params.any_face:
+                trial = _try_face(face, generator, adapted_from, params.face_check, progress)
+                if adapted_from is None:
+                    _refuse_misfit(face, f" (--face {choice})" if len(faces) > 1 else "", trial)
+            trials.append(trial)
         return _write_outputs(
-            faces, [*recordings], generator, speeches, out, preview, params, signing, progress
+            faces, [*recordings], trials, generator, speeches, out, preview, params, signing, progress
         )
+
+
+def read_inputs(
+    video: Path, audio: Iterable[Path], out: Path, params: EditParams, preview: Path | None = None
+) -> EditInputs:
+    """Check what an edit reads and writes; it takes moments, and an edit begins with it.
+
+    Raises StageError unless the paths are good, the video can be edited, the recordings have sound, and the
+    output is not too long.
+    """
+    recordings = [*audio]
+    check_paths(video, recordings, out, preview)
+    facts = read_video_facts(video, params)
+    speeches = [read_speech_facts(path, params) for path in recordings]
+    longest = max(speech.seconds for speech in speeches)
+    seconds = compute_output_seconds(params.fit, facts.seconds, longest)
+    if seconds > params.max_seconds:
+        raise StageError(f"{out}: would last {float(seconds):.1f} s, expected at most "
+                         f"{params.max_seconds:g} s; --max-seconds allows more")  # fmt: skip
+    return EditInputs(facts, speeches, seconds)
 
 
 def check_paths(video: Path, audio: Iterable[Path], out: Path, preview: Path | None) -> None:
@@ -368,22 +410,35 @@ def make_plans(
     return [EditPlan(video, facts, params.fit, seconds, stamps, path) for path in paths]
 
 
-def _check_face(
-    face: DrawnFace, name: str, generator: MouthGenerator, params: FaceCheckParams, progress: Progress
-) -> None:
-    """Raise MisfitError if a few frames as the network draws them do not fit the face."""
-    difference = try_face(face, generator, params, progress)
-    if difference > params.max_difference:
+def _try_face(
+    face: DrawnFace,
+    generator: MouthGenerator,
+    adapted_from: MouthGenerator | None,
+    params: FaceCheckParams,
+    progress: Progress,
+) -> FaceTrial:
+    """Have a few frames drawn, also by the network as it was before it was adapted."""
+
+    def report_before(label: str, done: int, total: int) -> None:
+        progress(f"{label} before", done, total)
+
+    before = None if adapted_from is None else try_face(face, adapted_from, params, report_before)
+    return FaceTrial(try_face(face, generator, params, progress), params.max_difference, before)
+
+
+def _refuse_misfit(face: DrawnFace, name: str, trial: FaceTrial) -> None:
+    """Raise MisfitError if the network does not fit the face."""
+    if trial.is_misfit:
         raise MisfitError(
             f"{face.plan.video}: the network does not fit this face{name}: its colours at the mouth's border "
-            f"differ from the video's by {difference:.1f} (CIE 1976), expected at most "
-            f"{params.max_difference:g}"
+            f"differ from the video's by {trial.difference:.1f} (CIE 1976), expected at most {trial.limit:g}"
         )
 
 
 def _write_outputs(
     faces: Sequence[DrawnFace],
     choices: Sequence[FaceChoice],
+    trials: Sequence[FaceTrial | None],
     generator: MouthGenerator,
     speeches: Sequence[Speech],
     out: Path,
@@ -451,8 +506,8 @@ def _write_outputs(
         frames=n_frames,
         redrawn=n_redrawn,
         faces=[
-            FaceResult(choice, n_frames - count.total(), dict(count))
-            for choice, count in zip(choices, counts, strict=True)
+            FaceResult(choice, n_frames - count.total(), dict(count), trial)
+            for choice, count, trial in zip(choices, counts, trials, strict=True)
         ],
         seconds=float(plan.seconds),
         fps=float(facts.fps),

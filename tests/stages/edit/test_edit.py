@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -831,3 +832,55 @@ def test_a_stretch_that_leaves_the_fit_keeps_the_frames_of_the_source(
     images, source = written, read_yuv_frames(clip)
     same = [np.array_equal(image.to_array(), truth) for image, truth in zip(images, source, strict=True)]
     assert sum(same) == n_left and all(same[30:50]) and not any(same[:15]) and not any(same[65:])
+
+
+class Tinted(BoxPainter):
+    """Shows what is there, some grey levels darker: another's skin, but not by much."""
+
+    def paint(self, frame: CropFrame, k: int) -> np.ndarray:
+        x0, y0, x1, y1 = frame.box
+        pixels = frame.pixels.copy()
+        pixels[y0:y1, x0:x1] -= np.minimum(pixels[y0:y1, x0:x1], 16)
+        return pixels
+
+
+@pytest.mark.parametrize(
+    ("generator", "after", "n_redrawn"),
+    [
+        (Unchanged(), r"0\.0 after, expected at most 5", 30),
+        (Tinted(), r"[567]\.\d after, expected at most 5; the network still does not fit this face", 30),
+        (BoxPainter(), r"\d+\.\d after, expected at most 5; the network still does not fit this face", 0),
+    ],
+    ids=["fits", "nearly", "not at all"],
+)
+def test_an_adapted_network_draws_and_says_how_it_fits_now_and_did_before(
+    tmp_path: Path,
+    landmarker: Path,
+    speech: Callable[[float], Path],
+    generator: BoxPainter,
+    after: str,
+    n_redrawn: int,
+) -> None:
+    clip, out = tmp_path / "clip.mp4", tmp_path / "out.mp4"
+    synth.make_clip(clip, ClipSpec(seconds=1.2, size=SMALL))
+    before, passes = BoxPainter(), list[str]()
+    edited = edit(clip, speech(1.2), out, generator, model=landmarker, params=CHECKED, adapted_from=before,
+                  progress=lambda label, done, total: passes.append(label))  # fmt: skip
+    expected = (
+        r"colours at the mouth's border differ from the video's \(CIE 1976\) by \d+\.\d before adapting, "
+    )
+    [line] = [line for line in edited.summary_lines() if "border" in line]
+    assert re.fullmatch(expected + after, line), line
+    assert list(dict.fromkeys(passes)) == ["faces", "trial before", "trial", "frames"]
+    assert len(before.inputs) == 15, "it draws the trial alone"
+    assert edited.redrawn == n_redrawn and out.exists()
+    assert edited.passed_through == ({} if n_redrawn else {"no_fit": 30})
+
+
+def test_whoever_asks_for_any_face_gets_every_frame_of_an_adapted_network(
+    tmp_path: Path, landmarker: Path, speech: Callable[[float], Path]
+) -> None:
+    clip, out, before = tmp_path / "clip.mp4", tmp_path / "out.mp4", BoxPainter()
+    synth.make_clip(clip, ClipSpec(seconds=1.2, size=SMALL))
+    edited = edit(clip, speech(1.2), out, BoxPainter(), model=landmarker, params=QUICK, adapted_from=before)
+    assert edited.redrawn == 30 and not before.inputs and len(edited.summary_lines()) == 1
