@@ -31,6 +31,7 @@ from shards.checksum import file_sha256
 from shards.errors import shorten_message
 from shards.files import read_file
 from stages.edit.credentials import Signing
+from stages.edit.face_check import MisfitError
 from stages.edit.pairs import FORMULA_SIGNS, EditPair
 from stages.edit.run import EditResult, edit
 from stages.engine.cache import digest, versions
@@ -189,7 +190,9 @@ def _load_generator(request: BatchRequest) -> FrameGenerator:
 
 def _describe_failure(err: Exception, pair: EditPair) -> str:
     """One line that says why an edit failed."""
-    if isinstance(err, (StageError, ModelError)):
+    if isinstance(err, MisfitError):
+        text = f"{err}; yes in the column any_face draws all the same"
+    elif isinstance(err, (StageError, ModelError)):
         text = str(err)
     elif isinstance(err, OSError):
         text = f"{err.filename}: {err.strerror}" if err.filename else str(err)

@@ -15,12 +15,23 @@ from model.execution import Execution
 from pipeline.main import cli
 from sampler.params import SampleParams
 from stages import synth
-from stages.edit.batch import LEDGER_NAME, TRIES, BatchRequest, EditRow, EditTask, edit_pair, format_table
+from stages.edit.batch import (
+    LEDGER_NAME,
+    TRIES,
+    BatchRequest,
+    EditRow,
+    EditTask,
+    edit_pair,
+    edit_pairs,
+    format_table,
+)
 from stages.edit.pairs import read_pairs
 from stages.edit.run import EditParams
 from stages.engine.outcome import StageError
+from stages.media import weights
+from stages.mels import MelsParams
 from stages.synth import ClipSpec
-from tests.model.worlds import CPU, TINY
+from tests.model.worlds import CPU, N_MELS, TINY
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +170,21 @@ def test_an_edit_that_ends_its_worker_twice_is_not_tried_again(world: Path, tmp_
     row = edit_pair(EditTask(pair, EditRow(2, "1.mp4", "2.mp4", "1-2.mp4", "waiting"), request, attempts))
     assert row.status == "failed" and row.reason.startswith("its edit ended the process that made it 2 times")
     assert list(tmp_path.iterdir()) == [attempts]
+
+
+@pytest.mark.usefixtures("landmarker")
+def test_a_face_that_is_refused_is_a_row_that_names_the_column_which_draws_it(
+    world: Path, tmp_path: Path
+) -> None:
+    table = world / "misfits.csv"
+    table.write_text("video,audio,out,any_face\n1.mp4,2.mp4,no.mp4,\n1.mp4,2.mp4,yes.mp4,yes\n")
+    refused, row = read_pairs(table, EditParams(preset="ultrafast", mels=MelsParams(n_mels=N_MELS)))
+    landmarker = weights.find(weights.LANDMARKER)
+    request = BatchRequest(world / "run", tmp_path, landmarker, SampleParams(steps=2), "cpu", Execution())
+    first, second = edit_pairs([refused, row], request)
+    assert first.status == "failed" and "the network does not fit this face: its colours" in first.reason
+    assert first.reason.endswith("expected at most 5; yes in the column any_face draws all the same")
+    assert (second.status, second.redrawn) == ("ok", 10)
 
 
 def test_of_many_edits_the_table_shows_those_that_failed() -> None:
