@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,7 @@ from typing import Any
 import gradio as gr
 
 from model.checkpoint import Checkpoint, find_run
-from model.recipe import ModelError, build_recipe
-from model.start import find_start
+from model.recipe import ModelError
 from pipeline.app.example import Example
 from pipeline.app.models import ModelList, describe_run
 from pipeline.app.sessions import Kind, Session, Sessions
@@ -28,13 +27,13 @@ from pipeline.params import Params
 from pipeline.progress import format_time_left
 from sampler.rollout import override_params
 from shards.errors import shorten
-from stages.adapt.run import AdaptRequest, AdaptResult, Estimate, adapt
+from stages.adapt.run import AdaptResult, Estimate, adapt, make_request
 from stages.edit.browser_copy import copy_audio, copy_video
 from stages.edit.credentials import Credentials, CredentialsError, make_signing
-from stages.edit.face_check import MisfitError
+from stages.edit.face_check import MISFIT, MisfitError
 from stages.edit.face_track import FaceChoice
 from stages.edit.reader import VideoFacts
-from stages.edit.run import EditParams, edit
+from stages.edit.run import EditParams, edit, read_inputs
 from stages.edit.timing import Fit
 from stages.engine import sandbox
 from stages.engine.outcome import Outcome, StageError
@@ -45,6 +44,8 @@ PASS_LABELS = {
     "crops": "Cutting out the face",
     "loading training clips": "Loading the frames",
     "training": "Training the model",
+    "sync": "Checking the sync",
+    "trial before": "Trying the face",
     "trial": "Trying the face",
     "frames": "Generating the mouth",
 }
@@ -244,24 +245,26 @@ class Service:
                     reanchor_every=reanchor_every,
                     seed=seed,
                 )
-                options: dict[str, Any] = {"fit": fit, "face": face, "crf": crf}
-                options["any_face"] = any_face or is_adapting  # as the command does
+                options: dict[str, Any] = {"fit": fit, "face": face, "crf": crf, "any_face": any_face}
                 self.make_edit_params(**options)  # refuses options that are out of bounds
                 self.sessions.check_space()
                 video, speech = session.get_upload("video"), session.get_upload("speech")
                 progress(0, desc="Loading the network")
                 checkpoint = self.models.get_checkpoint(str(run or ""))
                 edit_params = self.make_edit_params(find_run(checkpoint.path), **options)
-                lines, model = [], checkpoint.path
+                out = session.make_empty_folder("result") / f"{video.stem} says {speech.stem}.mp4"
+                lines, model, trial_generator = [], checkpoint.path, None
                 if is_adapting:
+                    read_inputs(video, [speech], out, edit_params)  # before minutes of training
                     bar = _PageProgress(progress, stop)
                     own = self._adapt(session, checkpoint, video, edit_params, adapt_minutes, bar)
                     model = own.path
                     generator = self.models.load_adapted_generator(model, sample_params)
-                    lines = [line.removeprefix(f"{own.path}: ") for line in own.summary_lines()]
+                    lines = [own.describe().removeprefix(f"{own.path}: "), *own.warnings]
+                    if not any_face:
+                        trial_generator = self.models.load_trial_generator(str(run or ""), sample_params)
                 else:
                     generator = self.models.load_generator(str(run or ""), sample_params)
-                out = session.make_empty_folder("result") / f"{video.stem} says {speech.stem}.mp4"
                 result = edit(
                     video,
                     speech,
@@ -271,7 +274,10 @@ class Service:
                     params=edit_params,
                     signing=None if self.credentials is None else make_signing(self.credentials, model),
                     progress=_PageProgress(progress, stop),
+                    adapted_from=trial_generator,
                 )
+                if trial_generator is not None and MISFIT in result.passed_through:
+                    lines.append(f'"{ANY_FACE_LABEL}" draws these frames too')
         except EditStopped:
             return gr.skip(), gr.skip(), gr.skip(), _format_note(STOPPED)
         except MisfitError as err:
@@ -305,21 +311,17 @@ class Service:
             raise StageError(
                 f"the minutes of training are {minutes:g}, expected 0 to {self.max_adapt_minutes:g}"
             )
-        start = find_start(checkpoint.path)
-        request = AdaptRequest(
-            video=video,
-            start=start,
-            recipe=build_recipe("own", start=start.recipe),
-            params=params,
-            landmarker=self.landmarker,
+        request = replace(
+            make_request(video, checkpoint.path, params, self.landmarker),
             minutes=minutes or None,
             max_minutes=self.max_adapt_minutes,
             device=self.models.device.type,
             execution=self.models.execution,
+            thresholds=self.sections.cut.thresholds,
             cache=session.get_model_folder(),
             scratch=session.folder,  # crops of the face: they go with the server's folder whatever happens
         )
-        return adapt(request, bar, bar.announce)
+        return adapt(request, bar, announce=bar.announce, warn=bar.warn)
 
     def stop_edit(self, request: gr.Request) -> tuple[Any, ...]:
         """Updates of the note and the start and stop buttons."""
@@ -353,6 +355,10 @@ class _PageProgress:
         """Show how long adapting will take, from now on until it is over."""
         self._estimate = f"; {estimate.describe()}"
         self._bar(0, desc=f"Beginning{self._estimate}")
+
+    def warn(self, line: str) -> None:
+        """Show a line about the video, too."""
+        self._estimate += f"; {line}"
 
     def __call__(self, label: str, done: int, total: int) -> None:
         if self._stop.is_set():

@@ -29,6 +29,7 @@ from pipeline.progress import ProgressBars
 if TYPE_CHECKING:
     from model.execution import Execution
     from sampler.params import SampleParams
+    from stages.cut.params import ThresholdParams
     from stages.edit.credentials import Credentials, Signing
     from stages.edit.face_track import FaceChoice
     from stages.edit.run import EditParams, Preset
@@ -177,7 +178,7 @@ def command(
     from model.execution import Execution
     from stages.edit.credentials import check_credentials, check_formats
     from stages.edit.recordings import parse_face, parse_recordings
-    from stages.edit.run import check_paths
+    from stages.edit.run import read_inputs
     from stages.engine.outcome import StageError
     from stages.media import weights
 
@@ -206,7 +207,7 @@ def command(
         preset=preset,
         max_seconds=max_seconds,
         max_pixels=max_pixels,
-        any_face=any_face or adapt,  # after minutes of training an edit is not refused
+        any_face=any_face,
     )
     if credentials is not None:
         check_credentials(credentials)  # now, not after minutes of training
@@ -217,9 +218,11 @@ def command(
     if credentials is not None:
         check_formats([out] if preview is None else [out, preview])
     if adapt:
-        check_paths(video, recordings.values(), out, preview)  # now, not after minutes of training
-        network = replace(network, run=_adapt(video, network, edit_params, adapt_minutes, keep_model))
-    _edit_video(video, recordings, out, network, edit_params, preview)
+        read_inputs(video, recordings.values(), out, edit_params, preview)  # now, as the credentials
+        thresholds = sections.cut.thresholds
+        own = _adapt(video, network, edit_params, adapt_minutes, keep_model, thresholds)
+        network = replace(network, run=own)
+    _edit_video(video, recordings, out, network, edit_params, preview, adapted_from=run if adapt else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,16 +272,20 @@ def _edit_video(
     network: _NetworkOptions,
     params: EditParams,
     preview: Path | None,
+    adapted_from: Path | None = None,
 ) -> None:
-    """Make one edit, with progress bars."""
+    """Make one edit, with progress bars; ``adapted_from`` is the network that was adapted to the video."""
     from model.execution import select_device
     from sampler.rollout import load_generator
-    from stages.edit.face_check import MisfitError
+    from stages.edit.face_check import MISFIT, MisfitError
     from stages.edit.run import edit
 
-    generator = load_generator(
-        network.run, network.sampling, select_device(network.device), network.execution
-    )
+    device = select_device(network.device)
+    generator = load_generator(network.run, network.sampling, device, network.execution)
+    trial_generator = None
+    if adapted_from is not None and not params.any_face:
+        execution = replace(network.execution, compile=False)  # of a few frames
+        trial_generator = load_generator(adapted_from, network.sampling, device, execution)
     try:
         with ProgressBars() as bars:
             result = edit(
@@ -291,11 +298,15 @@ def _edit_video(
                 preview=preview,
                 signing=network.make_signing(),
                 progress=bars,
+                adapted_from=trial_generator,
             )
     except MisfitError as err:
         advice = "--adapt trains it on this video, --any-face draws all the same"
         raise MisfitError(f"{err}; {advice}") from err
-    click.echo(f"{out}: " + "\n  ".join(result.summary_lines()))
+    lines = result.summary_lines()
+    if adapted_from is not None and MISFIT in result.passed_through:
+        lines.append("--any-face draws these frames too, and a longer --adapt-minutes may mend them")
+    click.echo(f"{out}: " + "\n  ".join(lines))
 
 
 def _edit_pairs(
@@ -332,27 +343,30 @@ def _edit_pairs(
 
 
 def _adapt(
-    video: Path, network: _NetworkOptions, params: EditParams, minutes: float | None, keep: Path | None
+    video: Path,
+    network: _NetworkOptions,
+    params: EditParams,
+    minutes: float | None,
+    keep: Path | None,
+    thresholds: ThresholdParams,
 ) -> Path:
     """Train a network further on the video's own person, with progress bars; the file of the result."""
-    from model.recipe import build_recipe
-    from model.start import find_start
-    from stages.adapt.run import AdaptRequest, adapt
+    from stages.adapt.run import adapt, make_request
 
-    start = find_start(network.run)
-    request = AdaptRequest(
-        video=video,
-        start=start,
-        recipe=build_recipe("own", start=start.recipe),
-        params=params,
-        landmarker=network.landmarker,
+    request = replace(
+        make_request(video, network.run, params, network.landmarker),
         minutes=minutes,
         keep=keep,
         device=network.device,
         execution=network.execution,
+        thresholds=thresholds,
     )
     with ProgressBars() as bars:
-        result = adapt(request, bars, lambda estimate: click.echo(estimate.describe(), err=True))
-    for line in result.summary_lines():
-        click.echo(line)
+        result = adapt(
+            request,
+            bars,
+            announce=lambda estimate: click.echo(estimate.describe(), err=True),
+            warn=lambda line: click.echo(line, err=True),
+        )
+    click.echo(result.describe())
     return result.path

@@ -22,10 +22,13 @@ from shards.checksum import file_sha256
 from shards.codec import encode_frame, write_frames
 from shards.index import ShardEntry, check_index_rows
 from shards.ledger import OK, build_ledger
-from shards.schema import MELS_PER_FRAME, SPEECH_PER_FRAME, VIDEO_FPS
+from shards.reader import open_dataset, read_clip
+from shards.schema import MELS_PER_FRAME, SPEECH_PER_FRAME, VIDEO_FPS, Frames
 from shards.table import Rows
 from shards.writer import PackedClip, make_shard_name, write_tar
 from stages import shard
+from stages.adapt.sync import score_clips
+from stages.cut.speaker import SpeakerScore
 from stages.edit.plan import EditPlan
 from stages.edit.reader import FrameReader, VideoFacts
 from stages.edit.render import SoundRows, read_crops
@@ -43,10 +46,14 @@ from stages.engine.outcome import StageError
 from stages.engine.progress import Progress
 from stages.engine.sandbox import DAY
 from stages.engine.stage import Work
+from stages.evaluate.metrics.sync import ENCODER, predict_mouth
+from stages.media.faces import FaceFinder
 from stages.media.video import count_instants
 from stages.shard import PackedShard, ShardParams, finish_dataset, make_info
 
 SPLIT, SPEAKER, CORPUS = "train", "own", "folder"
+# In which the mouth's sync is scored, about: half a minute. Finding a mouth in a crop takes 12 ms of a core.
+MAX_SYNC_FRAMES = 750
 
 
 @params_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -70,6 +77,7 @@ class CutResult:
 
     clips: int
     frames: int
+    sync: SpeakerScore | None = None  # None: not measured, since the network takes other features or none
 
     @property
     def seconds(self) -> float:
@@ -135,9 +143,10 @@ def cut_video(
     """Write a dataset of the face that ``params.face`` chooses to the folder ``out``.
 
     ``size`` is the side of a crop in px, ``model`` MediaPipe's face model, ``scratch`` an empty folder.
-    ``progress`` receives the passes "faces" (of instants) and "crops". Raises StageError when the face is not
-    in sight for ``min_seconds``.
+    ``progress`` receives the passes "faces" (of instants), "crops" and, where the speech features tell what
+    the mouth should do, "sync". Raises StageError when the face is not in sight for ``min_seconds``.
     """
+    encoder = find_speech_encoder(params) if takes_speech else None  # now, not after looking for faces
     [edit_plan] = make_plans(
         video, plan.facts, plan.seconds, size, model, params, [params.face], scratch, progress, plan.windows
     )
@@ -151,7 +160,6 @@ def cut_video(
     # On the clock of the picture: row 0 is at its first frame.
     start = plan.facts.start * plan.facts.time_base
     speech = replace(plan.speech, start=start)
-    encoder = find_speech_encoder(params) if takes_speech else None
     sound = compute_sound(speech, edit_plan.n_instants, encoder, params)
     work = Work(CORPUS, raw=video.parent, root=scratch, out=out, cache=scratch)
     dataset_params = {
@@ -172,7 +180,35 @@ def cut_video(
         partial.replace(out / entry.name)
     packed = PackedShard(entry, check_index_rows(index, entry.name, f"{video}"))
     finish_dataset(work, ShardParams(codec="raw"), dataset_params, [packed], build_ledger(rows))
-    return CutResult(len(spans), n_frames)
+    score = None
+    if sound.speech is not None and params.speech.encoder == ENCODER:
+        score = _score_sync(out, spans, sound.speech, model, progress)
+    return CutResult(len(spans), n_frames, score)
+
+
+def _score_sync(
+    shards: Path, spans: list[range], speech: NDArray[np.float16], model: Path, progress: Progress
+) -> SpeakerScore | None:
+    """Whether the mouth of the clips says what is heard, by some of them that are spread over the video."""
+    step = -(-sum(map(len, spans)) // MAX_SYNC_FRAMES)
+    chosen = [*enumerate(spans)][::step]
+    n_frames = sum(len(span) for _, span in chosen)
+    dataset = open_dataset(shards, hashes=False)
+
+    def read_clips() -> Iterator[tuple[int, Frames]]:
+        n_done = 0
+        for number, span in chosen:
+            progress("sync", n_done, n_frames)
+            yield span.start, read_clip(dataset, _make_clip_id(number)).frames
+            n_done += len(span)
+        progress("sync", n_frames, n_frames)
+
+    with FaceFinder(model, max_faces=1) as find:
+        return score_clips(read_clips(), predict_mouth(speech), find)
+
+
+def _make_clip_id(number: int) -> str:
+    return f"{SPEAKER}_{number:04d}"
 
 
 def _find_spans(plan: EditPlan, cut: CutParams) -> Iterator[range]:
@@ -192,11 +228,11 @@ def _make_rows(video: Path, facts: VideoFacts, spans: list[range]) -> Iterator[d
     sha256 = file_sha256(video)
     for number, span in enumerate(spans):
         yield {
-            "clip_id": f"own_{number:04d}",
+            "clip_id": _make_clip_id(number),
             "corpus": CORPUS,
             "speaker": SPEAKER,
             "split": SPLIT,
-            "path": f"own_{number:04d}",
+            "path": _make_clip_id(number),
             "sha256": sha256,
             "width": facts.width,
             "height": facts.height,

@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,19 +19,22 @@ from tempfile import TemporaryDirectory
 from model.checkpoint import load_network
 from model.execution import Execution, select_device
 from model.published_file import SUFFIX, PublishedInfo, write_published_file
-from model.recipe import MAX_STEPS, ModelError, Recipe
-from model.start import Start
+from model.recipe import MAX_STEPS, ModelError, Recipe, build_recipe
+from model.start import Start, find_start
 from model.trial import measure_step_seconds
 from shards.atomic import write_atomically
 from shards.checksum import file_sha256
 from shards.schema import VIDEO_FPS
 from stages import train
 from stages.adapt.clips import CutParams, CutPlan, CutResult, cut_video, plan_cut
+from stages.adapt.sync import describe_problem
+from stages.cut.params import ThresholdParams
 from stages.edit.run import EditParams
-from stages.engine.cache import digest
+from stages.engine.cache import digest, versions
 from stages.engine.outcome import StageError
 from stages.engine.progress import Progress, no_progress
 from stages.media.weights import cache_folder
+from stages.shard import list_libraries
 
 VERSION = 1
 FOLDER = "adapted"  # of the user's cache
@@ -42,6 +45,7 @@ MAX_ROUNDING = 1.0
 # To find the face in an instant and to cut its crop, on one core of 2020.
 SECONDS_PER_INSTANT = 0.02
 ENOUGH_SECONDS = 10.0  # of one's own speech; with less the mouth follows other speech worse
+LITTLE = f"that is little: with {ENOUGH_SECONDS:g} s or more the mouth follows other speech better"
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +65,18 @@ class AdaptRequest:
     device: str = "auto"
     execution: Execution = field(default_factory=Execution)
     cut: CutParams = field(default_factory=CutParams)
+    thresholds: ThresholdParams = field(default_factory=ThresholdParams)  # beyond which sync is warned of
     cache: Path | None = None  # folder; None: the user's
     scratch: Path | None = None  # folder for what is removed at the end; None: the system's
+
+
+def make_request(video: Path, network: Path, params: EditParams, landmarker: Path) -> AdaptRequest:
+    """What `--adapt` asks for: the network of a run or a published file, and the preset `own`.
+
+    Raises ModelError when there is no such network.
+    """
+    start = find_start(network)
+    return AdaptRequest(video, start, build_recipe("own", start=start.recipe), params, landmarker)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +93,10 @@ class Estimate:
         """One line for the user."""
         total = self.prepare_seconds + self.train_seconds
         time_text = f"{total / 60:.1f} minutes" if total >= 90 else f"{total:.0f} s"
+        advice = f"; {LITTLE}" if self.learn_seconds < ENOUGH_SECONDS else ""
         return (
             f"adapting to {self.learn_seconds:.0f} of {self.video_seconds:.0f} s of the video: "
-            f"about {time_text} ({self.steps} steps of training)"
+            f"about {time_text} ({self.steps} steps of training){advice}"
         )
 
 
@@ -94,33 +109,31 @@ class AdaptResult:
     cut: CutResult | None = None  # None for a cached one
     steps: int = 0
     seconds: float = 0.0  # that everything took
+    warnings: tuple[str, ...] = ()  # of the video, that were given before the training
 
-    def summary_lines(self) -> list[str]:
-        """One or two lines for the user."""
+    def describe(self) -> str:
+        """One line for the user."""
         if self.cut is None:
-            return [f"{self.path}: adapted to this video before"]
-        lines = [
+            return f"{self.path}: adapted to this video before"
+        return (
             f"{self.path}: adapted to {self.cut.seconds:.1f} s of the face in {self.steps} steps, "
             f"{self.seconds:.0f} s"
-        ]
-        if self.cut.seconds < ENOUGH_SECONDS:
-            lines.append(
-                f"that is little: with {ENOUGH_SECONDS:g} s or more the mouth follows other speech better"
-            )
-        return lines
+        )
 
 
 def adapt(
     request: AdaptRequest,
     progress: Progress = no_progress,
     announce: Callable[[Estimate], None] = lambda estimate: None,
+    warn: Callable[[str], None] = log.warning,
 ) -> AdaptResult:
     """Train a network further on a video, or find the result in the cache; return where it is.
 
-    ``announce`` is called with an estimate before the work begins, unless the result is cached. ``progress``
-    receives the passes "faces", "crops", "loading training clips" and "training"; whatever it raises ends
-    the work, and nothing is left behind. Raises StageError or ModelError in one line, and KeyboardInterrupt
-    after Ctrl-C.
+    ``announce`` is called with an estimate before the work begins, unless the result is cached; ``warn`` with
+    each line about a video that teaches little or a wrong mouth, before the training. ``progress`` receives
+    the passes "faces", "crops", "sync" (if the network takes the features that it is scored by), "loading
+    training clips" and "training"; whatever it raises ends the work, and nothing is left behind. Raises
+    StageError or ModelError in one line, and KeyboardInterrupt after Ctrl-C.
     """
     began = time.monotonic()
     if request.keep is not None:
@@ -130,9 +143,15 @@ def adapt(
     if _is_readable(path):
         os.utime(path)  # it is among the last that are removed
     else:
-        cut, steps = _make_model(request, path, progress, announce)
+        warnings: list[str] = []
+
+        def record_warning(line: str) -> None:
+            warnings.append(line)
+            warn(line)
+
+        cut, steps = _make_model(request, path, progress, announce, record_warning)
         _remove_oldest(path.parent)
-        result = AdaptResult(path, False, cut, steps, time.monotonic() - began)
+        result = AdaptResult(path, False, cut, steps, time.monotonic() - began, tuple(warnings))
     if request.keep is not None:
         with write_atomically(request.keep) as partial:
             shutil.copyfile(path, partial)
@@ -155,6 +174,7 @@ def _make_key(request: AdaptRequest) -> str:
     params = request.params
     return digest(
         VERSION,
+        versions("redub", "torch", *list_libraries(params.landmarks.engine)),
         file_sha256(request.video),
         request.start.record.sha256,
         asdict(request.recipe),
@@ -186,7 +206,11 @@ def _remove_oldest(folder: Path) -> None:
 
 
 def _make_model(
-    request: AdaptRequest, path: Path, progress: Progress, announce: Callable[[Estimate], None]
+    request: AdaptRequest,
+    path: Path,
+    progress: Progress,
+    announce: Callable[[Estimate], None],
+    warn: Callable[[str], None],
 ) -> tuple[CutResult, int]:
     """Cut the video, train and write the model. Everything else that is written is removed."""
     plan = plan_cut(request.video, request.params, request.cut)
@@ -195,7 +219,8 @@ def _make_model(
         request.start.load_network(), request.recipe, device, request.execution
     )
     recipe = _choose_steps(request, step_seconds)
-    announce(_estimate(plan, recipe.steps, step_seconds))
+    estimate = _estimate(plan, recipe.steps, step_seconds)
+    announce(estimate)
     with TemporaryDirectory(prefix="redub.", dir=request.scratch) as folder:
         shards, run, scratch = (Path(folder, name) for name in ("shards", "run", "scratch"))
         scratch.mkdir()
@@ -211,6 +236,8 @@ def _make_model(
             scratch=scratch,
             progress=progress,
         )
+        for line in _list_warnings(cut, estimate, request.thresholds):
+            warn(line)
         recipe = replace(recipe, batch=min(recipe.batch, cut.frames))
         outcome = train.run(
             train.TrainRequest(
@@ -240,9 +267,19 @@ def _make_model(
             speech={"encoder": request.params.speech.encoder} if recipe.network.audio.takes_speech else None,
             start=checkpoint.start,
             data=train.read_data_sources(run),
+            sampling=train.find_sampling_advice(run),
         )
         write_published_file(network, info, path, max_rounding=MAX_ROUNDING)
     return cut, recipe.steps
+
+
+def _list_warnings(cut: CutResult, estimate: Estimate, thresholds: ThresholdParams) -> Iterator[str]:
+    """Lines about a video that teaches little, which the estimate did not know, or a wrong mouth."""
+    if cut.seconds < ENOUGH_SECONDS <= estimate.learn_seconds:
+        yield f"the face is in sight for {cut.seconds:.1f} s; {LITTLE}"
+    problem = None if cut.sync is None else describe_problem(cut.sync, thresholds)
+    if problem is not None:
+        yield problem
 
 
 def _choose_steps(request: AdaptRequest, step_seconds: float) -> Recipe:

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import html
+import os
+import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner, Result
 
+from model.execution import Execution
 from model.published_file import read_published_info
+from pipeline import params as params_file
 from pipeline.main import cli
 from stages import synth
 from stages.media import weights
 from stages.synth import ClipSpec
+from tests.media import ffmpeg
+from tests.model.worlds import CPU
 from tests.pipeline.test_edit import world as _world_of_an_edit
+
+if TYPE_CHECKING:
+    from pipeline.app.sessions import Kind
 
 pytestmark = pytest.mark.usefixtures("landmarker")
 world = _world_of_an_edit
@@ -26,12 +38,17 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def edit(world: Path, out: Path, *arguments: object, code: int = 0) -> Result:
+def make_talk(world: Path) -> Path:
+    """The video to adapt to."""
     video = world / "talk.mp4"
     if not video.exists():
         synth.make_clip(video, ClipSpec(seconds=2.4, size=(240, 192)))
-    options = ["--video", video, "--audio", world / "clip.mp4", "--run", world / "run", "--out", out,
-               "--params", world / "params.yaml", "--device", "cpu", "--steps", 2,
+    return video
+
+
+def edit(world: Path, out: Path, *arguments: object, code: int = 0) -> Result:
+    options = ["--video", make_talk(world), "--audio", world / "clip.mp4", "--run", world / "run",
+               "--out", out, "--params", world / "params.yaml", "--device", "cpu", "--steps", 2,
                "--preset", "ultrafast"]  # fmt: skip
     result = CliRunner().invoke(cli, ["edit", *map(str, options), *map(str, arguments)])
     assert result.exit_code == code, result.output
@@ -43,18 +60,18 @@ def test_an_edit_adapts_once_and_then_draws_with_the_same_model(
 ) -> None:
     out, model = tmp_path / "out.mp4", tmp_path / "me.safetensors"
     minutes = "--adapt", "--adapt-minutes", 0.02
-    result = edit(world, out, *minutes, "--keep-model", model)
-    first, second, third = result.stdout.splitlines()
+    result = edit(world, out, *minutes, "--any-face", "--keep-model", model)
+    first, second = result.stdout.splitlines()
     assert first.startswith(f"{model}: adapted to 2.4 s of the face in ")
-    assert second.startswith("that is little")
-    assert third.startswith(f"{out}: 11 of 11 frames re-drawn")
-    assert "adapting to 2 of 2 s of the video: about " in result.stderr
+    assert second.startswith(f"{out}: 11 of 11 frames re-drawn")
+    assert result.stderr.startswith("adapting to 2 of 2 s of the video: about ")
+    assert result.stderr.splitlines()[0].endswith("or more the mouth follows other speech better")
     for label in ("faces 60/60", "crops 60/60", "loading training clips 60/60", "training "):
         assert label in result.stderr
     assert read_published_info(model).mels is not None
     [cached] = (cache / "adapted").iterdir()
 
-    again = edit(world, tmp_path / "again.mp4", *minutes)
+    again = edit(world, tmp_path / "again.mp4", *minutes, "--any-face")
     assert again.stdout.splitlines()[0] == f"{cached}: adapted to this video before"
     assert "training" not in again.stderr
     assert (tmp_path / "again.mp4").read_bytes() == out.read_bytes()
@@ -62,6 +79,35 @@ def test_an_edit_adapts_once_and_then_draws_with_the_same_model(
     assert (tmp_path / "kept.mp4").read_bytes() == out.read_bytes()
     edit(world, tmp_path / "plain.mp4", "--any-face")
     assert (tmp_path / "plain.mp4").read_bytes() != out.read_bytes()
+
+    checked = edit(world, tmp_path / "checked.mp4", *minutes).stdout.splitlines()
+    expected = (
+        r"  colours at the mouth's border differ .* by \d+\.\d before adapting, \d+\.\d after, expected .*"
+    )
+    assert checked[1].startswith(f"{tmp_path / 'checked.mp4'}: 0 of 11 frames re-drawn")
+    assert re.fullmatch(expected, checked[2]), "a few steps of noise make no skin"
+    assert checked[3] == "  frames not changed: 11 no_fit"
+    assert checked[4].startswith("  --any-face draws these frames too")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--audio", "{}/text.wav"), "text.wav: cannot be opened as sound"),
+        (("--audio", "{}/silent.mp4"), "silent.mp4: has no sound"),
+        (("--max-seconds", "0.2"), "would last 0.4 s, expected at most 0.2 s; --max-seconds allows more"),
+        (("--fit", "hold", "--max-seconds", "2"), "would last 2.4 s, expected at most 2 s"),
+    ],
+)
+def test_a_speech_that_cannot_be_used_is_said_before_the_training(
+    world: Path, tmp_path: Path, cache: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    (tmp_path / "text.wav").write_text("hello")
+    ffmpeg("-i", world / "clip.mp4", "-an", "-c", "copy", tmp_path / "silent.mp4")
+    texts = [text.format(tmp_path) for text in arguments]
+    result = edit(world, tmp_path / "out.mp4", "--adapt", *texts, code=1)
+    assert message in result.stderr and len(result.stderr.splitlines()) == 1, result.stderr
+    assert not cache.exists() and not (tmp_path / "out.mp4").exists()
 
 
 @pytest.mark.parametrize(
@@ -83,6 +129,58 @@ def test_a_users_mistake_is_one_line_and_said_before_the_training(
     assert message in result.stderr.splitlines()[-1]
     assert "Traceback" not in result.output and "faces" not in result.output
     assert not cache.exists() and not (tmp_path / "out.mp4").exists()
+
+
+def test_the_page_checks_the_length_before_the_training_and_says_how_well_the_model_fits(
+    world: Path, tmp_path: Path, landmarker: Path
+) -> None:
+    pytest.importorskip("gradio")
+    from pipeline.app.example import Example
+    from pipeline.app.models import ModelList
+    from pipeline.app.service import Service
+    from pipeline.app.sessions import Sessions
+
+    sessions = Sessions(tmp_path / "page")
+    service = Service(
+        models=ModelList(world, (), CPU, Execution()),
+        sessions=sessions,
+        sections=params_file.load(world / "params.yaml"),
+        landmarker=landmarker,
+        example=Example(tmp_path, max_seconds=2),
+        max_upload_mb=9,
+        max_seconds=2,
+        max_pixels=10**6,
+        max_adapt_minutes=0.001,
+    )
+    request: Any = SimpleNamespace(session_hash="visitor")
+    uploads: dict[Kind, Path] = {"video": make_talk(world), "speech": world / "clip.mp4"}
+    for kind, source in uploads.items():
+        upload = tmp_path / "page" / kind / source.name
+        upload.parent.mkdir(parents=True)
+        os.link(source, upload)
+        with sessions.get("visitor").check_upload(kind, upload, max_mb=9):
+            pass
+
+    def start(fit: str, *, any_face: bool = False) -> tuple[str, list[str]]:
+        """The note, and what the progress bar said."""
+        states: list[str] = []
+        service.begin_edit(request)
+        options: Any = ("run", 2, fit, True, any_face, "largest", "ddim", 1.0, 0.0, 0, 0, 30, 0)
+        *_, note = service.edit(*options, request, lambda *_, desc, **__: states.append(desc))
+        return html.unescape(note), states
+
+    note, states = start("hold")
+    assert "would last 2.4 s, expected at most 2 s" in note and states == ["Loading the network"]
+    note, states = start("trim")
+    assert "adapted to 2.4 s of the face in 20 steps" in note
+    assert re.search(
+        r"by \d+\.\d before adapting, \d+\.\d after, expected at most 5; the network still", note
+    )
+    assert "11 no_fit" in note and '"Draw any face" draws these frames too' in note
+    assert any("that is little: with 10 s or more" in state for state in states)
+    note, _ = start("trim", any_face=True)
+    assert "11 of 11 frames re-drawn" in note and "adapted to this video before" in note
+    assert "before adapting" not in note and "no_fit" not in note
 
 
 def test_the_cache_is_the_users() -> None:

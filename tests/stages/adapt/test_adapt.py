@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import tempfile
 import threading
@@ -27,8 +29,10 @@ from sampler.params import SampleParams
 from sampler.rollout import CropFrame, load_generator
 from shards.reader import open_dataset, read_clip
 from stages import synth
+from stages.adapt import run
 from stages.adapt.clips import CutParams, CutResult, cut_video, plan_cut, spread_windows
 from stages.adapt.run import MIN_STEPS, AdaptRequest, Estimate, adapt
+from stages.cut.speaker import SpeakerScore
 from stages.edit.run import EditParams
 from stages.engine.outcome import StageError
 from stages.evaluate.metrics.border import border_distances
@@ -36,6 +40,7 @@ from stages.media import weights
 from stages.media.networks import find_network
 from stages.mels import MelsParams
 from stages.synth import ClipSpec
+from stages.train import advise_sampling
 from tests.conftest import real_clips
 from tests.media import ffmpeg
 from tests.model.worlds import CPU, TINY
@@ -174,9 +179,12 @@ def test_a_video_is_learned_once_and_then_found(
     [estimate] = estimates
     assert estimate.steps == 3 and estimate.train_seconds > 0
     assert estimate.describe().startswith("adapting to 3 of 3 s of the video: about ")
+    assert "that is little: with 10 s or more" in estimate.describe()
+    assert "little" not in replace(estimate, learn_seconds=10.0).describe()
     assert (first.path, first.is_cached, first.steps) == (kept, False, 3)
     assert first.cut == CutResult(1, 75)
-    assert "that is little: with 10 s or more" in first.summary_lines()[1]
+    assert first.describe().startswith(f"{kept}: adapted to 3.0 s of the face in 3 steps, ")
+    assert not first.warnings, "the estimate has said that it is little"
     assert not list(scratch.iterdir()), "shards and run are removed"
 
     info = read_published_info(kept)
@@ -187,7 +195,7 @@ def test_a_video_is_learned_once_and_then_found(
 
     again = adapt(request, lambda *_: pytest.fail("nothing is left to do"), estimates.append)
     assert again.is_cached and len(estimates) == 1
-    assert again.summary_lines() == [f"{kept}: adapted to this video before"]
+    assert again.describe() == f"{kept}: adapted to this video before"
     [cached] = cache.iterdir()
     assert cached.read_bytes() == kept.read_bytes()
     repeated = adapt(replace(request, cache=tmp_path / "other", keep=None))
@@ -207,6 +215,66 @@ def test_another_start_face_or_time_is_another_model(world: Path, tmp_path: Path
     damaged = sorted(paths)[0]
     damaged.write_bytes(damaged.read_bytes()[:1000])
     assert sum(adapt(each).is_cached for each in others) == len(others) - 1, "a damaged one is made again"
+
+
+def test_another_version_of_redub_or_its_libraries_makes_another_model(
+    world: Path, tmp_path: Path, landmarker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = make_request(world, landmarker, tmp_path)
+    versions, keys = run.versions, [run._make_key(request)]
+    for name in ("redub", "torch"):
+        monkeypatch.setattr(run, "versions", lambda *names, name=name: versions(*names) | {name: "99.9"})
+        keys.append(run._make_key(request))
+    assert len(set(keys)) == 3
+
+
+def test_how_the_start_is_sampled_is_written_into_the_model(
+    world: Path, tmp_path: Path, landmarker: Path
+) -> None:
+    shutil.copytree(world / "run", tmp_path / "run")
+    advice = {"steps": 2, "guidance": 2.0}
+    (tmp_path / "run" / "run.json").write_text(json.dumps({"sampling": advice}))
+    start = find_start(tmp_path / "run")
+    model = adapt(make_request(world, landmarker, tmp_path / "cache", start=start)).path
+    assert advise_sampling(model) == advice
+
+
+class Stopped(Exception):
+    """What ends an adaptation before its training."""
+
+
+@pytest.mark.parametrize(
+    ("result", "words"),
+    [
+        (CutResult(5, 300), []),
+        (CutResult(5, 200), ["the face is in sight for 8.0 s; that is little: with 10 s or more"]),
+        (CutResult(5, 300, SpeakerScore(0.5, 1, 0.6)), []),
+        (CutResult(5, 300, SpeakerScore(0.0, -9, 0.1)), ["the mouth hardly follows the voice"]),
+        (
+            CutResult(5, 200, SpeakerScore(0.5, -9, 0.6)),
+            ["the face is in sight", "the sound is 9 frames late"],
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_video_is_said_before_the_training(
+    world: Path,
+    tmp_path: Path,
+    landmarker: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    result: CutResult,
+    words: list[str],
+) -> None:
+    def stop(*_: object) -> None:
+        raise Stopped
+
+    monkeypatch.setattr(run, "cut_video", lambda *_, **__: result)
+    monkeypatch.setattr(run, "_estimate", lambda *_: Estimate(12, 12, 3, 1, 1))
+    monkeypatch.setattr(run.train, "run", stop)
+    lines: list[str] = []
+    with pytest.raises(Stopped):
+        adapt(make_request(world, landmarker, tmp_path / "cache"), warn=lines.append)
+    assert len(lines) == len(words)
+    assert all(line.startswith(word) for line, word in zip(lines, words, strict=True)), lines
 
 
 def test_minutes_decide_how_many_steps_there_are(world: Path, tmp_path: Path, landmarker: Path) -> None:

@@ -1,0 +1,62 @@
+"""Does the mouth of a video say what is heard in it, and at the same time?
+
+A network that is adapted to a dubbed or late video learns a mouth that is wrong. The score is that of
+`stages.cut.speaker`, of all clips together, since they are of one person and one recording.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from shards.schema import VIDEO_FPS, Frame, Frames
+from stages.cut.params import ThresholdParams
+from stages.cut.speaker import SpeakerScore, SyncCurve, measure_curve, score_curve
+from stages.evaluate.metrics.mouth import openings
+from stages.evaluate.metrics.sync import Prediction
+from stages.evaluate.mouths import find_mouths
+from stages.media.faces import Points
+
+
+def score_clips(
+    clips: Iterable[tuple[int, Frames]],
+    prediction: Prediction,
+    find_faces: Callable[[Frame], list[Points]],
+) -> SpeakerScore | None:
+    """Score clips of one video together: the row of ``prediction`` at which each begins, and its crops.
+
+    ``prediction`` is what ``predict_mouth`` hears in the video's sound. None where the mouth is not seen for
+    a second in any clip, or never moves.
+    """
+    curves = [
+        measure_curve(openings(find_mouths(frames, find_faces)), prediction, at) for at, frames in clips
+    ]
+    known = [curve for curve in curves if curve is not None]
+    return score_curve(_join_curves(known)) if known else None
+
+
+def _join_curves(curves: Sequence[SyncCurve]) -> SyncCurve:
+    """The curve of all clips as if they were one, each weighted by its frames."""
+    weights = [curve.n_frames for curve in curves]
+    correlations = np.average([curve.correlations for curve in curves], axis=0, weights=weights)
+    return SyncCurve(correlations, sum(weights))
+
+
+def describe_problem(score: SpeakerScore, thresholds: ThresholdParams) -> str | None:
+    """One line for the user about a voice that is not the mouth's, or not in sync; None: all is well."""
+    limit = thresholds.min_sync_confidence
+    if score.confidence < limit:
+        return (
+            f"the mouth hardly follows the voice (sync confidence {score.confidence:.2f}, expected {limit:g} "
+            "or more): a dubbed video, or a voice-over, teaches a wrong mouth"
+        )
+    n_frames = abs(score.lag)
+    if n_frames > thresholds.max_lag_frames:
+        which, learned = ("sound", "early") if score.lag < 0 else ("picture", "late")
+        return (
+            f"the {which} is {n_frames} frames late ({n_frames / VIDEO_FPS:.2f} s, expected at most "
+            f"{thresholds.max_lag_frames} frames): the model learns a mouth that is as {learned}; move the "
+            "sound first"
+        )
+    return None
