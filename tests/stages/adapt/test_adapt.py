@@ -221,9 +221,13 @@ def test_another_version_of_redub_or_its_libraries_makes_another_model(
     world: Path, tmp_path: Path, landmarker: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = make_request(world, landmarker, tmp_path)
-    versions, keys = run.versions, [run._make_key(request)]
-    for name in ("redub", "torch"):
-        monkeypatch.setattr(run, "versions", lambda *names, name=name: versions(*names) | {name: "99.9"})
+    keys = []
+    for newer in ("none", "redub", "torch"):
+
+        def read_versions(*names: str, newer: str = newer) -> dict[str, str]:
+            return {name: "99.9" if name == newer else "1" for name in names}
+
+        monkeypatch.setattr(run, "versions", read_versions)
         keys.append(run._make_key(request))
     assert len(set(keys)) == 3
 
