@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -46,9 +48,12 @@ def test_a_short_run_and_what_the_user_has_said_are_executed_without_a_trial() -
     assert choose_execution(Execution(), TINY, CPU, round(LONG_SECONDS) - 1, measure) == Execution()
 
 
-def test_a_step_takes_some_time_and_only_that_of_its_share_of_a_batch() -> None:
-    seconds = measure_step_seconds(UNet(TINY.network), TINY, CPU, Execution(micro_batch=1))
-    assert 0 < seconds < 60
+def test_the_seconds_of_a_step_are_those_of_all_its_micro_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock on which each micro-batch takes a second."""
+    monkeypatch.setattr("model.trial.time", SimpleNamespace(perf_counter=itertools.count().__next__))
+    for micro_batch, seconds in ((1, 8), (2, 4), (8, 1)):
+        execution = Execution(micro_batch=micro_batch)
+        assert measure_step_seconds(UNet(TINY.network), TINY, CPU, execution) == seconds
 
 
 def test_a_run_goes_on_as_its_trial_decided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
