@@ -281,27 +281,37 @@ def test_what_is_wrong_with_a_video_is_said_before_the_training(
     assert all(line.startswith(word) for line, word in zip(lines, words, strict=True)), lines
 
 
-def test_minutes_decide_how_many_steps_there_are(world: Path, tmp_path: Path, landmarker: Path) -> None:
+def test_minutes_decide_how_many_steps_there_are(
+    world: Path, tmp_path: Path, landmarker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a machine on which a step takes half a second."""
+    monkeypatch.setattr("stages.adapt.run.measure_step_seconds", lambda *_: 0.5)
     estimates: list[Estimate] = []
 
     def refuse(estimate: Estimate) -> None:
         estimates.append(estimate)
         raise StageError("enough")
 
-    for minutes in (1, 10):
-        with pytest.raises(StageError, match="enough"):
-            adapt(make_request(world, landmarker, tmp_path / "cache", minutes=minutes), announce=refuse)
-        assert estimates[-1].train_seconds == pytest.approx(60 * minutes, rel=0.1)
-    assert estimates[1].steps > 2 * estimates[0].steps
-    for minutes in (None, 10):
-        request = make_request(world, landmarker, tmp_path / "cache", minutes=minutes, max_minutes=0.001)
+    for minutes, max_minutes, steps in (
+        (1, None, 120),
+        (10, None, 1200),
+        (10, 2.5, 300),
+        (None, None, 3),
+        (None, 0.001, MIN_STEPS),
+        (10, 0.001, MIN_STEPS),
+    ):
+        request = make_request(
+            world, landmarker, tmp_path / "cache", minutes=minutes, max_minutes=max_minutes
+        )
         with pytest.raises(StageError, match="enough"):
             adapt(request, announce=refuse)
-        assert estimates[-1].steps == MIN_STEPS
+        assert (estimates[-1].steps, estimates[-1].train_seconds) == (steps, steps / 2)
 
 
-def test_a_stranger_is_drawn_in_their_own_colours(tmp_path: Path, landmarker: Path) -> None:
-    """A real person whom the packaged model does not know, after some hundred samples of their own video."""
+def test_a_strangers_own_video_brings_the_colours_that_are_drawn_a_fifth_nearer_to_theirs(
+    tmp_path: Path, landmarker: Path
+) -> None:
+    """A real person whom the packaged model does not know, after 640 samples. Measured: from 9.8 to 6.3."""
     clips, small = real_clips("us_gov/obama"), find_network("small")
     params = Params().make_edit_params(small)
     if params.speech.encoder != "none":
