@@ -124,8 +124,7 @@ class NetworkInput:
         if len(without) < len(clip_ids):
             raise ShardError(f"{name}: {without[0]} {what}; other clips have them")
         raise ShardError(
-            f"{name}: {what}, none of {len(clip_ids)} clips has them; build it with --speech-encoder "
-            "whisper-tiny.en, or speech.encoder in the params"
+            f"{name}: {what}; build it with --speech-encoder whisper-tiny.en, or speech.encoder in the params"
         )
 
     def check_clip(

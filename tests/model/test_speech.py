@@ -187,8 +187,8 @@ def test_a_dataset_without_speech_is_refused_before_training(shards: Path, tmp_p
         with pytest.raises(ShardError) as caught:
             train_by_command(without, tmp_path / "run", LISTENER, hold=hold)
         assert str(caught.value) == (
-            f"{without}: has no speech features (speech.npy), which the network takes, none of 3 clips has "
-            "them; build it with --speech-encoder whisper-tiny.en, or speech.encoder in the params"
+            f"{without}: has no speech features (speech.npy), which the network takes; "
+            "build it with --speech-encoder whisper-tiny.en, or speech.encoder in the params"
         )
     other = replace(LISTENER, network=replace(TINY.network, audio=replace(SPEECH, speech_size=D + 1)))
     with pytest.raises(ShardError, match=f"holds {D} speech features, the network takes {D + 1}"):
