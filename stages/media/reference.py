@@ -45,11 +45,11 @@ def restore_levels(mels: NDArray[np.float32], reference: Reference) -> NDArray[n
     have the same mels, as steady noise of any level; of those this is the loudest.
     """
     loudest = mels.max(axis=1)
-    if len(loudest) <= reference.window_rows:
-        return np.zeros_like(loudest)
+    level = np.zeros(len(mels), np.float32)
+    if len(level) <= reference.window_rows:
+        return level
     # Quieter sound has a lower reference, which makes the sound quieter still: from the loudest that there
     # can be down to the first level that explains the mels. Each round but the last lowers some row.
-    level = np.zeros_like(loudest)
     while True:
         lower = np.minimum(compute_reference(loudest + level, reference), level)
         if (level - lower).max() <= RESTORED_DB:
