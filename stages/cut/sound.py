@@ -100,7 +100,9 @@ def measure_level(sound: Floats, n_frames: int) -> Floats:
     """The level of each frame, (n_frames,), dB below full scale, SILENT_LEVEL at least."""
     padded = np.pad(sound, (0, n_frames * SAMPLES_PER_FRAME - len(sound))).reshape(n_frames, -1)
     power = np.einsum("fn,fn->f", padded, padded) / SAMPLES_PER_FRAME
+    floor = np.float32(SILENT_LEVEL)
     level: Floats = 10 * np.log10(np.maximum(power, np.float32(10 ** (SILENT_LEVEL / 10))))
+    np.maximum(level, floor, out=level)  # some processors round silence to a little less
     return level
 
 
