@@ -123,8 +123,8 @@ def test_other_speech_moves_the_mouth_of_a_synthetic_face(
     assert correlation(mouths["a to b's speech"], mouths["a"]) < 0.3
 
 
-def run_ablation(shards: Path, to: Path, landmarker: Path, rows: str) -> str:
-    """The output of a short ablation."""
+def run_ablation(shards: Path, to: Path, landmarker: Path, rows: str, guidance: int = 2) -> str:
+    """The output of a short ablation, sampled with one guidance alone."""
     small = ["network.size=64", "network.patch=2", "network.top=32", "batch=4", "held_out_share=0"]
     settings = [arg for setting in small for arg in ("--set", setting)]
     options: list[str | Path] = [
@@ -138,7 +138,8 @@ def run_ablation(shards: Path, to: Path, landmarker: Path, rows: str) -> str:
         landmarker,
     ]
     training = ["--only", rows, "--samples", "8", "--jobs", "2"]
-    sampling = ["--split", "train", "--clips", "2", "--steps", "2", "--guidance", "2"]
+    sampling = ["--split", "train", "--clips", "2", "--steps", "2"]
+    sampling += ["--guidance", f"{guidance}", "--sampling", f"guidance {guidance}"]
     result = subprocess.run(
         [sys.executable, "benchmarks/ablation.py", *options, *training, *sampling, *settings],
         cwd=ROOT,
@@ -153,11 +154,15 @@ def run_ablation(shards: Path, to: Path, landmarker: Path, rows: str) -> str:
 def test_the_ablation_trains_rows_side_by_side_and_scores_them_by_listening(
     synthetic_shards: Path, landmarker: Path, tmp_path: Path
 ) -> None:
-    output = run_ablation(synthetic_shards, tmp_path, landmarker, "context 0.5;context, speech;paper, small")
+    rows = "context 0.5;context, speech;paper, small"
+    output = run_ablation(synthetic_shards, tmp_path, landmarker, rows, guidance=1)
     expected = f"| context, speech | not trained: {synthetic_shards}: has no speech features (speech.npy), "
     assert [line.startswith(expected) for line in output.splitlines() if "context, speech" in line] == [True]
     assert not (tmp_path / "context-speech").exists()
-    for folder, sampled in (("context-0.5", "guidance 2"), ("paper-small", "guidance 1")):
+    run_ablation(synthetic_shards, tmp_path, landmarker, "context 0.5", guidance=2)
+    for folder, sampled in (
+        ("context-0.5", "guidance 1"), ("context-0.5", "guidance 2"), ("paper-small", "guidance 1"),
+    ):  # fmt: skip
         row = json.loads((tmp_path / folder / "result.json").read_text())
         assert row["samples"] == 8
         for name in ("audio_obedience", "audio_obedience_net", "obedience_speech", "obedience_source"):
