@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import html
-import os
 import re
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner, Result
 
-from model.execution import Execution
 from model.published_file import read_published_info
-from pipeline import params as params_file
 from pipeline.main import cli
 from stages import synth
 from stages.media import weights
 from stages.synth import ClipSpec
 from tests.media import ffmpeg
-from tests.model.worlds import CPU
 from tests.pipeline.test_edit import world as _world_of_an_edit
 
 if TYPE_CHECKING:
@@ -135,38 +130,19 @@ def test_the_page_checks_the_length_before_the_training_and_says_how_well_the_mo
     world: Path, tmp_path: Path, landmarker: Path
 ) -> None:
     pytest.importorskip("gradio")
-    from pipeline.app.example import Example
-    from pipeline.app.models import ModelList
-    from pipeline.app.service import Service
-    from pipeline.app.sessions import Sessions
+    from tests.page import VISITOR, make_service
 
-    sessions = Sessions(tmp_path / "page")
-    service = Service(
-        models=ModelList(world, (), CPU, Execution()),
-        sessions=sessions,
-        sections=params_file.load(world / "params.yaml"),
-        landmarker=landmarker,
-        example=Example(tmp_path, max_seconds=2),
-        max_upload_mb=9,
-        max_seconds=2,
-        max_pixels=10**6,
-        max_adapt_minutes=0.001,
-    )
-    request: Any = SimpleNamespace(session_hash="visitor")
     uploads: dict[Kind, Path] = {"video": make_talk(world), "speech": world / "clip.mp4"}
-    for kind, source in uploads.items():
-        upload = tmp_path / "page" / kind / source.name
-        upload.parent.mkdir(parents=True)
-        os.link(source, upload)
-        with sessions.get("visitor").check_upload(kind, upload, max_mb=9):
-            pass
+    service = make_service(
+        tmp_path, world, world / "params.yaml", landmarker, uploads, max_seconds=2, max_adapt_minutes=0.001
+    )
 
     def start(fit: str, *, any_face: bool = False) -> tuple[str, list[str]]:
         """The note, and what the progress bar said."""
         states: list[str] = []
-        service.begin_edit(request)
+        service.begin_edit(VISITOR)
         options: Any = ("run", 2, fit, True, any_face, "largest", "ddim", 1.0, 0.0, 0, 0, 30, 0)
-        *_, note = service.edit(*options, request, lambda *_, desc, **__: states.append(desc))
+        *_, note = service.edit(*options, VISITOR, lambda *_, desc, **__: states.append(desc))
         return html.unescape(note), states
 
     note, states = start("hold")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,12 +11,8 @@ from click.testing import CliRunner, Result
 
 from model import loop
 from model.checkpoint import save_checkpoint
-from model.execution import Execution
 from pipeline import params as params_file
-from pipeline.app.example import Example
-from pipeline.app.models import ModelList
-from pipeline.app.service import UNSIGNED, Service
-from pipeline.app.sessions import Sessions
+from pipeline.app.service import UNSIGNED
 from pipeline.main import cli
 from shards.checksum import file_sha256
 from stages import synth
@@ -29,6 +23,7 @@ from stages.media.mark import DIGITAL_SOURCE_TYPE
 from stages.synth import ClipSpec
 from tests.certificates import SERVER, make_credentials, read_manifests
 from tests.model.worlds import CPU, TINY
+from tests.page import VISITOR, make_service
 
 
 @pytest.fixture(scope="module")
@@ -148,32 +143,21 @@ def test_each_edit_of_a_batch_is_signed_and_another_certificate_makes_it_again(
 def test_results_of_the_page_are_signed_and_a_visitor_learns_no_path_of_the_server(
     world: Path, landmarker: Path, tmp_path: Path
 ) -> None:
-    sessions = Sessions(tmp_path / "page")
-    service = Service(
-        models=ModelList(world / "runs", (), CPU, Execution()),
-        sessions=sessions,
-        sections=params_file.load(world / "params.yaml"),
-        landmarker=landmarker,
-        example=Example(tmp_path, max_seconds=9),
-        max_upload_mb=9,
+    clip, credentials = world / "clip.mp4", make_credentials(tmp_path / "server")
+    service = make_service(
+        tmp_path,
+        world / "runs",
+        world / "params.yaml",
+        landmarker,
+        {"video": clip, "speech": clip},
         max_seconds=9,
-        max_pixels=10**6,
-        max_adapt_minutes=0,
-        credentials=make_credentials(tmp_path / "server"),
+        credentials=credentials,
     )
-    request: Any = SimpleNamespace(session_hash="visitor")
-    session = sessions.get("visitor")
-    for kind in ("video", "speech"):
-        upload = tmp_path / "page" / kind / "clip.mp4"
-        upload.parent.mkdir(parents=True)
-        os.link(world / "clip.mp4", upload)
-        with session.check_upload(kind, upload, max_mb=9):  # type: ignore[arg-type]
-            pass
 
     def start() -> tuple[Any, ...]:
-        service.begin_edit(request)
+        service.begin_edit(VISITOR)
         options = ("tiny", 2, "trim", False, True, "largest", "ddim", 1.0, 0.0, 0, 0, 30, 0)
-        return service.edit(*options, request, lambda *_, **__: None)  # type: ignore[arg-type]
+        return service.edit(*options, VISITOR, lambda *_, **__: None)  # type: ignore[arg-type]
 
     out, *_, note = start()
     assert isinstance(out, Path), note
