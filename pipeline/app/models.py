@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -77,18 +76,13 @@ class ModelList:
             )
         return runs[name]
 
-    def load_generator(self, name: str, params: SampleParams) -> FrameGenerator:
-        """A generator with a run's network. Raises ModelError."""
+    def load_generator(
+        self, name: str, params: SampleParams, execution: Execution | None = None
+    ) -> FrameGenerator:
+        """A generator with a run's network, executed as all are unless it is said. Raises ModelError."""
         checkpoint = self.get_checkpoint(name)
         network, _ = self._load_network(checkpoint.path)
-        return FrameGenerator(network, checkpoint.recipe, params, self.device, self.execution)
-
-    def load_trial_generator(self, name: str, params: SampleParams) -> FrameGenerator:
-        """As ``load_generator``, for a few frames: it is not compiled."""
-        checkpoint = self.get_checkpoint(name)
-        network, _ = self._load_network(checkpoint.path)
-        execution = replace(self.execution, compile=False)
-        return FrameGenerator(network, checkpoint.recipe, params, self.device, execution)
+        return FrameGenerator(network, checkpoint.recipe, params, self.device, execution or self.execution)
 
     def load_adapted_generator(self, path: Path, params: SampleParams) -> FrameGenerator:
         """A generator with a visitor's own model, which is not kept in memory. Raises ModelError."""

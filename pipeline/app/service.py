@@ -262,7 +262,8 @@ class Service:
                     generator = self.models.load_adapted_generator(model, sample_params)
                     lines = [own.describe().removeprefix(f"{own.path}: "), *own.warnings]
                     if not any_face:
-                        trial_generator = self.models.load_trial_generator(str(run or ""), sample_params)
+                        execution = replace(self.models.execution, compile=False)  # of a few frames
+                        trial_generator = self.models.load_generator(str(run or ""), sample_params, execution)
                 else:
                     generator = self.models.load_generator(str(run or ""), sample_params)
                 result = edit(
