@@ -140,18 +140,15 @@ ROWS: dict[str, tuple[str, Changes]] = {
     "context, temporal, gain": ("demo", {**TEMPORAL, **GAIN}),
     "context, speech": ("demo", {**CONTEXT, **SPEECH, "network.audio.input": "speech"}),
     "context, both": ("demo", {**CONTEXT, **SPEECH, "network.audio.input": "both"}),
-    "context, speech, four at a time": (
-        "demo",
-        {**CONTEXT, **SPEECH, "network.audio.input": "speech"},
-    ),
     "context, all rows": ("demo", {**CONTEXT, "network.top": 0}),
     "context, hidden": ("demo", {**CONTEXT, "frames.previous_hidden": 1.0}),
     "all": ("demo", {**TEMPORAL, **GAIN, **MOVED, "frames.jitter_colour": 0.1}),
     "multi-speaker": ("multi-speaker", {}),
     "paper multi-speaker": ("paper-multi-speaker", {}),
 }
-# Rows whose networks are those of ``windows``; in all else they are as the row without these words.
-WINDOW_ROWS = {"context, speech, four at a time"}
+# Rows whose networks are those of ``windows``: each has the recipe of another row.
+WINDOW_ROWS = {"context, speech, four at a time": "context, speech"}
+ROWS |= {name: ROWS[row] for name, row in WINDOW_ROWS.items()}
 # row -> name -> sampling params besides each --guidance with the default ones
 SAMPLING: dict[str, dict[str, Changes]] = {
     "context": {
@@ -412,15 +409,14 @@ def score_clips(
     dataset, pairs = clip_set.dataset, clip_set.pairs
     speeches = {pair.audio_clip_id: dataset.clips[pair.audio_clip_id] for pair in pairs}
     words = find_words(speeches, args.alignments) if args.alignments else {}
+    reference = find_reference(dataset)
     clips = generate_clips(generator, dataset, pairs, slots=len(pairs), read=clip_set.read)
 
     def score(item: tuple[Pair, Frames]) -> tuple[Pair, dict[str, float]]:
         pair, frames = item
         clip, speech = clip_set.read(dataset, pair)
         mouths = PairMouths(truth.find(frames), truth.get(speech), truth.get(clip))
-        scores = score_pair(
-            frames, clip, speech, mouths, words.get(speech.key), reference=find_reference(dataset)
-        )
+        scores = score_pair(frames, clip, speech, mouths, words.get(speech.key), reference=reference)
         return pair, scores | score_identity(frames, clip)
 
     with ThreadPoolExecutor(args.finders) as pool:  # finding faces frees the GIL
