@@ -144,7 +144,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    params = SampleParams(steps=args.steps)
+    params = SampleParams(steps=args.steps, guidance=1.0)
     results = {}
     if args.shards:
         results["sample"] = measure_sample(args, params)

@@ -138,7 +138,7 @@ class Generators:
     def get(self, steps: int, execution: Execution) -> FrameGenerator:
         key = steps, execution
         if key not in self.by_steps:
-            params = SampleParams(sampler=SAMPLER, steps=steps)
+            params = SampleParams(sampler=SAMPLER, steps=steps, guidance=1.0)
             self.by_steps[key] = FrameGenerator(self.network, self.recipe, params, self.device, execution)
         return self.by_steps[key]
 

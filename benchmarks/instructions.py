@@ -112,7 +112,7 @@ def prepare_sampling() -> Work:
     generator = FrameGenerator(
         UNet(recipe.network).eval(),
         recipe,
-        SampleParams(steps=2),
+        SampleParams(steps=2, guidance=1.0),
         torch.device("cpu"),
         Execution(precision="fp32", compile=False),
     )

@@ -214,7 +214,7 @@ def measure_quality(
         }
         for n in steps:
             generator = FrameGenerator(
-                network, recipe, SampleParams(sampler=SAMPLER, steps=n), device, Execution()
+                network, recipe, SampleParams(sampler=SAMPLER, steps=n, guidance=1.0), device, Execution()
             )
             psnr, correlations = [], []
             for pair, frames in generate_clips(generator, dataset, pairs, slots=len(pairs)):
@@ -318,7 +318,7 @@ def main() -> None:
 
     def make_generator(steps: int) -> FrameGenerator:
         return FrameGenerator(
-            network, recipe, SampleParams(sampler=SAMPLER, steps=steps), device, Execution()
+            network, recipe, SampleParams(sampler=SAMPLER, steps=steps, guidance=1.0), device, Execution()
         )
 
     name = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pydantic
 from pydantic import ConfigDict, Field
 
+from model.recipe import Recipe
 from shards.documents import Line
 
 
@@ -17,3 +18,18 @@ class SamplingAdvice(pydantic.BaseModel):
     steps: int | None = Field(default=None, ge=1, le=2000)
     guidance: float | None = Field(default=None, ge=0, le=100)
     common_noise: float | None = Field(default=None, ge=0, le=1)
+
+
+def advise_by_recipe(recipe: Recipe) -> SamplingAdvice:
+    """How to sample a network of the paper's recipe: as the paper does, with 100 steps of eq. 6.
+
+    In a few steps of another sampler its frames are noise (docs/performance.md, The ablation). Without a null
+    embedding there is no guidance. No advice for other recipes.
+    """
+    is_paper = recipe.noise.target == "epsilon"
+    return SamplingAdvice(
+        sampler="ancestral" if is_paper else None,
+        steps=100 if is_paper else None,
+        guidance=None if recipe.network.audio.null else 1.0,
+        common_noise=0.0 if is_paper else None,
+    )

@@ -24,7 +24,7 @@ from model.execution import Execution, Ranks, join_ranks
 from model.published import matches_file, read_catalogue
 from model.published_file import is_published_file, read_published_info
 from model.recipe import ModelError, Recipe, recipe_from_dict, recipe_to_dict
-from model.sampling_advice import SamplingAdvice
+from model.sampling_advice import SamplingAdvice, advise_by_recipe
 from model.signals import explain_out_of_memory
 from model.start import Start
 from model.start_record import StartRecord
@@ -382,7 +382,7 @@ class RunFile(Document):
     execution: TriedExecution | None = None
     start: StartRecord | None = None  # where it started, if from another run's weights
     data: DataSources = Field(default_factory=list)  # of the dataset and of the start, with licences
-    sampling: SamplingAdvice = Field(default_factory=SamplingAdvice)  # as its start says
+    sampling: SamplingAdvice = Field(default_factory=SamplingAdvice)  # as its start needs it
     versions: dict[str, Text] = Field(default_factory=dict)
 
     @pydantic.field_validator("recipe")
@@ -459,12 +459,12 @@ def find_sampling_advice(path: Path) -> SamplingAdvice:
     """How to sample the network at ``path``, where it needs other params than ``SampleParams`` has.
 
     The catalogue says that of a published model. What was trained further from one, once or again, says it in
-    its ``run.json`` or its metadata; where an older redub wrote these, its start is looked up. No advice for
-    other networks, nor where there is none that can be read, which loading it will report.
+    its ``run.json`` or its metadata; where an older redub wrote these, its start is looked up. For other
+    networks the recipe says it. No advice where there is none that can be read, which loading it will report.
     """
     models = read_catalogue()
     try:
-        start = find_checkpoint(path).start
+        checkpoint = find_checkpoint(path)
         recorded = _read_sampling_section(find_run(path))
     except (ModelError, StageError):
         return SamplingAdvice()
@@ -474,7 +474,9 @@ def find_sampling_advice(path: Path) -> SamplingAdvice:
     if recorded != SamplingAdvice():
         return recorded
     known = {model.sha256: model.sampling for model in models}
-    return known.get(start.sha256 if start is not None else "", recorded)
+    if checkpoint.start is not None and checkpoint.start.sha256 in known:
+        return known[checkpoint.start.sha256]
+    return advise_by_recipe(checkpoint.recipe)
 
 
 def _read_sampling_section(run: Path) -> SamplingAdvice:

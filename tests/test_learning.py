@@ -85,7 +85,9 @@ def test_a_tiny_network_memorises_eight_real_frames(grid: Path, tmp_path: Path) 
     # The cosine's own levels: details are learnt at those with little noise.
     train(shards, tmp_path / "run", batch=4, steps=500, noise__log_snr_shift=0.0, watch__log_every=200)
     eight = read_clip(open_dataset(shards), "s1_cut")
-    result = generate(tmp_path / "run", eight, eight.mels, SampleParams(sampler="ddim", steps=10))
+    result = generate(
+        tmp_path / "run", eight, eight.mels, SampleParams(sampler="ddim", steps=10, guidance=1.0)
+    )
     assert compute_masked_psnr(eight, result) > 30
     frozen = np.repeat(eight.frames[:1], len(eight.frames), axis=0)
     assert compute_masked_psnr(eight, frozen) < 31.5, "the mouth moves in these frames"

@@ -249,7 +249,7 @@ def test_a_network_learns_what_speech_alone_tells(tmp_path: Path) -> None:
     unseen = worlds.load_dataset(tmp_path / "world", ["s1_clip8", "s1_clip9"], speech_size=D)
     losses = compute_held_out_losses(state.ema, unseen, recipe, ALONE, Execution())
     assert losses["deaf_loss"] > 1.5 * losses["listening_loss"]
-    generator = FrameGenerator(state.ema, recipe, SampleParams(steps=4), CPU)
+    generator = FrameGenerator(state.ema, recipe, SampleParams(steps=4, guidance=1.0), CPU)
     a, b = (read_clip(dataset, clip_id) for clip_id in ("s1_clip8", "s1_clip9"))
     for speech, levels in ((a, brightness[8]), (b, brightness[9])):
         correlation = np.corrcoef(generate(generator, a, speech), levels)[0, 1]

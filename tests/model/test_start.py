@@ -25,12 +25,16 @@ from model.checkpoint import (
     load_network,
     save_checkpoint,
 )
+from model.execution import Execution
 from model.published import read_catalogue
 from model.published_file import PublishedInfo, write_published_file
-from model.recipe import ModelError, Recipe, build_recipe
+from model.recipe import PRESETS, ModelError, Recipe, build_recipe
+from model.sampling_advice import advise_by_recipe
 from model.start import Start, find_start
 from pipeline.export import export_network
 from pipeline.main import cli
+from sampler.params import SampleParams
+from sampler.rollout import FrameGenerator, override_params
 from shards.checksum import file_sha256
 from shards.schema import ShardError
 from stages import train
@@ -162,6 +166,28 @@ def test_how_a_published_model_is_sampled_is_known_in_the_second_generation_too(
     (second / RUN_FILE).write_text(json.dumps(content | {"sampling": {"steps": 10**9}}))
     with pytest.raises(StageError, match=r"sampling\.steps is 1000000000, expected less than or equal"):
         read_run_file(second)
+
+
+def test_a_network_of_the_papers_recipe_is_sampled_as_the_paper_does(tmp_path: Path) -> None:
+    """Its noise level of the start has so little signal that a few steps of another sampler give noise."""
+    advice = {"sampler": "ancestral", "steps": 100, "guidance": 1.0, "common_noise": 0.0}
+    for preset in PRESETS:
+        expected = advice if preset.startswith("paper") else {}
+        assert advise_by_recipe(build_recipe(preset)).model_dump(exclude_none=True) == expected, preset
+    audio = replace(TINY.network.audio, null=False)
+    recipe = replace(
+        TINY,
+        network=replace(TINY.network, audio=audio),
+        noise=replace(TINY.noise, target="epsilon"),
+        frames=replace(TINY.frames, audio_dropped=0.0),
+        steps=1,
+    )
+    worlds.run_training(worlds.make_dataset(tmp_path / "shards"), tmp_path / "run", recipe)
+    network, checkpoint = load_network(tmp_path / "run")
+    params = override_params(SampleParams(), **advise_sampling(tmp_path / "run"))
+    assert len(FrameGenerator(network, checkpoint.recipe, params, CPU, Execution()).steps) == 100
+    with pytest.raises(ModelError, match="guidance 2 needs a network that can run without audio"):
+        FrameGenerator(network, checkpoint.recipe, SampleParams(), CPU, Execution())
 
 
 def test_a_run_from_nothing_says_nothing_of_a_start(base: Path) -> None:

@@ -267,10 +267,10 @@ def list_commands(shards: Path, run: Path, out: Path) -> dict[str, Callable[[], 
     request = sample.SampleRequest(str(shards), run, out, "test", clips=1, videos=False, device="cpu")
     return {
         "train": lambda: worlds.run_training(shards, run, replace(RECIPE, steps=3)),
-        "sample": lambda: sample.run(request, SampleParams(steps=1)),
+        "sample": lambda: sample.run(request, SampleParams(steps=1, guidance=1.0)),
         "report": lambda: read_run(run),
         "app": lambda: [describe_run(*item) for item in models.find_runs().items()],
-        "edit": lambda: models.load_generator(run.name, SampleParams(steps=1)),
+        "edit": lambda: models.load_generator(run.name, SampleParams(steps=1, guidance=1.0)),
     }
 
 

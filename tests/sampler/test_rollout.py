@@ -30,7 +30,7 @@ from shards.rng import Purpose, derive_key, normals
 from tests.model.worlds import CPU, N_MELS, SIZE, TINY
 
 BOX = np.array([4, 8, 12, 15], np.int16)
-QUICK = SampleParams(sampler="ancestral", steps=3, common_noise=0.0)
+QUICK = SampleParams(sampler="ancestral", steps=3, guidance=1.0, common_noise=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,7 @@ def test_a_frame_costs_one_network_call_per_step_and_with_heun_two_except_in_the
     network: torch.nn.Module,
 ) -> None:
     for name, calls_per_frame in (("ancestral", 4), ("ddim", 4), ("dpm++2m", 4), ("heun", 7)):
-        generator = make_generator(network, SampleParams(sampler=name, steps=4))  # type: ignore[arg-type]
+        generator = make_generator(network, SampleParams(sampler=name, steps=4, guidance=1.0))  # type: ignore[arg-type]
         forward, n_calls = generator.forward, 0
 
         def count(*args: Any, forward: Any = forward) -> Tensor:
@@ -188,7 +188,7 @@ def test_with_the_longest_clips_first_slots_are_idle_for_less_than_a_twentieth_o
 ) -> None:
     lengths = np.random.default_rng(0).integers(5, 16, 64)
     slots, n_frames = 16, int(lengths.sum())
-    generator = make_generator(network, SampleParams(steps=1))
+    generator = make_generator(network, SampleParams(steps=1, guidance=1.0))
 
     def compute_overhead(order: list[int]) -> float:
         """Time over that of full batches alone, where every batch takes equally long."""
@@ -348,7 +348,8 @@ def test_a_network_that_predicts_no_change_generates_the_identity_frame_in_the_m
     recipe = replace(TINY, noise=replace(TINY.noise, base="identity"))
     frames, _ = make_clip(0, 4)
     x0, y0, x1, y1 = BOX
-    for params in (SampleParams(sampler="ddim", steps=1), SampleParams(sampler="ddim", steps=1, guidance=3)):
+    for guidance in (1.0, 3.0):
+        params = SampleParams(sampler="ddim", steps=1, guidance=guidance)
         generated = generate(make_generator(network, params, recipe), [make_request(0)], slots=1)
         without = generate(make_generator(network, params), [make_request(0)], slots=1)
         for k in range(4):
