@@ -39,6 +39,17 @@ def apply_film(h: Tensor, scale_shift: Tensor) -> Tensor:
     return h * (1 + scale) + shift
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Scaled dot-product attention, (B, heads, places, C) each -> the same shape.
+
+    On a processor always in fp32: in bf16 the backward pass there takes four times as long.
+    """
+    if q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, k, v)
+    with torch.autocast("cpu", enabled=False):
+        return F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(q.dtype)
+
+
 class ResidualBlock(nn.Module):
     """Two convolutions; between them FiLM by the noise level first, by the audio second.
 
@@ -104,6 +115,6 @@ class Attention(nn.Module):
         b, c, h, w = x.shape
         qkv = self.to_qkv(self.norm(x)).reshape(b, 3, self.heads, c // self.heads, h * w)
         q, k, v = qkv.transpose(-1, -2).unbind(dim=1)  # (B, heads, HW, C / heads) each
-        attended = F.scaled_dot_product_attention(q, k, v)
+        attended = attend(q, k, v)
         result: Tensor = x + self.out(attended.transpose(-1, -2).reshape(b, c, h, w))
         return result

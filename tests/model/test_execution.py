@@ -6,8 +6,10 @@ import logging
 
 import pytest
 import torch
+from torch import Tensor
 
 from model import execution
+from model.blocks import attend
 from model.execution import Execution
 from model.unet import UNet
 from tests.model import worlds
@@ -43,3 +45,26 @@ def test_weights_that_are_rounded_once_give_the_same_bits_as_weights_rounded_at_
         )
     assert network.out.weight.dtype == torch.float32 and rounded.out.weight.dtype == torch.bfloat16
     assert Execution(precision="fp32").round_weights(network, CPU) is network
+
+
+def test_attention_in_bf16_on_a_processor_rounds_its_inputs_and_its_result_and_nothing_between() -> None:
+    """Its own kernel for bf16 rounds the weights of the places too, and its gradients take longer."""
+    shape, generator = (2, 3, 20, 8), torch.Generator().manual_seed(0)
+    q, k, v, upstream = (torch.randn(shape, generator=generator).bfloat16() for _ in range(4))
+    results = []
+    for dtype in (torch.bfloat16, torch.float64):
+        inputs = [each.detach().to(dtype, copy=True).requires_grad_() for each in (q, k, v)]
+        with Execution(precision="bf16").autocast(CPU):
+            result = attend(*inputs) if dtype == torch.bfloat16 else compute_attention(*inputs)
+        result.backward(upstream.to(dtype))
+        results.append([result.detach(), *(each.grad for each in inputs)])
+    for ours, exact in zip(*results, strict=True):
+        assert ours is not None and exact is not None and ours.dtype == torch.bfloat16
+        difference = (ours.double() - exact).abs() / (exact.abs() + 1e-3)
+        assert difference.max() < 0.004, "half a unit in the last place of eight bits"
+
+
+def compute_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The definition."""
+    with torch.autocast("cpu", enabled=False):
+        return (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(dim=-1) @ v
