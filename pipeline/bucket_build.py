@@ -148,7 +148,9 @@ def probe_bucket(job: BuildJob, work: Work, context: Context) -> Report:
         name = task.receipt_name
         if not isinstance(receipt, list):
             raise ShardError(f"{name}: holds {type(receipt).__name__}, expected a list of rows")
-        return _check_paths(check_ledger_rows(receipt, name), [file.name for file in task.item], name)
+        ledger = _check_paths(check_ledger_rows(receipt, name), [file.name for file in task.item], name)
+        # The key of a receipt does not depend on how a folder is split: no file need be read again for it.
+        return clips.choose_splits(ledger, job.corpus, raw_name, job.params.clips)
 
     rows, report.clips_computed = _run_missing(
         probe_group,

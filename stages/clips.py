@@ -34,7 +34,7 @@ from shards.schema import MAX_FRAMES, VIDEO_FPS
 from shards.storage import Storage, open_storage
 from shards.table import Row, Rows
 from stages.corpora import FETCH_FOLDER, get_corpus
-from stages.corpora.corpus import UNLISTED, BadList, BadName, ListedCorpus, split_by_speaker
+from stages.corpora.corpus import UNLISTED, BadList, BadName, Identity, ListedCorpus, split_by_speaker
 from stages.corpora.leftovers import check_pattern, judge_file, judge_folder
 from stages.engine import sandbox
 from stages.engine.cache import digest, entry_path, load_entry, save_entry, versions
@@ -92,7 +92,10 @@ class ClipsParams:
     duplicates: Literal["keep", "drop"] = "keep"  # files with the same bytes as another: a note, or dropped
 
     def select_probe_params(self) -> dict[str, Any]:
-        """The params that decide what one file's probe returns: the key of its cache entry."""
+        """The params that decide what one file's probe returns: the key of its cache entry, and of a receipt.
+
+        A receipt holds rows of the ledger, whose splits ``choose_splits`` makes anew when it is read.
+        """
         params = self.describe()
         for name in ("exclude", "duplicates", "folder_split"):
             params.pop(name, None)
@@ -497,9 +500,7 @@ def make_row(
             "sentence": who.sentence,
             "emotion": who.emotion,
             "level": who.level,
-            "split": split_by_speaker(who, params.test_share)
-            if corpus_name == "folder" and params.folder_split == "speaker"
-            else corpus.choose_split(who, PurePosixPath(path), params.test_share),
+            "split": _choose_split(who, PurePosixPath(path), corpus_name, params),
             "expected": corpus.KNOWN_FAULTS.get(who.clip_id),
         }
     except BadName as err:
@@ -515,6 +516,28 @@ def make_row(
     if corpus.NOMINAL_FRAMES not in (None, row["frames"]):
         row["notes"] += [f"{row['frames']} frames, {corpus_name} clips have {corpus.NOMINAL_FRAMES}"]
     return row | {"status": OK, "code": "", "reason": ""}
+
+
+def choose_splits(rows: Iterable[Row], corpus_name: str, raw_name: str, params: ClipsParams) -> Rows:
+    """Rows of files, each in the split that these params choose; they may have been made by others."""
+
+    def replace_splits() -> Iterator[Row]:
+        for row in rows:
+            path = PurePosixPath(row["path"])
+            try:
+                who = get_corpus(corpus_name).identify(path, raw_name)
+            except BadName:
+                yield row  # it has no split
+            else:
+                yield row | {"split": _choose_split(who, path, corpus_name, params)}
+
+    return build_ledger(replace_splits())
+
+
+def _choose_split(who: Identity, path: PurePosixPath, corpus_name: str, params: ClipsParams) -> str:
+    if corpus_name == "folder" and params.folder_split == "speaker":
+        return split_by_speaker(who, params.test_share)
+    return get_corpus(corpus_name).choose_split(who, path, params.test_share)
 
 
 def make_drop_columns(drop: Drop) -> Row:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal, get_args
 
 import pytest
 
@@ -24,12 +25,13 @@ from stages.clips import ClipsParams
 from stages.engine.outcome import StageError
 from stages.engine.parts import Part
 from stages.engine.sandbox import LimitParams
-from stages.engine.stage import Context, Work
+from stages.engine.stage import Context, Report, Work
 from stages.shard import PackedShard, check_packed
 from stages.speech import SpeechParams
 from tests.alterations import make_dataset
 
 CONTEXT = Context()
+FolderSplit = Literal["clip", "speaker"]
 
 
 @pytest.fixture
@@ -77,6 +79,33 @@ def test_what_changed_is_done_again(change: str, job: BuildJob, work: Work) -> N
         }
         receipt.write_text(json.dumps(altered[change]) if change in altered else "[cut")
     assert bucket_build.probe_bucket(job, work, CONTEXT).clips_computed == 1
+
+
+def test_another_folder_split_moves_clips_whose_facts_have_a_receipt(job: BuildJob, work: Work) -> None:
+    for speaker in "abcdef":
+        (work.raw / speaker).mkdir()
+        for number in range(8):
+            (work.raw / speaker / f"{number}.mp4").write_bytes(b"no video")
+
+    def build(split: FolderSplit, folder: str) -> Report:
+        params = ClipsParams(test_share=0.5, folder_split=split)
+        other = replace(job, params=replace(job.params, clips=params), out=str(work.raw.parent / folder))
+        return bucket_build.probe_bucket(other, work, CONTEXT)
+
+    def read_splits() -> dict[str, str]:
+        return {row["path"]: row["split"] for row in read_ledger(work.ledger)}
+
+    splits = {}
+    for split in get_args(FolderSplit):
+        assert build(split, f"{split} alone").clips_computed > 0
+        splits[split] = read_splits()
+    speakers = {(path.partition("/")[0], split) for path, split in splits["speaker"].items() if "/" in path}
+    assert len(speakers) == 6, "each speaker is in one split"
+    assert splits["clip"] != splits["speaker"]
+    build("clip", "both")
+    for split in reversed(get_args(FolderSplit)):
+        assert build(split, "both").clips_computed == 0
+        assert read_splits() == splits[split]
 
 
 def test_a_part_and_its_tools_depend_on_the_encoder_and_are_as_before_without_one(job: BuildJob) -> None:
