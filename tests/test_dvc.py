@@ -86,3 +86,13 @@ def test_the_deps_of_a_stage_exist_and_are_all_used(stage: str) -> None:
     for dep in list_code_deps(stage):
         assert (ROOT / dep).exists(), dep
         assert dep in files or any(dep in path.parents for path in files), f"{stage} runs nothing of {dep}"
+
+
+@pytest.mark.parametrize("stage", [name for name in STAGES if name != "synth"])  # which has limits of its own
+def test_a_stage_that_reads_files_within_limits_runs_again_when_they_change(stage: str) -> None:
+    """So that the clips that failed by the old ones are tried again."""
+    module = Path(*ENTRIES.get(stage, f"stages.{stage}").split(".")).with_suffix(".py")
+    own_files = [module] if len(module.parts) == 2 else (ROOT / module.parent).glob("*.py")
+    has_limits = any("ClipJob(" in (ROOT / path).read_text() for path in own_files)
+    params = STAGES[stage].get("do", STAGES[stage]).get("params", [])
+    assert ("limits" in params) == has_limits

@@ -62,7 +62,7 @@ MAX_PIXELS = 2**28  # of a frame: 16384 x 16384
 
 @params_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class LimitParams:
-    """Bounds on the work on one clip. They change no result, so no cache key includes them."""
+    """Bounds on the work on one clip. No cache key includes them: what breaks them is not in the cache."""
 
     deadline_seconds: float = Field(default=60.0, gt=0, le=DAY)  # for any clip
     deadline_per_second: float = Field(default=20.0, ge=0, le=3600)  # and for each second of its video
