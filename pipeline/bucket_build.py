@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import platform
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,20 +21,20 @@ from typing import Any, Generic
 
 from pipeline.dataset_stages import STAGES, carry_ledger, list_stages
 from pipeline.params import Params
+from pipeline.tools import check_tools
 from shards.documents import Document, check_document, parse_json
 from shards.index import ShardFields, check_index_rows, make_shard_entry
 from shards.ledger import FAILED, build_ledger, check_ledger_rows, select_unusable, write_ledger
 from shards.ledger import SCHEMA as LEDGER_SCHEMA
-from shards.schema import SCHEMA_VERSION, ShardError
+from shards.schema import ShardError
 from shards.storage import FileInfo, Storage, open_storage
 from shards.table import PackedRows, Rows
 from stages import clips, shard, speech
 from stages.clips import ClipsParams, RawFile
-from stages.engine.cache import digest, versions
+from stages.engine.cache import digest
 from stages.engine.outcome import Outcome, StageError
 from stages.engine.parts import Part, PartParams, group_by_hash, plan_parts
 from stages.engine.stage import Context, Item, Report, Result, Work
-from stages.media import weights
 from stages.shard import PackedShard
 
 RECEIPTS = "receipts"  # folder beside the shards
@@ -67,20 +66,6 @@ class BuildJob:
         if speech.STAGE in list_stages(self.params):
             params.append(replace(self.params.speech, model=""))
         return f"part-{digest(self.tools, params, part.name, list(part.rows))[:KEY_LETTERS]}"
-
-
-def list_tools(params: Params) -> dict[str, str]:
-    """Versions of what decides a result besides clips and params."""
-    stages = list_stages(params)
-    tools = {
-        **versions(*shard.list_libraries(params.landmarks.engine), "soxr"),
-        **{f"stage {name}": str(STAGES[name].VERSION) for name in stages},
-        "schema": str(SCHEMA_VERSION),
-        "model": weights.LANDMARKER.sha256,
-    }
-    if speech.STAGE in stages:
-        tools |= {**versions("torch"), "speech encoder": weights.SPEECH_ENCODER.sha256}
-    return tools
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,14 +320,7 @@ def _open_receipts(job: BuildJob) -> Storage:
 @contextlib.contextmanager
 def _make_scratch(job: BuildJob) -> Iterator[Work]:
     """Folders for one task on the worker's own disk. Raises StageError when its libraries differ."""
-    tools = list_tools(job.params)
-    differing = [
-        f"{name} {tools.get(name)}, expected {version}"
-        for name, version in sorted(job.tools.items())
-        if tools.get(name) != version
-    ]
-    if differing:
-        raise StageError(f"worker on {platform.node()} has {', '.join(differing)}: it would make other bytes")
+    check_tools(job.params, job.tools)
     with tempfile.TemporaryDirectory(prefix="redub-") as folder:
         root = Path(folder)
         raw = root / "raw" / PurePosixPath(job.raw).name  # a corpus may read the speaker from its name

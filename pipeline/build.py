@@ -7,6 +7,7 @@ share nothing but buckets.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import sys
@@ -25,6 +26,7 @@ from pipeline.options import BuildRequest
 from pipeline.params import Params
 from pipeline.progress import ProgressBars
 from pipeline.runner import DaskMapper
+from pipeline.tools import check_tools, list_tools
 from shards.index import DATASET_NAME, read_manifest
 from shards.ledger import OK, has_spans, read_ledger
 from shards.params import describe_params_error
@@ -52,10 +54,13 @@ def build_dataset(request: BuildRequest, stages: Sequence[str]) -> None:
         _print_plan(request, settings, stages)
         return
     storage = _open_destination(request)
+    check_worker = functools.partial(check_tools, settings, list_tools(settings))
     busy = f"--work {work.root}: another pipeline command is at work there"
     with (
         lock_folder(work.root, work.out, busy=busy),
-        DaskMapper(request.workers, request.scheduler, quiet=request.as_json) as map_tasks,
+        DaskMapper(
+            request.workers, request.scheduler, quiet=request.as_json, check_worker=check_worker
+        ) as map_tasks,
     ):
         dataset_params = settings.describe_dataset()
         context = Context(map_tasks, settings.limits, request.workers, dataset_params, request.licence)
@@ -162,7 +167,7 @@ def _choose_runner(
         raw=request.source,
         out=str(request.publish),
         params=settings,
-        tools=bucket_build.list_tools(settings),
+        tools=list_tools(settings),
     )
     runners = {clips.STAGE: bucket_build.probe_bucket, shard.STAGE: bucket_build.build_shards}
     return lambda stage: runners[stage](job, work, context)

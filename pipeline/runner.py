@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import logging
 import math
@@ -48,12 +49,24 @@ class _LostSchedulerError(Exception):
 
 
 class DaskMapper:
-    """A ``stages.engine.stage.Mapper``. The cluster starts with the first task."""
+    """A ``stages.engine.stage.Mapper``. The cluster starts with the first task.
 
-    def __init__(self, workers: int, scheduler: str | None, *, quiet: bool) -> None:
+    ``check_worker`` is called before each task on workers that are not of this process and may join at any
+    time: an error that it raises there ends the run. Those of this process have its libraries.
+    """
+
+    def __init__(
+        self,
+        workers: int,
+        scheduler: str | None,
+        *,
+        quiet: bool,
+        check_worker: Callable[[], None] | None = None,
+    ) -> None:
         self._workers = workers
         self._scheduler = scheduler
         self._quiet = quiet
+        self._check_worker = check_worker
         self._client: Client | None = None
         self._connect_seconds = CONNECT_SECONDS
         self._resources = contextlib.ExitStack()
@@ -73,6 +86,8 @@ class DaskMapper:
         sizes: Sequence[int] | None = None,
     ) -> Iterator[Result]:
         sizes = sizes or [1] * len(items)
+        if self._scheduler is not None and self._check_worker is not None:
+            task = functools.partial(run_checked, task, self._check_worker)
         pairs = self._results(task, items, sizes)
         yield from progress.show_results(pairs, label, sum(sizes), len(items), quiet=self._quiet)
 
@@ -139,6 +154,12 @@ class DaskMapper:
             self._client = self._resources.enter_context(cluster)
             self._connect_seconds = RECONNECT_SECONDS
         return self._client
+
+
+def run_checked(task: Callable[[Item], Result], check_worker: Callable[[], None], item: Item) -> Result:
+    """The task's result, if the worker that this runs on is one that may work on it."""
+    check_worker()
+    return task(item)
 
 
 def allow_open_files(workers: int) -> None:

@@ -13,6 +13,7 @@ import pytest
 from pipeline import bucket_build
 from pipeline.bucket_build import BuildJob
 from pipeline.params import Params
+from pipeline.tools import list_tools
 from shards.index import INDEX_SCHEMA
 from shards.ledger import SCHEMA as LEDGER_SCHEMA
 from shards.ledger import build_ledger, read_ledger
@@ -41,9 +42,7 @@ def job(tmp_path: Path) -> BuildJob:
     (tmp_path / "raw" / "a.mp4").write_bytes(b"no video")
     (tmp_path / "raw" / "b.mp4").write_bytes(b"")
     (tmp_path / "raw" / "notes.txt").write_text("a side-car")
-    return BuildJob(
-        "folder", str(tmp_path / "raw"), str(tmp_path / "bucket"), Params(), bucket_build.list_tools(Params())
-    )
+    return BuildJob("folder", str(tmp_path / "raw"), str(tmp_path / "bucket"), Params(), list_tools(Params()))
 
 
 @pytest.fixture
@@ -114,8 +113,8 @@ def test_a_part_and_its_tools_depend_on_the_encoder_and_are_as_before_without_on
     with_encoder = replace(job, params=replace(job.params, speech=speech))
     elsewhere = replace(job, params=replace(job.params, speech=replace(speech, model="weights.bin")))
     assert with_encoder.make_part_key(part) == elsewhere.make_part_key(part) != job.make_part_key(part)
-    assert "stage speech" not in bucket_build.list_tools(job.params)
-    tools = bucket_build.list_tools(with_encoder.params)
+    assert "stage speech" not in list_tools(job.params)
+    tools = list_tools(with_encoder.params)
     assert {"stage speech", "speech encoder", "torch"} <= tools.keys()
 
 

@@ -8,16 +8,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
 
 import pytest
 
 from pipeline.runner import DaskMapper
 from stages.engine.outcome import StageError
+from tests.build import PIPELINE
 from tests.mounting import mount_before
 
 DASK = [sys.executable, "-m", "dask"]
 ONE_DEATH = {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0"}
-Start = Callable[[], list[subprocess.Popen[bytes]]]
+Start = Callable[..., list[subprocess.Popen[bytes]]]
 
 
 def slowly(item: int) -> int:
@@ -38,10 +41,10 @@ def address() -> str:
 
 @pytest.fixture
 def start(address: str) -> Iterator[Start]:
-    """Starts a scheduler at the address, and a worker."""
+    """Starts a scheduler at the address, and a worker; both with the variables that are given."""
     processes: list[subprocess.Popen[bytes]] = []
 
-    def run() -> list[subprocess.Popen[bytes]]:
+    def run(**variables: str) -> list[subprocess.Popen[bytes]]:
         host, port = address.removeprefix("tcp://").split(":")
         for words in (
             ["scheduler", "--host", host, "--port", port, "--no-dashboard"],
@@ -50,7 +53,7 @@ def start(address: str) -> Iterator[Start]:
             processes.append(
                 subprocess.Popen(
                     [*DASK, *words],
-                    env=os.environ | ONE_DEATH,
+                    env=os.environ | ONE_DEATH | variables,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
                 )
@@ -84,6 +87,25 @@ def test_a_task_that_ends_its_workers_ends_the_run_with_a_line(address: str, sta
         pytest.raises(StageError, match="killed every worker that ran it"),
     ):
         list(mapper(end_this_worker, [0], label=""))
+
+
+def test_a_worker_with_another_library_writes_nothing_under_the_command_s_keys(
+    address: str, start: Start, tmp_path: Path
+) -> None:
+    """Of a folder that both see: a bucket build has a check of its own."""
+    (tmp_path / "other" / "av-1.0.dist-info").mkdir(parents=True)
+    (tmp_path / "other" / "av-1.0.dist-info" / "METADATA").write_text("Name: av\nVersion: 1.0\n")
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "a.mp4").write_bytes(b"no video")
+    start(PYTHONPATH=os.pathsep.join([str(tmp_path / "other"), *filter(None, sys.path)]))
+    words = ["clips", "--dataset", "folder", "--raw", tmp_path / "raw", "--work", tmp_path / "work"]
+    finished = subprocess.run(
+        [*PIPELINE, *map(str, words), "--scheduler", address], capture_output=True, text=True, check=False
+    )
+    assert finished.returncode == 1
+    expected = f"has av 1.0, expected {metadata.version('av')}: it would make other bytes"
+    assert expected in finished.stderr and finished.stderr.count("\n") == 1
+    assert not list((tmp_path / "work").rglob("*.npz"))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from pipeline import bucket_build
 from pipeline.main import cli
 from pipeline.params import Params
+from pipeline.tools import list_tools
 from shards.ledger import OK, read_ledger
 from shards.storage import LocalStorage
 from stages import clips, synth
@@ -200,7 +201,7 @@ def test_the_lists_of_lrs2_are_read_from_a_bucket_too(tmp_path: Path) -> None:
     write_lists(tmp_path / "raw")
     params = Params()
     job = bucket_build.BuildJob(
-        "lrs2", str(tmp_path / "raw"), str(tmp_path / "bucket"), params, bucket_build.list_tools(params)
+        "lrs2", str(tmp_path / "raw"), str(tmp_path / "bucket"), params, list_tools(params)
     )
     work = Work("lrs2", tmp_path / "raw", tmp_path / "work", tmp_path / "shards", tmp_path / "cache")
     bucket_build.probe_bucket(job, work, Context())
