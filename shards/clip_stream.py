@@ -26,7 +26,11 @@ from shards.schema import MELS_PER_FRAME, SPEECH_PER_FRAME, ClipSample, ShardErr
 from shards.streaming import allocate_batch, ignore_stop_signals, return_unchanged
 from shards.webdataset_reader import from_dataset
 
-BUFFER_CLIPS = 128  # decoded, of each rank; 128 clips of 75 frames of 128 px are 0.5 GB
+# Decoded, of each rank: at most so many clips, and no further ones once they take so many bytes. 128 clips of
+# 75 frames of 128 px, with mels and speech features, take 0.5 GB.
+BUFFER_CLIPS = 128
+BUFFER_BYTES = 2**29
+MIN_BUFFER_CLIPS = 4  # of any length, or samples of a batch would be from one clip
 ENCODED_CLIPS = 32  # in the shuffle buffer of each worker
 CLIPS_AHEAD = 2  # decoded by each worker before they are needed
 
@@ -40,13 +44,20 @@ class DecodedClip(NamedTuple):
     mels: Tensor  # (2T, M) float32, dB
     speech: Tensor | None  # (2T, D) float16; None if the network takes none
 
+    @property
+    def n_bytes(self) -> int:
+        """What it takes in memory."""
+        arrays = (self.frames, self.boxes, self.mels, self.speech)
+        return sum(array.nbytes for array in arrays if array is not None)
+
 
 class ClipStream:
     """A ``FrameSource`` that chooses the frames of a batch itself, among those in its buffer.
 
     A pass over the shards uses every frame as a target once. Ranks and workers can be in different passes.
     The order depends on ``seed``, ``start_step`` and the number of ranks and workers: a run that is resumed
-    at another step gets a new order.
+    at another step gets a new order. The buffer has ``buffer_clips`` clips, or as many as make
+    ``buffer_bytes`` full, but at least MIN_BUFFER_CLIPS.
     """
 
     has_exact_epochs = False
@@ -64,6 +75,7 @@ class ClipStream:
         rank: int = 0,
         world: int = 1,
         buffer_clips: int = BUFFER_CLIPS,
+        buffer_bytes: int = BUFFER_BYTES,
     ) -> None:
         """Start up to ``workers`` processes, at most one per shard of this rank; 0 decodes in this process.
 
@@ -80,7 +92,9 @@ class ClipStream:
                 "ranks; use --hold cached or windowed"
             )
         self._numbers = {clip_id: number for number, clip_id in enumerate(self.clips.ids)}
-        self._buffer_clips = buffer_clips
+        self._buffer_clips = min(buffer_clips, len(self.clips.ids))
+        self._buffer_bytes = buffer_bytes
+        self._n_bytes = 0  # of the clips in the buffer
         self._buffer: list[tuple[DecodedClip, list[int]]] = []  # clips, and their frames not yet drawn
         self._batch_clips: dict[int, DecodedClip] = {}
         self._rng = np.random.default_rng(derive_key(seed, start_step, rank))
@@ -137,14 +151,18 @@ class ClipStream:
         return map(self.read_batch, indices)
 
     def _draw_frame(self) -> int:
-        while len(self._buffer) < min(self._buffer_clips, len(self.clips.ids)):
+        while len(self._buffer) < self._buffer_clips and (
+            len(self._buffer) < MIN_BUFFER_CLIPS or self._n_bytes < self._buffer_bytes
+        ):
             self._buffer.append(self._load_clip())
+            self._n_bytes += self._buffer[-1][0].n_bytes
         place = int(self._rng.integers(len(self._buffer)))
         clip, remaining = self._buffer[place]
         number, frame = self._numbers[clip.clip_id], remaining.pop()
         if not remaining:
             self._buffer[place] = self._buffer[-1]
             self._buffer.pop()
+            self._n_bytes -= clip.n_bytes
         self._batch_clips[number] = clip
         return int(self.clips.starts[number]) + frame
 

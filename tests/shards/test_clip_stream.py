@@ -15,7 +15,7 @@ import psutil
 import pytest
 import torch
 
-from shards.clip_stream import ClipStream
+from shards.clip_stream import BUFFER_BYTES, ClipStream
 from shards.frames import BatchIndex, FrameSource, RawBatch
 from shards.reader import open_dataset
 from shards.schema import ShardError
@@ -25,6 +25,7 @@ from tests.shards.test_streaming import CPU, N_MELS, NETWORK_INPUT, SIZE, SPEECH
 
 N_CLIPS, T = 12, 5
 N_FRAMES = N_CLIPS * T
+CLIP_BYTES = T * (SIZE**2 * 3 + 4 * 2 + 2 * N_MELS * 4 + 2 * SPEECH_SIZE * 2)
 
 
 def make_clip(key: str, seed: int) -> PackedClip:
@@ -87,6 +88,19 @@ def test_the_order_depends_on_seed_and_step(folder: Path) -> None:
     orders = [targets(read(folder, seed=seed, start_step=step)) for seed, step in ((0, 0), (1, 0), (0, 9))]
     assert targets(read(folder)) == orders[0]
     assert len(set(map(tuple, orders))) == 3
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "n_clips"),
+    [(0, 4), (5 * CLIP_BYTES, 5), (5 * CLIP_BYTES + 1, 6), (12 * CLIP_BYTES, 12), (BUFFER_BYTES, 12)],
+)
+def test_a_buffer_full_of_bytes_takes_no_further_clips_but_has_at_least_four(
+    folder: Path, n_bytes: int, n_clips: int
+) -> None:
+    """The same order as of a buffer for so many clips."""
+    assert targets(read(folder, buffer_bytes=n_bytes, buffer_clips=100)) == targets(
+        read(folder, buffer_clips=n_clips)
+    )
 
 
 def test_only_the_training_clips_are_drawn(folder: Path) -> None:
