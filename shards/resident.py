@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-import psutil
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
@@ -16,6 +15,7 @@ from torch import Tensor
 from shards.background import prefetch
 from shards.balance import Balance
 from shards.frames import BatchIndex, BoxMargins, ClipTable, NetworkInput, Numbers, RawBatch
+from shards.memory import find_free_memory
 from shards.reader import Dataset, read_clip
 from shards.rng import derive_key, derive_keys
 from shards.schema import MELS_PER_FRAME, SPEECH_PER_FRAME, ClipSample, ShardError
@@ -198,7 +198,7 @@ def _check_memory(dataset: Dataset, n_bytes: int, n_frames: int, device: torch.d
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
     else:
-        free = psutil.virtual_memory().available
+        free = find_free_memory()
     if n_bytes > MEMORY_SHARE * free:
         raise ShardError(
             f"{dataset.storage.address}: {n_frames} frames take {n_bytes / 1e9:.1f} GB, "

@@ -19,7 +19,6 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-import psutil
 import torch
 from numpy.typing import ArrayLike, NDArray
 
@@ -27,6 +26,7 @@ from shards.background import Item, prefetch
 from shards.cache import ShardStore
 from shards.frames import BatchIndex, Numbers, RawBatch
 from shards.index import ShardEntry
+from shards.memory import find_free_memory
 from shards.resident import MEMORY_SHARE, Resident
 from shards.schema import MELS_PER_FRAME, SPEECH_PER_FRAME, ShardError
 from shards.streaming import Cached, ClipArrays, Decoder
@@ -87,7 +87,7 @@ class Windowed(Cached):
         frame_bytes = decoder.network_input.size**2 * 3
         largest = int(np.sort(self._windows.frames)[-window:].sum())  # frames of the K largest shards
         self.window_bytes = largest * frame_bytes
-        free = psutil.virtual_memory().available
+        free = find_free_memory()
         if memory_bytes is None:
             memory_bytes = min(int(DEFAULT_MEMORY_GB * 1e9), int(MEMORY_SHARE * free))
         self.memory_bytes = min(memory_bytes, BLOCKS * self.window_bytes)

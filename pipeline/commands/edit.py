@@ -313,16 +313,15 @@ def _edit_pairs(
     table: Path, out: Path, network: _NetworkOptions, params: EditParams, workers: int | None
 ) -> None:
     """Make the edits of a table; print what became of them. Exits with 1 if one has failed."""
-    import psutil
-
     from model.execution import select_device
     from pipeline.runner import DaskMapper
+    from shards.memory import find_free_memory
     from stages.edit.batch import BatchRequest, edit_pairs, format_table, has_failed
     from stages.edit.pairs import read_pairs
 
     pairs = read_pairs(table, params)
     on_gpu = select_device(network.device).type == "cuda"
-    fitting = max(1, psutil.virtual_memory().available // WORKER_BYTES)
+    fitting = max(1, find_free_memory() // WORKER_BYTES)
     n_default = GPU_WORKERS if on_gpu else min(os.cpu_count() or 1, fitting)
     n_workers = min(len(pairs), workers or n_default)
     request = BatchRequest(
