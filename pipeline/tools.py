@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pipeline.dataset_stages import STAGES, list_stages
 from pipeline.params import Params
 from shards.schema import SCHEMA_VERSION
-from stages import shard, speech
+from stages import mels, shard, speech
 from stages.engine.cache import versions
 from stages.engine.outcome import StageError
 from stages.media import weights
@@ -18,7 +18,7 @@ def list_tools(params: Params) -> dict[str, str]:
     """Versions of what decides a result besides clips and params."""
     stages = list_stages(params)
     tools = {
-        **versions(*shard.list_libraries(params.landmarks.engine), "soxr"),
+        **versions(*shard.list_libraries(params.landmarks.engine), *mels.LIBRARIES),
         **{f"stage {name}": str(STAGES[name].VERSION) for name in stages},
         "schema": str(SCHEMA_VERSION),
         "model": weights.LANDMARKER.sha256,

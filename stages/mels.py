@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 STAGE = "mels"
 VERSION = 1
+# That decide the rows: librosa's transform is SciPy's, and NumPy's BLAS applies its filters.
+LIBRARIES = ("av", "librosa", "numpy", "scipy", "soxr")
 COLUMNS = {"mels": np.float32}  # (2T, n_mels), dB
 HOP_SAMPLES = SAMPLE_RATE // MEL_FPS
 MIN_POWER = 1e-10  # as in librosa.power_to_db
@@ -205,7 +207,7 @@ def run(work: Work, parts: Sequence[Part], params: MelsParams, context: Context)
         work,
         parts,
         context,
-        params_digest=digest(STAGE, VERSION, params, versions("librosa", "soxr", "av")),
+        params_digest=digest(STAGE, VERSION, params, versions(*LIBRARIES)),
         make_job=make_job,
         columns=COLUMNS,
     )

@@ -262,7 +262,7 @@ def test_without_an_encoder_the_stage_writes_nothing_and_asks_for_no_weights(
     assert "speech" not in Params().describe_dataset()
 
 
-def test_a_part_has_another_key_for_other_weights_or_another_rule(
+def test_a_part_has_another_key_for_another_rule_and_is_computed_again(
     work: Work, speech_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts = plan_parts(clips.read_clips(work), Params().parts)
