@@ -1,12 +1,12 @@
 """dvc.yaml names everything that a stage imports, or DVC would skip it when that code has changed.
 
-`pipeline`, which only calls the stages, is not followed.
+`pipeline`, which only calls the stages, is not followed, but for what chooses the params of a dataset.
 """
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("stages", "shards", "model", "sampler")
+DATASET_STAGES = ("clips", "cut", "landmarks", "align", "mels", "speech", "shard")
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 ENTRIES = {
     "synth": "stages.synth.corpus",
@@ -49,22 +50,22 @@ def list_imports(path: Path) -> Iterator[str]:
         pending += ast.iter_child_nodes(node)
 
 
-def find_closure(module: str) -> set[Path]:
-    """Every file of ours that a module may run: its imports, theirs, and the packages around them."""
+def find_closure(module: str, packages: Sequence[str] = PACKAGES) -> set[Path]:
+    """Every file of some packages that a module may run: its imports, theirs, and what is around them."""
     files: set[Path] = set()
     pending = [module]
     while pending:
         name = pending.pop()
-        if name.split(".")[0] not in PACKAGES or (path := find_file(name)) is None or path in files:
+        if name.split(".")[0] not in packages or (path := find_file(name)) is None or path in files:
             continue
         files.add(path)
         pending += [name.rpartition(".")[0], *list_imports(path)]
     return files
 
 
-def list_code_deps(stage: str) -> set[Path]:
+def list_code_deps(stage: str, packages: Sequence[str] = PACKAGES) -> set[Path]:
     deps = STAGES[stage].get("do", STAGES[stage])["deps"]
-    return {Path(dep) for dep in deps if dep.split("/")[0] in PACKAGES}
+    return {Path(dep) for dep in deps if dep.split("/")[0] in packages}
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -86,6 +87,15 @@ def test_the_deps_of_a_stage_exist_and_are_all_used(stage: str) -> None:
     for dep in list_code_deps(stage):
         assert (ROOT / dep).exists(), dep
         assert dep in files or any(dep in path.parents for path in files), f"{stage} runs nothing of {dep}"
+
+
+@pytest.mark.parametrize("stage", DATASET_STAGES)
+def test_the_deps_of_a_dataset_stage_name_what_chooses_its_params(stage: str) -> None:
+    """Which decide the bytes of dataset.json too: pipeline.build, and what runs a stage by its name."""
+    files = find_closure("pipeline.dataset_stages", ["pipeline"])
+    files = {path for path in files if path.name != "__init__.py"} | {Path("pipeline/build.py")}
+    assert len(files) > 2, "its imports were followed"
+    assert list_code_deps(stage, ["pipeline"]) == files
 
 
 @pytest.mark.parametrize("stage", [name for name in STAGES if name != "synth"])  # which has limits of its own
