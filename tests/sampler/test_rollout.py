@@ -128,21 +128,39 @@ def test_the_network_gets_the_embedding_of_the_noise_level_of_each_call(
     assert n_calls == len(generator.steps) == (9 if name == "heun" else 5)
 
 
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_a_frame_costs_one_network_call_per_step_and_with_heun_two_except_in_the_last(
-    network: torch.nn.Module,
+    network: torch.nn.Module, guidance: float
 ) -> None:
+    """With guidance as many, of twice the images."""
     for name, calls_per_frame in (("ancestral", 4), ("ddim", 4), ("dpm++2m", 4), ("heun", 7)):
-        generator = make_generator(network, SampleParams(sampler=name, steps=4, guidance=1.0))  # type: ignore[arg-type]
-        forward, n_calls = generator.forward, 0
+        params = SampleParams(sampler=name, steps=4, guidance=guidance)  # type: ignore[arg-type]
+        generator = make_generator(network, params)
+        forward, batch_sizes = generator.forward, list[int]()
 
-        def count(*args: Any, forward: Any = forward) -> Tensor:
-            nonlocal n_calls
-            n_calls += 1
-            return forward(*args)  # type: ignore[no-any-return]
+        def count(x: Tensor, *args: Any, forward: Any = forward, sizes: list[int] = batch_sizes) -> Tensor:
+            sizes.append(len(x))
+            return forward(x, *args)  # type: ignore[no-any-return]
 
         generator.forward = count
         generate(generator, [make_request(0, 3)], slots=1)
-        assert n_calls == 3 * calls_per_frame
+        assert batch_sizes == [1 if guidance == 1 else 2] * (3 * calls_per_frame)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_the_sound_of_a_frame_is_embedded_once_and_silence_once_for_all_frames(
+    network: torch.nn.Module, guidance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed, calls = network.compute_audio_films, list[bool]()
+
+    def count(mels: Tensor, has_audio: Tensor, speech: Tensor | None) -> list[Tensor]:
+        calls.extend(has_audio.tolist())
+        return embed(mels, has_audio, speech)  # type: ignore[no-any-return, operator]
+
+    monkeypatch.setattr(network, "compute_audio_films", count)
+    generator = make_generator(network, replace(QUICK, guidance=guidance))
+    generate(generator, [make_request(0, 3)], slots=1)
+    assert sorted(calls) == ([] if guidance == 1 else [False]) + [True] * 3
 
 
 @pytest.mark.parametrize(("name", "guidance"), [("ancestral", 1.0), ("dpm++2m", 2.0)])
