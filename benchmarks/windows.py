@@ -126,9 +126,20 @@ class WindowSource(Resident):
 
 
 def load_windows(
-    data: FrameSource, recipe: Recipe, ranks: Ranks, execution: Execution, start: int, counter: EpochCounter
+    data: FrameSource,
+    recipe: Recipe,
+    ranks: Ranks,
+    execution: Execution,
+    start: int,
+    counter: EpochCounter,
+    *,
+    prefetch: bool = True,
 ) -> Generator[list[Batch], None, None]:
-    """``load_batches``, where only a share of the noise is common to a window."""
+    """``load_batches``, where only a share of the noise is common to a window.
+
+    ``prefetch`` is ignored: ``WindowSource.prefetch`` is what makes windows, and the frames of the ablation
+    are on the device, so it reads nothing ahead.
+    """
     position = start
     for step in load_batches(data, recipe, ranks, execution, start, counter):
         yield [mix_noise(batch, position, recipe.seed) for batch in step]

@@ -190,6 +190,43 @@ print(json.dumps(torch.corrcoef(noise.flatten(1)).tolist()))
     assert np.abs(np.array(correlation) - expected).max() < 0.15  # of 768 numbers each
 
 
+def test_the_trial_of_a_compiler_takes_the_windows_of_the_first_step(tmp_path: Path) -> None:
+    """Whatever the trial raises is reported as a compiler that does not work, and nothing is compiled."""
+    folder = worlds.make_dataset(tmp_path / "dataset", (9, 12, 30))
+    script = """
+import sys
+sys.path[:0] = ["benchmarks"]
+from dataclasses import replace
+import torch, windows
+from model import loop
+from model.execution import Execution
+from model.objective import compute_losses
+from tests.model import worlds
+
+windows.use_windows()
+data = windows.make_window_source(worlds.load_dataset(sys.argv[1]))
+frames = replace(worlds.TINY.frames, context_share=1.0, identity="random")
+recipe = replace(worlds.TINY, frames=frames, batch=8)
+state = loop.create_state(recipe, worlds.CPU)
+assert isinstance(state.network, windows.WindowUNet)
+trainer = loop.Trainer(state, data, recipe, Execution(), worlds.ALONE)
+batches = []
+
+def compute(batch):
+    batches.append(batch)
+    return compute_losses(state.network, batch, recipe)
+
+trainer._try_step(compute)
+[batch], [first] = batches, trainer.load_step()
+for name in ("y_0", "previous", "identity", "context", "epsilon", "gamma"):
+    assert torch.equal(getattr(batch, name), getattr(first, name)), name
+print("the same batch")
+"""
+    process = subprocess.run([sys.executable, "-c", script, folder], cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout == "the same batch\n"
+
+
 def test_the_evaluation_benchmark_scores_synthetic_clips_and_agrees_with_scikit_image(tmp_path: Path) -> None:
     results, output = run_benchmark("evaluate", tmp_path / "evaluate.json")
     assert results["frames"] == 32 and results["wall_seconds"] > 0
