@@ -65,7 +65,8 @@ class FrameParams:
         default=2.0, ge=0, le=MAX_SIZE
     )  # px that a corner moves along each axis, at most
     previous_blur: float = Field(default=1.0, ge=0, le=1)  # share of a blur of sigma 1 px
-    # Against mumbling: how often the mouth of the previous frame is hidden, so that it cannot be copied.
+    # Against mumbling: how often the mouth of the previous frame is hidden, so that it cannot be copied. With
+    # 1 the network sees none, so in sampling it is hidden in every frame too.
     previous_hidden: float = Field(default=0.5, ge=0, le=1)
     # How often the network gets no audio, for classifier-free guidance.
     audio_dropped: float = Field(default=0.1, ge=0, le=1)

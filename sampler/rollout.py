@@ -407,13 +407,17 @@ class FrameGenerator:
         ``y_0`` (1, 3, S, S) is the source crop, ``mask`` (1, 1, S, S) what is to be generated in it.
         """
         frames, audio = self.recipe.frames, self.recipe.network.audio
+        is_hidden = frames.previous_hidden == 1  # then training never shows a previous mouth
         if clip.previous is None or clip.previous_mask is None:
-            clip.identity = y_0
-            previous = hide_mask_region(y_0, mask) if frames.before_first == "hidden" else y_0
-        elif self.params.reanchor_every and clip.number % self.params.reanchor_every == 0:
-            previous = hide_mask_region(clip.previous, clip.previous_mask)
+            clip.identity = previous = y_0
+            previous_mask = mask
+            is_hidden |= frames.before_first == "hidden"
         else:
-            previous = clip.previous
+            previous, previous_mask = clip.previous, clip.previous_mask
+            reanchor_every = self.params.reanchor_every
+            is_hidden |= reanchor_every > 0 and clip.number % reanchor_every == 0
+        if is_hidden:
+            previous = hide_mask_region(previous, previous_mask)
         assert clip.identity is not None, "the first frame of a clip is its identity frame"
         images = [previous, clip.identity] + ([mask] if self.recipe.network.mask_channel else [])
         row = MELS_PER_FRAME * (clip.request.offset + clip.number)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pytest
@@ -280,6 +280,38 @@ def test_a_frame_depends_on_the_generated_one_before_it_and_on_no_true_mouth(
     )
     assert np.array_equal(usual["clip0", 0], reanchored["clip0", 0])
     assert not np.array_equal(usual["clip0", 1], reanchored["clip0", 1]), "it depends on the frame before"
+
+
+@pytest.mark.parametrize("before_first", ["hidden", "target"])
+def test_a_network_that_never_saw_a_previous_mouth_is_shown_none(
+    network: torch.nn.Module, before_first: Literal["hidden", "target"]
+) -> None:
+    """Neither a clip's own before its first frame, nor a generated one."""
+    x0, y0, x1, y1 = BOX
+
+    def run(previous_hidden: float, params: SampleParams) -> tuple[list[bool], list[NDArray[np.uint8]]]:
+        """Whether each frame's previous mouth was hidden, and the frames."""
+        frames = replace(TINY.frames, previous_hidden=previous_hidden, before_first=before_first)
+        generator, is_hidden = make_generator(network, params, replace(TINY, frames=frames)), list[bool]()
+        forward = generator.forward
+
+        def record(x: Tensor, *args: Any) -> Tensor:
+            assert x[:, 3:6].any(), "around the mouth it is shown"
+            is_hidden.append(not x[:, 3:6, y0:y1, x0:x1].any())
+            return forward(x, *args)
+
+        generator.forward = record
+        pixels = generate(generator, [make_request(0, 3)], slots=1)
+        return is_hidden, list(pixels.values())
+
+    one_step = replace(QUICK, steps=1)
+    is_hidden, generated = run(1.0, one_step)
+    assert is_hidden == [True] * 3
+    assert run(0.99, one_step)[0] == [before_first == "hidden", False, False]
+    is_hidden, reanchored = run(0.99, replace(one_step, reanchor_every=1))
+    assert is_hidden == [before_first == "hidden", True, True]
+    if before_first == "hidden":
+        assert np.array_equal(generated, reanchored)
 
 
 def test_guidance_0_ignores_the_audio_and_others_do_not(network: torch.nn.Module) -> None:
