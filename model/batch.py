@@ -75,7 +75,7 @@ class FrameParams:
     # GRID), so a network that always sees it does not need the audio.
     context_share: float = Field(default=0.0, ge=0, le=1)
     # Only in samples whose share of noise, 1 - gamma, is at least this: below it, the network can learn the
-    # border of the mask from the true surroundings.
+    # border of the mask from the true surroundings. Without effect where `context_share` is 0.
     context_min_noise: float = Field(default=0.0, ge=0, le=1)
     # x0 y0 x1 y1 in px of the crop, x1 and y1 exclusive: a region to generate in place of the dataset's mask
     # boxes, in training and in sampling. It does not move with the face, so its place tells nothing.
@@ -96,7 +96,8 @@ class FrameParams:
     common_colour: float = Field(default=0.0, ge=0, lt=1)  # share of each channel's gain, as in other light
     # How often all pictures of a sample are mirrored: twice the people, and lips that open to either side.
     mirror_share: float = Field(default=0.0, ge=0, le=1)
-    # Both numbers of the sound act on mels alone: speech features are of the recording as it is.
+    # Both numbers of the sound act on mels alone: speech features are of the recording as it is. Where the
+    # network takes no mels (`network.audio.input: speech`), a preset's changes cannot set them.
     # How much lower a sample becomes, at most. Where a dataset's mels are relative to the loudest moment of
     # the whole recording (`mels.reference: clip`), those of a clip of three seconds are 7 dB lower on average
     # within one of 40 clips. The default, `windowed`, corrects that in the mels themselves.

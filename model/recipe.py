@@ -22,6 +22,8 @@ from shards.params import MAX_SEED, describe_params_error
 FORBID = ConfigDict(extra="forbid")
 Beta = Annotated[float, Field(ge=0, lt=1)]
 MAX_STEPS = 10**9  # at a hundred steps a second, a third of a year
+# Of FrameParams: what changes nothing where the network takes speech features alone.
+MEL_NUMBERS = ("audio_gain_db", "audio_band_db")
 # Of AudioParams: what changes nothing where the network takes mels alone.
 SPEECH_NUMBERS = ("input", "speech_size", "speech_rows_before", "speech_rows_after", "speech_encoder")
 MAX_BATCH = 10**6  # frames: a thousand GPUs with a thousand each
@@ -98,7 +100,8 @@ class Recipe:
     held_out_share: float = Field(default=0.05, ge=0, lt=1)
     # Which of the two held-out losses selects the best checkpoint: with the previous mouth and the true
     # surroundings visible (`seeing`), where the best copier wins, or with the previous mouth hidden and other
-    # surroundings (`listening`), where only the audio tells how the mouth moves.
+    # surroundings (`listening`), where only the audio tells how the mouth moves. No effect where
+    # `held_out_share` is 0, as in the preset `own`: then the newest checkpoint is used.
     best_by: Literal["seeing", "listening"] = "seeing"
     # Stop when the mean loss exceeds this; an untrained network has about 1. 0: never.
     max_loss: float = Field(default=10.0, ge=0, le=1e4)
@@ -239,7 +242,8 @@ def build_recipe(preset: str, *changes: Mapping[str, Any], start: Recipe | None 
     """A preset with ``changes``, nested as in ``Recipe``; later changes override earlier ones.
 
     ``start`` is the recipe of the run that this one starts from: what FROM_START names is taken from it, and
-    no change may differ from it.
+    no change may differ from it. A number of the mels is refused where the network takes none; a file that
+    has one from before can still be read.
 
     Raises ModelError with one line that names the key, its value and what was expected.
     """
@@ -259,6 +263,13 @@ def build_recipe(preset: str, *changes: Mapping[str, Any], start: Recipe | None 
     recipe = _validate(values)
     if start is not None:
         _check_start(recipe, start)
+    if not recipe.network.audio.takes_mels:
+        for name in MEL_NUMBERS:
+            if value := getattr(recipe.frames, name):
+                raise ModelError(
+                    f"frames.{name} is {value:g}, expected 0: it acts on mels alone, and with "
+                    f"network.audio.input {recipe.network.audio.input!r} the network takes none"
+                )
     return recipe
 
 
@@ -310,11 +321,13 @@ def compare_recipes(new: Recipe, old: Recipe) -> list[tuple[str, Any, Any]]:
 
     ``watch`` may differ. ``steps`` and the decay at their end may while the learning rate is constant: a run
     may be extended. ``batch`` may, for fewer or more GPUs: still no frame is repeated or missing in an epoch.
-    The numbers of speech features may if neither network takes them.
+    The numbers of speech features may if neither network takes them, and so may those of mels.
     """
     may_differ = {"batch"}
     if not (new.network.audio.takes_speech or old.network.audio.takes_speech):
         may_differ |= {f"network.audio.{name}" for name in SPEECH_NUMBERS}
+    if not (new.network.audio.takes_mels or old.network.audio.takes_mels):
+        may_differ |= {f"frames.{name}" for name in MEL_NUMBERS}
     if new.optim.after_warmup == old.optim.after_warmup == "constant":
         may_differ |= {"steps", "optim.decay_steps"}
     old_values = dict(iterate_values(asdict(old)))

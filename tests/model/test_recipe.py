@@ -164,6 +164,12 @@ def test_settings_with_dots_become_nested_changes() -> None:
         ({"batch.size": 5}, "batch is {'size': 5}, expected a value, not a section"),
         ({"batch": 5, "batch.size": 5}, "batch.size: batch is set to a value already"),
         ({"network.audio.null": False}, "frames.audio_dropped needs network.audio.null"),
+        (
+            {"network.audio.input": "speech", "frames.audio_gain_db": 12},
+            "frames.audio_gain_db is 12, expected 0: it acts on mels alone, and with network.audio.input "
+            "'speech' the network takes none",
+        ),
+        ({"network.audio.input": "speech", "frames.audio_band_db": 0.5}, "frames.audio_band_db is 0.5"),
     ],
 )
 def test_an_invalid_value_raises_one_line_that_names_it(settings: dict[str, Any], message: str) -> None:
@@ -204,6 +210,24 @@ def test_a_resumed_run_may_change_its_logging_and_be_extended_while_its_learning
     assert not compare_recipes(decayed, build("constant"))
     longer = compare_recipes(build("cosine", steps=9), build("cosine", steps=8))
     assert longer == [("steps", 9, 8)], "a cosine ends at its last step"
+
+
+def test_a_run_from_before_with_jitter_of_mels_that_its_network_does_not_take_is_read_and_resumed() -> None:
+    """Where the network takes mels too, the jitter is a difference."""
+
+    def build(audio_input: str, gain: float, band: float) -> Recipe:
+        recipe = build_recipe("demo", {"network": {"audio": {"input": audio_input}}})
+        values = asdict(recipe)
+        values["frames"] |= {"audio_gain_db": gain, "audio_band_db": band}
+        return recipe_from_dict(values)
+
+    assert not compare_recipes(build("speech", 0, 0), build("speech", 12, 6))
+    names = [name for name, _, _ in compare_recipes(build("both", 0, 0), build("both", 12, 6))]
+    assert names == ["frames.audio_gain_db", "frames.audio_band_db"]
+    [(name, _, _), *_] = compare_recipes(build("mels", 0, 0), build("speech", 12, 6))
+    assert name == "network.audio.input"
+    both = {"network": {"audio": {"input": "both"}}, "frames": {"audio_gain_db": 12, "audio_band_db": 6}}
+    assert build_recipe("demo", both) == build("both", 12, 6)
 
 
 def test_attention_at_a_size_that_no_feature_map_has_is_refused_instead_of_left_out() -> None:
