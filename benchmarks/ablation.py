@@ -7,7 +7,8 @@
 Every row is a run of ``model.loop.train`` in a process of its own, ``--jobs`` of them at a time. Then clips
 of the test split are generated autoregressively with each other's speech and with their own, at each
 ``--guidance``, and scored by ``stages.evaluate.listening``. An existing run is continued, so samples can be
-added later. ``--network`` scores a network that is there instead: a published one, or a run's folder.
+added later. ``--network`` scores a network that is there instead: a published one, or a run's folder. A row's
+result.json has its scores, how the clips were generated and how many pairs there were.
 
 People that the network never saw are a second test: the clips of ``--strangers`` whose speakers are not
 trained on, with each other's speech and with their own, all together and each speaker alone. ``--recolour``
@@ -175,6 +176,8 @@ COLUMNS = (
     "silence_ratio", "closure",
 )  # fmt: skip
 RESULT, LOG = "result.json", "log.txt"  # of a row, in its folder
+# Of a result, besides what it has by name: a list of how the clips of each name were generated.
+RECORDS = "sampling"
 
 
 def make_recipe(name: str, args: argparse.Namespace) -> Recipe:
@@ -254,18 +257,77 @@ def stop_after(run: Path, state: Any, seconds: float) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def list_sampling(name: str, recipe: Recipe, args: argparse.Namespace) -> dict[str, SampleParams]:
-    """How the clips of a row are generated, by name."""
-    default = SampleParams(steps=args.steps, common_noise=args.common_noise)
+def make_default_params(args: argparse.Namespace) -> SampleParams:
+    """What all ways to generate clips have in common, but for their guidance."""
+    return SampleParams(steps=args.steps, common_noise=args.common_noise)
+
+
+def list_all_sampling(name: str, recipe: Recipe, args: argparse.Namespace) -> dict[str, SampleParams]:
+    """How the clips of a row can be generated, by name."""
+    default = make_default_params(args)
     guidances = args.guidance if recipe.network.audio.null else [1.0]
     params = {f"guidance {guidance:g}": replace(default, guidance=guidance) for guidance in guidances}
     strongest = replace(default, guidance=max(guidances))
-    params |= {what: replace(strongest, **changes) for what, changes in SAMPLING.get(name, {}).items()}
+    return params | {what: replace(strongest, **changes) for what, changes in SAMPLING.get(name, {}).items()}
+
+
+def list_sampling(name: str, recipe: Recipe, args: argparse.Namespace) -> dict[str, SampleParams]:
+    """How the clips of a row are generated, by name: in all ways, or as --sampling says."""
+    params = list_all_sampling(name, recipe, args)
     if args.sampling is None:
         return params
     if args.sampling not in params:
         raise SystemExit(f"--sampling {args.sampling}: expected one of the row {name}: {'; '.join(params)}")
     return {args.sampling: params[args.sampling]}
+
+
+def drop_other_scores(
+    result: Mapping[str, Any], samples: int, sampling: Mapping[str, SampleParams], default: SampleParams
+) -> dict[str, Any]:
+    """``result`` without the scores of other ways to generate clips; empty if of another number of samples.
+
+    ``sampling``: params by the name of a way. All other ways have ``default``, but for their guidance. Scores
+    of a file without records stay: ``format_row`` says that their params are not known.
+    """
+    if result.get("samples") != samples:
+        return {}
+
+    def is_other(way: str, params: Mapping[str, Any] | None) -> bool:
+        if params is None:  # no network generates a frozen mouth
+            return False
+        return params != asdict(sampling.get(way, replace(default, guidance=params["guidance"])))
+
+    records = result.get(RECORDS, [])
+    others = {each["name"] for each in records if is_other(each["way"], each["params"])}
+    for name in sorted(others):
+        logging.info("%s: generated with other params before, dropped", name)
+    remaining = {name: value for name, value in result.items() if name not in others}
+    return remaining | {RECORDS: [each for each in records if each["name"] not in others]}
+
+
+def add_scores(
+    result: Mapping[str, Any],
+    way: str,
+    params: SampleParams | None,
+    clip_sets: Sequence[tuple[ClipSet, Scores]],
+) -> dict[str, Any]:
+    """``result`` with the means of one way to generate clips, their params and numbers of pairs.
+
+    ``params``: None for clips that no network generates.
+    """
+    groups = group_pairs(way, clip_sets)
+    records = [each for each in result.get(RECORDS, []) if each["name"] not in groups]
+    for name, scores in groups.items():
+        n_own = sum(pair.clip_id == pair.audio_clip_id for pair, _ in scores)
+        records.append(
+            {
+                "name": name,
+                "way": way,
+                "params": None if params is None else asdict(params),
+                "pairs": {"own": n_own, "swapped": len(scores) - n_own},
+            }
+        )
+    return {**result, **{name: average_pairs(scores) for name, scores in groups.items()}, RECORDS: records}
 
 
 def measure_row(name: str, args: argparse.Namespace) -> None:
@@ -279,9 +341,13 @@ def measure_row(name: str, args: argparse.Namespace) -> None:
     train(run, make_recipe(name, args), open_dataset(args.shards, hashes=False), args)
     seconds = time.perf_counter() - start
     network, saved = load_network(run, which="newest")
-    result = read_result(run)
-    if result.get("samples") != saved.position:  # else this is one more way to generate clips
-        result = {"samples": saved.position, "seconds": seconds, "parameters": count_parameters(network)}
+    possible, default = list_all_sampling(name, saved.recipe, args), make_default_params(args)
+    # What is left was measured before: this is one more way to generate clips.
+    result = drop_other_scores(read_result(run), saved.position, possible, default) or {
+        "samples": saved.position,
+        "seconds": seconds,
+        "parameters": count_parameters(network),
+    }
     sampling = list_sampling(name, saved.recipe, args)
     score_network(network, saved.recipe, sampling, run, result, args, generator_class)
 
@@ -307,7 +373,7 @@ def score_network(
     args: argparse.Namespace,
     generator_class: type[FrameGenerator] = FrameGenerator,
 ) -> None:
-    """Add the scores of each way to generate clips to ``result``, and keep it in ``folder``."""
+    """Write ``result`` with the scores of each way to generate clips to ``folder``."""
     landmarker = args.landmarker or weights.find(weights.LANDMARKER)
     dataset = open_dataset(args.shards, hashes=False)
     with contextlib.ExitStack() as stack:
@@ -315,12 +381,13 @@ def score_network(
             (clip_set, stack.enter_context(TruthMouths(landmarker)))
             for clip_set in list_clip_sets(dataset, args)
         ]
-        result |= average_sets("frozen mouth", [(each, score_frozen(each)) for each, _ in clip_sets])
+        frozen = [(each, score_frozen(each)) for each, _ in clip_sets]
+        result = add_scores(result, "frozen mouth", None, frozen)
         for what, params in sampling.items():
             device, execution = select_device(args.device), Execution(compile=False, precision=args.precision)
             generator = generator_class(network, recipe, params, device, execution)
             scores = [(each, score_clips(generator, each, truth, args)) for each, truth in clip_sets]
-            result |= average_sets(what, scores)
+            result = add_scores(result, what, params, scores)
             write_json(folder / RESULT, result)
 
 
@@ -448,9 +515,9 @@ def score_identity(generated: Frames, clip: ClipSample) -> dict[str, float]:
     return {"identity_distance": float(distances.mean())}
 
 
-def average_sets(what: str, clip_sets: Sequence[tuple[ClipSet, Scores]]) -> dict[str, Any]:
-    """Means by what was scored: sets of one name together, and each stranger alone."""
-    groups: dict[str, list[tuple[Pair, dict[str, float]]]] = {}
+def group_pairs(what: str, clip_sets: Sequence[tuple[ClipSet, Scores]]) -> dict[str, Scores]:
+    """Scores of pairs by what was scored: sets of one name together, and each stranger alone."""
+    groups: dict[str, Scores] = {}
     for clip_set, scores in clip_sets:
         for pair, each in scores:
             names = [clip_set.name]
@@ -459,9 +526,7 @@ def average_sets(what: str, clip_sets: Sequence[tuple[ClipSet, Scores]]) -> dict
                 names.append(f"{clip_set.name}, {speaker}")
             for name in names:
                 groups.setdefault(name, []).append((pair, each))
-    return {
-        f"{what}, {name}" if name else what: average_pairs(scores) for name, scores in sorted(groups.items())
-    }
+    return {f"{what}, {name}" if name else what: scores for name, scores in sorted(groups.items())}
 
 
 def average_pairs(scores: Scores) -> dict[str, Any]:
@@ -544,8 +609,10 @@ def read_result(folder: Path) -> dict[str, Any]:
 def format_row(name: str, folder: Path) -> Iterator[str]:
     """A line of the table for each way in which the row's clips were generated."""
     result = read_result(folder)
-    for what, scores in result.items():
+    recorded = {each["name"] for each in result.get(RECORDS, [])}
+    for title, scores in result.items():
         if isinstance(scores, dict):
+            what = title + ("" if title in recorded else " (params not recorded)")
             cells = [f"{scores[key]['value']:.2f}" if key in scores else "-" for key in COLUMNS]
             if net := scores.get("audio_obedience_net"):
                 cells[1] += f" [{net['low']:.2f}, {net['high']:.2f}]"

@@ -293,7 +293,7 @@ print(json.dumps([[each.name, [pair.name for pair in each.pairs]] for each in se
 loud, quiet = (each.read(dataset, each.pairs[0])[1].mels for each in sets[:2])
 print(json.dumps([float((loud - quiet).min()), float((loud - quiet).max()), float(quiet.min())]))
 frozen = [(each, ablation.score_frozen(each)) for each in sets]
-print(json.dumps(sorted(ablation.average_sets("frozen mouth", frozen))))
+print(json.dumps(sorted(ablation.group_pairs("frozen mouth", frozen))))
 args.strangers = sys.argv[1:2]
 ablation.list_clip_sets(dataset, args)
 """
@@ -317,6 +317,82 @@ ablation.list_clip_sets(dataset, args)
     assert process.stderr.strip().endswith(
         "1 clips of the speakers s3, expected 2 or more; there are s1, s2, s3"
     )
+
+
+def test_a_result_of_the_ablation_says_how_its_clips_were_generated_and_mixes_no_two_ways(
+    tmp_path: Path,
+) -> None:
+    script = """
+import argparse, json, sys
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+sys.path[:0] = ["benchmarks"]
+import ablation
+from model.recipe import build_recipe
+from sampler.params import SampleParams
+from stages.sample.pairs import Pair
+
+folder, recipe = Path(sys.argv[1]), build_recipe("demo")
+dataset = SimpleNamespace(clips={"a": {"speaker": "s7"}, "b": {"speaker": "s8"}})
+pairs = [Pair("a", "a"), Pair("a", "b"), Pair("b", "a")]
+
+def make_sets(value, *names):
+    scores = [(pair, {"audio_obedience": value, "psnr_box_db": value}) for pair in pairs]
+    return [(ablation.ClipSet(name, dataset, pairs), scores) for name in names]
+
+def list_ways(steps, guidance):
+    args = argparse.Namespace(steps=steps, common_noise=0.9, guidance=guidance, sampling=None)
+    return ablation.list_sampling("context", recipe, args), ablation.make_default_params(args)
+
+def drop(result, samples, steps, guidance):
+    return sorted(ablation.drop_other_scores(result, samples, *list_ways(steps, guidance)))
+
+result = {"samples": 48, "seconds": 1.5, "parameters": 7}
+result = ablation.add_scores(result, "frozen mouth", None, make_sets(0.1, "", "strangers"))
+ways, _ = list_ways(4, [1.0, 2.0])
+for way in ("guidance 1", "guidance 2", "common noise 0"):
+    result = ablation.add_scores(result, way, ways[way], make_sets(0.2, "", "strangers"))
+ablation.write_json(folder / ablation.RESULT, result)
+result = ablation.read_result(folder)
+first = {each["name"]: each for each in result["sampling"]}
+assert first["guidance 2"] == {
+    "name": "guidance 2", "way": "guidance 2", "pairs": {"own": 1, "swapped": 2},
+    "params": asdict(SampleParams(steps=4, common_noise=0.9, guidance=2)),
+}
+assert first["guidance 2, strangers, s7"]["pairs"] == {"own": 1, "swapped": 1}
+assert first["frozen mouth, strangers"]["params"] is None
+assert first.keys() == {name for name, scores in result.items() if isinstance(scores, dict)}
+assert result["guidance 2"]["audio_obedience"]["value"] == 0.2, "the keys of the scores are as before"
+for line in ablation.format_row("context", folder):
+    print(line)
+
+assert drop(result, 48, 4, [1.0, 2.0]) == drop(result, 48, 4, [2.0]) == sorted(result), "one more way"
+assert drop(result, 64, 4, [1.0, 2.0]) == [], "of another number of samples"
+others = {"frozen mouth", "parameters", "samples", "sampling", "seconds"}
+left = drop(result, 48, 2, [1.0, 2.0])
+assert {name for name in left if not name.startswith("frozen mouth, ")} == others, "all are of four steps"
+left = drop(result, 48, 4, [1.0])
+assert set(result) - set(left) == {name for name in result if name.startswith("common noise 0")}, left
+
+again = ablation.drop_other_scores(result, 48, *list_ways(2, [2.0]))
+again = ablation.add_scores(again, "guidance 2", list_ways(2, [2.0])[0]["guidance 2"], make_sets(0.3, ""))
+records = [each for each in again["sampling"] if each["way"] == "guidance 2"]
+assert [(each["name"], each["params"]["steps"]) for each in records] == [("guidance 2", 2)]
+
+old = {name: value for name, value in result.items() if name != "sampling"}  # as before there were records
+ablation.write_json(folder / ablation.RESULT, old)
+assert set(drop(old, 48, 2, [1.0])) == {*old, "sampling"}
+for line in ablation.format_row("context", folder):
+    print(line)
+"""
+    process = subprocess.run(
+        [sys.executable, "-c", script, tmp_path], cwd=ROOT, capture_output=True, text=True
+    )
+    assert process.returncode == 0, process.stderr
+    titles = [line.split(" | ")[2] for line in process.stdout.splitlines()]
+    assert len(titles) == 2 * 4 * 4 and titles[4] == "guidance 1"
+    assert titles[16:] == [f"{title} (params not recorded)" for title in titles[:16]]
 
 
 def test_a_model_is_adapted_from_by_its_name_as_by_its_path(tmp_path: Path) -> None:
