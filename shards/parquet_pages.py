@@ -27,7 +27,7 @@ N_VALUES = 1
 class PageTotals:
     """Sums over pages."""
 
-    values: int = 0
+    values: int = 0  # in data pages
     bytes: int = 0  # decompressed
     dictionary_bytes: int = 0  # of these, in dictionaries: each value may repeat any of them
 
@@ -65,7 +65,8 @@ def sum_pages(data: Buffer, metadata: Any) -> Iterator[tuple[str, PageTotals]]:
                     count = page.get(N_VALUES, 0) if isinstance(page, dict) else 0
                     if not isinstance(count, int) or count < 0:
                         raise ValueError(f"a page of {column.path_in_schema} has no number of values")
-                    n_values += count
+                    if field != DICTIONARY_PAGE:
+                        n_values += count
                 if DICTIONARY_PAGE in header:
                     n_dictionary_bytes += size
             yield column.path_in_schema, PageTotals(n_values, n_bytes, n_dictionary_bytes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -186,11 +186,17 @@ def parse_table(
         for group in optional[: max(present, default=0)]:
             schema = pa.schema([*schema, *group])
         _check_columns(actual, schema, path, what)
-        # Text is read as a dictionary: a few bytes can say that a long text repeats a million times.
         metadata = pq.read_metadata(pa.BufferReader(buffer))
-        texts = [name for name in _list_leaves(metadata) if _holds_text(schema, name.partition(".")[0])]
-        file = pq.ParquetFile(pa.BufferReader(buffer), read_dictionary=texts)
-        _check_sizes(data, file.metadata, schema, path, what, max_bytes)
+        with_dictionary = _check_sizes(data, metadata, path, what, max_bytes)
+        # What may repeat is read as a dictionary: a few bytes can say that a long text repeats a million
+        # times. Blobs without one are not: they may be more than the 2 GB that a dictionary holds.
+        repeating = [
+            name
+            for name in _list_leaves(metadata)
+            if _holds(_is_text, schema, name)
+            or (name in with_dictionary and _holds(pa.types.is_binary, schema, name))
+        ]
+        file = pq.ParquetFile(pa.BufferReader(buffer), read_dictionary=repeating)
         # One column after the other: reading all at once takes twice the memory. The last column first, since
         # the wide columns are last, and reading a column takes its size once more.
         names = schema.names[::-1]
@@ -247,12 +253,15 @@ def _check_columns(actual: pa.Schema, schema: pa.Schema, path: str, what: str) -
 
 
 def _check_sizes(
-    data: Buffer, metadata: pq.FileMetaData, schema: pa.Schema, path: str, what: str, max_bytes: int
-) -> None:
-    """Raise ShardError for more rows or values than MAX_ROWS allows, or for more than ``max_bytes``."""
+    data: Buffer, metadata: pq.FileMetaData, path: str, what: str, max_bytes: int
+) -> frozenset[str]:
+    """Raise ShardError for more rows or values than MAX_ROWS allows, or for more than ``max_bytes``.
+
+    Returns the paths of the columns that have a dictionary: what they take is known when they are read.
+    """
     if not 0 <= metadata.num_rows <= MAX_ROWS:
         raise ShardError(f"{path}: {what} of {metadata.num_rows} rows, expected at most {MAX_ROWS}")
-    blobs = {field.name for field in schema if pa.types.is_binary(field.type)}
+    with_dictionary = set()
     values: Counter[str] = Counter()
     n_bytes = 0
     for column, totals in sum_pages(data, metadata):
@@ -263,12 +272,9 @@ def _check_sizes(
                 f"{path}: {what} of {values[column]} values in {column} and {n_bytes / 1e9:.3g} GB, "
                 f"expected at most {VALUES_PER_ROW * MAX_ROWS} and {max_bytes / 1e9:.3g}"
             )
-        # Text is counted when it is read. Of other values, each may be the longest in the dictionary.
-        longest = totals.dictionary_bytes * totals.values
-        if column in blobs and longest > max_bytes:
-            raise ShardError(
-                f"{path}: {column} may take {longest / 1e9:.3g} GB, expected {max_bytes / 1e9:.3g}"
-            )
+        if totals.dictionary_bytes:
+            with_dictionary.add(column)
+    return frozenset(with_dictionary)
 
 
 def _check_column(column: pa.ChunkedArray, name: str, rule: Rule, path: str) -> None:
@@ -311,7 +317,7 @@ def _list_values(column: pa.ChunkedArray) -> Iterator[pa.Array]:
 
 
 def _count_bytes(column: pa.ChunkedArray) -> int:
-    """The memory of a column when its texts are written out."""
+    """The memory of a column when the values of its dictionary are written out; without one, of numbers."""
     n_bytes = 0
     for chunk in column.chunks:
         values = chunk.flatten() if pa.types.is_list(chunk.type) else chunk
@@ -336,12 +342,13 @@ def _list_leaves(metadata: pq.FileMetaData) -> list[str]:
     return [metadata.schema.column(number).path for number in range(metadata.num_columns)]
 
 
-def _holds_text(schema: pa.Schema, name: str) -> bool:
-    """Whether a column of the schema holds text, or lists of text."""
+def _holds(is_kind: Callable[[pa.DataType], bool], schema: pa.Schema, path: str) -> bool:
+    """Whether the column of the schema with this path holds values of a kind, or lists of them."""
+    name = path.partition(".")[0]
     if name not in schema.names:
         return False
     kind = schema.field(name).type
-    return _is_text(kind) or (pa.types.is_list(kind) and _is_text(kind.value_type))
+    return is_kind(kind) or (pa.types.is_list(kind) and is_kind(kind.value_type))
 
 
 def _is_text(kind: pa.DataType) -> bool:

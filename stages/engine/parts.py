@@ -166,7 +166,8 @@ PART_RULES = MappingProxyType(
         "notes": Rule(required=True),
     }
 )
-MAX_PART_BYTES = 2**34  # 64 clips of ten minutes with their landmarks are 3.7 GB
+MAX_PART_BYTES = 2**34  # in memory: 64 clips of ten minutes with their landmarks are 3.7 GB
+ROWS_PER_BATCH = 16  # after which a page may end: a page of 1024 arrays, pyarrow's default, may be too large
 
 
 def list_columns(arrays: Iterable[str]) -> list[pa.Field]:
@@ -177,7 +178,10 @@ def list_columns(arrays: Iterable[str]) -> list[pa.Field]:
 def write_part(
     path: Path, key: str, columns: Sequence[pa.Field], rows: Iterable[tuple[str, Outcome, Row]]
 ) -> None:
-    """Write a part from (clip id, outcome, values of the stage's own columns); null where not ok."""
+    """Write a part from (clip id, outcome, values of the stage's own columns); null where not ok.
+
+    Raises StageError for more than ``read_part`` accepts.
+    """
     schema = pa.schema([*OUTCOME_SCHEMA, *columns], metadata={KEY: key.encode()})
     records = [
         {
@@ -190,8 +194,22 @@ def write_part(
         }
         for clip_id, outcome, values in rows
     ]
+    table = pa.Table.from_pylist(records, schema)
+    if table.nbytes > MAX_PART_BYTES:
+        raise StageError(
+            f"{path}: its {len(records)} clips take {table.nbytes / 1e9:.3g} GB, expected at most "
+            f"{MAX_PART_BYTES / 1e9:.3g}; choose a smaller parts.clips_per_part"
+        )
+    # No two arrays are equal, and a dictionary would hold them all.
+    texts = [
+        f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name
+        for field in schema
+        if not pa.types.is_binary(field.type)
+    ]
     with write_atomically(path) as partial:
-        pq.write_table(pa.Table.from_pylist(records, schema), partial, compression="zstd")
+        pq.write_table(
+            table, partial, compression="zstd", use_dictionary=texts, write_batch_size=ROWS_PER_BATCH
+        )
 
 
 def read_part(path: Path, columns: Iterable[pa.Field] = ()) -> dict[str, Row]:
