@@ -19,7 +19,7 @@ from shards.ledger import is_span
 from shards.schema import Frame
 from shards.table import Row
 from stages.engine.cache import digest, load_entry, save_entry, versions
-from stages.engine.outcome import Drop, Outcome, StageError
+from stages.engine.outcome import Drop, Outcome, StageError, shorten_text
 from stages.engine.parts import Part
 from stages.engine.per_clip import run_per_clip
 from stages.engine.sandbox import ClipJob
@@ -136,8 +136,13 @@ def find_points(
 
 
 def describe_gaps(is_found: NDArray[np.bool_]) -> list[str]:
-    """A note on the frames (T,) whose face is interpolated, if there are any."""
-    return [] if is_found.all() else [f"face interpolated in frames {np.flatnonzero(~is_found).tolist()}"]
+    """A note on the frames (T,) whose face is interpolated, if there are any.
+
+    It names them all, as notes are in the bytes of shards, unless that is longer than a table's text may be.
+    """
+    if is_found.all():
+        return []
+    return [shorten_text(f"face interpolated in frames {np.flatnonzero(~is_found).tolist()}")]
 
 
 def _is_unplaced(tracked: Sequence[FaceDetection | None], frame: int) -> bool:

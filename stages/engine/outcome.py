@@ -6,8 +6,9 @@ import errno
 from dataclasses import asdict, dataclass, field
 from typing import Any, get_args
 
-from shards.errors import shorten
+from shards.errors import shorten, shorten_message
 from shards.ledger import DROPPED, OK, Status
+from shards.table import MAX_TEXT_BYTES
 
 # The system's reasons that are no clip's fault: every other clip would fail in the same way.
 MACHINE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE})
@@ -28,13 +29,23 @@ class Drop(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The result of one stage for one clip. ``facts`` are whatever the stage measured."""
+    """The result of one stage for one clip. ``facts`` are whatever the stage measured.
+
+    A reason or a note that is too long for a table is shortened: one clip would stop the whole build.
+    """
 
     status: Status = OK
     code: str = ""
     reason: str = ""
     notes: tuple[str, ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # ``from_json`` refuses other types afterwards
+        if isinstance(self.reason, str):
+            object.__setattr__(self, "reason", shorten_text(self.reason))
+        notes = tuple(shorten_text(note) if isinstance(note, str) else note for note in self.notes)
+        object.__setattr__(self, "notes", notes)
 
     @classmethod
     def from_drop(cls, drop: Drop) -> Outcome:
@@ -52,3 +63,9 @@ class Outcome:
         if outcome.status not in get_args(Status) or not is_plain:
             raise ValueError(f"{shorten(data)} is no outcome")
         return outcome
+
+
+def shorten_text(text: str) -> str:
+    """A text of any length for a table: the text itself, or its beginning and end if it is too long."""
+    is_long = len(text.encode(errors="replace")) > MAX_TEXT_BYTES
+    return shorten_message(text) if is_long else text

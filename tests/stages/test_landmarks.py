@@ -15,7 +15,13 @@ from stages import synth
 from stages.align import AlignParams, align_clip
 from stages.engine.cache import load_entry
 from stages.engine.outcome import Drop
-from stages.landmarks import LandmarksParams, describe_frames, find_landmarks_in_file, find_points
+from stages.landmarks import (
+    LandmarksParams,
+    describe_frames,
+    describe_gaps,
+    find_landmarks_in_file,
+    find_points,
+)
 from stages.media.faces import FaceFinder, Points
 from stages.media.video import ClipFrames, ClockFrame, read_frames_at_25fps
 from stages.synth import ClipSpec
@@ -91,6 +97,16 @@ def test_a_longer_gap_drops_the_clip_and_names_the_frames(
     with pytest.raises(Drop) as caught:
         find_points(without_face(frames, blank), finder, PARAMS)
     assert (caught.value.code, caught.value.reason) == ("no_face", words)
+
+
+def test_a_note_on_countless_gaps_is_one_line_and_any_other_names_every_frame() -> None:
+    is_found = np.ones(60_000, bool)
+    is_found[::6] = False
+    [note] = describe_gaps(is_found)
+    assert note.startswith("face interpolated in frames [0, 6, 12, ") and note.endswith(", 59988, 59994]")
+    assert len(note) < 400 and "..." in note
+    [note] = describe_gaps(is_found[:50_000])
+    assert note == f"face interpolated in frames {list(range(0, 50_000, 6))}"
 
 
 # --- jumps ------------------------------------------------------------------------------------------

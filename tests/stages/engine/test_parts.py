@@ -9,10 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from shards.ledger import FAILED
 from shards.schema import VIDEO_FPS
 from shards.table import Row
 from stages.engine import parts
-from stages.engine.outcome import Outcome, StageError
+from stages.engine.outcome import Drop, Outcome, StageError
 from stages.engine.parts import OUTCOME_SCHEMA, list_columns, read_part, read_part_key, write_part
 from stages.landmarks import COLUMNS
 from stages.media.faces import N_POINTS
@@ -86,6 +87,22 @@ def test_a_small_part_that_says_that_an_array_repeats_is_refused(tmp_path: Path)
     assert path.stat().st_size < 2**20
     with pytest.raises(StageError, match=r"its columns take more than 17\.2 GB"):
         read_part(path, BLOBS)
+
+
+def test_a_clip_with_endless_notes_and_reasons_stops_no_build(tmp_path: Path) -> None:
+    path, endless = tmp_path / "train-00000.parquet", "ü" * 40_000  # 80,000 bytes
+    outcomes = {
+        "s1_a": Outcome(notes=("short", endless)),
+        "s1_b": Outcome(FAILED, "crash", f"ValueError: {endless} (tried 2 times)"),
+        "s1_c": Outcome.from_json(Outcome().to_json() | {"notes": [endless]}),
+        "s1_d": Outcome.from_drop(Drop("odd", endless[:30_000])),
+    }
+    write_part(path, "key", [], [(clip_id, outcome, {}) for clip_id, outcome in outcomes.items()])
+    part = read_part(path)
+    assert part["s1_a"]["notes"][0] == "short" and len(part["s1_a"]["notes"][1]) < 400
+    assert part["s1_b"]["reason"].endswith("üü (tried 2 times)") and len(part["s1_b"]["reason"]) < 400
+    assert part["s1_c"]["notes"] == [part["s1_a"]["notes"][1]]
+    assert part["s1_d"]["reason"] == endless[:30_000]
 
 
 def test_a_part_that_no_stage_could_read_is_not_written(
