@@ -205,7 +205,7 @@ def _check_file(storage: LocalStorage, entry: ShardEntry) -> str:
     except OSError as err:
         return f"{path}: cannot be read ({err.strerror})"
     if sha256 != entry.sha256:
-        return f"{path}: sha256 {sha256}, expected {entry.sha256}"
+        return f"{path}: sha256 {sha256}, expected {entry.sha256}; build or download it again"
     return ""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -104,8 +105,19 @@ def run(work: Work, parts: Sequence[Part], params: ShardParams, context: Context
     """Write ``work.out/*.tar``, one shard per part that has usable clips. ``finish_dataset`` comes after."""
     report = Report(STAGE)
     tasks = plan_tasks(work, parts, params, context)
+    # Every shard is hashed, as every raw file is: a disk that fails changes no size and no time. Hashing
+    # releases the GIL, so threads do it at the disk's speed.
+    with ThreadPoolExecutor(context.workers) as pool:
+        written = {
+            task.path for task, is_there in zip(tasks, pool.map(_is_written, tasks), strict=True) if is_there
+        }
     update_parts(
-        work.stage_folder(STAGE), tasks, pack_part, context.map_tasks, report, is_current=_is_written
+        work.stage_folder(STAGE),
+        tasks,
+        pack_part,
+        context.map_tasks,
+        report,
+        is_current=lambda task: task.path in written,
     )
     report.frames = sum(shard.entry.frames for shard in read_packed(work, parts))
     return report
@@ -333,13 +345,13 @@ def _read_planned(path: Path, task: PartTask) -> tuple[bool, ShardEntry | None]:
 
 
 def _is_written(task: PartTask) -> bool:
-    """Whether a part and its shard are on disk as planned."""
+    """Whether a part and its shard are on disk as planned, with the bytes that the part says."""
     is_planned, entry = _read_planned(task.path, task)
     if not is_planned or entry is None:
         return is_planned
     inputs: PackInputs = task.inputs
     path = inputs.work.out / entry.name
-    return path.is_file() and path.stat().st_size == entry.bytes
+    return path.is_file() and path.stat().st_size == entry.bytes and file_sha256(path) == entry.sha256
 
 
 def _is_named_for(entry: ShardEntry, part: Part) -> bool:

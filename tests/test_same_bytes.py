@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import shutil
@@ -145,9 +146,13 @@ def test_what_is_there_is_left_alone_and_what_is_damaged_is_made_again(
     again = build(raw, tmp_path, "--params", params)
     assert all(stage["clips_computed"] == 0 for stage in again["stages"])
     assert {path: path.stat().st_mtime_ns for path in times} == times
-    first, second, *_ = sorted(times)
+    first, second, third, *_ = sorted(times)
     first.unlink()
     second.write_bytes(second.read_bytes()[:1000])  # shares its bytes with the cache's copy
+    altered, status = bytearray(third.read_bytes()), third.stat()
+    altered[len(altered) // 2] ^= 1
+    third.write_bytes(altered)
+    os.utime(third, ns=(status.st_atime_ns, status.st_mtime_ns))  # as a disk does that fails
     (tmp_path / "shards" / "index.parquet").unlink()
     build(raw, tmp_path, "--params", params)
     assert hash_files(tmp_path / "shards") == reference

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -127,6 +128,23 @@ def test_a_part_is_packed_again_when_its_speech_has_changed(work: Work) -> None:
     write_speech_parts(work, key="another encoder")
     assert run_shard(work, speech).parts["built"] == n_parts
     assert hash_files(work.out) == first
+
+
+def test_a_shard_with_one_bit_altered_is_reported_and_packed_again(work: Work) -> None:
+    first = hash_files(work.out)
+    shard_path, *_ = work.out.glob("*.tar")
+    data, status = bytearray(shard_path.read_bytes()), shard_path.stat()
+    data[len(data) // 2] ^= 1
+    shard_path.write_bytes(data)
+    os.utime(shard_path, ns=(status.st_atime_ns, status.st_mtime_ns))  # as a disk does that fails
+    [problem] = verify(work.out, full=False)
+    assert problem.endswith("; build or download it again")
+    assert run_shard(work, None).parts["built"] == 1
+    assert {name: first[name] for name in first if name != "dataset.json"} == {
+        name: sha256 for name, sha256 in hash_files(work.out).items() if name != "dataset.json"
+    }
+    assert list(verify(work.out, full=True)) == []
+    assert run_shard(work, None).parts["built"] == 0
 
 
 def test_a_clip_that_the_stage_dropped_is_in_no_shard(work: Work) -> None:
