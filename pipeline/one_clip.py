@@ -46,6 +46,7 @@ def clip_from_file(
         face = landmarks.find_points(frames, find_faces, params.landmarks)
 
     # Stage 3: a matrix to the crop and a mask box for every frame.
+    align.check_length(n_frames, params.align.size)
     matrices, boxes = align.align_clip(face.points, params.align, face.jumps)
     align.check_boxes(boxes)
 

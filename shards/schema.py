@@ -113,6 +113,18 @@ def check_arrays(
         check_speech(key, n_frames, speech)
 
 
+def describe_excess(n_frames: int, size: int) -> str:
+    """What is more in a clip of so many frames of ``size`` px than a reader accepts; empty if nothing is."""
+    if n_frames > MAX_FRAMES:
+        return f"{n_frames} frames, expected at most {MAX_FRAMES}"
+    if (n_bytes := n_frames * size**2 * 3) > MAX_CLIP_BYTES:
+        return (
+            f"{n_frames} frames of {size} px are {n_bytes / 1e9:.3g} GB, "
+            f"expected at most {MAX_CLIP_BYTES / 1e9:.3g}"
+        )
+    return ""
+
+
 def check_values(key: str, mels: NDArray[np.float32], affine: NDArray[np.float32]) -> None:
     """Raise ShardError unless mels are decibels and each matrix maps the source to a crop and back."""
     if not (np.isfinite(mels).all() and np.isfinite(affine).all()):
@@ -248,9 +260,6 @@ def json_to_info(data: bytes, name: str) -> dict[str, Any]:
     n_frames, n_offsets = info["frames"], len(info["frame_offsets"])
     if n_offsets != n_frames + 1:
         raise ShardError(f"{name}: {n_offsets} frame offsets, {n_frames} frames need {n_frames + 1}")
-    if (n_bytes := n_frames * info["size"] ** 2 * 3) > MAX_CLIP_BYTES:
-        raise ShardError(
-            f"{name}: {n_frames} frames of {info['size']} px are {n_bytes / 1e9:.3g} GB, "
-            f"expected at most {MAX_CLIP_BYTES / 1e9:.3g}"
-        )
+    if excess := describe_excess(n_frames, info["size"]):
+        raise ShardError(f"{name}: {excess}")
     return info

@@ -22,8 +22,10 @@ from shards.schema import (
     JSON_MEMBER,
     MELS_MEMBER,
     SPEECH_MEMBER,
+    ShardError,
     array_to_npy,
     check_arrays,
+    describe_excess,
     get_frames_member,
     info_to_json,
 )
@@ -43,6 +45,8 @@ class PackedClip:
 
     def __post_init__(self) -> None:
         check_clip_id(self.key)
+        if excess := describe_excess(self.info["frames"], self.info["size"]):
+            raise ShardError(f"{self.key}: {excess}")
         size = (self.info["size"], self.info["size"])
         check_arrays(self.key, self.info["frames"], size, self.boxes, self.mels, self.affine, self.speech)
 

@@ -15,7 +15,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as params_dataclass
 
 from shards.ledger import OK
-from shards.schema import MAX_SIZE
+from shards.schema import MAX_SIZE, describe_excess
 from shards.table import Row
 from stages import landmarks
 from stages.engine.cache import digest
@@ -145,6 +145,7 @@ def align_part(task: PartTask) -> None:
             continue
         points = read_array(row, "points", landmarks.COLUMNS, (-1, N_POINTS, 2))
         try:
+            check_length(len(points), params.size)
             jumps = np.flatnonzero(read_array(row, "jumps", landmarks.COLUMNS, (-1,)))
             matrices, boxes = align_clip(points, params, jumps.tolist())
             check_boxes(boxes)
@@ -162,9 +163,19 @@ def check_boxes(boxes: Boxes) -> None:
         raise Drop("no_alignment", f"its box is empty in frame {empty[0]}: {boxes[empty[0]].tolist()}")
 
 
-def make_part_key(params: AlignParams | Mapping[str, Any], source_key: str) -> str:
+def check_length(n_frames: int, size: int) -> None:
+    """Raise Drop when no reader of shards would accept a clip of so many frames of ``size`` px."""
+    if excess := describe_excess(n_frames, size):
+        raise Drop("too_large", f"its {excess}; cut it, or choose a smaller align.size")
+
+
+def make_part_key(part: Part, params: AlignParams | Mapping[str, Any], source_key: str) -> str:
     """The key of a part that is made with these params from the landmarks' part of ``source_key``."""
-    return digest(STAGE, VERSION, params, source_key)
+    size = params.size if isinstance(params, AlignParams) else params["size"]
+    lengths = part.rows.table["frames"].to_pylist()
+    # Versions that did not drop such clips have made parts with the other key.
+    n_too_large = sum(bool(describe_excess(n_frames, size)) for n_frames in lengths)
+    return digest(STAGE, VERSION, params, source_key, *([n_too_large] if n_too_large else []))
 
 
 def run(work: Work, parts: Sequence[Part], params: AlignParams, context: Context) -> Report:
@@ -175,7 +186,7 @@ def run(work: Work, parts: Sequence[Part], params: AlignParams, context: Context
         source_key = read_part_key(source)
         if source_key is None:
             raise StageError(f"{source}: not there; run `pipeline landmarks --dataset {work.corpus}` first")
-        key = make_part_key(params, source_key)
+        key = make_part_key(part, params, source_key)
         tasks.append(PartTask(part, work.part_path(STAGE, part.name), key, (source, params)))
     report = Report(STAGE)
     stale = update_parts(work.stage_folder(STAGE), tasks, align_part, context.map_tasks, report)

@@ -133,7 +133,7 @@ def plan_tasks(work: Work, parts: Sequence[Part], params: ShardParams, context: 
     tasks = []
     for part in parts:
         keys = [_read_stage_key(work, stage, part) for stage in stages]
-        if keys[1] != align.make_part_key(context.dataset_params["align"], keys[0]):
+        if keys[1] != align.make_part_key(part, context.dataset_params["align"], keys[0]):
             raise StageError(  # its matrices with crops of another size would show a part of the face
                 f"{work.part_path(align.STAGE, part.name)}: was made with another align.size than {size} or "
                 f"other params; run `pipeline align --dataset {work.corpus}` with the same options first"

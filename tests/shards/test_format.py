@@ -29,7 +29,7 @@ from shards.diff import diff
 from shards.index import DATASET_NAME, INDEX_NAME, INDEX_SCHEMA, LEDGER_NAME, Clips, read_manifest
 from shards.ledger import write_ledger
 from shards.reader import decode_members, open_dataset, read_clip, read_members
-from shards.schema import ShardError, array_to_npy, npy_to_array
+from shards.schema import ShardError, array_to_npy, info_to_json, json_to_info, npy_to_array
 from shards.table import Row
 from shards.verify import verify
 from shards.writer import PackedClip, write_tar
@@ -51,6 +51,26 @@ def make_clip(key: str, codec: Codec = "webp", seed: int = 0) -> PackedClip:
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
     return datasets.write(tmp_path / "shards", [make_clip("s1_b", seed=1), make_clip("s1_a", seed=2)])
+
+
+@pytest.mark.parametrize(("n_frames", "fits"), [(1365, True), (1366, False)])
+def test_a_clip_that_no_reader_accepts_is_not_packed(n_frames: int, fits: bool) -> None:
+    info = {"schema_version": 1, "frames": n_frames, "size": 1024, "codec": "webp"}
+    info["frame_offsets"] = list(range(n_frames + 1))
+    expected = f"{n_frames} frames of 1024 px are 4.3 GB, expected at most 4.29"
+
+    def pack() -> PackedClip:
+        boxes = np.tile(np.array([4, 16, 28, 30], np.int16), (n_frames, 1))
+        affine = np.tile(np.eye(2, 3, dtype=np.float32), (n_frames, 1, 1))
+        return PackedClip("s1_x", b"", boxes, np.zeros((2 * n_frames, 8), np.float32), affine, info)
+
+    if fits:
+        assert json_to_info(pack().members()["json"], "s1_x.json")["frames"] == n_frames
+    else:
+        with pytest.raises(ShardError, match=re.escape(f"s1_x: {expected}")):
+            pack()
+        with pytest.raises(ShardError, match=re.escape(f"s1_x.json: {expected}")):
+            json_to_info(info_to_json(info), "s1_x.json")
 
 
 @pytest.mark.parametrize("codec", CODECS)

@@ -1,25 +1,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from stages import clips, synth
+from shards.table import Rows
+from stages import align, clips, landmarks, synth
 from stages.align import (
     AlignParams,
     align_clip,
     centred_mean,
     check_boxes,
+    check_length,
     compute_mask_boxes,
+    make_part_key,
     project_points,
 )
-from stages.engine.outcome import Drop
+from stages.engine.cache import digest
+from stages.engine.outcome import Drop, Outcome
+from stages.engine.parts import Part, list_columns, read_part, write_part
+from stages.engine.stage import Context, Work
 from stages.media.crops import PADDED_PIXELS, TEMPLATE, fit_similarity, warp
 from stages.media.faces import (
     FACE_OVAL,
@@ -195,6 +203,45 @@ def test_any_face_moving_anyhow_is_hidden_by_a_box_of_one_size(seed: int) -> Non
         low = here[list(FACE_OVAL)]
         low = low[low[:, 1] >= anchor + 5]  # the anchor is smoothed
         assert (low[:, 0] >= box[0] - 4).all() and (low[:, 1] < box[3] + 4).all()
+
+
+def test_a_clip_that_no_reader_of_shards_accepts_is_dropped_with_a_reason(
+    made: tuple[Points, np.ndarray], tmp_path: Path
+) -> None:
+    lengths = {"s1_fits": 2**32 // (3 * 1024**2), "s1_large": 2**32 // (3 * 1024**2) + 1}
+    work = Work("folder", tmp_path, tmp_path, tmp_path, tmp_path)
+    rows = [{"clip_id": clip_id, "frames": n_frames} for clip_id, n_frames in lengths.items()]
+    schema = pa.schema([("clip_id", pa.string()), ("frames", pa.int32())])
+    part = Part("train", 0, Rows.from_rows(rows, schema))
+    landmarks_rows = [
+        (
+            clip_id,
+            Outcome(),
+            {"points": np.resize(made[0], (n_frames, 478, 2)).tobytes(), "jumps": bytes(n_frames)},
+        )
+        for clip_id, n_frames in lengths.items()
+    ]
+    path = work.part_path(landmarks.STAGE, part.name)
+    write_part(path, "key", list_columns(landmarks.COLUMNS), landmarks_rows)
+    report = align.run(work, [part], AlignParams(size=1024), Context())
+    assert report.counts == {"ok": 1, "too_large": 1}
+    outcomes = read_part(work.part_path(align.STAGE, part.name))
+    assert outcomes["s1_fits"]["status"] == "ok"
+    assert outcomes["s1_large"]["reason"] == (
+        "its 1366 frames of 1024 px are 4.3 GB, expected at most 4.29; cut it, or choose a smaller align.size"
+    )
+    with pytest.raises(Drop, match="its 1000001 frames, expected at most 1000000; cut it"):
+        check_length(1_000_001, 32)
+    check_length(1_000_000, 32)
+
+
+def test_only_parts_with_a_clip_that_is_too_large_have_another_key_than_before() -> None:
+    schema = pa.schema([("frames", pa.int32())])
+    fitting, large = (Part("train", 0, Rows.from_rows([{"frames": n}], schema)) for n in (1365, 1366))
+    params = AlignParams(size=1024)
+    assert make_part_key(fitting, params, "a") == digest(align.STAGE, align.VERSION, params, "a")
+    assert make_part_key(large, params, "a") != make_part_key(fitting, params, "a")
+    assert make_part_key(large, asdict(params), "a") == make_part_key(large, params, "a")
 
 
 def test_a_box_with_nothing_in_it_drops_the_clip_and_names_the_frame() -> None:
