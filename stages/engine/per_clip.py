@@ -23,9 +23,10 @@ from stages.engine.outcome import Outcome, StageError
 from stages.engine.parts import (
     Part,
     PartTask,
+    has_planned_key,
     list_columns,
     read_outcomes,
-    read_part_key,
+    read_part,
     update_parts,
     write_part,
 )
@@ -106,7 +107,7 @@ def run_per_clip(
         return [_plan_part(part, work, stage, keys, entries, failures, columns) for part in parts]
 
     # A part with failures has another key than the one planned here, so its clips are tried again.
-    stale = [task for task in plan_tasks({}) if read_part_key(task.path) != task.key]
+    stale = [task for task in plan_tasks({}) if not has_planned_key(task)]
     missing = [
         ClipTask(row["clip_id"], entry, make_job(row, entry), context.limits, find_decoded_seconds(row))
         for task in stale
@@ -119,7 +120,14 @@ def run_per_clip(
     failures = {clip_id: outcome for clip_id, outcome in outcomes if outcome.status == FAILED}
 
     report = Report(stage, clips_computed=len(missing))
-    update_parts(work.stage_folder(stage), plan_tasks(failures), assemble_part, context.map_tasks, report)
+    update_parts(
+        work.stage_folder(stage),
+        plan_tasks(failures),
+        assemble_part,
+        context.map_tasks,
+        report,
+        is_current=_is_current,
+    )
     count_outcomes(report, work, parts)
     return report
 
@@ -156,6 +164,27 @@ def _plan_part(
         tuple((clip_id, entries[clip_id]) for clip_id in clip_ids), own_failures, tuple(columns)
     )
     return PartTask(part, work.part_path(stage, part.name), key, inputs)
+
+
+def _is_current(task: PartTask) -> bool:
+    """Whether a part is the planned one, and tells of each failure what the last try said.
+
+    The key names the clips that failed, not why: it is in the keys of later stages, and "used 1403 MB" is
+    another number in every run.
+    """
+    inputs: PartInputs = task.inputs
+    if not has_planned_key(task):
+        return False
+    if not inputs.failures:
+        return True
+    try:
+        rows = read_part(task.path)
+    except StageError:
+        return False
+    return all(
+        (rows[clip_id]["code"], rows[clip_id]["reason"]) == (outcome.code, outcome.reason)
+        for clip_id, outcome in inputs.failures.items()
+    )
 
 
 def read_array(row: Row, name: str, columns: Columns, shape: tuple[int, ...]) -> NDArray[Any]:
