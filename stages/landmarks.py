@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -217,11 +217,38 @@ def warm_up(arguments: Mapping[str, Any]) -> None:
         load_engine(arguments["params"]["engine"])
 
 
+def make_params_digest(params: LandmarksParams) -> str:
+    """Digest of everything that decides a clip's points besides its picture. There is one model."""
+    libraries = versions(ENGINE_PACKAGES[params.engine], "opencv-python", "av")
+    return digest(STAGE, VERSION, replace(params, model=""), weights.LANDMARKER.sha256, libraries)
+
+
+def make_source_hasher(work: Work) -> Callable[[Row], str]:
+    """A function that returns the hash of a span's points, from the row of the clip.
+
+    They are from the stage ``cut``, and all that decided them is in them.
+    """
+
+    def hash_points(row: Row) -> str:
+        points = find_span_points(work, row["clip_id"])
+        if not points.is_file():
+            raise StageError(f"{points}: not there; run `pipeline cut --dataset {work.corpus} --cut` first")
+        status = points.stat()
+        return _hash_file(points, (status.st_ino, status.st_mtime_ns, status.st_size))
+
+    return hash_points
+
+
+@lru_cache(maxsize=2**16)
+def _hash_file(path: Path, version: tuple[int, ...]) -> str:
+    """sha256 of a file, which two stages of a build ask for. Another ``version`` is another file."""
+    return file_sha256(path)
+
+
 def run(work: Work, parts: Sequence[Part], params: LandmarksParams, context: Context) -> Report:
     """Write ``landmarks/<part>.parquet``: the points of every usable clip."""
     check_engine(params.engine)
     model = weights.find(weights.LANDMARKER, params.model)
-    libraries = versions(ENGINE_PACKAGES[params.engine], "opencv-python", "av")
 
     def make_job(row: Row, entry: Path) -> ClipJob:
         if is_span(row):
@@ -237,20 +264,13 @@ def run(work: Work, parts: Sequence[Part], params: LandmarksParams, context: Con
             entry=entry,
         )
 
-    def hash_points(row: Row) -> str:
-        """Of a span: its points are from the stage ``cut``, and all that decided them is in them."""
-        points = find_span_points(work, row["clip_id"])
-        if not points.is_file():
-            raise StageError(f"{points}: not there; run `pipeline cut --dataset {work.corpus} --cut` first")
-        return file_sha256(points)
-
     return run_per_clip(
         STAGE,
         work,
         parts,
         context,
-        params_digest=digest(STAGE, VERSION, replace(params, model=""), file_sha256(model), libraries),
+        params_digest=make_params_digest(params),
         make_job=make_job,
         columns=COLUMNS,
-        hash_source=hash_points,
+        hash_source=make_source_hasher(work),
     )

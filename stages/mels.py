@@ -189,6 +189,11 @@ def warm_up(_: Mapping[str, Any]) -> None:
         compute_mel_rows(np.zeros(count_samples(2), np.float32) + 0.5, MelsParams())
 
 
+def make_params_digest(params: MelsParams | Mapping[str, Any]) -> str:
+    """Digest of everything that decides a clip's mels besides its sound."""
+    return digest(STAGE, VERSION, params, versions(*LIBRARIES))
+
+
 def run(work: Work, parts: Sequence[Part], params: MelsParams, context: Context) -> Report:
     """Write ``mels/<part>.parquet``: the mel rows of every usable clip."""
 
@@ -207,7 +212,7 @@ def run(work: Work, parts: Sequence[Part], params: MelsParams, context: Context)
         work,
         parts,
         context,
-        params_digest=digest(STAGE, VERSION, params, versions(*LIBRARIES)),
+        params_digest=make_params_digest(params),
         make_job=make_job,
         columns=COLUMNS,
     )

@@ -54,7 +54,7 @@ from stages.engine.parts import (
     update_parts,
     write_part,
 )
-from stages.engine.per_clip import read_array
+from stages.engine.per_clip import read_array, read_current_key
 from stages.engine.sandbox import ClipJob, LimitParams
 from stages.engine.stage import Context, Report, Work
 from stages.media.crops import MAX_SUPERSAMPLE, compute_supersample, crop_frames
@@ -129,10 +129,9 @@ def plan_tasks(work: Work, parts: Sequence[Part], params: ShardParams, context: 
     size: int = context.dataset_params["align"]["size"]
     with_speech = has_speech_encoder(context.dataset_params)
     inputs = PackInputs(work, size, params, context.limits, tools, with_speech)
-    stages = [landmarks.STAGE, align.STAGE, mels.STAGE, *([speech.STAGE] if with_speech else [])]
     tasks = []
     for part in parts:
-        keys = [_read_stage_key(work, stage, part) for stage in stages]
+        keys = _read_stage_keys(work, part, context.dataset_params, with_speech=with_speech)
         if keys[1] != align.make_part_key(part, context.dataset_params["align"], keys[0]):
             raise StageError(  # its matrices with crops of another size would show a part of the face
                 f"{work.part_path(align.STAGE, part.name)}: was made with another align.size than {size} or "
@@ -154,6 +153,30 @@ def has_speech_encoder(dataset_params: Mapping[str, Any]) -> bool:
     """Whether the params of a dataset name an encoder of speech, so that its clips have speech features."""
     section: Mapping[str, Any] = dataset_params.get("speech") or {}
     return bool(section.get("encoder", speech.NO_ENCODER) != speech.NO_ENCODER)
+
+
+def _read_stage_keys(
+    work: Work, part: Part, dataset_params: Mapping[str, Any], *, with_speech: bool
+) -> list[str]:
+    """The keys of a part's landmarks, matrices, mels and speech features, which are as they are planned now.
+
+    Those of the matrices may be of other params. Raises StageError, which says what to run.
+    """
+    read_key = functools.partial(read_current_key, work=work, part=part)
+    faces = landmarks.LandmarksParams(**dataset_params["landmarks"])
+    keys = [
+        read_key(
+            landmarks.STAGE,
+            params_digest=landmarks.make_params_digest(faces),
+            hash_source=landmarks.make_source_hasher(work),
+        ),
+        _read_stage_key(work, align.STAGE, part),
+        read_key(mels.STAGE, params_digest=mels.make_params_digest(dataset_params["mels"])),
+    ]
+    if with_speech:
+        encoder = dataset_params["speech"]["encoder"]
+        keys.append(read_key(speech.STAGE, params_digest=speech.make_params_digest(encoder)))
+    return keys
 
 
 def _read_stage_key(work: Work, stage: str, part: Part) -> str:
@@ -226,12 +249,14 @@ def _pack_clips(
     speech_rows: dict[str, Row] = {}
     if inputs.with_speech:
         speech_rows = read_part(work.part_path(speech.STAGE, part.name), list_columns(speech.COLUMNS))
-    earlier_rows = [align_rows, mels_rows, *([speech_rows] if inputs.with_speech else [])]
     landmarks_path = work.part_path(landmarks.STAGE, part.name)
     landmarks_rows = read_part(landmarks_path, list_columns(["found"]))
+    earlier_rows = {landmarks.STAGE: landmarks_rows, align.STAGE: align_rows, mels.STAGE: mels_rows}
+    if inputs.with_speech:
+        earlier_rows[speech.STAGE] = speech_rows
     for row in part.rows:
         clip_id = row["clip_id"]
-        if any(rows.get(clip_id, {}).get("status") != OK for rows in earlier_rows):
+        if not _is_usable(clip_id, earlier_rows, part, work):
             continue  # an earlier stage has dropped it and given the reason
         job = ClipJob(
             encode_crops_of_file,
@@ -272,6 +297,22 @@ def _pack_clips(
             info,
             features,
         )
+
+
+def _is_usable(clip_id: str, earlier_rows: Mapping[str, Mapping[str, Row]], part: Part, work: Work) -> bool:
+    """Whether all earlier stages, in their order, accept a clip. Raises StageError when one has no row of it.
+
+    The one after a stage that drops a clip need not have a row.
+    """
+    for stage, rows in earlier_rows.items():
+        if clip_id not in rows:
+            raise StageError(
+                f"{work.part_path(stage, part.name)}: has no row of {clip_id}; remove the file and run "
+                f"`pipeline {stage} --dataset {work.corpus}` again"
+            )
+        if rows[clip_id]["status"] != OK:
+            return False
+    return True
 
 
 def make_info(

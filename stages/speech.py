@@ -179,12 +179,12 @@ def find_model(params: SpeechParams) -> Path | None:
     return weights.find(weights.SPEECH_ENCODER, params.model)
 
 
-def make_params_digest(params: SpeechParams) -> str:
+def make_params_digest(encoder: str) -> str:
     """Digest of everything that decides a clip's features besides its sound: also the rule of the windows."""
     return digest(
         STAGE,
         VERSION,
-        params.encoder,
+        encoder,
         weights.SPEECH_ENCODER.sha256,
         versions("librosa", "numpy", "soxr", "av", "torch"),
     )
@@ -216,7 +216,7 @@ def run(work: Work, parts: Sequence[Part], params: SpeechParams, context: Contex
         work,
         parts,
         context,
-        params_digest=make_params_digest(params),
+        params_digest=make_params_digest(params.encoder),
         make_job=make_job,
         columns=COLUMNS,
     )

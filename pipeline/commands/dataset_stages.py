@@ -45,7 +45,7 @@ speech = _make_stage_command(
 
 
 @click.command("shard")
-@click.option("--only", is_flag=True, help="Use the earlier stages' outputs as they are (for dvc.yaml).")
+@click.option("--only", is_flag=True, help="Run no earlier stage; stop where one must run (for dvc.yaml).")
 @stage_options
 def shard(request: BuildRequest, only: bool) -> None:
     """Build shards from raw clips: run every stage whose output is missing or stale.

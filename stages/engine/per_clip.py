@@ -7,7 +7,7 @@ that gains a clip costs that one clip.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from stages.engine.parts import (
     list_columns,
     read_outcomes,
     read_part,
+    read_part_key,
     update_parts,
     write_part,
 )
@@ -159,11 +160,43 @@ def _plan_part(
 ) -> PartTask:
     clip_ids = [row["clip_id"] for row in part.rows]
     own_failures = {clip_id: failures[clip_id] for clip_id in clip_ids if clip_id in failures}
-    key = digest(stage, [[clip_id, keys[clip_id]] for clip_id in clip_ids], sorted(own_failures))
+    key = _make_part_key(stage, [(clip_id, keys[clip_id]) for clip_id in clip_ids], own_failures)
     inputs = PartInputs(
         tuple((clip_id, entries[clip_id]) for clip_id in clip_ids), own_failures, tuple(columns)
     )
     return PartTask(part, work.part_path(stage, part.name), key, inputs)
+
+
+def _make_part_key(stage: str, clip_keys: Sequence[tuple[str, str]], failures: Iterable[str]) -> str:
+    """The key of a part of (clip id, key of its result), of which the clips ``failures`` have no result."""
+    return digest(stage, clip_keys, sorted(failures))
+
+
+def read_current_key(
+    stage: str,
+    work: Work,
+    part: Part,
+    *,
+    params_digest: str,
+    hash_source: Callable[[Row], str] | None = None,
+) -> str:
+    """The key of a stage's part that is made of these clips, and with these params, as in ``run_per_clip``.
+
+    Raises StageError when the part on disk is not there or another one.
+    """
+    path, command = work.part_path(stage, part.name), f"`pipeline {stage} --dataset {work.corpus}`"
+    key = read_part_key(path)
+    if key is None:
+        raise StageError(f"{path}: not there; run {command} first")
+    clip_keys = [(row["clip_id"], _make_clip_key(params_digest, row, hash_source)) for row in part.rows]
+    if key != _make_part_key(stage, clip_keys, ()):
+        failures = [clip_id for clip_id, row in read_part(path).items() if row["status"] == FAILED]
+        if key != _make_part_key(stage, clip_keys, failures):
+            raise StageError(
+                f"{path}: was made of other clips, with other params or by other versions of what makes it; "
+                f"run {command} with the same options first"
+            )
+    return key
 
 
 def _is_current(task: PartTask) -> bool:

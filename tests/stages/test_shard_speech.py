@@ -14,13 +14,15 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.params import Params
-from shards.ledger import DROPPED, read_ledger
+from shards.ledger import DROPPED, FAILED, read_ledger
 from shards.reader import open_dataset, read_clip, read_members
 from shards.schema import ShardError
 from shards.verify import verify
-from stages import clips, shard
+from stages import align, clips, landmarks, mels, shard
+from stages import speech as speech_stage
+from stages.engine import per_clip
 from stages.engine.outcome import Outcome, StageError
-from stages.engine.parts import Part, list_columns, plan_parts, write_part
+from stages.engine.parts import Part, list_columns, plan_parts, read_part, read_part_key, write_part
 from stages.engine.stage import Context, Report, Work
 from stages.synth import SynthParams, make_corpus
 from tests.build import build_in_process, hash_files
@@ -56,10 +58,9 @@ def make_speech(clip_id: str, n_frames: int) -> NDArray[np.float16]:
 def write_speech_parts(
     work: Work,
     others: Mapping[str, tuple[Outcome, bytes | None]] = MappingProxyType({}),
-    *,
-    key: str = "speech",
 ) -> None:
-    """The parts of the stage; ``others`` are the outcomes of some clips by id."""
+    """The parts of the stage, under their own keys; ``others`` are the outcomes of some clips by id."""
+    params_digest = speech_stage.make_params_digest("whisper-tiny.en")
     for part in list_parts(work):
         rows = []
         for row in part.rows:
@@ -68,8 +69,10 @@ def write_speech_parts(
             if clip_id in others:
                 outcome, data = others[clip_id]
             rows.append((clip_id, outcome, {"speech": data}))
-        path = work.part_path("speech", part.name)
-        write_part(path, f"{key} {part.name}", list_columns({"speech": np.float16}), rows)
+        clip_keys = [(row["clip_id"], per_clip._make_clip_key(params_digest, row, None)) for row in part.rows]
+        failures = [clip_id for clip_id, outcome, _ in rows if outcome.status == FAILED]
+        key = per_clip._make_part_key("speech", clip_keys, failures)
+        write_part(work.part_path("speech", part.name), key, list_columns({"speech": np.float16}), rows)
 
 
 def run_shard(work: Work, speech: Mapping[str, Any] | None, licence: str = "") -> Report:
@@ -118,14 +121,19 @@ def test_without_an_encoder_the_shards_are_those_from_before_whatever_parts_are_
     assert changed <= ({"dataset.json"} if section else set())
 
 
-def test_a_part_is_packed_again_when_its_speech_has_changed(work: Work) -> None:
+def test_a_part_is_packed_again_when_its_speech_has_changed(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
     speech = {"encoder": "whisper-tiny.en"}
     write_speech_parts(work)
     n_parts = len(list_parts(work))
     assert run_shard(work, speech).parts["built"] == n_parts
     first = hash_files(work.out)
     assert run_shard(work, speech).parts["built"] == 0
-    write_speech_parts(work, key="another encoder")
+    monkeypatch.setattr(speech_stage, "VERSION", speech_stage.VERSION + 1)
+    with pytest.raises(StageError, match=r"run `pipeline speech --dataset folder` with the same options"):
+        run_shard(work, speech)
+    write_speech_parts(work)
     assert run_shard(work, speech).parts["built"] == n_parts
     assert hash_files(work.out) == first
 
@@ -148,10 +156,53 @@ def test_a_shard_with_one_bit_altered_is_reported_and_packed_again(work: Work) -
 
 
 def test_a_clip_that_the_stage_dropped_is_in_no_shard(work: Work) -> None:
-    dropped, *others = list_ids(work)
-    write_speech_parts(work, {dropped: (Outcome(DROPPED, "silent", "is silent"), None)})
+    dropped, failed, *others = list_ids(work)
+    outcomes = {
+        dropped: Outcome(DROPPED, "silent", "is silent"),
+        failed: Outcome(FAILED, "hang", "no answer"),
+    }
+    write_speech_parts(work, {clip_id: (outcome, None) for clip_id, outcome in outcomes.items()})
     run_shard(work, {"encoder": "whisper-tiny.en"})
     assert sorted(open_dataset(work.out).clips) == others
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes"),
+    [("landmarks", {"min_face_pixels": 39.0}), ("mels", {"n_mels": 80}), ("align", {"smooth_frames": 5})],
+)
+def test_parts_of_other_params_are_refused_in_a_line_that_says_what_to_run(
+    work: Work, stage: str, changes: dict[str, Any]
+) -> None:
+    params = SETTINGS.describe_dataset()
+    params[stage] |= changes
+    context = Context(limits=SETTINGS.limits, dataset_params=params)
+    with pytest.raises(
+        StageError, match=f"^[^\\n]*{stage}[^\\n]* run `pipeline {stage} --dataset folder` with "
+    ):
+        shard.run(work, list_parts(work), SETTINGS.shard, context)
+
+
+def test_parts_of_other_clips_are_refused(work: Work) -> None:
+    [part] = list_parts(work)
+    context = Context(limits=SETTINGS.limits, dataset_params=SETTINGS.describe_dataset())
+    fewer = Part(part.split, part.number, part.rows[1:])
+    with pytest.raises(StageError, match=r"was made of other clips, .* run `pipeline landmarks"):
+        shard.run(work, [fewer], SETTINGS.shard, context)
+
+
+@pytest.mark.parametrize("stage", [landmarks, align, mels])
+def test_a_clip_of_which_a_stage_says_nothing_is_not_left_out_in_silence(work: Work, stage: Any) -> None:
+    [part] = list_parts(work)
+    path = work.part_path(stage.STAGE, part.name)
+    columns, key = list_columns(stage.COLUMNS), read_part_key(path)
+    (missing, _), *others = read_part(path, columns).items()
+    rows = [(clip_id, Outcome(), {name: row[name] for name in stage.COLUMNS}) for clip_id, row in others]
+    assert key is not None
+    write_part(path, key, columns, rows)
+    shutil.rmtree(work.cache / shard.STAGE)
+    work.part_path(shard.STAGE, part.name).unlink()
+    with pytest.raises(StageError, match=f"has no row of {missing}; .* run `pipeline {stage.STAGE} "):
+        run_shard(work, None)
 
 
 def test_parts_that_are_missing_or_of_other_shapes_are_refused_in_one_line(work: Work) -> None:
@@ -164,6 +215,6 @@ def test_parts_that_are_missing_or_of_other_shapes_are_refused_in_one_line(work:
         run_shard(work, speech)
     n_frames = read_clip(open_dataset(work.out), clip_id).info["frames"]
     spoiled = np.full((2 * n_frames, D), np.nan, np.float16).tobytes()
-    write_speech_parts(work, {clip_id: (Outcome(), spoiled)}, key="spoiled")
+    write_speech_parts(work, {clip_id: (Outcome(), spoiled)})
     with pytest.raises(ShardError, match=f"{clip_id}: speech features of row 0 are not finite"):
         run_shard(work, speech)
