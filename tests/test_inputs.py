@@ -237,6 +237,12 @@ def make_coded_crop(folder: Path) -> Path:
     return folder / "crop.mp4"
 
 
+def make_ycgco(folder: Path) -> Path:
+    ffmpeg("-i", make_usual(folder), "-c", "copy", "-bsf:v", "h264_metadata=matrix_coefficients=8",
+           folder / "ycgco.mp4")  # fmt: skip
+    return folder / "ycgco.mp4"
+
+
 def make_mxf(folder: Path) -> Path:
     make_film(folder, "film.mp4", "testsrc2=size=160x128:rate=25:duration=1.6,hue=H=2.3*n", 1.6)
     ffmpeg("-i", folder / "film.mp4", "-c:v", "libx264", "-bf", 2, "-c:a", "pcm_s16le", "-ar", 48000,
@@ -284,6 +290,7 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
     "reordered": make_flv,
     "negative-times": make_negative_times,
     "coded-crop": make_coded_crop,
+    "ycgco": make_ycgco,
     "mxf": make_mxf,
     "ogg": make_ogg,
     "surround": make_surround,

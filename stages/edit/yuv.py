@@ -15,21 +15,19 @@ from av.video.plane import VideoPlane
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from numpy.typing import NDArray
 
-from stages.media.presentation import read_orientation
+from stages.media.presentation import RGB_MATRIX, read_orientation
 from stages.media.video import SCALING
 
 Plane = NDArray[np.uint8]
 
 PIXEL_FORMAT = "yuv420p"  # the one that plays everywhere
 UNCONVERTED_FORMATS = frozenset({PIXEL_FORMAT, "yuvj420p"})
-RGB_MATRIX = 0  # AVColorSpace of a frame that has no YUV matrix
 # Share of red and of blue in luma, by AVColorSpace. An unspecified matrix is read as BT.601, as in FFmpeg.
 LUMA_SHARES = {
     1: (0.2126, 0.0722),
     4: (0.30, 0.11),
     7: (0.212, 0.087),
     9: (0.2627, 0.0593),
-    10: (0.2627, 0.0593),
 }
 BT601 = (0.299, 0.114)
 

@@ -54,6 +54,21 @@ MAX_LISTED_FRAMES = 5
 # Pictures whose times do not increase are not shown. More than so many, and more than one in so many, and the
 # times are not what a player shows: FFmpeg's guess of them is wrong, for H.264 in MXF for example.
 MAX_DISORDERED = 5
+# How a picture's Y, U and V are made of red, green and blue: AVColorSpace, which are the numbers of ITU-T
+# H.273. FFmpeg's scaler converts from these; from others that have a name, it cannot.
+CONVERTIBLE_MATRICES = frozenset({0, 1, 2, 4, 5, 6, 7, 9})
+RGB_MATRIX, UNSPECIFIED_MATRIX = 0, 2
+OTHER_MATRICES = {
+    8: "YCgCo",
+    10: "BT.2020 with constant luminance",
+    11: "SMPTE ST 2085",
+    12: "derived from the primaries",
+    13: "derived from the primaries, with constant luminance",
+    14: "ICtCp",
+    15: "IPT-C2",
+    16: "YCgCo-Re",
+    17: "YCgCo-Ro",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,8 +331,9 @@ def decode_frames(
     """The frames that a player shows, with their time stamps in seconds, which increase.
 
     A frame without a time stamp follows the one before, as in ffmpeg; a frame that is not later than the one
-    before is never shown. Raises Drop where the first frames have no time stamp, and where the form of the
-    picture changes: a player would scale or turn it, and landmarks before and after would not fit together.
+    before is never shown. Raises Drop where the first frames have no time stamp, where colours cannot be
+    converted, and where the form of the picture changes: a player would scale or turn it, and landmarks
+    before and after would not fit together.
     """
     report = DecodeReport() if report is None else report
     stream = find_video_stream(container)
@@ -353,10 +369,23 @@ def decode_frames(
             if form is not None and now != form:
                 raise _make_change(form, now, at)
             form = now
+            check_matrix(frame)
             if frame.is_corrupt:
                 report.damaged.append(n_frames)
             n_frames += 1
             yield at, frame
+
+
+def check_matrix(frame: av.VideoFrame) -> None:
+    """Raise Drop on a colour matrix that cannot be converted; a reserved one becomes the unspecified one."""
+    matrix = frame.colorspace
+    if matrix in CONVERTIBLE_MATRICES:
+        return
+    if frame.format.is_rgb or matrix not in OTHER_MATRICES:  # RGB has no matrix, whatever its file says
+        frame.colorspace = RGB_MATRIX if frame.format.is_rgb else UNSPECIFIED_MATRIX
+        return
+    raise Drop("colours", f"its colour matrix is {matrix} ({OTHER_MATRICES[matrix]}), expected one of "
+               f"{', '.join(map(str, sorted(CONVERTIBLE_MATRICES)))}")  # fmt: skip
 
 
 def _make_change(before: PictureForm, after: PictureForm, at: Fraction) -> Drop:

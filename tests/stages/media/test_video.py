@@ -17,8 +17,8 @@ import pytest
 from stages import clips, synth
 from stages.engine.outcome import Drop
 from stages.media.container import find_video_stream, open_media
-from stages.media.presentation import TIME_TOLERANCE, StreamSpan
-from stages.media.video import count_frames_at_25fps, read_frames_at_25fps
+from stages.media.presentation import TIME_TOLERANCE, StreamSpan, check_matrix
+from stages.media.video import RgbConverter, count_frames_at_25fps, read_frames_at_25fps
 from stages.synth import ClipSpec, Truth, read_counter
 from tests.waiting import GUARD_SECONDS
 
@@ -191,6 +191,24 @@ def test_a_rotated_video_is_read_upright(tmp_path: Path, degrees: int) -> None:
     assert all(frame.flags.c_contiguous for frame in frames)
     # Another FFmpeg rounds YUV to RGB differently; a wrong rotation differs by 50 levels.
     assert np.abs(np.stack(frames).astype(int) - expected).mean() < 1
+
+
+def test_every_colour_matrix_is_converted_or_refused_by_its_name() -> None:
+    """Also those of containers, which FFmpeg passes on as they are."""
+    pixels, unspecified = np.full((16, 16, 3), (180, 90, 60), np.uint8), 2
+    for matrix in range(30):
+        for pix_fmt in ("yuv420p", "yuv444p10le", "gbrp"):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format=pix_fmt)
+            frame.colorspace = matrix
+            if matrix in (8, *range(10, 18)) and pix_fmt != "gbrp":
+                with pytest.raises(Drop, match=rf"colour matrix is {matrix} \(.*\), expected one of 0, 1, 2"):
+                    check_matrix(frame)
+                continue
+            check_matrix(frame)
+            image = RgbConverter()(frame)
+            if matrix in (3, 18, 29) or pix_fmt == "gbrp":
+                assert np.abs(image[8, 8].astype(int) - pixels[0, 0]).max() <= 3, (matrix, pix_fmt)
+                assert pix_fmt == "gbrp" or frame.colorspace == unspecified
 
 
 def test_a_cover_picture_is_not_video(tmp_path: Path) -> None:
