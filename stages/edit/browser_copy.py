@@ -13,7 +13,7 @@ from pathlib import Path
 
 import av
 
-from stages.edit.reader import TimedFrame, VideoFacts, decode_timed_frames, probe_video
+from stages.edit.reader import PROGRESSIVE, TimedFrame, VideoFacts, decode_timed_frames, probe_video
 from stages.edit.speech import Speech, encode_packets, probe_speech
 from stages.edit.writer import BITEXACT, CONTAINERS, OutputFormat, VideoWriter
 from stages.edit.yuv import YuvConverter
@@ -34,6 +34,7 @@ def copy_video(path: Path, out: Path, max_pixels: int, max_seconds: float) -> Ou
     facts = VideoFacts.from_json(outcome.facts)
     _check_length(facts.seconds, max_seconds)
     output_format = OutputFormat.from_source(facts, seconds=facts.seconds, crf=CRF, preset=PRESET)
+    output_format = replace(output_format, fields=PROGRESSIVE)  # no browser deinterlaces
     convert, end = YuvConverter(), round(facts.seconds / facts.time_base)
     with (
         open_media(path) as source,

@@ -10,14 +10,16 @@ from typing import Any
 
 import av
 import av.container
+from av.video.stream import VideoStream
 
-from stages.edit.yuv import Colours, read_colours
+from stages.edit.yuv import PIXEL_FORMAT, Colours, read_colours
 from stages.engine.outcome import Drop, Outcome, StageError
 from stages.media.container import find_video_stream, open_media
 from stages.media.presentation import (
     decode_frames,
     decode_shown_video,
     read_form,
+    read_orientation,
     read_timeline,
     stores_no_pts,
 )
@@ -26,6 +28,10 @@ BUFFER_BYTES = 128 * 2**20  # of decoded frames, while a video is read backwards
 FRACTIONS = ("time_base", "seconds", "fps", "pixel_aspect")  # strings in JSON
 SKIP_FRAMES = 250  # ahead: from there on a seek is worth it; a keyframe's usual distance
 BYTES_PER_PIXEL = 3  # of a decoded frame: 4:2:0 has 1.5, 4:2:2 in 10 bits has 4
+
+PROGRESSIVE, TOP_FIRST, BOTTOM_FIRST, UNKNOWN_FIELDS = "progressive", "top first", "bottom first", "unknown"
+# AVFieldOrder of a stream: in which order fields are coded and, where that differs, shown.
+FIELD_ORDERS = {2: TOP_FIRST, 3: BOTTOM_FIRST, 4: BOTTOM_FIRST, 5: TOP_FIRST}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +46,10 @@ class VideoFacts:
     fps: Fraction  # on average
     pixel_aspect: Fraction | None  # width to height of an upright pixel, if the file says so
     colours: Colours
+    pixel_format: str = PIXEL_FORMAT  # FFmpeg's name, of the decoded frames
+    # Which lines of interlaced pictures, upright, are shown first. UNKNOWN_FIELDS where the file does not
+    # say, and where turning the picture makes columns of them.
+    fields: str = PROGRESSIVE
 
     @property
     def square_scale(self) -> tuple[float, float]:
@@ -91,8 +101,23 @@ def probe_video(path: Path, max_pixels: int) -> Outcome:
             fps=(span.packets / span.seconds).limit_denominator(1001),
             pixel_aspect=aspect if stream.sample_aspect_ratio else None,
             colours=read_colours(first[1]),
+            pixel_format=first[1].format.name,
+            fields=read_fields(stream, first[1]),
         )
     return Outcome(facts=facts.to_json())
+
+
+def read_fields(stream: VideoStream, frame: av.VideoFrame) -> str:
+    """Which lines of the upright pictures of a stream are shown first; ``frame`` is one of them, decoded."""
+    if not frame.interlaced_frame:
+        return PROGRESSIVE
+    order = getattr(stream.codec_context, "field_order", 0)  # PyAV tells it from 18 on
+    fields, orientation = FIELD_ORDERS.get(order, UNKNOWN_FIELDS), read_orientation(frame)
+    if orientation.transposes:
+        return UNKNOWN_FIELDS
+    if orientation.flips_rows and fields != UNKNOWN_FIELDS:  # of an even number
+        return BOTTOM_FIRST if fields == TOP_FIRST else TOP_FIRST
+    return fields
 
 
 def _check_pixels(width: int, height: int, max_pixels: int) -> None:

@@ -121,6 +121,7 @@ class EditResult:
     source_size: tuple[int, int]  # displayed width and height, px
     size: tuple[int, int]  # of the output: even
     audio: Literal["copied", "encoded"]
+    changes: list[str]  # what the output's format changes of the source's, a sentence each
 
     @property
     def passed_through(self) -> dict[str, int]:
@@ -135,6 +136,7 @@ class EditResult:
         if self.size != self.source_size:
             source = "x".join(str(side) for side in self.source_size)
             lines.append(f"H.264 needs even sides: the last row or column of {source} is repeated")
+        lines += self.changes
         for face in self.faces:
             name = f"face {face.face}, " if len(self.faces) > 1 else ""
             if face.trial is not None and face.trial.before is not None:  # of an adapted network
@@ -163,7 +165,8 @@ def edit(
 
     Reads any container, size and frame rate that FFmpeg reads. The output has the source's frames at their
     own time stamps, counted from the first frame, which is when the speech starts. All pixels but the mouth's
-    are the decoded ones of the source, encoded once. The output is upright; odd sides get one pixel more.
+    are the decoded ones of the source, as 8 bit 4:2:0, encoded once. The output is upright; odd sides get one
+    pixel more.
     Each frame shows the crop of the nearest instant k / 25 s, pasted where the face is at the frame's own
     time stamp. Memory does not grow with the video's length, except for some 40 KB per second and face.
 
@@ -514,4 +517,5 @@ def _write_outputs(
         source_size=(facts.width, facts.height),
         size=(output_format.width, output_format.height),
         audio="copied" if can_copy_audio(select_container(out), speeches) else "encoded",
+        changes=output_format.describe_changes(facts),
     )

@@ -16,9 +16,9 @@ from typing import Any
 import av
 import av.container
 
-from stages.edit.reader import VideoFacts
+from stages.edit.reader import BOTTOM_FIRST, PROGRESSIVE, TOP_FIRST, VideoFacts
 from stages.edit.speech import Packets, Speech, copy_packets, encode_packets
-from stages.edit.yuv import PIXEL_FORMAT, Colours, YuvImage
+from stages.edit.yuv import HDR_TRANSFERS, PIXEL_FORMAT, Colours, YuvImage, describe_loss
 from stages.engine.outcome import StageError
 from stages.media import mark
 
@@ -53,6 +53,9 @@ THREADS = 4
 # mbtree=0: with AVX-512, x264's mbtree reads uninitialised memory, and the same frames give different bytes
 # from run to run.
 X264 = {"x264-params": "mbtree=0", "threads": str(THREADS), "flags": "+bitexact+frame_duration"}
+# To encode interlaced pictures: x264's option, and FFmpeg's AVFieldOrder for the container.
+FIELD_OPTIONS = {TOP_FIRST: ("tff=1", 2), BOTTOM_FIRST: ("bff=1", 3)}
+INTERLACED_ROWS = 4  # of which interlaced 4:2:0 has a multiple
 BITEXACT = {"fflags": "+bitexact"}  # no dates, no encoder names, no random ids
 
 
@@ -69,13 +72,16 @@ class OutputFormat:
     seconds: Fraction
     crf: int  # of x264: lower is better and larger
     preset: str  # of x264, ultrafast to veryslow
+    fields: str = PROGRESSIVE  # or TOP_FIRST, BOTTOM_FIRST: interlaced
 
     @classmethod
     def from_source(cls, source: VideoFacts, *, seconds: Fraction, crf: int, preset: str) -> OutputFormat:
         """The format for frames of a source video."""
+        height = source.height + source.height % 2
+        can_interlace = source.fields in FIELD_OPTIONS and height % INTERLACED_ROWS == 0
         return cls(
             width=source.width + source.width % 2,
-            height=source.height + source.height % 2,
+            height=height,
             time_base=source.time_base,
             fps=source.fps,
             pixel_aspect=source.pixel_aspect,
@@ -83,7 +89,28 @@ class OutputFormat:
             seconds=seconds,
             crf=crf,
             preset=preset,
+            fields=source.fields if can_interlace else PROGRESSIVE,
         )
+
+    def describe_changes(self, source: VideoFacts) -> list[str]:
+        """What the format changes besides the mouth, and what is odd in what it keeps: a sentence each."""
+        lines = []
+        if loss := describe_loss(source.pixel_format):
+            lines.append(loss)
+        if (transfer := HDR_TRANSFERS.get(self.colours.transfer)) is not None:
+            lines.append(
+                f"the source's colours are HDR ({transfer}): the network gets them as they are coded"
+            )
+        if self.fields != PROGRESSIVE:
+            lines.append(
+                f"the pictures are interlaced, {self.fields}, and stay so; the network sees both fields"
+            )
+        elif source.fields != PROGRESSIVE:
+            reason = "the order of their fields is unknown"
+            if source.fields in FIELD_OPTIONS:
+                reason = f"H.264 needs a height that is a multiple of {INTERLACED_ROWS}"
+            lines.append(f"the source's pictures are interlaced, which the output does not say: {reason}")
+        return lines
 
 
 def select_container(path: Path) -> Container:
@@ -139,10 +166,14 @@ class VideoWriter:
         )
         if self._redrawn:
             self._out.metadata.update(mark.make_tags(self._container.muxer))
-        self._video = self._out.add_stream(
-            "libx264", rate=output.fps, options={**X264, "crf": str(output.crf), "preset": output.preset}
-        )
+        options = {**X264, "crf": str(output.crf), "preset": output.preset}
+        field_option, field_order = FIELD_OPTIONS.get(output.fields, ("", 0))
+        if field_option:
+            options["x264-params"] += f":{field_option}"
+        self._video = self._out.add_stream("libx264", rate=output.fps, options=options)
         codec = self._video.codec_context
+        if field_option:
+            codec.field_order = field_order
         self._video.width, self._video.height, self._video.pix_fmt = output.width, output.height, PIXEL_FORMAT
         codec.time_base = output.time_base
         if output.pixel_aspect is not None:

@@ -30,6 +30,11 @@ LUMA_SHARES = {
     9: (0.2627, 0.0593),
 }
 BT601 = (0.299, 0.114)
+# The names of chroma planes of so many (columns, rows) per 16 x 16 pixels.
+SUBSAMPLINGS = {
+    (16, 16): "4:4:4", (8, 16): "4:2:2", (8, 8): "4:2:0", (16, 8): "4:4:0", (4, 16): "4:1:1", (4, 4): "4:1:0",
+}  # fmt: skip
+HDR_TRANSFERS = {16: "PQ", 18: "HLG"}  # AVColorTransferCharacteristic
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,22 @@ class Colours:
     @property
     def is_full(self) -> bool:
         return self.range == ColorRange.JPEG
+
+
+def describe_loss(pixel_format: str) -> str:
+    """What pictures of a format lose by becoming PIXEL_FORMAT, in one sentence; empty where it is nothing."""
+    layout = av.VideoFormat(pixel_format, 16, 16)  # px, for the size of its chroma
+    colours = [part for part in layout.components if not part.is_alpha]
+    bits = max(part.bits for part in colours)
+    chroma = min(((part.width, part.height) for part in colours[1:]), default=(8, 8))
+    is_rgb = layout.is_rgb or layout.has_palette
+    name = "RGB" if is_rgb else SUBSAMPLINGS.get(chroma, "") if len(colours) > 1 else "grey"
+    losses = []
+    if bits > 8 or is_rgb or max(chroma) > 8:
+        losses.append(f"the source's pictures are {bits} bit {name}, written as 8 bit 4:2:0")
+    if len(colours) < len(layout.components):
+        losses.append("the source's transparency is left out")
+    return "; ".join(losses)
 
 
 @dataclass(frozen=True, slots=True)

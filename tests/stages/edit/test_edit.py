@@ -306,6 +306,21 @@ def test_a_network_that_takes_speech_features_gets_those_of_a_dataset(
     np.testing.assert_array_equal(generator.speech, [expected])
 
 
+def test_the_summary_says_what_the_output_cannot_hold(
+    tmp_path: Path, landmarker: Path, speech: Callable[[float], Path]
+) -> None:
+    clip, deep, out = (tmp_path / f"{name}.mp4" for name in ("clip", "deep", "out"))
+    synth.make_clip(clip, ClipSpec(seconds=0.6, size=SMALL))
+    hlg = "setparams=color_primaries=bt2020:color_trc=arib-std-b67:colorspace=bt2020nc"
+    ffmpeg("-i", clip, "-an", "-vf", f"format=yuv422p10le,{hlg}", "-c:v", "libx264", deep)
+    lines = edit(deep, speech(0.6), out, BoxPainter(), model=landmarker, params=QUICK).summary_lines()
+    assert "the source's pictures are 10 bit 4:2:2, written as 8 bit 4:2:0" in lines
+    assert sum("HDR (HLG): the network gets them as they are coded" in line for line in lines) == 1
+    assert (
+        len(edit(clip, speech(0.6), out, BoxPainter(), model=landmarker, params=QUICK).summary_lines()) == 1
+    )
+
+
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
     return float(10 * np.log10(255**2 / np.square(a.astype(float) - b).mean()))
 

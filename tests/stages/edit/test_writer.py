@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 
 from stages import synth
+from stages.edit.reader import VideoFacts, decode_timed_frames, probe_video
 from stages.edit.speech import Speech, probe_speech
 from stages.edit.writer import CONTAINERS, OutputFormat, VideoWriter, can_copy_audio, select_container
-from stages.edit.yuv import Colours, YuvImage
+from stages.edit.yuv import Colours, YuvConverter, YuvImage
 from stages.engine.outcome import StageError
+from stages.media.container import open_media
 from stages.synth import ClipSpec
 from tests.media import (
     ffmpeg,
@@ -101,6 +103,64 @@ def test_frames_keep_their_times_and_the_last_one_its_duration(
     )
     if suffix != ".mkv":  # which has no duration of the last frame
         assert times[0] == 0 and measure_video_seconds(out) == pytest.approx(float(SECONDS), abs=1e-6)
+
+
+def make_interlaced(folder: Path, top_first: bool, turned: int) -> Path:
+    path, turned_path = folder / "interlaced.mp4", folder / "turned.mp4"
+    scan = "tff" if top_first else "bff"
+    pictures = f"testsrc2=size=160x128:rate=50:duration=0.6,interlace=scan={scan}:lowpass=off"
+    ffmpeg("-f", "lavfi", "-i", pictures, "-c:v", "libx264", "-x264-params", f"{scan}=1", path)
+    if not turned:
+        return path
+    ffmpeg("-display_rotation", turned, "-i", path, "-c", "copy", turned_path)
+    return turned_path
+
+
+def read_flags(path: Path) -> tuple[int, set[bool]]:
+    """The order of fields that a file's stream says, and whether its frames are interlaced."""
+    with av.open(os.fspath(path)) as container:
+        order = container.streams.video[0].codec_context.field_order
+        return order, {frame.interlaced_frame for frame in container.decode(video=0)}
+
+
+@pytest.mark.skipif(
+    int(av.__version__.split(".")[0]) < 18, reason="PyAV tells the order of fields from 18 on"
+)
+@pytest.mark.parametrize("suffix", CONTAINERS)
+@pytest.mark.parametrize(
+    ("top_first", "turned", "expected"),
+    [(True, 0, (2, {True})), (False, 0, (3, {True})), (True, 180, (3, {True})), (True, 90, (1, {False}))],
+)
+def test_interlaced_pictures_stay_interlaced_unless_they_are_turned(
+    tmp_path: Path, suffix: str, top_first: bool, turned: int, expected: tuple[int, set[bool]]
+) -> None:
+    source, out = make_interlaced(tmp_path, top_first, turned), tmp_path / f"out{suffix}"
+    facts = VideoFacts.from_json(probe_video(source, 10**7).facts)
+    output_format = OutputFormat.from_source(facts, seconds=facts.seconds, crf=12, preset="ultrafast")
+    convert, pictures = YuvConverter(), []
+    with (
+        VideoWriter(out, select_container(out), output_format, []) as writer,
+        open_media(source) as container,
+    ):
+        for timed in decode_timed_frames(container, facts):
+            pictures.append(convert(timed.frame))
+            writer.write(pictures[-1], timed.ticks, 512)
+    assert read_flags(out) == expected
+    [line] = output_format.describe_changes(facts)
+    assert ("stay so" in line) == (True in expected[1]) and line.count("interlaced") == 1
+    for picture, written in zip(pictures, read_yuv_frames(out), strict=True):
+        assert np.abs(picture.to_array().astype(int) - written).mean() < 3, "both fields are where they were"
+
+
+def test_a_height_that_no_interlaced_picture_may_have_is_written_and_said() -> None:
+    time_base = Fraction(1, 25)
+    facts = VideoFacts(
+        720, 486, 0, time_base, SECONDS, Fraction(25), None, FORMAT.colours, fields="top first"
+    )
+    output_format = OutputFormat.from_source(facts, seconds=SECONDS, crf=12, preset="ultrafast")
+    assert output_format.fields == "progressive"
+    [line] = output_format.describe_changes(facts)
+    assert line.endswith("which the output does not say: H.264 needs a height that is a multiple of 4")
 
 
 @pytest.mark.parametrize("suffix", CONTAINERS)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.edit.yuv import Colours, YuvConverter, YuvImage, make_yuv_matrix, read_colours
+from stages.edit.yuv import Colours, YuvConverter, YuvImage, describe_loss, make_yuv_matrix, read_colours
 
 BT709, BT601 = Colours(1, 1, 1, 1), Colours(6, 1, 6, 6)
 
@@ -53,6 +53,24 @@ def test_other_pixel_formats_become_420_of_the_same_colours(pix_fmt: str) -> Non
     expected = make_yuv_matrix(colours) @ pixels[0, 0] + offset
     levels = [plane[8, 8] for plane in (image.y, image.u, image.v)]
     assert levels == pytest.approx(expected, abs=2), colours
+
+
+@pytest.mark.parametrize(
+    ("pixel_format", "expected"),
+    [
+        ("yuv420p", ""),
+        ("yuvj420p", ""),
+        ("nv12", ""),
+        ("gray", ""),
+        ("yuvj422p", "the source's pictures are 8 bit 4:2:2, written as 8 bit 4:2:0"),
+        ("p010le", "the source's pictures are 10 bit 4:2:0, written as 8 bit 4:2:0"),
+        ("yuv444p12le", "the source's pictures are 12 bit 4:4:4, written as 8 bit 4:2:0"),
+        ("gbrp", "the source's pictures are 8 bit RGB, written as 8 bit 4:2:0"),
+        ("yuva420p", "the source's transparency is left out"),
+    ],
+)
+def test_what_a_pixel_format_loses_is_said(pixel_format: str, expected: str) -> None:
+    assert describe_loss(pixel_format) == expected
 
 
 def test_a_change_of_rgb_changes_yuv_as_in_ffmpeg() -> None:
