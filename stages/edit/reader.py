@@ -10,6 +10,7 @@ from typing import Any
 
 import av
 import av.container
+from av.video.frame import PictureType
 from av.video.stream import VideoStream
 
 from stages.edit.yuv import PIXEL_FORMAT, Colours, read_colours
@@ -23,10 +24,14 @@ from stages.media.presentation import (
     read_timeline,
     stores_no_pts,
 )
+from stages.media.video import SEEK_MARGIN
 
 BUFFER_BYTES = 128 * 2**20  # of decoded frames, while a video is read backwards
 FRACTIONS = ("time_base", "seconds", "fps", "pixel_aspect")  # strings in JSON
 SKIP_FRAMES = 250  # ahead: from there on a seek is worth it; a keyframe's usual distance
+# Seconds before a frame, from where on it is decoded. The longer one is for periodic intra refresh: there a
+# keyframe is no whole picture, but the place where a refresh begins, which takes up to 250 pictures in x264.
+SEEK_MARGINS = (SEEK_MARGIN, 12)
 BYTES_PER_PIXEL = 3  # of a decoded frame: 4:2:0 has 1.5, 4:2:2 in 10 bits has 4
 
 PROGRESSIVE, TOP_FIRST, BOTTOM_FIRST, UNKNOWN_FIELDS = "progressive", "top first", "bottom first", "unknown"
@@ -151,7 +156,7 @@ class FrameReader:
     """Frames of a video by index. Use it in ``with``.
 
     Forwards, one frame is decoded at a time. Backwards, as many as fit in BUFFER_BYTES are decoded at a
-    time, from the keyframe before them. So memory does not grow with the video's length, and nothing is
+    time, from a keyframe before them. So memory does not grow with the video's length, and nothing is
     written to disk.
     """
 
@@ -210,7 +215,18 @@ class FrameReader:
         self._next = 0
 
     def _seek(self, index: int) -> None:
-        """Seek to the keyframe before a frame."""
-        stamp = self._facts.start + self._stamps[index]
-        self._container.seek(stamp, stream=find_video_stream(self._container))
-        self._frames = decode_timed_frames(self._container, self._facts)
+        """Seek to a keyframe from which on a frame is decoded as it is from the start."""
+        begin, tick = self._facts.start, self._facts.time_base
+        stream = find_video_stream(self._container)
+        assert stream.time_base is not None, "a stream that is decoded has one"
+        for margin in SEEK_MARGINS:
+            seconds = (begin + self._stamps[index]) * tick - margin
+            if seconds <= begin * tick:
+                break
+            self._container.seek(int(seconds / stream.time_base), stream=stream)
+            self._frames = decode_timed_frames(self._container, self._facts)
+            first = next(self._frames, None)  # is not the frame itself
+            if margin == SEEK_MARGINS[-1] or (first is not None and first.frame.pict_type == PictureType.I):
+                return
+        self.__exit__()
+        self._open()

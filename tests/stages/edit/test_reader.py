@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import os
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -49,6 +51,53 @@ def test_frames_read_in_any_order_equal_those_read_in_sequence(
         for k in [*range(n), *range(n - 2, -1, -1), *range(1, n), *range(n - 1, 0, -2), 5, 29, 0]:
             assert is_same_frame(frames[k], expected[k]), k
             assert len(frames._buffer) <= 7
+
+
+@pytest.mark.parametrize(("n_frames", "interval"), [(120, 20), (400, 120)])
+def test_frames_of_a_video_without_whole_keyframes_are_read_backwards_as_forwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_frames: int, interval: int
+) -> None:
+    """A stripe of each picture is refreshed, and a player that starts at a keyframe shows smeared ones."""
+    clip, size = tmp_path / "clip.mp4", (96, 176)
+    picture = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+    options = {"tune": "zerolatency", "x264-params": "intra-refresh=1:slices=4"}
+    with av.open(os.fspath(clip), "w") as out:
+        stream = out.add_stream("libx264", rate=25, options=options)
+        stream.height, stream.width = size
+        stream.codec_context.gop_size = interval
+        for k in range(n_frames):
+            x, y = 2 * k % 400, k % 150
+            pixels = np.ascontiguousarray(picture[y : y + size[0], x : x + size[1]])
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        out.mux(stream.encode(None))
+    facts, expected = read_facts(clip), read_yuv_frames(clip)
+    monkeypatch.setattr(reader, "BUFFER_BYTES", 7 * size[0] * size[1] * reader.BYTES_PER_PIXEL)
+    with FrameReader(clip, facts, list_stamps(clip, facts)) as frames:
+        for k in range(n_frames - 1, n_frames - 60, -1):
+            assert is_same_frame(frames[k], expected[k]), k
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.mpg", "a.ts"])
+def test_a_frame_far_inside_a_video_is_read_without_all_that_come_before(tmp_path: Path, name: str) -> None:
+    clip, size = tmp_path / name, (96, 80)
+    codec = "mpeg2video" if name == "a.mpg" else "libx264"
+    pictures = "testsrc2=size=96x80:rate=25:duration=8,hue=H=2.3*n"
+    ffmpeg("-f", "lavfi", "-i", pictures, "-c:v", codec, "-g", 12, "-bf", 2, "-q:v", 2, clip)
+    facts, expected = read_facts(clip), read_yuv_frames(clip)
+    assert (facts.width, facts.height) == size
+    n_opened = 0
+
+    class CountingReader(FrameReader):
+        def _open(self) -> None:
+            nonlocal n_opened
+            n_opened += 1
+            super()._open()
+
+    with CountingReader(clip, facts, list_stamps(clip, facts)) as frames:
+        for k in (199, 120, 100, 99, 80, 20, 0):
+            frames._buffer = {}
+            assert is_same_frame(frames._read_range(k, k)[k], expected[k]), k
+    assert name == "a.ts" or n_opened == 3, "at first, and for the frames of the first two seconds"
 
 
 def test_facts_describe_the_upright_video(tmp_path: Path) -> None:
