@@ -13,6 +13,7 @@ import av.container
 from av.video.frame import PictureType
 from av.video.stream import VideoStream
 
+from stages.edit.timing import refine_time_base
 from stages.edit.yuv import PIXEL_FORMAT, Colours, read_colours
 from stages.engine.outcome import Drop, Outcome, StageError
 from stages.media.container import find_video_stream, open_media
@@ -46,7 +47,7 @@ class VideoFacts:
     width: int  # px, upright, as coded
     height: int
     start: int  # ticks, of the first frame on the container's clock
-    time_base: Fraction  # seconds per tick
+    time_base: Fraction  # seconds per tick: the stream's own, or a part of it
     seconds: Fraction  # from the first frame to the last one's end
     fps: Fraction  # on average
     pixel_aspect: Fraction | None  # width to height of an upright pixel, if the file says so
@@ -81,8 +82,8 @@ def probe_video(path: Path, max_pixels: int) -> Outcome:
         (span,) = read_timeline(container, stream).spans
         if stores_no_pts(container):
             span = decode_shown_video(path, span).span
-        time_base = stream.time_base
-        assert time_base is not None, "read_timeline checks it"
+        assert stream.time_base is not None, "read_timeline checks it"
+        time_base = refine_time_base(stream.time_base)
     with open_media(path) as container:
         stream = find_video_stream(container)
         first = next(decode_frames(container), None)

@@ -167,6 +167,7 @@ def edit(
     own time stamps, counted from the first frame, which is when the speech starts. All pixels but the mouth's
     are the decoded ones of the source, as 8 bit 4:2:0, encoded once. The output is upright; odd sides get one
     pixel more.
+    A frame that stands for longer than 0.15 s is repeated at 25 fps, as its mouth goes on speaking.
     Each frame shows the crop of the nearest instant k / 25 s, pasted where the face is at the frame's own
     time stamp. Memory does not grow with the video's length, except for some 40 KB per second and face.
 

@@ -1,10 +1,12 @@
 """Fit a video to speech of another length: which source frame the output shows when.
 
-Times are whole ticks of the video's own time base, so frames keep the source's exact time stamps.
+Times are whole ticks of the video's own time base, so frames keep the source's exact time stamps. Where a
+picture stands for long, it is shown again and again, since the speech goes on and so must the mouth.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -12,10 +14,16 @@ from itertools import count, pairwise, takewhile
 from statistics import median_low
 from typing import Literal
 
+from shards.schema import VIDEO_FPS
 from stages.media.presentation import TIME_TOLERANCE
 
 Fit = Literal["trim", "hold", "silence", "bounce"]
 FITS: tuple[Fit, ...] = ("trim", "hold", "silence", "bounce")
+
+# A frame that lasts longer is repeated as often as a network draws. A shorter one, such as where a camera
+# has lost two or three, stays as it is: so most videos have their own frames alone.
+MAX_FRAME_SECONDS = Fraction(3, 20)
+REPEAT_SECONDS = Fraction(1, VIDEO_FPS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +54,29 @@ def schedule_frames(
 ) -> Iterator[FrameTiming]:
     """The frames of an output of ``seconds``. ``stamps`` are ticks, strictly increasing.
 
-    ``step`` is the duration in ticks of each repetition of a frame that is held.
+    ``step`` is the duration in ticks of each repetition of a frame that is held. Frames that last for longer
+    than MAX_FRAME_SECONDS are repeated every REPEAT_SECONDS, about.
     """
+    for frame in _schedule_sources(stamps, fit, seconds, time_base, step):
+        lasts, n_repeats = frame.ticks * time_base, 1
+        if lasts > MAX_FRAME_SECONDS:
+            n_repeats = min(round(lasts / REPEAT_SECONDS), frame.ticks)
+        starts = [frame.at + round(Fraction(k * frame.ticks, n_repeats)) for k in range(n_repeats + 1)]
+        for at, end in pairwise(starts):
+            yield FrameTiming(frame.source, at, end - at)
+
+
+def refine_time_base(time_base: Fraction) -> Fraction:
+    """A time base of which a frame lasts MAX_FRAME_SECONDS or less: the same, or one of shorter ticks."""
+    if time_base <= MAX_FRAME_SECONDS:
+        return time_base
+    return time_base / math.ceil(time_base / REPEAT_SECONDS)
+
+
+def _schedule_sources(
+    stamps: Sequence[int], fit: Fit, seconds: Fraction, time_base: Fraction, step: int
+) -> Iterator[FrameTiming]:
+    """The frames of ``schedule_frames``, each as long as it stands."""
     end = seconds / time_base
     last_start = (seconds - TIME_TOLERANCE) / time_base
     starts = _generate_starts(stamps, fit, step)

@@ -206,6 +206,24 @@ def test_the_painted_spot_moves_with_the_face_between_instants(
     assert np.abs(np.diff(distance, axis=0)).max() < 0.8  # 2 if two frames shared a matrix
 
 
+@pytest.mark.parametrize("suffix", ["mp4", "avi"])
+def test_the_mouth_goes_on_speaking_while_a_picture_stands(
+    tmp_path: Path, landmarker: Path, speech: Callable[[float], Path], suffix: str
+) -> None:
+    """One picture a second; an AVI of such counts whole seconds."""
+    clip, slides, out = tmp_path / "clip.mp4", tmp_path / f"slides.{suffix}", tmp_path / "out.mp4"
+    truth = synth.make_clip(clip, ClipSpec(seconds=2.0, size=SMALL))
+    each_second = ("-vf", "select=not(mod(n\\,25)),setpts=N/TB", "-r", 1)
+    ffmpeg("-i", clip, "-an", *each_second, "-c:v", "mpeg4", "-q:v", 2, slides)
+    edited = edit(slides, speech(2.0), out, BoxPainter(), model=landmarker, params=QUICK)
+    images = read_rgb_frames(out)
+    assert len(images) == edited.frames == edited.redrawn == 50
+    assert read_stamps(out) == pytest.approx(np.arange(50) / 25, abs=1e-3)
+    for k, image in enumerate(images):
+        assert read_counter(image, truth.frames[k // 25 * 25].corners_px) == k // 25 * 25
+        assert read_index(image) == k % COLOURS
+
+
 # --- pixels -----------------------------------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@ from stages.edit.timing import (
     FrameTiming,
     compute_median_step,
     compute_output_seconds,
+    refine_time_base,
     schedule_frames,
 )
 
@@ -44,8 +45,9 @@ def test_frames_follow_one_another_without_a_gap_until_the_end(stamps: list[int]
     # The first pass shows the video at its own time stamps.
     own = [stamp for stamp in stamps if stamp < ms - Fraction(1, 2)] or stamps[:1]
     assert [(frame.source, frame.at) for frame in frames[: len(own)]] == list(enumerate(own))
-    if fit in ("trim", "silence"):
-        assert len(frames) == len(own)
+    if fit in ("trim", "silence"):  # only the last frame may last for long
+        assert all(frame.source == len(own) - 1 for frame in frames[len(own) :])
+        assert len(frames) == len(own) or ms - own[-1] > 150
 
 
 @given(stamps=rising, ms=st.integers(1, 900))
@@ -64,6 +66,25 @@ def test_a_held_frame_is_repeated_in_steps() -> None:
         (0, 0, 40), (1, 40, 40), (2, 80, 40), (2, 120, 40), (2, 160, 40), (2, 200, 10)
     ]  # fmt: skip
     assert [f.source for f in schedule([0], "bounce", 0.1)] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("fit", FITS)
+def test_a_frame_that_stands_for_long_is_repeated_at_25_fps_and_others_are_not(fit: Fit) -> None:
+    """Frames of a second, as of slides, and one of a tenth."""
+    frames = schedule([0, 1000, 2000, 2100, 2140], fit, 2.18)
+    assert frames[:26] == [FrameTiming(k // 25, 40 * k, 40) for k in range(26)]
+    assert [(f.source, f.at, f.ticks) for f in frames[50:]] == [(2, 2000, 100), (3, 2100, 40), (4, 2140, 40)]
+    backwards = schedule([0, 1000, 1040], "bounce", 2.08)
+    assert [f.source for f in backwards] == [0] * 25 + [1, 2] + [1] * 25
+    assert max(f.ticks for f in backwards) <= 40
+
+
+def test_a_photo_is_shown_at_25_fps_also_where_a_tick_is_long() -> None:
+    time_base = refine_time_base(Fraction(1))
+    frames = list(schedule_frames([0], "trim", seconds=Fraction(5), time_base=time_base, step=1))
+    assert [(f.source, f.at * time_base) for f in frames] == [(0, Fraction(k, 25)) for k in range(125)]
+    for usual in (Fraction(1, 25), Fraction(1, 12), Fraction(1, 1000), Fraction(1, 10)):
+        assert refine_time_base(usual) == usual
 
 
 def test_an_end_within_rounding_of_a_frame_does_not_show_it() -> None:
