@@ -28,7 +28,14 @@ from stages.engine.parts import Part
 from stages.engine.per_clip import run_per_clip
 from stages.engine.sandbox import ClipJob
 from stages.engine.stage import Context, Report, Work
-from stages.media.audio import SAMPLE_RATE, SAMPLES_PER_FRAME, mix_to_mono, read_channels
+from stages.media.audio import (
+    SAMPLE_RATE,
+    SAMPLES_PER_FRAME,
+    SILENCE_PEAK,
+    measure_peak,
+    mix_to_mono,
+    read_channels,
+)
 from stages.media.reference import Reference, compute_reference
 
 if TYPE_CHECKING:
@@ -164,11 +171,19 @@ def count_samples(n_frames: int) -> int:
     return n_frames * SAMPLES_PER_FRAME - 1
 
 
-def compute_mels_of_file(path: Path, start: float, n_frames: int, params: MelsParams, entry: Path) -> Outcome:
-    """Compute the mel rows of a file's sound and save them as a cache entry. Runs in the sandbox."""
-    sound, notes = mix_to_mono(read_channels(path, start, count_samples(n_frames)))
-    rows = compute_mel_rows(sound, params)
-    expected = n_frames * MELS_PER_FRAME
+def compute_mels_of_file(
+    path: Path, start: float, n_frames: int, params: MelsParams, entry: Path, *, may_be_silent: bool = False
+) -> Outcome:
+    """Compute the mel rows of a file's sound and save them as a cache entry. Runs in the sandbox.
+
+    Raises Drop on silence, which is no example to learn from; for an edit it is sound like any other.
+    """
+    channels, expected = read_channels(path, start, count_samples(n_frames)), n_frames * MELS_PER_FRAME
+    if may_be_silent and measure_peak(channels) < SILENCE_PEAK:
+        rows, notes = np.full((expected, params.n_mels), -params.top_db, np.float32), []
+    else:
+        sound, notes = mix_to_mono(channels)
+        rows = compute_mel_rows(sound, params)
     assert len(rows) == expected, f"{n_frames} frames need {expected} mel rows, librosa returned {len(rows)}"
     outcome = Outcome(notes=tuple(notes))
     save_entry(entry, outcome, {"mels": rows})

@@ -8,7 +8,7 @@ each number here.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,9 +28,9 @@ from stages.engine.per_clip import assemble_part, run_per_clip
 from stages.engine.sandbox import ClipJob
 from stages.engine.stage import Context, Report, Work
 from stages.media import weights
-from stages.media.audio import SAMPLE_RATE, mix_to_mono, read_channels
+from stages.media.audio import SAMPLE_RATE, SILENCE_PEAK, measure_peak, mix_to_mono, read_channels
 from stages.media.reference import Reference, compute_reference
-from stages.media.whisper_weights import WIDTH
+from stages.media.whisper_weights import N_MELS, WIDTH
 from stages.mels import count_samples
 
 STAGE = "speech"
@@ -77,20 +77,41 @@ def compute_speech_rows(sound: NDArray[np.float32], encode: Encode) -> Features:
 
     n_rows = (len(sound) + 1) // ROW_SAMPLES
     mirrored = np.pad(sound, MARGIN_SAMPLES, mode="reflect")
+    with threadpool_limits(1):  # the number of threads changes the order of sums, and so the last bits
+        return _average_windows(_encode_windows(mirrored, n_rows, encode), n_rows)
+
+
+def compute_silent_rows(n_rows: int, encode: Encode) -> Features:
+    """The features of silence, (n_rows, 384): those in the middle of a long pause of louder sound."""
+    from threadpoolctl import threadpool_limits
+
+    from stages.media.whisper import RANGE, scale_log_power
+
+    floor = np.full((1, N_MELS, MELS_PER_ROW * WINDOW_ROWS), NORMAL_LOG_POWER - RANGE, np.float32)
+    with threadpool_limits(1):
+        [window] = encode(scale_log_power(floor, NORMAL_LOG_POWER))
+    return _average_windows(((start, window) for start in _list_window_starts(n_rows)), n_rows)
+
+
+def _list_window_starts(n_rows: int) -> range:
+    return range(-WINDOW_ROWS // 2, n_rows - WINDOW_ROWS // 2, HOP_ROWS)
+
+
+def _average_windows(windows: Iterable[tuple[int, NDArray[np.float32]]], n_rows: int) -> Features:
+    """The weighted mean of the windows that hear each row; each is (first row, features (64, 384))."""
     features = np.empty((n_rows, N_FEATURES), np.float16)
     places = (np.arange(WINDOW_ROWS, dtype=np.float32) + 0.5) / WINDOW_ROWS
     shares = np.square(np.sin(np.pi * places))[:, None]
     sums = np.zeros((WINDOW_ROWS, N_FEATURES), np.float32)  # of the rows of the last window
     totals = np.zeros_like(shares)
-    with threadpool_limits(1):  # the number of threads changes the order of sums, and so the last bits
-        for start, window in _encode_windows(mirrored, n_rows, encode):
-            for ring, values in ((sums, shares * window), (totals, shares)):
-                ring[:-HOP_ROWS] = ring[HOP_ROWS:].copy()
-                ring[-HOP_ROWS:] = 0
-                ring += values
-            first = max(start, 0)
-            rows = features[first : start + WINDOW_ROWS]
-            rows[:] = (sums / totals)[first - start :][: len(rows)]  # the next windows replace all but some
+    for start, window in windows:
+        for ring, values in ((sums, shares * window), (totals, shares)):
+            ring[:-HOP_ROWS] = ring[HOP_ROWS:].copy()
+            ring[-HOP_ROWS:] = 0
+            ring += values
+        first = max(start, 0)
+        rows = features[first : start + WINDOW_ROWS]
+        rows[:] = (sums / totals)[first - start :][: len(rows)]  # the next windows replace all but some
     return features
 
 
@@ -101,7 +122,7 @@ def _encode_windows(
     from stages.media.whisper import scale_log_power
 
     levels = _measure_levels(mirrored, n_rows)
-    starts = range(-WINDOW_ROWS // 2, n_rows - WINDOW_ROWS // 2, HOP_ROWS)
+    starts = _list_window_starts(n_rows)
     for at in range(0, len(starts), WINDOWS_AT_ONCE):
         batch = starts[at : at + WINDOWS_AT_ONCE]
         first, last = batch[0], batch[-1] + WINDOW_ROWS
@@ -135,10 +156,19 @@ def _compute_log_power(mirrored: NDArray[np.float32], first: int, last: int) -> 
     return compute_log_power(mirrored[begin : begin + n_samples])
 
 
-def compute_speech_of_file(path: Path, start: float, n_frames: int, model: Path, entry: Path) -> Outcome:
-    """Compute the features of a file's sound and save them as a cache entry. Runs in the sandbox."""
-    sound, _ = mix_to_mono(read_channels(path, start, count_samples(n_frames)))  # the mels have its notes
-    rows = compute_speech_rows(sound, load_encoder(model))
+def compute_speech_of_file(
+    path: Path, start: float, n_frames: int, model: Path, entry: Path, *, may_be_silent: bool = False
+) -> Outcome:
+    """Compute the features of a file's sound and save them as a cache entry; silence as for mels.
+
+    Runs in the sandbox.
+    """
+    channels = read_channels(path, start, count_samples(n_frames))
+    if may_be_silent and measure_peak(channels) < SILENCE_PEAK:
+        rows = compute_silent_rows(n_frames * SPEECH_PER_FRAME, load_encoder(model))
+    else:
+        sound, _ = mix_to_mono(channels)  # the mels have its notes
+        rows = compute_speech_rows(sound, load_encoder(model))
     assert len(rows) == n_frames * SPEECH_PER_FRAME, f"{n_frames} frames, {len(rows)} rows of features"
     save_entry(entry, Outcome(), {"speech": rows})
     return Outcome()

@@ -80,6 +80,11 @@ class SoundRows:
     mels: NDArray[np.float32]  # (2T, n_mels) dB
     speech: NDArray[np.float16] | None  # (2T, D), features of a speech encoder
 
+    @property
+    def is_silent(self) -> bool:
+        """Whether nothing is heard from the first row to the last: then all are at the floor."""
+        return bool((self.mels == self.mels[0, 0]).all())
+
 
 @dataclass(frozen=True, slots=True)
 class DrawnFace:

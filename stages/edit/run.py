@@ -95,6 +95,7 @@ class FaceResult:
     redrawn: int  # frames
     passed_through: dict[str, int]  # frames in which it is as in the source, by reason
     trial: FaceTrial | None = None  # before the edit; None: any face is drawn
+    is_silent: bool = False  # its speech begins after the output's end
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +140,8 @@ class EditResult:
         lines += self.changes
         for face in self.faces:
             name = f"face {face.face}, " if len(self.faces) > 1 else ""
+            if face.is_silent:
+                lines.append(f"{name}speech silent: nothing is heard in its first {self.seconds:.2f} s")
             if face.trial is not None and face.trial.before is not None:  # of an adapted network
                 lines.append(f"{name}{face.trial.describe()}")
             if face.passed_through:
@@ -312,7 +315,7 @@ def _compute_sounds(
             raise InterruptedError("the edit has ended")
 
     def compute(speech: Speech) -> SoundRows:
-        return compute_sound(speech, n_instants, encoder, params, check_block)
+        return compute_sound(speech, n_instants, encoder, params, check_block, may_be_silent=True)
 
     if not overlap:
         yield map(compute, speeches)
@@ -333,8 +336,13 @@ def compute_sound(
     encoder: Path | None,
     params: EditParams,
     on_poll: Callable[[], None] = lambda: None,
+    *,
+    may_be_silent: bool = False,
 ) -> SoundRows:
-    """Mels and speech features, by the dataset's own functions, in the sandbox; ``on_poll`` as there."""
+    """Mels and speech features, by the dataset's own functions, in the sandbox; ``on_poll`` as there.
+
+    Raises StageError when they cannot be computed, as of silence, which ``may_be_silent`` accepts.
+    """
 
     def make_mels_job(entry: Path) -> ClipJob:
         return ClipJob(
@@ -344,6 +352,7 @@ def compute_sound(
             n_frames=n_instants,
             params=params.mels,
             entry=entry,
+            may_be_silent=may_be_silent,
         )
 
     mels = _run_sound_job(make_mels_job, speech, n_instants, params, on_poll)["mels"]
@@ -358,6 +367,7 @@ def compute_sound(
             n_frames=n_instants,
             model=encoder,
             entry=entry,
+            may_be_silent=may_be_silent,
         )
 
     return SoundRows(mels, _run_sound_job(make_speech_job, speech, n_instants, params, on_poll)["speech"])
@@ -510,8 +520,8 @@ def _write_outputs(
         frames=n_frames,
         redrawn=n_redrawn,
         faces=[
-            FaceResult(choice, n_frames - count.total(), dict(count), trial)
-            for choice, count, trial in zip(choices, counts, trials, strict=True)
+            FaceResult(choice, n_frames - count.total(), dict(count), trial, face.sound.is_silent)
+            for choice, face, count, trial in zip(choices, faces, counts, trials, strict=True)
         ],
         seconds=float(plan.seconds),
         fps=float(facts.fps),

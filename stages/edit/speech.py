@@ -17,7 +17,7 @@ from av.audio.stream import AudioStream
 from numpy.typing import NDArray
 
 from stages.engine.outcome import Drop, Outcome
-from stages.media.audio import decode_blocks, join_blocks
+from stages.media.audio import check_peak, decode_blocks, join_blocks, measure_peak
 from stages.media.container import find_audio_stream, open_audio
 from stages.media.presentation import DecodeReport, read_timeline
 
@@ -50,9 +50,10 @@ class Speech:
 
 
 def probe_speech(path: Path) -> Outcome:
-    """Read the facts of a recording. Runs in the sandbox. Raises Drop when it cannot be played.
+    """Read the facts of a recording. Runs in the sandbox.
 
-    Decodes all of it, because durations in headers are unreliable.
+    Decodes all of it, because durations in headers are unreliable. Raises Drop when it cannot be played, or
+    is silent from end to end.
     """
     with open_audio(path) as container:
         read_timeline(container, find_audio_stream(container))
@@ -63,10 +64,12 @@ def probe_speech(path: Path) -> Outcome:
         codec = find_audio_stream(container).codec_context.codec.canonical_name
         blocks = decode_blocks(container, report)
         first = next(blocks)
-        n_samples = 0
+        n_samples, peak = 0, 0.0
         for block in chain([first], blocks):
             is_continuous = is_continuous and block.at == n_samples
             n_samples = max(n_samples, block.at + block.samples.shape[1])
+            peak = max(peak, measure_peak(block.samples))
+    check_peak(peak)
     facts = {
         "codec": codec,
         "start": str(first.start),

@@ -266,6 +266,19 @@ def copy_samples(samples: NDArray[np.float32], at: int, target: NDArray[np.float
         target[:, first:last] = samples[:, first - at : last - at]
 
 
+def measure_peak(channels: NDArray[np.float32]) -> float:
+    """The loudest sample, as a share of full scale; what is not finite is louder than all."""
+    peak = max(channels.max(initial=0), -channels.min(initial=0))
+    return float(peak) if np.isfinite(peak) else np.inf
+
+
+def check_peak(peak: float) -> None:
+    """Raise Drop if sound with this peak is silence."""
+    if peak < SILENCE_PEAK:
+        raise Drop("silent", f"its sound is silent: peak {peak:.1e} of full scale, "
+                   f"expected {SILENCE_PEAK:.1e} or more")  # fmt: skip
+
+
 def mix_to_mono(channels: NDArray[np.float32]) -> tuple[NDArray[np.float32], list[str]]:
     """Mean of the channels, (n,), and notes. Raises Drop on silence.
 
@@ -274,10 +287,7 @@ def mix_to_mono(channels: NDArray[np.float32]) -> tuple[NDArray[np.float32], lis
     """
     if not np.isfinite(channels).all():
         raise Drop("damaged_audio", "its sound holds values that are not finite")
-    peak = float(max(channels.max(initial=0), -channels.min(initial=0)))
-    if peak < SILENCE_PEAK:
-        raise Drop("silent", f"its sound is silent: peak {peak:.1e} of full scale, "
-                   f"expected {SILENCE_PEAK:.1e} or more")  # fmt: skip
+    check_peak(measure_peak(channels))
     mono: NDArray[np.float32] = channels.mean(axis=0, dtype=np.float32)
     # einsum, because the squares of an hour of audio do not fit in memory
     powers = np.einsum("cn,cn->c", channels, channels, dtype=np.float64)

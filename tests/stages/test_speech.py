@@ -27,7 +27,9 @@ from stages.speech import (
     NORMAL_LOG_POWER,
     WINDOW_ROWS,
     SpeechParams,
+    compute_silent_rows,
     compute_speech_rows,
+    load_encoder,
 )
 from stages.synth import SynthParams, make_corpus
 from tests.build import PIPELINE, build, hash_files, pipeline
@@ -88,6 +90,15 @@ def test_the_level_of_a_recording_does_not_matter_and_a_pause_stays_quiet() -> N
         assert np.quantile(np.abs(again - features), 0.999) < 3e-3
     loud, pause = features[100:300, :N_MELS].mean(), features[480:570, :N_MELS].mean()
     assert (loud - pause) * 4 == pytest.approx(4 - 2, abs=0.2), "decades: the pause is raised by 20 dB"
+
+
+def test_silence_has_the_features_of_a_long_pause(speech_model: Path) -> None:
+    sound = 4 * make_noise(400)  # as loud as speech: of fainter sound, silence is less far below
+    sound[100 * FRAME_SAMPLES :] = 0
+    for encode in (show_mels, load_encoder(speech_model)):
+        features = compute_speech_rows(sound, encode)[400:600]
+        np.testing.assert_allclose(compute_silent_rows(800, encode)[400:600], features, rtol=1e-2, atol=2e-3)
+    assert compute_silent_rows(2, show_mels).shape == (2, N_FEATURES)
 
 
 def test_the_same_words_twice_in_a_long_recording_have_the_same_features(speech_model: Path) -> None:

@@ -533,6 +533,22 @@ def test_two_faces_say_their_own_speech_and_their_sum_is_heard(
     assert np.corrcoef(sound, total)[0, 1] > 0.95
 
 
+def test_a_stem_that_is_silent_for_as_long_as_the_output_is_a_silent_mouth(
+    tmp_path: Path, landmarker: Path, two_faces: Path, speech: Callable[[float], Path]
+) -> None:
+    """Of two recordings of one length, in one of which the first words come later."""
+    talking, late, out, painter = speech(0.4), tmp_path / "late.wav", tmp_path / "out.mp4", BoxPainter()
+    ffmpeg("-i", talking, "-af", "adelay=5s:all=1", late)
+    edited = edit(two_faces, {"left": talking, "right": late}, out, painter, model=landmarker, params=QUICK)
+    assert [(face.face, face.redrawn, face.is_silent) for face in edited.faces] == [
+        ("left", 10, False),
+        ("right", 10, True),
+    ]
+    assert (painter.mels[1] == -80).all() and (painter.mels[0] > -80).any()
+    lines = [line for line in edited.summary_lines() if "silent" in line]
+    assert lines == ["face right, speech silent: nothing is heard in its first 0.40 s"]
+
+
 def test_choices_of_one_face_are_refused(
     tmp_path: Path, landmarker: Path, two_faces: Path, speech: Callable[[float], Path]
 ) -> None:

@@ -102,6 +102,16 @@ def test_speech_from_an_odd_file_sounds_as_a_player_plays_it(
     assume(verdict != "cannot be made")
 
 
+def test_a_recording_is_silent_only_if_all_of_it_is(tmp_path: Path) -> None:
+    silent, late = tmp_path / "silent.wav", tmp_path / "late.wav"
+    ffmpeg("-f", "lavfi", "-i", "anullsrc=r=16000", "-t", 2, silent)
+    ffmpeg("-f", "lavfi", "-i", "aevalsrc=0.1*sin(t*2000)*gte(t\\,5):duration=6", late)
+    assert probe_speech(late).facts["seconds"] == "6"
+    with pytest.raises(Drop, match="its sound is silent: peak 0") as caught:
+        probe_speech(silent)
+    assert caught.value.code == "silent"
+
+
 def test_channels_that_ffmpeg_cannot_mix_are_refused_before_any_work(tmp_path: Path) -> None:
     path = tmp_path / "nine.wav"
     ffmpeg("-f", "lavfi", "-i", f"aevalsrc={'|'.join(['sin(t*2000)'] * 9)}:duration=0.5", path)
