@@ -29,6 +29,7 @@ from stages.media.video import SEEK_MARGIN
 
 BUFFER_BYTES = 128 * 2**20  # of decoded frames, while a video is read backwards
 FRACTIONS = ("time_base", "seconds", "fps", "pixel_aspect")  # strings in JSON
+MIN_FPS = Fraction(1, 1001)  # the denominator is the largest that a rate gets: 30000/1001 has it
 SKIP_FRAMES = 250  # ahead: from there on a seek is worth it; a keyframe's usual distance
 # Seconds before a frame, from where on it is decoded. The longer one is for periodic intra refresh: there a
 # keyframe is no whole picture, but the place where a refresh begins, which takes up to 250 pictures in x264.
@@ -103,8 +104,8 @@ def probe_video(path: Path, max_pixels: int) -> Outcome:
             time_base=time_base,
             seconds=seconds,
             # Headers of videos with a variable rate are unreliable, and x264 derives the output's level
-            # from it.
-            fps=(span.packets / span.seconds).limit_denominator(1001),
+            # from it. One picture of an hour has a rate below the smallest such fraction, not none.
+            fps=max(MIN_FPS, (span.packets / span.seconds).limit_denominator(MIN_FPS.denominator)),
             pixel_aspect=aspect if stream.sample_aspect_ratio else None,
             colours=read_colours(first[1]),
             pixel_format=first[1].format.name,

@@ -11,6 +11,7 @@ import pytest
 from stages import synth
 from stages.edit import reader
 from stages.edit.reader import FrameReader, VideoFacts, decode_timed_frames, probe_video
+from stages.edit.timing import compute_median_step
 from stages.edit.yuv import YuvConverter
 from stages.engine.outcome import Drop, StageError
 from stages.media.container import open_media
@@ -114,6 +115,16 @@ def test_facts_describe_the_upright_video(tmp_path: Path) -> None:
     assert VideoFacts.from_json(upright.to_json()) == upright
     with FrameReader(turned, upright, list_stamps(turned, upright)) as frames:
         assert YuvConverter()(frames[0]).y.shape == (192, 128)
+
+
+@pytest.mark.parametrize("n_frames", [1, 2])
+def test_a_picture_of_an_hour_has_a_rate_and_a_step(tmp_path: Path, n_frames: int) -> None:
+    clip = tmp_path / "slide.mp4"
+    ffmpeg("-f", "lavfi", "-i", "color=gray:size=160x128:rate=1/3600", "-frames:v", n_frames, clip)
+    facts = read_facts(clip)
+    assert facts.seconds == 3600 * n_frames and facts.fps == Fraction(1, 1001)
+    step = compute_median_step(list_stamps(clip, facts), facts.time_base, facts.fps)
+    assert step * facts.time_base == (3600 if n_frames == 2 else 1001)
 
 
 def test_a_frame_that_is_never_shown_has_no_stamp(tmp_path: Path) -> None:
