@@ -166,6 +166,39 @@ def compare_looks(one: Look, other: Look) -> float:
     return float(np.abs(values[0] - values[1]).mean())
 
 
+def compare_all_looks(ones: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """``compare_looks`` of each of ``ones`` (n, 16, 16) with each of ``others`` (m, 16, 16): (n, m).
+
+    Infinite where less than a quarter is inside both pictures, since that tells nothing.
+    """
+    a, b = (looks.reshape(len(looks), -1).astype(np.float32) for looks in (ones, others))
+    in_a, in_b = a > 0, b > 0
+    whole_a, whole_b = in_a.all(axis=1), in_b.all(axis=1)
+    equal_a, equal_b = _equalise_looks(a, in_a), _equalise_looks(b[whole_b], in_b[whole_b])
+    distances = np.empty((len(a), len(b)))
+    for i in range(len(a)):
+        if whole_a[i]:  # most are: then each look is equalised once, not once for each pair
+            distances[i, whole_b] = np.abs(equal_b - equal_a[i]).mean(axis=1)
+        rest = np.flatnonzero(~whole_b if whole_a[i] else np.ones(len(b), bool))
+        if not len(rest):
+            continue
+        inside = in_a[i] & in_b[rest]
+        differences = np.abs(_equalise_looks(b[rest], inside) - _equalise_looks(a[i], inside))
+        n_inside = inside.sum(axis=1)
+        enough = n_inside >= a.shape[1] / 4
+        distances[i, rest] = np.where(enough, differences.sum(axis=1) / np.maximum(n_inside, 1), np.inf)
+    return distances
+
+
+def _equalise_looks(looks: NDArray[np.float32], inside: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Looks of equal brightness and contrast, (n, 256), in those pixels; 0 in the others."""
+    n_inside = np.maximum(inside.sum(axis=1, keepdims=True), 1).astype(np.float32)
+    values = np.where(inside, looks, 0)
+    values = np.where(inside, values - values.sum(axis=1, keepdims=True) / n_inside, 0)
+    std = np.sqrt((values**2).sum(axis=1, keepdims=True) / n_inside)
+    return np.asarray(values * (LOOK_STD / np.maximum(std, 1.0)), np.float32)
+
+
 def track_faces(faces: Iterable[Sequence[FaceDetection]], max_gap_frames: int) -> list[FaceTrack]:
     """The tracks of all faces in a video's frames, in order of appearance.
 

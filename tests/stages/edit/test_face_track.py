@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from stages.align import AlignParams, align_clip
-from stages.edit.face_track import FaceChoice, FaceObservations, FacePath, choose_face_paths
+from stages.edit.face_track import OTHER_FACE, FaceChoice, FaceObservations, FacePath, choose_face_paths
 from stages.engine.outcome import Drop, StageError
 from stages.landmarks import LandmarksParams
 from stages.media.crops import compute_supersample
-from stages.media.faces import N_POINTS, USED_POINTS, FaceDetection
+from stages.media.faces import MAX_LOOK_CHANGE, N_POINTS, USED_POINTS, FaceDetection, compare_looks
 from stages.media.jumps import LOOK_SIDE
 
 PARAMS = LandmarksParams()
@@ -157,6 +157,72 @@ def test_a_face_chosen_by_number_is_followed_across_jumps_by_its_look() -> None:
     # The close-up is the second from the left, and the same face.
     assert locate_crops(find_path(faces, 2)) == xs
     assert locate_crops(find_path(faces, 1))[:80] == [None] * 80
+
+
+def draw_look(number: int) -> np.ndarray:
+    """A look of its own, far from the others."""
+    return np.random.default_rng(number).integers(1, 256, (LOOK_SIDE, LOOK_SIDE), np.uint8)
+
+
+def show(*people: tuple[int, float, float]) -> list[list[FaceDetection]]:
+    """Fifty instants of people, each a number, x and width; they are never quite still."""
+    return [
+        [replace(detect(x + np.sin(k), width), look=draw_look(number)) for number, x, width in people]
+        for k in range(50)
+    ]
+
+
+def count_drawn(faces: Sequence[Sequence[FaceDetection]], choices: Sequence[FaceChoice]) -> list[list[int]]:
+    """Of each choice, in how many instants of each fifty it is drawn."""
+    paths = choose_face_paths(observe(faces), choices, PARAMS, AlignParams())
+    return [
+        [int(part.sum()) for part in np.split(path.segment_at >= 0, range(50, len(faces), 50))]
+        for path in paths
+    ]
+
+
+def test_two_people_in_one_place_before_and_after_a_cut_are_two_faces() -> None:
+    a, b = show((1, 200, 80)), show((2, 200, 80))
+    faces = a + b + a
+    assert count_drawn(faces, [0]) == count_drawn(faces, [2]) == [[50, 0, 50]]
+    assert count_drawn(faces, [1]) == [[0, 50, 0]]
+    assert count_drawn(faces, [0, 1]) == [[50, 0, 50], [0, 50, 0]]
+    with pytest.raises(StageError, match="--face 0 and --face 2 are the same face"):
+        count_drawn(faces, [0, 1, 2])
+    # Without a number the next face follows after a cut, as it does elsewhere in the picture.
+    assert count_drawn(faces, ["largest"]) == [[50, 50, 50]]
+
+
+def test_somebody_else_who_comes_to_a_place_while_nobody_is_there_is_another_face() -> None:
+    """The change of look that is allowed to one face grows with the time between two pictures."""
+    a, b = show((1, 200, 80)), show((2, 200, 80))
+    faces: list[list[FaceDetection]] = a + [[]] * 200 + b
+    assert count_drawn(faces, [0]) == [[50, 0, 0, 0, 0, 0]]
+    assert count_drawn(faces, [1]) == [[0, 0, 0, 0, 0, 50]]
+
+
+def test_close_ups_of_two_people_in_one_place_belong_to_the_faces_of_the_shot_of_both() -> None:
+    faces = show((1, 200, 80), (2, 400, 80)) + show((1, 300, 120)) + show((2, 300, 120))
+    assert count_drawn(faces, ["left", "right"]) == [[50, 50, 0], [50, 0, 50]]
+
+
+def test_a_chosen_face_is_found_again_after_a_reverse_shot_which_is_counted_as_another_face() -> None:
+    a, b, a_again = show((1, 200, 80)), show((2, 400, 80)), show((1, 300, 80))
+    assert count_drawn(a + b + a_again, [0]) == [[50, 0, 50]]
+    path = find_path(a + b + a_again, 0)
+    assert {*path.reason_at[50:100]} == {OTHER_FACE}
+    assert {*find_path(a + b + [[]] * 50, 0).reason_at[100:]} == {"no_face"}
+
+
+def test_of_two_people_who_look_alike_the_nearer_one_is_followed() -> None:
+    """B's look is within the limit of A's; both are seen together first, each alone after that."""
+    look = draw_look(1)
+    near = np.where(np.arange(LOOK_SIDE) % 2, look, np.minimum(look + 12.0, 255)).astype(np.uint8)
+    assert 1 < compare_looks(look, near) < MAX_LOOK_CHANGE
+    a, b = (replace(detect(x), look=each) for x, each in ((100, look), (400, near)))
+    b_alone, a_alone = (replace(detect(x, 120), look=each) for x, each in ((250, near), (600, look)))
+    faces = [[a, b]] * 50 + [[b_alone]] * 50 + [[a_alone]] * 50
+    assert count_drawn(faces, [0, 2]) == [[50, 0, 50], [50, 50, 0]]
 
 
 def test_a_face_that_reappears_where_it_was_is_the_same_face() -> None:

@@ -23,6 +23,8 @@ from stages.media.faces import (
     FaceFinder,
     Points,
     check_engine,
+    compare_all_looks,
+    compare_looks,
     find_longest_gap,
     interpolate_gaps,
     measure_face_width,
@@ -265,3 +267,18 @@ def test_the_longest_gap_is_the_first_of_the_longest_runs(has_face: list[bool]) 
 def test_the_width_of_a_face_is_that_of_its_points() -> None:
     assert measure_face_width(face(10, 20, 80)) == pytest.approx(80, abs=0.01)
     assert len(set(FACE_OVAL)) == 36
+
+
+def test_many_looks_are_compared_as_two_are() -> None:
+    looks = np.random.default_rng(0).integers(1, 256, (20, LOOK_SIDE, LOOK_SIDE)).astype(np.uint8)
+    for k, look in enumerate(looks[:8]):
+        look[:, : k + 1] = 0  # outside the picture: half of it at most
+    looks[13] = 128
+    distances = compare_all_looks(looks[:15], looks)
+    for k, one in enumerate(looks[:15]):
+        expected = [compare_looks(one, look) for look in looks]
+        assert distances[k] == pytest.approx(expected, rel=1e-4, abs=1e-3)
+    looks[11, :, :13] = 0
+    assert compare_all_looks(looks[3:4], looks[11:13])[0] == pytest.approx(
+        [np.inf, distances[3, 12]], rel=1e-4
+    )
