@@ -111,7 +111,8 @@ class EditInputs:
 class EditResult:
     """What an edit did.
 
-    The reasons for a face that is not re-drawn are no_face, small_face, no_alignment, mouth_covered, no_fit.
+    The reasons for a face that is not re-drawn are no_face, other_face, small_face, no_alignment,
+    mouth_covered and no_fit.
     """
 
     frames: int  # in the output
