@@ -302,6 +302,8 @@ def _edit_video(
             )
     except MisfitError as err:
         advice = "--adapt trains it on this video, --any-face draws all the same"
+        if len(recordings) > 1:  # which --adapt refuses
+            advice = "--any-face draws all the same, --adapt helps an edit of that face alone"
         raise MisfitError(f"{err}; {advice}") from err
     lines = result.summary_lines()
     if adapted_from is not None and MISFIT in result.passed_through:

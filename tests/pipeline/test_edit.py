@@ -15,6 +15,7 @@ from model.checkpoint import save_checkpoint
 from pipeline import params as params_file
 from pipeline.main import cli
 from stages import synth
+from stages.edit.face_check import MisfitError
 from stages.engine.outcome import StageError
 from stages.mels import MelsParams
 from stages.speech import SpeechParams
@@ -130,3 +131,28 @@ def test_an_error_is_one_line_and_leaves_no_file(
     assert message in result.stderr.splitlines()[-1]
     assert "Traceback" not in result.output
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("choices", "advice"),
+    [
+        (("left",), "--adapt trains it on this video, --any-face draws all the same"),
+        (("left", "right"), "--any-face draws all the same, --adapt helps an edit of that face alone"),
+    ],
+)
+@pytest.mark.usefixtures("landmarker")
+def test_what_is_advised_about_a_misfit_works_with_the_faces_that_are_edited(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, choices: tuple[str, ...], advice: str
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise MisfitError("clip.mp4: the network does not fit this face")
+
+    monkeypatch.setattr("stages.edit.run.edit", refuse)
+    clip = world / "clip.mp4"
+    words = ["edit", "--video", clip, "--run", world / "run", "--params", world / "params.yaml"]
+    faces = [f"--face={choice}={clip}" for choice in choices]
+    result = CliRunner().invoke(
+        cli, [*map(str, words), *faces, "--out", str(tmp_path / "out.mp4"), "--device", "cpu"]
+    )
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1].endswith(f"the network does not fit this face; {advice}")
