@@ -28,6 +28,8 @@ OWN_ERRORS = (
     ("shards.errors", "ShardError"), ("stages.engine.outcome", "StageError"), ("model.recipe", "ModelError"),
     ("stages.synth.spec", "SynthError"),
 )  # fmt: skip
+# Of a GPU: its message has two sentences for the user, and advice for programmers after them.
+GPU_MEMORY_ERRORS = (("torch", "OutOfMemoryError"),)
 MAX_LETTERS = 500
 CONTEXT = 30  # letters on each side of the one that is wrong
 
@@ -40,6 +42,8 @@ def describe_error(err: BaseException) -> str | None:
         return None if err.errno == errno.EPIPE else _describe_os_error(err)  # click ends quietly at EPIPE
     if isinstance(err, MemoryError):
         return _join("out of memory", str(err))
+    if isinstance(err, _load_classes(GPU_MEMORY_ERRORS)):
+        return _join("", ". ".join(str(err).split(". ")[:2]))
     if isinstance(err, UnicodeEncodeError) and err.reason == "surrogates not allowed":
         return _join(shorten(err.object[max(0, err.start - CONTEXT) : err.end + CONTEXT]), "it is not UTF-8")
     if isinstance(err, _load_classes(LIBRARY_ERRORS)):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -23,6 +24,7 @@ from model.recipe import ModelError
 from pipeline.app.example import Example
 from pipeline.app.models import ModelList, describe_run
 from pipeline.app.sessions import Kind, Session, Sessions
+from pipeline.errors import describe_error
 from pipeline.params import Params
 from pipeline.progress import format_time_left
 from sampler.rollout import override_params
@@ -51,7 +53,10 @@ PASS_LABELS = {
 }
 ADAPT_LABEL, ANY_FACE_LABEL = "Make the model mine", "Draw any face"
 STOPPED = "Stopped. No file was written."
+BUG = "This is a bug of redub. The server's log has the details."
 UNSIGNED = "The result cannot be signed, so there is none. The server's log has the reason."
+
+FOLDERS = re.compile(r"(?<![\w.~:/])/([^/\s]+/)+")  # of this machine, in a message
 
 log = logging.getLogger(__name__)
 
@@ -106,8 +111,8 @@ class Service:
         session = self._get_session(request)
         try:
             return self._show_video(session, _get_path(upload))
-        except StageError as err:
-            return gr.File(value=None), gr.skip(), _format_error(session, err), gr.skip()
+        except Exception as err:
+            return gr.File(value=None), gr.skip(), _format_failure(session, err), gr.skip()
 
     def _show_video(self, session: Session, upload: Path, *remarks: str) -> tuple[Any, ...]:
         """The updates of ``add_video``, with remarks below the video's facts. Raises StageError."""
@@ -138,12 +143,12 @@ class Service:
         session = self._get_session(request)
         try:
             return self._show_speech(session, _get_path(upload))
-        except StageError as err:
+        except Exception as err:
             return (
                 gr.File(value=None),
                 gr.Audio(value=None),
                 gr.skip(),
-                _format_error(session, err),
+                _format_failure(session, err),
                 gr.skip(),
             )
 
@@ -172,8 +177,8 @@ class Service:
             with self.example.make() as clips:
                 video = self._show_video(session, clips.video, remark)
                 speech = self._show_speech(session, clips.speech)
-        except StageError as err:
-            return gr.skip(), gr.skip(), _format_error(session, err), *(gr.skip(),) * 7
+        except Exception as err:
+            return gr.skip(), gr.skip(), _format_failure(session, err), *(gr.skip(),) * 7
         return *video, *speech, True
 
     def _copy_upload(
@@ -288,8 +293,8 @@ class Service:
         except CredentialsError as err:  # which names files of this machine
             log.warning("%s", err)
             return gr.skip(), gr.skip(), gr.skip(), _format_error(session, StageError(UNSIGNED))
-        except (StageError, ModelError) as err:
-            return gr.skip(), gr.skip(), gr.skip(), _format_error(session, err)
+        except Exception as err:
+            return gr.skip(), gr.skip(), gr.skip(), _format_failure(session, err)
         buttons = gr.Button(interactive=True), gr.DownloadButton(value=out, interactive=True)
         return out, *buttons, _format_note(*result.summary_lines(), *lines)
 
@@ -394,3 +399,15 @@ def _format_note(*lines: str) -> str:
 
 def _format_error(session: Session, err: Exception) -> str:
     return f'<p class="redub-error" role="alert">{html.escape(session.shorten_paths(err))}</p>'
+
+
+def _format_failure(session: Session, err: Exception) -> str:
+    """The note on whatever ended an action. A bug, which tells a visitor nothing, is logged."""
+    if isinstance(err, StageError | ModelError):
+        return _format_error(session, err)
+    line = describe_error(err)
+    if line is None:
+        log.error("%s", BUG, exc_info=err)
+        return _format_error(session, StageError(BUG))
+    log.warning("%s", line)
+    return _format_error(session, StageError(FOLDERS.sub("", line)))

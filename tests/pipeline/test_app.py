@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import html
 import os
 import shutil
 import signal
@@ -13,10 +15,12 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
@@ -468,6 +472,50 @@ def test_a_model_of_a_visitor_s_face_goes_and_an_edit_stops_with_the_video(tmp_p
     assert model.is_file() and not session.stop.is_set()
     session.remove_upload("video")
     assert not model.exists() and session.stop.is_set()
+
+
+@pytest.mark.parametrize(
+    ("err", "message"),
+    [
+        (OSError(errno.ENOSPC, "full", "/srv/redub.x/a/b.mp4"), "b.mp4: No space left on device"),
+        (MemoryError(), "out of memory"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has"),
+         "CUDA out of memory. Tried to allocate 2.00 GiB"),
+        (StageError("the clip is odd"), "the clip is odd"),
+        (ZeroDivisionError("a bug"), "This is a bug of redub. The server's log has the details."),
+    ],
+)  # fmt: skip
+def test_whatever_ends_an_action_is_a_note_on_the_page_and_a_bug_is_logged(
+    world: Path,
+    tmp_path: Path,
+    landmarker: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    err: Exception,
+    message: str,
+) -> None:
+    pytest.importorskip("gradio")
+    from pipeline.app.service import BUG, Service
+    from tests.page import VISITOR, make_service
+
+    def fail(*_: object, **__: object) -> None:
+        raise err
+
+    service = make_service(
+        tmp_path, world / "runs", world / "params.yaml", landmarker, {}, max_seconds=MAX_SECONDS
+    )
+    monkeypatch.setattr(Service, "_copy_upload", fail)
+    monkeypatch.setattr(Sessions, "check_space", fail)
+    upload = {"path": str(tmp_path / "page" / "hash" / "me.mp4")}
+    options: Any = ("tiny", 2, "trim", False, True, "largest", "ddim", 1.0, 0.0, 0, 0, 30, 0)
+    notes = [
+        service.add_video(upload, VISITOR)[2],
+        service.add_speech(upload, VISITOR)[3],
+        service.add_example(VISITOR)[2],
+        service.edit(*options, VISITOR, lambda *_, **__: None)[3],
+    ]
+    assert notes == [f'<p class="redub-error" role="alert">{html.escape(message)}</p>'] * 4
+    assert ("Traceback" in caplog.text) == (message == BUG)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 import pyarrow as pa
 import pytest
+import torch
 from click.testing import CliRunner
 from safetensors import SafetensorError
 
@@ -52,6 +53,8 @@ def chain(err: Exception, cause: Exception) -> Exception:
         (OSError("Couldn't deserialize\n  thrift: end"), "Couldn't deserialize thrift: end"),
         (MemoryError(), "out of memory"),
         (MemoryError("Unable to allocate\n3 GiB"), "out of memory: Unable to allocate 3 GiB"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total of 7 GiB"),
+         "CUDA out of memory. Tried to allocate 2.00 GiB"),
         (pa.ArrowInvalid("not\na table"), "ArrowInvalid: not a table"),
         (SafetensorError("Error while serializing"), "SafetensorError: Error while serializing"),
         (RuntimeError("unable to write to file </torch_1>: No space left on device (28)"),
