@@ -44,6 +44,12 @@ def write_atomically(path: Path) -> Iterator[Path]:
         move_into_place(partial, path)
 
 
+def check_writable(path: Path) -> None:
+    """Raise WriteError unless a file can be made beside ``path``, as ``write_atomically`` makes one."""
+    with _reserve_partial(path) as partial:
+        partial.touch()
+
+
 @contextlib.contextmanager
 def write_folder_atomically(path: Path) -> Iterator[Path]:
     """Yield a folder to write files to. It becomes ``path``, and replaces it, as in ``write_atomically``."""

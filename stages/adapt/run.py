@@ -22,7 +22,7 @@ from model.published_file import SUFFIX, PublishedInfo, write_published_file
 from model.recipe import MAX_STEPS, ModelError, Recipe, build_recipe
 from model.start import Start, find_start
 from model.trial import measure_step_seconds
-from shards.atomic import write_atomically
+from shards.atomic import check_writable, write_atomically
 from shards.checksum import file_sha256
 from shards.schema import VIDEO_FPS
 from stages import train
@@ -133,11 +133,11 @@ def adapt(
     each line about a video that teaches little or a wrong mouth, before the training. ``progress`` receives
     the passes "faces", "crops", "sync" (if the network takes the features that it is scored by), "loading
     training clips" and "training"; whatever it raises ends the work, and nothing is left behind. Raises
-    StageError or ModelError in one line, and KeyboardInterrupt after Ctrl-C.
+    StageError, ModelError or WriteError in one line, and KeyboardInterrupt after Ctrl-C.
     """
     began = time.monotonic()
     if request.keep is not None:
-        _check_keep(request.keep, request.video)
+        _check_keep(request.keep, request.video, request.start.path)
     path = (request.cache or cache_folder() / FOLDER) / f"{_make_key(request)}{SUFFIX}"
     result = AdaptResult(path, is_cached=True)
     if _is_readable(path):
@@ -159,14 +159,21 @@ def adapt(
     return result
 
 
-def _check_keep(keep: Path, video: Path) -> None:
-    """Raise StageError unless the model can be written there, and ``--run`` can read it."""
+def _check_keep(keep: Path, video: Path, start: Path) -> None:
+    """Raise StageError or WriteError unless the model can be written there, and ``--run`` can read it.
+
+    ``start`` is the checkpoint's folder or the published file that the training starts from.
+    """
     if keep.suffix != SUFFIX:
         raise StageError(f"{keep}: a model is written as {SUFFIX}")
     if not keep.parent.is_dir():
         raise StageError(f"{keep}: there is no folder {keep.parent}")
-    if keep.exists() and keep.samefile(video):
+    if keep.is_dir():
+        raise StageError(f"{keep}: is a folder; name a file in it")
+    inputs = [video, *(start.iterdir() if start.is_dir() else [start])]
+    if keep.exists() and any(keep.samefile(path) for path in inputs):
         raise StageError(f"{keep}: is an input, which is never overwritten; name another file")
+    check_writable(keep)
 
 
 def _make_key(request: AdaptRequest) -> str:

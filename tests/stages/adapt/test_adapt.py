@@ -8,7 +8,7 @@ import shutil
 import signal
 import tempfile
 import threading
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,16 @@ import pytest
 import torch
 
 from model import loop
-from model.checkpoint import load_network, save_checkpoint
+from model.checkpoint import EMA, find_checkpoint, load_network, save_checkpoint
 from model.execution import Execution
-from model.published_file import read_published_info
+from model.published_file import PublishedInfo, read_published_info, write_published_file
 from model.recipe import build_recipe
 from model.start import find_start
 from pipeline.one_clip import clip_from_file
 from pipeline.params import Params
 from sampler.params import SampleParams
 from sampler.rollout import CropFrame, load_generator
+from shards.atomic import WriteError
 from shards.reader import open_dataset, read_clip
 from stages import synth
 from stages.adapt import run
@@ -375,11 +376,42 @@ def test_a_thread_can_adapt_as_the_page_does(world: Path, tmp_path: Path, landma
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("model.pt", "a model is written as .safetensors"), ("no/model.safetensors", "there is no folder")],
+    [
+        ("model.pt", "a model is written as .safetensors"),
+        ("no/model.safetensors", "there is no folder"),
+        ("folder.safetensors", "is a folder; name a file in it"),
+        ("/proc/model.safetensors", r"/proc/model\.safetensors"),
+    ],
 )
 def test_a_place_that_cannot_hold_the_model_is_refused_before_the_work(
     world: Path, tmp_path: Path, landmarker: Path, name: str, message: str
 ) -> None:
+    (tmp_path / "folder.safetensors").mkdir()
     request = make_request(world, landmarker, tmp_path / "cache", keep=tmp_path / name)
-    with pytest.raises(StageError, match=message):
+    with pytest.raises((StageError, WriteError), match=message):
         adapt(request, lambda *_: pytest.fail("the work has begun"))
+
+
+@pytest.mark.parametrize("is_link", [False, True])
+@pytest.mark.parametrize("is_published", [False, True])
+def test_the_model_that_the_training_starts_from_is_not_overwritten(
+    world: Path, tmp_path: Path, landmarker: Path, is_published: bool, is_link: bool
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(world / "run", run)
+    model = find_checkpoint(run).path / EMA
+    if is_published:
+        model = run = tmp_path / "start.safetensors"
+        network, checkpoint = load_network(world / "run")
+        info = PublishedInfo(
+            recipe=checkpoint.recipe, step=checkpoint.step, digest=checkpoint.digest, mels=asdict(PARAMS.mels)
+        )
+        write_published_file(network, info, model, max_rounding=1.0)
+    content, keep = model.read_bytes(), model
+    if is_link:
+        keep = tmp_path / "link.safetensors"
+        keep.symlink_to(model)
+    request = make_request(world, landmarker, tmp_path / "cache", start=find_start(run), keep=keep)
+    with pytest.raises(StageError, match=r"is an input, which is never overwritten"):
+        adapt(request, lambda *_: pytest.fail("the work has begun"))
+    assert model.read_bytes() == content
