@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as params_dataclass
 
-from shards.atomic import write_atomically
+from shards.atomic import check_writable, write_atomically
 from shards.background import BackgroundWriter
 from shards.schema import VIDEO_FPS
 from stages.align import AlignParams
@@ -194,7 +194,8 @@ def edit(
     ``adapted_from`` draws what ``generator`` drew before it was adapted to this video: then the face is never
     refused, and the result says how both fit it.
 
-    Raises StageError, in one line, on whatever the user can fix; MisfitError for such a face.
+    Raises StageError, in one line, on whatever the user can fix; MisfitError for such a face; WriteError
+    where the system refuses to write.
     """
     cv2.setNumThreads(1)
     recordings = audio if isinstance(audio, Mapping) else {params.face: audio}
@@ -237,7 +238,7 @@ def read_inputs(
     """Check what an edit reads and writes; it takes moments, and an edit begins with it.
 
     Raises StageError unless the paths are good, the video can be edited, the recordings have sound, and the
-    output is not too long.
+    output is not too long; WriteError where the system refuses to write the output.
     """
     recordings = [*audio]
     check_paths(video, recordings, out, preview)
@@ -252,7 +253,7 @@ def read_inputs(
 
 
 def check_paths(video: Path, audio: Iterable[Path], out: Path, preview: Path | None) -> None:
-    """Raise StageError unless the inputs exist and the outputs can be written."""
+    """Raise StageError unless the inputs exist and the outputs can be written; WriteError of the system's."""
     inputs = [video, *audio]
     for path in inputs:
         if not path.is_file():
@@ -264,11 +265,15 @@ def check_paths(video: Path, audio: Iterable[Path], out: Path, preview: Path | N
     for path in outputs:
         if not path.parent.is_dir():
             raise StageError(f"{path}: there is no folder {path.parent}")
+        if path.is_dir():
+            raise StageError(f"{path}: is a folder; name a file in it")
         for other in inputs:
             if path.exists() and path.samefile(other):
                 raise StageError(f"{path}: is an input, which is never overwritten; name another file")
     if len({path.resolve() for path in outputs}) < len(outputs):
         raise StageError(f"{preview}: preview and output are the same file; name another")
+    for path in outputs:
+        check_writable(path)  # now, not after the work
 
 
 def read_video_facts(video: Path, params: EditParams) -> VideoFacts:

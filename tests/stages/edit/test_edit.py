@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from sampler.rollout import CropFrame
+from shards.atomic import WriteError
 from stages import synth
 from stages.align import AlignParams, align_clip
 from stages.clips import ClipsParams, probe_file
@@ -673,6 +674,8 @@ def test_an_error_is_one_line_and_leaves_no_file(
     link.symlink_to(clip)
     (tmp_path / "pipe.mp4").parent.mkdir(exist_ok=True)
     os.mkfifo(tmp_path / "pipe.mp4")
+    folder = tmp_path / "folder.mp4"
+    folder.mkdir()
     out = tmp_path / "out.mp4"
     cases: list[tuple[Path, Path, Path, dict[str, Any], str]] = [
         (tmp_path / "none.mp4", sound, out, {}, r"none\.mp4: there is no such file"),
@@ -688,6 +691,7 @@ def test_an_error_is_one_line_and_leaves_no_file(
             r"out\.webm: supported are \.mp4, \.mov, \.mkv",
         ),
         (clip, sound, tmp_path / "no" / "out.mp4", {}, "there is no folder .*no"),
+        (clip, sound, folder, {}, r"folder\.mp4: is a folder; name a file in it"),
         (noise, sound, out, {}, r"noise\.mp4: cannot be opened as video"),
         (sound, sound, out, {}, r"cannot be opened as video"),
         (clip, noise, out, {}, r"noise\.mp4: cannot be opened as sound"),
@@ -704,6 +708,21 @@ def test_an_error_is_one_line_and_leaves_no_file(
     with pytest.raises(StageError, match="preview and output are the same file"):
         edit(clip, sound, out, BoxPainter(), model=landmarker, params=QUICK, preview=out)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ["out.mp4", "preview.mp4"])
+def test_a_folder_that_takes_no_file_is_refused_before_the_work(
+    tmp_path: Path, landmarker: Path, speech: Callable[[float], Path], name: str
+) -> None:
+    clip, sound = tmp_path / "clip.mp4", speech(0.5)
+    synth.make_clip(clip, ClipSpec(seconds=0.4, size=SMALL))
+    before = sorted(tmp_path.iterdir())
+    paths = {each: tmp_path / each for each in ("out.mp4", "preview.mp4")}
+    paths[name] = Path("/proc") / name  # where not even root can make a file
+    with pytest.raises(WriteError, match=f"/proc/{name}"):
+        edit(clip, sound, paths["out.mp4"], BoxPainter(), model=landmarker, params=QUICK,
+             preview=paths["preview.mp4"], progress=lambda *_: pytest.fail("the work has begun"))  # fmt: skip
+    assert sorted(tmp_path.iterdir()) == before
 
 
 class Failing(BoxPainter):
