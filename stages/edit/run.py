@@ -477,21 +477,25 @@ def _write_outputs(
     n_frames = n_redrawn = n_written = 0
     counts: list[Counter[str]] = [Counter() for _ in faces]
 
-    def open_writer(path: Path, video_format: OutputFormat) -> VideoWriter:
-        partial = stack.enter_context(write_atomically(path))
-        if signing is not None:
-            recordings = [speech.path for speech in speeches]
-            signed = sign_when_written(partial, path, plan.video, recordings, signing, params.limits,
-                                       float(plan.seconds))  # fmt: skip
-            partial = stack.enter_context(signed)
-        return stack.enter_context(VideoWriter(partial, select_container(path), video_format, speeches))
-
+    outputs = [out] if preview is None else [out, preview]
+    formats = [output_format, replace(output_format, width=2 * output_format.width)]
+    recordings = [speech.path for speech in speeches]
     with ExitStack() as stack:
-        writer = open_writer(out, output_format)
-        preview_writer = None
-        if preview is not None:
-            preview_format = replace(output_format, width=2 * output_format.width)
-            preview_writer = open_writer(preview, preview_format)
+        # Left in reverse: both files are complete and signed before one gets its name, the preview's last.
+        partials = [stack.enter_context(write_atomically(path)) for path in reversed(outputs)][::-1]
+        if signing is not None:
+            partials = [
+                stack.enter_context(
+                    sign_when_written(partial, path, plan.video, recordings, signing, params.limits,
+                                      float(plan.seconds))
+                )
+                for partial, path in zip(partials, outputs, strict=True)
+            ]  # fmt: skip
+        writers = [
+            stack.enter_context(VideoWriter(partial, select_container(path), video_format, speeches))
+            for partial, path, video_format in zip(partials, outputs, formats, strict=False)
+        ]
+        writer, preview_writer = writers[0], None if preview is None else writers[1]
 
         def encode(frame: OutputFrame) -> None:
             nonlocal n_written

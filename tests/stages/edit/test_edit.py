@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -16,6 +17,7 @@ import psutil
 import pytest
 
 from sampler.rollout import CropFrame
+from shards import atomic
 from shards.atomic import WriteError
 from stages import synth
 from stages.align import AlignParams, align_clip
@@ -27,7 +29,7 @@ from stages.edit.writer import VideoWriter
 from stages.edit.yuv import YuvImage
 from stages.engine.outcome import StageError
 from stages.landmarks import LandmarksParams, find_points
-from stages.media import crops
+from stages.media import crops, mark
 from stages.media.audio import mix_to_mono, read_channels
 from stages.media.faces import FaceFinder
 from stages.media.video import read_frames_at_25fps
@@ -764,6 +766,36 @@ def test_a_network_that_fails_or_counts_wrongly_leaves_no_file(
             edit(clip, sound, out, generator, model=landmarker, params=QUICK, preview=tmp_path / "p.mp4")
         assert sorted(path.name for path in tmp_path.iterdir()) == before
         assert out.read_bytes() == b"an earlier one"
+
+
+def test_a_preview_never_appears_without_its_video(
+    tmp_path: Path, landmarker: Path, speech: Callable[[float], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files are completed one after the other; the disk is full at the first, or at the second."""
+    clip, sound = tmp_path / "clip.mp4", speech(0.5)
+    synth.make_clip(clip, ClipSpec(seconds=0.4, size=SMALL))
+    before = sorted(path.name for path in tmp_path.iterdir())
+    out, preview, moves = tmp_path / "out.mp4", tmp_path / "preview.mp4", []
+
+    def run_edit(*, n_complete: int) -> None:
+        completed: list[Path] = []
+
+        def append_mark(path: Path, muxer: str) -> None:
+            completed.append(path)
+            if len(completed) > n_complete:
+                raise OSError(errno.ENOSPC, "No space left on device", os.fspath(path))
+
+        monkeypatch.setattr(mark, "append_mark", append_mark)
+        edit(clip, sound, out, BoxPainter(), model=landmarker, params=QUICK, preview=preview)
+
+    for n_complete in (0, 1):
+        with pytest.raises(WriteError, match="No space left"):
+            run_edit(n_complete=n_complete)
+        assert sorted(path.name for path in tmp_path.iterdir()) == before
+    move = atomic.move_into_place
+    monkeypatch.setattr(atomic, "move_into_place", lambda part, path: (moves.append(path), move(part, path)))
+    run_edit(n_complete=2)
+    assert moves == [out, preview] and preview.is_file()
 
 
 def start_process(script: str, *args: object) -> subprocess.Popen[str]:
