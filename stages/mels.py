@@ -180,7 +180,8 @@ def compute_mels_of_file(
     """
     channels, expected = read_channels(path, start, count_samples(n_frames)), n_frames * MELS_PER_FRAME
     if may_be_silent and measure_peak(channels) < SILENCE_PEAK:
-        rows, notes = np.full((expected, params.n_mels), -params.top_db, np.float32), []
+        rows = np.full((expected, params.n_mels), -params.top_db, np.float32)
+        notes: list[str] = []
     else:
         sound, notes = mix_to_mono(channels)
         rows = compute_mel_rows(sound, params)
