@@ -172,8 +172,8 @@ def compare_all_looks(ones: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDA
     Infinite where less than a quarter is inside both pictures, since that tells nothing.
     """
     a, b = (looks.reshape(len(looks), -1).astype(np.float32) for looks in (ones, others))
-    in_a, in_b = np.asarray(a > 0), np.asarray(b > 0)
-    whole_a, whole_b = in_a.all(axis=1), in_b.all(axis=1)
+    in_a, in_b = a > 0, b > 0
+    whole_a, whole_b = np.asarray(in_a.all(axis=1)), np.asarray(in_b.all(axis=1))
     equal_a, equal_b = _equalise_looks(a, in_a), _equalise_looks(b[whole_b], in_b[whole_b])
     distances = np.empty((len(a), len(b)))
     for i in range(len(a)):
