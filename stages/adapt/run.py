@@ -22,14 +22,14 @@ from model.published_file import SUFFIX, PublishedInfo, write_published_file
 from model.recipe import MAX_STEPS, ModelError, Recipe, build_recipe
 from model.start import Start, find_start
 from model.trial import measure_step_seconds
-from shards.atomic import check_writable, write_atomically
+from shards.atomic import write_atomically
 from shards.checksum import file_sha256
 from shards.schema import VIDEO_FPS
 from stages import train
 from stages.adapt.clips import CutParams, CutPlan, CutResult, cut_video, plan_cut
 from stages.adapt.sync import describe_problem
 from stages.cut.params import ThresholdParams
-from stages.edit.run import EditParams
+from stages.edit.run import EditParams, check_output
 from stages.engine.cache import digest, versions
 from stages.engine.outcome import StageError
 from stages.engine.progress import Progress, no_progress
@@ -166,14 +166,7 @@ def _check_keep(keep: Path, video: Path, start: Path) -> None:
     """
     if keep.suffix != SUFFIX:
         raise StageError(f"{keep}: a model is written as {SUFFIX}")
-    if not keep.parent.is_dir():
-        raise StageError(f"{keep}: there is no folder {keep.parent}")
-    if keep.is_dir():
-        raise StageError(f"{keep}: is a folder; name a file in it")
-    inputs = [video, *(start.iterdir() if start.is_dir() else [start])]
-    if keep.exists() and any(keep.samefile(path) for path in inputs):
-        raise StageError(f"{keep}: is an input, which is never overwritten; name another file")
-    check_writable(keep)
+    check_output(keep, [video, *(start.iterdir() if start.is_dir() else [start])])
 
 
 def _make_key(request: AdaptRequest) -> str:

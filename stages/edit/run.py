@@ -263,17 +263,23 @@ def check_paths(video: Path, audio: Iterable[Path], out: Path, preview: Path | N
         raise StageError(f"{preview}: a preview is written as .mp4")
     outputs = [out] if preview is None else [out, preview]
     for path in outputs:
-        if not path.parent.is_dir():
-            raise StageError(f"{path}: there is no folder {path.parent}")
-        if path.is_dir():
-            raise StageError(f"{path}: is a folder; name a file in it")
-        for other in inputs:
-            if path.exists() and path.samefile(other):
-                raise StageError(f"{path}: is an input, which is never overwritten; name another file")
+        check_output(path, inputs)
     if len({path.resolve() for path in outputs}) < len(outputs):
         raise StageError(f"{preview}: preview and output are the same file; name another")
-    for path in outputs:
-        check_writable(path)  # now, not after the work
+
+
+def check_output(path: Path, inputs: Iterable[Path]) -> None:
+    """Raise StageError unless a file can be written there that is no input; WriteError of the system's.
+
+    Called before the work, not after it.
+    """
+    if not path.parent.is_dir():
+        raise StageError(f"{path}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise StageError(f"{path}: is a folder; name a file in it")
+    if path.exists() and any(path.samefile(other) for other in inputs):
+        raise StageError(f"{path}: is an input, which is never overwritten; name another file")
+    check_writable(path)
 
 
 def read_video_facts(video: Path, params: EditParams) -> VideoFacts:
