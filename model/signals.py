@@ -7,10 +7,10 @@ import signal
 import threading
 from collections.abc import Iterator
 
-import psutil
 import torch
 
 from model.recipe import ModelError
+from shards.memory import find_free_memory
 
 
 class StopRequest:
@@ -59,9 +59,7 @@ def explain_out_of_memory(what: str, device: torch.device, *, advice: str) -> It
             raise
         if device.type == "cuda":
             free, total = torch.cuda.mem_get_info(device)
+            room = f"{free / 1e9:.1f} of {total / 1e9:.1f} GB are free"
         else:
-            free, total = psutil.virtual_memory().available, psutil.virtual_memory().total
-        raise ModelError(
-            f"out of memory on {device}: {what} does not fit, {free / 1e9:.1f} of {total / 1e9:.1f} GB are "
-            f"free; {advice}"
-        ) from err
+            room = f"{find_free_memory() / 1e9:.1f} GB are free"
+        raise ModelError(f"out of memory on {device}: {what} does not fit, {room}; {advice}") from err

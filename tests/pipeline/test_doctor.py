@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from pipeline import doctor
+from shards import memory
 from tests.build import PIPELINE
 
 ROOT = Path(__file__).parents[2]
@@ -54,6 +55,17 @@ def test_what_an_edit_needs_and_lacks_is_said_with_what_to_do(tmp_path: Path) ->
     assert findings["face model"]["advice"][0].startswith("unset REDUB_LANDMARKER")
     assert "imageio-ffmpeg" in findings["ffmpeg"]["advice"][0]
     assert findings["disk"]["advice"] == ["set XDG_CACHE_HOME to a folder that can be written"]
+
+
+def test_free_memory_is_what_the_container_has_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "groups").mkdir()
+    for name, text in (("memory.max", "300000000"), ("memory.current", "100000000"), ("memory.stat", "")):
+        (tmp_path / "groups" / name).write_text(text)
+    (tmp_path / "cgroup").write_text("0::/")
+    monkeypatch.setattr(memory, "PROCESS_GROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(memory, "GROUPS", tmp_path / "groups")
+    (finding,) = [each for each in doctor.examine_machine() if each.name == "processor"]
+    assert finding.text.endswith("0.2 GB of it free to redub")
 
 
 def test_missing_libraries_and_extras_are_named_with_their_line_for_pip(tmp_path: Path) -> None:
