@@ -244,3 +244,21 @@ def test_dvc_repro_makes_the_bytes_of_the_command_and_runs_only_what_changed(dvc
     told = dvc(dvc_project, "repro", "shard@made")
     assert "Stage 'mels@made' is cached - skipping run" in told, "the run-cache is on"
     assert hash_files(made / "shards") == hash_files(dvc_project / "plain" / "shards")
+
+
+def test_dvc_repro_adds_speech_features_and_takes_them_away_again(
+    dvc_project: Path, speech_model: Path
+) -> None:
+    dvc(dvc_project, "repro", "shard@made")
+    made, file = dvc_project / "data" / "made", dvc_project / "params.yaml"
+    text, before = file.read_text(), hash_files(made / "shards")
+    assert list((made / "speech").iterdir()) == []
+    file.write_text(text.replace("speech: none", "speech: whisper-tiny.en"))
+    told = dvc(dvc_project, "repro", "shard@made")
+    assert re.findall("Running stage '(.*)@made'", told) == ["speech", "shard"]
+    build(made / "raw", dvc_project / "heard", "--params", file, "--speech-encoder", "whisper-tiny.en")
+    assert hash_files(made / "shards") == hash_files(dvc_project / "heard" / "shards") != before
+    file.write_text(text)
+    dvc(dvc_project, "repro", "shard@made")
+    assert list((made / "speech").iterdir()) == []
+    assert hash_files(made / "shards") == before

@@ -12,6 +12,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from distributed import LocalCluster
 
 from pipeline.params import Params
 from shards.ledger import read_ledger
@@ -221,15 +222,19 @@ def test_shards_hold_the_features_of_each_clip(built: Path, raw: Path, speech_mo
         np.testing.assert_array_equal(clip.speech, expected)
 
 
-def test_two_workers_make_the_bytes_of_one_and_nothing_is_computed_twice(
+def test_two_workers_and_a_cluster_make_the_bytes_of_one_and_nothing_is_computed_twice(
     built: Path, raw: Path, params_file: Path, tmp_path: Path
 ) -> None:
-    build(raw, tmp_path, "--workers", "2", "--params", params_file)
-    for folder in ("speech", "shards"):
-        assert hash_files(tmp_path / folder) == hash_files(built / folder)
-    said = pipeline(
-        "speech", "--dataset", "folder", "--raw", raw, "--work", tmp_path, "--params", params_file
-    )
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster:
+        for name, option in (
+            ("two", ("--workers", "2")),
+            ("cluster", ("--scheduler", cluster.scheduler_address)),
+        ):
+            build(raw, tmp_path / name, *option, "--params", params_file)
+            for folder in ("speech", "shards"):
+                assert hash_files(tmp_path / name / folder) == hash_files(built / folder), name
+    work = tmp_path / "two"
+    said = pipeline("speech", "--dataset", "folder", "--raw", raw, "--work", work, "--params", params_file)
     assert said.startswith("speech: 4 of 4 clips, 80 frames, 0 computed, 0 of ")
 
 
