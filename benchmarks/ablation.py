@@ -37,7 +37,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import windows
 from recolour import RECOLOURS
 
 from model import loop
@@ -147,9 +146,6 @@ ROWS: dict[str, tuple[str, Changes]] = {
     "multi-speaker": ("multi-speaker", {}),
     "paper multi-speaker": ("paper-multi-speaker", {}),
 }
-# Rows whose networks are those of ``windows``: each has the recipe of another row.
-WINDOW_ROWS = {"context, speech, four at a time": "context, speech"}
-ROWS |= {name: ROWS[row] for name, row in WINDOW_ROWS.items()}
 # row -> name -> sampling params besides each --guidance with the default ones
 SAMPLING: dict[str, dict[str, Changes]] = {
     "context": {
@@ -209,8 +205,6 @@ def train(run: Path, recipe: Recipe, dataset: Dataset, args: argparse.Namespace)
         workers=args.workers,
         balance=recipe.balance,
     )
-    if args.row in WINDOW_ROWS:
-        data = windows.make_window_source(data)
     scale = measure_speech_scale(dataset, train_ids, network_input) if audio.takes_speech else None
     state = loop.create_state(recipe, device, scale)
     checkpoints = list_checkpoints(run)
@@ -333,10 +327,6 @@ def add_scores(
 def measure_row(name: str, args: argparse.Namespace) -> None:
     """Train a row, generate the clips of the split and score them."""
     run = args.to / get_folder_name(name)
-    generator_class = FrameGenerator
-    if name in WINDOW_ROWS:
-        windows.use_windows()
-        generator_class = windows.WindowGenerator
     start = time.perf_counter()
     train(run, make_recipe(name, args), open_dataset(args.shards, hashes=False), args)
     seconds = time.perf_counter() - start
@@ -349,7 +339,7 @@ def measure_row(name: str, args: argparse.Namespace) -> None:
         "parameters": count_parameters(network),
     }
     sampling = list_sampling(name, saved.recipe, args)
-    score_network(network, saved.recipe, sampling, run, result, args, generator_class)
+    score_network(network, saved.recipe, sampling, run, result, args)
 
 
 def measure_network(path: Path, args: argparse.Namespace) -> None:
@@ -371,7 +361,6 @@ def score_network(
     folder: Path,
     result: dict[str, Any],
     args: argparse.Namespace,
-    generator_class: type[FrameGenerator] = FrameGenerator,
 ) -> None:
     """Write ``result`` with the scores of each way to generate clips to ``folder``."""
     landmarker = args.landmarker or weights.find(weights.LANDMARKER)
@@ -385,7 +374,7 @@ def score_network(
         result = add_scores(result, "frozen mouth", None, frozen)
         for what, params in sampling.items():
             device, execution = select_device(args.device), Execution(compile=False, precision=args.precision)
-            generator = generator_class(network, recipe, params, device, execution)
+            generator = FrameGenerator(network, recipe, params, device, execution)
             scores = [(each, score_clips(generator, each, truth, args)) for each, truth in clip_sets]
             result = add_scores(result, what, params, scores)
             write_json(folder / RESULT, result)

@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -132,7 +131,7 @@ sys.path[:0] = ["benchmarks"]
 import ablation
 from model.recipe import build_recipe, nest_changes
 for name, (preset, changes) in ablation.ROWS.items():
-    recipe = asdict(build_recipe(preset, nest_changes(changes))) | {"windows": name in ablation.WINDOW_ROWS}
+    recipe = asdict(build_recipe(preset, nest_changes(changes)))
     print(json.dumps([name, recipe], sort_keys=True))
 """
     process = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
@@ -142,89 +141,6 @@ for name, (preset, changes) in ablation.ROWS.items():
     assert len(set(recipes)) == len(rows) > 10
     before = rows["as it was"]["frames"]
     assert before["context_share"] == before["audio_gain_db"] == before["audio_band_db"] == 0
-
-
-def test_a_window_is_successive_frames_whose_surroundings_and_identity_are_elsewhere_in_the_clip(
-    tmp_path: Path,
-) -> None:
-    folder = worlds.make_dataset(tmp_path / "dataset", (9, 12, 30))
-    script = """
-import json, sys
-sys.path[:0] = ["benchmarks"]
-from dataclasses import replace
-import torch, windows
-from model.epochs import EpochCounter
-from model.execution import Execution
-from tests.model import worlds
-
-class Recording(windows.WindowSource):
-    def read_batch(self, indices):
-        frames = [indices.target, indices.previous, indices.identity, indices.context]
-        print(json.dumps([each.reshape(-1, windows.WINDOW).tolist() for each in frames]))
-        return super().read_batch(indices)
-
-data = Recording(**vars(worlds.load_dataset(sys.argv[1])))
-frames = replace(worlds.TINY.frames, context_share=1.0, identity="random")
-recipe = replace(worlds.TINY, frames=frames, batch=8)
-steps = windows.load_windows(data, recipe, worlds.ALONE, Execution(), 0, EpochCounter(len(data)))
-for _ in range(40):
-    noise = next(steps)[0].epsilon
-print(json.dumps(torch.corrcoef(noise.flatten(1)).tolist()))
-"""
-    process = subprocess.run([sys.executable, "-c", script, folder], cwd=ROOT, capture_output=True, text=True)
-    assert process.returncode == 0, process.stderr
-    *batches, correlation = map(json.loads, process.stdout.splitlines())
-    assert len(batches) == 40
-    starts = np.array([0, 9, 21, 51])
-    for batch in batches:
-        for target, previous, identity, context in zip(*map(np.array, batch), strict=True):
-            clip = np.searchsorted(starts, target[0], side="right") - 1
-            first, last = starts[clip], starts[clip + 1] - 1
-            assert (target == target[0] + np.arange(4)).all() and first < target[0] and target[3] <= last
-            assert (previous == target[0] - 1).all() and len(set(identity)) == 1
-            others = {*identity, *context}
-            assert min(others) >= first and max(others) <= last and not others & set(target)
-            assert ((np.diff(context) == 1) | (np.diff(context) == first - last)).all()
-    together = np.kron(np.eye(2), np.ones((4, 4)))
-    expected = 0.9 * together + 0.1 * np.eye(8)
-    assert np.abs(np.array(correlation) - expected).max() < 0.15  # of 768 numbers each
-
-
-def test_the_trial_of_a_compiler_takes_the_windows_of_the_first_step(tmp_path: Path) -> None:
-    """Whatever the trial raises is reported as a compiler that does not work, and nothing is compiled."""
-    folder = worlds.make_dataset(tmp_path / "dataset", (9, 12, 30))
-    script = """
-import sys
-sys.path[:0] = ["benchmarks"]
-from dataclasses import replace
-import torch, windows
-from model import loop
-from model.execution import Execution
-from model.objective import compute_losses
-from tests.model import worlds
-
-windows.use_windows()
-data = windows.make_window_source(worlds.load_dataset(sys.argv[1]))
-frames = replace(worlds.TINY.frames, context_share=1.0, identity="random")
-recipe = replace(worlds.TINY, frames=frames, batch=8)
-state = loop.create_state(recipe, worlds.CPU)
-assert isinstance(state.network, windows.WindowUNet)
-trainer = loop.Trainer(state, data, recipe, Execution(), worlds.ALONE)
-batches = []
-
-def compute(batch):
-    batches.append(batch)
-    return compute_losses(state.network, batch, recipe)
-
-trainer._try_step(compute)
-[batch], [first] = batches, trainer.load_step()
-for name in ("y_0", "previous", "identity", "context", "epsilon", "gamma"):
-    assert torch.equal(getattr(batch, name), getattr(first, name)), name
-print("the same batch")
-"""
-    process = subprocess.run([sys.executable, "-c", script, folder], cwd=ROOT, capture_output=True, text=True)
-    assert process.returncode == 0, process.stderr
-    assert process.stdout == "the same batch\n"
 
 
 def test_the_evaluation_benchmark_scores_synthetic_clips_and_agrees_with_scikit_image(tmp_path: Path) -> None:
@@ -249,7 +165,6 @@ def test_a_recoloured_person_has_the_skin_that_it_says_and_the_rest_as_it_was() 
     script = """
 import sys
 sys.path[:0] = ["benchmarks"]
-import numpy as np
 from recolour import DARK_SKIN, DIM_LIGHT, RECOLOURS, WARM_LIGHT
 from shards.schema import ClipSample
 from stages.evaluate.metrics.border import LINEAR
