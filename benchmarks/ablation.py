@@ -193,19 +193,17 @@ def train(run: Path, recipe: Recipe, dataset: Dataset, args: argparse.Namespace)
     device = select_device(args.device)
     ids = select_speakers(dataset, dataset.clips.ids_in_split(TRAIN_SPLIT), args.speakers)
     train_ids, _ = split_held_out(ids, recipe.held_out_share, seed=recipe.seed)
-    audio, network_input = recipe.network.audio, build_network_input(recipe.network)
+    network_input = build_network_input(recipe.network)
     data = load_resident(
         dataset,
         train_ids,
         network_input,
-        mel_pad=max(audio.rows_before, audio.rows_after),
-        speech_pad=max(audio.speech_rows_before, audio.speech_rows_after),
         device=device,
         frames_on=device,
         workers=args.workers,
         balance=recipe.balance,
     )
-    scale = measure_speech_scale(dataset, train_ids, network_input) if audio.takes_speech else None
+    scale = measure_speech_scale(dataset, train_ids, network_input) if network_input.speech_size else None
     state = loop.create_state(recipe, device, scale)
     checkpoints = list_checkpoints(run)
     if checkpoints:

@@ -155,13 +155,10 @@ def main() -> None:
     )
     device = select_device(args.device)
     execution = Execution(compile=args.compile, precision=args.precision)
-    audio = recipe.network.audio
     data = load_resident(
         dataset,
         seen,
         build_network_input(recipe.network, recipe.frames),
-        mel_pad=max(audio.rows_before, audio.rows_after),
-        speech_pad=max(audio.speech_rows_before, audio.speech_rows_after),
         device=device,
         frames_on=device,
         workers=1,

@@ -68,7 +68,6 @@ from shards.writer import PackedClip, make_shard_name, write_tar
 BATCH = 64
 CPU = torch.device("cpu")
 AUDIO = AudioParams()
-PAD = max(AUDIO.rows_before, AUDIO.rows_after)
 PIP = {"streaming": "pip install mosaicml-streaming==0.13.0", "litdata": "pip install litdata==0.2.76"}
 FRAMES_PER_SECOND = 1000  # what one H100 trains on
 
@@ -176,7 +175,7 @@ def open_frame_source(
 ) -> Iterator[FrameSource]:
     ids = list(dataset.clips)
     if how == "resident":
-        yield load_resident(dataset, ids, network_input, mel_pad=PAD, device=CPU, frames_on=CPU, workers=1)
+        yield load_resident(dataset, ids, network_input, device=CPU, frames_on=CPU, workers=1)
         return
     if how == "streamed":
         stream = ClipStream(dataset, ids, network_input, CPU, workers=0, seed=0, start_step=0)
@@ -367,7 +366,9 @@ def list_ways(
     n_samples: int,
     remote: Storage | None,
 ) -> Iterator[tuple[str, Way]]:
-    network_input = NetworkInput(128, AUDIO.n_mels, SILENCE_DB)
+    network_input = NetworkInput(
+        128, AUDIO.n_mels, SILENCE_DB, mel_pad=max(AUDIO.rows_before, AUDIO.rows_after)
+    )
     two_epochs = 2 * sum(dataset.clips.column("frames", list(dataset.clips)))
 
     def read(source: Dataset, how: str, n: int) -> Iterator[list[str]]:

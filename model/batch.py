@@ -183,9 +183,16 @@ def hide_mask_region(images: Tensor, mask: Tensor) -> Tensor:
 def build_network_input(network: UNetParams, frames: FrameParams | None = None) -> NetworkInput:
     """What a dataset must provide for this network; with a mask region its boxes may be anywhere."""
     has_region = frames is not None and frames.mask_region is not None
-    top = 0 if has_region else network.top
-    speech_size = network.audio.speech_size if network.audio.takes_speech else 0
-    return NetworkInput(network.size, network.audio.n_mels, SILENCE_DB, top, speech_size)
+    audio = network.audio
+    return NetworkInput(
+        network.size,
+        audio.n_mels,
+        SILENCE_DB,
+        top=0 if has_region else network.top,
+        speech_size=audio.speech_size if audio.takes_speech else 0,
+        mel_pad=max(audio.rows_before, audio.rows_after),
+        speech_pad=max(audio.speech_rows_before, audio.speech_rows_after),
+    )
 
 
 def select_batch(

@@ -104,6 +104,8 @@ class NetworkInput:
     silence_db: float
     top: int = 0  # the first pixel row that the network looks at
     speech_size: int = 0  # features in a row of speech; 0: the network takes none
+    mel_pad: int = 0  # rows of silence that it can hear before a clip, and after it
+    speech_pad: int = 0  # as mel_pad, rows of zeros of speech features
 
     def check_dataset(self, manifest: Mapping[str, Any], name: str) -> None:
         """Raise ShardError if a dataset's manifest says that it was built for another network."""

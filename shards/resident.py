@@ -112,8 +112,6 @@ def load_resident(
     clip_ids: Sequence[str],
     network_input: NetworkInput,
     *,
-    mel_pad: int,
-    speech_pad: int = 0,
     device: torch.device,
     frames_on: torch.device,
     workers: int,
@@ -122,49 +120,49 @@ def load_resident(
 ) -> Resident:
     """Read and decode clips onto a device, with ``workers`` threads; call ``done`` with each clip's frames.
 
-    ``mel_pad`` is the number of silent mel rows before and after each clip, ``speech_pad`` that of zero rows
-    of speech features. Raises ShardError for a clip that is damaged or does not fit the network, and if there
-    is not enough memory.
+    Raises ShardError for a clip that is damaged or does not fit the network, and if there is not enough
+    memory.
     """
     clips = build_clip_table(dataset, clip_ids, balance)
     network_input.check_members(dataset.clips, clips.ids, dataset.storage.address)
-    n_frames, lengths = len(clips), clips.lengths.tolist()
-    n_rows = sum(MELS_PER_FRAME * length + 2 * mel_pad for length in lengths)
+    n_frames, lengths = len(clips), clips.lengths
     size, n_mels, silence_db = network_input.size, network_input.n_mels, network_input.silence_db
     _check_memory(dataset, n_frames * size**2 * 3, n_frames, frames_on)
 
     is_pinned = frames_on.type == "cpu" and device.type == "cuda"
     frames = torch.empty(n_frames, size, size, 3, dtype=torch.uint8, device=frames_on, pin_memory=is_pinned)
     boxes = torch.empty(n_frames, 4, dtype=torch.int16, device=device)
+    mel_starts, n_rows = place_clips(MELS_PER_FRAME * lengths, network_input.mel_pad)
     mels = torch.full((n_rows, n_mels), silence_db, dtype=torch.float32, device=device)
-    mel_row = torch.empty(n_frames, dtype=torch.int64)
-    n_speech_rows = sum(SPEECH_PER_FRAME * length + 2 * speech_pad for length in lengths)
-    speech = torch.zeros(n_speech_rows, network_input.speech_size, dtype=torch.float16, device=device)
-    speech_row = torch.empty(n_frames, dtype=torch.int64)
-    frame, row, first_speech = 0, 0, 0
+    speech_starts, n_rows = place_clips(SPEECH_PER_FRAME * lengths, network_input.speech_pad)
+    speech = torch.zeros(n_rows, network_input.speech_size, dtype=torch.float16, device=device)
     with ThreadPoolExecutor(workers) as pool:  # decoding releases the GIL
         samples = _read_ahead(pool, lambda clip_id: read_clip(dataset, clip_id), clips.ids, 2 * workers)
-        for length, clip in zip(lengths, samples, strict=True):
+        for k, clip in enumerate(samples):
+            length = int(lengths[k])
             name = f"{dataset.storage.address}: {clip.key}"
             network_input.check_clip(name, length, clip.frames.shape, clip.boxes, clip.mels, clip.speech)
-            clip_frames = slice(frame, frame + length)
+            clip_frames = slice(clips.starts[k], clips.starts[k + 1])
             frames[clip_frames].copy_(torch.from_numpy(clip.frames))
             boxes[clip_frames].copy_(torch.from_numpy(clip.boxes))
-            row += mel_pad
-            mels[row : row + len(clip.mels)].copy_(torch.from_numpy(clip.mels))
-            mel_row[clip_frames] = row + MELS_PER_FRAME * torch.arange(length)
-            row += len(clip.mels) + mel_pad
+            mels[mel_starts[k] :][: len(clip.mels)].copy_(torch.from_numpy(clip.mels))
             if network_input.speech_size and clip.speech is not None:
-                first_speech += speech_pad
-                last_speech = first_speech + len(clip.speech)
-                speech[first_speech:last_speech].copy_(torch.from_numpy(clip.speech))
-                speech_row[clip_frames] = first_speech + SPEECH_PER_FRAME * torch.arange(length)
-                first_speech = last_speech + speech_pad
-            frame += length
+                speech[speech_starts[k] :][: len(clip.speech)].copy_(torch.from_numpy(clip.speech))
             done(length)
+
+    clip_of_frame = np.repeat(np.arange(len(lengths)), lengths)
+    numbers = np.arange(n_frames) - clips.starts[clip_of_frame]  # in their clips
+    mel_row = torch.from_numpy(mel_starts[clip_of_frame] + MELS_PER_FRAME * numbers).to(device)
     if not network_input.speech_size:
-        return Resident(clips, frames, boxes, mels, mel_row.to(device))
-    return Resident(clips, frames, boxes, mels, mel_row.to(device), speech, speech_row.to(device))
+        return Resident(clips, frames, boxes, mels, mel_row)
+    speech_row = torch.from_numpy(speech_starts[clip_of_frame] + SPEECH_PER_FRAME * numbers).to(device)
+    return Resident(clips, frames, boxes, mels, mel_row, speech, speech_row)
+
+
+def place_clips(rows: Numbers, pad: int) -> tuple[Numbers, int]:
+    """Where clips of so many rows begin with ``pad`` rows before and after each, and the rows of all."""
+    ends = np.cumsum(rows + 2 * pad)
+    return ends - rows - pad, int(ends[-1])
 
 
 def build_clip_table(dataset: Dataset, clip_ids: Iterable[str], balance: Balance = "frames") -> ClipTable:

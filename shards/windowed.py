@@ -27,7 +27,7 @@ from shards.cache import ShardStore
 from shards.frames import BatchIndex, Numbers, RawBatch
 from shards.index import ShardEntry
 from shards.memory import find_free_memory
-from shards.resident import MEMORY_SHARE, Resident
+from shards.resident import MEMORY_SHARE, Resident, place_clips
 from shards.schema import MELS_PER_FRAME, SPEECH_PER_FRAME, ShardError
 from shards.streaming import Cached, ClipArrays, Decoder
 from shards.windows import Window, Windows
@@ -187,11 +187,11 @@ class Windowed(Cached):
             buffer = np.empty((max(len(frames), self._max_frames), size, size, 3), np.uint8)
         pixels = buffer[: len(frames)]
         boxes = np.empty((len(frames), 4), np.int16)
-        mel_starts, n_rows = _place_clips(MELS_PER_FRAME * lengths, pad=max(indices.mel_rows))
+        mel_starts, n_rows = place_clips(MELS_PER_FRAME * lengths, pad=max(indices.mel_rows))
         mels = np.full((n_rows, n_mels), self._decoder.network_input.silence_db, np.float32)
         speech = None
         if indices.speech_rows is not None:
-            speech_starts, n_rows = _place_clips(SPEECH_PER_FRAME * lengths, pad=max(indices.speech_rows))
+            speech_starts, n_rows = place_clips(SPEECH_PER_FRAME * lengths, pad=max(indices.speech_rows))
             speech = np.zeros((n_rows, self._decoder.network_input.speech_size), np.float16)
 
         def read(k: int) -> None:
@@ -265,9 +265,3 @@ def join_parts(parts: list[RawBatch], batch: BatchIndex) -> RawBatch:
         torch.cat([part.mels for part in parts]),
         torch.cat(speech) if speech else None,
     )
-
-
-def _place_clips(rows: Numbers, pad: int) -> tuple[Numbers, int]:
-    """Where clips of so many rows begin with ``pad`` rows before and after each, and the rows of all."""
-    ends = np.cumsum(rows + 2 * pad)
-    return ends - rows - pad, int(ends[-1])

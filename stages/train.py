@@ -38,7 +38,7 @@ from shards.clip_stream import ClipStream
 from shards.documents import Document
 from shards.errors import shorten
 from shards.files import is_inside
-from shards.frames import FrameSource
+from shards.frames import FrameSource, NetworkInput
 from shards.index import get_params_section
 from shards.publish import download_dataset, locate_dataset
 from shards.reader import Dataset, open_dataset
@@ -227,7 +227,8 @@ def open_frame_sources(
     start_step: int = 0,
 ) -> Iterator[FrameSources]:
     """The frames of the training clips and of the held-out clips, held as ``request.hold`` says."""
-    build_network_input(recipe.network).check_dataset(dataset.manifest, dataset.storage.address)
+    network_input = build_network_input(recipe.network, recipe.frames)
+    network_input.check_dataset(dataset.manifest, dataset.storage.address)
     ids = dataset.clips.ids_in_split(TRAIN_SPLIT)
     if not ids:
         splits = sorted(dataset.clips.table["split"].unique().to_pylist())[:MAX_NAMES]
@@ -236,7 +237,7 @@ def open_frame_sources(
             "a smaller clips.test_share leaves some to train on"
         )
     train_ids, held_out_ids = split_held_out(ids, recipe.held_out_share, seed=recipe.seed)
-    opener = _FrameSourceOpener(request, recipe, dataset, ranks, progress)
+    opener = _FrameSourceOpener(request, recipe, dataset, network_input, ranks, progress)
     if request.hold == "resident":
         yield opener.load_resident(train_ids, held_out_ids)
     elif request.hold == "cached":
@@ -257,6 +258,7 @@ class _FrameSourceOpener:
     request: TrainRequest
     recipe: Recipe
     dataset: Dataset
+    network_input: NetworkInput
     ranks: Ranks
     progress: Progress
 
@@ -269,7 +271,6 @@ class _FrameSourceOpener:
     def open_cached(self, train_ids: list[str], held_out_ids: list[str]) -> Iterator[FrameSources]:
         """All shards on this machine's disk, each frame decoded when it is used."""
         dataset, workers = self.dataset, self.request.workers
-        network_input = build_network_input(self.recipe.network, self.recipe.frames)
         names, _ = dataset.clips.locate_shards([*train_ids, *held_out_ids])
         entries = [dataset.shards[name] for name in names]
         with open_shard_store(dataset, self.request.cache, self._cache_bytes) as store:
@@ -279,10 +280,10 @@ class _FrameSourceOpener:
             store.hold(entries)
             held_out = None
             if held_out_ids:
-                decoder = Decoder(dataset, build_clip_table(dataset, held_out_ids), store, network_input)
+                decoder = Decoder(dataset, build_clip_table(dataset, held_out_ids), store, self.network_input)
                 held_out = Cached(decoder, self.ranks.device, workers)
             clips = build_clip_table(dataset, train_ids, self.recipe.balance)
-            decoder = Decoder(dataset, clips, store, network_input)
+            decoder = Decoder(dataset, clips, store, self.network_input)
             yield Cached(decoder, self.ranks.device, workers), held_out
 
     @contextlib.contextmanager
@@ -290,9 +291,8 @@ class _FrameSourceOpener:
         """The shards of a window or two on this machine's disk; some held-out clips in memory."""
         dataset, window = self.dataset, self.recipe.window
         with open_shard_store(dataset, self.request.cache, self._cache_bytes) as store:
-            network_input = build_network_input(self.recipe.network, self.recipe.frames)
             clips = build_clip_table(dataset, train_ids, self.recipe.balance)
-            decoder = Decoder(dataset, clips, store, network_input)
+            decoder = Decoder(dataset, clips, store, self.network_input)
             data = Windowed(
                 decoder,
                 self.ranks.device,
@@ -316,7 +316,7 @@ class _FrameSourceOpener:
         stream = ClipStream(
             self.dataset,
             train_ids,
-            build_network_input(self.recipe.network, self.recipe.frames),
+            self.network_input,
             self.ranks.device,
             workers=self.request.workers,
             seed=self.recipe.seed,
@@ -338,7 +338,7 @@ class _FrameSourceOpener:
         return self._load("loading held-out clips", held_out_ids[::every])
 
     def _load(self, label: str, clip_ids: list[str], *, balance: Balance = "frames") -> Resident:
-        audio, device = self.recipe.network.audio, self.ranks.device
+        device = self.ranks.device
         n_total = sum(self.dataset.clips.column("frames", clip_ids))
         n_loaded = 0
 
@@ -350,9 +350,7 @@ class _FrameSourceOpener:
         return load_resident(
             self.dataset,
             clip_ids,
-            build_network_input(self.recipe.network, self.recipe.frames),
-            mel_pad=max(audio.rows_before, audio.rows_after),
-            speech_pad=max(audio.speech_rows_before, audio.speech_rows_after),
+            self.network_input,
             device=device,
             frames_on=torch.device("cpu") if self.request.frames_on == "host" else device,
             workers=self.request.workers,

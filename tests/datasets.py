@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -197,9 +198,7 @@ def load(folder: Path, network_input: NetworkInput, *, pad: int, workers: int = 
     return load_resident(
         dataset,
         list(dataset.clips),
-        network_input,
-        mel_pad=pad,
-        speech_pad=pad,
+        replace(network_input, mel_pad=pad, speech_pad=pad),
         device=cpu,
         frames_on=cpu,
         workers=workers,
