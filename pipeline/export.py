@@ -30,7 +30,7 @@ from shards.atomic import write_atomically
 from shards.checksum import file_sha256
 from shards.documents import parse_object
 from shards.files import read_file
-from stages.train import find_sampling_advice, read_data_sources, read_dataset_sections
+from stages.train.run_file import find_sampling_advice, read_data_sources, read_dataset_sections
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,7 +112,7 @@ class Params:
         An option that is None is not set. Raises ModelError for one that is out of bounds.
         """
         from sampler.rollout import override_params
-        from stages.train import advise_sampling
+        from stages.train.run_file import advise_sampling
 
         return override_params(override_params(self.sample, **advise_sampling(run)), **options)
 
@@ -128,7 +128,7 @@ def _read_run_section(
 
     Raises StageError when it holds something else.
     """
-    from stages.train import read_dataset_sections
+    from stages.train.run_file import read_dataset_sections
 
     file, sections = read_dataset_sections(run)
     section = sections[name]

@@ -102,7 +102,7 @@ JOBS = {
             "--params", world / "pruning.yaml", "--device", "cpu", "--workers", "1",
         ],
         check_run,
-        ("pipeline.commands.train", "stages.train", "torch._dynamo"),
+        ("pipeline.commands.train", "stages.train.run", "torch._dynamo"),
     ),
     "sample": Job(
         lambda world, out: [

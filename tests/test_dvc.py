@@ -19,6 +19,7 @@ STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 ENTRIES = {
     "synth": "stages.synth.corpus",
     "cut": "stages.cut.run",
+    "train": "stages.train.run",
     "sample": "stages.sample.run",
     "evaluate": "stages.evaluate.run",
     "report": "stages.report.run",

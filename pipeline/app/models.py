@@ -19,7 +19,7 @@ from sampler.rollout import FrameGenerator, load_generator
 from shards.errors import shorten
 from stages.engine.outcome import StageError
 from stages.media.networks import PublishedNetwork
-from stages.train import read_run_file
+from stages.train.run_file import read_run_file
 
 CACHED_NETWORKS = 2
 

@@ -30,7 +30,7 @@ from stages.engine.outcome import StageError
 
 if TYPE_CHECKING:
     from model.recipe import Recipe
-    from stages.train import Hold
+    from stages.train.run import Hold
 
 
 MAX_DEFAULT_WORKERS = 16
@@ -156,7 +156,7 @@ def command(
     from model.recipe import build_recipe, nest_changes
     from model.start import find_start
     from pipeline.progress import ProgressBars
-    from stages import train
+    from stages.train import run as train
 
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     for package in ("model", "stages"):

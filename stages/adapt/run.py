@@ -25,7 +25,6 @@ from model.trial import measure_step_seconds
 from shards.atomic import write_atomically
 from shards.checksum import file_sha256
 from shards.schema import VIDEO_FPS
-from stages import train
 from stages.adapt.clips import CutParams, CutPlan, CutResult, cut_video, plan_cut
 from stages.adapt.sync import describe_problem
 from stages.cut.params import ThresholdParams
@@ -35,6 +34,8 @@ from stages.engine.outcome import StageError
 from stages.engine.progress import Progress, no_progress
 from stages.media.weights import cache_folder
 from stages.shard import list_libraries
+from stages.train import run as train
+from stages.train.run_file import find_sampling_advice, read_data_sources
 
 VERSION = 1
 FOLDER = "adapted"  # of the user's cache
@@ -266,8 +267,8 @@ def _make_model(
             mels=asdict(request.params.mels),
             speech={"encoder": request.params.speech.encoder} if recipe.network.audio.takes_speech else None,
             start=checkpoint.start,
-            data=train.read_data_sources(run),
-            sampling=train.find_sampling_advice(run),
+            data=read_data_sources(run),
+            sampling=find_sampling_advice(run),
         )
         write_published_file(network, info, path, max_rounding=MAX_ROUNDING)
     return cut, recipe.steps

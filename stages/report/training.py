@@ -11,7 +11,7 @@ from model.run_log import METRICS, SELECTING_LOSSES, read_metrics
 from shards.sources import NOT_STATED, DataSource
 from stages.engine.outcome import StageError
 from stages.report.strips import EmbeddedImage, read_run_images
-from stages.train import read_run_file
+from stages.train.run_file import read_run_file
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,7 +100,7 @@ from stages.report.results import build_group_tables, build_tables, read_evaluat
 from stages.report.training import read_run
 from stages.sample.pairs import CROPS, RUN_INFO, TABLE, make_pairs, read_crops, read_samples, write_crops
 from stages.synth.spec import SynthError, Truth
-from stages.train import RUN_FILE
+from stages.train.run_file import RUN_FILE
 from tests import datasets, reports
 from tests.model import worlds
 

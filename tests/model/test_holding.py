@@ -20,9 +20,9 @@ from model.recipe import ModelError, Recipe
 from model.run_log import METRICS, read_metrics
 from shards.reader import open_dataset
 from shards.resident import split_held_out
-from stages import train
 from stages.engine.outcome import StageError
-from stages.train import TrainRequest
+from stages.train import run as train
+from stages.train.run import TrainRequest
 from tests import s3
 from tests.model import worlds
 from tests.model.worlds import TINY

@@ -17,7 +17,7 @@ from shards.schema import ShardError
 from shards.sources import NOT_STATED, DataSource, read_sources
 from stages.engine.outcome import StageError
 from stages.shard import make_source
-from stages.train import read_data_sources, read_run_file
+from stages.train.run_file import read_data_sources, read_run_file
 from tests.model import worlds
 from tests.model.test_start import train_from
 from tests.model.worlds import TINY

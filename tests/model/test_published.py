@@ -53,7 +53,7 @@ from sampler.rollout import ClipRequest, CropFrame, FrameGenerator, override_par
 from shards.checksum import file_sha256
 from stages.media import networks, weights
 from stages.media.networks import fetch_network, find_network, list_networks
-from stages.train import advise_sampling
+from stages.train.run_file import advise_sampling
 from tests.model.worlds import CPU, TINY
 
 PACKAGED = [model for model in read_catalogue() if model.url is None]

@@ -34,8 +34,9 @@ from sampler.rollout import ClipRequest, CropFrame, FrameGenerator
 from shards.reader import open_dataset, read_clip
 from shards.schema import ClipSample, ShardError
 from shards.speech_scale import SpeechScale, measure_speech_scale
-from stages import train
-from stages.train import RUN_FILE, TrainRequest, read_run_file
+from stages.train import run as train
+from stages.train.run import TrainRequest
+from stages.train.run_file import RUN_FILE, read_run_file
 from tests import datasets
 from tests.model import worlds
 from tests.model.worlds import ALONE, CPU, N_MELS, SIZE, TINY, build_encoder

@@ -37,9 +37,10 @@ from sampler.params import SampleParams
 from sampler.rollout import FrameGenerator, override_params
 from shards.checksum import file_sha256
 from shards.schema import ShardError
-from stages import train
 from stages.engine.outcome import StageError
-from stages.train import RUN_FILE, TrainRequest, advise_sampling, read_run_file
+from stages.train import run as train
+from stages.train.run import TrainRequest
+from stages.train.run_file import RUN_FILE, advise_sampling, read_run_file
 from tests.model import worlds
 from tests.model.test_loop import start_command
 from tests.model.worlds import CPU, N_MELS, SIZE, TINY

@@ -30,7 +30,7 @@ from shards.schema import ShardError
 from stages.engine.outcome import StageError
 from stages.report.training import read_run
 from stages.sample import run as sample
-from stages.train import RUN_FILE
+from stages.train.run_file import RUN_FILE
 from tests.model import worlds
 from tests.model.worlds import CPU, TINY
 

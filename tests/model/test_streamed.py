@@ -19,8 +19,8 @@ from model.objective import add_noise_in_mask
 from model.run_log import METRICS, read_metrics
 from shards.clip_stream import ClipStream
 from shards.reader import open_dataset
-from stages import train
-from stages.train import TrainRequest
+from stages.train import run as train
+from stages.train.run import TrainRequest
 from tests import datasets
 from tests.model import worlds
 from tests.model.worlds import ALONE, CPU, FIT, N_MELS, SIZE, TINY

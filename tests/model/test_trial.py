@@ -16,9 +16,10 @@ from model.execution import Execution
 from model.recipe import Recipe
 from model.trial import LONG_SECONDS, choose_execution, measure_step_seconds
 from model.unet import UNet
-from stages import train
 from stages.engine.outcome import StageError
-from stages.train import RUN_FILE, TrainRequest
+from stages.train import run as train
+from stages.train.run import TrainRequest
+from stages.train.run_file import RUN_FILE
 from tests.model import worlds
 from tests.model.worlds import CPU, TINY
 

@@ -24,8 +24,8 @@ from model.unet import UNetParams
 from shards.frames import FrameSource, NetworkInput
 from shards.reader import open_dataset
 from shards.resident import Resident, load_resident
-from stages import train
-from stages.train import TrainRequest
+from stages.train import run as train
+from stages.train.run import TrainRequest
 from tests import datasets
 
 SIZE, N_MELS = 16, 8

@@ -41,7 +41,7 @@ from stages.media import weights
 from stages.media.networks import find_network
 from stages.mels import MelsParams
 from stages.synth import ClipSpec
-from stages.train import advise_sampling
+from stages.train.run_file import advise_sampling
 from tests.conftest import real_clips
 from tests.media import ffmpeg
 from tests.model.worlds import CPU, TINY

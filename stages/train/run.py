@@ -1,4 +1,4 @@
-"""Stage 6: train a network on shards. Opens the data and the run's folder for ``model.loop``."""
+"""Open the data and the run's folder for ``model.loop``."""
 
 from __future__ import annotations
 
@@ -12,30 +12,22 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-import pydantic
 import torch
-from pydantic import Field
 
 from model import loop
 from model.batch import build_network_input
-from model.checkpoint import check_resumable, find_checkpoint, find_run, list_checkpoints, restore_state
+from model.checkpoint import check_resumable, find_run, list_checkpoints, restore_state
 from model.dvclive_log import check_dvclive
 from model.execution import Execution, Ranks, join_ranks
-from model.published import matches_file, read_catalogue
-from model.published_file import is_published_file, read_published_info
-from model.recipe import ModelError, Recipe, recipe_from_dict, recipe_to_dict
-from model.sampling_advice import SamplingAdvice, advise_by_recipe
+from model.recipe import ModelError, Recipe, recipe_to_dict
 from model.signals import explain_out_of_memory
 from model.start import Start
-from model.start_record import StartRecord
 from model.trial import choose_execution
 from model.unet import count_parameters
 from shards.atomic import write_atomically
 from shards.balance import Balance
 from shards.cache import open_shard_store
-from shards.checksum import file_sha256
 from shards.clip_stream import ClipStream
-from shards.documents import Document
 from shards.errors import shorten
 from shards.files import is_inside
 from shards.frames import FrameSource, NetworkInput
@@ -43,23 +35,21 @@ from shards.index import get_params_section
 from shards.publish import download_dataset, locate_dataset
 from shards.reader import Dataset, open_dataset
 from shards.resident import TRAIN_SPLIT, Resident, build_clip_table, load_resident, split_held_out
-from shards.schema import Text
-from shards.sources import (
-    DataSource,
-    DataSources,
-    make_unknown_source,
-    merge_sources,
-    read_sources,
-)
+from shards.sources import merge_sources, read_sources
 from shards.speech_scale import measure_speech_scale
 from shards.streaming import Cached, Decoder, is_worker_error
 from shards.windowed import Windowed
-from stages.engine.json_file import read_json_file
 from stages.engine.lock import lock_folder
 from stages.engine.outcome import StageError
 from stages.engine.progress import Progress, no_progress
+from stages.train.run_file import (
+    RUN_FILE,
+    advise_sampling,
+    read_data_sources,
+    read_dataset_sections,
+    read_run_file,
+)
 
-RUN_FILE = "run.json"
 MAX_NAMES = 8  # of splits, in a message
 MAX_HELD_OUT_CLIPS = 64  # decoded for the held-out loss of a dataset that is too large for this machine
 
@@ -359,40 +349,6 @@ class _FrameSourceOpener:
         )
 
 
-class TriedExecution(Document):
-    """How a run is executed, by a trial at its start."""
-
-    model_config = pydantic.ConfigDict(strict=True, extra="forbid")
-
-    precision: Literal["bf16", "fp32"]
-    compile: bool
-
-
-class RunFile(Document):
-    """The content of ``run.json``, which the report and the page show. An older redub wrote less of it."""
-
-    preset: Text = ""
-    shards: Text = ""
-    digest: Text = ""
-    recipe: dict[str, Any] = Field(default_factory=dict)
-    mels: dict[str, Any] | None = None  # how the dataset's mels were made
-    speech: dict[str, Any] | None = None  # and its speech features, if the network takes them
-    execution: TriedExecution | None = None
-    start: StartRecord | None = None  # where it started, if from another run's weights
-    data: DataSources = Field(default_factory=list)  # of the dataset and of the start, with licences
-    sampling: SamplingAdvice = Field(default_factory=SamplingAdvice)  # as its start needs it
-    versions: dict[str, Text] = Field(default_factory=dict)
-
-    @pydantic.field_validator("recipe")
-    @classmethod
-    def _check_recipe(cls, recipe: dict[str, Any]) -> dict[str, Any]:
-        try:
-            recipe_from_dict(recipe)
-        except ModelError as err:
-            raise ValueError(str(err)) from err
-        return recipe
-
-
 def _check_sound(start: Start, dataset: Dataset) -> None:
     """Raise StageError where the start says that its sound was made otherwise than the dataset's."""
     _, known = read_dataset_sections(find_run(start.path))
@@ -405,89 +361,6 @@ def _check_sound(start: Start, dataset: Dataset) -> None:
                     f"{dataset.storage.address}: has {section}.{name} {shorten(new[name])}, expected "
                     f"{shorten(value)} as in the dataset of {start.record.name}"
                 )
-
-
-def read_run_file(run: Path) -> dict[str, Any]:
-    """The content of a run's ``run.json``. Raises StageError for one that is missing or no run's."""
-    return read_json_file(run / RUN_FILE, "pipeline train", RunFile)
-
-
-def read_dataset_sections(run: Path) -> tuple[Path, dict[str, dict[str, Any] | None]]:
-    """How a network's mels and speech features were made, ``mels`` and ``speech``, and the file that says it.
-
-    ``run`` is a run's folder or a published file. A section is None in a checkpoint that was copied alone,
-    where an earlier version wrote the run, and of speech features that the network does not take. Raises
-    StageError or ModelError for a damaged file.
-    """
-    file = run
-    if is_published_file(run):
-        info = read_published_info(run)
-        content: dict[str, Any] = {"mels": info.mels, "speech": info.speech}
-    else:
-        file = run / RUN_FILE
-        content = read_run_file(run) if file.exists() else {}
-    return file, {name: content.get(name) for name in ("mels", "speech")}
-
-
-def read_data_sources(run: Path) -> list[DataSource]:
-    """What a network was trained on, with licences: of a run's folder or of a published file.
-
-    One of an older redub does not say; of the models of the catalogue, the catalogue does. Raises StageError
-    or ModelError for a damaged file.
-    """
-    if is_published_file(run):
-        sources = read_published_info(run).data or _list_catalogue_sources(file_sha256(run))
-    else:
-        content = read_run_file(run) if (run / RUN_FILE).exists() else {}
-        sources = [DataSource.model_validate(item) for item in content.get("data", [])]
-    return sources or [make_unknown_source(f"what {run.name} was trained on")]
-
-
-def _list_catalogue_sources(sha256: str) -> list[DataSource]:
-    """What the catalogue says of a published file's data."""
-    return [
-        DataSource(name=data.name, licence=data.licence, citation=data.citation)
-        for model in read_catalogue()
-        if model.sha256 == sha256
-        for data in model.data
-    ]
-
-
-def find_sampling_advice(path: Path) -> SamplingAdvice:
-    """How to sample the network at ``path``, where it needs other params than ``SampleParams`` has.
-
-    The catalogue says that of a published model. What was trained further from one, once or again, says it in
-    its ``run.json`` or its metadata; where an older redub wrote these, its start is looked up. For other
-    networks the recipe says it. No advice where there is none that can be read, which loading it will report.
-    """
-    models = read_catalogue()
-    try:
-        checkpoint = find_checkpoint(path)
-        recorded = _read_sampling_section(find_run(path))
-    except (ModelError, StageError):
-        return SamplingAdvice()
-    for model in models:
-        if matches_file(path, model):
-            return model.sampling
-    if recorded != SamplingAdvice():
-        return recorded
-    known = {model.sha256: model.sampling for model in models}
-    if checkpoint.start is not None and checkpoint.start.sha256 in known:
-        return known[checkpoint.start.sha256]
-    return advise_by_recipe(checkpoint.recipe)
-
-
-def _read_sampling_section(run: Path) -> SamplingAdvice:
-    """What a published file or a run's ``run.json`` says of sampling."""
-    if is_published_file(run):
-        return read_published_info(run).sampling
-    content = read_run_file(run) if (run / RUN_FILE).exists() else {}
-    return SamplingAdvice.model_validate(content.get("sampling", {}))
-
-
-def advise_sampling(path: Path) -> dict[str, Any]:
-    """``find_sampling_advice`` as fields of ``SampleParams``, those that it has."""
-    return find_sampling_advice(path).model_dump(exclude_none=True)
 
 
 def _write_run_file(
