@@ -34,7 +34,6 @@ from shards.index import (
     DATASET_NAME,
     INDEX_NAME,
     LEDGER_NAME,
-    ShardEntry,
     make_shard_rows,
     write_index,
     write_manifest,
@@ -43,7 +42,7 @@ from shards.ledger import write_ledger
 from shards.reader import open_dataset
 from shards.schema import SCHEMA_VERSION, Frames
 from shards.table import write_rows
-from shards.writer import PackedClip, make_shard_name, write_tar
+from shards.writer import PackedClip, describe_shard, write_tar
 from stages.engine.cache import link_or_copy
 from stages.evaluate.metrics.pixels import ssim_by_frame
 from stages.sample.pairs import CROPS, RUN_INFO, SCHEMA, TABLE, make_pairs, write_crops
@@ -94,15 +93,13 @@ def write_shards(folder: Path, n_clips: int, n_frames: int) -> None:
     folder.mkdir(parents=True)
     clips: Iterator[PackedClip] = (pack_clip(number, n_frames) for number in range(2 * n_clips))
     rows = write_tar(folder / "new.tar", clips)
-    sha256, size = file_sha256(folder / "new.tar"), (folder / "new.tar").stat().st_size
-    name = make_shard_name("test", 0, sha256)
-    (folder / "new.tar").rename(folder / name)
-    write_index(folder / INDEX_NAME, [make_shard_rows(name, rows)])
+    entry = describe_shard(folder / "new.tar", "test", 0, rows)
+    (folder / "new.tar").rename(folder / entry.name)
+    write_index(folder / INDEX_NAME, [make_shard_rows(entry.name, rows)])
     ledger = [
         {"clip_id": row["clip_id"], "path": row["clip_id"], "status": "ok", "notes": []} for row in rows
     ]
     write_ledger(folder / LEDGER_NAME, ledger)
-    entry = ShardEntry(name, "test", size, sha256, len(rows), n_frames * len(rows))
     write_manifest(folder / DATASET_NAME, [entry], params={}, splits={})
 
 

@@ -51,7 +51,6 @@ from shards.index import (
     DATASET_NAME,
     INDEX_NAME,
     LEDGER_NAME,
-    ShardEntry,
     make_shard_rows,
     write_index,
     write_manifest,
@@ -63,7 +62,7 @@ from shards.schema import MELS_PER_FRAME, SCHEMA_VERSION, ClipSample
 from shards.storage import Storage, open_storage
 from shards.streaming import Cached, Decoder
 from shards.windowed import Windowed
-from shards.writer import PackedClip, make_shard_name, write_tar
+from shards.writer import PackedClip, describe_shard, write_tar
 
 BATCH = 64
 CPU = torch.device("cpu")
@@ -101,12 +100,10 @@ def reencode_dataset(
             pack_clip(read_clip(dataset, clip_id), codec) for clip_id in clip_ids[first : first + per_shard]
         )
         rows = write_tar(out / "new.tar", clips)
-        sha256, size = file_sha256(out / "new.tar"), (out / "new.tar").stat().st_size
-        name = make_shard_name("train", number, sha256)
-        (out / "new.tar").rename(out / name)
-        shards.append(make_shard_rows(name, (row | {"split": "train"} for row in rows)))
-        n_frames = sum(row["frames"] for row in rows)
-        entries.append(ShardEntry(name, "train", size, sha256, len(rows), n_frames))
+        entry = describe_shard(out / "new.tar", "train", number, rows)
+        (out / "new.tar").rename(out / entry.name)
+        shards.append(make_shard_rows(entry.name, (row | {"split": "train"} for row in rows)))
+        entries.append(entry)
     write_index(out / INDEX_NAME, shards)
     write_ledger(out / LEDGER_NAME, [])
     write_manifest(out / DATASET_NAME, entries)
@@ -139,14 +136,8 @@ def make_dataset(out: Path, n_clips: int) -> Dataset:
         affine = np.tile(np.eye(2, 3, dtype=np.float32), (12, 1, 1))
         clips.append(PackedClip(str(info["clip_id"]), blob.getvalue(), boxes, mels, affine, info))
     rows = write_tar(out / "made.tar", clips)
-    entry = ShardEntry(
-        "made.tar",
-        "train",
-        (out / "made.tar").stat().st_size,
-        file_sha256(out / "made.tar"),
-        n_clips,
-        12 * n_clips,
-    )
+    entry = describe_shard(out / "made.tar", "train", 0, rows)
+    (out / "made.tar").rename(out / entry.name)
     write_index(out / INDEX_NAME, [make_shard_rows(entry.name, rows)])
     write_ledger(out / LEDGER_NAME, [])
     write_manifest(out / DATASET_NAME, [entry])

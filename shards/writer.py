@@ -6,7 +6,7 @@ import hashlib
 import io
 import tarfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.checksum import HASH_LETTERS
+from shards.checksum import HASH_LETTERS, file_sha256
+from shards.index import ShardEntry
 from shards.names import check_clip_id
 from shards.schema import (
     AFFINE_MEMBER,
@@ -92,6 +93,14 @@ def write_tar(path: Path, clips: Iterable[PackedClip]) -> list[dict[str, Any]]:
                 tar.addfile(header, io.BytesIO(members[full]))
             rows.append(row)
     return rows
+
+
+def describe_shard(path: Path, split: str, number: int, rows: Sequence[Mapping[str, Any]]) -> ShardEntry:
+    """The manifest's entry of a tar at ``path``, with its name to be, from the rows of ``write_tar``."""
+    sha256 = file_sha256(path)
+    n_frames = sum(row["frames"] for row in rows)
+    name = make_shard_name(split, number, sha256)
+    return ShardEntry(name, split, path.stat().st_size, sha256, len(rows), n_frames)
 
 
 def _name_members(members: Iterable[str]) -> list[tuple[str, str]]:

@@ -39,7 +39,7 @@ from shards.schema import SCHEMA_VERSION, SPEECH_PER_FRAME, ShardError
 from shards.sources import NOT_STATED, DataSource
 from shards.spans import count_files
 from shards.table import Row, Rows
-from shards.writer import PackedClip, make_shard_name, write_tar
+from shards.writer import PackedClip, describe_shard, make_shard_name, write_tar
 from stages import align, landmarks, mels, speech
 from stages.corpora import get_corpus
 from stages.engine import sandbox
@@ -217,12 +217,9 @@ def _write_to_cache(
         make_scratch_folder(inputs.work.cache) as scratch,
     ):
         index_rows = write_tar(partial, _pack_clips(task.part, inputs, scratch / "frames", outcomes))
-        sha256, size = file_sha256(partial), partial.stat().st_size
-    entry = None
-    if index_rows:
-        name = make_shard_name(task.part.split, task.part.number, sha256)
-        n_frames = sum(row["frames"] for row in index_rows)
-        entry = ShardEntry(name, task.part.split, size, sha256, len(index_rows), n_frames)
+        entry = None
+        if index_rows:
+            entry = describe_shard(partial, task.part.split, task.part.number, index_rows)
     entry_json = json.dumps(asdict(entry)) if entry else None
     index_json = {row["clip_id"]: json.dumps(row) for row in index_rows}
     rows = [

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shards.checksum import file_sha256
 from shards.codec import Codec, encode_frame, write_frames
 from shards.frames import NetworkInput
 from shards.index import (
@@ -31,7 +30,7 @@ from shards.reader import open_dataset
 from shards.resident import Resident, load_resident
 from shards.schema import SCHEMA_VERSION
 from shards.table import PackedRows, Rows
-from shards.writer import PackedClip, make_shard_name, write_tar
+from shards.writer import PackedClip, describe_shard, write_tar
 
 HOSTILE = "<b onclick=alert(1)>"  # in the name of a file
 
@@ -104,14 +103,12 @@ def write(
     entries: list[ShardEntry] = []
     for first in range(0, len(clips), per_shard or len(clips)):
         packed = write_tar(folder / "new.tar", clips[first : first + (per_shard or len(clips))])
-        sha256, size = file_sha256(folder / "new.tar"), (folder / "new.tar").stat().st_size
-        n_frames = sum(row["frames"] for row in packed)
         names = {row["split"] for row in packed}
         split = names.pop() if len(names) == 1 else "train"
-        name = make_shard_name(split, len(entries), sha256)
-        entries.append(ShardEntry(name, split, size, sha256, len(packed), n_frames))
-        (folder / "new.tar").rename(folder / name)
-        shards.append(make_shard_rows(name, packed))
+        entry = describe_shard(folder / "new.tar", split, len(entries), packed)
+        entries.append(entry)
+        (folder / "new.tar").rename(folder / entry.name)
+        shards.append(make_shard_rows(entry.name, packed))
     has_speech = any(clip.speech is not None for clip in clips)
     if has_speech:  # with null columns where a shard has none
         shards = [PackedRows.from_rows(shard, SPEECH_INDEX_SCHEMA) for shard in shards]

@@ -20,12 +20,12 @@ from pydantic.dataclasses import dataclass as params_dataclass
 from shards.atomic import make_scratch_folder
 from shards.checksum import file_sha256
 from shards.codec import encode_frame, write_frames
-from shards.index import ShardEntry, check_index_rows
+from shards.index import check_index_rows
 from shards.ledger import OK, build_ledger
 from shards.reader import open_dataset, read_clip
 from shards.schema import MELS_PER_FRAME, SPEECH_PER_FRAME, VIDEO_FPS, Frames
 from shards.table import Rows
-from shards.writer import PackedClip, make_shard_name, write_tar
+from shards.writer import PackedClip, describe_shard, write_tar
 from stages import shard
 from stages.adapt.sync import score_clips
 from stages.cut.speaker import SpeakerScore
@@ -175,8 +175,7 @@ def cut_video(
         partial = folder / "shard.tar"
         clips = _pack_clips(edit_plan, spans, sound, rows, size, folder / "frames", tools, progress)
         index = write_tar(partial, clips)
-        sha256, n_bytes = file_sha256(partial), partial.stat().st_size
-        entry = ShardEntry(make_shard_name(SPLIT, 0, sha256), SPLIT, n_bytes, sha256, len(spans), n_frames)
+        entry = describe_shard(partial, SPLIT, 0, index)
         partial.replace(out / entry.name)
     packed = PackedShard(entry, check_index_rows(index, entry.name, f"{video}"))
     finish_dataset(work, ShardParams(codec="raw"), dataset_params, [packed], build_ledger(rows))
