@@ -67,12 +67,6 @@ class Windows:
         """The shards of a window, by number."""
         return [int(shard) for shard in self._get_epoch(window.epoch, seed).shards[window.number]]
 
-    def next_window(self, window: Window, *, seed: int) -> Window:
-        """The window after this one."""
-        if window.number + 1 < len(self._get_epoch(window.epoch, seed).shards):
-            return Window(window.epoch, window.number + 1)
-        return Window(window.epoch + 1, 0)
-
     def epoch_order(self, positions: ArrayLike, *, seed: int) -> Numbers:
         """Which frame is at each position of the endless sequence of epochs."""
         positions = np.asarray(positions, np.int64)

@@ -106,8 +106,7 @@ class AdaptResult:
     """An adapted model."""
 
     path: Path  # a published file
-    is_cached: bool  # whether it was there already
-    cut: CutResult | None = None  # None for a cached one
+    cut: CutResult | None = None  # None where it was there already
     steps: int = 0
     seconds: float = 0.0  # that everything took
     warnings: tuple[str, ...] = ()  # of the video, that were given before the training
@@ -140,7 +139,7 @@ def adapt(
     if request.keep is not None:
         _check_keep(request.keep, request.video, request.start.path)
     path = (request.cache or cache_folder() / FOLDER) / f"{_make_key(request)}{SUFFIX}"
-    result = AdaptResult(path, is_cached=True)
+    result = AdaptResult(path)
     if _is_readable(path):
         os.utime(path)  # it is among the last that are removed
     else:
@@ -152,7 +151,7 @@ def adapt(
 
         cut, steps = _make_model(request, path, progress, announce, record_warning)
         _remove_oldest(path.parent)
-        result = AdaptResult(path, False, cut, steps, time.monotonic() - began, tuple(warnings))
+        result = AdaptResult(path, cut, steps, time.monotonic() - began, tuple(warnings))
     if request.keep is not None:
         with write_atomically(request.keep) as partial:
             shutil.copyfile(path, partial)

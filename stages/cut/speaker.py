@@ -118,11 +118,9 @@ def score_curve(curve: SyncCurve, probabilities: Floats | None = None) -> Speake
     )
 
 
-def choose_speaker(
-    curves: Sequence[SyncCurve | None], probabilities: Floats | None = None
-) -> tuple[int, SpeakerScore] | None:
+def choose_speaker(curves: Sequence[SyncCurve | None]) -> tuple[int, SpeakerScore] | None:
     """The place of the face that fits the voice best, and its score; None when no face has a curve."""
-    scores = {i: score_curve(curve, probabilities) for i, curve in enumerate(curves) if curve is not None}
+    scores = {i: score_curve(curve) for i, curve in enumerate(curves) if curve is not None}
     if not scores:
         return None
     best = max(scores, key=lambda i: scores[i].confidence)

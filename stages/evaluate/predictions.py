@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import cv2
 import numpy as np
@@ -32,6 +32,7 @@ from stages.sample.pairs import (
     CROPS,
     RUN_INFO,
     TABLE,
+    Audio,
     Pair,
     count_pair_frames,
     make_pairs,
@@ -74,7 +75,7 @@ class GeneratedSystem:
         return self.row.removesuffix(f" ({OWN})").removesuffix(f" ({SWAPPED})")
 
     @property
-    def audio(self) -> Literal["own", "swapped"]:
+    def audio(self) -> Audio:
         """Whose speech the clips have."""
         is_own = all(clip.pair.clip_id == clip.pair.audio_clip_id for clip in self.clips)
         return "own" if is_own else "swapped"

@@ -43,6 +43,7 @@ from stages.evaluate.measure import MeasureItem, Measurements, MeasureTools, loa
 from stages.evaluate.metrics import sync
 from stages.evaluate.metrics.closure import find_closures
 from stages.evaluate.metrics.mouth import openings
+from stages.evaluate.metrics.obedience import INTERVAL_SEED
 from stages.evaluate.network_metrics import FID, LPIPS, LSE, LSE_REAL, load_networks
 from stages.evaluate.network_scores import PROTOCOLS, NetworkScores, RawClips, score_rows_by_networks
 from stages.evaluate.predictions import GeneratedSystem, crop_videos, find_systems
@@ -443,7 +444,7 @@ def _describe_run(
         "mouths_only": request.mouths_only,
         "alignments": None if request.alignments is None else str(request.alignments),
         "scored": {system.row: {"folder": str(system.folder), **system.description} for system in systems},
-        "seed": 0,  # of the intervals
+        "seed": INTERVAL_SEED,
         "versions": versions("redub", "numpy", "opencv-python", "scipy", "av", *finder, *recognisers),
         "metrics": {name: asdict(column) for name, column in COLUMNS.items()},
         "not_computed": dict(not_computed),

@@ -48,7 +48,6 @@ MAX_CARD_BYTES = 2**18  # one has 10 KB
 MAX_PICTURE_BYTES, MAX_PICTURE_PX = 2**21, 2048  # one has 60 KB and 778 x 388 px
 PICTURE_ROWS = ("source with its mask box", "generated", "truth")
 
-Audio = Literal["own", "swapped"]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 ColumnName = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,40}$")]

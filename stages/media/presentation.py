@@ -89,7 +89,6 @@ class Timeline:
     """What the packets of a file say about times; nothing is decoded."""
 
     spans: tuple[StreamSpan, ...]  # of the streams that were asked for
-    discards: tuple[int, ...]  # packets of each stream that a player decodes and does not play
     end: Fraction  # of the last packet of these streams
     missing_seconds: float  # how much longer the file is by its own header
 
@@ -116,12 +115,7 @@ def read_timeline(container: av.container.InputContainer, *streams: Stream) -> T
         raise Drop("damaged", "holds a header and nothing else")
     spans = tuple(clocks[stream.index].make_span() for stream in streams)
     end = max(span.end for span in spans)
-    return Timeline(
-        spans,
-        tuple(clocks[stream.index].n_discards for stream in streams),
-        end,
-        _find_missing_seconds(container, streams, spans, max(end, last_end)),
-    )
+    return Timeline(spans, end, _find_missing_seconds(container, streams, spans, max(end, last_end)))
 
 
 def _read_stamp(item: av.Packet[Any] | av.VideoFrame, container: av.container.InputContainer) -> int | None:
@@ -143,16 +137,15 @@ class _PacketClock:
         self._can_jump = bool(container.format.flags & TS_DISCONT)
         self._last: Fraction | None = None  # decoding time
         self._packets: list[tuple[int, int]] = []  # time stamp and duration
-        self.n_discards = 0
 
     def add(self, packet: av.Packet[Any]) -> None:
         # Before each part of an edit list, decoding goes back to a key picture: those packets are discarded.
-        if packet.dts is not None and not packet.is_discard:
+        if packet.is_discard:
+            return
+        if packet.dts is not None:
             self._check_clock(packet.dts * packet.time_base)
         stamp = _read_stamp(packet, self._container)
-        if packet.is_discard:
-            self.n_discards += 1
-        elif stamp is not None:
+        if stamp is not None:
             self._packets.append((stamp, packet.duration or 0))
 
     def _check_clock(self, now: Fraction) -> None:

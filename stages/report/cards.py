@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from stages.engine.outcome import StageError
 from stages.evaluate.columns import COLUMNS
@@ -27,6 +26,7 @@ from stages.report.paper_table import (
     find_obstacle,
 )
 from stages.report.strips import EmbeddedImage, embed_image
+from stages.sample.pairs import Audio
 
 MAX_CARDS = 64  # on a page
 ABSENT, NOTHING = "the card does not have it", "-"
@@ -37,7 +37,6 @@ OWN_COLUMNS = (
 SWAPPED_COLUMNS = (
     "audio_obedience", "audio_obedience_net", "opening_correlation", "silence_ratio", "closure",
 )  # fmt: skip
-Audio = Literal["own", "swapped"]
 COLUMN_NAMES: dict[Audio, tuple[str, ...]] = {"own": OWN_COLUMNS, "swapped": SWAPPED_COLUMNS}
 
 

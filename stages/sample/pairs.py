@@ -28,6 +28,8 @@ from shards.tar_members import iterate_members
 from stages.engine.json_file import read_json_file
 from stages.engine.outcome import StageError
 
+Audio = Literal["own", "swapped"]  # whose speech a clip is generated with
+
 TABLE, RUN_INFO, CROPS, VIDEOS = "samples.parquet", "samples.json", "crops", "videos"
 SCHEMA = pa.schema(
     [
@@ -64,7 +66,7 @@ class SampleFields(Document):
     """What is read of ``samples.json``."""
 
     dataset: Text
-    audio: Literal["own", "swapped"]
+    audio: Audio
     params: SampleParamsFields
 
 
@@ -85,7 +87,7 @@ class Pair:
 def make_pairs(
     dataset: Dataset,
     split: str,
-    audio: Literal["own", "swapped"],
+    audio: Audio,
     *,
     seed: int,
     speaker: str | None = None,
@@ -127,9 +129,7 @@ def _pair_with_others(dataset: Dataset, clip_id: str, seed: int) -> list[Pair]:
     return [Pair(clip_id, other) for other in others[:MAX_OTHERS]]
 
 
-def pair_clips(
-    dataset: Dataset, clip_ids: Sequence[str], audio: Literal["own", "swapped"], *, seed: int
-) -> list[Pair]:
+def pair_clips(dataset: Dataset, clip_ids: Sequence[str], audio: Audio, *, seed: int) -> list[Pair]:
     """``make_pairs`` of these clips, whatever their split. Swapped pairs need two clips or more."""
     ids = sorted(clip_ids)
     if audio == "own":

@@ -16,7 +16,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -48,6 +48,7 @@ from stages.sample.pairs import (
     SCHEMA,
     TABLE,
     VIDEOS,
+    Audio,
     Pair,
     count_pair_frames,
     make_pairs,
@@ -68,7 +69,7 @@ class SampleRequest:
     run: Path
     out: Path
     split: str
-    audio: Literal["own", "swapped"] = "own"
+    audio: Audio = "own"
     clips: int | None = None  # only the first so many, by name
     slots: int = 16  # clips generated at once
     videos: bool = True

@@ -15,7 +15,7 @@ from shards.frames import ClipTable, Numbers
 from shards.reader import open_dataset
 from shards.resident import build_clip_table
 from shards.rng import derive_key, derive_keys, permute, permute_each
-from shards.windows import Window, Windows
+from shards.windows import Windows
 from tests import datasets
 
 SEEDS = st.integers(0, 2**64 - 1)
@@ -103,10 +103,11 @@ def test_in_a_window_its_speakers_take_turns(table: ClipTable, seed: int, k: int
     positions = epoch * n + np.arange(n)
     frames, groups = windows.epoch_order(positions, seed=seed), get_groups(table, np.arange(n))
     shard_of_frame = np.repeat(shard_of, table.lengths)
-    window, place = Window(epoch, 0), 0
-    while window.epoch == epoch:
+    n_drawn = 0
+    for window, run in windows.split_positions(positions, seed=seed):
         in_shards = np.isin(shard_of_frame, windows.locate_shards(window, seed=seed))
-        drawn = frames[place : place + in_shards.sum()]
+        drawn = frames[run]
+        assert len(drawn) == in_shards.sum()
         assert in_shards[drawn].all(), "only frames of the window's shards"
         counts = []
         for group in np.unique(groups[in_shards]):
@@ -115,8 +116,8 @@ def test_in_a_window_its_speakers_take_turns(table: ClipTable, seed: int, k: int
             repeats = np.bincount(np.searchsorted(own, ours), minlength=len(own))
             assert repeats.max() - repeats.min() <= 1, "no frame repeats before all are used"
         assert max(counts) - min(counts) <= 1
-        window, place = windows.next_window(window, seed=seed), place + len(drawn)
-    assert place == n
+        n_drawn += len(drawn)
+    assert n_drawn == n
     some = positions[:: max(1, n // 7)]
     assert np.array_equal(windows.epoch_order(some, seed=seed), frames[some - epoch * n])
 

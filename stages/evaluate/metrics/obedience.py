@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 RESAMPLES = 2000
+INTERVAL_SEED = 0
 # When regression leaves less than this share of a signal's norm, the residual is rounding error.
 ROUNDING = 1e-6
 
@@ -65,7 +66,7 @@ class Mean:
         return f"{self.value:+.2f} [{self.low:+.2f}, {self.high:+.2f}], n = {self.n}"
 
 
-def bootstrap_mean(values: Sequence[float], *, seed: int = 0) -> Mean:
+def bootstrap_mean(values: Sequence[float]) -> Mean:
     """Mean over clips. With fewer than two values, or all equal, the interval is the mean itself."""
     mean = float(np.mean(values))
     if len(values) < 2 or np.ptp(values) == 0:
@@ -75,14 +76,12 @@ def bootstrap_mean(values: Sequence[float], *, seed: int = 0) -> Mean:
         np.mean,
         n_resamples=RESAMPLES,
         method="percentile",
-        rng=np.random.default_rng(seed),
+        rng=np.random.default_rng(INTERVAL_SEED),
     ).confidence_interval
     return Mean(mean, float(interval.low), float(interval.high), len(values))
 
 
-def bootstrap_ratio(
-    numerators: Sequence[float], denominators: Sequence[float], *, seed: int = 0
-) -> Mean | None:
+def bootstrap_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Mean | None:
     """Ratio of two means over the same clips, which are resampled together. None if the denominator is 0."""
     if not len(denominators) or not np.sum(denominators):
         return None
@@ -90,7 +89,7 @@ def bootstrap_ratio(
     above, below = np.asarray(numerators), np.asarray(denominators)
     if len(below) < 2 or np.allclose(above, ratio * below, rtol=1e-12, atol=0):
         return Mean(ratio, ratio, ratio, len(below))
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(INTERVAL_SEED)
     clips = rng.integers(len(below), size=(RESAMPLES, len(below)))
     sums = below[clips].sum(axis=1)
     # A resample in which no true mouth moves has no ratio.

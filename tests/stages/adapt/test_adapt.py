@@ -182,7 +182,7 @@ def test_a_video_is_learned_once_and_then_found(
     assert estimate.describe().startswith("adapting to 3 of 3 s of the video: about ")
     assert "that is little: with 10 s or more" in estimate.describe()
     assert "little" not in replace(estimate, learn_seconds=10.0).describe()
-    assert (first.path, first.is_cached, first.steps) == (kept, False, 3)
+    assert (first.path, first.steps) == (kept, 3)
     assert first.cut == CutResult(1, 75)
     assert first.describe().startswith(f"{kept}: adapted to 3.0 s of the face in 3 steps, ")
     assert not first.warnings, "the estimate has said that it is little"
@@ -195,7 +195,7 @@ def test_a_video_is_learned_once_and_then_found(
     assert any(not torch.equal(new[name], old[name]) for name in old)
 
     again = adapt(request, lambda *_: pytest.fail("nothing is left to do"), estimates.append)
-    assert again.is_cached and len(estimates) == 1
+    assert again.cut is None and len(estimates) == 1
     assert again.describe() == f"{kept}: adapted to this video before"
     [cached] = cache.iterdir()
     assert cached.read_bytes() == kept.read_bytes()
@@ -215,7 +215,7 @@ def test_another_start_face_or_time_is_another_model(world: Path, tmp_path: Path
     assert len(paths) == len(others)
     damaged = sorted(paths)[0]
     damaged.write_bytes(damaged.read_bytes()[:1000])
-    assert sum(adapt(each).is_cached for each in others) == len(others) - 1, "a damaged one is made again"
+    assert sum(adapt(each).cut is None for each in others) == len(others) - 1, "a damaged one is made again"
 
 
 def test_another_version_of_redub_or_its_libraries_makes_another_model(
