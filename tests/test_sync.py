@@ -11,8 +11,10 @@ from shards.reader import Dataset, open_dataset, read_clip
 from shards.schema import MEL_FPS, VIDEO_FPS, ClipSample
 from stages.align import project_points
 from stages.media.faces import LEFT_PUPIL, LOWER_LIP_INNER, RIGHT_PUPIL, UPPER_LIP_INNER, FaceFinder
-from stages.synth import ClipSpec, Truth, make_clip, measure_lag_seconds, read_counter
+from stages.synth import ClipSpec, Truth, make_clip
+from tests.barcode import read_counter
 from tests.build import build_in_process
+from tests.lag import measure_lag_seconds
 
 OFFSETS_MS = (-200, -80, 0, 80, 200)
 RATES = (("25", ".mpg"), ("29.97", ".flv"), ("variable", ".mp4"))

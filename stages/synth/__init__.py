@@ -12,13 +12,8 @@ Three coordinate systems are used, all with pixel centres at integers:
   source    the frames of the clip
 """
 
-from stages.synth.barcode import read_counter
 from stages.synth.clip import make_clip
 from stages.synth.corpus import make_corpus
-from stages.synth.lag import measure_lag_seconds
 from stages.synth.spec import ClipSpec, SynthError, SynthParams, Truth
 
-__all__ = [
-    "ClipSpec", "SynthError", "SynthParams", "Truth", "make_clip", "make_corpus", "measure_lag_seconds",
-    "read_counter",
-]  # fmt: skip
+__all__ = ["ClipSpec", "SynthError", "SynthParams", "Truth", "make_clip", "make_corpus"]

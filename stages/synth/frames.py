@@ -49,7 +49,7 @@ def make_head_poses(
 
 
 def compute_barcode_corners(poses: Floats, appearance: Appearance) -> Floats:
-    """Corners of the barcode in source px, (T, 4, 2), in the order of ``read_counter``."""
+    """Corners of the barcode in source px, (T, 4, 2): top left, top right, bottom right, bottom left."""
     rows, columns = locate_barcode(load_layers()[0].shape[1], mirrored=appearance.mirrored)
     (x0, x1), (y0, y1) = (columns.start, columns.stop), (rows.start, rows.stop)
     outer = np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)]) - 0.5

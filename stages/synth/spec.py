@@ -105,8 +105,8 @@ class FrameTruth:
 
     seconds: float  # the frame's time stamp in the file, on the same clock as the audio
     opening: float  # of the mouth, 0 closed to 1 wide open
-    counter: int  # result of ``read_counter``
-    corners_px: list[tuple[float, float]]  # (4, 2), x y of the barcode in source px, see ``read_counter``
+    counter: int  # that the barcode shows: the frame's number modulo 2**BARCODE_BITS
+    corners_px: list[tuple[float, float]]  # (4, 2), x y of the barcode's corners in source px, clockwise
 
 
 @dataclass(frozen=True, config=Strict)

@@ -35,7 +35,8 @@ from stages.media.faces import FaceFinder
 from stages.media.video import read_frames_at_25fps
 from stages.mels import MelsParams, compute_mel_rows, count_samples
 from stages.speech import SpeechParams, compute_speech_rows, load_encoder
-from stages.synth import ClipSpec, Truth, read_counter
+from stages.synth import ClipSpec, Truth
+from tests.barcode import read_counter
 from tests.media import (
     ffmpeg,
     measure_video_seconds,

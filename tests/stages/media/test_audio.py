@@ -18,6 +18,7 @@ from stages.media import audio
 from stages.media.audio import SAMPLE_RATE, AudioBlock, copy_samples, join_blocks, mix_to_mono, read_channels
 from stages.media.container import find_audio_stream, find_video_stream, open_audio, open_media
 from stages.synth import ClipSpec
+from tests.lag import measure_lag_seconds
 from tests.media import ffmpeg
 
 SOURCE_RATE = 44_100
@@ -99,7 +100,7 @@ def test_a_known_offset_is_measured_on_the_25_fps_clock(
     window = 320
     level = 10 * np.log10(np.square(sound.reshape(-1, window)).mean(axis=1) + 1e-9)
     window_times = (np.arange(len(level)) + 0.5) * window / SAMPLE_RATE
-    lag = synth.measure_lag_seconds(truth.openings, truth.times_s - start, level, window_times)
+    lag = measure_lag_seconds(truth.openings, truth.times_s - start, level, window_times)
     assert 1000 * lag == pytest.approx(offset_ms, abs=5)
 
 

@@ -19,7 +19,8 @@ from stages.engine.outcome import Drop
 from stages.media.container import find_video_stream, open_media
 from stages.media.presentation import TIME_TOLERANCE, StreamSpan, check_matrix
 from stages.media.video import RgbConverter, count_frames_at_25fps, read_frames_at_25fps
-from stages.synth import ClipSpec, Truth, read_counter
+from stages.synth import ClipSpec, Truth
+from tests.barcode import read_counter
 from tests.waiting import GUARD_SECONDS
 
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()

@@ -10,9 +10,11 @@ from click.testing import CliRunner
 
 from pipeline.main import cli
 from stages.cut.shots import ContentComparison, find_shots
-from stages.synth import ClipSpec, Truth, make_clip, measure_lag_seconds, read_counter
+from stages.synth import ClipSpec, Truth, make_clip
 from stages.synth.film import make_films
 from stages.synth.film_spec import SCENE_KINDS, FilmParams, FilmTruth, SceneTruth
+from tests.barcode import read_counter
+from tests.lag import measure_lag_seconds
 from tests.media import read_audio, read_rgb_frames
 from tests.stages.test_synth import measure_loudness_db
 

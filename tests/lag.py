@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.interpolate import CubicSpline
 
-from stages.synth.spec import Floats, SynthError
+from stages.synth.spec import Floats
 
 LAG_STEP_S = 0.002
 MIN_OVERLAP_S = 0.5
@@ -26,7 +26,7 @@ def measure_lag_seconds(
     LAG_STEP_S. The lag is where Pearson's correlation over the overlap is highest, refined with a
     parabola. For 2.4 s of ``make_opening_curve`` sampled at 25 and 50 Hz, with lags within 200 ms, the
     error is below 0.5 ms; it is below 5 ms with noise of 0.05 in the opening, or with openings from
-    MediaPipe's landmarks. Loudness should be in dB. Raises SynthError if there is no clear maximum.
+    MediaPipe's landmarks. Loudness should be in dB. Raises ValueError if there is no clear maximum.
     """
     opening_grid, opening_start = _resample(opening, opening_times_s, "opening")
     loudness_grid, loudness_start = _resample(loudness, loudness_times_s, "loudness")
@@ -43,9 +43,9 @@ def measure_lag_seconds(
             scores[i] = a @ b / max(float(np.sqrt((a @ a) * (b @ b))), 1e-12)
     best = int(np.argmax(scores))
     if not np.isfinite(scores[best]):
-        raise SynthError(f"opening and loudness have less than {MIN_OVERLAP_S} s in common")
+        raise ValueError(f"opening and loudness have less than {MIN_OVERLAP_S} s in common")
     if best in (0, len(lags) - 1) or not np.isfinite(scores[best - 1 : best + 2]).all():
-        raise SynthError(f"no lag within {max_lag_s} s stands out")
+        raise ValueError(f"no lag within {max_lag_s} s stands out")
     before, peak, after = scores[best - 1 : best + 2]
     curvature = before - 2 * peak + after
     fraction = 0.0 if curvature == 0 else 0.5 * float(before - after) / float(curvature)
@@ -56,11 +56,11 @@ def _resample(values: ArrayLike, times_s: ArrayLike, name: str) -> tuple[Floats,
     """The signal at integer multiples of LAG_STEP_S, and the index of the first multiple."""
     values, times_s = np.asarray(values, dtype=np.float64), np.asarray(times_s, dtype=np.float64)
     if values.shape != times_s.shape or values.ndim != 1 or len(values) < 4:
-        raise SynthError(
+        raise ValueError(
             f"{name}: values {values.shape} and times {times_s.shape}, expected two equal vectors of at "
             f"least 4 elements"
         )
     if not (np.diff(times_s) > 0).all() or not np.isfinite(values).all():
-        raise SynthError(f"{name}: times must increase and values must be finite")
+        raise ValueError(f"{name}: times must increase and values must be finite")
     first, last = int(np.ceil(times_s[0] / LAG_STEP_S)), int(np.floor(times_s[-1] / LAG_STEP_S))
     return np.asarray(CubicSpline(times_s, values)(np.arange(first, last + 1) * LAG_STEP_S)), first
