@@ -8,9 +8,9 @@ needs it, else by the defaults.
 
 Without a run, no network is needed: the re-drawn crop of an instant is the one ``--later`` instants later,
 so another mouth of the same face, which has been through 128 px. Grain, texture and seam are those of
-``stages.evaluate.metrics.surroundings``, medians of the frames. Flicker is the mean absolute second
-difference of three successive frames inside the box, over that of the source: motion at constant speed has
-none. It is that of the frames smoothed by 2 px, and of the grain that this removes.
+``surroundings.py``, medians of the frames. Flicker is the mean absolute second difference of three successive
+frames inside the box, over that of the source: motion at constant speed has none. It is that of the frames
+smoothed by 2 px, and of the grain that this removes.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from surroundings import SurroundingsFit, measure_surroundings
 
 from model.execution import Execution, select_device
 from pipeline.params import Params
@@ -38,7 +39,6 @@ from stages.edit.reader import FrameReader, VideoFacts, probe_video
 from stages.edit.render import MouthGenerator, read_crops
 from stages.edit.run import EditParams
 from stages.engine.progress import no_progress
-from stages.evaluate.metrics.surroundings import SurroundingsFit, measure_surroundings
 from stages.media.audio import mix_to_mono, read_channels
 from stages.media.networks import find_network
 from stages.media.video import RgbConverter

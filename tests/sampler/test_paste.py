@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.data import astronaut
 
+from benchmarks.surroundings import measure_surroundings
 from sampler.paste import MAX_CAST, Patch, estimate_colour_cast, paste
-from stages.evaluate.metrics.surroundings import measure_surroundings
 from stages.media.crops import compute_supersample, warp
 
 SIZE = 128

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from stages.evaluate.metrics.surroundings import (
+from benchmarks.surroundings import (
     COARSE,
     FINE,
     compute_grain,
