@@ -38,6 +38,7 @@ VERSION = 1  # of the rule, too, by which sound is cut into windows
 NO_ENCODER = "none"
 COLUMNS = {"speech": np.float16}  # (2T, 384)
 N_FEATURES = WIDTH
+LIBRARIES = ("librosa", "numpy", "soxr", "av", "torch")  # what is heard of a file depends on their versions
 
 ROW_SAMPLES = SAMPLE_RATE // (VIDEO_FPS * SPEECH_PER_FRAME)  # 320
 MELS_PER_ROW = 2  # of the encoder's input, at 100 Hz
@@ -216,7 +217,7 @@ def make_params_digest(encoder: str) -> str:
         VERSION,
         encoder,
         weights.SPEECH_ENCODER.sha256,
-        versions("librosa", "numpy", "soxr", "av", "torch"),
+        versions(*LIBRARIES),
     )
 
 

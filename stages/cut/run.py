@@ -35,7 +35,7 @@ from shards.ledger import (
 from shards.names import MAX_ID_BYTES
 from shards.schema import VIDEO_FPS
 from shards.table import Row, Rows
-from stages import clips, landmarks
+from stages import clips, landmarks, speech
 from stages.cut.blends import add_same_pictures, find_stills
 from stages.cut.near_duplicates import find_near_duplicates
 from stages.cut.params import SpanParams
@@ -205,7 +205,7 @@ def _plan_chunks(work: Work, row: Row, params: CutSettings) -> tuple[Chunk, ...]
         row["sha256"],
         row["video_start"],
         [weights.SPEECH_ENCODER.sha256, weights.VOICE_DETECTOR.sha256, file_sha256(sync.WEIGHTS)],
-        versions("librosa", "numpy", "soxr", "av", "torch"),
+        versions(*speech.LIBRARIES),
     )
     return tuple(
         Chunk(
