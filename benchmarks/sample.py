@@ -28,6 +28,7 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
+from train import synchronize
 
 from model.audio import SILENCE_DB
 from model.batch import boxes_to_masks, to_float, to_pixels
@@ -45,11 +46,6 @@ MOUTH = (0.20, 0.48, 0.80, 0.92)  # x0 y0 x1 y1 of the mask box, as shares of th
 SAMPLER: SamplerName = "dpm++2m"
 PAPER_STEPS = 100
 SEED = 0
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def make_crops(size: int, n_frames: int, seed: int) -> Iterator[CropFrame]:
