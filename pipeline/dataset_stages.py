@@ -69,7 +69,8 @@ def choose_cut_settings(params: Params) -> cut.CutSettings:
 def run_stage(name: str, work: Work, params: Params, context: Context) -> Report:
     """Run one stage, carry the ledger, and after the last stage write the tables of the dataset.
 
-    The stage's params are the section of ``params`` that has its name.
+    The stage's params are the section of ``params`` that has its name; those of ``clips`` are relaxed where
+    files are cut, and ``cut`` gets the sections of ``choose_cut_settings``.
     """
     if name == clips.STAGE:
         if not params.cut.enabled:

@@ -35,7 +35,7 @@ from shards.index import (
 )
 from shards.ledger import OK, count_by_code, find_decoded_seconds, is_span, write_ledger
 from shards.publish import PUBLISHED
-from shards.schema import SCHEMA_VERSION, SPEECH_PER_FRAME, ShardError
+from shards.schema import MELS_PER_FRAME, SCHEMA_VERSION, SPEECH_PER_FRAME, ShardError
 from shards.sources import NOT_STATED, DataSource
 from shards.spans import count_files
 from shards.table import Row, Rows
@@ -289,7 +289,7 @@ def _pack_clips(
             clip_id,
             blob.read_bytes(),
             read_array(align_rows[clip_id], "boxes", align.COLUMNS, (-1, 4)),
-            read_array(mels_rows[clip_id], "mels", mels.COLUMNS, (2 * row["frames"], -1)),
+            read_array(mels_rows[clip_id], "mels", mels.COLUMNS, (MELS_PER_FRAME * row["frames"], -1)),
             read_array(align_rows[clip_id], "affine", align.COLUMNS, (-1, 2, 3)),
             info,
             features,

@@ -1,7 +1,8 @@
 """The contract of the dataset stages: ``run(work, parts, params, context) -> Report``.
 
-``work`` says where files are, ``parts`` which clips are written together (none yet for the first stage),
-``params`` are the stage's own section of params.yaml, and ``context`` is what all stages share.
+``work`` says where files are, ``parts`` which clips are written together, ``params`` are the stage's own
+section of params.yaml, and ``context`` is what all stages share. The stages from which parts are planned,
+``clips`` and ``cut``, get none, and ``cut`` gets three sections, those in ``stages.cut.run.CutSettings``.
 ``pipeline.dataset_stages`` calls the stages in order and carries the ledger from one to the next.
 """
 
