@@ -43,7 +43,7 @@ from model.unet import UNet
 from shards.atomic import WriteError, remove_atomically, write_folder_atomically
 from shards.checksum import file_sha256
 from shards.files import read_file
-from shards.params import describe_params_error
+from shards.params import describe_mismatch
 
 CHECKPOINTS = "checkpoints"
 STATE, WEIGHTS, EMA, OPTIMIZER = (
@@ -326,7 +326,7 @@ def _read_state(path: Path) -> Checkpoint:
     except OSError as err:
         raise ModelError(f"{file}: cannot be read ({err.strerror})") from err
     except pydantic.ValidationError as err:
-        raise ModelError(f"{file}: not a checkpoint's state: {describe_params_error(err)}") from err
+        raise ModelError(f"{file}: not a checkpoint's state: {describe_mismatch(err, StateFile)}") from err
     loss = content.held_out
     return Checkpoint(
         path=path,

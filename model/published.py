@@ -22,9 +22,10 @@ from model.published_file import SUFFIX
 from model.recipe import MAX_STEPS, ModelError
 from model.sampling_advice import SamplingAdvice
 from shards.checksum import file_sha256
-from shards.documents import Line, check_printable, describe_mismatch, parse_object
+from shards.documents import Line, check_printable, parse_object
 from shards.errors import ShardError, shorten, shorten_message
 from shards.files import read_file
+from shards.params import describe_mismatch
 
 FOLDER = Path(__file__).with_suffix("")
 CATALOGUE = "models.json"
@@ -130,17 +131,7 @@ def read_catalogue(folder: Path = FOLDER) -> list[PublishedModel]:
     except ShardError as err:
         raise ModelError(str(err)) from err
     except pydantic.ValidationError as err:
-        raise ModelError(shorten_message(f"{path}: {describe_problem(err)}")) from err
-
-
-def describe_problem(err: pydantic.ValidationError) -> str:
-    """The first problem in one line: the key, its value and what was expected."""
-    problem = err.errors(include_url=False, include_context=False)[0]
-    key = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "value_error":  # our own sentence, which names the value
-        message = problem["msg"].removeprefix("Value error, ")
-        return f"{key}: {message}" if key else message
-    return describe_mismatch(err)
+        raise ModelError(shorten_message(f"{path}: {describe_mismatch(err, ModelCatalogue)}")) from err
 
 
 def get_model(name: str, models: Sequence[PublishedModel]) -> PublishedModel:

@@ -30,7 +30,7 @@ from model.unet import UNet
 from shards.atomic import write_atomically
 from shards.documents import parse_object
 from shards.errors import ShardError, shorten
-from shards.params import describe_params_error
+from shards.params import describe_mismatch
 from shards.sources import DataSources
 
 FORMAT = 1
@@ -80,7 +80,7 @@ def read_published_info(path: Path) -> PublishedInfo:
     except ShardError as err:
         raise ModelError(str(err)) from err
     except pydantic.ValidationError as err:
-        raise ModelError(f"{path}: not a published model: {describe_params_error(err)}") from err
+        raise ModelError(f"{path}: not a published model: {describe_mismatch(err, PublishedInfo)}") from err
 
 
 def load_published_network(path: Path) -> tuple[UNet, PublishedInfo]:

@@ -17,7 +17,7 @@ from model.denoiser import NoiseParams
 from model.unet import UNetParams
 from shards.balance import Balance
 from shards.errors import shorten
-from shards.params import MAX_SEED, describe_params_error
+from shards.params import MAX_SEED, describe_mismatch
 
 FORBID = ConfigDict(extra="forbid")
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -365,6 +365,6 @@ def _validate(values: Mapping[str, Any]) -> Recipe:
         # as JSON, where a tuple is a list and no string becomes a number
         return pydantic.TypeAdapter(Recipe).validate_json(json.dumps(values), strict=True)
     except pydantic.ValidationError as err:
-        raise ModelError(describe_params_error(err)) from err
+        raise ModelError(describe_mismatch(err, Recipe)) from err
     except (TypeError, ValueError) as err:
         raise ModelError(f"the recipe: not numbers and names ({err})") from err

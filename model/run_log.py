@@ -19,7 +19,7 @@ from model.dvclive_log import DvcliveLog, open_dvclive_log
 from model.recipe import MAX_STEPS, ModelError
 from shards.atomic import write_atomically
 from shards.files import open_file
-from shards.params import describe_params_error
+from shards.params import describe_mismatch
 
 METRICS = "metrics.jsonl"
 PICTURES = "pictures"
@@ -114,7 +114,7 @@ def _iterate_metrics(path: Path) -> Iterator[tuple[int, bytes]]:
     except OSError as err:
         raise ModelError(f"{path}: cannot be read ({err.strerror})") from err
     except pydantic.ValidationError as err:
-        raise ModelError(f"{path}: line {number} is not a run's: {describe_params_error(err)}") from err
+        raise ModelError(f"{path}: line {number} is not a run's: {describe_mismatch(err)}") from err
 
 
 def _truncate_metrics(path: Path, last_step: int) -> None:

@@ -29,7 +29,7 @@ from pipeline.runner import DaskMapper
 from pipeline.tools import check_tools, list_tools
 from shards.index import DATASET_NAME, read_manifest
 from shards.ledger import OK, has_spans, read_ledger
-from shards.params import describe_params_error
+from shards.params import describe_mismatch
 from shards.publish import publish
 from shards.storage import MissingFileError, Storage, open_storage
 from shards.table import Rows
@@ -106,7 +106,7 @@ def _load_params(request: BuildRequest) -> Params:
     try:
         crops = replace(settings.align, size=request.size or settings.align.size)
     except pydantic.ValidationError as err:
-        raise StageError(f"--{describe_params_error(err)}") from err
+        raise StageError(f"--{describe_mismatch(err)}") from err
     return replace(settings, clips=clip_params, landmarks=landmarks, align=crops, speech=speech, cut=cut)
 
 

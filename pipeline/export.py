@@ -30,6 +30,7 @@ from shards.atomic import write_atomically
 from shards.checksum import file_sha256
 from shards.documents import parse_object
 from shards.files import read_file
+from shards.params import describe_mismatch
 from stages.train.run_file import find_sampling_advice, read_data_sources, read_dataset_sections
 
 
@@ -99,7 +100,7 @@ def publish_network(
             models[name] = model = published.PublishedModel.model_validate(entry)
             catalogue = published.ModelCatalogue(models=list(models.values()))
         except pydantic.ValidationError as err:
-            raise ModelError(f"the facts: {published.describe_problem(err)}") from err
+            raise ModelError(f"the facts: {describe_mismatch(err, published.PublishedModel)}") from err
         override_params(SampleParams(), **model.sampling.model_dump())
         partial.replace(folder / model.file)
     finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, field, fields
+from dataclasses import asdict, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,7 +16,7 @@ from pipeline.plain_yaml import parse_yaml
 from sampler.params import SampleParams
 from shards.errors import shorten
 from shards.files import read_file
-from shards.params import describe_params_error
+from shards.params import describe_mismatch
 from stages.align import AlignParams
 from stages.clips import ClipsParams
 from stages.cut.params import SpanParams
@@ -104,7 +104,7 @@ class Params:
                 **options,
             )
         except pydantic.ValidationError as err:
-            raise StageError(describe_params_error(err)) from err
+            raise StageError(describe_mismatch(err)) from err
 
     def make_sample_params(self, run: Path, **options: Any) -> SampleParams:
         """Params of sampling: the section's, over them what a published model needs, over these the options.
@@ -137,7 +137,7 @@ def _read_run_section(
     try:
         return load_section(section)
     except pydantic.ValidationError as err:
-        raise StageError(f"{file}: {name}.{describe_params_error(err)}") from err
+        raise StageError(f"{file}: {name}.{describe_mismatch(err)}") from err
 
 
 def load(path: Path | None) -> Params:
@@ -167,17 +167,4 @@ def load(path: Path | None) -> Params:
     try:
         return pydantic.TypeAdapter(Params).validate_json(json.dumps(sections), strict=True)
     except pydantic.ValidationError as err:
-        raise StageError(f"{path}: {_describe_error(err)}") from err
-
-
-def _describe_error(err: pydantic.ValidationError) -> str:
-    """The first problem in one line: the key, its value and what was expected."""
-    problem = err.errors(include_url=False)[0]
-    if problem["type"] == "unexpected_keyword_argument":
-        *sections, key = (str(part) for part in problem["loc"])
-        params_class: Any = Params
-        for name in sections:
-            params_class = next(item.default_factory for item in fields(params_class) if item.name == name)
-        names = ", ".join(item.name for item in fields(params_class))
-        return f"{'.'.join([*sections, shorten(key)[1:-1]])} is not known; known are {names}"
-    return describe_params_error(err)
+        raise StageError(f"{path}: {describe_mismatch(err, Params)}") from err

@@ -34,7 +34,7 @@ from model.recipe import ModelError, Recipe
 from model.unet import UNet
 from sampler.params import SampleParams
 from sampler.steps import SAMPLERS, KnownPixels, Step, apply_steps, noise_levels, run_steps
-from shards.params import describe_params_error
+from shards.params import describe_mismatch
 from shards.rng import Purpose, derive_key, normals
 from shards.schema import MELS_PER_FRAME, SPEECH_PER_FRAME
 
@@ -563,7 +563,7 @@ def override_params(params: SampleParams, **overrides: Any) -> SampleParams:
     try:
         return replace(params, **{name: value for name, value in overrides.items() if value is not None})
     except ValidationError as err:
-        raise ModelError(describe_params_error(err)) from err
+        raise ModelError(describe_mismatch(err, type(params))) from err
 
 
 def load_generator(

@@ -10,6 +10,7 @@ import pydantic
 from pydantic import Field
 
 from shards.errors import ShardError, shorten
+from shards.params import describe_mismatch
 
 MAX_JSON_BYTES = 2**25  # a manifest of 100,000 shards, or the json of a clip of an hour; 1 GB as objects
 MAX_DEPTH = 32  # of objects in objects
@@ -19,7 +20,7 @@ MAX_DIGITS = 19  # of a whole number: what 64 bits hold
 def check_printable(text: str) -> str:
     """A text that is one line of printable letters. Raises ValueError for any other."""
     if not text.isprintable():
-        raise ValueError(f"is {shorten(text)}, expected one printable line")
+        raise ValueError(f"{shorten(text)}, expected one printable line")
     return text
 
 
@@ -69,17 +70,7 @@ def check_document(value: Any, model: type[Document], name: str) -> None:
     try:
         model.model_validate(value)
     except pydantic.ValidationError as err:
-        raise ShardError(f"{name}: {describe_mismatch(err)}") from err
-
-
-def describe_mismatch(err: pydantic.ValidationError) -> str:
-    """The first problem in one line: the key, its value and what was expected."""
-    problem = err.errors(include_url=False, include_context=False)[0]
-    key = ".".join(str(part) for part in problem["loc"])
-    message = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    if problem["type"] == "missing":
-        return f"lacks {shorten(key)}"
-    return f"{shorten(key)[1:-1]} is {shorten(problem['input'])}, expected {message}"
+        raise ShardError(f"{name}: {describe_mismatch(err, model)}") from err
 
 
 def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -105,19 +105,19 @@ INDEX_RULES = MappingProxyType(
 
 def _check_shard_name(name: str) -> str:
     if not is_file_name(name) or not name.endswith(SHARD_SUFFIX):
-        raise ValueError(f"{FILE_RULE} that ends in {SHARD_SUFFIX}")
+        raise ValueError(f"{shorten(name)}, expected {FILE_RULE} that ends in {SHARD_SUFFIX}")
     return name
 
 
 def _check_id(name: str) -> str:
     if not is_id(name):
-        raise ValueError(ID_RULE)
+        raise ValueError(f"{shorten(name)}, expected {ID_RULE}")
     return name
 
 
 def _check_sha256(text: str) -> str:
     if not SHA256.fullmatch(text):
-        raise ValueError("64 hex digits")
+        raise ValueError(f"{shorten(text)}, expected 64 hex digits")
     return text
 
 

@@ -20,7 +20,7 @@ from pydantic.dataclasses import dataclass as params_dataclass
 from shards.atomic import make_scratch_folder, write_atomically
 from shards.checksum import file_sha256
 from shards.codec import Codec, encode_frame, write_frames
-from shards.documents import describe_mismatch, parse_object
+from shards.documents import parse_object
 from shards.index import (
     DATASET_NAME,
     INDEX_NAME,
@@ -34,6 +34,7 @@ from shards.index import (
     write_manifest,
 )
 from shards.ledger import OK, count_by_code, find_decoded_seconds, is_span, write_ledger
+from shards.params import describe_mismatch
 from shards.publish import PUBLISHED
 from shards.schema import MELS_PER_FRAME, SCHEMA_VERSION, SPEECH_PER_FRAME, ShardError
 from shards.sources import NOT_STATED, DataSource
@@ -490,7 +491,7 @@ def make_source(corpus_name: str, licence: str) -> DataSource:
         citation = None if corpus_name == "folder" else corpus.CITATION
         return DataSource(name=corpus_name, licence=licence or NOT_STATED, citation=citation)
     except pydantic.ValidationError as err:
-        raise StageError(f"--licence: {describe_mismatch(err)}") from err
+        raise StageError(f"--{describe_mismatch(err)}") from err
 
 
 def _list_old_shards(out: Path) -> set[str]:

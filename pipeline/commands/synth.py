@@ -109,7 +109,7 @@ def command(
         return
     from pydantic import TypeAdapter, ValidationError
 
-    from shards.params import describe_params_error
+    from shards.params import describe_mismatch
     from stages import synth
 
     options = {
@@ -128,7 +128,7 @@ def command(
         params = TypeAdapter(synth.SynthParams).validate_python(options)
         synth_clips = synth.make_corpus(to, params)
     except ValidationError as err:
-        raise click.ClickException(describe_params_error(err)) from err
+        raise click.ClickException(describe_mismatch(err)) from err
 
     n_new = sum(clip.is_new for clip in synth_clips)
     if as_json:
@@ -152,7 +152,7 @@ def command(
 def _make_films(to: Path, source: Path, options: dict[str, Any], as_json: bool) -> None:
     from pydantic import TypeAdapter, ValidationError
 
-    from shards.params import describe_params_error
+    from shards.params import describe_mismatch
     from stages.engine.outcome import StageError
     from stages.synth.film import make_films
     from stages.synth.film_spec import FilmParams
@@ -161,7 +161,7 @@ def _make_films(to: Path, source: Path, options: dict[str, Any], as_json: bool) 
     try:
         films = make_films(to, source, TypeAdapter(FilmParams).validate_python(options))
     except ValidationError as err:
-        raise click.ClickException(describe_params_error(err)) from err
+        raise click.ClickException(describe_mismatch(err)) from err
     except (StageError, SynthError) as err:
         raise click.ClickException(str(err)) from err
     if as_json:

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from shards.errors import shorten, shorten_message
 from shards.files import read_file
-from shards.params import describe_params_error
+from shards.params import describe_mismatch
 from stages.edit.face_track import FaceChoice
 from stages.edit.recordings import parse_recordings
 from stages.edit.run import EditParams
@@ -126,7 +126,7 @@ def _apply_options(where: str, cells: Mapping[str, str], params: EditParams) -> 
     try:
         return TypeAdapter(EditParams).validate_python(asdict(params) | options)
     except ValidationError as err:
-        raise StageError(shorten_message(f"{where}: {describe_params_error(err)}")) from err
+        raise StageError(shorten_message(f"{where}: {describe_mismatch(err)}")) from err
 
 
 def _check_name(where: str, name: str) -> None:

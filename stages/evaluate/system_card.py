@@ -23,10 +23,11 @@ from PIL import Image, ImageDraw
 from pydantic import ConfigDict, Field
 
 from shards.atomic import write_folder_atomically
-from shards.documents import Document, describe_mismatch
+from shards.documents import Document
 from shards.errors import hide_paths, shorten, shorten_message
 from shards.files import is_inside, read_file
 from shards.ledger import OK
+from shards.params import describe_mismatch
 from shards.reader import Dataset, read_clip
 from shards.schema import ClipSample, Frame, Frames
 from shards.table import Row
@@ -355,7 +356,7 @@ def _check_card(content: Mapping[str, Any], name: str) -> SystemCard:
     try:
         return SystemCard.model_validate(content)
     except pydantic.ValidationError as err:
-        raise StageError(shorten_message(f"{name}: {describe_mismatch(err)}")) from err
+        raise StageError(shorten_message(f"{name}: {describe_mismatch(err, SystemCard)}")) from err
 
 
 def read_card_picture(folder: Path, card: SystemCard) -> Image.Image:

@@ -25,6 +25,7 @@ from pydantic import AfterValidator, Field
 from shards.atomic import move_into_place, write_atomically
 from shards.checksum import file_digest, file_sha256
 from shards.documents import MAX_JSON_BYTES, Document, check_document, parse_json
+from shards.errors import shorten
 from shards.files import is_inside, is_regular_file, read_file
 from shards.retry import RetryPolicy
 from shards.schema import ShardError, Text
@@ -49,7 +50,7 @@ PRESENT, DIFFERENT, ABSENT = "present", "different", "absent"  # states of a fil
 
 def _check_plain_path(path: str) -> str:
     if not is_plain_path(path):
-        raise ValueError("a plain path below the folder")
+        raise ValueError(f"{shorten(path)}, expected a plain path below the folder")
     return path
 
 

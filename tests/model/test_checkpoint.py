@@ -385,7 +385,7 @@ def change_values(**change: Any) -> Callable[[Path], None]:
         (change_values(step=float("inf")), "not a checkpoint's state"),
         (change_values(held_out="low"), "not a checkpoint's state"),
         (change_values(recipe=7), "recipe is 7, expected "),
-        (change_values(recipe={"bogus": 1}), "recipe.bogus is 1, which is not known"),
+        (change_values(recipe={"bogus": 1}), "recipe.bogus is not known; known are network, noise, frames"),
         (Path.unlink, "is missing, so"),
     ],
 )

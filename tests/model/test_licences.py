@@ -40,7 +40,7 @@ def test_a_corpus_states_its_licence_and_the_user_that_of_a_folder() -> None:
     assert make_source("folder", "").licence == NOT_STATED
     with pytest.raises(StageError, match=r"^--licence: the clips of grid are CC BY 4.0"):
         make_source("grid", "CC0")
-    with pytest.raises(StageError, match=r"^--licence: licence is .*expected one printable line"):
+    with pytest.raises(StageError, match=r"^--licence: .*, expected one printable line"):
         make_source("folder", "CC0\nand more")
 
 
@@ -79,7 +79,7 @@ def test_the_catalogue_says_what_a_packaged_model_was_trained_on() -> None:
     ("sources", "expected"),
     [
         ([{"name": "a" * 1001, "licence": "CC0"}], "sources.0.name is 'aaa"),
-        ([{"name": "a", "licence": "CC0\x1b[31m"}], "sources.0.licence is 'CC0"),
+        ([{"name": "a", "licence": "CC0\x1b[31m"}], "sources.0.licence: 'CC0"),
         ([{"name": "a", "licence": "CC0"}] * 101, "sources is"),
         ({"name": "a"}, "sources is"),
     ],

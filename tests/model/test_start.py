@@ -167,6 +167,9 @@ def test_how_a_published_model_is_sampled_is_known_in_the_second_generation_too(
     (second / RUN_FILE).write_text(json.dumps(content | {"sampling": {"steps": 10**9}}))
     with pytest.raises(StageError, match=r"sampling\.steps is 1000000000, expected less than or equal"):
         read_run_file(second)
+    (second / RUN_FILE).write_text(json.dumps(content | {"recipe": {"batch": 0}}))
+    with pytest.raises(StageError, match=r"run\.json: recipe: batch is 0, expected greater than or equal"):
+        read_run_file(second)
 
 
 def test_a_network_of_the_papers_recipe_is_sampled_as_the_paper_does(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def test_speech_features_are_those_that_the_run_was_trained_on(tmp_path: Path) -
         ('{"mels": [80]}', "mels is [80], expected a valid dictionary"),
         ('{"mels": {"n_mels": 1e9}}', "mels.n_mels is 1000000000.0, expected less than or equal to"),
         ('{"mels": {"reference": "loud"}}', "mels.reference is 'loud', expected 'clip' or 'windowed'"),
-        ('{"mels": {"hop": 3}}', "mels.hop is 3, which is not known"),
+        ('{"mels": {"hop": 3}}', "mels.hop is not known"),
         ('{"mels": {"n_fft": 128}}', "mels.win_length 640 is longer than n_fft 128"),
     ],
 )

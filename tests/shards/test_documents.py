@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from typing import Annotated
 
+import pydantic
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
-from shards.documents import MAX_JSON_BYTES, Document, check_document, parse_json
+from shards.documents import MAX_JSON_BYTES, Document, Line, check_document, parse_json
 from shards.errors import MAX_MESSAGE_LETTERS, ShardError
+from shards.index import Sha256
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.text()
@@ -54,6 +56,41 @@ def test_a_document_is_allowed_or_named_in_one_short_line(value: dict[str, objec
     if is_allowed and all(type(number) is int for number in numbers or []):  # type: ignore[attr-defined]
         check_document(value, _Example, "x.json")
         return
-    with pytest.raises(ShardError, match=r"x\.json: (lacks 'numbers'|n\w+(\.\d+)? is )") as error:
+    with pytest.raises(ShardError, match=r"x\.json: (numbers is missing|n\w+(\.\d+)? is )") as error:
         check_document(value, _Example, "x.json")
     assert len(str(error.value)) <= MAX_MESSAGE_LETTERS and str(error.value).isprintable()
+
+
+class _Child(Document):
+    model_config = ConfigDict(extra="forbid")
+
+    sha256: Sha256 = ""
+    note: Line = "none"
+
+
+class _Parent(Document):
+    children: list[_Child] | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _check_children(self) -> _Parent:
+        if self.children == []:
+            raise ValueError("children is [], expected at least one")
+        return self
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"children": [{"sha256": "x"}]}, "children.0.sha256: 'x', expected 64 hex digits"),
+        ({"children": [{"note": ""}]}, "children.0.note is '', expected at least 1 character"),
+        ({"children": [{}, {"sha": 1}]}, "children.1.sha is not known; known are sha256, note"),
+        ({"children": []}, "children is [], expected at least one"),
+        ({"children": 1}, "children is 1, expected a valid list"),
+    ],
+)
+def test_a_line_about_a_document_names_the_key_the_value_and_what_was_expected(
+    value: object, message: str
+) -> None:
+    with pytest.raises(ShardError) as error:
+        check_document(value, _Parent, "x.json")
+    assert str(error.value) == f"x.json: {message}"

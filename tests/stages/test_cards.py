@@ -117,8 +117,8 @@ def _make_large_picture() -> bytes:
 
 ALTERATIONS: dict[str, Callable[[dict[str, Any]], object]] = {
     "version is 2, expected 1": lambda card: card.update(version=2),
-    "lacks 'system'": lambda card: card.pop("system"),
-    "script is 'x', expected": lambda card: card.update(script="x"),
+    "system is missing": lambda card: card.pop("system"),
+    "script is not known; known are format, ": lambda card: card.update(script="x"),
     "data.digest is '../x', expected": lambda card: card["data"].update(digest="../x"),
     "own.scored is -1, expected": lambda card: card["own"].update(scored=-1),
     "expected at most 262144": lambda card: card.update(system="x" * 300_000),
