@@ -22,7 +22,7 @@ import yaml
 
 from pipeline import bucket_build, params
 from pipeline.dataset_stages import STAGES, list_stages, run_stage
-from pipeline.options import BuildRequest
+from pipeline.options import MEGABYTE, BuildRequest
 from pipeline.params import Params
 from pipeline.progress import ProgressBars
 from pipeline.runner import DaskMapper
@@ -39,8 +39,6 @@ from stages.corpora.leftovers import LEFT_OUT
 from stages.engine.lock import lock_folder
 from stages.engine.outcome import StageError
 from stages.engine.stage import Context, Report, Work
-
-MEGABYTE = 10**6
 
 
 def build_dataset(request: BuildRequest, stages: Sequence[str]) -> None:

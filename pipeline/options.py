@@ -80,6 +80,7 @@ class NumberRange(click.FloatRange):
 
 MAX_ADAPT_MINUTES = 24 * 60
 MAX_WORKERS = 4096  # more than a machine has cores
+MEGABYTE = 10**6  # of what is printed, and of options
 
 landmarker_option = click.option(
     "--landmarker", default="", metavar="FILE", help="MediaPipe's face_landmarker.task."

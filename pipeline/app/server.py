@@ -21,9 +21,9 @@ from gradio import queueing, route_utils, routes
 
 from pipeline.app.guard import ANY_ADDRESS, RequestGuard
 from pipeline.app.page import CSS
+from pipeline.options import MEGABYTE
 from shards.errors import shorten
 from stages.engine.outcome import StageError
-from stages.engine.sandbox import MEGABYTE
 
 FIRST_PORT, N_PORTS = 7860, 100
 MAX_CONNECTIONS = 200  # an open page holds two; what is above gets the status 503

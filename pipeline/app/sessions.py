@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from pipeline.options import MEGABYTE
 from shards.errors import shorten
 from shards.files import is_regular_file
 from stages.engine.outcome import StageError
-from stages.engine.sandbox import MEGABYTE
 
 Kind = Literal["video", "speech"]
 MAX_SESSIONS = 100

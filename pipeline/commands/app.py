@@ -29,7 +29,7 @@ from pipeline.options import (
 if TYPE_CHECKING:
     from stages.edit.credentials import Credentials
 
-MAX_MB = 2**20  # a terabyte
+MAX_MB = 10**6  # a terabyte
 POLL_SECONDS = 0.2
 POLLS_PER_CLEANUP = 50
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.options import FILE, NETWORK
+from pipeline.options import FILE, MEGABYTE, NETWORK
 
 
 @click.command("export")
@@ -37,5 +37,6 @@ def command(run: Path, out: Path, newest: bool) -> None:
     click.echo(f"trained on {', '.join(map(str, result.info.data))}")
     click.echo(
         f"{out}: {result.n_parameters:,} parameters of step {result.info.step:,}, "
-        f"{out.stat().st_size / 1e6:.1f} MB; no tensor changes by more than {result.rounding:.1e} of its size"
+        f"{out.stat().st_size / MEGABYTE:.1f} MB; "
+        f"no tensor changes by more than {result.rounding:.1e} of its size"
     )

@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.options import FOLDER
+from pipeline.options import FOLDER, MEGABYTE
 
 if TYPE_CHECKING:
     from stages.fetch.run import FetchResult
-
-MEGABYTE = 10**6
 
 
 @click.command("fetch")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeline.options import MEGABYTE
+
 if TYPE_CHECKING:
     from stages.media.networks import PublishedNetwork
 
@@ -64,5 +66,5 @@ def _make_row(network: PublishedNetwork) -> tuple[str, ...]:
         place = "packaged" if network.is_packaged else "downloaded"
     else:
         place = "missing" if model.url is None else "fetch --model"
-    size = f"{model.bytes / 1e6:.1f} MB"
+    size = f"{model.bytes / MEGABYTE:.1f} MB"
     return model.name, model.audio_input, size, f"{model.parameters:,}", model.licence, place

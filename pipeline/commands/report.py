@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.options import FILE, FOLDER, add_endpoint_option
+from pipeline.options import FILE, FOLDER, MEGABYTE, add_endpoint_option
 
 
 @click.command("report")
@@ -45,4 +45,4 @@ def command(
     if shards is None and (run or evaluation or generated or not cards):
         raise click.UsageError("--shards is required, a folder or an address; only --card needs none")
     n_bytes = write_report(ReportRequest(shards, out, run, evaluation, generated, cards))
-    click.echo(f"{out}: {n_bytes / 1e6:.1f} MB")
+    click.echo(f"{out}: {n_bytes / MEGABYTE:.1f} MB")

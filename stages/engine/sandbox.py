@@ -51,7 +51,7 @@ STDERR_TAIL = 600
 MAX_REPLY_BYTES = 64 * 2**20
 MAX_FILE_BYTES = 8 * 2**30  # a decoder that never stops writing does not fill the disk
 TRIES = 2
-MEGABYTE = 2**20
+MEBIBYTE = 2**20
 
 P = ParamSpec("P")
 
@@ -66,7 +66,7 @@ class LimitParams:
 
     deadline_seconds: float = Field(default=60.0, gt=0, le=DAY)  # for any clip
     deadline_per_second: float = Field(default=20.0, ge=0, le=3600)  # and for each second of its video
-    memory_mb: int = Field(default=1400, ge=200, le=2**20)  # resident, of the child; 2**20: a terabyte
+    memory_mb: int = Field(default=1400, ge=200, le=2**20)  # in MiB; resident, of the child
     clips_per_child: int = Field(default=500, ge=1, le=10**6)  # then a fresh one, in case a library leaks
     max_drop_fraction: float = Field(default=0.5, ge=0, le=1)  # a stage that loses more exits with 1
 
@@ -263,7 +263,7 @@ class Child:
                     raise self._describe_crash()
                 self._buffer += data
             with contextlib.suppress(psutil.NoSuchProcess):
-                used = process.memory_info().rss // MEGABYTE
+                used = process.memory_info().rss // MEBIBYTE
                 if used > memory_mb:
                     raise SandboxFailure(
                         "memory", f"used {used} MB of memory, limits.memory_mb is {memory_mb}"

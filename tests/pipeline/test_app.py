@@ -64,7 +64,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_checkpoint(loop.create_state(RECIPE, CPU), folder / "runs" / "tiny", RECIPE, "digest", None)
     synth.make_clip(folder / "clip.mpg", ClipSpec(seconds=SECONDS, size=(240, 192)))
     ffmpeg("-f", "lavfi", "-i", f"sine=duration={MAX_SECONDS + 1}", folder / "long.mp3")
-    (folder / "large.mp4").write_bytes(bytes(MAX_MB * 2**20 + 1))
+    (folder / "large.mp4").write_bytes(bytes(MAX_MB * 10**6 + 1))
     (folder / "text.mp4").write_text("not a video")
     (folder / "params.yaml").write_text(
         f"mels: {{n_mels: {RECIPE.network.audio.n_mels}}}\n"
@@ -277,7 +277,7 @@ def test_the_server_serves_only_the_page(server: Server) -> None:
     assert status(f"file={__file__}") == status("file=/etc/hostname") == 403
     assert status("info") == 200 and httpx.get(f"{server.url}docs").status_code == 404
     assert httpx.get(f"{server.url}gradio_api/info").json()["named_endpoints"] == {}
-    large = {"files": ("large.mp4", bytes(MAX_MB * 2**20 + 1))}
+    large = {"files": ("large.mp4", bytes(MAX_MB * 10**6 + 1))}
     assert httpx.post(f"{server.url}gradio_api/upload", files=large).status_code == 413
     assert not server.files()
 
@@ -519,7 +519,7 @@ def test_whatever_ends_an_action_is_a_note_on_the_page_and_a_bug_is_logged(
 
 
 @pytest.mark.parametrize(
-    ("size", "message"), [(2**20 + 1, "me.mp4: has 1.0 MB, expected at most 1 MB"), (9, "me.mp4: is odd")]
+    ("size", "message"), [(10**6 + 1, "me.mp4: has 1.0 MB, expected at most 1 MB"), (9, "me.mp4: is odd")]
 )
 def test_an_upload_that_cannot_be_used_is_deleted(tmp_path: Path, size: int, message: str) -> None:
     session = Sessions(tmp_path).get("a")

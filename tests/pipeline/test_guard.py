@@ -160,12 +160,12 @@ def test_a_file_that_was_not_uploaded_is_not_read(url: str, tmp_path: Path) -> N
 
 
 def test_uploads_have_a_size_each_and_together(url: str) -> None:
-    assert upload(url, "large.mp4", MAX_MB * 2**20 + 1).status_code == 413
-    assert upload(url, "huge.mp4", 4 * MAX_MB * 2**20).status_code == 413
-    responses = [upload(url, f"{number}.mp4", MAX_MB * 10**6) for number in range(4)]
+    assert upload(url, "large.mp4", MAX_MB * 10**6 + 1).status_code == 413
+    assert upload(url, "huge.mp4", 4 * MAX_MB * 10**6).status_code == 413
+    responses = [upload(url, f"{number}.mp4", MAX_MB * 10**6 - 1000) for number in range(4)]
     assert [response.status_code for response in responses] == [200, 200, 200, 507]
     assert (
-        "the files of all pages would take 3.8 MB, expected at most 3 MB (--max-total-mb)"
+        "the files of all pages would take 4.0 MB, expected at most 3 MB (--max-total-mb)"
         in responses[3].text
     )
     for response in responses[:3]:
@@ -188,7 +188,7 @@ def test_uploads_that_arrive_at_the_same_time_have_a_size_together(tmp_path: Pat
             statuses.append(message["status"])
 
     check_space = Sessions(tmp_path, max_mb=TOTAL_MB).check_space
-    guard = RequestGuard(app, ["localhost"], max_upload_bytes=2**20, check_space=check_space)
+    guard = RequestGuard(app, ["localhost"], max_upload_bytes=10**6, check_space=check_space)
     headers = [(b"host", b"localhost"), (b"content-length", b"1000000")]
     scope = {"type": "http", "method": "POST", "path": UPLOAD_ROUTE, "headers": headers}
 
