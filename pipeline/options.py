@@ -8,10 +8,11 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from sampler.params import SamplerName
 from shards.names import is_utf8
 from stages.corpora import CORPORA
 
@@ -85,9 +86,16 @@ MEGABYTE = 10**6  # of what is printed, and of options
 landmarker_option = click.option(
     "--landmarker", default="", metavar="FILE", help="MediaPipe's face_landmarker.task."
 )
-params_option = click.option(
-    "--params", type=FILE, help="Params file of the dataset.  [default: ./params.yaml if it is there]"
+params_option = click.option("--params", type=FILE, help="Params file.  [default: ./params.yaml if there]")
+workers_option = click.option("--workers", type=click.IntRange(1, MAX_WORKERS), default=os.cpu_count() or 1,
+                              show_default="one per core",
+                              help="Worker processes on this machine.")  # fmt: skip
+scheduler_option = click.option(
+    "--scheduler", metavar="tcp://HOST:PORT", help="A Dask scheduler to use instead."
 )
+device_option = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto",
+                             show_default=True,
+                             help="Where networks run; auto is a GPU if there is one.")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +130,9 @@ BUILD_OPTIONS = (
                  help="Where the finished shards go; those in WORK/shards are uploaded to a bucket.  "
                  "[default: WORK/shards]"),
     click.option("--cache", type=FOLDER, help="Cache of results.  [default: WORK/.cache]"),
-    click.option("--workers", type=click.IntRange(1, MAX_WORKERS), default=os.cpu_count() or 1,
-                 show_default="one per core", help="Worker processes on this machine."),
-    click.option("--scheduler", metavar="tcp://HOST:PORT", help="A Dask scheduler to use instead."),
-    click.option("--params", type=FILE, help="Params file.  [default: ./params.yaml if it is there]"),
+    workers_option,
+    scheduler_option,
+    params_option,
     landmarker_option,
     click.option("--speech-encoder", type=click.Choice(["none", "whisper-tiny.en"]),
                  help="Whose speech features it gets.  [default: speech.encoder of the params file]"),
@@ -188,8 +195,7 @@ def _split_address(value: str | None, option: str) -> tuple[str | None, str | No
 
 
 SAMPLER_OPTIONS = (
-    click.option("--sampler", type=click.Choice(["ancestral", "ddim", "dpm++2m", "heun"]),
-                 help="Sampling method."),
+    click.option("--sampler", type=click.Choice(get_args(SamplerName)), help="Sampling method."),
     click.option("--steps", type=click.IntRange(1, 2000), help="Sampling steps per frame."),
     click.option("--guidance", type=NumberRange(0, 100),
                  help="Classifier-free guidance on the audio; above 1: follow it more closely."),
@@ -201,7 +207,7 @@ SAMPLER_OPTIONS = (
 )  # fmt: skip
 SAMPLER_NAMES = ("sampler", "steps", "guidance", "common_noise", "reanchor_every", "seed")
 DEVICE_OPTIONS = (
-    click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
+    device_option,
     click.option("--precision", type=click.Choice(["auto", "bf16", "fp32"]), default="auto",
                  show_default=True, help="Of matrix products; auto is bf16 on a GPU. Weights stay fp32."),
     click.option("--compile/--no-compile", default=None, help="torch.compile.  [default: on a GPU]"),

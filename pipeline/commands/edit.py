@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
@@ -25,6 +25,7 @@ from pipeline.options import (
     signing_options,
 )
 from pipeline.progress import ProgressBars
+from stages.edit.timing import Fit
 
 if TYPE_CHECKING:
     from model.execution import Execution
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from stages.edit.credentials import Credentials, Signing
     from stages.edit.face_track import FaceChoice
     from stages.edit.run import EditParams, Preset
-    from stages.edit.timing import Fit
 
 
 WORKER_BYTES = 1_500_000_000  # of memory, with the child that reads the video
@@ -90,7 +90,7 @@ GPU_WORKERS = 2  # edits at a time on a GPU: one decodes and encodes while anoth
 )
 @click.option(
     "--fit",
-    type=click.Choice(["trim", "hold", "silence", "bounce"]),
+    type=click.Choice(get_args(Fit)),
     default="trim",
     show_default=True,
     help="What to do when the lengths differ. trim: end with the shorter one. hold: the last frame stays, or "

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from pipeline import params as params_file
-from pipeline.options import FILE, FOLDER, landmarker_option
+from pipeline.options import (
+    FOLDER,
+    device_option,
+    landmarker_option,
+    params_option,
+    scheduler_option,
+    workers_option,
+)
 
 if TYPE_CHECKING:
     from shards.table import Row
@@ -74,22 +80,10 @@ def _parse_generated(value: str) -> tuple[str, Path]:
     help="The corpus's raw clips, for their sound: of SyncNet, and of p, b and m where there are no word "
     "times (needs the extra `phonemes`).",
 )
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="Device of those networks.",
-)
-@click.option(
-    "--workers",
-    type=click.IntRange(1),
-    default=os.cpu_count() or 1,
-    show_default="one per core",
-    help="Worker processes on this machine.",
-)
-@click.option("--scheduler", metavar="tcp://HOST:PORT", help="A Dask scheduler to use instead.")
-@click.option("--params", type=FILE, help="Params file, for its limits.  [default: ./params.yaml]")
+@device_option
+@workers_option
+@scheduler_option
+@params_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 def command(
     shards: str,

@@ -9,11 +9,11 @@ import click
 
 from pipeline import params as params_file
 from pipeline.options import (
-    FILE,
     FOLDER,
     NETWORK,
     add_endpoint_option,
     device_options,
+    params_option,
     print_once,
     sampler_options,
 )
@@ -42,12 +42,7 @@ from pipeline.progress import ProgressBars
     "--slots", type=click.IntRange(1, 10_000), default=16, show_default=True, help="Clips at a time."
 )
 @click.option("--videos/--no-videos", default=True, show_default=True, help="Write an mp4 beside the crops.")
-@click.option(
-    "--params",
-    "params_path",
-    type=FILE,
-    help="Params file, for its `sample` section.  [default: ./params.yaml]",
-)
+@params_option
 @sampler_options
 @device_options
 @add_endpoint_option
@@ -60,7 +55,7 @@ def command(
     clips: int | None,
     slots: int,
     videos: bool,
-    params_path: Path | None,
+    params: Path | None,
     sampling: dict[str, Any],
     device: str,
     execution: dict[str, Any],
@@ -72,7 +67,7 @@ def command(
     from model.execution import Execution
     from stages.sample import run as sample
 
-    params = params_file.load(params_path).make_sample_params(run, **sampling)
+    sample_params = params_file.load(params).make_sample_params(run, **sampling)
     request = sample.SampleRequest(
         shards=shards,
         run=run,
@@ -86,5 +81,5 @@ def command(
         execution=Execution(**execution),
     )
     with ProgressBars() as bars:
-        n_clips = sample.run(request, params, bars)
+        n_clips = sample.run(request, sample_params, bars)
     print_once(f"{out}: {n_clips} clips of {split}, with {audio} speech")

@@ -15,13 +15,13 @@ import yaml
 
 from pipeline import params as params_file
 from pipeline.options import (
-    FILE,
     FOLDER,
     MAX_WORKERS,
     NETWORK,
     NumberRange,
     add_endpoint_option,
     device_options,
+    params_option,
     print_once,
 )
 from pipeline.plain_yaml import parse_yaml
@@ -60,7 +60,7 @@ def default_workers() -> int:
     metavar="NAME=VALUE",
     help="Change a value of the recipe, e.g. optim.learning_rate=1e-4; may be repeated.",
 )
-@click.option("--params", type=FILE, help="Params file.  [default: ./params.yaml if it exists]")
+@params_option
 @click.option(
     "--micro-batch",
     type=click.IntRange(1),

@@ -18,7 +18,6 @@ from shards.schema import VIDEO_FPS
 from stages.media.presentation import TIME_TOLERANCE
 
 Fit = Literal["trim", "hold", "silence", "bounce"]
-FITS: tuple[Fit, ...] = ("trim", "hold", "silence", "bounce")
 
 # A frame that lasts longer is repeated as often as a network draws. A shorter one, such as where a camera
 # has lost two or three, stays as it is: so most videos have their own frames alone.

@@ -7,7 +7,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
+import click
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -18,6 +20,8 @@ from pipeline.main import COMMANDS, cli
 from pipeline.params import Params
 from shards.reader import open_dataset, read_clip
 from shards.verify import verify
+from stages.edit.run import EditParams, Preset
+from stages.edit.timing import Fit
 from stages.engine.lock import LOCK_NAME
 from stages.engine.outcome import StageError
 from stages.synth import ClipSpec, make_clip
@@ -50,6 +54,27 @@ def test_every_stage_takes_the_options_that_scripts_rely_on(name: str) -> None:
     told = CliRunner().invoke(cli, [name, "--help"]).output
     for option in ("--raw", "--work", "--out", "--workers", "--scheduler", "--json", "--dry-run"):
         assert option in told
+
+
+def get_options(command: str) -> dict[str, click.Option]:
+    with click.Context(cli) as context:
+        found = cli.get_command(context, command)
+    assert found is not None
+    return {option.name or "": option for option in found.params if isinstance(option, click.Option)}
+
+
+def test_params_are_described_alike_by_every_command() -> None:
+    options = [get_options(name).get("params") for name in COMMANDS]
+    assert len({option.help for option in options if option is not None}) == 1
+
+
+def test_the_options_of_an_edit_have_the_choices_and_defaults_of_its_params() -> None:
+    """They are written twice where the params would cost the import of torch."""
+    options, params, choices = get_options("edit"), EditParams(), {"fit": Fit, "preset": Preset}
+    for name in ("fit", "crf", "preset", "max_seconds", "max_pixels"):
+        assert options[name].default == getattr(params, name)
+    for name, literal in choices.items():
+        assert options[name].type.choices == get_args(literal)  # type: ignore[attr-defined]
 
 
 def test_params_yaml_says_the_defaults() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 from itertools import pairwise
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -9,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.edit.timing import (
-    FITS,
     Fit,
     FrameTiming,
     compute_median_step,
@@ -35,7 +35,7 @@ def test_the_fit_decides_how_long_the_output_is() -> None:
     assert [compute_output_seconds("silence", *pair) for pair in ((short, long), (long, short))] == [2, 3]
 
 
-@given(stamps=rising, fit=st.sampled_from(FITS), ms=st.integers(1, 900))
+@given(stamps=rising, fit=st.sampled_from(get_args(Fit)), ms=st.integers(1, 900))
 def test_frames_follow_one_another_without_a_gap_until_the_end(stamps: list[int], fit: Fit, ms: int) -> None:
     frames = schedule(stamps, fit, Fraction(ms, 1000))
     assert frames[0].source == 0 and frames[0].at == stamps[0]
@@ -68,7 +68,7 @@ def test_a_held_frame_is_repeated_in_steps() -> None:
     assert [f.source for f in schedule([0], "bounce", 0.1)] == [0, 0, 0]
 
 
-@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("fit", get_args(Fit))
 def test_a_frame_that_stands_for_long_is_repeated_at_25_fps_and_others_are_not(fit: Fit) -> None:
     """Frames of a second, as of slides, and one of a tenth."""
     frames = schedule([0, 1000, 2000, 2100, 2140], fit, 2.18)
