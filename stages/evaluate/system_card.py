@@ -25,7 +25,7 @@ from pydantic import ConfigDict, Field
 from shards.atomic import write_folder_atomically
 from shards.documents import Document
 from shards.errors import hide_paths, shorten, shorten_message
-from shards.files import is_inside, read_file
+from shards.files import is_inside
 from shards.ledger import OK
 from shards.params import describe_mismatch
 from shards.reader import Dataset, read_clip
@@ -46,7 +46,6 @@ N_FRAMES, FRAME_PX, GAP_PX = 6, 128, 2  # of the picture
 JPEG_QUALITY = 88
 BOX_COLOUR = (80, 240, 140)
 MAX_CARD_BYTES = 2**18  # one has 10 KB
-MAX_PICTURE_BYTES, MAX_PICTURE_PX = 2**21, 2048  # one has 60 KB and 778 x 388 px
 PICTURE_ROWS = ("source with its mask box", "generated", "truth")
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
@@ -357,23 +356,6 @@ def _check_card(content: Mapping[str, Any], name: str) -> SystemCard:
         return SystemCard.model_validate(content)
     except pydantic.ValidationError as err:
         raise StageError(shorten_message(f"{name}: {describe_mismatch(err, SystemCard)}")) from err
-
-
-def read_card_picture(folder: Path, card: SystemCard) -> Image.Image:
-    """The picture of a card, decoded as RGB. Raises StageError for any other than the card's."""
-    path = folder / PICTURE
-    try:
-        data = read_file(path, MAX_PICTURE_BYTES, inside=folder)
-        if hashlib.sha256(data).hexdigest() != card.picture.sha256:
-            raise StageError(f"{path}: is not the picture that {CARD} names")
-        with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
-            if max(image.size) > MAX_PICTURE_PX:
-                raise StageError(f"{path}: {image.width}x{image.height} px, expected at most "
-                                 f"{MAX_PICTURE_PX} per side")  # fmt: skip
-            return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as err:
-        reason = err.strerror if isinstance(err, OSError) and err.strerror else err
-        raise StageError(shorten_message(f"{path}: not a picture ({reason})")) from err
 
 
 def find_cards(path: Path) -> list[Path]:

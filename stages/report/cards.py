@@ -10,11 +10,11 @@ from pathlib import Path
 from stages.engine.outcome import StageError
 from stages.evaluate.columns import COLUMNS
 from stages.evaluate.system_card import (
+    PICTURE,
     CardFigure,
     CardScores,
     SystemCard,
     find_cards,
-    read_card_picture,
     read_system_card,
 )
 from stages.evaluate.table import TRUTH
@@ -25,10 +25,11 @@ from stages.report.paper_table import (
     ComparedClips,
     find_obstacle,
 )
-from stages.report.strips import EmbeddedImage, embed_image
+from stages.report.strips import EmbeddedImage, embed_image, read_picture
 from stages.sample.pairs import Audio
 
 MAX_CARDS = 64  # on a page
+MAX_PICTURE_PX = 2048  # per side; one has 778 x 388 px
 ABSENT, NOTHING = "the card does not have it", "-"
 OWN_COLUMNS = (
     *PRINTED_COLUMNS.values(), "lpips_box", "lse_c", "lse_d", "border_colour", "mouth_distance_pupils",
@@ -326,9 +327,10 @@ def _build_panel(path: Path, card: SystemCard) -> CardPanel:
         f"generated, {truth}."
     )
     description = f"{card.system}: {caption}"
+    picture = read_picture(path / PICTURE, "JPEG", MAX_PICTURE_PX, inside=path, sha256=shown.sha256)
     return CardPanel(
         card.system,
-        embed_image(read_card_picture(path, card), description),
+        embed_image(picture, description),
         caption,
         tuple(_list_facts(card)),
     )

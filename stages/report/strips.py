@@ -6,6 +6,7 @@ Images are small and their number is limited, so that the page can be sent by ma
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,9 +17,11 @@ import numpy as np
 from PIL import Image
 
 from model.run_log import PICTURES
-from shards.files import is_regular_file, open_file, read_file
+from shards.errors import shorten_message
+from shards.files import is_regular_file, read_file
 from shards.reader import Dataset, read_clip
 from shards.schema import VIDEO_FPS, ClipSample, Frames, ShardError
+from stages.engine.outcome import StageError
 from stages.preview.drawing import draw_mask_box
 from stages.preview.selection import spread_clips
 from stages.preview.sheet import choose_style, draw_cell
@@ -33,7 +36,7 @@ N_FRAMES = 8  # per strip
 FRAME_PX, GAP_PX = 160, 3
 DIFFERENCE_GAIN = 4
 WEBP_QUALITY = 86
-MAX_IMAGE_PX = 4096  # per side: the folder may come from someone else
+MAX_RUN_IMAGE_PX = 4096  # per side
 MAX_VIDEO_BYTES = 2**20
 
 
@@ -69,10 +72,30 @@ class GeneratedClips:
     strips: tuple[SampleStrip, ...]
 
 
+def read_picture(path: Path, form: str, max_px: int, *, inside: Path, sha256: str = "") -> Image.Image:
+    """A picture of a folder that may come from anyone, as RGB.
+
+    Raises StageError for any but one of the format ``form``, with sides of at most ``max_px`` and with the
+    sha256, if there is one, and for a link that leads out of the folder.
+    """
+    try:
+        data = read_file(path, 4 * max_px**2, inside=inside)  # more than its pixels take uncompressed
+        if sha256 and hashlib.sha256(data).hexdigest() != sha256:
+            raise StageError(f"{path}: is not the picture with sha256 {sha256[:12]}...")
+        with Image.open(io.BytesIO(data), formats=[form]) as image:
+            if max(image.size) > max_px:
+                size = f"{image.width}x{image.height}"
+                raise StageError(f"{path}: {size} px, expected at most {max_px} per side")
+            return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as err:
+        reason = err.strerror if isinstance(err, OSError) and err.strerror else err
+        raise StageError(shorten_message(f"{path}: not a picture ({reason})")) from err
+
+
 def embed_image(image: Image.Image, description: str) -> EmbeddedImage:
     """Encode as WebP. Equal pixels give equal URLs."""
     buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, "WEBP", quality=WEBP_QUALITY, method=4)
+    image.save(buffer, "WEBP", quality=WEBP_QUALITY, method=4)
     return EmbeddedImage(_make_data_url("image/webp", buffer.getvalue()), *image.size, description)
 
 
@@ -98,17 +121,9 @@ def read_run_images(run: Path) -> list[EmbeddedImage]:
     """Read N_RUN_IMAGES images of a training run, in order of their names, which contain the step."""
     images = []
     for path in pick_evenly(sorted((run / PICTURES).glob("*.png")), N_RUN_IMAGES):
-        try:
-            with open_file(path, inside=run) as file, Image.open(file, formats=["PNG"]) as image:
-                if max(image.size) > MAX_IMAGE_PX:
-                    raise ShardError(f"{path}: {image.width}x{image.height} px, expected at most "
-                                     f"{MAX_IMAGE_PX} per side")  # fmt: skip
-                name, _, step = path.stem.rpartition("-")
-                description = f"{name}, step {int(step):,}" if step.isdecimal() else path.stem
-                images.append(embed_image(image, description))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as err:
-            reason = err.strerror if isinstance(err, OSError) and err.strerror else err
-            raise ShardError(f"{path}: not an image ({reason})") from err
+        name, _, step = path.stem.rpartition("-")
+        description = f"{name}, step {int(step):,}" if step.isdecimal() else path.stem
+        images.append(embed_image(read_picture(path, "PNG", MAX_RUN_IMAGE_PX, inside=run), description))
     return images
 
 

@@ -14,8 +14,8 @@ from PIL import Image
 
 from pipeline.main import cli
 from stages.engine.outcome import StageError
-from stages.evaluate.system_card import CARD, MAX_PICTURE_PX, PICTURE, read_card_picture, read_system_card
-from stages.report.cards import CardsSection, build_cards_section
+from stages.evaluate.system_card import CARD, PICTURE, read_system_card
+from stages.report.cards import MAX_PICTURE_PX, CardsSection, build_cards_section
 from stages.report.paper_table import OTHER_CLIPS, OTHER_PROTOCOL, TABLE_2, TRUE_LSE
 from tests import reports
 from tests.reports import make_card, write_card
@@ -135,21 +135,21 @@ def test_a_card_that_a_stranger_altered_is_refused_in_one_line(tmp_path: Path) -
             read_system_card(folder)
         assert message in str(error.value) and "\n" not in str(error.value)
     folder = write_card(tmp_path / "picture", card, picture)
-    for data, message in ((b"<svg/>", "is not the picture that card.json names"), (None, "No such file")):
+    for data, message in ((b"<svg/>", "is not the picture with sha256"), (None, "No such file")):
         (folder / PICTURE).unlink()
         if data is not None:
             (folder / PICTURE).write_bytes(data)
         with pytest.raises(StageError, match=message):
-            read_card_picture(folder, read_system_card(folder))
+            build_cards_section([folder])
     (folder / PICTURE).symlink_to(write_card(tmp_path / "other", card, picture) / PICTURE)
     with pytest.raises(StageError, match="leads out of its folder by a link"):
-        read_card_picture(folder, read_system_card(folder))
+        build_cards_section([folder])
     for number, data in enumerate((b"<svg/>", _make_large_picture())):
         content = copy.deepcopy(card)
         content["picture"]["sha256"] = reports.hashlib.sha256(data).hexdigest()
         folder = write_card(tmp_path / f"own-picture-{number}", content, data)
         with pytest.raises(StageError, match=("not a picture", "2049x1 px, expected at most 2048")[number]):
-            read_card_picture(folder, read_system_card(folder))
+            build_cards_section([folder])
     (tmp_path / "empty").mkdir()
     with pytest.raises(StageError, match="holds no card"):
         build_cards_section([tmp_path / "empty"])

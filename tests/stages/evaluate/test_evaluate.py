@@ -31,8 +31,9 @@ from stages.evaluate.metrics.mouth import correlation
 from stages.evaluate.network_metrics import LSE, LSE_REAL, Networks
 from stages.evaluate.run import CLIPS, FRAMES, METRICS, RUN_INFO, SUMMARY, EvaluateRequest
 from stages.evaluate.scores import CLIPS_SCHEMA, FRAMES_SCHEMA
-from stages.evaluate.system_card import CARD, read_card_picture, read_system_card
+from stages.evaluate.system_card import CARD, PICTURE, read_system_card
 from stages.evaluate.table import BASELINES, FROZEN, MEAN_OPENING, PREVIOUS, STAGE, TRUTH, make_item
+from stages.report.strips import read_picture
 from stages.sample.pairs import CROPS, Pair, make_pairs
 from tests import evaluation
 from tests.build import hash_files
@@ -224,7 +225,8 @@ def test_a_card_has_a_systems_figures_and_a_picture_and_names_no_folder(
     assert card.own.figures["psnr_box_db"].model_dump() == cell
     assert (card.data.digest, card.data.clips, card.data.split_clips) == (dataset.manifest["digest"], 1, 4)
     assert card.picture.speech == pairs[0].audio_clip_id, "the picture shows another's speech"
-    assert read_card_picture(folder, card).size == (6 * 130 - 2, 3 * 130 - 2)
+    picture = read_picture(folder / PICTURE, "JPEG", 1000, inside=folder, sha256=card.picture.sha256)
+    assert picture.size == (6 * 130 - 2, 3 * 130 - 2)
     assert str(tmp_path) not in (folder / CARD).read_text() and "/" not in card.own.not_computed["lse_c"]
     assert json.loads((tmp_path / "out" / SUMMARY).read_text())["mine"]["psnr_box_db"] == cell["mean"]
     (folder / "notes.txt").touch()
