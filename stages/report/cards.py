@@ -18,6 +18,7 @@ from stages.evaluate.system_card import (
     read_system_card,
 )
 from stages.evaluate.table import TRUTH
+from stages.report.inputs import pick_best
 from stages.report.paper_table import (
     LSE_COLUMNS,
     PRINTED_COLUMNS,
@@ -60,6 +61,10 @@ class CardCell:
     printed: str = ""
     reason: str = ""
     is_best: bool = False
+
+    @property
+    def competing_mean(self) -> float | None:
+        return self.figure.mean if self.figure and not self.reason else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +170,10 @@ def _build_group(
         )
         for card in cards
     ]
-    best = [_find_best([row.cells[i] for row in rows], column) for i, column in enumerate(columns)]
+    best = [
+        pick_best({k: row.cells[i].competing_mean for k, row in enumerate(rows)}, column.better)
+        for i, column in enumerate(columns)
+    ]
     rows = [
         replace(row, cells=tuple(replace(cell, is_best=k in best[i]) for i, cell in enumerate(row.cells)))
         for k, row in enumerate(rows)
@@ -245,15 +253,6 @@ def _get_scores(card: SystemCard, audio: Audio) -> CardScores | None:
 
 def _name_speech(audio: Audio) -> str:
     return "its own speech" if audio == "own" else "another's speech"
-
-
-def _find_best(cells: Sequence[CardCell], column: CardColumn) -> list[int]:
-    """Indices of the best of the figures that compare; none if fewer than two do."""
-    sign = {"higher": 1, "lower": -1}.get(column.better, 0)
-    means = {k: sign * cell.figure.mean for k, cell in enumerate(cells) if cell.figure and not cell.reason}
-    if not sign or len(means) < 2:
-        return []
-    return [k for k, mean in means.items() if mean == max(means.values())]
 
 
 def _build_references(cards: Sequence[SystemCard], columns: Sequence[CardColumn]) -> list[CardRow]:

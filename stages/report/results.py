@@ -29,6 +29,7 @@ from stages.evaluate.scores import (
     group_means,
 )
 from stages.evaluate.table import PREVIOUS, TRUTH
+from stages.report.inputs import pick_best
 
 Floats = NDArray[np.float64]
 Count = Annotated[int, Field(ge=0, le=2**53)]
@@ -190,7 +191,8 @@ def build_tables(evaluation: EvaluationResults) -> list[ResultTable]:
             for row, means in evaluation.means.items()
         }
         for i, column in enumerate(columns.values()):
-            for row in _find_best_rows({row: row_cells[i] for row, row_cells in cells.items()}, column):
+            competing = {row: row_cells[i].value for row, row_cells in cells.items() if row not in REFERENCES}
+            for row in pick_best(competing, column.better):
                 cells[row][i] = replace(cells[row][i], is_best=True)
         rows = tuple(((row,), tuple(row_cells)) for row, row_cells in cells.items())
         tables.append(ResultTable(title, ("row",), tuple(columns.values()), rows, NOTES.get(title, "")))
@@ -206,19 +208,6 @@ def _choose_table(name: str, column: Column) -> str:
     if name in ("smoothness_box", "identity_drift", "psnr_box_first_db", "psnr_box_last_db"):
         return "Over time, in the masked box"
     return {"box": "In the masked box", "frame": "On the full frame"}[column.region]
-
-
-def _find_best_rows(cells: Mapping[str, TableCell], column: Column) -> list[str]:
-    """Rows with the best mean of a column; none if no direction is better or fewer than two rows compete."""
-    sign = {"higher": 1, "lower": -1, "": 0}[column.better]
-    means = {
-        row: sign * cell.value
-        for row, cell in cells.items()
-        if cell.value is not None and row not in REFERENCES
-    }
-    if not sign or len(means) < 2:
-        return []
-    return [row for row, mean in means.items() if mean == max(means.values())]
 
 
 def build_group_tables(evaluation: EvaluationResults) -> list[ResultTable]:
