@@ -17,8 +17,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
 
-from shards.errors import shorten
+from shards.errors import shorten, shorten_message
 from shards.files import open_file
 from stages.engine.outcome import StageError
 
@@ -49,7 +50,6 @@ OFFICIAL_BLOCK_PARTS = {
     "contract": "fc2",
 }
 OFFICIAL_PREFIX = "model.encoder."
-OFFICIAL_DTYPES: Mapping[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
 # A file of the whole model has some 150 to 170 tensors. A name has 60 letters, a tensor at most 4 sides.
 MAX_TENSORS, MAX_NAME_BYTES, MAX_SIDES = 1000, 200, 4
 MAX_HEADER_BYTES = 2**20
@@ -83,10 +83,13 @@ def convert_encoder(source: Path, target: Path) -> None:
         with open_file(source) as file:
             start = file.read(LENGTH.size)
             file.seek(0)
-            read = _read_ct2 if start[:4] == struct.pack("<I", CT2_VERSION) else _read_official
-            tensors = read(file)
-    except (ValueError, RecursionError) as err:
-        raise StageError(f"{source}: holds no encoder of whisper-tiny.en ({err})") from err
+            is_ct2 = start[:4] == struct.pack("<I", CT2_VERSION)
+            if not is_ct2 and int.from_bytes(start, "little") > MAX_HEADER_BYTES:
+                raise ValueError(f"its header has more than {MAX_HEADER_BYTES:,} bytes")
+            tensors = _read_ct2(file) if is_ct2 else _read_official(source)
+    except (ValueError, SafetensorError) as err:
+        reason = shorten_message(str(err))
+        raise StageError(f"{source}: holds no encoder of whisper-tiny.en ({reason})") from err
     except OSError as err:
         raise StageError(f"{source}: cannot be read ({err.strerror or err})") from err
     write_encoder(tensors, target)
@@ -177,52 +180,36 @@ class _Ct2Reader:
             self.file.seek(at + n_bytes)
 
 
-def _read_official(file: BinaryIO) -> dict[str, Array]:
+def _read_official(path: Path) -> dict[str, Array]:
     """The encoder in the official ``model.safetensors``, where keys have no bias."""
-    length = file.read(LENGTH.size)
-    if len(length) < LENGTH.size:
-        raise ValueError("it ends in its header")
-    (n_header_bytes,) = LENGTH.unpack(length)
-    if n_header_bytes > MAX_HEADER_BYTES:
-        raise ValueError(f"its header claims {n_header_bytes:,} bytes, expected at most {MAX_HEADER_BYTES:,}")
-    entries = json.loads(file.read(n_header_bytes))
-    if not isinstance(entries, dict):
-        raise ValueError("its header is not an object")
-    n_file_bytes = os.fstat(file.fileno()).st_size
 
     def read(name: str, shape: tuple[int, ...]) -> Array:
-        entry = entries.get(OFFICIAL_PREFIX + name)
-        fields = entry if isinstance(entry, dict) else {}
-        form, offsets = OFFICIAL_DTYPES.get(str(fields.get("dtype"))), fields.get("data_offsets")
-        if form is None or fields.get("shape") != list(shape):
-            raise ValueError(f"{OFFICIAL_PREFIX}{name} is {shorten(entry)}, expected F32 {list(shape)}")
-        if not (isinstance(offsets, list) and len(offsets) == 2 and all(type(at) is int for at in offsets)):
-            raise ValueError(f"{OFFICIAL_PREFIX}{name} is at {shorten(offsets)}, expected two numbers")
-        n_bytes, at = math.prod(shape) * form.itemsize, LENGTH.size + n_header_bytes + offsets[0]
-        if offsets[0] < 0 or offsets[1] - offsets[0] != n_bytes or at + n_bytes > n_file_bytes:
-            raise ValueError(
-                f"{OFFICIAL_PREFIX}{name} is at {shorten(offsets)}, not {n_bytes} bytes of the file"
-            )
-        values = _read_values(file, at, n_bytes, form).reshape(shape)
+        entry = file.get_slice(OFFICIAL_PREFIX + name)
+        kind, stored = entry.get_dtype(), entry.get_shape()
+        if kind not in ("F32", "F16") or stored != list(shape):
+            raise ValueError(f"{OFFICIAL_PREFIX}{name} is {kind} {stored}, expected F32 {list(shape)}")
         with np.errstate(over="ignore"):  # infinite then, which the sha256 refuses
-            return values.astype(np.float16)
+            values: Array = file.get_tensor(OFFICIAL_PREFIX + name).astype(np.float16)
+        return values
 
     tensors: dict[str, Array] = {}
-    for name, shape in SHAPES.items():
-        layer, leaf = name.rsplit(".", 1)
-        *place, part = layer.split(".")
-        official = f"layers.{place[1]}." if place else ""
-        if part == "query_key_value":
-            side = (shape[0] // 3, *shape[1:])
-            query, value = (read(f"{official}self_attn.{each}_proj.{leaf}", side) for each in "qv")
-            is_bias = leaf == "bias"
-            key = np.zeros(side, np.float16) if is_bias else read(f"{official}self_attn.k_proj.{leaf}", side)
-            tensors[name] = np.concatenate([query, key, value])
-        elif place:
-            tensors[name] = read(f"{official}{OFFICIAL_BLOCK_PARTS[part]}.{leaf}", shape)
-        else:
-            own = {"norm": "layer_norm", "conv_1": "conv1", "conv_2": "conv2"}[part]
-            tensors[name] = read(f"{own}.{leaf}", shape)
+    with safe_open(path, "np") as file:
+        for name, shape in SHAPES.items():
+            layer, leaf = name.rsplit(".", 1)
+            *place, part = layer.split(".")
+            official = f"layers.{place[1]}." if place else ""
+            if part == "query_key_value":
+                side = (shape[0] // 3, *shape[1:])
+                attention = f"{official}self_attn"
+                query, value = (read(f"{attention}.{each}_proj.{leaf}", side) for each in "qv")
+                has_key = leaf == "weight"
+                key = read(f"{attention}.k_proj.{leaf}", side) if has_key else np.zeros(side, np.float16)
+                tensors[name] = np.concatenate([query, key, value])
+            elif place:
+                tensors[name] = read(f"{official}{OFFICIAL_BLOCK_PARTS[part]}.{leaf}", shape)
+            else:
+                own = {"norm": "layer_norm", "conv_1": "conv1", "conv_2": "conv2"}[part]
+                tensors[name] = read(f"{own}.{leaf}", shape)
     return tensors
 
 

@@ -236,6 +236,9 @@ def test_an_altered_model_bin_is_refused_in_one_line_without_memory_for_its_clai
     check_refusal(source, words, tmp_path)
 
 
+DAMAGED = "Error while deserializing header"  # of safetensors
+
+
 def check_refusal(source: Path, words: str, folder: Path) -> None:
     tracemalloc.start()
     try:
@@ -253,10 +256,10 @@ def check_refusal(source: Path, words: str, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("header", "words"),
     [
-        (b"", "it ends in its header"),
-        (struct.pack("<Q", 2**63), "claims 9,223,372,036,854,775,808 bytes, expected at most"),
-        (struct.pack("<Q", 2) + b"[]", "its header is not an object"),
-        (struct.pack("<Q", 2) + b"{}", r"conv1.weight is None, expected F32 \[384, 80, 3\]|is None"),
+        (b"", DAMAGED),
+        (struct.pack("<Q", 2**63), "its header has more than 1,048,576 bytes"),
+        (struct.pack("<Q", 2) + b"[]", DAMAGED),
+        (struct.pack("<Q", 2) + b"{}", r"does not contain tensor model\.encoder\."),
         (struct.pack("<Q", 5) + b"{\xff}  ", "holds no encoder"),
         (struct.pack("<Q", 100_000) + b"[" * 100_000, "holds no encoder"),
     ],
@@ -269,15 +272,18 @@ def test_a_file_that_is_no_safetensors_is_refused(header: bytes, words: str, tmp
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"dtype": "I64"}, "expected F32"),
-        ({"dtype": ["F32"]}, "expected F32"),
-        ({"shape": [384, 80, 4]}, "expected F32"),
-        ({"shape": None}, "expected F32"),
-        ({"data_offsets": [0, 2**60]}, "not 368640 bytes of the file"),
-        ({"data_offsets": [2**62, 2**62 + 368640]}, "not 368640 bytes of the file"),
-        ({"data_offsets": [-4, 368636]}, "not 368640 bytes of the file"),
-        ({"data_offsets": [0.5, 368640.5]}, "expected two numbers"),
-        ({"data_offsets": "everywhere"}, "expected two numbers"),
+        ({"dtype": "I32"}, r"conv1\.weight is I32 \[384, 80, 3\], expected F32 \[384, 80, 3\]"),
+        ({"dtype": "I64"}, DAMAGED),
+        ({"dtype": ["F32"]}, DAMAGED),
+        ({"dtype": "x\n" * 10_000}, DAMAGED),
+        ({"shape": [384, 240]}, r"conv1\.weight is F32 \[384, 240\], expected F32 \[384, 80, 3\]"),
+        ({"shape": [384, 80, 4]}, DAMAGED),
+        ({"shape": None}, DAMAGED),
+        ({"data_offsets": [0, 2**60]}, DAMAGED),
+        ({"data_offsets": [2**62, 2**62 + 368640]}, DAMAGED),
+        ({"data_offsets": [-4, 368636]}, DAMAGED),
+        ({"data_offsets": [0.5, 368640.5]}, DAMAGED),
+        ({"data_offsets": "everywhere"}, DAMAGED),
     ],
 )
 def test_an_altered_official_file_is_refused(
