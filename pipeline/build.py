@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import logging
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -43,7 +41,6 @@ from stages.engine.stage import Context, Report, Work
 
 def build_dataset(request: BuildRequest, stages: Sequence[str]) -> None:
     """Run ``stages`` in order and print. Exits with 1 when a stage drops everything or too much."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     settings = _load_params(request)
     shard.make_source(request.dataset, request.licence)  # a licence that cannot be stated, now
     work = resolve_folders(request)

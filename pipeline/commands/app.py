@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import ipaddress
-import logging
 import os
-import sys
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -119,7 +117,6 @@ def command(
     """
     if importlib.util.find_spec("gradio") is None:
         raise click.ClickException('the page needs Gradio, which is not installed: pip install "redub[app]"')
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     with TemporaryDirectory(prefix="redub-app.", ignore_cleanup_errors=True) as folder:
         # Gradio reads these when it is imported: the folder of uploads, and no analytics.
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,7 +45,6 @@ def command(
     Run it again to resume at the byte where it stopped; files that are there are checked and kept. Exits with
     1 when a file could not be downloaded.
     """
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     if sum(choice is not None for choice in (dataset, network, model)) != 1:
         raise click.UsageError("one of --dataset, --weights and --model is needed")
     if model is not None:
