@@ -55,7 +55,7 @@ from stages.engine.parts import (
     update_parts,
     write_part,
 )
-from stages.engine.per_clip import read_array, read_current_key
+from stages.engine.per_clip import read_array, read_current_key, read_stage_key
 from stages.engine.sandbox import ClipJob, LimitParams
 from stages.engine.stage import Context, Report, Work
 from stages.media.crops import MAX_SUPERSAMPLE, compute_supersample, crop_frames
@@ -171,21 +171,13 @@ def _read_stage_keys(
             params_digest=landmarks.make_params_digest(faces),
             hash_source=landmarks.make_source_hasher(work),
         ),
-        _read_stage_key(work, align.STAGE, part),
+        read_stage_key(align.STAGE, work, part),
         read_key(mels.STAGE, params_digest=mels.make_params_digest(dataset_params["mels"])),
     ]
     if with_speech:
         encoder = dataset_params["speech"]["encoder"]
         keys.append(read_key(speech.STAGE, params_digest=speech.make_params_digest(encoder)))
     return keys
-
-
-def _read_stage_key(work: Work, stage: str, part: Part) -> str:
-    path = work.part_path(stage, part.name)
-    key = read_part_key(path)
-    if key is None:
-        raise StageError(f"{path}: not there; run `pipeline {stage} --dataset {work.corpus}` first")
-    return key
 
 
 def pack_part(task: PartTask) -> None:

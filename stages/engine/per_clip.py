@@ -184,18 +184,24 @@ def read_current_key(
 
     Raises StageError when the part on disk is not there or another one.
     """
-    path, command = work.part_path(stage, part.name), f"`pipeline {stage} --dataset {work.corpus}`"
-    key = read_part_key(path)
-    if key is None:
-        raise StageError(f"{path}: not there; run {command} first")
+    key, path = read_stage_key(stage, work, part), work.part_path(stage, part.name)
     clip_keys = [(row["clip_id"], _make_clip_key(params_digest, row, hash_source)) for row in part.rows]
     if key != _make_part_key(stage, clip_keys, ()):
         failures = [clip_id for clip_id, row in read_part(path).items() if row["status"] == FAILED]
         if key != _make_part_key(stage, clip_keys, failures):
             raise StageError(
                 f"{path}: was made of other clips, with other params or by other versions of what makes it; "
-                f"run {command} with the same options first"
+                f"run `pipeline {stage} --dataset {work.corpus}` with the same options first"
             )
+    return key
+
+
+def read_stage_key(stage: str, work: Work, part: Part) -> str:
+    """The key of a stage's part. Raises StageError when the part is not there."""
+    path = work.part_path(stage, part.name)
+    key = read_part_key(path)
+    if key is None:
+        raise StageError(f"{path}: not there; run `pipeline {stage} --dataset {work.corpus}` first")
     return key
 
 
