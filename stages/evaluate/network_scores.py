@@ -27,18 +27,29 @@ from stages.media.audio import SAMPLES_PER_FRAME
 from stages.media.faces import DEFAULT_ENGINE, ENGINE_PACKAGES
 
 STAGE = "networks"
-VERSION = 2
+VERSION = 3
 PROTOCOLS = dict.fromkeys(LSE, CROPS) | dict.fromkeys(LSE_REAL, REAL_VIDEOS)
+
+ScoreKey = tuple[Path, str]  # cache entry of the frames, and the clip of the speech: LSE depends on both
 
 
 @dataclass(frozen=True, slots=True)
 class NetworkScores:
     """Scores by networks of all items and rows."""
 
-    clips: dict[Path, dict[str, float]] = field(default_factory=dict)  # cache entry -> column -> score
+    clips: dict[ScoreKey, dict[str, float]] = field(default_factory=dict)  # column -> score
     # row -> column -> score of all its frames together, so without an interval; n counts frames
     rows: dict[str, dict[str, Mean]] = field(default_factory=dict)
-    skipped: dict[Path, tuple[str, ...]] = field(default_factory=dict)  # cache entry -> why it has no LSE
+    skipped: dict[ScoreKey, tuple[str, ...]] = field(default_factory=dict)  # why it has no LSE
+
+    def get_clip_scores(self, item: MeasureItem) -> dict[str, float]:
+        """An item's scores by column; none where no network scored it."""
+        return self.clips.get(make_score_key(item), {})
+
+
+def make_score_key(item: MeasureItem) -> ScoreKey:
+    """Items with the same frames share a cache entry, whatever their speech."""
+    return item.cache_entry, item.audio_clip_id
 
 
 class RawClips:
@@ -96,10 +107,13 @@ def score_rows_by_networks(
             clip = cut_clip(read_clip(dataset, item.clip_id), item.n_frames)
             generated = load_item_frames(clip, item, dataset, tools)[: item.n_frames]
             clip = cut_clip(clip, len(generated))
-            values, skipped = _score_item(item, clip, generated, networks, raw_clips, tools)
-            scores.clips[item.cache_entry] = values
+            speech_sha256 = dataset.clips[item.audio_clip_id]["sha256"]
+            values, skipped = _score_item(
+                item, clip, generated, networks, raw_clips, tools, speech_sha256=speech_sha256
+            )
+            scores.clips[make_score_key(item)] = values
             if skipped:
-                scores.skipped[item.cache_entry] = skipped
+                scores.skipped[make_score_key(item)] = skipped
             if fid is not None:
                 fid.add(generated, clip.boxes)
             done += 1
@@ -118,13 +132,15 @@ def _score_item(
     networks: Networks,
     raw_clips: RawClips,
     tools: MeasureTools,
+    *,
+    speech_sha256: str,
 ) -> tuple[dict[str, float], tuple[str, ...]]:
     """A clip's scores, and why it has no LSE if it has none; from the cache if they are there."""
     speech = None if networks.syncnet is None else raw_clips.read_speech(item.audio_clip_id)
     has_networks = [networks.lpips is not None, isinstance(speech, np.ndarray)]
     finder = [] if tools.landmarker is None else [ENGINE_PACKAGES[DEFAULT_ENGINE]]
     libraries = versions("torch", "opencv-python", "av", *finder)
-    key = digest(STAGE, VERSION, item.cache_entry.stem, has_networks, libraries)
+    key = digest(STAGE, VERSION, item.cache_entry.stem, speech_sha256, has_networks, libraries)
     path = entry_path(tools.cache, STAGE, key, ".npz")
     entry = load_entry(path)
     if entry is None:

@@ -191,7 +191,7 @@ def _evaluate(
         not_computed |= networks.not_computed
     for entry, row in zip(entries, rows, strict=True):
         if entry.item is not None and not entry.obedience_only:
-            row |= network_scores.clips.get(entry.item.cache_entry, {})
+            row |= network_scores.get_clip_scores(entry.item)
 
     metrics = build_metrics(rows, network_scores.rows, not_computed)
     run_info = _describe_run(request, dataset, systems, network_scores, closures, not_computed)

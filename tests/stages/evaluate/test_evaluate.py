@@ -29,6 +29,7 @@ from stages.evaluate.listening import OBEDIENCE
 from stages.evaluate.measure import MeasureTask, MeasureTools, load_measurements
 from stages.evaluate.metrics.mouth import correlation
 from stages.evaluate.network_metrics import LSE, LSE_REAL, Networks
+from stages.evaluate.network_scores import score_rows_by_networks
 from stages.evaluate.run import CLIPS, FRAMES, METRICS, RUN_INFO, SUMMARY, EvaluateRequest
 from stages.evaluate.scores import CLIPS_SCHEMA, FRAMES_SCHEMA
 from stages.evaluate.system_card import CARD, PICTURE, read_system_card
@@ -399,6 +400,43 @@ def test_lse_is_computed_by_both_protocols_for_every_row(
     run_info = json.loads((tmp_path / "out" / RUN_INFO).read_text())
     [(why, n_clips)] = run_info["without_lse"].items()
     assert why.endswith("s1_a.mp4 is no file") and n_clips == len(means)
+
+
+class Speeches:
+    """In place of raw files: another noise for each clip."""
+
+    def read_speech(self, clip_id: str) -> NDArray[np.int16]:
+        rng = np.random.default_rng(len(LENGTHS) + ord(clip_id[-1]))
+        return rng.integers(-900, 900, 24 * 640).astype(np.int16)
+
+
+def test_the_same_frames_have_the_lse_of_each_speech_that_they_are_shown_with(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    folder = evaluation.write_samples(
+        tmp_path / "s", dataset, {OWN["s1_a"]: add_noise(dataset, "s1_a")}, audio="own"
+    )
+    tools = MeasureTools(
+        str(dataset.folder), dataset.manifest["digest"], tmp_path / "cache", None, None, landmarker_sha256=""
+    )
+    networks = Networks(Brightness(), None, None, {})  # type: ignore[arg-type]
+    crops = folder / CROPS / "s1_a.tar"
+    items = [make_item(dataset, tools, "crops", Pair("s1_a", name), crops) for name in ("s1_c", "s1_d")]
+
+    def score(*some: measure.MeasureItem) -> list[dict[str, float]]:
+        scores = score_rows_by_networks(
+            {"ours": some},
+            networks,
+            Speeches(),
+            dataset,
+            tools,
+            truth="ours",  # type: ignore[arg-type]
+        )
+        return [scores.get_clip_scores(item) for item in some]
+
+    alone = [score(item)[0]["lse_d"] for item in items]
+    assert alone[0] != alone[1], "the second is not the first's, from the cache"
+    assert [values["lse_d"] for values in score(*items)] == alone
 
 
 def test_mouth_metrics_of_synthetic_faces_show_which_system_follows_the_speech(
