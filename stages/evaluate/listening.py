@@ -30,7 +30,7 @@ from stages.evaluate.metrics.obedience import (
     bootstrap_ratio,
     partial_correlation,
 )
-from stages.evaluate.metrics.pixels import Series, compute_psnr, squared_errors
+from stages.evaluate.metrics.pixels import Series, score_psnr, squared_errors
 from stages.evaluate.metrics.silence import find_silent_frames, measure_silent_motion
 from stages.media.reference import Reference
 
@@ -104,9 +104,9 @@ def score_border(distances: Series) -> float:
 def score_errors(errors_box: Series) -> dict[str, float]:
     """PSNR in the box from the mean squared errors of frames (T,): of all, and of the first and last few."""
     return {
-        "psnr_box_db": compute_psnr(errors_box),
-        "psnr_box_first_db": compute_psnr(errors_box[:EDGE_FRAMES]),
-        "psnr_box_last_db": compute_psnr(errors_box[-EDGE_FRAMES:]),
+        "psnr_box_db": score_psnr(errors_box),
+        "psnr_box_first_db": score_psnr(errors_box[:EDGE_FRAMES]),
+        "psnr_box_last_db": score_psnr(errors_box[-EDGE_FRAMES:]),
     }
 
 

@@ -20,7 +20,7 @@ from stages.evaluate.measure import Measurements
 from stages.evaluate.metrics.identity import drift
 from stages.evaluate.metrics.mouth import Mouths, lag_frames, mouth_distance, openings
 from stages.evaluate.metrics.obedience import Mean, bootstrap_mean, bootstrap_ratio
-from stages.evaluate.metrics.pixels import PEAK, Series, compute_psnr
+from stages.evaluate.metrics.pixels import Series, score_psnr, score_psnr_by_frame
 from stages.evaluate.metrics.sync import Prediction, score_sync
 from stages.evaluate.table import MEAN_OPENING
 
@@ -92,7 +92,7 @@ def score_clip(
     }  # fmt: skip
     if own:
         scores |= score_errors(measurements["errors_box"])
-        scores["psnr_frame_db"] = compute_psnr(measurements["errors_frame"])
+        scores["psnr_frame_db"] = score_psnr(measurements["errors_frame"])
     generated = get_mouths(measurements)
     if generated is None or speech.mouths is None or source.mouths is None:
         return scores
@@ -138,11 +138,10 @@ def score_mean_opening(curve: Series, speech: TrueClip, source: TrueClip, *, own
 
 
 def compute_curves(measurements: Measurements, speech: Mouths | None) -> dict[str, Series]:
-    """Series by frame for ``frames.parquet``; nan where unknown, infinite where nothing differs."""
+    """Series by frame for ``frames.parquet``; nan where unknown."""
     curves: dict[str, Series] = {"identity_distance": measurements["identity_distances"]}
     if "errors_box" in measurements:
-        with np.errstate(divide="ignore"):
-            curves["psnr_box_db"] = 10 * np.log10(PEAK**2 / measurements["errors_box"])
+        curves["psnr_box_db"] = score_psnr_by_frame(measurements["errors_box"])
     generated = get_mouths(measurements)
     if generated is not None and speech is not None:
         curves |= {"opening": openings(generated), "opening_speech": openings(speech[: len(generated)])}
@@ -201,8 +200,6 @@ def _explain_missing(column: str, row_name: str, rows: Sequence[Row]) -> str:
         return "there is no ground truth of these faces with another's speech"
     if column in OBEDIENCE and swapped == {False}:
         return "it needs clips that were generated from another's speech"
-    if column.startswith("psnr"):
-        return "infinite: every pixel equals the ground truth"
     if column.startswith("silence"):
         return "no clip's speech has a pause, or they were scored for audio obedience alone"
     return "not defined for these clips"

@@ -19,6 +19,9 @@ Boxes = NDArray[np.integer]  # (T, 4): x0 y0 x1 y1, x1 and y1 exclusive
 Series = NDArray[np.float64]  # (T,)
 
 PEAK = 255
+# Mean squared error of rounding to whole levels. A smaller one is scored as this, 58.9 dB: an exact copy
+# would be infinitely good, and a mean over clips could not count it.
+ROUNDING_ERROR = 1 / 12
 # Wang et al. 2004, section III-C.
 C1, C2 = (0.01 * PEAK) ** 2, (0.03 * PEAK) ** 2
 WINDOW, SIGMA = 11, 1.5
@@ -57,6 +60,16 @@ def compute_psnr(errors: float | Series) -> float:
     """
     mean = float(np.mean(errors))
     return float(10 * np.log10(PEAK**2 / mean)) if mean else float("inf")
+
+
+def score_psnr(errors: float | Series) -> float:
+    """As ``compute_psnr``, and 58.9 dB at most: for means over clips."""
+    return compute_psnr(max(float(np.mean(errors)), ROUNDING_ERROR))
+
+
+def score_psnr_by_frame(errors: Series) -> Series:
+    """``score_psnr`` of each frame alone, (T,)."""
+    return np.asarray(10 * np.log10(PEAK**2 / np.maximum(errors, ROUNDING_ERROR)))
 
 
 def ssim_map(a: Frames, b: Frames) -> NDArray[np.float64]:

@@ -25,6 +25,7 @@ from stages.evaluate.table import MEAN_OPENING
 from tests.stages.evaluate.metrics.test_mouth import make_mouths, make_openings
 
 T = 75
+PSNR_OF_A_COPY = 10 * np.log10(12 * 255**2)  # 58.9 dB: that of rounding
 
 
 def make_measurements(mouths: Mouths | None, *, own: bool = True) -> Measurements:
@@ -55,7 +56,7 @@ def test_the_ground_truth_has_perfect_scores_where_they_are_defined() -> None:
     truth = make_mouths(make_openings(0))
     clip = TrueClip(truth, is_silent=np.arange(T) < 20, closures=[10, 40])
     scores = score_clip(make_measurements(truth), clip, clip, own=True)
-    assert scores["psnr_box_db"] == scores["psnr_frame_db"] == scores["psnr_box_last_db"] == np.inf
+    assert scores["psnr_box_db"] == scores["psnr_frame_db"] == scores["psnr_box_last_db"] == PSNR_OF_A_COPY
     assert scores["silence_motion"] == scores["silence_motion_truth"] > 0
     assert scores["closure"] == scores["closure_truth"]
     assert scores["ssim_box"] == scores["ssim_frame"] == scores["smoothness_box"] == 1
@@ -63,7 +64,20 @@ def test_the_ground_truth_has_perfect_scores_where_they_are_defined() -> None:
     assert scores["border_colour"] == 0
     assert scores["opening_correlation"] == pytest.approx(1)
     assert not set(scores) & set(OBEDIENCE)
-    assert compute_curves(make_measurements(truth), truth)["psnr_box_db"].min() == np.inf
+    assert compute_curves(make_measurements(truth), truth)["psnr_box_db"].min() == PSNR_OF_A_COPY
+
+
+def test_a_clip_drawn_perfectly_raises_the_mean_psnr_and_its_curve() -> None:
+    def score(*errors: float) -> float:
+        measurements = [make_measurements(None) | {"errors_box": np.full(T, error)} for error in errors]
+        scores = [score_clip(each, TrueClip(), TrueClip(), own=True) for each in measurements]
+        rows = [make_row("ours", f"{k}", psnr_box_db=each["psnr_box_db"]) for k, each in enumerate(scores)]
+        return group_means(rows, "psnr_box_db", ("row",))["ours",].value
+
+    assert score(100, 0) == pytest.approx((28.13 + 58.92) / 2, abs=0.01)
+    assert score(100, 0) > score(100, 1) > score(100, 100)
+    curve = compute_curves(make_measurements(None) | {"errors_box": np.array([100.0, 0.0])}, None)
+    assert curve["psnr_box_db"] == pytest.approx([28.13, 58.92], abs=0.01)
 
 
 def test_with_another_speech_no_score_that_needs_ground_truth_is_computed() -> None:
@@ -182,7 +196,6 @@ def test_a_missing_value_says_why() -> None:
     ]
     table = build_metrics(rows, {"truth": {"fid_box": Mean(0, 0, 0, 75)}}, {"lse_c": "no SyncNet"})
     assert all(values.keys() == COLUMNS.keys() for values in table.values())
-    assert table["truth"]["psnr_box_db"] == "not computed: infinite: every pixel equals the ground truth"
     assert table["truth"]["lse_c"] == "not computed: no SyncNet"
     assert table["truth"]["fid_box"] == {"mean": 0, "low": 0, "high": 0, "n": 75}
     assert table["truth"]["audio_obedience"].endswith("generated from another's speech")
