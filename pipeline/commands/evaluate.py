@@ -213,8 +213,12 @@ def _print_groups(rows: list[Row]) -> None:
 
 def _print_counts(result: EvaluationResult, counts: dict[str, dict[str, int]]) -> None:
     """Print the number of clips by row and code, with an example of each reason."""
+    from stages.sample.pairs import explain_other_splits, list_other_splits
+
     for name, row_counts in counts.items():
-        click.echo(f"{name}: " + ", ".join(f"{count} {code}" for code, count in row_counts.items() if count))
+        note = explain_other_splits(list_other_splits(row for row in result.rows if row["row"] == name))
+        summary = ", ".join(f"{count} {code}" for code, count in row_counts.items() if count)
+        click.echo(f"{name}: {summary}" + (note and f"; {note}"))
         for code in row_counts:
             example = next((row for row in result.rows if row["row"] == name and row["code"] == code), None)
             if example is not None and example["reason"]:

@@ -66,6 +66,7 @@ def command(
     """
     from model.execution import Execution
     from stages.sample import run as sample
+    from stages.sample.pairs import explain_other_splits
 
     sample_params = params_file.load(params).make_sample_params(run, **sampling)
     request = sample.SampleRequest(
@@ -81,5 +82,6 @@ def command(
         execution=Execution(**execution),
     )
     with ProgressBars() as bars:
-        n_clips = sample.run(request, sample_params, bars)
-    print_once(f"{out}: {n_clips} clips of {split}, with {audio} speech")
+        result = sample.run(request, sample_params, bars)
+    note = explain_other_splits(result.other_splits)
+    print_once(f"{out}: {result.n_clips} clips of {split}, with {audio} speech" + (note and f"; {note}"))

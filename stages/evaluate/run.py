@@ -369,11 +369,17 @@ def _build_tables(
     entries: Sequence[TableEntry], reader: _MeasurementReader, dataset: Dataset
 ) -> tuple[list[Row], pa.Table]:
     """``clips.parquet`` without scores by networks, and ``frames.parquet``. Each cache entry is read once."""
-    descriptions = _describe_clips(dataset, {entry.pair.clip_id for entry in entries})
+    descriptions = _describe_clips(
+        dataset, {name for entry in entries for name in (entry.pair.clip_id, entry.pair.audio_clip_id)}
+    )
     rows, frames = [], [FRAMES_SCHEMA.empty_table()]
     for entry in entries:
         result = entry.outcome if entry.item is None else reader.read(entry.item)
-        rows.append(_make_clip_row(entry, result, reader, descriptions[entry.pair.clip_id]))
+        of_speech = descriptions[entry.pair.audio_clip_id]
+        description = descriptions[entry.pair.clip_id] | {
+            f"audio_{name}": value for name, value in of_speech.items()
+        }
+        rows.append(_make_clip_row(entry, result, reader, description))
         if not isinstance(result, Outcome) and not entry.obedience_only:
             frames.append(_make_frame_rows(entry, result, reader))
     return rows, pa.concat_tables(frames).combine_chunks()

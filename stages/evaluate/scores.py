@@ -24,7 +24,7 @@ from stages.evaluate.metrics.pixels import Series, score_psnr, score_psnr_by_fra
 from stages.evaluate.metrics.sync import Prediction, score_sync
 from stages.evaluate.table import MEAN_OPENING
 
-CLIPS_SCHEMA = pa.schema(
+FIRST_CLIPS_SCHEMA = pa.schema(
     [
         pa.field("row", pa.string()),  # of the table
         pa.field("name", pa.string()),  # of the generated file
@@ -36,6 +36,14 @@ CLIPS_SCHEMA = pa.schema(
         *(pa.field(column, pa.float64()) for column in COLUMNS),
     ]
 )
+# Which older tables lack: of the clip whose speech it is.
+ADDED_CLIPS_FIELDS = (
+    tuple(
+        pa.field(name, pa.string())
+        for name in ("audio_split", "audio_speaker", "audio_emotion", "audio_level")
+    ),
+)
+CLIPS_SCHEMA = pa.schema([*FIRST_CLIPS_SCHEMA, *(field for group in ADDED_CLIPS_FIELDS for field in group)])
 CLIPS_RULES = MappingProxyType(
     dict.fromkeys(("row", "name", "clip_id", "audio_clip_id", "split", "status"), Rule(required=True))
 )

@@ -37,10 +37,10 @@ from stages.engine.outcome import StageError
 from stages.evaluate import measure, network_scores
 from stages.evaluate.predictions import GeneratedClip, GeneratedSystem
 from stages.evaluate.table import FROZEN, TRUTH
-from stages.sample.pairs import read_crops
+from stages.sample.pairs import describe_splits, list_other_splits, read_crops
 
 CARD, PICTURE = "card.json", "picture.jpg"
-FORMAT, VERSION = "redub evaluation card", 1
+FORMAT, VERSION = "redub evaluation card", 2
 REFERENCES = (TRUTH, FROZEN)  # rows of the table that a card repeats: what its figures are measured against
 N_FRAMES, FRAME_PX, GAP_PX = 6, 128, 2  # of the picture
 JPEG_QUALITY = 88
@@ -78,6 +78,8 @@ class CardScores(CardDocument):
     scored: Count  # of these
     pairs_sha256: Sha256  # of the names of the pairs of face and speech
     sampling: Annotated[dict[Name, Setting], Field(max_length=100)]  # as far as the folder says
+    # of the speech, where they are not the faces'
+    other_splits: Annotated[list[Name], Field(max_length=50)] = Field(default_factory=list)
     figures: Annotated[dict[ColumnName, CardFigure], Field(max_length=200)]
     not_computed: Annotated[dict[ColumnName, Annotated[str, Field(max_length=1000)]], Field(max_length=200)]
 
@@ -124,7 +126,7 @@ class SystemCard(CardDocument):
     """The content of ``card.json``."""
 
     format: Literal["redub evaluation card"]
-    version: Literal[1]
+    version: Literal[1, 2]  # 1 has no ``other_splits``
     redub: Name
     system: Name
     network: CardNetwork | None  # None: the frames of a folder of videos
@@ -234,7 +236,8 @@ def _describe_system(
         },
         **{
             audio: next(
-                (_describe_scores(part, scored, metrics) for part in parts if part.audio == audio), None
+                (_describe_scores(part, dataset, scored, metrics) for part in parts if part.audio == audio),
+                None,
             )
             for audio in ("own", "swapped")
         },
@@ -252,7 +255,10 @@ def _describe_network(description: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _describe_scores(
-    part: GeneratedSystem, scored: set[tuple[str, str]], metrics: Mapping[str, Mapping[str, Any]]
+    part: GeneratedSystem,
+    dataset: Dataset,
+    scored: set[tuple[str, str]],
+    metrics: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
     pairs = [clip.pair.name for clip in part.clips]
     cells = metrics[part.row]
@@ -262,6 +268,7 @@ def _describe_scores(
         "scored": sum((part.row, name) in scored for name in pairs),
         "pairs_sha256": _hash_names(pairs),
         "sampling": dict(params) if isinstance(params, Mapping) else {},
+        "other_splits": list_other_splits(describe_splits(dataset, clip.pair) for clip in part.clips)[:50],
         "figures": _select_figures(cells),
         "not_computed": {
             name: _hide_paths(cell.removeprefix("not computed: "))[:1000]

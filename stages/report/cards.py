@@ -27,7 +27,7 @@ from stages.report.paper_table import (
     find_obstacle,
 )
 from stages.report.strips import EmbeddedImage, embed_image, read_picture
-from stages.sample.pairs import Audio
+from stages.sample.pairs import Audio, explain_other_splits
 
 MAX_CARDS = 64  # on a page
 MAX_PICTURE_PX = 2048  # per side; one has 778 x 388 px
@@ -346,11 +346,13 @@ def _list_facts(card: SystemCard) -> list[tuple[str, str]]:
     ]
     for audio, scores in (("own", card.own), ("swapped", card.swapped)):
         if scores is not None:
+            note = explain_other_splits(scores.other_splits)
             sampling = ", ".join(f"{name} {value}" for name, value in scores.sampling.items())
             facts.append(
                 (
                     f"{audio} audio",
-                    f"{scores.scored} of {scores.clips} clips scored; {sampling or 'no record of sampling'}",
+                    f"{scores.scored} of {scores.clips} clips scored; {sampling or 'no record of sampling'}"
+                    + (note and f"; {note}"),
                 )
             )
     facts.append(

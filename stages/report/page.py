@@ -31,6 +31,7 @@ from stages.report.results import UNSCORED, EvaluationResults, ResultTable
 from stages.report.seconds import SecondsSection
 from stages.report.strips import EmbeddedImage, GeneratedClips
 from stages.report.training import TrainingRun
+from stages.sample.pairs import explain_other_splits, list_other_splits
 
 HERE = Path(__file__).parent
 TEMPLATE, CARDS_TEMPLATE, STYLE, SCRIPT = "page.html.jinja", "cards_page.html.jinja", "style.css", "page.js"
@@ -170,6 +171,11 @@ def collect_warnings(page: Page) -> list[str]:
             f"Evaluation: scores clips of the split {TRAIN}, which networks are trained on; its metrics do "
             f"not show how well a network does on new clips."
         )
+    if page.results:
+        clips = page.results.evaluation.clips
+        for name in dict.fromkeys(row["row"] for row in clips):
+            note = explain_other_splits(list_other_splits(row for row in clips if row["row"] == name))
+            warnings += [f"Evaluation: {name}: {note}."] if note else []
     return warnings
 
 

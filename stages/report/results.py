@@ -21,9 +21,10 @@ from stages.evaluate.columns import COLUMNS, GROUPS, Column
 from stages.evaluate.metrics.obedience import Mean
 from stages.evaluate.run import CLIPS, FRAMES, METRICS, RUN_INFO
 from stages.evaluate.scores import (
+    ADDED_CLIPS_FIELDS,
     CLIPS_RULES,
-    CLIPS_SCHEMA,
     CURVES,
+    FIRST_CLIPS_SCHEMA,
     FRAMES_RULES,
     FRAMES_SCHEMA,
     group_means,
@@ -98,7 +99,7 @@ class EvaluationResults:
 
     info: Mapping[str, Any]  # evaluation.json
     means: Mapping[str, Mapping[str, TableCell]]  # by row and column
-    clips: tuple[Row, ...]
+    clips: tuple[Row, ...]  # as ``read_scored_clips``
     curves: tuple[ClipCurves, ...]
 
     @property
@@ -123,11 +124,29 @@ def read_evaluation(folder: Path) -> EvaluationResults:
     means = {
         row: {name: _parse_cell(entry) for name, entry in cells.items()} for row, cells in metrics.items()
     }
-    clips = list(read_rows(folder / CLIPS, CLIPS_SCHEMA, "table of scored clips", CLIPS_RULES, inside=folder))
+    clips = read_scored_clips(folder)
     frames = list(
         read_rows(folder / FRAMES, FRAMES_SCHEMA, "table of scored frames", FRAMES_RULES, inside=folder)
     )
     return EvaluationResults(info, means, tuple(clips), tuple(_group_curves(frames)))
+
+
+def read_scored_clips(folder: Path) -> list[Row]:
+    """The rows of ``clips.parquet``; of an older one, what it says of a speech's clip in another row."""
+    table = read_rows(
+        folder / CLIPS,
+        FIRST_CLIPS_SCHEMA,
+        "table of scored clips",
+        CLIPS_RULES,
+        inside=folder,
+        optional=ADDED_CLIPS_FIELDS,
+    )
+    clips = {row["clip_id"]: row for row in table}
+    properties = ("split", *GROUPS)
+    return [
+        {f"audio_{name}": clips.get(row["audio_clip_id"], {}).get(name) for name in properties} | row
+        for row in table
+    ]
 
 
 class EvaluationFile(Document):

@@ -26,7 +26,17 @@ from stages.preview.drawing import draw_mask_box
 from stages.preview.selection import spread_clips
 from stages.preview.sheet import choose_style, draw_cell
 from stages.report.inputs import pick_evenly
-from stages.sample.pairs import CROPS, VIDEOS, Pair, read_crops, read_pair, read_sample_info, read_samples
+from stages.sample.pairs import (
+    CROPS,
+    VIDEOS,
+    Pair,
+    explain_other_splits,
+    list_other_splits,
+    read_crops,
+    read_pair,
+    read_sample_info,
+    read_samples,
+)
 
 N_CLIPS = 12  # of the dataset
 N_STRIPS = 4  # per folder of generated clips
@@ -149,6 +159,8 @@ def _make_strip(folder: Path, dataset: Dataset, row: dict[str, Any], *, with_vid
     n_frames = min(len(generated), len(source.frames), len(speech.frames))
     indices = pick_evenly(range(n_frames), N_FRAMES)
     audio = "its own speech" if speech is source else f"speech of {speech.key}"
+    if note := explain_other_splits(list_other_splits([row])):
+        audio += f" ({note})"
     middle = np.concatenate([source.frames[n_frames // 2], generated[n_frames // 2]], axis=1)
     return SampleStrip(
         name=source.key,

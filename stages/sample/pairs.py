@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -31,7 +31,7 @@ from stages.engine.outcome import StageError
 Audio = Literal["own", "swapped"]  # whose speech a clip is generated with
 
 TABLE, RUN_INFO, CROPS, VIDEOS = "samples.parquet", "samples.json", "crops", "videos"
-SCHEMA = pa.schema(
+FIRST_SCHEMA = pa.schema(
     [
         pa.field("name", pa.string()),  # of the files
         pa.field("clip_id", pa.string()),  # whose frames
@@ -42,6 +42,8 @@ SCHEMA = pa.schema(
         pa.field("crops_sha256", pa.string()),
     ]
 )
+ADDED_FIELDS = ((pa.field("audio_split", pa.string()),),)  # which older tables lack
+SCHEMA = pa.schema([*FIRST_SCHEMA, *(field for group in ADDED_FIELDS for field in group)])
 MAX_DISTANCE = 100  # between the two clips of a swapped pair, in the ring of shuffled clips
 MAX_OTHERS = 8  # speeches of other splits, for a split with one clip
 MAX_FRAME_BYTES = 2**24
@@ -150,6 +152,26 @@ def pair_clips(dataset: Dataset, clip_ids: Sequence[str], audio: Audio, *, seed:
     return [Pair(clip_id, others[clip_id]) for clip_id in ids]
 
 
+def describe_splits(dataset: Dataset, pair: Pair) -> dict[str, str]:
+    """The splits of the frames and of the speech."""
+    clips = {"split": pair.clip_id, "audio_split": pair.audio_clip_id}
+    return {name: dataset.clips[clip_id]["split"] for name, clip_id in clips.items()}
+
+
+def list_other_splits(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The splits of the speech that are not those of the faces, of rows with ``split``, ``audio_split``."""
+    return sorted({row["audio_split"] for row in rows if row["audio_split"] not in (None, row["split"])})
+
+
+def explain_other_splits(splits: Sequence[str]) -> str:
+    """What ``list_other_splits`` found, in words; "" if the speech is of the faces' split."""
+    if not splits:
+        return ""
+    if list(splits) == ["train"]:
+        return "the speech is of the training split"
+    return f"the speech is of {', '.join(f'the split {shorten(split)}' for split in splits[:MAX_NAMES])}"
+
+
 def count_pair_frames(dataset: Dataset, pair: Pair) -> int:
     """Frames of a pair: the shorter clip's number."""
     return min(int(dataset.clips[clip_id]["frames"]) for clip_id in (pair.clip_id, pair.audio_clip_id))
@@ -194,7 +216,8 @@ def read_crops(path: Path, size: int) -> Frames:
 
 def read_samples(out: Path) -> list[dict[str, Any]]:
     """Rows of the table in a complete folder of samples. Raises ShardError."""
-    rows = list(read_rows(out / TABLE, SCHEMA, "table of samples", RULES, inside=out))
+    table = read_rows(out / TABLE, FIRST_SCHEMA, "table of samples", RULES, inside=out, optional=ADDED_FIELDS)
+    rows = [dict.fromkeys(SCHEMA.names) | row for row in table]
     if len({row["name"] for row in rows}) < len(rows):
         raise ShardError(f"{out / TABLE}: lists a clip twice")
     return rows

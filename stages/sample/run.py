@@ -51,6 +51,8 @@ from stages.sample.pairs import (
     Audio,
     Pair,
     count_pair_frames,
+    describe_splits,
+    list_other_splits,
     make_pairs,
     read_pair,
     read_sample_info,
@@ -77,8 +79,16 @@ class SampleRequest:
     execution: Execution = field(default_factory=Execution)
 
 
-def run(request: SampleRequest, params: SampleParams, progress: Progress = no_progress) -> int:
-    """Generate all clips that are not generated yet; return how many the folder holds in all.
+@dataclass(frozen=True, slots=True)
+class SampleResult:
+    """The result, for the command to print."""
+
+    n_clips: int  # that the folder holds in all
+    other_splits: list[str]  # of the speech, where they are not the faces'
+
+
+def run(request: SampleRequest, params: SampleParams, progress: Progress = no_progress) -> SampleResult:
+    """Generate all clips that are not generated yet.
 
     Raises StageError, ShardError or ModelError, each in one line.
     """
@@ -90,7 +100,7 @@ def run(request: SampleRequest, params: SampleParams, progress: Progress = no_pr
         return _sample(request, params, ranks, progress if ranks.is_first else no_progress)
 
 
-def _sample(request: SampleRequest, params: SampleParams, ranks: Ranks, progress: Progress) -> int:
+def _sample(request: SampleRequest, params: SampleParams, ranks: Ranks, progress: Progress) -> SampleResult:
     dataset = open_dataset(locate_dataset(request.shards))
     network, checkpoint = load_network(request.run)
     recipe = checkpoint.recipe
@@ -144,7 +154,7 @@ def _sample(request: SampleRequest, params: SampleParams, ranks: Ranks, progress
     ranks.barrier()
     if ranks.is_first:
         write_rows(request.out / TABLE, [_make_row(request.out, dataset, pair) for pair in pairs], SCHEMA)
-    return len(pairs)
+    return SampleResult(len(pairs), list_other_splits(describe_splits(dataset, pair) for pair in pairs))
 
 
 def _write_clip(request: SampleRequest, dataset: Dataset, pair: Pair, frames: Frames) -> None:
@@ -178,7 +188,7 @@ def _make_row(out: Path, dataset: Dataset, pair: Pair) -> dict[str, Any]:
         "name": pair.name,
         "clip_id": pair.clip_id,
         "audio_clip_id": pair.audio_clip_id,
-        "split": row["split"],
+        **describe_splits(dataset, pair),
         "speaker": row["speaker"],
         "frames": count_pair_frames(dataset, pair),
         "crops_sha256": file_sha256(_crops_path(out, pair)),

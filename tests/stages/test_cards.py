@@ -109,6 +109,17 @@ def test_a_page_of_cards_alone_needs_no_dataset_and_is_the_same_each_time(tmp_pa
     assert bare.exit_code == 2 and "--shards is required" in bare.output
 
 
+def test_a_card_says_that_its_speech_is_of_another_split(tmp_path: Path) -> None:
+    card, picture = make_card()
+    assert "speech is of" not in str(build(tmp_path / "before", (card, picture)).panels[0].facts)
+    card["version"] = 2
+    card["own"]["other_splits"] = ["train"]
+    [panel] = build(tmp_path / "now", (card, picture)).panels
+    assert (
+        "2 of 2 clips scored; steps 2; the speech is of the training split" in dict(panel.facts)["own audio"]
+    )
+
+
 def _make_large_picture() -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (MAX_PICTURE_PX + 1, 1)).save(buffer, "JPEG")
@@ -116,7 +127,7 @@ def _make_large_picture() -> bytes:
 
 
 ALTERATIONS: dict[str, Callable[[dict[str, Any]], object]] = {
-    "version is 2, expected 1": lambda card: card.update(version=2),
+    "version is 3, expected 1 or 2": lambda card: card.update(version=3),
     "system is missing": lambda card: card.pop("system"),
     "script is not known; known are format, ": lambda card: card.update(script="x"),
     "data.digest is '../x', expected": lambda card: card["data"].update(digest="../x"),

@@ -11,6 +11,7 @@ from typing import Any
 
 import av
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from click.testing import CliRunner
@@ -24,14 +25,18 @@ from shards.ledger import read_ledger, write_ledger
 from shards.publish import locate_dataset
 from shards.reader import open_dataset, read_clip
 from shards.schema import ShardError
+from shards.table import write_rows
 from stages.engine.outcome import StageError
 from stages.sample import run as sample
 from stages.sample.generate import make_clip_request
 from stages.sample.pairs import (
     CROPS,
     RUN_INFO,
+    SCHEMA,
+    TABLE,
     VIDEOS,
     Pair,
+    explain_other_splits,
     make_pairs,
     read_crops,
     read_samples,
@@ -78,7 +83,7 @@ def hash_results(out: Path) -> dict[str, str]:
 def test_every_clip_of_the_split_is_generated_and_only_inside_its_mask(
     shards: Path, trained: Path, tmp_path: Path
 ) -> None:
-    assert sample.run(make_request(shards, trained, tmp_path), QUICK) == 3
+    assert sample.run(make_request(shards, trained, tmp_path), QUICK).n_clips == 3
     dataset = open_dataset(shards)
     rows = read_samples(tmp_path)
     assert [row["clip_id"] for row in rows] == list(TEST)
@@ -153,6 +158,22 @@ def test_a_split_s_only_clip_is_paired_with_the_speech_of_other_splits(shards: P
         make_pairs(alone, "train", "swapped", seed=0)
 
 
+def test_speech_of_another_split_is_recorded_and_said(shards: Path, trained: Path, tmp_path: Path) -> None:
+    arguments = ["sample", "--shards", shards, "--run", trained, "-o", tmp_path, "--audio", "swapped"]
+    more = ["--split", "train", "--clips", "1", "--no-videos"]
+    result = CliRunner().invoke(cli, [*map(str, arguments), *OPTIONS, *more])
+    assert result.stdout.endswith(
+        "1 clips of train, with swapped speech; the speech is of the split 'test'\n"
+    )
+    [row] = read_samples(tmp_path)
+    assert (row["split"], row["audio_split"]) == ("train", "test")
+    assert explain_other_splits(["train"]) == "the speech is of the training split"
+    names = [name for name in SCHEMA.names if name != "audio_split"]
+    older = pa.schema([field for field in SCHEMA if field.name in names])
+    write_rows(tmp_path / TABLE, [{name: row[name] for name in names}], older)
+    assert read_samples(tmp_path) == [row | {"audio_split": None}], "an older table lacks it"
+
+
 def test_swapped_clips_have_different_sentences_where_possible(tmp_path: Path) -> None:
     ids = [f"s1_clip{number}" for number in range(4)]
     folder = worlds.make_dataset(tmp_path / "shards", (3,) * 4, test=ids)
@@ -201,7 +222,7 @@ def test_a_network_of_speech_is_sampled_on_a_dataset_that_has_it_and_refuses_oth
     recipe = replace(TINY, network=replace(TINY.network, audio=audio), steps=3, batch=4)
     worlds.run_training(shards, tmp_path / "run", recipe)
     request = make_request(shards, tmp_path / "run", tmp_path / "samples", audio="swapped", videos=False)
-    assert sample.run(request, QUICK) == 2
+    assert sample.run(request, QUICK).n_clips == 2
     without = worlds.make_dataset(tmp_path / "without", (9, 12, 7, 11), test=ids)
     request = make_request(without, tmp_path / "run", tmp_path / "none", videos=False)
     with pytest.raises(
