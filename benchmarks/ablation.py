@@ -601,7 +601,7 @@ def format_row(name: str, folder: Path) -> Iterator[str]:
         if isinstance(scores, dict):
             what = title + ("" if title in recorded else " (params not recorded)")
             cells = [f"{scores[key]['value']:.2f}" if key in scores else "-" for key in COLUMNS]
-            if net := scores.get("audio_obedience_net"):
+            if (net := scores.get("audio_obedience_net")) and net["low"] is not None:
                 cells[1] += f" [{net['low']:.2f}, {net['high']:.2f}]"
             yield f"| {name} | {result['samples']} | {what} | {' | '.join(cells)} |"
 

@@ -143,11 +143,13 @@ def choose_pairs(dataset: Dataset, args: argparse.Namespace) -> list[Pair]:
     return list(pairs)
 
 
+def format_interval(mean: Mean) -> str:
+    return "" if mean.low is None else f" [{mean.low:.3f}, {mean.high:.3f}]"
+
+
 def format_row(name: str, means: Mapping[str, Mean]) -> str:
     cells = (
-        f"{means[column].value:.3f} [{means[column].low:.3f}, {means[column].high:.3f}]"
-        if column in means
-        else "not measured"
+        f"{means[column].value:.3f}" + format_interval(means[column]) if column in means else "not measured"
         for column in COLUMNS
     )
     return f"| {name} | {' | '.join(cells)} |"

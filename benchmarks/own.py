@@ -108,11 +108,13 @@ def draw_sheet(generator: FrameGenerator, clip_set: ClipSet, path: Path) -> None
     Image.fromarray(np.concatenate(rows)).save(path)
 
 
+def format_mean(mean: dict[str, float]) -> str:
+    interval = "" if mean.get("low") is None else " [{low:.2f}, {high:.2f}]"
+    return ("{value:.2f}" + interval).format_map(mean)
+
+
 def print_row(name: str, samples: int, seconds: float, scores: dict[str, dict[str, float]]) -> None:
-    cells = [
-        "{value:.2f} [{low:.2f}, {high:.2f}]".format_map(scores[column]) if column in scores else "-"
-        for column in COLUMNS
-    ]
+    cells = [format_mean(scores[column]) if column in scores else "-" for column in COLUMNS]
     print(f"| {name} | {samples} | {seconds:.0f} | {' | '.join(cells)} |", flush=True)
 
 

@@ -190,7 +190,8 @@ def _print_table(result: EvaluationResult) -> None:
 
 
 def _format_mean(mean: dict[str, Any]) -> str:
-    return f"{mean['mean']:8.3f}  [{mean['low']:.3f}, {mean['high']:.3f}], n = {mean['n']}"
+    interval = "no interval" if mean["low"] is None else f"[{mean['low']:.3f}, {mean['high']:.3f}]"
+    return f"{mean['mean']:8.3f}  {interval}, n = {mean['n']}"
 
 
 def _print_groups(rows: list[Row]) -> None:

@@ -121,7 +121,7 @@ def score_rows_by_networks(
     for row, fid in fids.items():
         if min(fid.n, fids[truth].n) > 1:
             distances = fid.compute_distances(fids[truth]).items()
-            scores.rows[row] = {column: Mean(value, value, value, fid.n) for column, value in distances}
+            scores.rows[row] = {column: Mean(value, None, None, fid.n) for column, value in distances}
     return scores
 
 

@@ -163,15 +163,20 @@ def group_means(rows: Iterable[Row], column: str, by: Sequence[str]) -> dict[tup
     in order of appearance. A column of RATIOS is the ratio of the means of two others.
     """
     names = RATIOS.get(column, (column,))
-    groups: dict[tuple[str, ...], list[list[float]]] = {}
+    groups: dict[tuple[str, ...], list[tuple[Row, list[float]]]] = {}
     for row in rows:
         key, values = tuple(row[name] for name in by), [row[name] for name in names]
         if None not in (*key, *values):
-            groups.setdefault(key, []).append(values)
-    if column not in RATIOS:
-        return {key: bootstrap_mean([value for (value,) in clips]) for key, clips in groups.items()}
-    ratios = {key: bootstrap_ratio(*zip(*clips, strict=True)) for key, clips in groups.items()}
-    return {key: ratio for key, ratio in ratios.items() if ratio is not None}
+            groups.setdefault(key, []).append((row, values))
+    means = {}
+    for key, clips in groups.items():
+        speakers = [row.get("speaker") for row, _ in clips]
+        values = zip(*(each for _, each in clips), strict=True)
+        bootstrap = bootstrap_ratio if column in RATIOS else bootstrap_mean
+        mean = bootstrap(*values, speakers=speakers)
+        if mean is not None:
+            means[key] = mean
+    return means
 
 
 def build_metrics(

@@ -63,11 +63,11 @@ class CardDocument(Document):
 
 
 class CardFigure(CardDocument):
-    """A mean with its bootstrap 95 % interval."""
+    """A mean with its 95 % interval; in version 1 one without width stands for none."""
 
     mean: Number
-    low: Number
-    high: Number
+    low: Number | None
+    high: Number | None
     n: Count  # clips, or frames for a figure of all frames together
 
 

