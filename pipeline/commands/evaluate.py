@@ -170,6 +170,7 @@ def _count_by_row(rows: list[Row]) -> dict[str, dict[str, int]]:
 def _print_table(result: EvaluationResult) -> None:
     """Print the columns that have a mean in some row, then why the others have none."""
     from stages.evaluate.columns import COLUMNS
+    from stages.evaluate.scores import explain_intervals
 
     missing: dict[str, list[str]] = {}
     for name in PRINTED_COLUMNS:
@@ -187,11 +188,18 @@ def _print_table(result: EvaluationResult) -> None:
             click.echo(f"  {row:<28} {_format_mean(mean)}")
     for why, columns in missing.items():
         click.echo(f"{', '.join(columns)}: {why}")
+    click.echo(explain_intervals(result.rows))
 
 
 def _format_mean(mean: dict[str, Any]) -> str:
-    interval = "no interval" if mean["low"] is None else f"[{mean['low']:.3f}, {mean['high']:.3f}]"
-    return f"{mean['mean']:8.3f}  {interval}, n = {mean['n']}"
+    text = f"{mean['mean']:8.3f}  {_format_interval(mean)}, n = {mean['n']}"
+    if less := mean.get("difference"):
+        text += f"; less {less['from']}: {less['mean']:+.3f} {_format_interval(less)}, n = {less['n']}"
+    return text
+
+
+def _format_interval(mean: dict[str, Any]) -> str:
+    return "no interval" if mean["low"] is None else f"[{mean['low']:.3f}, {mean['high']:.3f}]"
 
 
 def _print_groups(rows: list[Row]) -> None:

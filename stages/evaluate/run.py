@@ -58,6 +58,7 @@ from stages.evaluate.scores import (
     average_openings,
     build_metrics,
     compute_curves,
+    explain_intervals,
     get_mouths,
     score_clip,
     score_mean_opening,
@@ -193,8 +194,8 @@ def _evaluate(
         if entry.item is not None and not entry.obedience_only:
             row |= network_scores.get_clip_scores(entry.item)
 
-    metrics = build_metrics(rows, network_scores.rows, not_computed)
-    run_info = _describe_run(request, dataset, systems, network_scores, closures, not_computed)
+    metrics = build_metrics(rows, network_scores.rows, not_computed, [system.row for system in systems])
+    run_info = _describe_run(request, dataset, systems, rows, network_scores, closures, not_computed)
     _write(request.out, rows, frames, metrics, _summarize(systems, metrics), run_info)
     cards = []
     if request.card is not None:
@@ -436,6 +437,7 @@ def _describe_run(
     request: EvaluateRequest,
     dataset: Dataset,
     systems: Sequence[GeneratedSystem],
+    rows: Sequence[Row],
     network_scores: NetworkScores,
     closures: _Closures,
     not_computed: Mapping[str, str],
@@ -451,6 +453,7 @@ def _describe_run(
         "alignments": None if request.alignments is None else str(request.alignments),
         "scored": {system.row: {"folder": str(system.folder), **system.description} for system in systems},
         "seed": INTERVAL_SEED,
+        "intervals": explain_intervals(rows),
         "versions": versions("redub", "numpy", "opencv-python", "scipy", "av", *finder, *recognisers),
         "metrics": {name: asdict(column) for name, column in COLUMNS.items()},
         "not_computed": dict(not_computed),

@@ -19,7 +19,7 @@ from stages.evaluate.listening import OBEDIENCE, RATIOS, score_border, score_err
 from stages.evaluate.measure import Measurements
 from stages.evaluate.metrics.identity import drift
 from stages.evaluate.metrics.mouth import Mouths, lag_frames, mouth_distance, openings
-from stages.evaluate.metrics.obedience import Mean, bootstrap_mean, bootstrap_ratio
+from stages.evaluate.metrics.obedience import MIN_UNITS, Mean, bootstrap_mean, bootstrap_ratio
 from stages.evaluate.metrics.pixels import Series, score_psnr, score_psnr_by_frame
 from stages.evaluate.metrics.sync import Prediction, score_sync
 from stages.evaluate.table import MEAN_OPENING
@@ -49,6 +49,12 @@ CLIPS_RULES = MappingProxyType(
 )
 CPBD = ("cpbd_box", "cpbd_frame")
 SSIM = ("ssim_box", "ssim_frame")
+# Columns with a paired difference: most spread of a mean is that between clips, which two systems share.
+DIFFERENCE_COLUMNS = frozenset(
+    {"psnr_box_db", "ssim_box", "lpips_box", "cpbd_box", "border_colour", "mouth_distance_pupils"}
+    | {"opening_correlation", "sync_confidence", "audio_obedience", "audio_obedience_net", "closure"}
+    | {"lse_c", "lse_d", "lse_c_real", "lse_d_real"}
+)
 CURVES = ("psnr_box_db", "identity_distance", "opening", "opening_speech")
 FRAMES_SCHEMA = pa.schema(
     [
@@ -179,25 +185,60 @@ def group_means(rows: Iterable[Row], column: str, by: Sequence[str]) -> dict[tup
     return means
 
 
+def find_difference(
+    rows: Mapping[str, Sequence[Row]], name: str, column: str, systems: Sequence[str]
+) -> tuple[str, Mean] | None:
+    """The mean difference of a row from the first of ``systems`` above it, over the clips that both have.
+
+    ``rows`` are those of ``clips.parquet`` by row of the table. None for the first system, for a column of
+    which there are no differences, and where the two have no clip in common.
+    """
+    names = list(rows)
+    above = [system for system in names[: names.index(name)] if system in systems]
+    if column not in DIFFERENCE_COLUMNS or not above:
+        return None
+    own = {row["name"]: row for row in rows[name] if row[column] is not None}
+    for system in above:
+        others = {row["name"]: row[column] for row in rows[system] if row[column] is not None}
+        common = [row for clip, row in own.items() if clip in others]
+        if common:
+            differences = [row[column] - others[row["name"]] for row in common]
+            return system, bootstrap_mean(differences, speakers=[row.get("speaker") for row in common])
+    return None
+
+
+def describe_mean(mean: Mean) -> dict[str, Any]:
+    """A mean as ``metrics.json`` has it."""
+    return {"mean": mean.value, "low": mean.low, "high": mean.high, "n": mean.n}
+
+
 def build_metrics(
-    rows: Sequence[Row], row_means: Mapping[str, Mapping[str, Mean]], not_computed: Mapping[str, str]
+    rows: Sequence[Row],
+    row_means: Mapping[str, Mapping[str, Mean]],
+    not_computed: Mapping[str, str],
+    systems: Sequence[str] = (),
 ) -> dict[str, dict[str, Any]]:
     """The table for ``metrics.json``: row -> column -> mean and interval, or why there is none.
 
-    ``row_means``, by row and column, are values of a whole row that no single clip has.
+    ``row_means``, by row and column, are values of a whole row that no single clip has. ``systems`` are the
+    rows that were generated: others have the difference from the first of them as well.
     """
-    table: dict[str, dict[str, Any]] = {row["row"]: {} for row in rows}
+    clips_by_row: dict[str, list[Row]] = {}
+    for row in rows:
+        clips_by_row.setdefault(row["row"], []).append(row)
+    table: dict[str, dict[str, Any]] = {name: {} for name in clips_by_row}
     for column in COLUMNS:
         means = group_means(rows, column, ("row",))
         for name, values in table.items():
             mean = means.get((name,)) or row_means.get(name, {}).get(column)
             if mean is not None:
-                values[column] = {"mean": mean.value, "low": mean.low, "high": mean.high, "n": mean.n}
+                values[column] = describe_mean(mean)
+                if difference := find_difference(clips_by_row, name, column, systems):
+                    first, less = difference
+                    values[column]["difference"] = {"from": first, **describe_mean(less)}
             else:
-                clips = [row for row in rows if row["row"] == name]
-                values[column] = (
-                    f"not computed: {not_computed.get(column) or _explain_missing(column, name, clips)}"
-                )
+                why = not_computed.get(column) or _explain_missing(column, name, clips_by_row[name])
+                values[column] = f"not computed: {why}"
     return table
 
 
@@ -216,6 +257,15 @@ def _explain_missing(column: str, row_name: str, rows: Sequence[Row]) -> str:
     if column.startswith("silence"):
         return "no clip's speech has a pause, or they were scored for audio obedience alone"
     return "not defined for these clips"
+
+
+def explain_intervals(rows: Iterable[Row]) -> str:
+    """What the intervals of these rows of ``clips.parquet`` say, in a sentence without its full stop."""
+    n_people = len({row["speaker"] for row in rows if row["status"] == OK})
+    if n_people >= MIN_UNITS:
+        return f"95 % intervals are over {n_people} people, who are resampled with all their clips"
+    people = "one person" if n_people == 1 else f"{n_people} people"
+    return f"95 % intervals are over clips of {people} alone: for other people they are too narrow"
 
 
 def average_curves(table: pa.Table, curve: str) -> list[Row]:

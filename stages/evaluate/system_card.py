@@ -111,6 +111,7 @@ class CardConditions(CardDocument):
     mouths_only: bool
     closures: Name | None  # how it is known when p, b and m are said
     interval_seed: Count
+    intervals: Annotated[str, Field(max_length=200)] = ""  # what they are over
 
 
 class CardPicture(CardDocument):
@@ -126,7 +127,7 @@ class SystemCard(CardDocument):
     """The content of ``card.json``."""
 
     format: Literal["redub evaluation card"]
-    version: Literal[1, 2]  # 1 has no ``other_splits``
+    version: Literal[1, 2]  # 1 has neither ``other_splits`` nor ``intervals``
     redub: Name
     system: Name
     network: CardNetwork | None  # None: the frames of a folder of videos
@@ -233,6 +234,7 @@ def _describe_system(
             "mouths_only": run_info["mouths_only"],
             "closures": run_info["closures"],
             "interval_seed": run_info["seed"],
+            "intervals": run_info["intervals"],
         },
         **{
             audio: next(
@@ -286,7 +288,12 @@ def _hide_paths(reason: str) -> str:
 
 
 def _select_figures(cells: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: dict(cell) for name, cell in cells.items() if isinstance(cell, Mapping)}
+    """The means; not what is of another system."""
+    return {
+        name: {key: value for key, value in cell.items() if key != "difference"}
+        for name, cell in cells.items()
+        if isinstance(cell, Mapping)
+    }
 
 
 def _hash_names(names: Iterable[str]) -> str:

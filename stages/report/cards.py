@@ -360,7 +360,8 @@ def _list_facts(card: SystemCard) -> list[tuple[str, str]]:
             "scored by",
             f"redub {card.redub}, metrics {conditions.scoring}"
             + (", mouths only" if conditions.mouths_only else "")
-            + (f"; p, b and m by {conditions.closures}" if conditions.closures else ""),
+            + (f"; p, b and m by {conditions.closures}" if conditions.closures else "")
+            + (f"; {conditions.intervals}" if conditions.intervals else ""),
         )
     )
     return facts

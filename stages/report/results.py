@@ -63,6 +63,7 @@ class TableCell:
     n: int = 0  # clips, or frames for a metric of the whole row
     reason: str = ""
     is_best: bool = False
+    difference: tuple[str, TableCell] | None = None  # from another row, of the clips that both have
 
     @property
     def placeholder(self) -> str:
@@ -153,18 +154,31 @@ class EvaluationFile(Document):
     """What the page uses of ``evaluation.json``."""
 
     dataset: Text = ""
+    intervals: Text = ""
     without_lse: dict[str, Count] = Field(default_factory=dict)
     without_closures: dict[str, Count] = Field(default_factory=dict)
     protocols: dict[str, Text] = Field(default_factory=dict)
 
 
-class MetricEntry(Document):
-    """A mean of ``metrics.json`` with its interval."""
+class IntervalFields(Document):
+    """A mean with its interval, if it has one."""
 
     mean: Value
     low: Value | None
     high: Value | None
     n: Count
+
+
+class DifferenceEntry(IntervalFields):
+    """The mean difference from another row, over the clips that both have."""
+
+    row: Annotated[Text, Field(alias="from")]
+
+
+class MetricEntry(IntervalFields):
+    """A mean of ``metrics.json``."""
+
+    difference: DifferenceEntry | None = None
 
 
 class MetricsFile(Document):
@@ -179,7 +193,9 @@ def _parse_cell(entry: Any) -> TableCell:
     low, high = entry["low"], entry["high"]
     if low == high:  # also of an older evaluation, for no interval
         low = high = None
-    return TableCell(float(entry["mean"]), low, high, entry["n"])
+    less = entry.get("difference")
+    difference = None if less is None else (less["from"], _parse_cell(less))
+    return TableCell(float(entry["mean"]), low, high, entry["n"], difference=difference)
 
 
 def _group_curves(frames: Sequence[Row]) -> list[ClipCurves]:

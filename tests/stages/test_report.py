@@ -179,6 +179,11 @@ def test_every_number_of_metrics_json_is_in_a_cell(folder: Path, html: str) -> N
     assert not Counter(means) - values
 
 
+def test_the_page_has_the_difference_from_the_first_system_and_says_of_whom_the_clips_are(html: str) -> None:
+    text = ParsedPage(html).text
+    assert f"less {OWN}: " in text and "95 % intervals are over clips of 2 people alone." in text
+
+
 def test_the_page_says_beside_the_table_that_psnr_rewards_copying(html: str) -> None:
     table = html.index('aria-label="In the masked box"')
     note = html.index("reward a network that copies the mouth from what is visible", table)

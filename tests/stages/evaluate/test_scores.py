@@ -18,10 +18,11 @@ from stages.evaluate.scores import (
     average_openings,
     build_metrics,
     compute_curves,
+    explain_intervals,
     group_means,
     score_clip,
 )
-from stages.evaluate.table import MEAN_OPENING
+from stages.evaluate.table import FROZEN, MEAN_OPENING
 from tests.stages.evaluate.metrics.test_mouth import make_mouths, make_openings
 
 T = 75
@@ -185,6 +186,36 @@ def test_means_are_grouped_by_row_and_by_properties_of_clips() -> None:
         ("ours", "ANG"): (pytest.approx(0.8), 2),
         ("ours", "SAD"): (0.5, 1),
     }
+
+
+def test_rows_have_the_paired_difference_from_the_first_system_of_the_clips_that_both_have() -> None:
+    rng = np.random.default_rng(0)
+    levels = rng.normal(28, 1.5, 12)
+    rows = []
+    for name, gain, clips in (
+        ("ours", 0.0, range(12)),
+        ("other", 0.3, range(1, 12)),
+        (FROZEN, -2.0, range(3)),
+    ):
+        rows += [make_row(name, f"{k}", name=f"{k}", psnr_box_db=levels[k] + gain, smoothness_box=1.0)
+                 for k in clips]  # fmt: skip
+    rows += [make_row("swapped", "0", "1", name="0~1", opening_correlation=0.5)]
+    table = build_metrics(rows, {}, {}, ["ours", "other", "swapped"])
+    ours, other, frozen = (table[name]["psnr_box_db"] for name in ("ours", "other", FROZEN))
+    assert "difference" not in ours and other["low"] < ours["high"], "which alone tells nothing"
+    less = other["difference"]
+    assert less["from"] == "ours" and less["n"] == 11 and less["mean"] == pytest.approx(0.3)
+    assert frozen["difference"] == {
+        "from": "ours",
+        "mean": pytest.approx(-2),
+        "low": None,
+        "high": None,
+        "n": 3,
+    }
+    assert "difference" not in table["other"]["smoothness_box"], "of the main columns"
+    assert "difference" not in table["swapped"]["opening_correlation"], "no clip in common"
+    rows = [row | {"speaker": f"s{int(row['clip_id']) % 3}"} for row in rows]
+    assert explain_intervals(rows).startswith("95 % intervals are over clips of 3 people alone")
 
 
 def test_a_missing_value_says_why() -> None:
