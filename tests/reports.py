@@ -142,6 +142,7 @@ def write_evaluation(folder: Path, dataset: Dataset, clip_ids: Sequence[str], *,
                 "speaker": entry["speaker"],
                 "emotion": ("ANG", HOSTILE)[number % 2],
             }
+            labels |= {f"audio_{name}": value for name, value in labels.items()}
             scores = {name: mean * rng.uniform(0.8, 1.2) for name, mean in typical.items()}
             clips.append({"row": row, "status": "ok", **ids, **labels, **dict.fromkeys(COLUMNS), **scores})
             openings = np.convolve(rng.uniform(0, 0.4, entry["frames"]), np.ones(5) / 5, "same")

@@ -203,18 +203,22 @@ def _format_interval(mean: dict[str, Any]) -> str:
 
 
 def _print_groups(rows: list[Row]) -> None:
-    """Print means of the generated rows by emotion, level and speaker, where there are several of them."""
+    """Print means of the generated rows by the speech's emotion, level and speaker, if it has several."""
     from stages.evaluate.columns import GROUPS
     from stages.evaluate.scores import group_means
     from stages.evaluate.table import NOT_GENERATED
 
     generated = [row for row in rows if row["row"] not in NOT_GENERATED]
     for field in GROUPS:
-        if len({row[field] for row in generated} - {None}) < 2:
+        means_by_column = [
+            group_means(generated, column, ("row", f"audio_{field}")) for column in GROUP_COLUMNS
+        ]
+        keys = sorted(set().union(*means_by_column))
+        if len({value for _, value in keys}) < 2:
             continue
-        click.echo(f"{'by ' + field:<36}" + "".join(f"{column:>21}" for column in GROUP_COLUMNS))
-        means_by_column = [group_means(generated, column, ("row", field)) for column in GROUP_COLUMNS]
-        for name, value in sorted(set().union(*means_by_column)):
+        heading = f"by {field} of the speech"
+        click.echo(f"{heading:<36}" + "".join(f"{column:>21}" for column in GROUP_COLUMNS))
+        for name, value in keys:
             means = [column_means.get((name, value)) for column_means in means_by_column]
             line = "".join("-".rjust(21) if mean is None else f"{mean.value:21.3f}" for mean in means)
             click.echo(f"  {name:<26}{value:<8}{line}")

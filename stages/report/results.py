@@ -249,13 +249,13 @@ def _choose_table(name: str, column: Column) -> str:
 
 
 def build_group_tables(evaluation: EvaluationResults) -> list[ResultTable]:
-    """Tables per emotion, level and speaker, for those with more than one value in the scored clips."""
-    groups = [group for group in GROUPS if len({row[group] for row in evaluation.clips if row[group]}) > 1]
-    return [_build_group_table(evaluation, group) for group in groups]
+    """Tables per emotion, level and speaker of the speech, for those with scores of more than one value."""
+    tables = [_build_group_table(evaluation, group) for group in GROUPS]
+    return [table for table in tables if len({keys[1] for keys, _ in table.rows}) > 1]
 
 
 def _build_group_table(evaluation: EvaluationResults, group: str) -> ResultTable:
-    by = ("row", group)
+    by = ("row", f"audio_{group}")
     all_means = {name: group_means(evaluation.clips, name, by) for name in COLUMNS}
     means = {name: column_means for name, column_means in all_means.items() if column_means}
     keys = sorted({key for column_means in means.values() for key in column_means})
@@ -271,7 +271,9 @@ def _build_group_table(evaluation: EvaluationResults, group: str) -> ResultTable
         for key in keys
         if key[0] == row
     )
-    return ResultTable(f"By {group}", by, tuple(COLUMNS[name] for name in means), rows)
+    return ResultTable(
+        f"By {group} of the speech", ("row", group), tuple(COLUMNS[name] for name in means), rows
+    )
 
 
 def explain_columns(evaluation: EvaluationResults) -> list[tuple[str, str]]:

@@ -26,6 +26,8 @@ from shards.schema import ShardError
 from shards.table import write_rows
 from stages.engine.outcome import StageError
 from stages.evaluate.columns import COLUMNS
+from stages.evaluate.run import CLIPS
+from stages.evaluate.scores import FIRST_CLIPS_SCHEMA
 from stages.evaluate.table import FROZEN, TRUTH
 from stages.report.card import build_card, describe_overlaps
 from stages.report.codecs import measure_codecs
@@ -40,6 +42,7 @@ from stages.report.results import (
     build_group_tables,
     build_tables,
     read_evaluation,
+    read_scored_clips,
 )
 from stages.report.run import ReportRequest, write_report
 from stages.report.strips import MAX_VIDEO_BYTES, read_example_clips, read_generated_clips
@@ -222,12 +225,34 @@ def test_the_reason_of_an_empty_cell_is_its_tooltip_and_below_the_table(html: st
 
 def test_group_tables_have_means_per_group(evaluation: EvaluationResults) -> None:
     by_emotion, by_speaker = build_group_tables(evaluation)
-    assert by_emotion.title == "By emotion" and by_speaker.title == "By speaker"
+    assert by_emotion.title == "By emotion of the speech" and by_speaker.title == "By speaker of the speech"
     clips = [row for row in evaluation.clips if (row["row"], row["emotion"]) == (FROZEN, "ANG")]
     cells = dict(by_emotion.rows)[FROZEN, "ANG"]
     column = by_emotion.columns.index(COLUMNS["psnr_box_db"])
     assert len(clips) == 2 and cells[column].n == 2
     assert cells[column].value == pytest.approx(np.mean([row["psnr_box_db"] for row in clips]))
+
+
+def test_clips_with_anothers_speech_are_grouped_by_that_speech(evaluation: EvaluationResults) -> None:
+    clips = [row | {"emotion": "face"} for row in evaluation.clips]
+    [by_emotion] = [
+        table
+        for table in build_group_tables(replace(evaluation, clips=tuple(clips)))
+        if table.title.startswith("By emotion")
+    ]
+    assert {keys[1] for keys, _ in by_emotion.rows} == {"ANG", HOSTILE}
+    alone = [row | {"audio_emotion": "ANG", "audio_speaker": "s1"} for row in evaluation.clips]
+    assert build_group_tables(replace(evaluation, clips=tuple(alone))) == [], "one group is no table"
+
+
+def test_an_older_table_is_read_with_what_other_rows_say_of_the_speech(
+    evaluation: EvaluationResults, tmp_path: Path
+) -> None:
+    a, b, *_ = (row for row in evaluation.clips if row["row"] == TRUTH)
+    swapped = a | {"audio_clip_id": b["clip_id"]}
+    write_rows(tmp_path / CLIPS, [a, b, swapped], FIRST_CLIPS_SCHEMA)
+    rows = read_scored_clips(tmp_path)
+    assert [row["audio_emotion"] for row in rows] == ["ANG", HOSTILE, HOSTILE]
 
 
 def test_a_curves_interval_contains_its_mean_and_has_no_width_where_clips_agree() -> None:
