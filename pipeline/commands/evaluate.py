@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -171,7 +172,9 @@ def _print_table(result: EvaluationResult) -> None:
     """Print the columns that have a mean in some row, then why the others have none."""
     from stages.evaluate.columns import COLUMNS
     from stages.evaluate.scores import explain_intervals
+    from stages.evaluate.table import NOT_GENERATED
 
+    n_to_score = Counter(row["row"] for row in result.rows if row["row"] not in NOT_GENERATED)
     missing: dict[str, list[str]] = {}
     for name in PRINTED_COLUMNS:
         values = {row: columns[name] for row, columns in result.metrics.items()}
@@ -185,14 +188,16 @@ def _print_table(result: EvaluationResult) -> None:
         )
         click.echo(f"{column.label}" + (f" ({details})" if details else ""))
         for row, mean in means.items():
-            click.echo(f"  {row:<28} {_format_mean(mean)}")
+            click.echo(f"  {row:<28} {_format_mean(mean, n_to_score[row])}")
     for why, columns in missing.items():
         click.echo(f"{', '.join(columns)}: {why}")
     click.echo(explain_intervals(result.rows))
 
 
-def _format_mean(mean: dict[str, Any]) -> str:
+def _format_mean(mean: dict[str, Any], n_to_score: int) -> str:
     text = f"{mean['mean']:8.3f}  {_format_interval(mean)}, n = {mean['n']}"
+    if mean["n"] < n_to_score:
+        text += f" of {n_to_score} clips"
     if less := mean.get("difference"):
         text += f"; less {less['from']}: {less['mean']:+.3f} {_format_interval(less)}, n = {less['n']}"
     return text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +29,7 @@ from stages.evaluate.scores import (
     FRAMES_SCHEMA,
     group_means,
 )
-from stages.evaluate.table import PREVIOUS, TRUTH
+from stages.evaluate.table import NOT_GENERATED, PREVIOUS, TRUTH
 from stages.report.inputs import pick_best
 
 Floats = NDArray[np.float64]
@@ -61,6 +61,7 @@ class TableCell:
     low: float | None = None
     high: float | None = None
     n: int = 0  # clips, or frames for a metric of the whole row
+    n_to_score: int = 0  # clips of a generated row, whether they have the metric or not
     reason: str = ""
     is_best: bool = False
     difference: tuple[str, TableCell] | None = None  # from another row, of the clips that both have
@@ -223,14 +224,20 @@ def build_tables(evaluation: EvaluationResults) -> list[ResultTable]:
     for name, column in COLUMNS.items():
         parts[_choose_table(name, column)][name] = column
     tables = []
+    n_to_score = Counter(row["row"] for row in evaluation.clips if row["row"] not in NOT_GENERATED)
     for title, columns in parts.items():
         cells = {
-            row: [means.get(name, TableCell(reason="missing in the evaluation")) for name in columns]
+            row: [
+                replace(
+                    means.get(name, TableCell(reason="missing in the evaluation")), n_to_score=n_to_score[row]
+                )
+                for name in columns
+            ]
             for row, means in evaluation.means.items()
         }
-        for i, column in enumerate(columns.values()):
-            competing = {row: row_cells[i].value for row, row_cells in cells.items() if row not in REFERENCES}
-            for row in pick_best(competing, column.better):
+        for i, (name, column) in enumerate(columns.items()):
+            column_cells = {row: row_cells[i] for row, row_cells in cells.items()}
+            for row in _find_best_rows(column_cells, column, _list_scored_clips(evaluation, name)):
                 cells[row][i] = replace(cells[row][i], is_best=True)
         rows = tuple(((row,), tuple(row_cells)) for row, row_cells in cells.items())
         tables.append(ResultTable(title, ("row",), tuple(columns.values()), rows, NOTES.get(title, "")))
@@ -246,6 +253,32 @@ def _choose_table(name: str, column: Column) -> str:
     if name in ("smoothness_box", "identity_drift", "psnr_box_first_db", "psnr_box_last_db"):
         return "Over time, in the masked box"
     return {"box": "In the masked box", "frame": "On the full frame"}[column.region]
+
+
+def _list_scored_clips(evaluation: EvaluationResults, column: str) -> dict[str, frozenset[str]]:
+    """Names of the clips that a row's figure in a column is of; of FID, all that were scored in full."""
+    clips: dict[str, set[str]] = defaultdict(set)
+    is_of_clips = any(row[column] is not None for row in evaluation.clips)
+    for row in evaluation.clips:
+        if row[column if is_of_clips else "smoothness_box"] is not None:
+            clips[row["row"]].add(row["name"])
+    return {row: frozenset(names) for row, names in clips.items()}
+
+
+def _find_best_rows(
+    cells: Mapping[str, TableCell], column: Column, clips: Mapping[str, frozenset[str]]
+) -> list[str]:
+    """Rows with the best mean of a column, of those with the most clips among those with equal clips.
+
+    None if no direction is better, or if no two rows have the same clips.
+    """
+    values = {
+        row: cell.value for row, cell in cells.items() if cell.value is not None and row not in REFERENCES
+    }
+    names = {row: clips.get(row, frozenset()) for row in values}
+    shared = [each for each in names.values() if list(names.values()).count(each) > 1]
+    most = max(shared, key=len, default=None)
+    return pick_best({row: value for row, value in values.items() if names[row] == most}, column.better)
 
 
 def build_group_tables(evaluation: EvaluationResults) -> list[ResultTable]:

@@ -58,6 +58,7 @@ def test_the_table_lists_what_was_scored_and_why_the_rest_was_not(shards: Path, 
                   "--no-landmarks", "--workers", "2")  # fmt: skip
     assert result.exit_code == 0, result.output
     assert "PSNR (box, dB, higher is better)" in result.output
+    assert "no interval, n = 1 of 2 clips\n" in result.output
     assert "mine (own audio): 1 ok, 1 missing" in result.output
     assert "e.g. s1_b: samples.parquet does not list s1_b" in result.output
     assert "by emotion" not in result.output, "one clip has one emotion"

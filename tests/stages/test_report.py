@@ -38,6 +38,7 @@ from stages.report.results import (
     ClipCurves,
     EvaluationResults,
     ResultTable,
+    TableCell,
     average_curves,
     build_group_tables,
     build_tables,
@@ -212,6 +213,19 @@ def test_the_best_mean_is_marked_but_never_the_ground_truth(evaluation: Evaluati
     )
     assert read_column(tables, "FID", "box")[OWN] == (31.4, False), "a single row is not marked"
     assert read_column(tables, "audio obedience")[SWAPPED][0] is not None
+
+
+def test_the_best_is_marked_among_rows_of_the_same_clips(evaluation: EvaluationResults) -> None:
+    """A row that lacks its hardest clip has the best mean, of other clips."""
+    lost = next(row for row in evaluation.clips if row["row"] == OWN)
+    clips = [row | {"psnr_box_db": None} if row is lost else row for row in evaluation.clips]
+    means = {row: dict(cells) for row, cells in evaluation.means.items()}
+    means[OWN]["psnr_box_db"] = TableCell(99.0, n=2)
+    tables = build_tables(replace(evaluation, clips=tuple(clips), means=means))
+    psnr = read_column(tables, "PSNR", "box")
+    assert psnr[OWN] == (99.0, False) and sum(best for _, best in psnr.values()) == 1
+    [cells] = [dict(table.rows)[OWN,] for table in tables if table.title == "In the masked box"]
+    assert (cells[0].n, cells[0].n_to_score) == (2, 3)
 
 
 def test_the_reason_of_an_empty_cell_is_its_tooltip_and_below_the_table(html: str) -> None:
