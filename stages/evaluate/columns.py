@@ -48,7 +48,8 @@ COLUMNS: dict[str, Column] = {
         "dB",
         "box",
         "higher",
-        "the same at the end; a fall from the first frames is drift",
+        "the same at the end; lower than at the start also where the head moves away, as in the frozen "
+        "mouth's row",
         True,
     ),
     "border_colour": Column(
@@ -215,6 +216,7 @@ COLUMNS: dict[str, Column] = {
         "ΔE",
         "box",
         "",
-        "how far the skin colour moves away from the first frame's between start and end: 0 is best",
+        "how far the skin colour moves away from the first frame's between start and end: best as in the "
+        "ground truth's row, whose light and head move too",
     ),
 }

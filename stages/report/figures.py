@@ -205,7 +205,8 @@ def plot_drift(evaluation: EvaluationResults) -> list[CaptionedPlot]:
             CaptionedPlot(
                 label,
                 "Mean over clips by frame index; the band is its bootstrap 95 % interval, which fewer than "
-                f"{MIN_UNITS} clips do not have. A trend along the clip is drift.",
+                f"{MIN_UNITS} clips do not have. A trend along the clip that the "
+                "ground truth and the frozen mouth do not have is drift.",
                 plot_lines(name, curves, x="frame", y=label, wide=True),
             )
         )

@@ -81,6 +81,12 @@ def test_a_clip_drawn_perfectly_raises_the_mean_psnr_and_its_curve() -> None:
     assert curve["psnr_box_db"] == pytest.approx([28.13, 58.92], abs=0.01)
 
 
+def test_drift_is_not_ranked_and_is_read_beside_the_ground_truths_row() -> None:
+    column = COLUMNS["identity_drift"]
+    assert column.better == "" and "ground truth's row" in column.about and "0 is best" not in column.about
+    assert "is drift" not in COLUMNS["psnr_box_last_db"].about
+
+
 def test_with_another_speech_no_score_that_needs_ground_truth_is_computed() -> None:
     speech, source = make_mouths(make_openings(1)), make_mouths(make_openings(2))
     scores = score_clip(make_measurements(speech, own=False), TrueClip(speech), TrueClip(source), own=False)
