@@ -295,7 +295,9 @@ def _find_all_closures(
     if request.alignments is not None:
         clips = {clip_id: dataset.clips[clip_id] for clip_id in sorted(clip_ids)}
         words = read_alignments(request.alignments, clips)
-        return _Closures({clip_id: find_closures(words[clip_id]) for clip_id in words}, "word times")
+        frames = {clip_id: find_closures(words[clip_id]) for clip_id in words}
+        n_missing = len(clips) - len(words)
+        return _Closures(frames, "word times", {"no .align file": n_missing} if n_missing else {})
     if request.raw is None or tools.landmarker is None or not phonemes.is_installed():
         return _Closures()
     heard = phonemes.find_closures_by_sound(dataset, sorted(clip_ids), request.raw, tools, limits, map_tasks)

@@ -516,6 +516,16 @@ def test_word_times_give_the_share_of_closed_lips_and_without_them_the_table_say
     scored = run(dataset, cache, tmp_path / "with", alignments=tmp_path / "words", **options)
     [row] = [row for row in find_rows(scored, TRUTH).values() if row["clip_id"] == row["audio_clip_id"]]
     assert row["closure"] == row["closure_truth"] and row["closure"] in (0, 0.5, 1)
+    request = EvaluateRequest(str(dataset.folder), tmp_path, cache, alignments=tmp_path / "words")
+    closures = evaluate._find_all_closures(
+        request,
+        dataset,
+        set(LENGTHS),
+        None,
+        LimitParams(),
+        run_one_by_one,  # type: ignore[arg-type]
+    )
+    assert list(closures.frames) == ["s1_a"] and closures.reasons == {"no .align file": 3}
     without = run(dataset, cache, tmp_path / "without", **options).metrics
     assert without[TRUTH]["closure"].startswith("not computed: needs word times")
     with pytest.raises(StageError, match="no such folder"):
