@@ -9,6 +9,7 @@ from pathlib import Path
 
 from stages.engine.outcome import StageError
 from stages.evaluate.columns import COLUMNS
+from stages.evaluate.listening import OBEDIENCE
 from stages.evaluate.system_card import (
     PICTURE,
     CardFigure,
@@ -256,7 +257,10 @@ def _name_speech(audio: Audio) -> str:
 
 
 def _build_references(cards: Sequence[SystemCard], columns: Sequence[CardColumn]) -> list[CardRow]:
-    """The ground truth and the frozen mouth, which are the same for all cards of a group."""
+    """The ground truth and the frozen mouth, which are the same for all cards of a group.
+
+    With another's speech they are scored for obedience alone: their other figures are of their own.
+    """
     rows: dict[str, dict[str, CardFigure]] = {}
     for card in cards:
         for row, figures in card.references.items():
@@ -265,7 +269,13 @@ def _build_references(cards: Sequence[SystemCard], columns: Sequence[CardColumn]
         CardRow(
             row,
             "reference",
-            tuple(CardCell(figures.get(column.name), printed=NOTHING) for column in columns),
+            tuple(
+                CardCell(
+                    figures.get(column.name) if column.audio == "own" or column.name in OBEDIENCE else None,
+                    printed=NOTHING,
+                )
+                for column in columns
+            ),
             is_reference=True,
         )
         for row, figures in rows.items()

@@ -109,6 +109,22 @@ def test_a_page_of_cards_alone_needs_no_dataset_and_is_the_same_each_time(tmp_pa
     assert bare.exit_code == 2 and "--shards is required" in bare.output
 
 
+def test_references_have_only_obedience_in_the_columns_of_anothers_speech(tmp_path: Path) -> None:
+    card, picture = make_card()
+    figure = card["own"]["figures"]["psnr_box_db"]
+    figures = {"audio_obedience": figure, "opening_correlation": figure}
+    card["swapped"] = card["own"] | {"figures": figures}
+    card["references"]["ground truth"] |= figures
+    section = build(tmp_path, (card, picture))
+    [truth] = [row for row in section.groups[0].rows if row.is_reference]
+    shown = {
+        (column.name, column.audio)
+        for column, cell in zip(section.columns, truth.cells, strict=True)
+        if cell.figure is not None
+    }
+    assert shown == {("psnr_box_db", "own"), ("audio_obedience", "swapped")}
+
+
 def test_a_card_says_that_its_speech_is_of_another_split(tmp_path: Path) -> None:
     card, picture = make_card()
     assert "speech is of" not in str(build(tmp_path / "before", (card, picture)).panels[0].facts)
