@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 
 from shards.checksum import file_sha256
+from shards.errors import shorten
 from shards.files import is_regular_file
 from shards.ledger import DROPPED, FAILED, OK
 from shards.reader import Dataset, open_cached_dataset, read_clip
@@ -107,6 +108,10 @@ def _read_sample_folder(
             f"{dataset.storage.address} is {dataset.manifest['digest'][:12]}"
         )
     rows = {row["name"]: row for row in read_samples(folder)}
+    splits = sorted({row["split"] for row in rows.values()})
+    if splits and split not in splits:
+        raise StageError(f"{folder}: was sampled from the split {shorten(splits[0])}, not {shorten(split)}; "
+                         f"--split {shorten(splits[0])}")  # fmt: skip
     pairs = make_pairs(dataset, split, "own" if audio == "own" else "swapped", seed=seed)[:n_clips]
     clips = tuple(_select_crops(folder, pair, rows.get(pair.name)) for pair in pairs)
     return GeneratedSystem(f"{name} ({OWN if audio == 'own' else SWAPPED})", folder, clips, description)

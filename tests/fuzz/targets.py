@@ -630,7 +630,9 @@ def _write_samples_table(folder: Path) -> None:
 
     sha256 = checksum.file_sha256(folder / CROPS / "s1_a.tar")
     names = dict.fromkeys(("name", "clip_id", "audio_clip_id"), "s1_a")
-    write_rows(folder / TABLE, [make_row(SCHEMA) | names | {"crops_sha256": sha256}], SCHEMA)
+    write_rows(
+        folder / TABLE, [make_row(SCHEMA) | names | {"split": "train", "crops_sha256": sha256}], SCHEMA
+    )
 
 
 @parser()

@@ -293,6 +293,10 @@ def test_folders_that_cannot_be_scored_are_refused_in_one_line(
     )
     with pytest.raises(StageError, match="there is a row 'ours"):
         run(dataset, cache, tmp_path / "out", ("", folder), ("ours", folder))
+    with pytest.raises(
+        StageError, match=r"s: was sampled from the split 'test', not 'train'; --split 'test'"
+    ):
+        run(dataset, cache, tmp_path / "out", ("", folder), split="train")
     (tmp_path / "empty").mkdir()
     with pytest.raises(StageError, match=r"empty: holds neither .* such as s1_a.mp4"):
         run(dataset, cache, tmp_path / "out", ("", tmp_path / "empty"))
