@@ -54,6 +54,7 @@ from stages.sample.pairs import (
     describe_splits,
     list_other_splits,
     make_pairs,
+    read_crops,
     read_pair,
     read_sample_info,
     write_crops,
@@ -131,6 +132,11 @@ def _sample(request: SampleRequest, params: SampleParams, ranks: Ranks, progress
         key=lambda pair: count_pair_frames(dataset, pair),
         reverse=True,
     )
+    without_video = [
+        pair
+        for pair in (ranks.split(pairs) if request.videos else [])
+        if _crops_path(request.out, pair).is_file() and not _video_path(request.out, pair).is_file()
+    ]
     generator = FrameGenerator(network, recipe, params, ranks.device, request.execution)
     n_done, total = 0, sum(count_pair_frames(dataset, pair) for pair in missing)
 
@@ -139,7 +145,7 @@ def _sample(request: SampleRequest, params: SampleParams, ranks: Ranks, progress
         n_done += 1
         progress("sampling", n_done, total)
 
-    def write(clip: tuple[Pair, Frames]) -> None:
+    def write(clip: tuple[Pair, Frames | None]) -> None:
         _write_clip(request, dataset, *clip)
 
     # Sound and video of a clip take a second of a core, as long as a GPU draws several clips.
@@ -149,6 +155,8 @@ def _sample(request: SampleRequest, params: SampleParams, ranks: Ranks, progress
     n_waiting = choose_clips_ahead(dataset, missing, request.slots)
     clips = generate_clips(generator, dataset, missing, slots=request.slots, on_frame=count_frame)
     with closing(clips), BackgroundWriter(write, n_waiting=n_waiting, n_threads=n_writers) as writer:
+        for pair in without_video:
+            writer.put((pair, None))
         for clip in clips:
             writer.put(clip)
     ranks.barrier()
@@ -157,18 +165,21 @@ def _sample(request: SampleRequest, params: SampleParams, ranks: Ranks, progress
     return SampleResult(len(pairs), list_other_splits(describe_splits(dataset, pair) for pair in pairs))
 
 
-def _write_clip(request: SampleRequest, dataset: Dataset, pair: Pair, frames: Frames) -> None:
-    """Write the video first: a clip counts as generated once its crops exist."""
+def _write_clip(request: SampleRequest, dataset: Dataset, pair: Pair, frames: Frames | None) -> None:
+    """Write the video first: a clip counts as generated once its crops exist. None: its crops are there."""
+    crops = _crops_path(request.out, pair)
     if request.videos:
         clip, speech = read_pair(dataset, pair)
-        sound = synthesise_audio(speech.mels[: MELS_PER_FRAME * len(frames)], read_mels_params(dataset))
+        images = read_crops(crops, clip.frames.shape[1]) if frames is None else frames
+        sound = synthesise_audio(speech.mels[: MELS_PER_FRAME * len(images)], read_mels_params(dataset))
         write_mp4(
-            request.out / VIDEOS / f"{pair.name}.mp4",
-            place_side_by_side(clip, frames),
+            _video_path(request.out, pair),
+            place_side_by_side(clip, images),
             fps=Fraction(VIDEO_FPS),
             audio=AudioTrack([sound[:, None]], rate=SAMPLE_RATE, channels=1),
         )
-    write_crops(_crops_path(request.out, pair), frames)
+    if frames is not None:
+        write_crops(crops, frames)
 
 
 def place_side_by_side(clip: ClipSample, frames: Frames) -> Iterator[Frames]:
@@ -180,6 +191,10 @@ def place_side_by_side(clip: ClipSample, frames: Frames) -> Iterator[Frames]:
 
 def _crops_path(out: Path, pair: Pair) -> Path:
     return out / CROPS / f"{pair.name}.tar"
+
+
+def _video_path(out: Path, pair: Pair) -> Path:
+    return out / VIDEOS / f"{pair.name}.mp4"
 
 
 def _make_row(out: Path, dataset: Dataset, pair: Pair) -> dict[str, Any]:

@@ -123,6 +123,16 @@ def test_what_was_lost_is_generated_again_to_the_same_bytes(
     assert (tmp_path / CROPS / "s1_clip0.tar").stat().st_mtime_ns == mtime_ns
 
 
+def test_videos_that_were_not_asked_for_before_are_written_from_the_crops(
+    shards: Path, trained: Path, tmp_path: Path
+) -> None:
+    sample.run(make_request(shards, trained, tmp_path / "at once"), QUICK)
+    sample.run(make_request(shards, trained, tmp_path / "later", videos=False), QUICK)
+    assert not (tmp_path / "later" / VIDEOS).exists()
+    sample.run(make_request(shards, trained, tmp_path / "later"), QUICK)
+    assert hash_files(tmp_path / "later") == hash_files(tmp_path / "at once")
+
+
 def test_two_processes_generate_what_one_generates(shards: Path, trained: Path, tmp_path: Path) -> None:
     sample.run(make_request(shards, trained, tmp_path / "one", audio="swapped"), QUICK)
     several = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--", "pipeline.main"]
