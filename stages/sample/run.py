@@ -217,8 +217,11 @@ def _write_run_info(out: Path, run_info: dict[str, Any]) -> None:
         previous = read_sample_info(out)
         # clips were generated with independent noise before it was a parameter
         previous["params"].setdefault("common_noise", 0.0)
-        previous.setdefault("weights_sha256", run_info["weights_sha256"])  # older folders lack it
-        for name in run_info:
+        has_weights = "weights_sha256" in previous  # older folders lack it
+        previous.setdefault("weights_sha256", run_info["weights_sha256"])
+        # the same network may be at another path, or be named in another way
+        names = [name for name in run_info if name != "run" or not has_weights]
+        for name in names:
             before, now = previous.get(name), run_info[name]
             if before != now:
                 if isinstance(before, dict) and isinstance(now, dict):  # only what differs: the rest is long

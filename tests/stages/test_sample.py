@@ -254,6 +254,20 @@ def test_a_folder_from_before_common_noise_is_continued_with_independent_noise_o
         sample.run(make_request(shards, trained, tmp_path, videos=False), replace(QUICK, common_noise=0.5))
 
 
+def test_the_same_network_by_another_path_continues_a_folder_and_another_does_not(
+    shards: Path, trained: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    sample.run(make_request(shards, trained, out, clips=1, videos=False), QUICK)
+    (tmp_path / "link").symlink_to(trained)
+    sample.run(make_request(shards, tmp_path / "link", out, clips=2, videos=False), QUICK)
+    assert len(read_samples(out)) == 2
+    info = json.loads((out / RUN_INFO).read_text())
+    (out / RUN_INFO).write_text(json.dumps(info | {"weights_sha256": "0" * 64}))
+    with pytest.raises(StageError, match="was sampled with weights_sha256 '000"):
+        sample.run(make_request(shards, trained, out, clips=2, videos=False), QUICK)
+
+
 def test_crops_are_read_as_they_were_written(tmp_path: Path) -> None:
     frames = np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE, 3), dtype=np.uint8)
     write_crops(tmp_path / "a.tar", frames)
