@@ -84,6 +84,14 @@ def make_noise_clip(
     )
 
 
+def damage_clip(folder: Path, clip_id: str) -> None:
+    """Change a byte of a clip's frames."""
+    row = open_dataset(folder).clips[clip_id]
+    data = bytearray((folder / row["shard"]).read_bytes())
+    data[row["frames_offset"]] ^= 255
+    (folder / row["shard"]).write_bytes(data)
+
+
 def write(
     folder: Path,
     clips: Sequence[PackedClip],

@@ -241,5 +241,8 @@ def _print_counts(result: EvaluationResult, counts: dict[str, dict[str, int]]) -
             example = next((row for row in result.rows if row["row"] == name and row["code"] == code), None)
             if example is not None and example["reason"]:
                 click.echo(f"  {code:<12} e.g. {example['name']}: {example['reason']}")
+    for clip_id, reason in list(result.unreadable.items())[:1]:
+        n_clips = len(result.unreadable)
+        click.echo(f"nearest mel: {n_clips} training clips are left out, e.g. {clip_id}: {reason}")
     for name, files in result.unmatched_files.items():
         click.echo(f"{name}: the names of {len(files)} files match no clip to score, e.g. {files[0]}")

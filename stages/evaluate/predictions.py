@@ -122,6 +122,8 @@ def _select_crops(folder: Path, pair: Pair, row: Mapping[str, Any] | None) -> Ge
     path = folder / CROPS / f"{pair.name}.tar"
     if row is None:
         return _make_missing(pair, f"{TABLE} does not list {pair.name}")
+    if row["reason"] is not None:
+        return GeneratedClip(pair, outcome=Outcome(FAILED, "not_sampled", row["reason"]))
     if not is_regular_file(path, inside=folder):
         return _make_missing(pair, f"there is no {CROPS}/{path.name}")
     if file_sha256(path) != row["crops_sha256"]:

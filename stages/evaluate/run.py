@@ -13,7 +13,7 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -28,6 +28,8 @@ from shards.checksum import file_sha256
 from shards.ledger import OK
 from shards.publish import locate_dataset
 from shards.reader import Dataset, open_dataset, read_clip
+from shards.retry import RetryError
+from shards.schema import ClipSample, ShardError
 from shards.table import Row, write_rows
 from stages.engine.cache import digest, entry_path, save_entry, versions
 from stages.engine.lock import lock_folder
@@ -126,6 +128,7 @@ class EvaluationResult:
     unmatched_files: dict[str, tuple[str, ...]]  # row -> files whose name matches no clip to score
     n_measured: int  # items that were measured, not read from the cache
     cards: list[Path]  # folders of the cards that were written
+    unreadable: dict[str, str]  # training clips that the bank of mouths lacks -> why
 
 
 def run(
@@ -153,7 +156,7 @@ def _evaluate(
     systems = crop_videos(systems, dataset, shards, request.cache, limits, map_tasks)
     swapped = _choose_swapped_pairs(request, dataset, systems, own)
     clip_ids = {clip_id for pair in (*own, *swapped) for clip_id in (pair.clip_id, pair.audio_clip_id)}
-    tools, not_computed = _prepare_tools(request, dataset, shards, clip_ids)
+    tools, not_computed, unreadable = _prepare_tools(request, dataset, shards, clip_ids)
 
     closures = _find_all_closures(request, dataset, clip_ids, tools, limits, map_tasks)
     if not closures.frames:
@@ -196,13 +199,14 @@ def _evaluate(
 
     metrics = build_metrics(rows, network_scores.rows, not_computed, [system.row for system in systems])
     run_info = _describe_run(request, dataset, systems, rows, network_scores, closures, not_computed)
+    run_info["without_bank"] = dict(Counter(unreadable.values()))  # number of clips by reason
     _write(request.out, rows, frames, metrics, _summarize(systems, metrics), run_info)
     cards = []
     if request.card is not None:
         cards = write_system_cards(request.card, dataset, systems, rows, metrics, run_info)
     unmatched_files = {system.row: system.unmatched_files for system in systems if system.unmatched_files}
     n_measured = sum(len(task.items) for task in tasks)
-    return EvaluationResult(rows, metrics, unmatched_files, n_measured, cards)
+    return EvaluationResult(rows, metrics, unmatched_files, n_measured, cards, unreadable)
 
 
 def _find_all_systems(request: EvaluateRequest, dataset: Dataset) -> list[GeneratedSystem]:
@@ -231,18 +235,12 @@ def _choose_swapped_pairs(
 
 def _prepare_tools(
     request: EvaluateRequest, dataset: Dataset, shards: str, clip_ids: Set[str]
-) -> tuple[MeasureTools, dict[str, str]]:
-    """What measuring needs, and which columns cannot be computed and why.
+) -> tuple[MeasureTools, dict[str, str], dict[str, str]]:
+    """What measuring needs, which columns cannot be computed and why, and the same of clips of the bank.
 
     Builds the bank of training mouths from clips other than ``clip_ids``.
     """
-    bank = None
-    if bank_clips := choose_bank_clips(dataset, excluded=clip_ids):
-        inputs = [measure.VERSION, dataset.manifest["digest"], bank_clips, versions("opencv-python")]
-        bank = entry_path(request.cache, "bank", digest("bank", *inputs), ".npz").absolute()
-        if not bank.is_file():
-            content = build_bank(read_clip(dataset, clip_id) for clip_id in bank_clips)
-            save_entry(bank, Outcome(), {"sounds": content.sounds, "mouths": content.mouths})
+    bank, unreadable = _prepare_bank(dataset, request.cache, choose_bank_clips(dataset, excluded=clip_ids))
     model, not_computed = None, {}
     if request.landmarks:
         try:
@@ -263,7 +261,39 @@ def _prepare_tools(
         landmarker_sha256="" if model is None else file_sha256(model),
         mouths_only=request.mouths_only,
     )
-    return tools, not_computed
+    return tools, not_computed, unreadable
+
+
+def _prepare_bank(
+    dataset: Dataset, cache: Path, clip_ids: Sequence[str]
+) -> tuple[Path | None, dict[str, str]]:
+    """The bank of these clips in the cache, and why some are not in it; None if none is."""
+    inputs = [measure.VERSION, dataset.manifest["digest"], clip_ids, versions("opencv-python")]
+    bank = entry_path(cache, "bank", digest("bank", *inputs), ".npz").absolute()
+    unreadable: dict[str, str] = {}
+    if not clip_ids or bank.is_file():
+        return (bank if clip_ids else None), unreadable
+
+    def read_clips() -> Iterator[ClipSample]:
+        for clip_id in clip_ids:
+            try:
+                clip = read_clip(dataset, clip_id)
+            except RetryError:  # of the storage, not of the clip
+                raise
+            except ShardError as err:
+                unreadable[clip_id] = str(err)
+            else:
+                yield clip
+
+    clips = read_clips()
+    first = next(clips, None)
+    if first is None:
+        return None, unreadable
+    content = build_bank(chain([first], clips))
+    if unreadable:  # not under the name of the whole bank: the clips may be mended
+        bank = entry_path(cache, "bank", digest("bank", *inputs, sorted(unreadable)), ".npz").absolute()
+    save_entry(bank, Outcome(), {"sounds": content.sounds, "mouths": content.mouths})
+    return bank, unreadable
 
 
 def _list_training_mouths(dataset: Dataset, tools: MeasureTools, excluded: Set[str]) -> list[MeasureItem]:

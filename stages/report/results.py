@@ -92,7 +92,12 @@ class ClipCurves:
     values: Mapping[str, Floats]
 
 
-UNSCORED = {"LSE": "without_lse", "closed lips": "without_closures"}  # what is missing -> counts by reason
+# What is missing -> counts by reason.
+UNSCORED = {
+    "LSE": "without_lse",
+    "closed lips": "without_closures",
+    "mouths for the row “nearest mel”": "without_bank",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +163,7 @@ class EvaluationFile(Document):
     intervals: Text = ""
     without_lse: dict[str, Count] = Field(default_factory=dict)
     without_closures: dict[str, Count] = Field(default_factory=dict)
+    without_bank: dict[str, Count] = Field(default_factory=dict)
     protocols: dict[str, Text] = Field(default_factory=dict)
 
 

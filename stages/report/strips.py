@@ -139,7 +139,7 @@ def read_run_images(run: Path) -> list[EmbeddedImage]:
 
 def read_generated_clips(folder: Path, dataset: Dataset) -> GeneratedClips:
     """Make strips of N_STRIPS clips, evenly spaced over the sorted names. Raises StageError or ShardError."""
-    rows = read_samples(folder)
+    rows = [row for row in read_samples(folder) if row["reason"] is None]
     matches = [row for row in rows if {row["clip_id"], row["audio_clip_id"]} <= set(dataset.clips)]
     if not matches:
         raise ShardError(f"{folder}: none of its {len(rows)} clips is in {dataset.storage.address}")

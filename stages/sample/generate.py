@@ -10,7 +10,8 @@ import numpy as np
 from sampler.rollout import ClipRequest, CropFrame, FrameGenerator
 from shards.background import prefetch
 from shards.reader import Dataset
-from shards.schema import ClipSample, Frames
+from shards.retry import RetryError
+from shards.schema import ClipSample, Frames, ShardError
 from stages.sample.pairs import Pair, count_pair_frames, read_pair
 
 # In memory beside the clips that are being generated: 200 MB of crops of 128 px.
@@ -25,15 +26,17 @@ def generate_clips(
     slots: int,
     on_frame: Callable[[], None] = lambda: None,
     read: Callable[[Dataset, Pair], tuple[ClipSample, ClipSample]] = read_pair,
+    skip_damaged: bool = False,
 ) -> Generator[tuple[Pair, Frames], None, None]:
     """Yield each pair with its frames (T, S, S, 3) as soon as the last one is generated.
 
     ``on_frame`` is called after each frame; ``read`` may change the pictures that it reads. A thread reads
-    the next clips meanwhile, one for each slot: clips of one length end together.
+    the next clips meanwhile, one for each slot: clips of one length end together. A pair that cannot be read
+    raises ShardError, or is left out with ``skip_damaged``.
     """
     by_name = {pair.name: pair for pair in pairs}
     unfinished: dict[str, list[Frames]] = {}
-    clips = (make_clip_request(dataset, pair, read) for pair in pairs)
+    clips = _make_clip_requests(dataset, pairs, read, skip_damaged=skip_damaged)
     with closing(prefetch(clips, choose_clips_ahead(dataset, pairs, slots))) as requests:
         for frame in generator.rollout(requests, slots=slots):
             on_frame()
@@ -41,6 +44,25 @@ def generate_clips(
             frames.append(frame.pixels)
             if len(frames) == count_pair_frames(dataset, by_name[frame.key]):
                 yield by_name[frame.key], np.stack(unfinished.pop(frame.key))
+
+
+def _make_clip_requests(
+    dataset: Dataset,
+    pairs: Sequence[Pair],
+    read: Callable[[Dataset, Pair], tuple[ClipSample, ClipSample]],
+    *,
+    skip_damaged: bool,
+) -> Generator[ClipRequest, None, None]:
+    for pair in pairs:
+        try:
+            request = make_clip_request(dataset, pair, read)
+        except RetryError:  # of the storage, not of the clip
+            raise
+        except ShardError:
+            if not skip_damaged:
+                raise
+            continue
+        yield request
 
 
 def choose_clips_ahead(dataset: Dataset, pairs: Sequence[Pair], slots: int) -> int:

@@ -42,7 +42,10 @@ FIRST_SCHEMA = pa.schema(
         pa.field("crops_sha256", pa.string()),
     ]
 )
-ADDED_FIELDS = ((pa.field("audio_split", pa.string()),),)  # which older tables lack
+ADDED_FIELDS = (  # which older tables lack
+    (pa.field("audio_split", pa.string()),),
+    (pa.field("reason", pa.string()),),  # why the clip could not be generated; null if it was
+)
 SCHEMA = pa.schema([*FIRST_SCHEMA, *(field for group in ADDED_FIELDS for field in group)])
 MAX_DISTANCE = 100  # between the two clips of a swapped pair, in the ring of shuffled clips
 MAX_OTHERS = 8  # speeches of other splits, for a split with one clip

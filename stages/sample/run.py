@@ -28,11 +28,11 @@ from sampler.rollout import FrameGenerator
 from shards.atomic import write_atomically
 from shards.background import BackgroundWriter
 from shards.checksum import file_sha256
-from shards.errors import shorten
+from shards.errors import shorten, shorten_message
 from shards.files import is_inside
 from shards.publish import locate_dataset
 from shards.reader import Dataset, open_dataset
-from shards.schema import MELS_PER_FRAME, VIDEO_FPS, ClipSample, Frames
+from shards.schema import MELS_PER_FRAME, VIDEO_FPS, ClipSample, Frames, ShardError
 from shards.table import write_rows
 from stages.engine.lock import lock_folder
 from stages.engine.outcome import StageError
@@ -89,7 +89,7 @@ class SampleResult:
 
 
 def run(request: SampleRequest, params: SampleParams, progress: Progress = no_progress) -> SampleResult:
-    """Generate all clips that are not generated yet.
+    """Generate all clips that are not generated yet; one that cannot be read is an error at the end.
 
     Raises StageError, ShardError or ModelError, each in one line.
     """
@@ -153,7 +153,9 @@ def _sample(request: SampleRequest, params: SampleParams, ranks: Ranks, progress
     cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     n_writers = choose_clips_ahead(dataset, missing, max(1, min(MAX_WRITERS, cores)))
     n_waiting = choose_clips_ahead(dataset, missing, request.slots)
-    clips = generate_clips(generator, dataset, missing, slots=request.slots, on_frame=count_frame)
+    clips = generate_clips(
+        generator, dataset, missing, slots=request.slots, on_frame=count_frame, skip_damaged=True
+    )
     with closing(clips), BackgroundWriter(write, n_waiting=n_waiting, n_threads=n_writers) as writer:
         for pair in without_video:
             writer.put((pair, None))
@@ -161,7 +163,13 @@ def _sample(request: SampleRequest, params: SampleParams, ranks: Ranks, progress
             writer.put(clip)
     ranks.barrier()
     if ranks.is_first:
-        write_rows(request.out / TABLE, [_make_row(request.out, dataset, pair) for pair in pairs], SCHEMA)
+        rows = [_make_row(request.out, dataset, pair) for pair in pairs]
+        write_rows(request.out / TABLE, rows, SCHEMA)
+        if failures := [row for row in rows if row["reason"] is not None]:
+            raise StageError(
+                f"{request.out}: {len(failures)} of {len(rows)} clips could not be generated, the others "
+                f"were; {TABLE} names them, such as {failures[0]['name']}: {failures[0]['reason']}"
+            )
     return SampleResult(len(pairs), list_other_splits(describe_splits(dataset, pair) for pair in pairs))
 
 
@@ -199,6 +207,8 @@ def _video_path(out: Path, pair: Pair) -> Path:
 
 def _make_row(out: Path, dataset: Dataset, pair: Pair) -> dict[str, Any]:
     row = dataset.clips[pair.clip_id]
+    crops = _crops_path(out, pair)
+    is_generated = crops.is_file()
     return {
         "name": pair.name,
         "clip_id": pair.clip_id,
@@ -206,8 +216,18 @@ def _make_row(out: Path, dataset: Dataset, pair: Pair) -> dict[str, Any]:
         **describe_splits(dataset, pair),
         "speaker": row["speaker"],
         "frames": count_pair_frames(dataset, pair),
-        "crops_sha256": file_sha256(_crops_path(out, pair)),
+        "crops_sha256": file_sha256(crops) if is_generated else None,
+        "reason": None if is_generated else _explain_failure(dataset, pair),
     }
+
+
+def _explain_failure(dataset: Dataset, pair: Pair) -> str:
+    """Why a pair could not be generated: it is read again, as another process may have found out."""
+    try:
+        read_pair(dataset, pair)
+    except ShardError as err:
+        return shorten_message(str(err))
+    return "it could not be read at first, now it can: run again"
 
 
 def _write_run_info(out: Path, run_info: dict[str, Any]) -> None:

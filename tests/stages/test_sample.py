@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -27,6 +28,7 @@ from shards.reader import open_dataset, read_clip
 from shards.schema import ShardError
 from shards.table import write_rows
 from stages.engine.outcome import StageError
+from stages.evaluate.predictions import find_systems
 from stages.sample import run as sample
 from stages.sample.generate import make_clip_request
 from stages.sample.pairs import (
@@ -44,6 +46,7 @@ from stages.sample.pairs import (
 )
 from stages.sample.run import SampleRequest
 from tests.build import hash_files
+from tests.datasets import damage_clip
 from tests.model import worlds
 from tests.model.worlds import CPU, SIZE, TINY
 from tests.shards.test_publish import serve
@@ -131,6 +134,25 @@ def test_videos_that_were_not_asked_for_before_are_written_from_the_crops(
     assert not (tmp_path / "later" / VIDEOS).exists()
     sample.run(make_request(shards, trained, tmp_path / "later"), QUICK)
     assert hash_files(tmp_path / "later") == hash_files(tmp_path / "at once")
+
+
+def test_a_damaged_clip_costs_no_other_and_is_an_error_at_the_end(
+    shards: Path, trained: Path, tmp_path: Path
+) -> None:
+    damaged, out = tmp_path / "damaged", tmp_path / "out"
+    shutil.copytree(shards, damaged)
+    damage_clip(damaged, TEST[1])
+    with pytest.raises(
+        StageError, match=r"out: 1 of 3 clips could not be generated.* s1_clip1: .*frames are not"
+    ):
+        sample.run(make_request(damaged, trained, out, videos=False), QUICK)
+    rows = read_samples(out)
+    assert [row["reason"] is None for row in rows] == [True, False, True]
+    [system] = find_systems("", out, open_dataset(shards), "test", None)
+    assert [clip.outcome.code for clip in system.clips] == ["", "not_sampled", ""]
+    assert system.clips[1].outcome.reason == rows[1]["reason"]
+    sample.run(make_request(shards, trained, out, videos=False), QUICK)
+    assert [row["reason"] for row in read_samples(out)] == [None] * 3, "the clip was mended"
 
 
 def test_two_processes_generate_what_one_generates(shards: Path, trained: Path, tmp_path: Path) -> None:

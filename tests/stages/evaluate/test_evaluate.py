@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +39,7 @@ from stages.report.strips import read_picture
 from stages.sample.pairs import CROPS, Pair, make_pairs
 from tests import evaluation
 from tests.build import hash_files
+from tests.datasets import damage_clip
 from tests.evaluation import replace_boxes
 from tests.shards.test_publish import serve
 
@@ -233,6 +235,18 @@ def test_a_card_has_a_systems_figures_and_a_picture_and_names_no_folder(
     (folder / "notes.txt").touch()
     with pytest.raises(StageError, match="first/mine is there already and is no card"):
         run(dataset, cache, tmp_path / "out", *folders, clips=1, card=tmp_path / "first")
+
+
+def test_a_damaged_training_clip_is_left_out_of_the_bank_and_named(dataset: Dataset, tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    shutil.copytree(dataset.folder, folder)
+    damage_clip(folder, "s1_train")
+    result = run(open_dataset(folder), tmp_path / "cache", tmp_path / "out", clips=1)
+    assert list(result.unreadable) == ["s1_train"]
+    assert "no training clip is left" in find_rows(result, "nearest mel")["s1_a"]["reason"]
+    assert result.metrics[FROZEN]["psnr_box_db"]["n"] == 1, "the test split is scored"
+    run_info = json.loads((tmp_path / "out" / RUN_INFO).read_text())
+    assert list(run_info["without_bank"].values()) == [1]
 
 
 def test_full_frames_of_another_system_score_like_its_crops(
