@@ -177,9 +177,9 @@ def group_means(rows: Iterable[Row], column: str, by: Sequence[str]) -> dict[tup
     means = {}
     for key, clips in groups.items():
         speakers = [row.get("speaker") for row, _ in clips]
-        values = zip(*(each for _, each in clips), strict=True)
+        columns = zip(*(values for _, values in clips), strict=True)
         bootstrap = bootstrap_ratio if column in RATIOS else bootstrap_mean
-        mean = bootstrap(*values, speakers=speakers)
+        mean = bootstrap(*columns, speakers=speakers)
         if mean is not None:
             means[key] = mean
     return means

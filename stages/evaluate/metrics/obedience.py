@@ -96,7 +96,7 @@ def bootstrap_ratio(
     if speakers is not None and len(set(speakers)) >= MIN_UNITS:
         names = list(dict.fromkeys(speakers))
         numbers = [names.index(speaker) for speaker in speakers]
-        above, below = (np.bincount(numbers, weights=each) for each in (above, below))
+        above, below = (np.asarray(np.bincount(numbers, weights=each), np.float64) for each in (above, below))
     n = len(below)
     if n < MIN_UNITS or np.allclose(above, ratio * below, rtol=1e-12, atol=0):
         return Mean(ratio, None, None, n_clips)

@@ -203,9 +203,11 @@ def test_rows_have_the_paired_difference_from_the_first_system_of_the_clips_that
         ("other", 0.3, range(1, 12)),
         (FROZEN, -2.0, range(3)),
     ):
-        rows += [make_row(name, f"{k}", name=f"{k}", psnr_box_db=levels[k] + gain, smoothness_box=1.0)
-                 for k in clips]  # fmt: skip
-    rows += [make_row("swapped", "0", "1", name="0~1", opening_correlation=0.5)]
+        rows += [
+            make_row(name, f"{k}", psnr_box_db=levels[k] + gain, smoothness_box=1.0) | {"name": f"{k}"}
+            for k in clips
+        ]
+    rows += [make_row("swapped", "0", "1", opening_correlation=0.5) | {"name": "0~1"}]
     table = build_metrics(rows, {}, {}, ["ours", "other", "swapped"])
     ours, other, frozen = (table[name]["psnr_box_db"] for name in ("ours", "other", FROZEN))
     assert "difference" not in ours and other["low"] < ours["high"], "which alone tells nothing"
