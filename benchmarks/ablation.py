@@ -56,15 +56,15 @@ from shards.speech_scale import measure_speech_scale
 from shards.table import Row
 from stages.evaluate.baselines import freeze_mouth
 from stages.evaluate.listening import PairMouths, average_scores, score_pair, score_pixels
-from stages.evaluate.metrics.closure import Word
-from stages.evaluate.metrics.identity import identity_distances
-from stages.evaluate.metrics.mouth import Mouths
-from stages.evaluate.mouths import find_mouths
 from stages.evaluate.word_times import locate_alignment, read_alignments
 from stages.media import weights
 from stages.media.faces import FaceFinder
 from stages.media.networks import find_network
 from stages.mels import find_reference
+from stages.metrics.closure import Word
+from stages.metrics.identity import identity_distances
+from stages.metrics.mouth import Mouths
+from stages.metrics.mouth_finder import find_mouths
 from stages.sample.generate import generate_clips
 from stages.sample.pairs import Pair, pair_clips, read_pair
 

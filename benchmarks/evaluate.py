@@ -44,7 +44,7 @@ from shards.schema import SCHEMA_VERSION, Frames
 from shards.table import write_rows
 from shards.writer import PackedClip, describe_shard, write_tar
 from stages.engine.cache import link_or_copy
-from stages.evaluate.metrics.pixels import ssim_by_frame
+from stages.metrics.pixels import ssim_by_frame
 from stages.sample.pairs import CROPS, RUN_INFO, SCHEMA, TABLE, make_pairs, write_crops
 
 SIZE, N_MELS = 128, 256

@@ -1,6 +1,6 @@
 """Fit the sync score's predictor on the clips of some people, and measure it on people it never saw.
 
-    python benchmarks/fit_sync.py --train data/grid --unseen data/strangers --to stages/evaluate/metrics
+    python benchmarks/fit_sync.py --train data/grid --unseen data/strangers --to stages/metrics
 
 DIR is a --work folder of `pipeline shard` with `speech.encoder: whisper-tiny.en`. Without --unseen each
 training speaker is scored by a predictor fitted on the others.
@@ -23,10 +23,10 @@ from shards.schema import SPEECH_PER_FRAME, VIDEO_FPS
 from stages import landmarks, speech
 from stages.engine.parts import list_columns, read_part
 from stages.engine.per_clip import read_array
-from stages.evaluate.metrics import sync
-from stages.evaluate.metrics.mouth import Mouths, openings
-from stages.evaluate.mouths import PUPILS, UPPER_AND_LOWER
 from stages.media import faces
+from stages.metrics import sync
+from stages.metrics.mouth import Mouths, openings
+from stages.metrics.mouth_finder import PUPILS, UPPER_AND_LOWER
 
 COMPONENTS = 96  # of the features that are kept: fewer people than features, so the rest is fitted to noise
 RIDGE = 300.0

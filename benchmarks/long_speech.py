@@ -28,14 +28,14 @@ from shards.reader import Dataset, open_dataset
 from shards.schema import VIDEO_FPS, ClipSample, Frames, ShardError
 from stages.engine.outcome import Drop
 from stages.engine.sandbox import LimitParams
-from stages.evaluate.clip_sound import FULL_SCALE, read_clip_sound
 from stages.evaluate.listening import PairMouths, average_scores, score_pair
 from stages.evaluate.measure import cut_clip
-from stages.evaluate.metrics.obedience import Mean, bootstrap_mean
 from stages.media import weights
 from stages.media.audio import SAMPLES_PER_FRAME
+from stages.media.clip_sound import FULL_SCALE, read_clip_sound
 from stages.media.networks import find_network
 from stages.mels import compute_mel_rows, find_reference, read_mels_params
+from stages.metrics.obedience import Mean, bootstrap_mean
 from stages.sample.pairs import Pair, count_pair_frames, make_pairs, read_pair
 from stages.speech import SpeechParams, compute_speech_rows, find_model, load_encoder
 

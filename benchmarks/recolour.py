@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.schema import ClipSample, Frames
-from stages.evaluate.metrics.border import LINEAR, compute_lab
-from stages.evaluate.metrics.pixels import PEAK
+from stages.metrics.border import LINEAR, compute_lab
+from stages.metrics.pixels import PEAK
 
 # Linear factors of red, green and blue. The first takes skin of 198, 156, 136 to 93, 61, 48.
 DARK_SKIN = (0.196, 0.14, 0.12)

@@ -192,11 +192,11 @@ def measure_quality(
     """
     # only here: benchmarks/gpu.py runs in an environment without what these need
     from shards.reader import open_dataset, read_clip
-    from stages.evaluate.metrics.mouth import correlation, openings
-    from stages.evaluate.metrics.pixels import compute_psnr, squared_errors
-    from stages.evaluate.mouths import find_mouths
     from stages.media import weights
     from stages.media.faces import FaceFinder
+    from stages.metrics.mouth import correlation, openings
+    from stages.metrics.mouth_finder import find_mouths
+    from stages.metrics.pixels import compute_psnr, squared_errors
     from stages.sample.generate import generate_clips
     from stages.sample.pairs import make_pairs
 

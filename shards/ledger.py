@@ -73,7 +73,7 @@ SPAN_FIELDS: dict[str, pa.DataType] = {
 }
 # Of such a dataset whose spans SyncNet has scored, too.
 SYNCNET_FIELDS: dict[str, pa.DataType] = {
-    "syncnet_confidence": pa.float64(),  # LSE-C (stages.evaluate.metrics.lse)
+    "syncnet_confidence": pa.float64(),  # LSE-C (stages.metrics.lse)
     "syncnet_lag": pa.int32(),  # as lag_frames
 }
 OPTIONAL = tuple(

@@ -20,11 +20,11 @@ from PIL import Image
 from shards.reader import Dataset, open_dataset, read_clip
 from shards.table import write_rows
 from stages.evaluate.columns import COLUMNS
-from stages.evaluate.metrics.obedience import Mean
 from stages.evaluate.run import CLIPS, FRAMES, METRICS, RUN_INFO
 from stages.evaluate.scores import CLIPS_SCHEMA, FRAMES_SCHEMA, build_metrics
 from stages.evaluate.system_card import CARD, PICTURE
 from stages.evaluate.table import FROZEN, TRUTH
+from stages.metrics.obedience import Mean
 from stages.report.run import ReportRequest, write_report
 from stages.sample.pairs import CROPS, SCHEMA, TABLE, write_crops
 from stages.sample.pairs import RUN_INFO as SAMPLES_INFO

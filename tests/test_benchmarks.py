@@ -167,7 +167,7 @@ import sys
 sys.path[:0] = ["benchmarks"]
 from recolour import DARK_SKIN, DIM_LIGHT, RECOLOURS, WARM_LIGHT
 from shards.schema import ClipSample
-from stages.evaluate.metrics.border import LINEAR
+from stages.metrics.border import LINEAR
 
 frames = np.full((2, 64, 64, 3), (0, 130, 190), np.uint8)  # a blue wall
 frames[:, :, 16:] = (198, 156, 136)

@@ -22,10 +22,10 @@ from shards.resident import split_held_out
 from shards.schema import MELS_PER_FRAME, ClipSample
 from shards.writer import PackedClip
 from stages.align import AlignParams
-from stages.evaluate.metrics.mouth import correlation, openings
-from stages.evaluate.metrics.pixels import compute_psnr, squared_errors
-from stages.evaluate.mouths import find_mouths
 from stages.media import faces
+from stages.metrics.mouth import correlation, openings
+from stages.metrics.mouth_finder import find_mouths
+from stages.metrics.pixels import compute_psnr, squared_errors
 from stages.synth import SynthParams, make_corpus
 from tests import datasets
 from tests.build import build_in_process, pipeline

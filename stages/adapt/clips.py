@@ -46,9 +46,9 @@ from stages.engine.outcome import StageError
 from stages.engine.progress import Progress
 from stages.engine.sandbox import DAY
 from stages.engine.stage import Work
-from stages.evaluate.metrics.sync import ENCODER, predict_mouth
 from stages.media.faces import FaceFinder
 from stages.media.video import count_instants
+from stages.metrics.sync import ENCODER, predict_mouth
 from stages.shard import PackedShard, ShardParams, finish_dataset, make_info
 
 SPLIT, SPEAKER, CORPUS = "train", "own", "folder"

@@ -13,10 +13,10 @@ import numpy as np
 from shards.schema import VIDEO_FPS, Frame, Frames
 from stages.cut.params import ThresholdParams
 from stages.cut.speaker import SpeakerScore, SyncCurve, measure_curve, score_curve
-from stages.evaluate.metrics.mouth import openings
-from stages.evaluate.metrics.sync import Prediction
-from stages.evaluate.mouths import find_mouths
 from stages.media.faces import Points
+from stages.metrics.mouth import openings
+from stages.metrics.mouth_finder import find_mouths
+from stages.metrics.sync import Prediction
 
 
 def score_clips(

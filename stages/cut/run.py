@@ -51,10 +51,10 @@ from stages.engine.outcome import Drop, Outcome, StageError
 from stages.engine.per_clip import ClipTask, run_clip
 from stages.engine.sandbox import ClipJob
 from stages.engine.stage import Context, Report, Work
-from stages.evaluate.metrics import sync
 from stages.landmarks import LandmarksParams
 from stages.media import weights
 from stages.media.faces import ENGINE_PACKAGES, check_engine, interpolate_gaps
+from stages.metrics import sync
 from stages.speech import SpeechParams
 
 STAGE = "cut"

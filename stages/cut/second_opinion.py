@@ -1,6 +1,6 @@
 """A second opinion on who speaks, where it is asked for: SyncNet's confidence and lag of a span of a file.
 
-It is LSE-C by the protocol "real videos" (stages.evaluate.metrics.lse): the square around the face, by the
+It is LSE-C by the protocol "real videos" (stages.metrics.lse): the square around the face, by the
 points that this stage has found, against the sound as it is in the file, whatever lag is corrected later.
 """
 
@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from shards.schema import VIDEO_FPS
 from stages.engine.cache import read_entry, save_entry
 from stages.engine.outcome import Drop, Outcome
-from stages.evaluate.clip_sound import decode_clip_sound
-from stages.evaluate.metrics.face_crops import crop_faces, face_boxes
+from stages.media.clip_sound import decode_clip_sound
 from stages.media.video import read_frames_at_25fps
+from stages.metrics.face_crops import crop_faces, face_boxes
 
 if TYPE_CHECKING:
-    from stages.evaluate.metrics.syncnet import SyncNet
+    from stages.metrics.syncnet import SyncNet
 
 LIBRARIES = ("av", "numpy", "opencv-python", "scipy", "soxr", "torch")  # that decide the scores
 
@@ -52,7 +52,7 @@ def score_span(
 
 def score_squares(squares: NDArray[np.uint8], sound: NDArray[np.int16], model: Path) -> dict[str, float]:
     """The columns of a span whose squares (T, 224, 224, 3) and sound (640 T,) these are; none: too short."""
-    from stages.evaluate.metrics.lse import Skipped, compute_lse
+    from stages.metrics.lse import Skipped, compute_lse
 
     syncnet = load_syncnet(model)
     score = compute_lse(squares, sound, syncnet.embed_lips, syncnet.embed_speech)
@@ -65,8 +65,8 @@ def score_squares(squares: NDArray[np.uint8], sound: NDArray[np.int16], model: P
 @functools.lru_cache(maxsize=1)
 def load_syncnet(model: Path) -> SyncNet:
     """The network whose weights are at ``model``; loaded once for a process."""
-    from stages.evaluate.metrics.published import load_published
-    from stages.evaluate.metrics.syncnet import SyncNet
+    from stages.metrics.published import load_published
+    from stages.metrics.syncnet import SyncNet
 
     return load_published(SyncNet, model)
 

@@ -14,9 +14,9 @@ from stages import speech
 from stages.cut.near_duplicates import compute_prints
 from stages.engine.cache import save_entry
 from stages.engine.outcome import Drop, Outcome
-from stages.evaluate.metrics.sync import Prediction, predict_mouth
 from stages.media.audio import SAMPLE_RATE, SAMPLES_PER_FRAME, mix_to_mono, read_channels
 from stages.mels import count_samples
+from stages.metrics.sync import Prediction, predict_mouth
 
 Floats = NDArray[np.float32]
 Stretch = tuple[int, int]  # frames [a, b)

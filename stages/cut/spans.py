@@ -45,7 +45,7 @@ class Sound:
 
     speech: NDArray[np.float32]  # (T,), probability
     level: NDArray[np.float32]  # (T,), dB below full scale
-    prediction: NDArray[np.float32]  # (T, 2), stages.evaluate.metrics.sync
+    prediction: NDArray[np.float32]  # (T, 2), stages.metrics.sync
     prints: NDArray[np.uint32]  # (T,), stages.cut.near_duplicates
 
     @classmethod

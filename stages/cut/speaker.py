@@ -1,6 +1,6 @@
 """Which face speaks, how sure that is, and by how many frames its mouth is late.
 
-A mouth's opening and its change are correlated with those that `stages.evaluate.metrics.sync` hears, at each
+A mouth's opening and its change are correlated with those that `stages.metrics.sync` hears, at each
 lag of up to 0.6 s either way. The speaker's mouth has one high peak. Clips of one file mostly share a lag, so
 each clip's peak counts for the others: `pool_lags` makes them. docs/cutting.md has the
 figures; the constants are from the clips that they were measured on, the predictor's weights are not.
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import ArrayLike, NDArray
 
-from stages.evaluate.metrics.sync import MAX_LAG, Prediction, describe_motion
+from stages.metrics.sync import MAX_LAG, Prediction, describe_motion
 
 Floats = NDArray[np.float64]
 

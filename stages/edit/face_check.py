@@ -20,7 +20,7 @@ from pydantic.dataclasses import dataclass as params_dataclass
 
 from shards.schema import Frame
 from stages.engine.outcome import StageError
-from stages.evaluate.metrics.border import border_distances
+from stages.metrics.border import border_distances
 
 MISFIT = "no_fit"  # the reason of a frame that is left as it is because the network does not fit
 

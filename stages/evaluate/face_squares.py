@@ -24,11 +24,11 @@ from stages.engine import sandbox
 from stages.engine.cache import load_entry, save_entry
 from stages.engine.outcome import Drop, Outcome
 from stages.engine.sandbox import ClipJob, LimitParams
-from stages.evaluate.metrics.face_crops import crop_faces, face_boxes
 from stages.landmarks import LandmarksParams
 from stages.media.faces import DEFAULT_ENGINE, Points, load_engine, open_finder
 from stages.media.presentation import read_shown_video
 from stages.media.video import ClipFrames, ClockFrame, read_frames_at_25fps
+from stages.metrics.face_crops import crop_faces, face_boxes
 
 
 def crop_squares(path: Path, n_frames: int, landmarker: Path, limits: LimitParams) -> Frames:

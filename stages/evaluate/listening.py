@@ -19,20 +19,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.schema import ClipSample, Frames
-from stages.evaluate.metrics.border import border_distances
-from stages.evaluate.metrics.closure import Word, count_closed_share, find_closures
-from stages.evaluate.metrics.motion import smoothness
-from stages.evaluate.metrics.mouth import Mouths, correlation, drop_nan_frames, openings
-from stages.evaluate.metrics.obedience import (
+from stages.media.reference import Reference
+from stages.metrics.border import border_distances
+from stages.metrics.closure import Word, count_closed_share, find_closures
+from stages.metrics.motion import smoothness
+from stages.metrics.mouth import Mouths, correlation, drop_nan_frames, openings
+from stages.metrics.obedience import (
     Mean,
     audio_obedience,
     bootstrap_mean,
     bootstrap_ratio,
     partial_correlation,
 )
-from stages.evaluate.metrics.pixels import Series, score_psnr, squared_errors
-from stages.evaluate.metrics.silence import find_silent_frames, measure_silent_motion
-from stages.media.reference import Reference
+from stages.metrics.pixels import Series, score_psnr, squared_errors
+from stages.metrics.silence import find_silent_frames, measure_silent_motion
 
 MIN_OBEDIENCE_FRAMES = 10  # with a mouth in all three of the signals that obedience compares
 EDGE_FRAMES = 5  # at each end of a clip, whose PSNR shows drift: 0.2 s

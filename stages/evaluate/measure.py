@@ -23,15 +23,15 @@ from stages.engine.cache import load_entry, save_entry
 from stages.engine.outcome import Drop, Outcome
 from stages.engine.sandbox import ClipJob, LimitParams
 from stages.evaluate.baselines import MouthBank, find_nearest_mouths, freeze_mouth, repeat_previous_frame
-from stages.evaluate.metrics import sync
-from stages.evaluate.metrics.border import border_distances
-from stages.evaluate.metrics.cpbd import cpbd
-from stages.evaluate.metrics.identity import identity_distances
-from stages.evaluate.metrics.motion import smoothness
-from stages.evaluate.metrics.pixels import squared_errors, ssim_by_frame
-from stages.evaluate.metrics.silence import find_silent_frames
-from stages.evaluate.mouths import find_mouths_cached
 from stages.mels import find_reference
+from stages.metrics import sync
+from stages.metrics.border import border_distances
+from stages.metrics.cpbd import cpbd
+from stages.metrics.identity import identity_distances
+from stages.metrics.motion import smoothness
+from stages.metrics.mouth_finder import find_mouths_cached
+from stages.metrics.pixels import squared_errors, ssim_by_frame
+from stages.metrics.silence import find_silent_frames
 from stages.sample.pairs import read_crops
 
 VERSION = 4

@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.schema import Frames
-from stages.evaluate.metrics.frechet import Moments, frechet_distance
-from stages.evaluate.metrics.inception import Inception, extract_features
-from stages.evaluate.metrics.lpips import MIN_PX, AlexNet, Heads, Lpips
-from stages.evaluate.metrics.lse import Skipped, compute_lse
-from stages.evaluate.metrics.pixels import Boxes, crop_boxes
-from stages.evaluate.metrics.published import load_published
-from stages.evaluate.metrics.syncnet import SyncNet
 from stages.media.weights import NETWORKS, WeightsNotFound, find_local
+from stages.metrics.frechet import Moments, frechet_distance
+from stages.metrics.inception import Inception, extract_features
+from stages.metrics.lpips import MIN_PX, AlexNet, Heads, Lpips
+from stages.metrics.lse import Skipped, compute_lse
+from stages.metrics.pixels import Boxes, crop_boxes
+from stages.metrics.published import load_published
+from stages.metrics.syncnet import SyncNet
 
 LSE = ("lse_c", "lse_d", "lse_offset", "lse_d_at_zero")
 LSE_REAL = tuple(f"{column}_real" for column in LSE)  # the same, by the protocol "real videos"

@@ -15,16 +15,16 @@ from stages.engine.cache import digest, entry_path, load_entry, save_entry, vers
 from stages.engine.outcome import Drop, Outcome
 from stages.engine.progress import Progress, no_progress
 from stages.engine.sandbox import LimitParams
-from stages.evaluate.clip_sound import find_source, read_clip_sound
 from stages.evaluate.columns import COLUMNS
 from stages.evaluate.face_squares import crop_squares, crop_squares_with_crops
 from stages.evaluate.measure import MeasureItem, MeasureTools, cut_clip, load_item_frames
-from stages.evaluate.metrics.face_crops import REAL_VIDEOS
-from stages.evaluate.metrics.lse import CROPS, Skipped
-from stages.evaluate.metrics.obedience import Mean
 from stages.evaluate.network_metrics import LSE, LSE_REAL, Fid, Networks, score_clip_by_networks
 from stages.media.audio import SAMPLES_PER_FRAME
+from stages.media.clip_sound import find_source, read_clip_sound
 from stages.media.faces import DEFAULT_ENGINE, ENGINE_PACKAGES
+from stages.metrics.face_crops import REAL_VIDEOS
+from stages.metrics.lse import CROPS, Skipped
+from stages.metrics.obedience import Mean
 
 STAGE = "networks"
 VERSION = 3

@@ -20,9 +20,9 @@ from stages.engine.cache import digest, entry_path, load_entry, save_entry, vers
 from stages.engine.outcome import Drop, Outcome
 from stages.engine.sandbox import LimitParams
 from stages.engine.stage import Mapper
-from stages.evaluate.clip_sound import decode_clip_sound, find_source, make_sound_job
 from stages.evaluate.measure import MeasureTools
 from stages.media.audio import SAMPLE_RATE
+from stages.media.clip_sound import decode_clip_sound, find_source, make_sound_job
 
 STAGE = "phonemes"
 VERSION = 1

@@ -42,10 +42,6 @@ from stages.evaluate.baselines import build_bank, choose_bank_clips
 from stages.evaluate.columns import COLUMNS
 from stages.evaluate.listening import OBEDIENCE
 from stages.evaluate.measure import MeasureItem, Measurements, MeasureTools, load_measurements
-from stages.evaluate.metrics import sync
-from stages.evaluate.metrics.closure import find_closures
-from stages.evaluate.metrics.mouth import openings
-from stages.evaluate.metrics.obedience import INTERVAL_SEED
 from stages.evaluate.network_metrics import FID, LPIPS, LSE, LSE_REAL, load_networks
 from stages.evaluate.network_scores import PROTOCOLS, NetworkScores, RawClips, score_rows_by_networks
 from stages.evaluate.predictions import GeneratedSystem, crop_videos, find_systems
@@ -78,6 +74,10 @@ from stages.evaluate.table import (
 from stages.evaluate.word_times import read_alignments
 from stages.media import weights
 from stages.media.faces import DEFAULT_ENGINE, ENGINE_PACKAGES, check_engine
+from stages.metrics import sync
+from stages.metrics.closure import find_closures
+from stages.metrics.mouth import openings
+from stages.metrics.obedience import INTERVAL_SEED
 from stages.sample.pairs import Pair, make_pairs
 
 CLIPS, FRAMES, METRICS, SUMMARY, RUN_INFO, PLOTS = (

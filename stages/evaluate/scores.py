@@ -17,12 +17,12 @@ from shards.table import Row, Rule
 from stages.evaluate.columns import COLUMNS
 from stages.evaluate.listening import OBEDIENCE, RATIOS, score_border, score_errors, score_openings
 from stages.evaluate.measure import Measurements
-from stages.evaluate.metrics.identity import drift
-from stages.evaluate.metrics.mouth import Mouths, lag_frames, mouth_distance, openings
-from stages.evaluate.metrics.obedience import MIN_UNITS, Mean, bootstrap_mean, bootstrap_ratio
-from stages.evaluate.metrics.pixels import Series, score_psnr, score_psnr_by_frame
-from stages.evaluate.metrics.sync import Prediction, score_sync
 from stages.evaluate.table import MEAN_OPENING
+from stages.metrics.identity import drift
+from stages.metrics.mouth import Mouths, lag_frames, mouth_distance, openings
+from stages.metrics.obedience import MIN_UNITS, Mean, bootstrap_mean, bootstrap_ratio
+from stages.metrics.pixels import Series, score_psnr, score_psnr_by_frame
+from stages.metrics.sync import Prediction, score_sync
 
 FIRST_CLIPS_SCHEMA = pa.schema(
     [

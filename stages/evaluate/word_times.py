@@ -10,7 +10,7 @@ from shards.files import is_regular_file, read_file
 from shards.names import is_id
 from shards.table import Row
 from stages.engine.outcome import StageError
-from stages.evaluate.metrics.closure import Word
+from stages.metrics.closure import Word
 
 UNITS_PER_SECOND = 25_000  # of the times in these files
 TIME = re.compile("[0-9]{1,12}")

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from shards.codec import JPEG_QUALITY, Codec, decode_frame, encode_frame
 from shards.schema import ClipSample, Frame
-from stages.evaluate.metrics.pixels import compute_psnr, squared_error
+from stages.metrics.pixels import compute_psnr, squared_error
 from stages.report.inputs import pick_evenly
 
 FRAMES_PER_CLIP = 10

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from model.monitor import BAND_NAMES
 from shards.reader import Dataset, read_members
 from shards.schema import MELS_MEMBER, MELS_PER_FRAME, VIDEO_FPS, npy_to_array
-from stages.evaluate.metrics.mouth import lag_frames
-from stages.evaluate.metrics.obedience import MIN_UNITS
 from stages.evaluate.table import NOT_GENERATED, TRUTH
+from stages.metrics.mouth import lag_frames
+from stages.metrics.obedience import MIN_UNITS
 from stages.report import results
 from stages.report.card import DatasetCard
 from stages.report.motion import MotionStats

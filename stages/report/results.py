@@ -18,7 +18,6 @@ from shards.schema import Text
 from shards.table import Row, read_rows
 from stages.engine.json_file import read_json_file
 from stages.evaluate.columns import COLUMNS, GROUPS, Column
-from stages.evaluate.metrics.obedience import MIN_UNITS, Mean, widen_interval
 from stages.evaluate.run import CLIPS, FRAMES, METRICS, RUN_INFO
 from stages.evaluate.scores import (
     ADDED_CLIPS_FIELDS,
@@ -30,6 +29,7 @@ from stages.evaluate.scores import (
     group_means,
 )
 from stages.evaluate.table import NOT_GENERATED, PREVIOUS, TRUTH
+from stages.metrics.obedience import MIN_UNITS, Mean, widen_interval
 from stages.report.inputs import pick_best
 
 Floats = NDArray[np.float64]

@@ -84,7 +84,6 @@ from shards.webdataset_reader import from_webdataset
 from stages.engine.cache import load_entry, save_entry
 from stages.engine.outcome import Drop, Outcome, StageError
 from stages.engine.parts import read_part, read_part_key
-from stages.evaluate.metrics.published import load_published
 from stages.evaluate.predictions import find_systems
 from stages.evaluate.system_card import CARD
 from stages.evaluate.word_times import read_alignments
@@ -92,6 +91,7 @@ from stages.fetch.sources import LfsRepository, ZenodoRecord
 from stages.fetch.unpack import UnpackError, unpack
 from stages.media.download import DownloadError, RemoteFile
 from stages.media.packages import PackagedFiles, open_archive
+from stages.metrics.published import load_published
 from stages.report.card import build_card
 from stages.report.cards import build_cards_section
 from stages.report.figures import plot_training

@@ -36,10 +36,10 @@ from stages.adapt.run import MIN_STEPS, AdaptRequest, Estimate, adapt
 from stages.cut.speaker import SpeakerScore
 from stages.edit.run import EditParams
 from stages.engine.outcome import StageError
-from stages.evaluate.metrics.border import border_distances
 from stages.media import weights
 from stages.media.networks import find_network
 from stages.mels import MelsParams
+from stages.metrics.border import border_distances
 from stages.synth import ClipSpec
 from stages.train.run_file import advise_sampling
 from tests.conftest import real_clips

@@ -28,23 +28,23 @@ from stages.cut.thresholds import count_costs
 from stages.engine.cache import read_entry
 from stages.engine.outcome import StageError
 from stages.engine.stage import Context, Report, Work
-from stages.evaluate.clip_sound import decode_clip_sound
-from stages.evaluate.metrics.face_crops import crop_faces, face_boxes
-from stages.evaluate.metrics.lse import Lse, compute_lse
-from stages.evaluate.metrics.published import load_published
-from stages.evaluate.metrics.syncnet import SyncNet
 from stages.landmarks import LandmarksParams, find_span_points
 from stages.media import weights
 from stages.media.audio import read_channels
+from stages.media.clip_sound import decode_clip_sound
 from stages.media.encode import AudioTrack, write_mp4
 from stages.media.video import read_frames_at_25fps
+from stages.metrics.face_crops import crop_faces, face_boxes
+from stages.metrics.lse import Lse, compute_lse
+from stages.metrics.published import load_published
+from stages.metrics.syncnet import SyncNet
 from stages.speech import SpeechParams
 from stages.synth import SynthParams, make_corpus
 from stages.synth.film_spec import FilmTruth
 from tests.build import build, find_stage_summary, hash_files, pipeline
 from tests.conftest import real_clips
 from tests.media import read_rgb_frames
-from tests.stages.evaluate.metrics.weights import make_syncnet_weights
+from tests.stages.metrics.weights import make_syncnet_weights
 
 KINDS = ("speaker", "two-faces", "no-face", "lag", "music")
 

@@ -13,9 +13,9 @@ from stages.cut import run as cut
 from stages.cut.params import SpanParams
 from stages.cut.speaker import measure_curve, score_curve
 from stages.engine.stage import Context, Work
-from stages.evaluate.metrics.lse import score_embeddings
 from stages.landmarks import LandmarksParams
 from stages.media.weights import WeightsNotFound
+from stages.metrics.lse import score_embeddings
 from stages.speech import SpeechParams
 from tests import datasets
 

@@ -28,13 +28,13 @@ from stages.evaluate import run as evaluate
 from stages.evaluate.columns import COLUMNS
 from stages.evaluate.listening import OBEDIENCE
 from stages.evaluate.measure import MeasureTask, MeasureTools, load_measurements
-from stages.evaluate.metrics.mouth import correlation
 from stages.evaluate.network_metrics import LSE, LSE_REAL, Networks
 from stages.evaluate.network_scores import score_rows_by_networks
 from stages.evaluate.run import CLIPS, FRAMES, METRICS, RUN_INFO, SUMMARY, EvaluateRequest
 from stages.evaluate.scores import CLIPS_SCHEMA, FRAMES_SCHEMA
 from stages.evaluate.system_card import CARD, PICTURE, read_system_card
 from stages.evaluate.table import BASELINES, FROZEN, MEAN_OPENING, PREVIOUS, STAGE, TRUTH, make_item
+from stages.metrics.mouth import correlation
 from stages.report.strips import read_picture
 from stages.sample.pairs import CROPS, Pair, make_pairs
 from tests import evaluation

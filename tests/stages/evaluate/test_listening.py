@@ -11,9 +11,9 @@ import pytest
 
 from shards.schema import ClipSample
 from stages.evaluate.listening import PairMouths, average_scores, score_obedience, score_pair
-from stages.evaluate.metrics.closure import Word
-from stages.evaluate.metrics.obedience import bootstrap_ratio, residual
-from tests.stages.evaluate.metrics.test_mouth import make_mouths, make_openings
+from stages.metrics.closure import Word
+from stages.metrics.obedience import bootstrap_ratio, residual
+from tests.stages.metrics.test_mouth import make_mouths, make_openings
 
 ROOT = Path(__file__).parents[3]
 T = 75
@@ -130,6 +130,6 @@ def test_it_runs_where_no_codec_and_no_corpus_tools_are_installed() -> None:
     program = f"""
 import sys
 sys.modules.update(dict.fromkeys({absent}))
-import stages.evaluate.listening, stages.evaluate.mouths, stages.media.faces, stages.media.weights
+import stages.evaluate.listening, stages.metrics.mouth_finder, stages.media.faces, stages.media.weights
 """
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)

@@ -17,9 +17,6 @@ from torch import Tensor, nn
 
 from shards.checksum import file_sha256
 from stages.engine.outcome import StageError
-from stages.evaluate.metrics.inception import Inception
-from stages.evaluate.metrics.lpips import AlexNet, Heads
-from stages.evaluate.metrics.lse import Skipped
 from stages.evaluate.network_metrics import (
     FID,
     LPIPS,
@@ -31,7 +28,10 @@ from stages.evaluate.network_metrics import (
     score_clip_by_networks,
 )
 from stages.media.weights import NETWORKS, Weights
-from tests.stages.evaluate.metrics.weights import Mark, make_syncnet_weights, make_weights
+from stages.metrics.inception import Inception
+from stages.metrics.lpips import AlexNet, Heads
+from stages.metrics.lse import Skipped
+from tests.stages.metrics.weights import Mark, make_syncnet_weights, make_weights
 
 BOXES = np.tile([20, 40, 76, 90], (8, 1))
 

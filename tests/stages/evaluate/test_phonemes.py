@@ -16,13 +16,13 @@ from stages.engine.sandbox import LimitParams
 from stages.engine.stage import run_one_by_one
 from stages.evaluate import phonemes
 from stages.evaluate import run as evaluate
-from stages.evaluate.clip_sound import decode_clip_sound
-from stages.evaluate.metrics.closure import REACH_FRAMES, find_closures
 from stages.evaluate.phonemes import is_installed, recognise_closures
 from stages.evaluate.run import RUN_INFO, EvaluateRequest
 from stages.evaluate.table import TRUTH
 from stages.evaluate.word_times import read_alignment
 from stages.media.audio import SAMPLE_RATE
+from stages.media.clip_sound import decode_clip_sound
+from stages.metrics.closure import REACH_FRAMES, find_closures
 from tests import evaluation
 
 needs_recogniser = pytest.mark.skipif(

@@ -10,9 +10,6 @@ import pytest
 from stages.evaluate.columns import COLUMNS
 from stages.evaluate.listening import OBEDIENCE, score_obedience
 from stages.evaluate.measure import Measurements
-from stages.evaluate.metrics.mouth import Mouths
-from stages.evaluate.metrics.obedience import Mean, bootstrap_mean
-from stages.evaluate.metrics.sync import describe_motion
 from stages.evaluate.scores import (
     TrueClip,
     average_openings,
@@ -23,7 +20,10 @@ from stages.evaluate.scores import (
     score_clip,
 )
 from stages.evaluate.table import FROZEN, MEAN_OPENING
-from tests.stages.evaluate.metrics.test_mouth import make_mouths, make_openings
+from stages.metrics.mouth import Mouths
+from stages.metrics.obedience import Mean, bootstrap_mean
+from stages.metrics.sync import describe_motion
+from tests.stages.metrics.test_mouth import make_mouths, make_openings
 
 T = 75
 PSNR_OF_A_COPY = 10 * np.log10(12 * 255**2)  # 58.9 dB: that of rounding

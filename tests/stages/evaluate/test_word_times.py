@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from stages.engine.outcome import StageError
-from stages.evaluate.metrics.closure import Word
 from stages.evaluate.word_times import parse_alignment, read_alignments
+from stages.metrics.closure import Word
 
 CLIPS = {"s1_bbaf2n": {"speaker": "s1"}, "s1_lrae3s": {"speaker": "s1"}}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from shards.schema import Frames
-from stages.evaluate.metrics.pixels import Boxes
+from stages.metrics.pixels import Boxes
 
 
 def second_difference(frames: Frames, boxes: Boxes) -> float:

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from shards.schema import Frame
 from stages.engine.cache import digest, entry_path, load_entry, save_entry, versions
 from stages.engine.outcome import Outcome
-from stages.evaluate.metrics.mouth import Mouths
 from stages.media import faces
 from stages.media.faces import DEFAULT_ENGINE, ENGINE_PACKAGES, Points, open_finder
+from stages.metrics.mouth import Mouths
 
 STAGE = "mouths"
 VERSION = 1

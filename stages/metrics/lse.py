@@ -3,7 +3,7 @@
 There are two protocols, and a value without its protocol means little:
 
 ``crops``        the whole image is the face, resized to 224 x 224 (Wav2Lip's script for LRS)
-``real videos``  a square around the face is cut out first: see ``stages.evaluate.metrics.face_crops``
+``real videos``  a square around the face is cut out first: see ``stages.metrics.face_crops``
 
 Some steps of the scripts are omitted, because they make the result depend on an ffmpeg build: frames pass
 through JPEG and, for real videos, twice through MPEG-4, the sound through MP3; tracks of fewer than 101
@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shards.schema import VIDEO_FPS
-from stages.evaluate.metrics.face_crops import PICTURE_PX
-from stages.evaluate.metrics.mfcc import SAMPLE_RATE, mfcc
+from stages.metrics.face_crops import PICTURE_PX
+from stages.metrics.mfcc import SAMPLE_RATE, mfcc
 
 CROPS = "crops: whole picture resized to 224 px, as Wav2Lip's LRS script"
 

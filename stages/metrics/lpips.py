@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from stages.evaluate.metrics.published import get_device
+from stages.metrics.published import get_device
 
 CHANNELS = (64, 192, 384, 256, 256)  # of AlexNet's five layers
 MIN_PX = 31  # a smaller image is empty after AlexNet's second pooling

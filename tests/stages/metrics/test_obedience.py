@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from stages.evaluate.metrics.obedience import (
+from stages.metrics.obedience import (
     audio_obedience,
     bootstrap_mean,
     bootstrap_ratio,

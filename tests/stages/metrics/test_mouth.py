@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from stages.evaluate.metrics.mouth import Mouths, correlation, lag_frames, mouth_distance, openings
-from stages.evaluate.metrics.obedience import audio_obedience
+from stages.metrics.mouth import Mouths, correlation, lag_frames, mouth_distance, openings
+from stages.metrics.obedience import audio_obedience
 
 T, N_LIPS = 75, 40
 

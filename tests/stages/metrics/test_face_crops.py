@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from stages.evaluate.metrics.face_crops import crop_faces, face_boxes
+from stages.metrics.face_crops import crop_faces, face_boxes
 
 
 def draw_coordinates(size: int) -> NDArray[np.uint8]:

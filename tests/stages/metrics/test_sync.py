@@ -9,8 +9,10 @@ import pytest
 
 from pipeline.one_clip import clip_from_file
 from pipeline.params import Params
-from stages.evaluate.metrics.mouth import openings
-from stages.evaluate.metrics.sync import (
+from stages.media.faces import FaceFinder
+from stages.metrics.mouth import openings
+from stages.metrics.mouth_finder import find_mouths
+from stages.metrics.sync import (
     ENCODER,
     MAX_LAG,
     N_FEATURES,
@@ -21,8 +23,6 @@ from stages.evaluate.metrics.sync import (
     score_sync,
     stack_windows,
 )
-from stages.evaluate.mouths import find_mouths
-from stages.media.faces import FaceFinder
 from stages.speech import SpeechParams
 
 T = 75

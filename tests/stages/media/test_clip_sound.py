@@ -10,7 +10,7 @@ from scipy.io import wavfile
 from shards.checksum import file_sha256
 from stages.engine.outcome import Drop
 from stages.engine.sandbox import LimitParams
-from stages.evaluate.clip_sound import read_clip_sound
+from stages.media.clip_sound import read_clip_sound
 
 SOUND = np.random.default_rng(0).integers(-32768, 32767, 16_000, endpoint=True).astype(np.int16)
 SOUND[8000:8002] = -32768, 32767

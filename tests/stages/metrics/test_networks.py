@@ -14,13 +14,13 @@ from skimage.data import astronaut
 from torch import Tensor, nn
 
 from stages.engine.outcome import StageError
-from stages.evaluate.metrics.frechet import Moments, frechet_distance
-from stages.evaluate.metrics.inception import Inception, extract_features
-from stages.evaluate.metrics.lpips import AlexNet, Heads, Lpips
-from stages.evaluate.metrics.lse import Lse, compute_lse
-from stages.evaluate.metrics.published import load_published
-from stages.evaluate.metrics.syncnet import SyncNet
-from tests.stages.evaluate.metrics.weights import Mark, make_syncnet_weights, make_weights
+from stages.metrics.frechet import Moments, frechet_distance
+from stages.metrics.inception import Inception, extract_features
+from stages.metrics.lpips import AlexNet, Heads, Lpips
+from stages.metrics.lse import Lse, compute_lse
+from stages.metrics.published import load_published
+from stages.metrics.syncnet import SyncNet
+from tests.stages.metrics.weights import Mark, make_syncnet_weights, make_weights
 
 ALEXNET_CLASSIFIER = 9216 * 4096 + 4096 + 4096 * 4096 + 4096 + 4096 * 1000 + 1000
 INCEPTION_CLASSIFIER = 2048 * 1008 + 1008

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.linalg import sqrtm
 
-from stages.evaluate.metrics.frechet import Gaussian, Moments, frechet_distance
+from stages.metrics.frechet import Gaussian, Moments, frechet_distance
 
 RNG = np.random.default_rng
 

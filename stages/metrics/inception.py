@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stages.evaluate.metrics.published import get_device
+from stages.metrics.published import get_device
 
 PICTURE_PX = 299
 BATCH = 16

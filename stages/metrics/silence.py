@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.schema import MELS_PER_FRAME, VIDEO_FPS
-from stages.evaluate.metrics.pixels import Series
 from stages.media.reference import Reference, restore_levels
+from stages.metrics.pixels import Series
 
 LOUD_PERCENTILE = 95  # of a clip's levels by frame: its speech, whatever single peaks it has
 SILENT_DB = 22.0  # below that level; GRID's pauses are 30 dB below it, in the median

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from skimage.color import rgb2lab
 
 from stages.evaluate.listening import score_border
-from stages.evaluate.metrics.border import border_distances, compute_lab
+from stages.metrics.border import border_distances, compute_lab
 
 T, SIZE = 4, 32
 SKIN, DARK_SKIN = (198, 156, 136), (92, 61, 48)

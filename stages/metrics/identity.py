@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from skimage.color import rgb2lab
 
 from shards.schema import Frames
-from stages.evaluate.metrics.pixels import Boxes, Series, crop_boxes
+from stages.metrics.pixels import Boxes, Series, crop_boxes
 
 CELLS = 4  # along each side of the box
 RIM = np.pad(np.zeros((CELLS - 2, CELLS - 2), bool), 1, constant_values=True)

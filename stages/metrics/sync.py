@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from shards.index import get_params_section
 from shards.schema import SPEECH_PER_FRAME
-from stages.evaluate.metrics.mouth import correlate_at_lag
+from stages.metrics.mouth import correlate_at_lag
 
 WEIGHTS = Path(__file__).with_name("sync_predictor.npy")
 ENCODER = "whisper-tiny.en"  # whose features it hears

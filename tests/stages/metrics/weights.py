@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stages.evaluate.metrics.syncnet import SyncNet
+from stages.metrics.syncnet import SyncNet
 
 
 def make_weights(build: Callable[[], nn.Module], seed: int = 0) -> dict[str, Tensor]:

@@ -7,20 +7,20 @@ import pytest
 from numpy.typing import NDArray
 
 from shards.schema import VIDEO_FPS
-from stages.evaluate.metrics.closure import (
+from stages.media.reference import Reference, compute_reference
+from stages.metrics.closure import (
     CLOSED_OPENING,
     REACH_FRAMES,
     Word,
     count_closed_share,
     find_closures,
 )
-from stages.evaluate.metrics.silence import (
+from stages.metrics.silence import (
     MIN_RUN_FRAMES,
     SILENT_DB,
     find_silent_frames,
     measure_silent_motion,
 )
-from stages.media.reference import Reference, compute_reference
 
 T = 75
 

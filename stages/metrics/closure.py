@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shards.schema import VIDEO_FPS
-from stages.evaluate.metrics.pixels import Series
+from stages.metrics.pixels import Series
 
 CLOSED_AT_START = frozenset({"bin", "place", "blue", "by", "please", "b", "p"})
 CLOSED_AT_END = frozenset({"m"})

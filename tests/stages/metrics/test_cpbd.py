@@ -6,7 +6,7 @@ import pytest
 from numpy.typing import NDArray
 from skimage import data
 
-from stages.evaluate.metrics.cpbd import cpbd, edge_widths
+from stages.metrics.cpbd import cpbd, edge_widths
 
 
 def score_image(image: NDArray[np.uint8]) -> float:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.evaluate.metrics.pixels import Series
+from stages.metrics.pixels import Series
 
 MAX_LAG = 10  # frames, 0.4 s
 

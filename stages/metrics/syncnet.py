@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from stages.evaluate.metrics.published import get_device
+from stages.metrics.published import get_device
 
 N_FEATURES = 1024
 

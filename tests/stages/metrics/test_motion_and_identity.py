@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from stages.evaluate.metrics.identity import drift, identity_distances
-from stages.evaluate.metrics.motion import second_difference, smoothness
+from stages.metrics.identity import drift, identity_distances
+from stages.metrics.motion import second_difference, smoothness
 
 T, SIZE = 20, 64
 BOXES = np.tile([16, 24, 48, 56], (T, 1))

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from stages.evaluate.metrics.pixels import compute_psnr, squared_error, squared_errors, ssim_by_frame
+from stages.metrics.pixels import compute_psnr, squared_error, squared_errors, ssim_by_frame
 
 Picture = NDArray[np.uint8]
 

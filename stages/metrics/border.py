@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.schema import Frames
-from stages.evaluate.metrics.pixels import PEAK, Boxes, Series
+from stages.metrics.pixels import PEAK, Boxes, Series
 
 RING = 3  # px inside the border
 # IEC 61966-2-1: sRGB to CIE XYZ, relative to the white point D65.

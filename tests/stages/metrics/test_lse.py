@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stages.evaluate.metrics.lse import (
+from stages.metrics.lse import (
     Lse,
     Skipped,
     compute_lse,
@@ -15,7 +15,7 @@ from stages.evaluate.metrics.lse import (
     mean_distances,
     score_embeddings,
 )
-from stages.evaluate.metrics.mfcc import mfcc
+from stages.metrics.mfcc import mfcc
 
 RNG = np.random.default_rng
 
