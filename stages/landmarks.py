@@ -110,7 +110,10 @@ def find_points(
     tracked = track_largest_face(faces, params.max_gap_frames)
     is_found = np.array([face is not None for face in tracked])
     _check_gaps(list(is_found), "the largest face is away", params)
-    check_width(tracked, params)
+    width = float(np.median([face.width for face in tracked if face is not None]))
+    if width < params.min_face_pixels:
+        raise Drop("small_face", f"its face is {width:.0f} px wide, "
+                   f"expected {params.min_face_pixels:g} or more")  # fmt: skip
     jumps = find_jumps(tracked, changes, seconds)
     if any(_is_unplaced(tracked, jump.frame) for jump in jumps):
         jumps = find_jumps(tracked, _compare_pictures(frames), seconds)
@@ -175,14 +178,6 @@ def _check_gaps(is_found: list[bool], what: str, params: LandmarksParams) -> Non
     if length > params.max_gap_frames:
         raise Drop("no_face", f"{what} in frames {start}-{start + length - 1} of {len(is_found)}, "
                    f"expected gaps of at most {params.max_gap_frames}")  # fmt: skip
-
-
-def check_width(faces: Iterable[FaceDetection | None], params: LandmarksParams) -> None:
-    """Raise Drop for a face that is too small, in most of the frames in which it is found."""
-    width = float(np.median([face.width for face in faces if face is not None]))
-    if width < params.min_face_pixels:
-        raise Drop("small_face", f"its face is {width:.0f} px wide, "
-                   f"expected {params.min_face_pixels:g} or more")  # fmt: skip
 
 
 def find_landmarks_in_file(

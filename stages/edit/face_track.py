@@ -34,7 +34,7 @@ from stages.engine import sandbox
 from stages.engine.outcome import Drop, Outcome, StageError
 from stages.engine.progress import Progress
 from stages.engine.sandbox import ClipJob, LimitParams
-from stages.landmarks import LandmarksParams, check_width
+from stages.landmarks import LandmarksParams
 from stages.media.container import find_video_stream, open_media
 from stages.media.crops import MAX_SUPERSAMPLE, compute_supersample
 from stages.media.faces import (
@@ -499,7 +499,10 @@ def _align_segment(
 ) -> FaceSegment:
     """Align a run of instants. Raises Drop when it cannot be used."""
     detections = [track.detections.get(k) for k in range(first, last + 1)]
-    check_width(detections, params)
+    width = float(np.median([face.width for face in detections if face is not None]))
+    if width < params.min_face_pixels:
+        raise Drop("small_face", f"its face is {width:.0f} px wide, "
+                   f"expected {params.min_face_pixels:g} or more")  # fmt: skip
     points = interpolate_gaps([None if face is None else face.points for face in detections])
     matrices, boxes = align_used_points(points, align)
     check_boxes(boxes)
