@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, cast
@@ -16,6 +15,7 @@ from torch import distributed as dist
 from torch.backends.cpu import get_cpu_capability
 
 from model.recipe import ModelError, Recipe
+from shards.torchrun import check_meeting_point, read_place
 
 Precision = Literal["auto", "bf16", "fp32"]
 Item = TypeVar("Item")
@@ -164,7 +164,7 @@ def select_device(name: str) -> torch.device:
         )
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    local = int(os.environ.get("LOCAL_RANK", "0"))
+    local = read_place().local_rank
     if local >= torch.cuda.device_count():
         raise ModelError(
             f"rank {local} of this machine has no GPU: PyTorch finds {torch.cuda.device_count()}"
@@ -178,9 +178,11 @@ def select_device(name: str) -> torch.device:
 def join_ranks(device: str) -> Iterator[Ranks]:
     """The ranks as ``torchrun`` started them, or this process alone; ``device`` is auto, cpu or cuda.
 
-    Raises ModelError when there is no such GPU.
+    Raises ModelError when there is no such GPU, ShardError for an environment that ``torchrun`` did not make.
     """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    place = read_place()
+    check_meeting_point(place)
+    world = place.world
     own_device = select_device(device)
     if world == 1:
         yield Ranks(0, 1, own_device)

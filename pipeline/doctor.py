@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from packaging.requirements import Requirement
 
+from shards.cores import count_cores
 from shards.errors import make_printable, shorten_message
 from shards.memory import find_free_memory
 from stages.engine.outcome import StageError
@@ -152,9 +153,10 @@ def _examine_extras(name: str) -> Finding:
 def _examine_processor(name: str) -> Finding:
     import psutil
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     total, free = psutil.virtual_memory().total / GIGABYTE, find_free_memory() / GIGABYTE
-    return Finding(name, "ok", f"{cores} cores, {total:.1f} GB of memory, {free:.1f} GB of it free to redub")
+    return Finding(
+        name, "ok", f"{count_cores()} cores, {total:.1f} GB of memory, {free:.1f} GB of it free to redub"
+    )
 
 
 def _examine_gpu(name: str) -> Finding:

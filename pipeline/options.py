@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from sampler.params import SamplerName
+from shards.cores import count_cores
 from shards.names import is_utf8
+from shards.torchrun import read_place
 from stages.corpora import CORPORA
 
 if TYPE_CHECKING:
@@ -87,7 +89,7 @@ landmarker_option = click.option(
     "--landmarker", default="", metavar="FILE", help="MediaPipe's face_landmarker.task."
 )
 params_option = click.option("--params", type=FILE, help="Params file.  [default: ./params.yaml if there]")
-workers_option = click.option("--workers", type=click.IntRange(1, MAX_WORKERS), default=os.cpu_count() or 1,
+workers_option = click.option("--workers", type=click.IntRange(1, MAX_WORKERS), default=count_cores,
                               show_default="one per core",
                               help="Worker processes on this machine.")  # fmt: skip
 scheduler_option = click.option(
@@ -282,5 +284,5 @@ def _add_options(options: Sequence[Callable[..., Any]], function: Callable[..., 
 
 def print_once(text: str) -> None:
     """Print a command's result; under ``torchrun`` only the first process prints."""
-    if os.environ.get("RANK", "0") == "0":
+    if read_place().rank == 0:
         click.echo(text)

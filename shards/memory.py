@@ -6,14 +6,12 @@ more is killed by the kernel without a word.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 
-PROCESS_GROUPS = Path("/proc/self/cgroup")
-GROUPS = Path("/sys/fs/cgroup")
+from shards.cgroups import list_groups
 
 
 class GroupFiles(NamedTuple):
@@ -24,10 +22,12 @@ class GroupFiles(NamedTuple):
     file_pages: tuple[str, str]
 
 
-VERSION_1 = GroupFiles(
-    "memory.limit_in_bytes", "memory.usage_in_bytes", ("total_active_file", "total_inactive_file")
-)
-VERSION_2 = GroupFiles("memory.max", "memory.current", ("active_file", "inactive_file"))
+FILES = {
+    1: GroupFiles(
+        "memory.limit_in_bytes", "memory.usage_in_bytes", ("total_active_file", "total_inactive_file")
+    ),
+    2: GroupFiles("memory.max", "memory.current", ("active_file", "inactive_file")),
+}
 
 
 def find_free_memory() -> int:
@@ -36,31 +36,8 @@ def find_free_memory() -> int:
     What a group uses to cache files counts as free, as in the machine's figure: the kernel gives it back.
     Where there are no groups, or their files cannot be read, it is the machine's figure alone.
     """
-    rooms = (_find_room(folder, files) for folder, files in _list_groups())
+    rooms = (_find_room(folder, FILES[version]) for folder, version in list_groups("memory"))
     return min([psutil.virtual_memory().available, *(room for room in rooms if room is not None)])
-
-
-def _list_groups() -> Iterator[tuple[Path, GroupFiles]]:
-    """Folders of the groups that this process is in, the innermost first: each one's limit holds for it."""
-    try:
-        lines = PROCESS_GROUPS.read_text().splitlines()
-    except (OSError, ValueError):
-        return
-    for line in lines:
-        _, _, membership = line.partition(":")
-        controllers, colon, name = membership.partition(":")
-        if not controllers and colon:
-            files, mounts = VERSION_2, (GROUPS, GROUPS / "unified")
-        elif "memory" in controllers.split(","):
-            files, mounts = VERSION_1, (GROUPS / "memory", GROUPS / controllers)
-        else:
-            continue
-        path = PurePosixPath(name.lstrip("/"))
-        if ".." in path.parts:  # a group outside those that this container sees
-            path = PurePosixPath()
-        # In a container the path may be the host's, and only the mount itself is there: its own group.
-        for folder in mounts:
-            yield from ((folder / group, files) for group in dict.fromkeys((path, *path.parents)))
 
 
 def _find_room(folder: Path, files: GroupFiles) -> int | None:

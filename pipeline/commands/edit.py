@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -317,6 +316,7 @@ def _edit_pairs(
     """Make the edits of a table; print what became of them. Exits with 1 if one has failed."""
     from model.execution import select_device
     from pipeline.runner import DaskMapper
+    from shards.cores import count_cores
     from shards.memory import find_free_memory
     from stages.edit.batch import BatchRequest, edit_pairs, format_table, has_failed
     from stages.edit.pairs import read_pairs
@@ -324,7 +324,7 @@ def _edit_pairs(
     pairs = read_pairs(table, params)
     on_gpu = select_device(network.device).type == "cuda"
     fitting = max(1, find_free_memory() // WORKER_BYTES)
-    n_default = GPU_WORKERS if on_gpu else min(os.cpu_count() or 1, fitting)
+    n_default = GPU_WORKERS if on_gpu else min(count_cores(), fitting)
     n_workers = min(len(pairs), workers or n_default)
     request = BatchRequest(
         run=network.run,

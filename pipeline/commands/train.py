@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -25,7 +24,9 @@ from pipeline.options import (
     print_once,
 )
 from pipeline.plain_yaml import parse_yaml
+from shards.cores import count_cores
 from shards.errors import shorten
+from shards.torchrun import read_place
 from stages.engine.outcome import StageError
 
 if TYPE_CHECKING:
@@ -37,9 +38,8 @@ MAX_DEFAULT_WORKERS = 16
 
 
 def default_workers() -> int:
-    """Workers per rank; ``torchrun`` sets LOCAL_WORLD_SIZE, the number of ranks on this machine."""
-    n_cores, n_ranks = os.cpu_count() or 1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, min(MAX_DEFAULT_WORKERS, n_cores // n_ranks))
+    """Workers per rank: the cores that this process may use, divided by the ranks of this machine."""
+    return max(1, min(MAX_DEFAULT_WORKERS, count_cores() // read_place().local_world))
 
 
 @click.command("train")
@@ -106,7 +106,7 @@ def default_workers() -> int:
     "--workers",
     type=click.IntRange(1, MAX_WORKERS),
     default=default_workers,
-    show_default="the machine's cores divided by its ranks; 16 at most",
+    show_default="the cores it may use divided by the machine's ranks; 16 at most",
     help="Decoding threads (--hold resident, windowed) or processes, per rank.",
 )
 @click.option(

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pipeline import doctor
-from shards import memory
+from shards import cgroups
 from tests.build import PIPELINE
 
 ROOT = Path(__file__).parents[2]
@@ -62,8 +62,8 @@ def test_free_memory_is_what_the_container_has_left(monkeypatch: pytest.MonkeyPa
     for name, text in (("memory.max", "300000000"), ("memory.current", "100000000"), ("memory.stat", "")):
         (tmp_path / "groups" / name).write_text(text)
     (tmp_path / "cgroup").write_text("0::/")
-    monkeypatch.setattr(memory, "PROCESS_GROUPS", tmp_path / "cgroup")
-    monkeypatch.setattr(memory, "GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(cgroups, "PROCESS_GROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(cgroups, "GROUPS", tmp_path / "groups")
     (finding,) = [each for each in doctor.examine_machine() if each.name == "processor"]
     assert finding.text.endswith("0.2 GB of it free to redub")
 

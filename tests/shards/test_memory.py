@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from shards import memory, resident
+from shards import cgroups, resident
 from shards.memory import find_free_memory
 from shards.schema import ShardError
 from tests.shards import test_streaming as streaming
@@ -22,8 +22,8 @@ NO_LIMIT = 9223372036854771712  # as version 1 says it
 def groups(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The folder of made groups."""
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=MACHINE))
-    monkeypatch.setattr(memory, "PROCESS_GROUPS", tmp_path / "cgroup")
-    monkeypatch.setattr(memory, "GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(cgroups, "PROCESS_GROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(cgroups, "GROUPS", tmp_path / "groups")
     return tmp_path / "groups"
 
 
@@ -44,7 +44,7 @@ def version_1(limit: int, usage: int, active: int = 0, inactive: int = 0) -> dic
 
 
 def write_membership(*lines: str) -> None:
-    memory.PROCESS_GROUPS.write_text("\n".join(lines))
+    cgroups.PROCESS_GROUPS.write_text("\n".join(lines))
 
 
 @pytest.mark.parametrize(
