@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Literal, TypeVar, cast
 
 import torch
@@ -29,6 +30,10 @@ GPU_OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {
     "realize_acc_reads_threshold": 64,
     "realize_opcount_threshold": 1000,
 }
+
+# How long ranks wait for one that downloads or decodes its dataset: a node with an empty cache takes hours
+# longer than one that has the dataset already. In training NCCL's own ten minutes show that a node has died.
+LOADING_TIME = timedelta(hours=24)
 
 log = logging.getLogger(__name__)
 
@@ -130,6 +135,7 @@ class Ranks:
     rank: int
     world: int
     device: torch.device
+    patient: dist.ProcessGroup | None = None  # for work that takes some ranks longer; None: all wait briefly
 
     @property
     def is_first(self) -> bool:
@@ -154,6 +160,46 @@ class Ranks:
         """Wait until all ranks are here. Collective."""
         if self.world > 1:
             dist.barrier()
+
+    def gather(self, value: Item) -> list[Item]:
+        """The value of each rank. Waits for ranks that still load. Collective."""
+        if self.world == 1:
+            return [value]
+        values = [value] * self.world
+        dist.all_gather_object(values, value, group=self.patient)
+        return values
+
+    @contextlib.contextmanager
+    def share_errors(self) -> Iterator[None]:
+        """Raise an error of one rank on all, which would wait for it for ever. Collective.
+
+        The others raise it as a ModelError.
+        """
+        error: Exception | None = None
+        try:
+            yield
+        except Exception as err:  # whatever it is, no other rank can go on
+            error = err
+        messages = self.gather(None if error is None else f"{error}")
+        if error is not None:
+            raise error
+        for rank, message in enumerate(messages):
+            if message is not None:
+                raise ModelError(f"rank {rank}: {message}")
+
+    def check_equal(self, values: Mapping[str, object], advice: Mapping[str, str]) -> None:
+        """Raise ModelError on all ranks where one has another value than the first. Collective.
+
+        ``advice`` says by name what to do; "" is that of all other names.
+        """
+        first, *others = self.gather(values)
+        for rank, other in enumerate(others, 1):
+            for name, value in first.items():
+                if other[name] != value:
+                    raise ModelError(
+                        f"{name} is {value} on rank 0 and {other[name]} on rank {rank}; "
+                        f"{advice.get(name, advice[''])}"
+                    )
 
 
 def select_device(name: str) -> torch.device:
@@ -189,6 +235,7 @@ def join_ranks(device: str) -> Iterator[Ranks]:
         return
     dist.init_process_group("cpu:gloo,cuda:nccl" if own_device.type == "cuda" else "gloo")
     try:
-        yield Ranks(dist.get_rank(), world, own_device)
+        patient = dist.new_group(timeout=LOADING_TIME, backend="gloo")
+        yield Ranks(dist.get_rank(), world, own_device, patient)
     finally:
         dist.destroy_process_group()

@@ -7,7 +7,7 @@ import itertools
 import json
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -16,10 +16,16 @@ import torch
 
 from model import loop
 from model.batch import build_network_input
-from model.checkpoint import check_resumable, find_run, list_checkpoints, restore_state
+from model.checkpoint import (
+    Checkpoint,
+    check_resumable,
+    find_run,
+    list_checkpoints,
+    restore_state,
+)
 from model.dvclive_log import check_dvclive
 from model.execution import Execution, Ranks, join_ranks
-from model.recipe import ModelError, Recipe, recipe_to_dict
+from model.recipe import ModelError, Recipe, iterate_values, recipe_to_dict
 from model.signals import explain_out_of_memory
 from model.start import Start
 from model.trial import choose_execution
@@ -50,6 +56,7 @@ from stages.train.run_file import (
     read_run_file,
 )
 
+CHECKPOINT = "the newest checkpoint"  # in a message
 MAX_NAMES = 8  # of splits, in a message
 MAX_HELD_OUT_CLIPS = 64  # decoded for the held-out loss of a dataset that is too large for this machine
 
@@ -90,14 +97,13 @@ def run(request: TrainRequest, recipe: Recipe, progress: Progress = no_progress)
     """
     if request.dvclive is not None:
         check_dvclive(request.dvclive)
-    with join_ranks(request.device) as ranks:
-        if request.set_aside:
+    with join_ranks(request.device) as ranks, contextlib.ExitStack() as lock:
+        with ranks.share_errors():
             if ranks.is_first:
-                _set_aside(request, recipe)
-            ranks.barrier()
-        with _lock_run(request.run) if ranks.is_first else contextlib.nullcontext():
-            _check_links(request.run)
-            return _train(request, recipe, ranks, progress if ranks.is_first else no_progress)
+                if request.set_aside:
+                    _set_aside(request, recipe)
+                lock.enter_context(_lock_run(request.run))
+        return _train(request, recipe, ranks, progress if ranks.is_first else no_progress)
 
 
 def _lock_run(run: Path) -> contextlib.AbstractContextManager[None]:
@@ -131,45 +137,41 @@ def _check_links(run: Path) -> None:
 
 
 def _train(request: TrainRequest, recipe: Recipe, ranks: Ranks, progress: Progress) -> str:
-    if (request.hold == "windowed") != (recipe.window > 0):
-        raise StageError(
-            f"--hold {request.hold} cannot be combined with a recipe whose window is {recipe.window}"
-        )
-    if request.hold == "streamed" and recipe.balance != "frames":
-        raise StageError(
-            f"--hold streamed cannot be combined with a recipe whose balance is {recipe.balance}: it reads "
-            "clips in the shards' order; use --hold resident, cached or windowed"
-        )
-    get_manifest = download_dataset if request.hold == "resident" else locate_dataset
-    dataset = open_dataset(get_manifest(request.shards), hashes=False)
-    digest = str(dataset.manifest["digest"])
-    checkpoints = list_checkpoints(request.run)
     start = request.start
-    if start is not None:
-        _check_sound(start, dataset)
-    if checkpoints:
-        check_resumable(checkpoints[-1], recipe, digest, start.record if start else None)
-    start_step = checkpoints[-1].step if checkpoints else 0
-    tried = _read_tried_execution(request.run) if checkpoints else None
-    with open_frame_sources(request, recipe, dataset, ranks, progress, start_step) as (data, held_out):
-        speech_scale = None
-        if recipe.network.audio.takes_speech and not checkpoints and start is None:  # these hold it
-            network_input = build_network_input(recipe.network)
-            speech_scale = measure_speech_scale(dataset, data.clips.ids, network_input)
-        with explain_out_of_memory("the network", ranks.device, advice="try fewer network.channels"):
-            initial = start.load_network() if start is not None and not checkpoints else None
-            state = loop.create_state(recipe, ranks.device, speech_scale, initial)
-            if checkpoints:
-                restore_state(state, checkpoints[-1])
-            execution = request.execution
-            if tried is not None and execution.is_open(ranks.device):
-                execution = replace(execution, **tried)
-            elif request.trial and not checkpoints and ranks.world == 1 and recipe.batch <= len(data):
-                execution = choose_execution(execution, recipe, ranks.device, recipe.steps)
-                if execution != request.execution:
-                    tried = {"precision": execution.precision, "compile": execution.compile}
+    with contextlib.ExitStack() as open_files:
+        with ranks.share_errors():
+            _check_links(request.run)
+            dataset = _open_dataset(request, recipe)
+            digest = str(dataset.manifest["digest"])
+            checkpoints = list_checkpoints(request.run)
+        _check_agreement(request, recipe, ranks, digest, checkpoints[-1] if checkpoints else None)
+        if checkpoints:
+            check_resumable(checkpoints[-1], recipe, digest, start.record if start else None)
+        with ranks.share_errors():
+            start_step = checkpoints[-1].step if checkpoints else 0
+            tried = _read_tried_execution(request.run) if checkpoints else None
+            data, held_out = open_files.enter_context(
+                open_frame_sources(request, recipe, dataset, ranks, progress, start_step)
+            )
+            speech_scale = None
+            if recipe.network.audio.takes_speech and not checkpoints and start is None:  # these hold it
+                network_input = build_network_input(recipe.network)
+                speech_scale = measure_speech_scale(dataset, data.clips.ids, network_input)
+            with explain_out_of_memory("the network", ranks.device, advice="try fewer network.channels"):
+                initial = start.load_network() if start is not None and not checkpoints else None
+                state = loop.create_state(recipe, ranks.device, speech_scale, initial)
+                if checkpoints:
+                    restore_state(state, checkpoints[-1])
+                execution = request.execution
+                if tried is not None and execution.is_open(ranks.device):
+                    execution = replace(execution, **tried)
+                elif request.trial and not checkpoints and ranks.world == 1 and recipe.batch <= len(data):
+                    execution = choose_execution(execution, recipe, ranks.device, recipe.steps)
+                    if execution != request.execution:
+                        tried = {"precision": execution.precision, "compile": execution.compile}
+            if ranks.is_first:
+                _write_run_file(request, recipe, dataset, tried)
         if ranks.is_first:
-            _write_run_file(request, recipe, dataset, tried)
             execution.warn_of_slow_precision(ranks.device)
             log.info(
                 "%s: %s parameters, %d frames of %d clips to train on, %s, %d of %d clips held out, %s",
@@ -200,6 +202,44 @@ def _train(request: TrainRequest, recipe: Recipe, ranks: Ranks, progress: Progre
             if is_worker_error(err):
                 raise StageError(f"a decoding process died ({str(err).splitlines()[0]})") from err
             raise
+
+
+def _open_dataset(request: TrainRequest, recipe: Recipe) -> Dataset:
+    """The dataset, downloaded if all of it is held. Raises StageError for what cannot be trained on it."""
+    if (request.hold == "windowed") != (recipe.window > 0):
+        raise StageError(
+            f"--hold {request.hold} cannot be combined with a recipe whose window is {recipe.window}"
+        )
+    if request.hold == "streamed" and recipe.balance != "frames":
+        raise StageError(
+            f"--hold streamed cannot be combined with a recipe whose balance is {recipe.balance}: it reads "
+            "clips in the shards' order; use --hold resident, cached or windowed"
+        )
+    get_manifest = download_dataset if request.hold == "resident" else locate_dataset
+    dataset = open_dataset(get_manifest(request.shards), hashes=False)
+    if request.start is not None:
+        _check_sound(request.start, dataset)
+    return dataset
+
+
+def _check_agreement(
+    request: TrainRequest, recipe: Recipe, ranks: Ranks, digest: str, newest: Checkpoint | None
+) -> None:
+    """Raise ModelError where ranks would train something else, and then wait for each other for ever."""
+    values = {
+        CHECKPOINT: f"of step {newest.step}, position {newest.position}" if newest else "not there",
+        "the dataset": digest[:12],
+        "the start": str(request.start.record.sha256 if request.start else None)[:12],
+        "--hold": request.hold,
+        "--micro-batch": request.execution.micro_batch,
+        "redub": version("redub"),
+        **dict(iterate_values(asdict(recipe))),
+    }
+    advice = {
+        CHECKPOINT: f"--run {request.run} has to be a folder that all nodes see",
+        "": "start the same command on all nodes",
+    }
+    ranks.check_equal(values, advice)
 
 
 def _read_tried_execution(run: Path) -> dict[str, Any] | None:

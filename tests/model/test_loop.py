@@ -6,12 +6,14 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -20,12 +22,13 @@ from filelock import FileLock
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from model import execution as execution_module
 from model import loop, objective
 from model.batch import select_batch
 from model.checkpoint import EMA, OPTIMIZER, WEIGHTS, Checkpoint, list_checkpoints, load_network
 from model.denoiser import gammas
 from model.epochs import EpochCounter, load_batches
-from model.execution import Execution
+from model.execution import Execution, Ranks
 from model.loop import learning_rate, update_ema
 from model.monitor import RunMonitor, compute_held_out_losses
 from model.recipe import ModelError, OptimParams, Recipe, build_recipe
@@ -334,6 +337,81 @@ def test_two_ranks_train_the_same_run_as_one_and_one_can_resume_it(shards: Path,
     distance = (read_weights(list_checkpoints(two)[-1]) - read_weights(list_checkpoints(one)[-1])).norm()
     change = (read_weights(list_checkpoints(one)[-1]) - read_weights(list_checkpoints(one)[0])).norm()
     assert distance < 0.02 * change
+
+
+def test_ranks_that_find_different_checkpoints_end_with_one_line_each(
+    shards: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    """Two nodes whose --run is a disk of their own."""
+    runs = [shutil.copytree(uninterrupted, tmp_path / "0" / "run"), tmp_path / "1" / "run"]
+    runs[1].parent.mkdir()
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = [
+        subprocess.Popen(
+            worlds.make_command(shards, run, replace(LOGGED, steps=13)),
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | ONE_THREAD | meeting | {"RANK": str(rank)},
+        )
+        for rank, run in enumerate(runs)
+    ]
+    for process, run in zip(processes, runs, strict=True):
+        _, log = process.communicate(timeout=GUARD_SECONDS)
+        assert process.returncode == 1, log
+        assert log.splitlines()[-1] == (
+            "Error: the newest checkpoint is of step 12, position 96 on rank 0 and not there on rank 1; "
+            f"--run {run} has to be a folder that all nodes see"
+        )
+    assert not list_checkpoints(runs[1])
+
+
+class TwoRanks(Ranks):
+    """The first of two ranks; ``other`` is what the second one gathers."""
+
+    other: Any = None
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value, self.other]
+
+
+def test_ranks_with_other_numbers_end_with_both_values() -> None:
+    ranks = TwoRanks(0, 2, CPU)
+    TwoRanks.other = {"batch": 8, "seed": 1}
+    ranks.check_equal({"batch": 8, "seed": 1}, {"": "do it"})
+    with pytest.raises(ModelError, match=r"^seed is 0 on rank 0 and 1 on rank 1; do it$"):
+        ranks.check_equal({"batch": 8, "seed": 0}, {"": "do it"})
+
+
+def test_the_error_of_one_rank_ends_all() -> None:
+    TwoRanks.other = "shards: no dataset here"
+    with (
+        pytest.raises(ModelError, match=r"^rank 1: shards: no dataset here$"),
+        TwoRanks(0, 2, CPU).share_errors(),
+    ):
+        pass
+    TwoRanks.other = None
+    with pytest.raises(ShardError, match=r"^mine$"), TwoRanks(0, 2, CPU).share_errors():
+        raise ShardError("mine")
+
+
+def test_ranks_wait_for_hours_only_while_others_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL's own limit of ten minutes is for training."""
+    timeouts = {}
+    for name in ("init_process_group", "new_group"):
+        monkeypatch.setattr(
+            execution_module.dist, name, lambda *args, name=name, **named: timeouts.update({name: named})
+        )
+    monkeypatch.setattr(execution_module.dist, "get_rank", lambda: 1)
+    monkeypatch.setattr(execution_module.dist, "destroy_process_group", lambda: None)
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with execution_module.join_ranks("cpu") as ranks:
+        assert ranks.rank == 1
+    assert "timeout" not in timeouts["init_process_group"]
+    assert timeouts["new_group"] == {"timeout": timedelta(hours=24), "backend": "gloo"}
 
 
 def test_a_batch_that_does_not_divide_among_ranks_is_refused() -> None:
