@@ -15,7 +15,7 @@ import urllib3
 from requests.adapters import HTTPAdapter
 
 from shards.schema import ShardError
-from shards.storage import FileInfo, MissingFileError
+from shards.storage import FileInfo, MissingFileError, strip_address
 from shards.transport import (
     CONNECT_SECONDS,
     MAX_CONNECTIONS,
@@ -51,8 +51,7 @@ class HttpTransport:
         self.url = url._replace(path=url.path.rstrip("/"))
         self.headers = dict(headers or {})
         self.silence_seconds = silence_seconds
-        host = url.netloc.rpartition("@")[2]
-        self.address = urlunsplit((url.scheme, host, self.url.path, "", ""))
+        self.address = strip_address(address).rstrip("/")
 
     @contextlib.contextmanager
     def open(self, name: str, start: int, stop: int | None, *, version: str = "") -> Iterator[Response]:

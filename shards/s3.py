@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.schema import ShardError
-from shards.storage import ChangedFileError, FileInfo, MissingFileError
+from shards.storage import ChangedFileError, FileInfo, MissingFileError, strip_address
 from shards.transport import (
     CONNECT_SECONDS,
     MAX_CONNECTIONS,
@@ -33,7 +33,7 @@ class S3Transport:
         self.address = address.rstrip("/")
         self.bucket, _, self.prefix = self.address.partition("://")[2].partition("/")
         if not self.bucket:
-            raise ShardError(f"{address}: names no bucket; expected s3://bucket/prefix")
+            raise ShardError(f"{strip_address(address)}: names no bucket; expected s3://bucket/prefix")
         self._client()  # raise now what is missing or wrong
 
     @contextlib.contextmanager

@@ -93,12 +93,26 @@ def open_storage(address: str | Path | Storage) -> Storage:
         from shards.http import HttpTransport  # loads requests
 
         return RemoteStorage(HttpTransport(address))
-    raise ShardError(f"{address}: cannot be read; known are folders, s3:// and https://")
+    raise ShardError(f"{strip_address(address)}: cannot be read; known are folders, s3:// and https://")
 
 
 def is_remote(address: str) -> bool:
     """Whether this is the address of a bucket or server rather than a folder."""
     return "://" in address
+
+
+def strip_address(address: str) -> str:
+    """An address for messages and files, without user name, password and query, which may be a signature.
+
+    A folder's path stays what it is.
+    """
+    scheme, separator, rest = address.partition("://")
+    if not separator:
+        return address
+    if scheme.lower() != "s3":  # whose names may hold these letters
+        rest = rest.partition("#")[0].partition("?")[0]
+    host, slash, path = rest.partition("/")
+    return f"{scheme.lower()}://{host.rpartition('@')[2]}{slash}{path}"
 
 
 class LocalStorage:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from urllib.parse import SplitResult, urlsplit
 
 from shards.schema import ShardError
-from shards.storage import FileInfo
+from shards.storage import FileInfo, strip_address
 
 if TYPE_CHECKING:
     import urllib3
@@ -72,7 +72,7 @@ def split_address(address: str) -> SplitResult:
     try:
         return urlsplit(address)
     except ValueError as err:
-        raise ShardError(f"{address[:200]!a}: no web address ({err})") from err
+        raise ShardError(f"{strip_address(address[:200])!a}: no web address ({err})") from err
 
 
 def parse_content_range(value: str | None, length: int | None) -> tuple[int, int | None]:

@@ -17,6 +17,7 @@ from model.recipe import ModelError
 from sampler.params import SampleParams
 from sampler.rollout import FrameGenerator, load_generator
 from shards.errors import shorten
+from shards.storage import strip_address
 from stages.engine.outcome import StageError
 from stages.media.networks import PublishedNetwork
 from stages.train.run_file import read_run_file
@@ -95,7 +96,7 @@ def describe_run(name: str, checkpoint: Checkpoint) -> str:
         return f"{name} · published model · step {checkpoint.step:,}"
     run = checkpoint.path.parent.parent
     try:
-        dataset = read_run_file(run)["shards"]
+        dataset = strip_address(read_run_file(run)["shards"])  # an older redub wrote passwords too
     except (StageError, KeyError):
         dataset = f"dataset {checkpoint.digest[:12]}"
     return f"{name} · step {checkpoint.step:,} · trained on {dataset}"

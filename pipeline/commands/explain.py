@@ -47,7 +47,7 @@ def command(
     from shards.ledger import OK, find_rows, has_spans, read_ledger
     from shards.reader import open_dataset
     from shards.spans import group_spans
-    from shards.storage import open_storage
+    from shards.storage import open_storage, strip_address
     from shards.table import Rows
 
     index: Mapping[str, Mapping[str, Any]] = {}
@@ -63,7 +63,7 @@ def command(
     rows = find_rows(ledger, clip)
     if not rows:
         raise click.ClickException(
-            f"{shorten(clip)} is in no ledger row of {shards}: no such file was in --raw"
+            f"{shorten(clip)} is in no ledger row of {strip_address(shards)}: no such file was in --raw"
         )
     if has_spans(ledger) and not as_json and all(row["clip_id"] != clip for row in rows):
         for file in group_spans(Rows.from_rows(rows, ledger.table.schema)):
@@ -82,10 +82,13 @@ def _print_costs(ledger: Rows, shards: str, params_path: Path | None, *, as_json
     from pipeline import params as params_file
     from pipeline.threshold_table import dump_costs, format_costs
     from shards.ledger import has_spans
+    from shards.storage import strip_address
     from stages.cut.thresholds import count_costs
 
     if not has_spans(ledger):
-        raise click.ClickException(f"{shards}: its files were not cut into clips, so it has no thresholds")
+        raise click.ClickException(
+            f"{strip_address(shards)}: its files were not cut into clips, so it has no thresholds"
+        )
     table = count_costs(ledger, params_file.load(params_path).cut)
     click.echo(json.dumps(dump_costs(table)) if as_json else "\n".join(format_costs(table)))
 

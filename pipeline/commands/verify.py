@@ -21,17 +21,18 @@ def command(shards: str, full: bool, as_json: bool) -> None:
     ledger agree. At a URL the shards are not read without --full: only their sizes are requested, and their
     sha256 where the server keeps it.
     """
-    from shards.storage import is_remote, open_storage
+    from shards.storage import is_remote, open_storage, strip_address
     from shards.verify import verify
 
     problems = list(verify(open_storage(shards), full=full))
+    name = strip_address(shards)
     if as_json:
-        click.echo(json.dumps({"shards": str(shards), "full": full, "problems": problems}))
+        click.echo(json.dumps({"shards": name, "full": full, "problems": problems}))
     else:
         for problem in problems:
             click.echo(problem)
         quick = "tables, and the sizes of shards" if is_remote(shards) else "sizes, hashes and ranges"
         scope = "every frame decoded" if full else quick
-        click.echo(f"{shards}: {f'{len(problems)} problems' if problems else f'no problems ({scope})'}")
+        click.echo(f"{name}: {f'{len(problems)} problems' if problems else f'no problems ({scope})'}")
     if problems:
         raise SystemExit(1)

@@ -9,6 +9,7 @@ from typing import Any
 from model.recipe import ModelError
 from model.run_log import METRICS, SELECTING_LOSSES, read_metrics
 from shards.sources import NOT_STATED, DataSource
+from shards.storage import strip_address
 from stages.engine.outcome import StageError
 from stages.report.strips import EmbeddedImage, read_run_images
 from stages.train.run_file import read_run_file
@@ -53,4 +54,7 @@ def read_run(folder: Path) -> TrainingRun:
         records = read_metrics(folder / METRICS)
     except ModelError as err:
         raise StageError(str(err)) from err
-    return TrainingRun(folder.name, read_run_file(folder), tuple(records), tuple(read_run_images(folder)))
+    info = read_run_file(folder)
+    if "shards" in info:
+        info["shards"] = strip_address(info["shards"])  # an older redub wrote passwords too
+    return TrainingRun(folder.name, info, tuple(records), tuple(read_run_images(folder)))

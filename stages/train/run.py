@@ -43,6 +43,7 @@ from shards.reader import Dataset, open_dataset
 from shards.resident import TRAIN_SPLIT, Resident, build_clip_table, load_resident, split_held_out
 from shards.sources import merge_sources, read_sources
 from shards.speech_scale import measure_speech_scale
+from shards.storage import strip_address
 from shards.streaming import Cached, Decoder, is_worker_error
 from shards.windowed import Windowed
 from stages.engine.lock import lock_folder
@@ -263,8 +264,8 @@ def open_frame_sources(
     if not ids:
         splits = sorted(dataset.clips.table["split"].unique().to_pylist())[:MAX_NAMES]
         raise StageError(
-            f"{request.shards}: no clip is in the split {TRAIN_SPLIT!r}, all are in {', '.join(splits)}; "
-            "a smaller clips.test_share leaves some to train on"
+            f"{dataset.storage.address}: no clip is in the split {TRAIN_SPLIT!r}, all are in "
+            f"{', '.join(splits)}; a smaller clips.test_share leaves some to train on"
         )
     train_ids, held_out_ids = split_held_out(ids, recipe.held_out_share, seed=recipe.seed)
     opener = _FrameSourceOpener(request, recipe, dataset, network_input, ranks, progress)
@@ -409,7 +410,7 @@ def _write_run_file(
     """Write ``run.json``: enough to start the same run again elsewhere, and to make mels as it knows them."""
     content: dict[str, Any] = {
         "preset": request.preset,
-        "shards": request.shards,
+        "shards": strip_address(request.shards),
         "digest": str(dataset.manifest["digest"]),
         "mels": get_params_section(dataset.manifest, "mels") or None,
         "recipe": recipe_to_dict(recipe),

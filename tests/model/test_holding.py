@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import logging
 import multiprocessing
 import threading
@@ -14,15 +15,18 @@ from typing import Any
 import pytest
 import torch
 
+from model import loop
 from model.checkpoint import EMA, OPTIMIZER, WEIGHTS, list_checkpoints
 from model.execution import Execution
 from model.recipe import ModelError, Recipe
 from model.run_log import METRICS, read_metrics
+from pipeline.main import cli
 from shards.reader import open_dataset
 from shards.resident import split_held_out
 from stages.engine.outcome import StageError
 from stages.train import run as train
 from stages.train.run import TrainRequest
+from stages.train.run_file import read_run_file
 from tests import s3
 from tests.model import worlds
 from tests.model.worlds import TINY
@@ -174,6 +178,20 @@ def test_what_cannot_take_turns_is_refused_in_one_line(shards: Path, tmp_path: P
     run_training(shards, tmp_path / "run", replace(recipe, steps=1))
     with pytest.raises(ModelError, match="was trained with balance 'speakers', not 'clips'"):
         run_training(shards, tmp_path / "run", replace(recipe, balance="clips"))
+
+
+def test_a_run_does_not_write_down_what_opens_its_dataset(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(loop, "train", lambda *_, **__: "done")
+    with serve(shards) as (address, _):
+        secret = address.replace("http://", "http://me:hidden@") + "?sig=hidden"
+        run_training(secret, tmp_path / "run", hold="cached", cache=tmp_path / "cache")
+        with pytest.raises(SystemExit) as exit_info:
+            cli(["verify", secret, "--json"])
+    assert exit_info.value.code == 0
+    verified = json.loads(capsys.readouterr().out)
+    assert verified["shards"] == read_run_file(tmp_path / "run")["shards"] == address
 
 
 @pytest.mark.parametrize(("hold", "recipe"), [("cached", RECIPE), ("windowed", WINDOWED)])

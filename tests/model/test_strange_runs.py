@@ -291,6 +291,14 @@ def test_an_altered_run_is_read_or_refused_in_one_line(
     assert messages or name in HARMLESS, "some command refuses it"
 
 
+def test_a_password_in_the_address_of_an_older_run_is_not_shown(trained: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(trained, tmp_path / "run")
+    alter_info(shards="https://me:hidden@host/shards?sig=hidden")(run)
+    [line] = [describe_run(*item) for item in ModelList(tmp_path, [], CPU, Execution()).find_runs().items()]
+    assert line.endswith("trained on https://host/shards")
+    assert read_run(run).info["shards"] == "https://host/shards"
+
+
 def test_an_unaltered_run_is_read_by_every_command(shards: Path, trained: Path, tmp_path: Path) -> None:
     run = shutil.copytree(trained, tmp_path / "run")
     for command, call in list_commands(shards, run, tmp_path / "out").items():

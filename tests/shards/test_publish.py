@@ -22,7 +22,7 @@ from shards.cache import open_shard_store
 from shards.publish import download_dataset, locate_dataset
 from shards.reader import open_dataset, read_clip
 from shards.schema import ShardError
-from shards.storage import LocalStorage, open_storage
+from shards.storage import LocalStorage, open_storage, strip_address
 from shards.verify import verify
 from tests import datasets
 from tests.changing import change_folders
@@ -222,6 +222,30 @@ def test_a_clip_is_read_from_a_server_without_ranges(dataset: Path) -> None:
             there, here = read_clip(remote_dataset, clip_id), read_clip(open_dataset(dataset), clip_id)
             assert np.array_equal(there.frames, here.frames)
         assert list(verify(open_storage(address), full=True)) == []
+
+
+@pytest.mark.parametrize(
+    ("address", "text"),
+    [
+        ("https://me:hidden@host:8/a/b?sig=hidden#hidden", "https://host:8/a/b"),
+        ("HTTPS://host?sig=hidden@hidden/", "https://host"),
+        ("ftp://me:hidden@host/a", "ftp://host/a"),
+        ("http://[x:hidden@host/a", "http://host/a"),
+        ("s3://bucket/a?b#c@d", "s3://bucket/a?b#c@d"),
+        ("data/a@b?c", "data/a@b?c"),
+    ],
+)
+def test_an_address_is_written_without_what_opens_it(address: str, text: str) -> None:
+    assert strip_address(address) == text
+
+
+@pytest.mark.parametrize(
+    "address", ["ftp://me:hidden@host/a", "http://me:hidden@[x/", "nosuch://x?sig=hidden"]
+)
+def test_an_address_that_cannot_be_read_is_refused_without_its_password(address: str) -> None:
+    with pytest.raises(ShardError, match=r"address|cannot be read") as caught:
+        open_storage(address)
+    assert "hidden" not in str(caught.value)
 
 
 def test_a_password_in_an_address_is_sent_and_not_printed(dataset: Path) -> None:
