@@ -15,6 +15,7 @@ import click
 from sampler.params import SamplerName
 from shards.cores import count_cores
 from shards.names import is_utf8
+from shards.storage import is_remote, strip_address
 from shards.torchrun import read_place
 from stages.corpora import CORPORA
 
@@ -22,8 +23,29 @@ if TYPE_CHECKING:
     from stages.speech import EncoderName
 
 
-class Folder(click.Path):
+class LocalPath(click.Path):
+    """A path on this machine. An address is refused: as a path it would be a folder named "s3:"."""
+
+    kind = "path"
+
+    def refuse_address(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> None:
+        """Raise BadParameter for an address."""
+        text = os.fspath(value)
+        if isinstance(text, str) and is_remote(text):
+            name = max(param.opts, key=len) if param else "this"
+            self.fail(
+                f"{strip_address(text)} is an address; {name} is a {self.kind} of this machine", param, ctx
+            )
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        self.refuse_address(value, param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class Folder(LocalPath):
     """A path of a folder. Its name is UTF-8, as Parquet, JSON, safetensors and TensorBoard require."""
+
+    kind = "folder"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         path: Any = super().convert(value, param, ctx)
@@ -35,8 +57,10 @@ class Folder(click.Path):
 FOLDER = Folder(file_okay=False, path_type=Path)
 
 
-class RegularFile(click.Path):
+class RegularFile(LocalPath):
     """A path of a file that is there, or that is to be written: never a pipe, which would block for ever."""
+
+    kind = "file"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         path: Any = super().convert(value, param, ctx)
@@ -49,7 +73,7 @@ class RegularFile(click.Path):
 FILE = RegularFile(dir_okay=False, path_type=Path)
 
 
-class NetworkPath(click.Path):
+class NetworkPath(LocalPath):
     """What a network is read from: a published name, the folder of a run or checkpoint, or a published file.
 
     The command receives a path; the file of a published model is checked.
@@ -61,6 +85,7 @@ class NetworkPath(click.Path):
         name = os.fspath(value)
         if not is_utf8(name):
             self.fail(f"{name!a}: the name is not UTF-8", param, ctx)
+        self.refuse_address(value, param, ctx)
         return value if isinstance(value, Path) else find_network(name)
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
@@ -192,7 +217,9 @@ def _split_address(value: str | None, option: str) -> tuple[str | None, str | No
     if value is None or "://" not in value:
         return None, value
     if not value.startswith("s3://"):
-        raise click.BadParameter(f"{value}: expected a folder or s3://BUCKET/PREFIX", param_hint=option)
+        raise click.BadParameter(
+            f"{strip_address(value)}: expected a folder or s3://BUCKET/PREFIX", param_hint=option
+        )
     return value, None
 
 
