@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 
 MAX_DEFAULT_WORKERS = 16
+WINDOW = 32  # shards, where neither an option nor the params file says it
 
 
 def default_workers() -> int:
@@ -90,8 +91,7 @@ def default_workers() -> int:
 @click.option(
     "--window",
     type=click.IntRange(1),
-    default=32,
-    show_default=True,
+    show_default=f"the recipe's, or {WINDOW}",
     metavar="K",
     help="Shards that --hold windowed shuffles together; a run cannot be resumed with another K.",
 )
@@ -137,7 +137,7 @@ def command(
     hold: Hold,
     cache: Path | None,
     cache_gb: float,
-    window: int,
+    window: int | None,
     memory_gb: float | None,
     workers: int,
     set_aside: bool,
@@ -163,9 +163,14 @@ def command(
         logging.getLogger(package).setLevel(logging.INFO)
     section = params_file.load(params).train
     name = preset or section.preset
-    shuffled = {"window": window} if hold == "windowed" else {}
     start = find_start(start_from) if start_from else None
-    changes = section.changes, nest_changes(_parse_settings(settings)), shuffled
+    changes = [section.changes, nest_changes(_parse_settings(settings))]
+    if hold == "windowed":
+        if window is not None and changes[1].get("window", window) != window:
+            raise click.UsageError(
+                f"--window is {window}, and --set window={changes[1]['window']}; leave out one"
+            )
+        changes = [{"window": WINDOW}, *changes, {"window": window} if window is not None else {}]
     recipe = build_recipe(name, *changes, start=start.recipe if start else None)
     if dry_run:
         _print_plan(name, recipe)

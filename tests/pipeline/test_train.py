@@ -76,6 +76,10 @@ def test_the_window_is_written_into_the_recipe() -> None:
     assert read_plan("--hold", "windowed", "--window", "5")["window"] == 5
     assert read_plan("--hold", "windowed")["window"] == 32
     assert read_plan("--hold", "cached", "--window", "5")["window"] == 0
+    assert read_plan("--hold", "windowed", "-s", "window=8")["window"] == 8
+    Path("params.yaml").write_text("train: {changes: {window: 7}}")
+    assert read_plan("--hold", "windowed")["window"] == 7
+    assert read_plan("--hold", "windowed", "--window", "5")["window"] == 5
 
 
 def test_the_params_file_sets_preset_and_changes_and_options_override_it(tmp_path: Path) -> None:
