@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -146,6 +147,8 @@ def command(
 ) -> None:  # fmt: skip
     """Train a network on the training clips of --shards. Run again to resume.
 
+    Exits with 143 or 130 if SIGTERM or Ctrl-C stopped it, once it has saved a checkpoint.
+
     On several GPUs: torchrun --nproc-per-node 8 -m -- pipeline.main train ...
     Without the -- torchrun reads --run as an option of its own.
 
@@ -197,6 +200,9 @@ def command(
     with ProgressBars() as bars:
         outcome = train.run(request, recipe, bars)
     print_once(f"{request.run}: {outcome}")
+    if outcome != "done":
+        # As a shell says of a process that a signal ended: what needs the network must not run next.
+        raise SystemExit(128 + getattr(signal, outcome.rpartition(" ")[2], signal.SIGTERM))
 
 
 def _parse_settings(settings: tuple[str, ...]) -> dict[str, object]:
