@@ -113,8 +113,8 @@ def default_workers() -> int:
 @click.option(
     "--set-aside",
     is_flag=True,
-    help="If --run holds a run that cannot go on with these numbers or on this dataset, rename it to RUN-1, "
-    "RUN-2, ... and start a new one.  [default: refuse]",
+    help="If --run holds a run that cannot go on with these numbers or on this dataset, or has no checkpoint "
+    "to go on from, rename it to RUN-1, RUN-2, ... and start a new one.  [default: refuse]",
 )
 @click.option(
     "--dvclive",

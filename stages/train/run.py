@@ -25,9 +25,18 @@ from model.checkpoint import (
 )
 from model.dvclive_log import check_dvclive
 from model.execution import Execution, Ranks, join_ranks
-from model.recipe import ModelError, Recipe, iterate_values, recipe_to_dict
+from model.recipe import (
+    ModelError,
+    Recipe,
+    compare_recipes,
+    iterate_values,
+    recipe_from_dict,
+    recipe_to_dict,
+)
+from model.run_log import METRICS, read_metrics
 from model.signals import explain_out_of_memory
 from model.start import Start
+from model.start_record import StartRecord
 from model.trial import choose_execution
 from model.unet import count_parameters
 from shards.atomic import write_atomically
@@ -51,6 +60,7 @@ from stages.engine.outcome import StageError
 from stages.engine.progress import Progress, no_progress
 from stages.train.run_file import (
     RUN_FILE,
+    RunFile,
     advise_sampling,
     read_data_sources,
     read_dataset_sections,
@@ -100,34 +110,69 @@ def run(request: TrainRequest, recipe: Recipe, progress: Progress = no_progress)
         check_dvclive(request.dvclive)
     with join_ranks(request.device) as ranks, contextlib.ExitStack() as lock:
         with ranks.share_errors():
+            dataset = _open_dataset(request, recipe, ranks)
             if ranks.is_first:
                 if request.set_aside:
-                    _set_aside(request, recipe)
+                    _set_aside(request, recipe, dataset)
                 lock.enter_context(_lock_run(request.run))
-        return _train(request, recipe, ranks, progress if ranks.is_first else no_progress)
+        return _train(request, recipe, dataset, ranks, progress if ranks.is_first else no_progress)
 
 
 def _lock_run(run: Path) -> contextlib.AbstractContextManager[None]:
     return lock_folder(run, busy=f"--run {run}: another process trains there")
 
 
-def _set_aside(request: TrainRequest, recipe: Recipe) -> None:
-    """Rename a run that cannot go on with this recipe, start and dataset to a free RUN-1, RUN-2, ..."""
+def _set_aside(request: TrainRequest, recipe: Recipe, dataset: Dataset) -> None:
+    """Rename a run that cannot go on with this recipe, start and dataset to a free RUN-1, RUN-2, ...
+
+    Of a link to a run, the run that it leads to is renamed, and an empty folder takes its place.
+    """
     run = request.run
     if not run.is_dir():
         return
     with _lock_run(run):
         checkpoints = list_checkpoints(run)
-        if not checkpoints:
-            return
-        digest = str(open_dataset(locate_dataset(request.shards), hashes=False).manifest["digest"])
         try:
-            check_resumable(checkpoints[-1], recipe, digest, request.start.record if request.start else None)
+            _check_continuation(request, recipe, dataset, checkpoints)
         except ModelError as err:
-            names = (run.with_name(f"{run.name}-{number}") for number in itertools.count(1))
+            folder = run.resolve() if run.is_symlink() else run
+            names = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(1))
             aside = next(name for name in names if not name.exists())
-            run.rename(aside)
-            log.info("%s is now %s: %s", run, aside, err)
+            folder.rename(aside)
+            folder.mkdir()
+            log.info("%s is now %s: %s", folder, aside, err)
+
+
+def _check_continuation(
+    request: TrainRequest, recipe: Recipe, dataset: Dataset, checkpoints: list[Checkpoint]
+) -> None:
+    """Raise ModelError unless the run goes on from its newest checkpoint, or a new start loses nothing.
+
+    Without a checkpoint a run starts again that was killed before it saved one: its recipe, dataset and start
+    are these, and it logged no step after the one at which it would have saved.
+    """
+    run, digest = request.run, str(dataset.manifest["digest"])
+    start = request.start.record if request.start else None
+    if checkpoints:
+        check_resumable(checkpoints[-1], recipe, digest, start)
+        return
+    last_step = max((int(line["step"]) for line in read_metrics(run / METRICS)), default=0)
+    if (run / RUN_FILE).exists():
+        before = RunFile.model_validate(read_run_file(run))
+        if before.recipe and before.digest == digest and _get_sha256(before.start) == _get_sha256(start):
+            old_recipe = recipe_from_dict(before.recipe)
+            if not compare_recipes(recipe, old_recipe) and last_step <= old_recipe.watch.save_every:
+                return
+    elif not last_step:
+        return
+    content = f"a log up to step {last_step}" if last_step else f"the {RUN_FILE} of another run"
+    raise ModelError(
+        f"{run}: has {content} and no checkpoint; give another --run, or --set-aside to rename it"
+    )
+
+
+def _get_sha256(start: StartRecord | None) -> str | None:
+    return start.sha256 if start else None
 
 
 def _check_links(run: Path) -> None:
@@ -137,18 +182,17 @@ def _check_links(run: Path) -> None:
             raise ModelError(f"{path}: leads out of its folder by a link; --run itself may be a link")
 
 
-def _train(request: TrainRequest, recipe: Recipe, ranks: Ranks, progress: Progress) -> str:
-    start = request.start
+def _train(request: TrainRequest, recipe: Recipe, dataset: Dataset, ranks: Ranks, progress: Progress) -> str:
+    start, digest = request.start, str(dataset.manifest["digest"])
     with contextlib.ExitStack() as open_files:
         with ranks.share_errors():
             _check_links(request.run)
-            dataset = _open_dataset(request, recipe)
-            digest = str(dataset.manifest["digest"])
             checkpoints = list_checkpoints(request.run)
+            _check_continuation(request, recipe, dataset, checkpoints)
         _check_agreement(request, recipe, ranks, digest, checkpoints[-1] if checkpoints else None)
-        if checkpoints:
-            check_resumable(checkpoints[-1], recipe, digest, start.record if start else None)
         with ranks.share_errors():
+            if request.hold == "resident":
+                dataset = open_dataset(download_dataset(request.shards), hashes=False)
             start_step = checkpoints[-1].step if checkpoints else 0
             tried = _read_tried_execution(request.run) if checkpoints else None
             data, held_out = open_files.enter_context(
@@ -205,8 +249,11 @@ def _train(request: TrainRequest, recipe: Recipe, ranks: Ranks, progress: Progre
             raise
 
 
-def _open_dataset(request: TrainRequest, recipe: Recipe) -> Dataset:
-    """The dataset, downloaded if all of it is held. Raises StageError for what cannot be trained on it."""
+def _open_dataset(request: TrainRequest, recipe: Recipe, ranks: Ranks) -> Dataset:
+    """Open the dataset, downloading its tables. Raises an error for what cannot be trained so.
+
+    All that can be checked before a run is set aside and shards are downloaded is checked here.
+    """
     if (request.hold == "windowed") != (recipe.window > 0):
         raise StageError(
             f"--hold {request.hold} cannot be combined with a recipe whose window is {recipe.window}"
@@ -216,8 +263,12 @@ def _open_dataset(request: TrainRequest, recipe: Recipe) -> Dataset:
             f"--hold streamed cannot be combined with a recipe whose balance is {recipe.balance}: it reads "
             "clips in the shards' order; use --hold resident, cached or windowed"
         )
-    get_manifest = download_dataset if request.hold == "resident" else locate_dataset
-    dataset = open_dataset(get_manifest(request.shards), hashes=False)
+    request.execution.choose_micro_batch(recipe, ranks.world)
+    dataset = open_dataset(locate_dataset(request.shards), hashes=False)
+    train_ids, _ = _split_clips(recipe, dataset)
+    n_frames = sum(dataset.clips.column("frames", train_ids))
+    if recipe.batch > n_frames:
+        raise ModelError(f"batch {recipe.batch} is larger than the {n_frames} frames to train on")
     if request.start is not None:
         _check_sound(request.start, dataset)
     return dataset
@@ -258,16 +309,8 @@ def open_frame_sources(
     start_step: int = 0,
 ) -> Iterator[FrameSources]:
     """The frames of the training clips and of the held-out clips, held as ``request.hold`` says."""
+    train_ids, held_out_ids = _split_clips(recipe, dataset)
     network_input = build_network_input(recipe.network, recipe.frames)
-    network_input.check_dataset(dataset.manifest, dataset.storage.address)
-    ids = dataset.clips.ids_in_split(TRAIN_SPLIT)
-    if not ids:
-        splits = sorted(dataset.clips.table["split"].unique().to_pylist())[:MAX_NAMES]
-        raise StageError(
-            f"{dataset.storage.address}: no clip is in the split {TRAIN_SPLIT!r}, all are in "
-            f"{', '.join(splits)}; a smaller clips.test_share leaves some to train on"
-        )
-    train_ids, held_out_ids = split_held_out(ids, recipe.held_out_share, seed=recipe.seed)
     opener = _FrameSourceOpener(request, recipe, dataset, network_input, ranks, progress)
     if request.hold == "resident":
         yield opener.load_resident(train_ids, held_out_ids)
@@ -280,6 +323,19 @@ def open_frame_sources(
     else:
         with opener.open_streamed(train_ids, held_out_ids, start_step) as sources:
             yield sources
+
+
+def _split_clips(recipe: Recipe, dataset: Dataset) -> tuple[list[str], list[str]]:
+    """The clips to train on and those held out. Raises an error if there are none, or none that fit."""
+    build_network_input(recipe.network).check_dataset(dataset.manifest, dataset.storage.address)
+    ids = dataset.clips.ids_in_split(TRAIN_SPLIT)
+    if not ids:
+        splits = sorted(dataset.clips.table["split"].unique().to_pylist())[:MAX_NAMES]
+        raise StageError(
+            f"{dataset.storage.address}: no clip is in the split {TRAIN_SPLIT!r}, all are in "
+            f"{', '.join(splits)}; a smaller clips.test_share leaves some to train on"
+        )
+    return split_held_out(ids, recipe.held_out_share, seed=recipe.seed)
 
 
 @dataclass(frozen=True)

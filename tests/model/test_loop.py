@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import shutil
@@ -589,6 +590,59 @@ def test_a_run_of_other_numbers_is_set_aside_only_when_asked_and_the_new_one_sta
     assert [checkpoint.step for checkpoint in list_checkpoints(run)] == [2]
     assert list_checkpoints(tmp_path / "run-2")[-1].step == 12
     assert len(read_losses(run)) == 2
+
+
+def test_a_run_is_set_aside_only_for_one_that_can_start(
+    shards: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(uninterrupted, tmp_path / "run")
+    for recipe, message in (
+        (replace(LOGGED, batch=1000, seed=1), "batch 1000 is larger than the 27 frames to train on"),
+        (replace(LOGGED, window=2), "cannot be combined with a recipe whose window is 2"),
+    ):
+        with pytest.raises((ModelError, StageError), match=message):
+            worlds.run_training(shards, run, recipe, set_aside=True)
+    with pytest.raises(ShardError, match="no dataset"):
+        worlds.run_training(tmp_path, run, replace(LOGGED, seed=1), set_aside=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_of_a_link_the_run_that_it_leads_to_is_set_aside(
+    shards: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    disk = shutil.copytree(uninterrupted, tmp_path / "disk" / "run").parent
+    link = tmp_path / "link"
+    link.symlink_to(disk / "run")
+    assert worlds.run_training(shards, link, replace(LOGGED, seed=1, steps=1), set_aside=True) == "done"
+    assert link.is_symlink()
+    assert [list_checkpoints(disk / name)[-1].step for name in ("run", "run-1")] == [1, 12]
+
+
+def test_a_log_without_a_checkpoint_is_replaced_only_by_the_run_that_was_killed_so_early(
+    shards: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    """The first checkpoint is of step 6."""
+    run, other = shutil.copytree(uninterrupted, tmp_path / "run"), replace(LOGGED, seed=1, steps=1)
+    shutil.rmtree(run / "checkpoints")
+    log = (run / METRICS).read_text()
+    message = f"{run}: has a log up to step 12 and no checkpoint; give another --run, or --set-aside"
+    for recipe in (LOGGED, other):
+        assert read_error(ModelError, shards, run, recipe).startswith(message)
+    assert (run / METRICS).read_text() == log
+    early = "".join(line for line in log.splitlines(keepends=True) if json.loads(line)["step"] <= 6)
+    (run / METRICS).write_text(early)
+    assert "has a log up to step 6 and no checkpoint" in read_error(ModelError, shards, run, other)
+    (run / METRICS).unlink()
+    assert "has the run.json of another run and no checkpoint" in read_error(ModelError, shards, run, other)
+    (run / METRICS).write_text(early)
+    assert worlds.run_training(shards, run, LOGGED) == "done"
+    assert read_curve(run) == read_curve(uninterrupted)
+    shutil.rmtree(run / "checkpoints")
+    (run / "run.json").unlink()
+    assert read_error(ModelError, shards, run, LOGGED).startswith(message)
+    assert worlds.run_training(shards, run, other, set_aside=True) == "done"
+    assert len(read_losses(run)) == 1
+    assert len(read_losses(tmp_path / "run-1")) == 12
 
 
 # --- clips held out -------------------------------------------------------------------------------
