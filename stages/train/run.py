@@ -190,6 +190,8 @@ def _train(request: TrainRequest, recipe: Recipe, dataset: Dataset, ranks: Ranks
             checkpoints = list_checkpoints(request.run)
             _check_continuation(request, recipe, dataset, checkpoints)
         _check_agreement(request, recipe, ranks, digest, checkpoints[-1] if checkpoints else None)
+        if _is_finished(request, recipe, checkpoints):
+            return "done"
         with ranks.share_errors():
             if request.hold == "resident":
                 dataset = open_dataset(download_dataset(request.shards), hashes=False)
@@ -247,6 +249,12 @@ def _train(request: TrainRequest, recipe: Recipe, dataset: Dataset, ranks: Ranks
             if is_worker_error(err):
                 raise StageError(f"a decoding process died ({str(err).splitlines()[0]})") from err
             raise
+
+
+def _is_finished(request: TrainRequest, recipe: Recipe, checkpoints: list[Checkpoint]) -> bool:
+    """Whether a run has all of its steps and files. DVC's folder is written anew: DVC may have removed it."""
+    has_all_steps = bool(checkpoints) and checkpoints[-1].step >= recipe.steps
+    return has_all_steps and request.dvclive is None and (request.run / RUN_FILE).exists()
 
 
 def _open_dataset(request: TrainRequest, recipe: Recipe, ranks: Ranks) -> Dataset:

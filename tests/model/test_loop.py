@@ -38,6 +38,7 @@ from model.signals import catch_stop_signals
 from shards.background import prefetch
 from shards.resident import Resident, split_held_out
 from shards.schema import ShardError
+from stages import train
 from stages.engine.lock import LOCK_NAME
 from stages.engine.outcome import StageError
 from tests import datasets
@@ -590,6 +591,15 @@ def test_a_run_of_other_numbers_is_set_aside_only_when_asked_and_the_new_one_sta
     assert [checkpoint.step for checkpoint in list_checkpoints(run)] == [2]
     assert list_checkpoints(tmp_path / "run-2")[-1].step == 12
     assert len(read_losses(run)) == 2
+
+
+def test_a_finished_run_loads_nothing_to_say_so(
+    shards: Path, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = shutil.copytree(uninterrupted, tmp_path / "run")
+    monkeypatch.setattr(train, "open_frame_sources", lambda *_: pytest.fail("loads the dataset"))
+    assert worlds.run_training(shards, run, LOGGED) == "done"
+    assert "was trained with seed 0" in read_error(ModelError, shards, run, replace(LOGGED, seed=5))
 
 
 def test_a_run_is_set_aside_only_for_one_that_can_start(
