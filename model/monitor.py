@@ -217,6 +217,9 @@ class RunMonitor:
         """Measure the loss on held-out frames and draw the picture, with the averaged weights."""
         metrics = compute_held_out_losses(state.ema, held_out, self.recipe, self.ranks, execution)
         self._check_loss(state, "held-out loss", metrics["held_out_loss"])
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                self._check_loss(state, name, value)
         self.held_out_loss = state.step, metrics[SELECTING_LOSSES[self.recipe.best_by]]
         if self.run_log is None:
             return

@@ -25,6 +25,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from model import execution as execution_module
 from model import loop, objective
+from model import monitor as monitor_module
 from model.batch import select_batch
 from model.checkpoint import EMA, OPTIMIZER, WEIGHTS, Checkpoint, list_checkpoints, load_network
 from model.denoiser import gammas
@@ -472,6 +473,17 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_saves_nothing(
     message = read_error(ModelError, shards, tmp_path, recipe)
     assert "not finite; there is no checkpoint yet; try a lower optim.learning_rate than 1e+17" in message
     assert list_checkpoints(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["listening_loss", "deaf_loss", "held_out_log_snr/above_4"])
+def test_a_held_out_measurement_that_is_not_finite_stops_the_run_with_one_line(
+    name: str, data: Resident, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = {"held_out_loss": 0.1, "listening_loss": 0.2, "deaf_loss": 0.3, name: float("nan")}
+    monkeypatch.setattr(monitor_module, "compute_held_out_losses", lambda *_: losses)
+    monitor = RunMonitor(tmp_path, TINY, "d", ALONE, None)
+    with pytest.raises(ModelError, match=f"^step 0: {name} nan: not finite; there is no checkpoint yet"):
+        monitor.evaluate(loop.create_state(TINY, CPU), data, Execution())
 
 
 def test_a_weight_that_is_not_finite_stops_the_run_at_its_last_good_checkpoint(
