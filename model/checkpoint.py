@@ -100,18 +100,31 @@ class StateFile(pydantic.BaseModel):
 def list_checkpoints(run: Path) -> list[Checkpoint]:
     """The checkpoints of a run, oldest first.
 
-    One that cannot be read is skipped with a warning when there is a newer one that can; else ModelError.
+    One that cannot be read is skipped with a warning when there is a newer one that can; else ModelError,
+    which names the newest that can be read.
     """
     checkpoints: list[Checkpoint] = []
+    newest_error: tuple[Path, ModelError] | None = None
     paths = [path for path in (run / CHECKPOINTS).glob("step-*") if NAME.fullmatch(path.name)]
     for path in sorted(paths, key=lambda path: int(path.name.removeprefix("step-")), reverse=True):
         try:
             checkpoints.append(_read_state(path))
         except ModelError as err:
-            if not checkpoints:
-                raise
-            _warn_once(f"{err}; skipped, since there are newer ones")
+            if checkpoints:
+                _warn_once(f"{err}; skipped, since there are newer ones")
+            elif newest_error is None:
+                newest_error = path, err
+    if newest_error is not None:
+        path, err = newest_error
+        raise ModelError(f"{err}{_advise_older(path, checkpoints)}") from err
     return checkpoints[::-1]
+
+
+def _advise_older(path: Path, readable: list[Checkpoint]) -> str:
+    """What to do about a damaged checkpoint, where one of those that can be read is older."""
+    step = int(path.name.removeprefix("step-"))
+    older = max((item.step for item in readable if item.step < step), default=None)
+    return "" if older is None else f"; delete {path} to go on from step {older}"
 
 
 @functools.cache
@@ -217,6 +230,15 @@ def _check_decay(checkpoint: Checkpoint, recipe: Recipe) -> None:
 
 def restore_state(state: TrainState, checkpoint: Checkpoint) -> None:
     """Set ``state`` to what it was when ``checkpoint`` was written. Raises ModelError for a damaged file."""
+    try:
+        _restore_tensors(state, checkpoint)
+    except ModelError as err:
+        readable = list_checkpoints(checkpoint.path.parent.parent)
+        raise ModelError(f"{err}{_advise_older(checkpoint.path, readable)}") from err
+    state.step, state.position = checkpoint.step, checkpoint.position
+
+
+def _restore_tensors(state: TrainState, checkpoint: Checkpoint) -> None:
     _load_weights(state.network, checkpoint.path / WEIGHTS)
     _load_weights(state.ema, checkpoint.path / EMA)
     parameters = dict(state.network.named_parameters()) if checkpoint.step else {}
@@ -234,7 +256,6 @@ def restore_state(state: TrainState, checkpoint: Checkpoint) -> None:
             # in the memory layout of the parameter, as AdamW itself allocates it
             parameter_state[moment] = torch.empty_like(like, dtype=value.dtype).copy_(value)
         state.optimizer.state[parameter] = parameter_state
-    state.step, state.position = checkpoint.step, checkpoint.position
 
 
 def find_checkpoint(path: Path, *, which: Literal["best", "newest"] = "best") -> Checkpoint:

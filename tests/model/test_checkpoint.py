@@ -207,6 +207,22 @@ def test_half_an_old_checkpoint_is_skipped_with_a_warning_unless_it_is_asked_for
         load_network(run)
 
 
+@pytest.mark.parametrize("name", [STATE, WEIGHTS, OPTIMIZER])
+def test_a_damaged_newest_checkpoint_says_from_where_the_run_can_go_on(name: str, tmp_path: Path) -> None:
+    state = loop.create_state(TINY, CPU)
+    for step in (2, 3, 4):
+        save(state, tmp_path / "run", step)
+    newest = tmp_path / "run" / CHECKPOINTS / "step-00000004"
+    (newest / name).write_text("x")
+    (newest.parent / "step-00000003" / STATE).unlink()
+    with pytest.raises(ModelError, match=rf"; delete {newest} to go on from step 2$"):
+        restore_state(loop.create_state(TINY, CPU), list_checkpoints(tmp_path / "run")[-1])
+    shutil.rmtree(newest.parent / "step-00000002")
+    with pytest.raises(ModelError) as caught:
+        restore_state(loop.create_state(TINY, CPU), list_checkpoints(tmp_path / "run")[-1])
+    assert "delete" not in str(caught.value)
+
+
 def test_folders_that_are_no_checkpoints_are_neither_read_nor_removed(run: Path) -> None:
     names = ["step-best-of-all", "step-00000001.bak", "step-1", "backup"]
     for name in names:
