@@ -4,8 +4,9 @@
         weights.safetensors    the network that is trained
         ema.safetensors        the moving average of the weights, which sampling uses
         optimizer.safetensors  AdamW's two moments and step, by parameter
-        state.json             step, position in the epoch order, held-out loss, recipe, digest of the data;
-                               where the run started, if from another run's weights
+        state.json             step, position in the epoch order, held-out loss and how many frames and clips
+                               it was measured on, recipe, digest of the data; where the run started, if from
+                               another run's weights
 
 A checkpoint's folder appears when it is complete. No generator state is saved: random numbers are a function
 of (seed, position), see ``shards.rng``.
@@ -21,7 +22,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import pydantic
 import safetensors
@@ -70,6 +71,13 @@ class TrainState:
     position: int = 0  # frames trained on, over all ranks and epochs: the next position of the epoch order
 
 
+class HeldOutSize(NamedTuple):
+    """What a held-out loss was measured on: with other numbers it is that of other frames."""
+
+    frames: int
+    clips: int
+
+
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A checkpoint on disk, or a published model."""
@@ -81,6 +89,7 @@ class Checkpoint:
     recipe: Recipe
     digest: str
     start: StartRecord | None = None
+    held_out_size: HeldOutSize | None = None  # of the loss; None: an older redub did not write it
 
 
 class StateFile(pydantic.BaseModel):
@@ -92,6 +101,8 @@ class StateFile(pydantic.BaseModel):
     step: int = Field(ge=0, le=MAX_STEPS)
     drawn: int = Field(ge=0, le=MAX_STEPS * MAX_BATCH)
     held_out: float | None  # may be NaN or infinite: a loss that was
+    held_out_frames: int | None = Field(default=None, ge=1, le=10**9)
+    held_out_clips: int | None = Field(default=None, ge=1, le=10**9)
     digest: Digest
     recipe: Recipe
     start: StartRecord | None = None  # of a run that started from another
@@ -133,11 +144,17 @@ def _warn_once(message: str) -> None:  # a run lists its checkpoints at each sav
 
 
 def find_best(checkpoints: list[Checkpoint]) -> Checkpoint | None:
-    """The one with the lowest held-out loss; the newest if none was measured."""
+    """The one with the lowest held-out loss; the newest if none was measured.
+
+    Only losses of the same frames as the newest loss are compared; one of an older redub, which did not write
+    its frames, counts as such.
+    """
     measured = [item for item in checkpoints if item.held_out_loss is not None]
-    if measured:
-        return min(measured, key=lambda item: item.held_out_loss or 0.0)
-    return checkpoints[-1] if checkpoints else None
+    if not measured:
+        return checkpoints[-1] if checkpoints else None
+    size = measured[-1].held_out_size
+    comparable = [item for item in measured if not size or item.held_out_size in (size, None)]
+    return min(comparable, key=lambda item: item.held_out_loss or 0.0)
 
 
 def save_checkpoint(
@@ -147,6 +164,7 @@ def save_checkpoint(
     digest: str,
     held_out_loss: float | None,
     start: StartRecord | None = None,
+    held_out_size: HeldOutSize | None = None,
 ) -> Checkpoint:
     """Write a checkpoint, which appears when it is complete. Replaces one of the same step."""
     path = run / CHECKPOINTS / f"step-{state.step:08d}"
@@ -160,6 +178,8 @@ def save_checkpoint(
         "digest": digest,
         "recipe": recipe_to_dict(recipe),
     }
+    if held_out_loss is not None and held_out_size is not None:
+        content |= {"held_out_frames": held_out_size.frames, "held_out_clips": held_out_size.clips}
     if start is not None:
         content["start"] = start.model_dump()
     with write_folder_atomically(path) as partial:
@@ -173,15 +193,17 @@ def save_checkpoint(
                 raise
             raise WriteError(int(number[1]), os.strerror(int(number[1])), str(path)) from err
         (partial / STATE).write_text(json.dumps(content, indent=1) + "\n")
-    return Checkpoint(path, state.step, state.position, held_out_loss, recipe, digest, start)
+    return Checkpoint(path, state.step, state.position, held_out_loss, recipe, digest, start, held_out_size)
 
 
 def prune_checkpoints(run: Path, keep_last: int) -> None:
-    """Remove all but the newest ``keep_last`` checkpoints and the best."""
+    """Remove all but the newest ``keep_last`` checkpoints and the best, by each way that it was measured."""
     checkpoints = list_checkpoints(run)
-    best = find_best(checkpoints)
+    best = [find_best(checkpoints)]
+    for size in {item.held_out_size for item in checkpoints if item.held_out_loss is not None}:
+        best.append(find_best([item for item in checkpoints if item.held_out_size == size]))
     for item in checkpoints[:-keep_last]:
-        if item != best:
+        if item not in best:
             remove_atomically(item.path)
 
 
@@ -357,4 +379,7 @@ def _read_state(path: Path) -> Checkpoint:
         recipe=content.recipe,
         digest=content.digest,
         start=content.start,
+        held_out_size=HeldOutSize(content.held_out_frames, content.held_out_clips)
+        if content.held_out_frames is not None and content.held_out_clips is not None
+        else None,
     )

@@ -17,7 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.batch import Batch, make_evaluation_batch, to_pixels
-from model.checkpoint import TrainState, list_checkpoints, prune_checkpoints, save_checkpoint
+from model.checkpoint import (
+    HeldOutSize,
+    TrainState,
+    list_checkpoints,
+    prune_checkpoints,
+    save_checkpoint,
+)
 from model.denoiser import estimate_y_0, gammas, interpolate_gamma, log_snr
 from model.execution import Execution, Ranks
 from model.objective import add_noise_in_mask, compute_losses, predict, select_base
@@ -89,6 +95,11 @@ def spread_gammas(n: int, table: Tensor) -> Tensor:
     return interpolate_gamma(table, torch.arange(1, n + 1, dtype=torch.float64) * GOLDEN_RATIO % 1)
 
 
+def count_held_out(data: FrameSource, recipe: Recipe) -> HeldOutSize:
+    """How many frames the held-out losses are measured on, and of how many clips these are taken."""
+    return HeldOutSize(min(recipe.watch.held_out_frames, len(data)), len(data.clips.ids))
+
+
 @torch.no_grad()
 def compute_held_out_losses(
     network: UNet, data: FrameSource, recipe: Recipe, ranks: Ranks, execution: Execution
@@ -99,7 +110,7 @@ def compute_held_out_losses(
     surroundings from another frame, so that only the audio tells how the mouth moves. `deaf_loss`: the same
     without the audio; how much higher it is shows how much the network uses the audio.
     """
-    n_frames = min(recipe.watch.held_out_frames, len(data))
+    n_frames = count_held_out(data, recipe).frames
     frames = np.linspace(0, len(data) - 1, n_frames).round().astype(np.int64)
     gamma = spread_gammas(n_frames, torch.from_numpy(gammas(recipe.noise)))
     micro = execution.choose_micro_batch(recipe, ranks.world)
@@ -191,6 +202,7 @@ class RunMonitor:
         self.ranks = ranks
         self.run_log = run_log  # the first rank's
         self.held_out_loss: tuple[int, float] | None = None  # step, and the loss that selects the best
+        self.held_out_size: HeldOutSize | None = None  # what it was measured on
 
     def log_metrics(self, state: TrainState, window: MetricsWindow) -> None:
         """Write the metrics of a window. Raises ModelError when the loss is not finite or too large."""
@@ -221,6 +233,7 @@ class RunMonitor:
             if not math.isfinite(value):
                 self._check_loss(state, name, value)
         self.held_out_loss = state.step, metrics[SELECTING_LOSSES[self.recipe.best_by]]
+        self.held_out_size = count_held_out(held_out, self.recipe)
         if self.run_log is None:
             return
         self.run_log.write_metrics(state.step, metrics)
@@ -240,7 +253,9 @@ class RunMonitor:
         ):
             step, loss = self.held_out_loss or (None, None)
             measured_loss = loss if step == state.step else None
-            save_checkpoint(state, self.run, self.recipe, self.digest, measured_loss, self.start)
+            save_checkpoint(
+                state, self.run, self.recipe, self.digest, measured_loss, self.start, self.held_out_size
+            )
             prune_checkpoints(self.run, self.recipe.watch.keep_last)
         self.ranks.barrier()
 

@@ -27,6 +27,7 @@ from model.checkpoint import (
     STATE,
     WEIGHTS,
     Checkpoint,
+    HeldOutSize,
     TrainState,
     check_resumable,
     find_best,
@@ -230,6 +231,36 @@ def test_folders_that_are_no_checkpoints_are_neither_read_nor_removed(run: Path)
     assert list_steps(run) == [3]
     prune_checkpoints(run, 1)
     assert all((run / CHECKPOINTS / name).is_dir() for name in names)
+
+
+def test_only_losses_of_the_same_frames_are_compared_and_the_best_of_others_is_not_removed(
+    tmp_path: Path,
+) -> None:
+    state = loop.create_state(TINY, CPU)
+    few, many, older = HeldOutSize(8, 2), HeldOutSize(512, 2), None
+    for step, loss, size in (
+        (1, 0.15, older), (2, 0.1, few), (3, 0.3, few), (4, 0.5, many), (5, 0.4, many), (6, None, None),
+    ):  # fmt: skip
+        state.step = step
+        checkpoint.save_checkpoint(state, tmp_path, TINY, "digest", loss, None, size)
+    assert [saved.held_out_size for saved in list_checkpoints(tmp_path)] == [
+        older,
+        few,
+        few,
+        many,
+        many,
+        None,
+    ]
+
+    def find_best_step(*steps: int) -> int | None:
+        best = find_best([saved for saved in list_checkpoints(tmp_path) if saved.step in steps])
+        return best.step if best else None
+
+    assert find_best_step(2, 3, 4, 5, 6) == 5
+    assert find_best_step(2, 3) == 2
+    assert find_best_step(1, 2, 3, 4) == 1, "an older file does not say what it was measured on"
+    prune_checkpoints(tmp_path, 1)
+    assert list_steps(tmp_path) == [1, 2, 5, 6]
 
 
 def test_without_held_out_losses_the_newest_is_the_best(tmp_path: Path) -> None:

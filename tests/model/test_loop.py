@@ -721,6 +721,7 @@ def test_the_best_checkpoint_is_chosen_by_the_loss_that_the_recipe_names(
     monitor.evaluate(state, held_out, Execution())
     losses = compute_held_out_losses(state.ema, held_out, recipe, ALONE, Execution())
     assert monitor.held_out_loss == (0, losses[column])
+    assert monitor.held_out_size == (min(recipe.watch.held_out_frames, len(held_out)), 1)
     assert losses["listening_loss"] != losses["held_out_loss"]
 
 
