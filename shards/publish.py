@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
 
 from shards.atomic import write_atomically
-from shards.cache import get_cached_shard_path, get_user_shard_cache
+from shards.cache import DOWNLOADS, get_cached_shard_path, get_user_shard_cache
 from shards.checksum import file_sha256
 from shards.files import is_regular_file
 from shards.index import (
     DATASET_NAME,
     INDEX_NAME,
     LEDGER_NAME,
+    ShardEntry,
     compute_digest,
     get_published_name,
     parse_shard_entries,
@@ -32,18 +35,30 @@ from shards.index import (
 from shards.schema import ShardError
 from shards.storage import LocalStorage, Storage, is_remote, open_storage
 
+T = TypeVar("T")
+U = TypeVar("U")
+
 UPLOADS = 4  # at the same time
 # Files named by their contents, which publishing leaves behind; `prune` removes no others.
 PUBLISHED = re.compile(r"[^/]+-\d{5}-[0-9a-f]{12}\.tar|(index|ledger)-[0-9a-f]{12}\.parquet")
 
+log = logging.getLogger(__name__)
 
-def download_dataset(address: str, cache: Path | None = None) -> Path:
+
+def download_dataset(
+    address: str,
+    cache: Path | None = None,
+    *,
+    limit_bytes: int | None = None,
+    progress: Callable[[str, int, int], object] = lambda label, done, total: None,
+) -> Path:
     """The folder of the dataset at ``address``: a folder itself, or a copy that is made once per machine.
 
     Copies are in ``cache`` (by default the user's), named by the dataset's digest. The manifest is written
     last: without it a folder is no dataset. Each shard is checked by size and sha256; one that is in the
     cache of shards is linked, not copied. Processes that want the same dataset wait for the one that
-    downloads it. Raises ShardError when the dataset cannot be read or differs from its manifest.
+    downloads it. ``progress`` counts bytes. Raises ShardError when the dataset cannot be read or differs from
+    its manifest, or its shards have more than ``limit_bytes``.
     """
     if not is_remote(address):
         return Path(address)
@@ -51,15 +66,28 @@ def download_dataset(address: str, cache: Path | None = None) -> Path:
     manifest = read_manifest(storage)
     entries = parse_shard_entries(manifest)
     folder = _locate_copy(storage, manifest, cache)
+    total = sum(entry.bytes for entry in entries)
+
+    def download(entry: ShardEntry) -> int:
+        path = folder / entry.name
+        cached = get_cached_shard_path(cache or get_user_shard_cache(), entry)
+        if not path.is_file() and not _link_file(cached, path, entry.sha256):
+            storage.download(entry.name, path, size=entry.bytes, sha256=entry.sha256)
+        return entry.bytes
+
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):
+    with _wait_for_lock(folder / ".lock", storage.address):
         if (folder / DATASET_NAME).is_file():
             return folder
-        for entry in entries:
-            path = folder / entry.name
-            cached = get_cached_shard_path(get_user_shard_cache(), entry)
-            if not path.is_file() and not _link_file(cached, path, entry.sha256):
-                storage.download(entry.name, path, size=entry.bytes, sha256=entry.sha256)
+        if limit_bytes is not None and total > limit_bytes:
+            raise ShardError(
+                f"{storage.address}: a copy of it takes {total / 1e9:.3g} GB, the limit is "
+                f"{limit_bytes / 1e9:.3g} GB; allow more, or read it in windows"
+            )
+        done = 0
+        for size in _run_in_threads(download, entries, DOWNLOADS):
+            done += size
+            progress("downloading", done, total)
         for name in (INDEX_NAME, LEDGER_NAME):
             with write_atomically(folder / name) as partial:
                 partial.write_bytes(read_table(storage, manifest, name))
@@ -68,13 +96,42 @@ def download_dataset(address: str, cache: Path | None = None) -> Path:
     return folder
 
 
+@contextlib.contextmanager
+def _wait_for_lock(path: Path, address: str) -> Iterator[None]:
+    """Lock a file; say so if another process has it."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        log.warning("%s: waiting for another process that downloads it to %s", address, path.parent)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _run_in_threads(function: Callable[[T], U], items: Iterable[T], n_threads: int) -> Iterator[U]:
+    """Results in the order in which they are ready. After an error no further item is begun."""
+    pool = ThreadPoolExecutor(n_threads)
+    try:
+        for future in as_completed([pool.submit(function, item) for item in items]):
+            yield future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def locate_dataset(address: str, cache: Path | None = None) -> Path | Storage:
-    """The folder of the dataset at ``address`` if ``download_dataset`` has made a copy, else its storage."""
+    """The folder of the dataset at ``address`` if ``download_dataset`` has made a copy, else its storage.
+
+    A copy in the user's cache counts too, whichever ``cache`` is named.
+    """
     if not is_remote(address):
         return Path(address)
     storage = open_storage(address)
-    folder = _locate_copy(storage, read_manifest(storage), cache)
-    return folder if (folder / DATASET_NAME).is_file() else storage
+    manifest = read_manifest(storage)
+    folders = (_locate_copy(storage, manifest, each) for each in dict.fromkeys((cache, None)))
+    return next((folder for folder in folders if (folder / DATASET_NAME).is_file()), storage)
 
 
 def _locate_copy(storage: Storage, manifest: Mapping[str, Any], cache: Path | None) -> Path:
@@ -126,14 +183,11 @@ def publish(
     manifest = folder / DATASET_NAME
     total = sum(upload.size for upload in uploads)
     done = n_sent = 0
-    pool = ThreadPoolExecutor(UPLOADS)
-    try:
-        for future in as_completed([pool.submit(_upload_if_missing, upload, storage) for upload in uploads]):
-            size, is_sent = future.result()
-            done, n_sent = done + size, n_sent + size * is_sent
-            progress("upload", done, total)
-    finally:
-        pool.shutdown(cancel_futures=True)
+    for size, is_sent in _run_in_threads(
+        lambda upload: _upload_if_missing(upload, storage), uploads, UPLOADS
+    ):
+        done, n_sent = done + size, n_sent + size * is_sent
+        progress("upload", done, total)
     storage.upload(manifest, DATASET_NAME, sha256=file_sha256(manifest))
     return n_sent
 

@@ -52,7 +52,7 @@ from shards.reader import Dataset, open_dataset
 from shards.resident import TRAIN_SPLIT, Resident, build_clip_table, load_resident, split_held_out
 from shards.sources import merge_sources, read_sources
 from shards.speech_scale import measure_speech_scale
-from shards.storage import strip_address
+from shards.storage import LocalStorage, strip_address
 from shards.streaming import Cached, Decoder, is_worker_error
 from shards.windowed import Windowed
 from stages.engine.lock import lock_folder
@@ -193,8 +193,10 @@ def _train(request: TrainRequest, recipe: Recipe, dataset: Dataset, ranks: Ranks
         if _is_finished(request, recipe, checkpoints):
             return "done"
         with ranks.share_errors():
-            if request.hold == "resident":
-                dataset = open_dataset(download_dataset(request.shards), hashes=False)
+            if request.hold == "resident" and not isinstance(dataset.storage, LocalStorage):
+                limit = int(request.cache_gb * 1e9)
+                folder = download_dataset(request.shards, request.cache, limit_bytes=limit, progress=progress)
+                dataset = open_dataset(folder, hashes=False)
             start_step = checkpoints[-1].step if checkpoints else 0
             tried = _read_tried_execution(request.run) if checkpoints else None
             data, held_out = open_files.enter_context(
@@ -272,7 +274,7 @@ def _open_dataset(request: TrainRequest, recipe: Recipe, ranks: Ranks) -> Datase
             "clips in the shards' order; use --hold resident, cached or windowed"
         )
     request.execution.choose_micro_batch(recipe, ranks.world)
-    dataset = open_dataset(locate_dataset(request.shards), hashes=False)
+    dataset = open_dataset(locate_dataset(request.shards, request.cache), hashes=False)
     train_ids, _ = _split_clips(recipe, dataset)
     n_frames = sum(dataset.clips.column("frames", train_ids))
     if recipe.batch > n_frames:

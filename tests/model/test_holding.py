@@ -23,6 +23,7 @@ from model.run_log import METRICS, read_metrics
 from pipeline.main import cli
 from shards.reader import open_dataset
 from shards.resident import split_held_out
+from shards.schema import ShardError
 from stages.engine.outcome import StageError
 from stages.train import run as train
 from stages.train.run import TrainRequest
@@ -178,6 +179,22 @@ def test_what_cannot_take_turns_is_refused_in_one_line(shards: Path, tmp_path: P
     run_training(shards, tmp_path / "run", replace(recipe, steps=1))
     with pytest.raises(ModelError, match="was trained with balance 'speakers', not 'clips'"):
         run_training(shards, tmp_path / "run", replace(recipe, balance="clips"))
+
+
+def test_a_resident_dataset_is_copied_to_the_cache_that_is_named(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    monkeypatch.setattr(loop, "train", lambda *_, **__: "done")
+    digest = open_dataset(shards).manifest["digest"]
+    with serve(shards) as (address, sent):
+        with pytest.raises(ShardError, match="the limit is"):
+            run_training(address, tmp_path / "run", cache=tmp_path / "cache", cache_gb=1e-9)
+        for _ in range(2):
+            assert run_training(address, tmp_path / "run", cache=tmp_path / "cache") == "done"
+    assert (tmp_path / "cache" / digest / "dataset.json").is_file()
+    assert [sent.count(path.name) for path in shards.glob("*.tar")] == [1] * 4
+    assert not (tmp_path / "user").exists()
 
 
 def test_a_run_does_not_write_down_what_opens_its_dataset(

@@ -15,17 +15,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
+from shards import publish as publish_module
 from shards import remote
 from shards.atomic import WriteError
 from shards.cache import open_shard_store
 from shards.publish import download_dataset, locate_dataset
 from shards.reader import open_dataset, read_clip
+from shards.remote import RemoteStorage
 from shards.schema import ShardError
 from shards.storage import LocalStorage, open_storage, strip_address
 from shards.verify import verify
 from tests import datasets
 from tests.changing import change_folders
+from tests.model import worlds
+from tests.waiting import GUARD_SECONDS
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
@@ -91,6 +96,46 @@ def dataset(tmp_path: Path) -> Path:
 
 def find_shard(dataset: Path) -> Path:
     return next(dataset.glob("*.tar"))
+
+
+def test_shards_are_downloaded_several_at_a_time_and_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = worlds.make_dataset(tmp_path / "shards", per_shard=1)
+    total = sum(path.stat().st_size for path in source.glob("*.tar"))
+    together = threading.Barrier(4, timeout=GUARD_SECONDS)  # breaks unless four are downloaded at once
+    download, counts = RemoteStorage.download, []
+
+    def download_together(self: RemoteStorage, name: str, path: Path, **checks: Any) -> None:
+        together.wait()
+        download(self, name, path, **checks)
+
+    monkeypatch.setattr(RemoteStorage, "download", download_together)
+    with serve(source) as (address, _):
+        with pytest.raises(ShardError, match=r"a copy of it takes .* GB, the limit is 1e-09 GB; allow more"):
+            download_dataset(address, tmp_path / "cache", limit_bytes=1)
+        progress = lambda *numbers: counts.append(numbers)  # noqa: E731
+        folder = download_dataset(address, tmp_path / "cache", limit_bytes=total, progress=progress)
+    assert list(verify(open_storage(folder), full=False)) == []
+    assert len(counts) == 4 and counts[-1] == ("downloading", total, total)
+
+
+def test_a_process_says_that_another_one_downloads_what_it_waits_for(
+    dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warning = publish_module.log.warning
+    with serve(dataset) as (address, _):
+        folder = download_dataset(address, tmp_path / "cache")
+        lock = FileLock(folder / ".lock", thread_local=False)
+
+        def warn(*message: object) -> None:
+            warning(*message)
+            lock.release()
+
+        monkeypatch.setattr(publish_module.log, "warning", warn)
+        lock.acquire()
+        assert download_dataset(address, tmp_path / "cache") == folder
+    assert caplog.messages == [f"{address}: waiting for another process that downloads it to {folder}"]
 
 
 def test_a_folder_needs_no_copy(dataset: Path) -> None:
