@@ -126,8 +126,8 @@ def list_checkpoints(run: Path) -> list[Checkpoint]:
             elif newest_error is None:
                 newest_error = path, err
     if newest_error is not None:
-        path, err = newest_error
-        raise ModelError(f"{err}{_advise_older(path, checkpoints)}") from err
+        path, cause = newest_error
+        raise ModelError(f"{cause}{_advise_older(path, checkpoints)}") from cause
     return checkpoints[::-1]
 
 
