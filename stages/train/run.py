@@ -148,8 +148,9 @@ def _check_continuation(
 ) -> None:
     """Raise ModelError unless the run goes on from its newest checkpoint, or a new start loses nothing.
 
-    Without a checkpoint a run starts again that was killed before it saved one: its recipe, dataset and start
-    are these, and it logged no step after the one at which it would have saved.
+    Without a checkpoint a run that logged no step starts anew: its numbers may have been wrong. So does one
+    that was killed before it saved: its recipe, dataset and start are these, and it logged no step after the
+    one at which it would have saved.
     """
     run, digest = request.run, str(dataset.manifest["digest"])
     start = request.start.record if request.start else None
@@ -157,18 +158,17 @@ def _check_continuation(
         check_resumable(checkpoints[-1], recipe, digest, start)
         return
     last_step = max((int(line["step"]) for line in read_metrics(run / METRICS)), default=0)
-    if (run / RUN_FILE).exists():
+    if last_step and (run / RUN_FILE).exists():
         before = RunFile.model_validate(read_run_file(run))
         if before.recipe and before.digest == digest and _get_sha256(before.start) == _get_sha256(start):
             old_recipe = recipe_from_dict(before.recipe)
             if not compare_recipes(recipe, old_recipe) and last_step <= old_recipe.watch.save_every:
                 return
-    elif not last_step:
-        return
-    content = f"a log up to step {last_step}" if last_step else f"the {RUN_FILE} of another run"
-    raise ModelError(
-        f"{run}: has {content} and no checkpoint; give another --run, or --set-aside to rename it"
-    )
+    if last_step:
+        raise ModelError(
+            f"{run}: has a log up to step {last_step} and no checkpoint; give another --run, or --set-aside "
+            "to rename it"
+        )
 
 
 def _get_sha256(start: StartRecord | None) -> str | None:
@@ -275,12 +275,12 @@ def _open_dataset(request: TrainRequest, recipe: Recipe, ranks: Ranks) -> Datase
         )
     request.execution.choose_micro_batch(recipe, ranks.world)
     dataset = open_dataset(locate_dataset(request.shards, request.cache), hashes=False)
+    if request.start is not None:
+        _check_sound(request.start, dataset)
     train_ids, _ = _split_clips(recipe, dataset)
     n_frames = sum(dataset.clips.column("frames", train_ids))
     if recipe.batch > n_frames:
         raise ModelError(f"batch {recipe.batch} is larger than the {n_frames} frames to train on")
-    if request.start is not None:
-        _check_sound(request.start, dataset)
     return dataset
 
 
