@@ -164,6 +164,7 @@ def test_the_reading_benchmark_measures_each_reader_and_names_missing_packages(t
 def test_a_recoloured_person_has_the_skin_that_it_says_and_the_rest_as_it_was() -> None:
     script = """
 import sys
+import numpy as np
 sys.path[:0] = ["benchmarks"]
 from recolour import DARK_SKIN, DIM_LIGHT, RECOLOURS, WARM_LIGHT
 from shards.schema import ClipSample
