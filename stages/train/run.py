@@ -110,6 +110,8 @@ def run(request: TrainRequest, recipe: Recipe, progress: Progress = no_progress)
         check_dvclive(request.dvclive)
     with join_ranks(request.device) as ranks, contextlib.ExitStack() as lock:
         with ranks.share_errors():
+            with contextlib.suppress(FileNotFoundError):
+                request.run.stat()  # where no folder can be made is said before anything is read
             dataset = _open_dataset(request, recipe, ranks)
             if ranks.is_first:
                 if request.set_aside:

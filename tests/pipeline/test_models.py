@@ -293,7 +293,7 @@ def test_a_model_that_was_trained_further_says_both_numbers_of_steps(tmp_path: P
     ("facts", "message"),
     [
         ({"limits": []}, r"the facts: limits is \[\], expected"),
-        ({"note": 1}, "the facts: note is 1"),
+        ({"note": 1}, "the facts: note is not known; known are name, "),
         ({"sampling": {"sampler": "euler"}}, "sampler is 'euler', expected"),
         ({"name": "x", "url": "ftp://x"}, "the facts: url is 'ftp://x'"),
     ],
