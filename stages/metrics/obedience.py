@@ -105,6 +105,8 @@ def bootstrap_ratio(
     # A resample in which no true mouth moves has no ratio.
     bounds = np.percentile(above[units].sum(axis=1)[sums > 0] / sums[sums > 0], (2.5, 97.5))
     low, high = ratio + widen_interval(n) * (bounds - ratio)
+    if above.min() >= 0:  # as of a share of 0.9: what no clip can have is no bound either
+        low, high = max(low, 0.0), min(high, 1.0) if (above <= below).all() else high
     return Mean(ratio, float(low), float(high), n_clips)
 
 

@@ -92,6 +92,14 @@ def test_a_few_clips_or_equal_ones_have_no_interval() -> None:
     assert str(bootstrap_mean([0.4])) == "+0.40, n = 1"
 
 
+def test_the_interval_of_a_share_is_within_0_and_1() -> None:
+    closed, closures = [0, 0, 0, 0, 0, 2], [2, 3, 2, 3, 2, 2]
+    few = bootstrap_ratio(closed, closures)
+    assert few is not None and few.low == 0 and few.high is not None and few.value < few.high < 1
+    most = bootstrap_ratio(np.subtract(closures, closed), closures)
+    assert most is not None and most.high == 1 and most.low is not None and 0 < most.low < most.value
+
+
 def test_clips_of_five_people_are_resampled_by_person() -> None:
     """People differ, and 20 clips of each of six say little more than six clips."""
     rng = np.random.default_rng(5)
