@@ -113,8 +113,9 @@ def write_samples(
         path = folder / CROPS / f"{pair.name}.tar"
         write_crops(path, frames)
         rows.append({
-            "name": pair.name, "clip_id": pair.clip_id, "audio_clip_id": pair.audio_clip_id, "split": "test",
-            "speaker": "s1", "frames": len(frames), "crops_sha256": file_sha256(path),
+            "name": pair.name, "clip_id": pair.clip_id, "audio_clip_id": pair.audio_clip_id,
+            "split": dataset.clips[pair.clip_id]["split"], "speaker": "s1", "frames": len(frames),
+            "crops_sha256": file_sha256(path),
         })  # fmt: skip
     write_rows(folder / TABLE, rows, SCHEMA)
     description = {

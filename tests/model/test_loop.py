@@ -39,9 +39,9 @@ from model.signals import catch_stop_signals
 from shards.background import prefetch
 from shards.resident import Resident, split_held_out
 from shards.schema import ShardError
-from stages import train
 from stages.engine.lock import LOCK_NAME
 from stages.engine.outcome import StageError
+from stages.train import run as train
 from tests import datasets
 from tests.model import worlds
 from tests.model.worlds import ALONE, CPU, ONE_THREAD, SIZE, TINY, run_command

@@ -39,6 +39,7 @@ from shards.checksum import file_sha256
 from shards.schema import ShardError
 from stages.engine.outcome import StageError
 from stages.train import run as train
+from stages.train import run_file
 from stages.train.run import TrainRequest
 from stages.train.run_file import RUN_FILE, advise_sampling, read_run_file
 from tests.model import worlds
@@ -150,15 +151,15 @@ def test_how_a_published_model_is_sampled_is_known_in_the_second_generation_too(
     size, sha256 = file.stat().st_size, file_sha256(file)
     model = read_catalogue()[0].model_copy(update={"bytes": size, "sha256": sha256})
     advice = model.sampling.model_dump(exclude_none=True)
-    monkeypatch.setattr(train, "read_catalogue", lambda: [model])
+    monkeypatch.setattr(run_file, "read_catalogue", lambda: [model])
     assert train_from(file, other, first) == train_from(first, other, second) == "done"
     export_network(second, again)
     paths = [first, second, find_checkpoint(second).path, again]
     assert [advise_sampling(path) for path in [file, *paths]] == [advice] * 5
-    monkeypatch.setattr(train, "read_catalogue", list)  # of a redub that has other models
+    monkeypatch.setattr(run_file, "read_catalogue", list)  # of a redub that has other models
     assert [advise_sampling(path) for path in paths] == [advice] * 4
 
-    monkeypatch.setattr(train, "read_catalogue", lambda: [model])
+    monkeypatch.setattr(run_file, "read_catalogue", lambda: [model])
     for run, expected in ((first, advice), (second, {})):  # as an older redub wrote them
         content = json.loads((run / RUN_FILE).read_text())
         del content["sampling"]
