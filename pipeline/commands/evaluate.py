@@ -198,7 +198,8 @@ def _format_mean(mean: dict[str, Any], n_to_score: int) -> str:
     text = f"{mean['mean']:8.3f}  {_format_interval(mean)}, n = {mean['n']}"
     if mean["n"] < n_to_score:
         text += f" of {n_to_score} clips"
-    if less := mean.get("difference"):
+    less = mean.get("difference")
+    if less and less["low"] is not None:  # of a few clips it tells nothing that the means do not
         text += f"; less {less['from']}: {less['mean']:+.3f} {_format_interval(less)}, n = {less['n']}"
     return text
 
