@@ -214,7 +214,7 @@ def stage_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _split_address(value: str | None, option: str) -> tuple[str | None, str | None]:
     """(address, None) for a bucket, (None, folder) for anything else."""
-    if value is None or "://" not in value:
+    if value is None or not is_remote(value):
         return None, value
     if not value.startswith("s3://"):
         raise click.BadParameter(

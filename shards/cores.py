@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from shards.cgroups import Version, list_groups
+from shards.torchrun import read_place
 
 
 def count_cores() -> int:
@@ -18,6 +19,11 @@ def count_cores() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     limits = (_read_limit(folder, version) for folder, version in list_groups("cpu"))
     return min([cores, *(max(1, math.ceil(limit)) for limit in limits if limit is not None)])
+
+
+def count_cores_per_rank() -> int:
+    """Cores for each of the ranks of this machine, 1 or more."""
+    return max(1, count_cores() // read_place().local_world)
 
 
 def _read_limit(folder: Path, version: Version) -> float | None:

@@ -25,9 +25,8 @@ from pipeline.options import (
     print_once,
 )
 from pipeline.plain_yaml import parse_yaml
-from shards.cores import count_cores
+from shards.cores import count_cores_per_rank
 from shards.errors import shorten
-from shards.torchrun import read_place
 from stages.engine.outcome import StageError
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ WINDOW = 32  # shards, where neither an option nor the params file says it
 
 def default_workers() -> int:
     """Workers per rank: the cores that this process may use, divided by the ranks of this machine."""
-    return max(1, min(MAX_DEFAULT_WORKERS, count_cores() // read_place().local_world))
+    return min(MAX_DEFAULT_WORKERS, count_cores_per_rank())
 
 
 @click.command("train")

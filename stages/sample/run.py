@@ -28,14 +28,13 @@ from sampler.rollout import FrameGenerator
 from shards.atomic import write_atomically
 from shards.background import BackgroundWriter
 from shards.checksum import file_sha256
-from shards.cores import count_cores
+from shards.cores import count_cores_per_rank
 from shards.errors import shorten, shorten_message
 from shards.files import is_inside
 from shards.publish import locate_dataset
 from shards.reader import Dataset, open_dataset
 from shards.schema import MELS_PER_FRAME, VIDEO_FPS, ClipSample, Frames, ShardError
 from shards.table import write_rows
-from shards.torchrun import read_place
 from stages.engine.lock import lock_folder
 from stages.engine.outcome import StageError
 from stages.engine.progress import Progress, no_progress
@@ -152,8 +151,7 @@ def _sample(request: SampleRequest, params: SampleParams, ranks: Ranks, progress
 
     # Sound and video of a clip take a second of a core, as long as a GPU draws several clips.
     # Each holds its clip: few write where clips are long.
-    n_cores = count_cores() // read_place().local_world
-    n_writers = choose_clips_ahead(dataset, missing, max(1, min(MAX_WRITERS, n_cores)))
+    n_writers = choose_clips_ahead(dataset, missing, min(MAX_WRITERS, count_cores_per_rank()))
     n_waiting = choose_clips_ahead(dataset, missing, request.slots)
     clips = generate_clips(
         generator, dataset, missing, slots=request.slots, on_frame=count_frame, skip_damaged=True
