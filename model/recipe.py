@@ -224,6 +224,31 @@ DEMO = replace(
     batch=16,
     steps=400,
 )
+# What the packaged model `small` is trained with: some people, an hour or two of a CPU (its page has the
+# figures). Each person counts alike, whatever their clips, and skin, light and side say nothing.
+SMALL = replace(
+    DEMO,
+    network=replace(
+        DEMO.network,
+        audio=replace(
+            OUR_AUDIO, input="both", speech_rows_before=4, speech_rows_after=4, speech_encoder="flat"
+        ),
+    ),
+    frames=replace(
+        OUR_FRAMES,
+        common_gamma=1.5,
+        common_contrast=0.3,
+        common_hue=20.0,
+        common_colour=0.3,
+        mirror_share=0.5,
+    ),
+    optim=OptimParams(
+        learning_rate=1e-3, warmup_steps=50, after_warmup="constant", decay_steps=1500, ema_decay=0.999
+    ),
+    watch=WatchParams(log_every=100, evaluate_every=500, save_every=500, held_out_frames=64),
+    balance="speakers",
+    steps=9000,
+)
 PRESETS = {
     "multi-speaker": MULTI_SPEAKER,
     "single-speaker": SINGLE_SPEAKER,
@@ -232,6 +257,7 @@ PRESETS = {
     "paper-multi-speaker": PAPER_MULTI_SPEAKER,
     "paper-single-speaker": PAPER_SINGLE_SPEAKER,
     "demo": DEMO,
+    "small": SMALL,
     "own": OWN,
 }
 # What a run that starts from another takes from it: the network, and what the network was trained to see.

@@ -120,8 +120,10 @@ def test_numbers_of_speech_change_nothing_in_a_network_of_mels_nor_in_its_files(
     check_resumable(two, recipe, "d")  # its file lacks the numbers that differ
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_the_files_of_every_preset_are_as_before_there_were_speech_features(preset: str) -> None:
+@pytest.mark.parametrize(
+    "preset", [name for name, recipe in PRESETS.items() if not recipe.network.audio.takes_speech]
+)
+def test_the_files_of_every_preset_of_mels_are_as_before_there_were_speech_features(preset: str) -> None:
     recipe = PRESETS[preset]
     values = json.loads(json.dumps(recipe_to_dict(recipe)))
     assert values["network"]["audio"].keys() == MELS_NUMBERS
