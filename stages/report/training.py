@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from model.checkpoint import Checkpoint, find_best, list_checkpoints
 from model.recipe import ModelError
-from model.run_log import METRICS, SELECTING_LOSSES, read_metrics
+from model.run_log import METRICS, read_metrics
 from shards.sources import NOT_STATED, DataSource
 from shards.storage import strip_address
 from stages.engine.outcome import StageError
@@ -23,6 +24,7 @@ class TrainingRun:
     info: dict[str, Any]  # run.json
     records: tuple[dict[str, float], ...]  # lines of metrics.jsonl
     images: tuple[EmbeddedImage, ...]
+    best: Checkpoint | None  # the one that sampling uses; None: no checkpoint is there
 
     @property
     def sources(self) -> str:
@@ -34,27 +36,15 @@ class TrainingRun:
     def last_step(self) -> int:
         return int(self.records[-1]["step"]) if self.records else 0
 
-    @property
-    def best_record(self) -> dict[str, float] | None:
-        """The line of metrics.jsonl whose checkpoint sampling uses: the lowest ``selecting_loss``."""
-        records = [record for record in self.records if self.selecting_loss in record]
-        return min(records, key=lambda record: record[self.selecting_loss], default=None)
-
-    @property
-    def selecting_loss(self) -> str:
-        """The column of metrics.jsonl that selects the best checkpoint."""
-        recipe = self.info.get("recipe")
-        best_by = recipe.get("best_by") if isinstance(recipe, dict) else None
-        return SELECTING_LOSSES.get(str(best_by), SELECTING_LOSSES["seeing"])
-
 
 def read_run(folder: Path) -> TrainingRun:
-    """Raises StageError or ShardError if the folder holds no run."""
+    """Raises StageError or ShardError if the folder holds no run, or a damaged newest checkpoint."""
     try:
         records = read_metrics(folder / METRICS)
+        best = find_best(list_checkpoints(folder))
     except ModelError as err:
         raise StageError(str(err)) from err
     info = read_run_file(folder)
     if "shards" in info:
         info["shards"] = strip_address(info["shards"])  # an older redub wrote passwords too
-    return TrainingRun(folder.name, info, tuple(records), tuple(read_run_images(folder)))
+    return TrainingRun(folder.name, info, tuple(records), tuple(read_run_images(folder)), best)

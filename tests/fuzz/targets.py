@@ -491,7 +491,7 @@ def make_report_reader() -> Callable[[Path], object]:
         run = read_run(folder)
         n_calls += 1
         plots = plot_training(run.records) if n_calls % SLOW_EVERY == 1 else None
-        return run.last_step, run.best_record, plots
+        return run.last_step, run.best, plots
 
     return read
 

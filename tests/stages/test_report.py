@@ -7,11 +7,12 @@ import io
 import json
 import os
 import re
+import shutil
 from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import matplotlib
 import numpy as np
@@ -19,6 +20,8 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from model import loop
+from model.checkpoint import CHECKPOINTS, HeldOutSize, find_checkpoint, save_checkpoint
 from pipeline.main import cli
 from shards.ledger import read_ledger
 from shards.reader import Dataset, open_dataset, read_clip
@@ -47,9 +50,10 @@ from stages.report.results import (
 )
 from stages.report.run import ReportRequest, write_report
 from stages.report.strips import MAX_VIDEO_BYTES, read_example_clips, read_generated_clips
-from stages.report.training import TrainingRun
+from stages.report.training import read_run
 from stages.sample.pairs import SCHEMA, read_samples
 from tests import datasets, reports
+from tests.model.worlds import CPU, TINY
 from tests.reports import HOSTILE, OWN, SWAPPED
 from tests.shards.test_publish import serve
 
@@ -449,16 +453,24 @@ def test_an_unreadable_input_gives_an_error_of_one_line(folder: Path, tmp_path: 
     assert not (tmp_path / "a.html").exists()
 
 
-RECORDS = (
-    {"step": 10.0, "loss": 0.5},
-    {"step": 10.0, "held_out_loss": 0.1, "listening_loss": 0.9},
-    {"step": 20.0, "held_out_loss": 0.3, "listening_loss": 0.4},
-)
+@pytest.mark.parametrize(("best_by", "label"), [("seeing", "held-out loss"), ("listening", "listening loss")])
+def test_the_best_checkpoint_is_the_one_that_sampling_uses(
+    dataset: Dataset, tmp_path: Path, best_by: Literal["seeing", "listening"], label: str
+) -> None:
+    run, recipe = reports.write_run(tmp_path / "run", dataset), replace(TINY, best_by=best_by)
+    state = loop.create_state(recipe, CPU)
+    few, many = HeldOutSize(8, 2), HeldOutSize(512, 2)
+    for step, loss, size in ((10, 0.1, few), (15, 0.25, many), (20, 0.375, many)):
+        state.step = step
+        save_checkpoint(state, run, recipe, "digest", loss, held_out_size=size)
+    assert read_run(run).best == find_checkpoint(run)
+    write_report(ReportRequest(str(dataset.folder), tmp_path / "report.html", run))
+    text = ParsedPage((tmp_path / "report.html").read_text()).text
+    assert f"{label}0.250of the best checkpoint, step 15" in text
+    shutil.rmtree(run / CHECKPOINTS / "step-00000015")
+    best = read_run(run).best
+    assert best is not None and best.step == 20
 
 
-@pytest.mark.parametrize(
-    ("recipe", "step"), [({"best_by": "listening"}, 20), ({"best_by": "seeing"}, 10), ({}, 10), (None, 10)]
-)
-def test_the_best_step_is_that_of_the_loss_which_selects_the_checkpoint(recipe: Any, step: int) -> None:
-    best = TrainingRun("run", {"recipe": recipe}, RECORDS, ()).best_record
-    assert best is not None and best["step"] == step
+def test_a_run_without_checkpoints_has_no_best_one(html: str) -> None:
+    assert "best checkpointnoneno checkpoint kept" in ParsedPage(html).text
