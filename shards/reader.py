@@ -8,10 +8,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -37,6 +37,7 @@ from shards.index import (
 )
 from shards.ledger import parse_ledger
 from shards.names import check_clip_id
+from shards.retry import RetryError
 from shards.schema import (
     AFFINE_MEMBER,
     BOXES_MEMBER,
@@ -50,6 +51,9 @@ from shards.schema import (
 )
 from shards.storage import TRIES, Storage, open_storage
 from shards.table import ROWS_AT_ONCE, Rows
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 MAX_GAP_BYTES = 2**16  # between a clip's members: tar headers and padding
 
@@ -194,6 +198,16 @@ def read_clip(dataset: Dataset, clip_id: str) -> ClipSample:
         clip = decode_members(clip_id, members)
         check_index_row(clip.info, dataset.clips[clip_id], clip_id)
     return clip
+
+
+def read_unless_damaged(read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | ShardError:
+    """What ``read`` returns, or the error of a clip that is damaged. Raises RetryError, of the storage."""
+    try:
+        return read(*args, **kwargs)
+    except RetryError:
+        raise
+    except ShardError as err:
+        return err
 
 
 def read_info(dataset: Dataset, clip_id: str) -> dict[str, Any]:

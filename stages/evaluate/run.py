@@ -27,8 +27,7 @@ from shards.atomic import write_atomically
 from shards.checksum import file_sha256
 from shards.ledger import OK
 from shards.publish import locate_dataset
-from shards.reader import Dataset, open_dataset, read_clip
-from shards.retry import RetryError
+from shards.reader import Dataset, open_dataset, read_clip, read_unless_damaged
 from shards.schema import ClipSample, ShardError
 from shards.table import Row, write_rows
 from stages.engine.cache import digest, entry_path, save_entry, versions
@@ -276,12 +275,9 @@ def _prepare_bank(
 
     def read_clips() -> Iterator[ClipSample]:
         for clip_id in clip_ids:
-            try:
-                clip = read_clip(dataset, clip_id)
-            except RetryError:  # of the storage, not of the clip
-                raise
-            except ShardError as err:
-                unreadable[clip_id] = str(err)
+            clip = read_unless_damaged(read_clip, dataset, clip_id)
+            if isinstance(clip, ShardError):
+                unreadable[clip_id] = str(clip)
             else:
                 yield clip
 

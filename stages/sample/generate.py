@@ -9,8 +9,7 @@ import numpy as np
 
 from sampler.rollout import ClipRequest, CropFrame, FrameGenerator
 from shards.background import prefetch
-from shards.reader import Dataset
-from shards.retry import RetryError
+from shards.reader import Dataset, read_unless_damaged
 from shards.schema import ClipSample, Frames, ShardError
 from stages.sample.pairs import Pair, count_pair_frames, read_pair
 
@@ -54,15 +53,11 @@ def _make_clip_requests(
     skip_damaged: bool,
 ) -> Generator[ClipRequest, None, None]:
     for pair in pairs:
-        try:
-            request = make_clip_request(dataset, pair, read)
-        except RetryError:  # of the storage, not of the clip
-            raise
-        except ShardError:
-            if not skip_damaged:
-                raise
-            continue
-        yield request
+        request = read_unless_damaged(make_clip_request, dataset, pair, read)
+        if not isinstance(request, ShardError):
+            yield request
+        elif not skip_damaged:
+            raise request
 
 
 def choose_clips_ahead(dataset: Dataset, pairs: Sequence[Pair], slots: int) -> int:

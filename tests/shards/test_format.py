@@ -28,7 +28,8 @@ from shards.codec import CODECS, Codec, decode_frame
 from shards.diff import diff
 from shards.index import DATASET_NAME, INDEX_NAME, INDEX_SCHEMA, LEDGER_NAME, Clips, read_manifest
 from shards.ledger import write_ledger
-from shards.reader import decode_members, open_dataset, read_clip, read_members
+from shards.reader import decode_members, open_dataset, read_clip, read_members, read_unless_damaged
+from shards.retry import RetryError
 from shards.schema import ShardError, array_to_npy, info_to_json, json_to_info, npy_to_array
 from shards.table import Row
 from shards.verify import verify
@@ -184,6 +185,17 @@ def test_a_flipped_bit_is_found_on_reading_without_verify(dataset: Path) -> None
     with pytest.raises(ShardError, match="s1_a's mels are not the bytes"):
         read_clip(reader, "s1_a")
     read_clip(reader, "s1_b")
+
+
+def test_a_damaged_clip_is_told_from_a_storage_that_does_not_answer(dataset: Path) -> None:
+    def fail(error: Exception) -> None:
+        raise error
+
+    clip_id = next(iter(open_dataset(dataset).clips))
+    datasets.damage_clip(dataset, clip_id)
+    assert "frames are not" in str(read_unless_damaged(read_clip, open_dataset(dataset), clip_id))
+    with pytest.raises(RetryError, match="given up"):
+        read_unless_damaged(fail, RetryError("given up"))
 
 
 def test_a_manifest_cannot_name_a_file_outside_its_folder(dataset: Path) -> None:
