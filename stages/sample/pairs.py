@@ -44,7 +44,7 @@ FIRST_SCHEMA = pa.schema(
 )
 ADDED_FIELDS = (  # which older tables lack
     (pa.field("audio_split", pa.string()),),
-    (pa.field("reason", pa.string()),),  # why the clip could not be generated; null if it was
+    (pa.field("reason", pa.string()),),  # why the clip, or its video, could not be generated; null if it was
 )
 SCHEMA = pa.schema([*FIRST_SCHEMA, *(field for group in ADDED_FIELDS for field in group)])
 MAX_DISTANCE = 100  # between the two clips of a swapped pair, in the ring of shuffled clips

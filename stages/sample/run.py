@@ -32,7 +32,7 @@ from shards.cores import count_cores_per_rank
 from shards.errors import shorten, shorten_message
 from shards.files import is_inside
 from shards.publish import locate_dataset
-from shards.reader import Dataset, open_dataset
+from shards.reader import Dataset, open_dataset, read_unless_damaged
 from shards.schema import MELS_PER_FRAME, VIDEO_FPS, ClipSample, Frames, ShardError
 from shards.table import write_rows
 from stages.engine.lock import lock_folder
@@ -163,7 +163,7 @@ def _sample(request: SampleRequest, params: SampleParams, ranks: Ranks, progress
             writer.put(clip)
     ranks.barrier()
     if ranks.is_first:
-        rows = [_make_row(request.out, dataset, pair) for pair in pairs]
+        rows = [_make_row(request, dataset, pair) for pair in pairs]
         write_rows(request.out / TABLE, rows, SCHEMA)
         if failures := [row for row in rows if row["reason"] is not None]:
             raise StageError(
@@ -174,20 +174,34 @@ def _sample(request: SampleRequest, params: SampleParams, ranks: Ranks, progress
 
 
 def _write_clip(request: SampleRequest, dataset: Dataset, pair: Pair, frames: Frames | None) -> None:
-    """Write the video first: a clip counts as generated once its crops exist. None: its crops are there."""
-    crops = _crops_path(request.out, pair)
+    """Write the video first: a clip counts as generated once its crops exist. None: its crops are there.
+
+    A clip that cannot be read has no video, and its row says why.
+    """
     if request.videos:
-        clip, speech = read_pair(dataset, pair)
-        images = read_crops(crops, clip.frames.shape[1]) if frames is None else frames
-        sound = synthesise_audio(speech.mels[: MELS_PER_FRAME * len(images)], read_mels_params(dataset))
-        write_mp4(
-            _video_path(request.out, pair),
-            place_side_by_side(clip, images),
-            fps=Fraction(VIDEO_FPS),
-            audio=AudioTrack([sound[:, None]], rate=SAMPLE_RATE, channels=1),
-        )
+        mels = read_mels_params(dataset)
+        clips = read_unless_damaged(_read_clips, request.out, dataset, pair, frames)
+        if not isinstance(clips, ShardError):
+            clip, speech, images = clips
+            sound = synthesise_audio(speech.mels[: MELS_PER_FRAME * len(images)], mels)
+            write_mp4(
+                _video_path(request.out, pair),
+                place_side_by_side(clip, images),
+                fps=Fraction(VIDEO_FPS),
+                audio=AudioTrack([sound[:, None]], rate=SAMPLE_RATE, channels=1),
+            )
     if frames is not None:
-        write_crops(crops, frames)
+        write_crops(_crops_path(request.out, pair), frames)
+
+
+def _read_clips(
+    out: Path, dataset: Dataset, pair: Pair, frames: Frames | None
+) -> tuple[ClipSample, ClipSample, Frames]:
+    """``read_pair``, and the generated frames: ``frames``, or those of the crops if None."""
+    clip, speech = read_pair(dataset, pair)
+    if frames is None:
+        frames = read_crops(_crops_path(out, pair), clip.frames.shape[1])
+    return clip, speech, frames
 
 
 def place_side_by_side(clip: ClipSample, frames: Frames) -> Iterator[Frames]:
@@ -205,10 +219,11 @@ def _video_path(out: Path, pair: Pair) -> Path:
     return out / VIDEOS / f"{pair.name}.mp4"
 
 
-def _make_row(out: Path, dataset: Dataset, pair: Pair) -> dict[str, Any]:
+def _make_row(request: SampleRequest, dataset: Dataset, pair: Pair) -> dict[str, Any]:
     row = dataset.clips[pair.clip_id]
-    crops = _crops_path(out, pair)
+    crops = _crops_path(request.out, pair)
     is_generated = crops.is_file()
+    is_complete = is_generated and (not request.videos or _video_path(request.out, pair).is_file())
     return {
         "name": pair.name,
         "clip_id": pair.clip_id,
@@ -217,16 +232,19 @@ def _make_row(out: Path, dataset: Dataset, pair: Pair) -> dict[str, Any]:
         "speaker": row["speaker"],
         "frames": count_pair_frames(dataset, pair),
         "crops_sha256": file_sha256(crops) if is_generated else None,
-        "reason": None if is_generated else _explain_failure(dataset, pair),
+        "reason": None if is_complete else _explain_failure(request.out, dataset, pair),
     }
 
 
-def _explain_failure(dataset: Dataset, pair: Pair) -> str:
-    """Why a pair could not be generated: it is read again, as another process may have found out."""
+def _explain_failure(out: Path, dataset: Dataset, pair: Pair) -> str:
+    """Why a pair has no crops or no video: it is read again, as another process may have found out."""
+    is_generated = _crops_path(out, pair).is_file()
     try:
-        read_pair(dataset, pair)
+        clip, _ = read_pair(dataset, pair)
+        if is_generated:
+            read_crops(_crops_path(out, pair), clip.frames.shape[1])
     except ShardError as err:
-        return shorten_message(str(err))
+        return shorten_message(f"no video: {err}" if is_generated else str(err))
     return "it could not be read at first, now it can: run again"
 
 

@@ -154,6 +154,27 @@ def test_a_damaged_clip_costs_no_other_and_is_an_error_at_the_end(
     assert [row["reason"] for row in read_samples(out)] == [None] * 3, "the clip was mended"
 
 
+def test_a_damaged_clip_whose_video_is_missing_costs_no_other(
+    shards: Path, trained: Path, tmp_path: Path
+) -> None:
+    folder, out = tmp_path / "shards", tmp_path / "out"
+    shutil.copytree(shards, folder)
+    request = make_request(folder, trained, out)
+    sample.run(replace(request, videos=False), QUICK)
+    damage_clip(folder, TEST[0])
+    (out / CROPS / f"{TEST[1]}.tar").write_bytes(b"cut")
+    (out / CROPS / f"{TEST[2]}.tar").unlink()
+    with pytest.raises(StageError, match=r"out: 2 of 3 clips could not be generated.* s1_clip0: no video"):
+        sample.run(request, QUICK)
+    damaged, cut, lost = [row["reason"] for row in read_samples(out)]
+    assert "frames are not" in damaged and "s1_clip1.tar: not a complete tar" in cut and lost is None
+    assert [path.name for path in (out / VIDEOS).iterdir()] == ["s1_clip2.mp4"]
+    (out / CROPS / f"{TEST[1]}.tar").unlink()
+    sample.run(replace(request, shards=str(shards)), QUICK)
+    assert [row["reason"] for row in read_samples(out)] == [None] * 3, "both were mended"
+    assert len(list((out / VIDEOS).iterdir())) == 3
+
+
 def test_two_processes_generate_what_one_generates(shards: Path, trained: Path, tmp_path: Path) -> None:
     sample.run(make_request(shards, trained, tmp_path / "one", audio="swapped"), QUICK)
     several = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--", "pipeline.main"]
