@@ -169,13 +169,14 @@ def _count_by_row(rows: list[Row]) -> dict[str, dict[str, int]]:
 
 
 def _print_table(result: EvaluationResult) -> None:
-    """Print the columns that have a mean in some row, then why the others have none."""
+    """Print the columns that have a mean in some row, why the others have none, what intervals are over."""
     from stages.evaluate.columns import COLUMNS
     from stages.evaluate.scores import explain_intervals
     from stages.evaluate.table import NOT_GENERATED
 
     n_to_score = Counter(row["row"] for row in result.rows if row["row"] not in NOT_GENERATED)
     missing: dict[str, list[str]] = {}
+    has_interval = False
     for name in PRINTED_COLUMNS:
         values = {row: columns[name] for row, columns in result.metrics.items()}
         means = {row: value for row, value in values.items() if isinstance(value, dict)}
@@ -189,9 +190,11 @@ def _print_table(result: EvaluationResult) -> None:
         click.echo(f"{column.label}" + (f" ({details})" if details else ""))
         for row, mean in means.items():
             click.echo(f"  {row:<28} {_format_mean(mean, n_to_score[row])}")
+            has_interval |= any(each["low"] is not None for each in (mean, mean.get("difference", mean)))
     for why, columns in missing.items():
         click.echo(f"{', '.join(columns)}: {why}")
-    click.echo(explain_intervals(result.rows))
+    if has_interval:
+        click.echo(explain_intervals(result.rows))
 
 
 def _format_mean(mean: dict[str, Any], n_to_score: int) -> str:

@@ -70,6 +70,10 @@ class CardFigure(CardDocument):
     high: Number | None
     n: Count  # clips, or frames for a figure of all frames together
 
+    @property
+    def has_interval(self) -> bool:
+        return self.low is not None and self.high is not None and self.low < self.high
+
 
 class CardScores(CardDocument):
     """The figures of clips with their own speech, or with another's."""

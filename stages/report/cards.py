@@ -107,6 +107,12 @@ class CardsSection:
     panels: tuple[CardPanel, ...]
     reasons: Mapping[str, int]  # why a figure does not compare, or is missing -> its number on the page
 
+    @property
+    def has_intervals(self) -> bool:
+        """Whether a figure has one."""
+        cells = (cell for group in self.groups for row in group.rows for cell in row.cells)
+        return any(cell.figure is not None and cell.figure.has_interval for cell in cells)
+
 
 def build_cards_section(folders: Sequence[Path]) -> CardsSection:
     """Read the cards in these folders and lay them side by side. Raises StageError."""
@@ -365,13 +371,19 @@ def _list_facts(card: SystemCard) -> list[tuple[str, str]]:
                     + (note and f"; {note}"),
                 )
             )
+    has_interval = any(
+        figure.has_interval
+        for scores in (card.own, card.swapped)
+        if scores is not None
+        for figure in scores.figures.values()
+    )
     facts.append(
         (
             "scored by",
             f"redub {card.redub}, metrics {conditions.scoring}"
             + (", mouths only" if conditions.mouths_only else "")
             + (f"; p, b and m by {conditions.closures}" if conditions.closures else "")
-            + (f"; {conditions.intervals}" if conditions.intervals else ""),
+            + (f"; {conditions.intervals}" if conditions.intervals and has_interval else ""),
         )
     )
     return facts

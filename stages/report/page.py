@@ -72,6 +72,12 @@ class ResultsSection:
     drift: list[CaptionedPlot]
     openings: list[CaptionedPlot]
 
+    @property
+    def has_intervals(self) -> bool:
+        """Whether a table shows one."""
+        tables = (*self.tables, *self.group_tables)
+        return any(cell.has_interval for table in tables for _, cells in table.rows for cell in cells)
+
 
 @dataclass(frozen=True, slots=True)
 class Page:
@@ -181,7 +187,7 @@ def collect_warnings(page: Page) -> list[str]:
 
 def collect_params(page: Page) -> list[tuple[str, Params]]:
     """Params and versions of each input, without what the page shows elsewhere."""
-    skipped = ("metrics", "not_computed", "protocols", *UNSCORED.values())
+    skipped = ("metrics", "not_computed", "protocols", "intervals", *UNSCORED.values())
     dataset = {key: value for key, value in page.dataset.manifest.items() if key != "shards"}
     versions = {name: version(name) for name in ("redub", "numpy", "pillow", "matplotlib", "jinja2")}
     return [

@@ -67,6 +67,11 @@ class TableCell:
     difference: tuple[str, TableCell] | None = None  # from another row, of the clips that both have
 
     @property
+    def has_interval(self) -> bool:
+        """Whether it shows one, of the mean or of the difference."""
+        return self.low is not None or (self.difference is not None and self.difference[1].has_interval)
+
+    @property
     def placeholder(self) -> str:
         """Text in place of a number."""
         return "infinite" if self.reason.startswith("infinite") else "not computed"

@@ -13,13 +13,14 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pipeline import params
-from pipeline.commands.evaluate import _print_groups
+from pipeline.commands.evaluate import _print_groups, _print_table
 from pipeline.main import cli
 from sampler import rollout
 from shards.reader import open_dataset, read_clip
 from stages.engine.sandbox import LimitParams
 from stages.engine.stage import run_one_by_one
 from stages.evaluate import run as evaluate
+from stages.evaluate.columns import COLUMNS
 from stages.evaluate.run import EvaluateRequest
 from stages.evaluate.scores import CLIPS_SCHEMA
 from stages.evaluate.table import BASELINES
@@ -58,7 +59,7 @@ def test_the_table_lists_what_was_scored_and_why_the_rest_was_not(shards: Path, 
                   "--no-landmarks", "--workers", "2")  # fmt: skip
     assert result.exit_code == 0, result.output
     assert "PSNR (box, dB, higher is better)" in result.output
-    assert "no interval, n = 1 of 2 clips\n" in result.output
+    assert "no interval, n = 1 of 2 clips\n" in result.output and "intervals are over" not in result.output
     assert "mine (own audio): 1 ok, 1 missing" in result.output
     assert "e.g. s1_b: samples.parquet does not list s1_b" in result.output
     assert "by emotion" not in result.output, "one clip has one emotion"
@@ -76,6 +77,18 @@ def test_the_table_lists_what_was_scored_and_why_the_rest_was_not(shards: Path, 
     assert hash_files(tmp_path / "out") == hash_files(tmp_path / "alone"), (
         "one process or two, the same bytes"
     )
+
+
+@pytest.mark.parametrize("has_interval", [True, False])
+def test_what_intervals_are_over_is_said_only_beside_one(
+    capsys: pytest.CaptureFixture[str], has_interval: bool
+) -> None:
+    rows = [{"row": "ours", "speaker": "s1", "status": "ok"}]
+    bounds = {"low": 23.0, "high": 25.0} if has_interval else {"low": None, "high": None}
+    metrics: dict[str, Any] = {"ours": dict.fromkeys(COLUMNS, "not computed: no")}
+    metrics["ours"]["psnr_box_db"] = {"mean": 24.0, "n": 5, **bounds}
+    _print_table(evaluate.EvaluationResult(rows, metrics, {}, 0, [], {}))
+    assert ("intervals are over clips of one person" in capsys.readouterr().out) == has_interval
 
 
 def test_means_are_printed_by_the_emotion_of_the_speech(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ from pipeline.main import cli
 from stages.engine.outcome import StageError
 from stages.evaluate.system_card import CARD, PICTURE, read_system_card
 from stages.report.cards import MAX_PICTURE_PX, CardsSection, build_cards_section
+from stages.report.page import render_cards_page
 from stages.report.paper_table import OTHER_CLIPS, OTHER_PROTOCOL, TABLE_2, TRUE_LSE
 from tests import reports
 from tests.reports import make_card, write_card
@@ -105,8 +106,21 @@ def test_a_page_of_cards_alone_needs_no_dataset_and_is_the_same_each_time(tmp_pa
         assert result.exit_code == 0, result.output
     html = pages[0].read_text()
     assert html == pages[1].read_text() and reports.HOSTILE not in html and "Table 2 of the paper" in html
+    assert "means with bootstrap 95 % intervals. Rows" in html
     bare = CliRunner().invoke(cli, ["report", "-o", str(pages[0])])
     assert bare.exit_code == 2 and "--shards is required" in bare.output
+
+
+def test_a_page_of_cards_without_intervals_does_not_say_what_they_are_over(tmp_path: Path) -> None:
+    card, picture = make_card()
+    card["version"], card["conditions"]["intervals"] = 2, "95 % intervals are over clips of 2 people alone"
+    figure = card["own"]["figures"]["psnr_box_db"]  # the reference's too
+    section = build(tmp_path / "with", (card, picture))
+    assert section.has_intervals and "intervals are over" in dict(section.panels[0].facts)["scored by"]
+    figure |= {"low": None, "high": None}
+    section = build(tmp_path / "without", (card, picture))
+    assert not section.has_intervals and "intervals" not in dict(section.panels[0].facts)["scored by"]
+    assert "intervals" not in render_cards_page(section)
 
 
 def test_references_have_only_obedience_in_the_columns_of_anothers_speech(tmp_path: Path) -> None:

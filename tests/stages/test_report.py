@@ -187,9 +187,21 @@ def test_every_number_of_metrics_json_is_in_a_cell(folder: Path, html: str) -> N
     assert not Counter(means) - values
 
 
-def test_the_page_has_the_difference_from_the_first_system_and_says_of_whom_the_clips_are(html: str) -> None:
+def test_the_page_says_what_intervals_are_over_only_where_it_shows_one(
+    folder: Path, html: str, tmp_path: Path
+) -> None:
     text = ParsedPage(html).text
-    assert f"less {OWN}: " in text and "95 % intervals are over clips of 2 people alone." in text
+    assert f"less {OWN}: " in text and "Means over n clips. The best" in text
+    assert "intervals are over" not in text and "their intervals overlap" not in text
+    shutil.copytree(folder / "evaluation", tmp_path / "evaluation")
+    metrics = json.loads((folder / "evaluation" / "metrics.json").read_text())
+    metrics[OWN]["psnr_box_db"] |= {"low": 20.0, "high": 30.0}
+    (tmp_path / "evaluation" / "metrics.json").write_text(json.dumps(metrics))
+    out = tmp_path / "report.html"
+    write_report(ReportRequest(str(folder / "shards"), out, evaluation=tmp_path / "evaluation"))
+    text = ParsedPage(out.read_text()).text
+    assert "Means over n clips; 95 % intervals are over clips of 2 people alone. The best" in text
+    assert "their intervals overlap" in text
 
 
 def test_the_page_says_beside_the_table_that_psnr_rewards_copying(html: str) -> None:
