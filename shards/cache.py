@@ -11,6 +11,7 @@ holds.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import threading
@@ -32,9 +33,12 @@ from shards.schema import ShardError
 from shards.storage import LocalStorage
 
 DOWNLOADS = 8  # at the same time
+SILENT_WAIT_SECONDS = 10.0  # for another process's download, before a warning
 SUFFIX = ".tar"
 USER_NAME = re.compile(r"[0-9a-f]{32}")
 SHARD_NAME = re.compile(rf"[0-9a-f]{{64}}{re.escape(SUFFIX)}")  # no other file is removed to make room
+
+log = logging.getLogger(__name__)
 
 
 class ShardStore(Protocol):
@@ -110,7 +114,7 @@ class ShardCache:
         self._process_lock = FileLock(folder / ".lock", thread_local=False)
         self._list = users / uuid.uuid4().hex
         self._is_alive = FileLock(f"{self._list}.lock", thread_local=False)  # released when the process ends
-        with name_errors(folder / ".lock"), self._process_lock:
+        with name_errors(folder / ".lock"), self._wait_for_lock():
             self._is_alive.acquire()
 
     def path(self, entry: ShardEntry) -> Path:
@@ -119,7 +123,7 @@ class ShardCache:
     def hold(self, entries: Iterable[ShardEntry]) -> None:
         """Download the missing shards, and keep all of them until ``release``. Raises ShardError."""
         by_hash = {entry.sha256: entry for entry in entries}
-        with self._thread_lock, self._process_lock:
+        with self._thread_lock, self._wait_for_lock():
             missing = [entry for entry in by_hash.values() if not self._is_cached(entry)]
             self._make_room(sum(entry.bytes for entry in missing), keep=set(by_hash))
             self._change_holds(by_hash, 1)
@@ -142,6 +146,23 @@ class ShardCache:
         """Release all shards."""
         self._list.unlink(missing_ok=True)
         self._is_alive.release()
+
+    @contextlib.contextmanager
+    def _wait_for_lock(self) -> Iterator[None]:
+        """Lock the folder; say so if another process has it for longer than SILENT_WAIT_SECONDS."""
+        lock = self._process_lock
+        try:
+            lock.acquire(timeout=SILENT_WAIT_SECONDS)
+        except Timeout:
+            log.warning(
+                "%s: waiting for another process that downloads shards to it; it has locked %s",
+                self.folder, lock.lock_file,
+            )  # fmt: skip
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _is_cached(self, entry: ShardEntry) -> bool:
         try:

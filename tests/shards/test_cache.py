@@ -7,11 +7,13 @@ import functools
 import hashlib
 import multiprocessing
 import os
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from shards.atomic import _identify_machine, write_atomically
 from shards.cache import ShardCache
@@ -66,6 +68,25 @@ def test_processes_that_need_the_same_shards_download_each_once(tmp_path: Path) 
         sizes = list(pool.map(functools.partial(hold_in_process, tmp_path), range(6)))
     assert sizes == [3 * SIZE] * 6
     assert sorted(read_log(tmp_path)) == ["a", "b", "c"]
+
+
+def test_a_long_wait_for_another_process_is_logged_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with cache(tmp_path) as shards:
+        shards.hold([A])
+        assert not caplog.messages, "nobody else downloads"
+        monkeypatch.setattr("shards.cache.SILENT_WAIT_SECONDS", 0.1)
+        lock_file = tmp_path / "cache" / ".lock"
+        other = FileLock(lock_file, thread_local=False)
+        other.acquire()
+        threading.Timer(1.0, other.release).start()
+        shards.hold([B])
+        assert not other.is_locked and list_cached(tmp_path) == {"a", "b"}
+    assert caplog.messages == [
+        f"{lock_file.parent}: waiting for another process that downloads shards to it; "
+        f"it has locked {lock_file}"
+    ]
 
 
 def test_the_least_recently_used_shard_is_removed_when_room_is_needed(tmp_path: Path) -> None:
