@@ -33,11 +33,10 @@ from pipeline.params import Params
 from sampler.paste import paste
 from sampler.rollout import load_generator
 from shards.schema import Frame
-from stages.edit.face_track import choose_face_paths, observe_faces
 from stages.edit.plan import EditPlan
 from stages.edit.reader import FrameReader, VideoFacts, probe_video
 from stages.edit.render import MouthGenerator, read_crops
-from stages.edit.run import EditParams
+from stages.edit.run import EditParams, make_plans
 from stages.engine.progress import no_progress
 from stages.media.audio import mix_to_mono, read_channels
 from stages.media.networks import find_network
@@ -60,20 +59,18 @@ def plan_edit(video: Path, seconds: float, landmarker: Path) -> EditPlan:
     length = min(facts.seconds, Fraction(seconds))
     params = EditParams()
     with TemporaryDirectory() as scratch:
-        observations = observe_faces(
+        [plan] = make_plans(
             video,
             facts,
             length,
-            params.landmarks,
-            params.limits,
-            landmarker,
-            Path(scratch),
-            no_progress,
+            size=SIZE,
+            model=landmarker,
+            params=params,
+            faces=[params.face],
+            scratch=Path(scratch),
+            progress=no_progress,
         )
-    [path] = choose_face_paths(
-        observations, [params.face], params.landmarks, params.align, scale=facts.square_scale
-    )
-    return EditPlan(video, facts, "trim", length, observations.stamps.tolist(), path)
+    return plan
 
 
 def draw_crops(plan: EditPlan, generator: MouthGenerator | None, later: int) -> tuple[list[Frame], list[int]]:

@@ -148,7 +148,16 @@ def cut_video(
     """
     encoder = find_speech_encoder(params) if takes_speech else None  # now, not after looking for faces
     [edit_plan] = make_plans(
-        video, plan.facts, plan.seconds, size, model, params, [params.face], scratch, progress, plan.windows
+        video,
+        plan.facts,
+        plan.seconds,
+        size=size,
+        model=model,
+        params=params,
+        faces=[params.face],
+        scratch=scratch,
+        progress=progress,
+        windows=plan.windows,
     )
     spans = list(_find_spans(edit_plan, cut))
     n_frames = sum(len(span) for span in spans)
@@ -173,7 +182,9 @@ def cut_video(
     rows = list(_make_rows(video, plan.facts, spans))
     with make_scratch_folder(scratch) as folder:
         partial = folder / "shard.tar"
-        clips = _pack_clips(edit_plan, spans, sound, rows, size, folder / "frames", tools, progress)
+        clips = _pack_clips(
+            edit_plan, spans, sound, rows, size=size, blob=folder / "frames", tools=tools, progress=progress
+        )
         index = write_tar(partial, clips)
         entry = describe_shard(partial, SPLIT, 0, index)
         partial.replace(out / entry.name)
@@ -252,6 +263,7 @@ def _pack_clips(
     spans: list[range],
     sound: SoundRows,
     rows: list[dict[str, object]],
+    *,
     size: int,
     blob: Path,
     tools: dict[str, str],

@@ -173,6 +173,7 @@ def observe_faces(
     path: Path,
     facts: VideoFacts,
     seconds: Fraction,
+    *,
     params: LandmarksParams,
     limits: LimitParams,
     model: Path,

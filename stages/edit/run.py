@@ -211,12 +211,12 @@ def edit(
                 video,
                 inputs.facts,
                 seconds,
-                generator.size,
-                model,
-                params,
-                [*recordings],
-                Path(scratch),
-                progress,
+                size=generator.size,
+                model=model,
+                params=params,
+                faces=[*recordings],
+                scratch=Path(scratch),
+                progress=progress,
             )
             faces = [DrawnFace(plan, sound) for plan, sound in zip(plans, sounds, strict=True)]
         trials: list[FaceTrial | None] = []
@@ -228,7 +228,16 @@ def edit(
                     _refuse_misfit(face, f" (--face {choice})" if len(faces) > 1 else "", trial)
             trials.append(trial)
         return _write_outputs(
-            faces, [*recordings], trials, generator, speeches, out, preview, params, signing, progress
+            faces,
+            choices=[*recordings],
+            trials=trials,
+            generator=generator,
+            speeches=speeches,
+            out=out,
+            preview=preview,
+            params=params,
+            signing=signing,
+            progress=progress,
         )
 
 
@@ -406,6 +415,7 @@ def make_plans(
     video: Path,
     facts: VideoFacts,
     seconds: Fraction,
+    *,
     size: int,
     model: Path,
     params: EditParams,
@@ -420,12 +430,12 @@ def make_plans(
         video,
         facts,
         min(seconds, facts.seconds),
-        params.landmarks,
-        params.limits,
-        model,
-        scratch,
-        progress,
-        windows,
+        params=params.landmarks,
+        limits=params.limits,
+        model=model,
+        folder=scratch,
+        progress=progress,
+        windows=windows,
     )
     align = replace(params.align, size=size)
     try:
@@ -463,6 +473,7 @@ def _refuse_misfit(face: DrawnFace, name: str, trial: FaceTrial) -> None:
 
 def _write_outputs(
     faces: Sequence[DrawnFace],
+    *,
     choices: Sequence[FaceChoice],
     trials: Sequence[FaceTrial | None],
     generator: MouthGenerator,
