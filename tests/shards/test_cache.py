@@ -8,8 +8,9 @@ import hashlib
 import multiprocessing
 import os
 import threading
+import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -78,11 +79,18 @@ def test_a_long_wait_for_another_process_is_logged_once(
         assert not caplog.messages, "nobody else downloads"
         monkeypatch.setattr("shards.cache.SILENT_WAIT_SECONDS", 0.1)
         lock_file = tmp_path / "cache" / ".lock"
-        other = FileLock(lock_file, thread_local=False)
-        other.acquire()
-        threading.Timer(1.0, other.release).start()
-        shards.hold([B])
-        assert not other.is_locked and list_cached(tmp_path) == {"a", "b"}
+        is_locked = threading.Event()
+
+        def lock_for_a_second() -> None:
+            with FileLock(lock_file):
+                is_locked.set()
+                time.sleep(1)
+
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(lock_for_a_second)
+            assert is_locked.wait(60)
+            shards.hold([B])
+        assert list_cached(tmp_path) == {"a", "b"}
     assert caplog.messages == [
         f"{lock_file.parent}: waiting for another process that downloads shards to it; "
         f"it has locked {lock_file}"
