@@ -135,7 +135,7 @@ class Batch:
 
 def to_float(pixels: Tensor) -> Tensor:
     """uint8 0..255 -> float -1..1. Only this function and ``to_pixels`` change the value range."""
-    return pixels.float() / 127.5 - 1
+    return pixels.float().div_(127.5).sub_(1)
 
 
 def to_pixels(images: Tensor) -> Tensor:
@@ -516,7 +516,7 @@ def _blur(images: Tensor) -> Tensor:
     for dim in (2, 3):
         size = images.shape[dim]
         padded = F.pad(images, (0, 0, 2, 2) if dim == 2 else (2, 2, 0, 0), mode="replicate")
-        images = sum(
-            (share * padded.narrow(dim, i, size) for i, share in enumerate(BINOMIAL)), torch.zeros(())
-        )
+        images = torch.zeros_like(images)
+        for i, share in enumerate(BINOMIAL):
+            images += share * padded.narrow(dim, i, size)
     return images

@@ -25,7 +25,7 @@ class Similarity:
         grid = F.affine_grid(torch.cat([inverse, shift], dim=2), list(images.shape), align_corners=False)
         # bicubic: the network would learn the blur of a bilinear target
         warped = F.grid_sample(images, grid, mode="bicubic", padding_mode="border", align_corners=False)
-        return warped.clamp(-1, 1)
+        return warped.clamp_(-1, 1)
 
     def move_boxes(self, boxes: Tensor) -> Tensor:
         """The upright boxes around the moved ones, within the image: x0 y0 x1 y1, (B, 4) -> (B, 4) float.
@@ -111,4 +111,4 @@ def change_colours(images: Tensor, chance: Tensor, strength: float) -> Tensor:
     """
     change = strength * (2 * chance - 1)[:, :, None, None]
     gain, offset = 1 + change[:, :1], change[:, 1:2] + change[:, 2:] / 2
-    return (images * gain + offset).clamp(-1, 1)
+    return (images * gain).add_(offset).clamp_(-1, 1)
