@@ -139,9 +139,8 @@ class Session:
         return self.folder / "video" / "adapted"
 
     def remove_upload(self, kind: Kind) -> None:
-        """Delete an upload, its copy, and what was made of it; an edit of a video is over with the video."""
-        if kind == "video":
-            self.stop.set()
+        """Delete an upload, its copy, and what was made of it; an edit is over without what it reads."""
+        self.stop.set()
         self._release_upload(kind)
         shutil.rmtree(self.folder / kind, ignore_errors=True)
 

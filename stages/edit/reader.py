@@ -15,7 +15,7 @@ from av.video.stream import VideoStream
 
 from stages.edit.timing import refine_time_base
 from stages.edit.yuv import PIXEL_FORMAT, Colours, read_colours
-from stages.engine.outcome import Drop, Outcome, StageError
+from stages.engine.outcome import Drop, Outcome, StageError, name_file
 from stages.media.container import find_video_stream, open_media
 from stages.media.presentation import (
     decode_frames,
@@ -159,7 +159,7 @@ class FrameReader:
 
     Forwards, one frame is decoded at a time. Backwards, as many as fit in BUFFER_BYTES are decoded at a
     time, from a keyframe before them. So memory does not grow with the video's length, and nothing is
-    written to disk.
+    written to disk. Raises StageError when the file cannot be read any more.
     """
 
     def __init__(self, path: Path, facts: VideoFacts, stamps: Sequence[int]) -> None:
@@ -168,7 +168,8 @@ class FrameReader:
         self._buffer: dict[int, av.VideoFrame] = {}
 
     def __enter__(self) -> FrameReader:
-        self._open()
+        with name_file(self._path):
+            self._open()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -180,16 +181,18 @@ class FrameReader:
         """Raises StageError when the file's frames no longer match the stamps."""
         if index not in self._buffer:
             self._buffer = {}  # frees them before others are decoded
-            if index < self._next:
-                self._buffer = self._read_range(max(0, index - self._n_backwards + 1), index)
-            else:
-                self._buffer = {index: self._read_forward(index)}
+            with name_file(self._path):
+                if index < self._next:
+                    self._buffer = self._read_range(max(0, index - self._n_backwards + 1), index)
+                else:
+                    self._buffer = {index: self._read_forward(index)}
         return self._buffer[index]
 
     def skip_to(self, index: int) -> None:
         """Prepare to read frame ``index`` without decoding all frames before it, if it is far ahead."""
         if index >= self._next + SKIP_FRAMES:
-            self._buffer = self._read_range(index, index)
+            with name_file(self._path):
+                self._buffer = self._read_range(index, index)
 
     def _read_range(self, first: int, last: int) -> dict[int, av.VideoFrame]:
         """Frames ``first`` to ``last``, which are not the next ones."""

@@ -49,7 +49,7 @@ from stages.edit.speech import Speech, probe_speech
 from stages.edit.timing import Fit, compute_output_seconds
 from stages.edit.writer import OutputFormat, VideoWriter, can_copy_audio, select_container
 from stages.engine import sandbox
-from stages.engine.outcome import Drop, StageError
+from stages.engine.outcome import StageError, name_file
 from stages.engine.progress import Progress, no_progress
 from stages.engine.sandbox import DAY, MAX_PIXELS, ClipJob, LimitParams
 from stages.landmarks import LandmarksParams
@@ -405,10 +405,8 @@ def _run_sound_job(
     seconds = n_instants / VIDEO_FPS
     memory_mb = params.limits.memory_mb + math.ceil(AUDIO_MB_PER_SECOND * seconds)
     limits = replace(params.limits, memory_mb=memory_mb)
-    try:
+    with name_file(speech.path):
         return sandbox.run_for_arrays(make_job, limits, video_seconds=seconds, on_poll=on_poll)
-    except Drop as drop:
-        raise StageError(f"{speech.path}: {drop.reason}") from drop
 
 
 def make_plans(
@@ -438,10 +436,8 @@ def make_plans(
         windows=windows,
     )
     align = replace(params.align, size=size)
-    try:
+    with name_file(video):
         paths = choose_face_paths(observations, faces, params.landmarks, align, scale=facts.square_scale)
-    except Drop as drop:
-        raise StageError(f"{video}: {drop.reason}") from drop
     stamps = observations.stamps.tolist()
     return [EditPlan(video, facts, params.fit, seconds, stamps, path) for path in paths]
 

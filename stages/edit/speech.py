@@ -16,7 +16,7 @@ from av.audio.resampler import AudioResampler
 from av.audio.stream import AudioStream
 from numpy.typing import NDArray
 
-from stages.engine.outcome import Drop, Outcome
+from stages.engine.outcome import Drop, Outcome, name_file
 from stages.media.audio import check_peak, decode_blocks, join_blocks, measure_peak
 from stages.media.container import find_audio_stream, open_audio
 from stages.media.presentation import DecodeReport, read_timeline
@@ -111,10 +111,12 @@ def _check_packets(container: av.container.InputContainer) -> tuple[Fraction, bo
 def copy_packets(speech: Speech, out: av.container.OutputContainer, until: Fraction) -> Packets:
     """The recording's own packets, bit for bit, up to ``until`` seconds. Adds the stream at once.
 
-    The first sample plays at 0, so an encoder's padding has negative time stamps, as in the source.
+    The first sample plays at 0, so an encoder's padding has negative time stamps, as in the source. Raises
+    StageError when the file cannot be read any more.
     """
-    source = open_audio(speech.path)
-    stream = find_audio_stream(source)
+    with name_file(speech.path):
+        source = open_audio(speech.path)
+        stream = find_audio_stream(source)
     assert stream.time_base is not None, "probe_speech has decoded it"
     shift, tick = round(speech.start / stream.time_base), stream.time_base
     copy = out.add_stream_from_template(stream)
@@ -138,7 +140,10 @@ def copy_packets(speech: Speech, out: av.container.OutputContainer, until: Fract
 
 
 def encode_packets(speeches: Sequence[Speech], out: av.container.OutputContainer, until: Fraction) -> Packets:
-    """The sum of recordings as AAC, up to ``until`` seconds. Adds the stream at once."""
+    """The sum of recordings as AAC, up to ``until`` seconds. Adds the stream at once.
+
+    Its packets raise StageError when a recording cannot be read any more.
+    """
     stream = out.add_stream("aac", rate=AAC_RATE, options={"flags": "+bitexact"})
     layout = "mono" if all(speech.channels == 1 for speech in speeches) else "stereo"
     stream.layout = layout
@@ -174,7 +179,7 @@ def _read_frames(speech: Speech, layout: str, until: Fraction) -> Iterator[av.Au
     """The recording in frames of the size that the AAC encoder needs; gaps are silence."""
     resampler = AudioResampler("fltp", layout, AAC_RATE, AAC_FRAME)
     at, end = 0, round(until * AAC_RATE)  # samples
-    with open_audio(speech.path) as source:
+    with name_file(speech.path), open_audio(speech.path) as source:
         codec = find_audio_stream(source).codec_context
         source_layout, source_rate = codec.layout.name, codec.sample_rate
         pieces = (

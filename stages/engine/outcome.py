@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, get_args
 
 from shards.errors import shorten, shorten_message
@@ -25,6 +28,15 @@ class Drop(Exception):
         super().__init__(reason)
         self.code = code
         self.reason = reason
+
+
+@contextmanager
+def name_file(path: Path) -> Iterator[None]:
+    """Turn a Drop into the StageError of a command that cannot do without this file."""
+    try:
+        yield
+    except Drop as drop:
+        raise StageError(f"{path}: {drop.reason}") from drop
 
 
 @dataclass(frozen=True, slots=True)

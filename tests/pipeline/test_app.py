@@ -29,7 +29,7 @@ from model.checkpoint import save_checkpoint
 from model.execution import Execution
 from model.recipe import ModelError
 from pipeline.app.models import ModelList, describe_run
-from pipeline.app.sessions import Sessions
+from pipeline.app.sessions import Kind, Sessions
 from pipeline.commands.app import is_loopback
 from pipeline.main import cli
 from sampler.params import SampleParams
@@ -463,15 +463,25 @@ def test_a_file_that_two_sessions_uploaded_stays_until_both_have_ended(tmp_path:
     assert not upload.parent.exists()
 
 
-def test_a_model_of_a_visitor_s_face_goes_and_an_edit_stops_with_the_video(tmp_path: Path) -> None:
+def test_a_model_of_a_visitor_s_face_goes_with_the_video(tmp_path: Path) -> None:
     session = Sessions(tmp_path).get("a")
     model = session.get_model_folder() / "key.safetensors"
     model.parent.mkdir(parents=True)
     model.write_bytes(b"weights")
     session.remove_upload("speech")
-    assert model.is_file() and not session.stop.is_set()
+    assert model.is_file()
     session.remove_upload("video")
-    assert not model.exists() and session.stop.is_set()
+    assert not model.exists()
+
+
+def test_an_edit_stops_when_a_file_that_it_reads_is_removed(tmp_path: Path) -> None:
+    session = Sessions(tmp_path).get("a")
+    kinds: list[Kind] = ["video", "speech"]
+    for kind in kinds:
+        session.renew_stop()
+        assert not session.stop.is_set()
+        session.remove_upload(kind)
+        assert session.stop.is_set()
 
 
 @pytest.mark.parametrize(

@@ -713,6 +713,26 @@ def test_an_error_is_one_line_and_leaves_no_file(
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
+@pytest.mark.parametrize("name", ["clip.mp4", "speech.m4a", "speech-0.5.wav"])
+def test_an_input_that_is_gone_in_the_middle_of_an_edit_is_one_line_too(
+    tmp_path: Path, landmarker: Path, speech: Callable[[float], Path], name: str
+) -> None:
+    """As on a drive that is unplugged. One of the sounds is copied, the other one encoded."""
+    clip, out, wav, aac = tmp_path / "clip.mp4", tmp_path / "out.mp4", speech(0.5), tmp_path / "speech.m4a"
+    synth.make_clip(clip, ClipSpec(seconds=0.4, size=SMALL))
+    ffmpeg("-i", wav, "-c:a", "aac", aac)
+    before = sorted(tmp_path.iterdir())
+
+    def remove_after_trial(label: str, done: int, total: int) -> None:
+        if label == "trial" and done == total:
+            (tmp_path / name).unlink()
+
+    with pytest.raises(StageError, match=rf"{name}: cannot be read \(No such file or directory\)$"):
+        edit(clip, aac if name == aac.name else wav, out, Unchanged(), model=landmarker, params=CHECKED,
+             progress=remove_after_trial)  # fmt: skip
+    assert sorted(tmp_path.iterdir()) == [path for path in before if path.name != name]
+
+
 @pytest.mark.parametrize("name", ["out.mp4", "preview.mp4"])
 def test_a_folder_that_takes_no_file_is_refused_before_the_work(
     tmp_path: Path, landmarker: Path, speech: Callable[[float], Path], name: str

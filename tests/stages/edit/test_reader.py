@@ -150,6 +150,19 @@ def test_what_cannot_be_edited_is_dropped_with_the_reason(tmp_path: Path) -> Non
         list_stamps(both, read_facts(both))
 
 
+def test_a_file_that_is_gone_is_one_line(tmp_path: Path) -> None:
+    clip, gone = tmp_path / "clip.mp4", r"clip\.mp4: cannot be read \(No such file"
+    synth.make_clip(clip, ClipSpec(seconds=0.4, size=(160, 128)))
+    facts = read_facts(clip)
+    with FrameReader(clip, facts, list_stamps(clip, facts)) as frames:
+        assert frames[5] is not None
+        clip.unlink()
+        with pytest.raises(StageError, match=gone):
+            frames[0]  # the first frames are read from the beginning
+    with pytest.raises(StageError, match=gone):
+        frames.__enter__()
+
+
 def test_a_file_that_has_changed_is_an_error(tmp_path: Path) -> None:
     clip = tmp_path / "clip.mp4"
     synth.make_clip(clip, ClipSpec(seconds=0.4, size=(160, 128)))
