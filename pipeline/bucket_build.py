@@ -307,7 +307,7 @@ def _list_bucket(job: BuildJob) -> dict[str, int]:
 def _write_receipt(task: Task[Any], receipt: object) -> None:
     """Upload a receipt. It comes last: a reader need not check that its shard is complete."""
     data = json.dumps(receipt).encode()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(prefix="redub.") as folder:
         path = Path(folder) / task.receipt_name
         path.write_bytes(data)
         _open_receipts(task.job).upload(path, path.name, sha256=hashlib.sha256(data).hexdigest())

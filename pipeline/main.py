@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -16,6 +18,8 @@ from pipeline.errors import describe_error
 # PyTorch's threads wait for each other in a busy loop, which takes the cores from those waited for as soon as
 # anything else runs: drawing took five times as long. OpenMP reads this once, before PyTorch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 # name -> (module in pipeline.commands, its line in --help)
 COMMANDS = {
@@ -107,8 +111,29 @@ def _open_standard_streams() -> None:
             setattr(sys, name, os.fdopen(number, "r" if name == "stdin" else "w"))
 
 
+def exit_at_stop_signals() -> None:
+    """Have SIGTERM and SIGHUP raise SystemExit here, as Ctrl-C raises KeyboardInterrupt.
+
+    So a process that is stopped removes its scratch folders and partial files and ends its children; training
+    and the page catch SIGTERM themselves meanwhile. A signal that is ignored, as under nohup, stays so. Only
+    the main thread can set it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+
+    def stop(number: int, _frame: object) -> NoReturn:
+        for each in STOP_SIGNALS:  # `timeout` and a closed terminal send another one, amid the cleaning up
+            signal.signal(each, signal.SIG_IGN)
+        raise SystemExit(128 + number)  # as a shell says of a process that a signal ended
+
+    for each in STOP_SIGNALS:
+        if signal.getsignal(each) == signal.SIG_DFL:
+            signal.signal(each, stop)
+
+
 def main() -> None:
     """The program `pipeline`."""
+    exit_at_stop_signals()
     # Of the processes that are started, Dask's workers and pip: their imports are never from the user's
     # folder. Python 3.10 does not know it.
     os.environ.setdefault("PYTHONSAFEPATH", "1")

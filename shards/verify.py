@@ -170,7 +170,7 @@ def _check_remote_shard(storage: Storage, entry: ShardEntry) -> Iterator[str]:
 
 def _check_downloaded_shard(dataset: Dataset, entry: ShardEntry, rows: Sequence[Row]) -> Iterator[str]:
     """A shard of a remote dataset, downloaded to a temporary folder."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(prefix="redub.") as folder:
         path = Path(folder, entry.name)
         try:
             dataset.storage.download(entry.name, path, size=entry.bytes, sha256=entry.sha256)

@@ -169,14 +169,16 @@ def command(
                 no_run = "has no run yet; `pipeline train` makes one, then reload the page"
                 click.echo(f"{runs}: {no_run}", err=True)
             click.echo(f"{url} is served until Ctrl-C")
-            with catch_stop_signals() as stop_request:
-                n_polls = 0
-                while stop_request.signal_name is None:
-                    time.sleep(POLL_SECONDS)
-                    n_polls += 1
-                    if n_polls % POLLS_PER_CLEANUP == 0:
-                        sessions.remove_old()
-            sessions.end_all()
+            try:
+                with catch_stop_signals() as stop_request:
+                    n_polls = 0
+                    while stop_request.signal_name is None:
+                        time.sleep(POLL_SECONDS)
+                        n_polls += 1
+                        if n_polls % POLLS_PER_CLEANUP == 0:
+                            sessions.remove_old()
+            finally:  # also when the terminal is closed
+                sessions.end_all()
 
 
 def is_loopback(host: str) -> bool:

@@ -157,7 +157,7 @@ def run_for_arrays(
     Returns the entry's arrays by name. Raises Drop when the job failed or dropped the clip. ``on_poll`` is as
     in ``run``; what it raises ends the job.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(prefix="redub.") as folder:
         path = Path(folder, "entry.npz")
         outcome = run(make_job(path), limits, video_seconds=video_seconds, on_poll=on_poll)
         entry = load_entry(path) if outcome.status == OK else None

@@ -40,7 +40,7 @@ def crop_squares_with_crops(
     generated: Frames, clip: ClipSample, source: Path, landmarker: Path, limits: LimitParams
 ) -> Frames:
     """Squares of a clip's source, with generated crops (T, S, S, 3) pasted in place of the clip's own."""
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory(prefix="redub.") as folder:
         crops = Path(folder, "crops.npz")
         save_entry(
             crops,

@@ -66,7 +66,7 @@ class PackageReader:
 def open_package(package: PackagedFiles) -> Iterator[PackageReader]:
     """Download a package to a temporary folder. Raises StageError."""
     with (
-        tempfile.TemporaryDirectory() as folder,
+        tempfile.TemporaryDirectory(prefix="redub.") as folder,
         open_archive(package, download_package(package, Path(folder))) as reader,
     ):
         yield reader

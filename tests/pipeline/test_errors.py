@@ -111,6 +111,18 @@ def test_closed_standard_streams_are_no_error(tmp_path: Path) -> None:
     assert int((tmp_path / "number").read_text()) > 2
 
 
+def test_a_signal_that_nohup_ignores_stays_ignored() -> None:
+    code = """if True:
+        import signal
+        from pipeline import main
+        for number in main.STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        main.cli = lambda prog_name: [signal.raise_signal(number) for number in main.STOP_SIGNALS]
+        main.main()
+    """
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_no_command_is_forgotten(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with click.Context(cli) as context:

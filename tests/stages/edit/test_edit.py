@@ -832,6 +832,7 @@ def start_process(script: str, *args: object) -> subprocess.Popen[str]:
 SLOW = """
 import signal, sys, time
 from pathlib import Path
+from pipeline import main
 from tests.stages.edit.test_edit import BoxPainter, QUICK, edit
 
 class Slow(BoxPainter):
@@ -843,24 +844,37 @@ class Slow(BoxPainter):
 
 video, audio, out, model = map(Path, sys.argv[1:])
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-edit(video, audio, out, Slow(), model=model, params=QUICK)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as nohup does
+main.cli = lambda prog_name: edit(video, audio, out, Slow(), model=model, params=QUICK)
+main.main()
 """
 
 
-def test_ctrl_c_leaves_no_file_and_no_process(
-    tmp_path: Path, landmarker: Path, speech: Callable[[float], Path]
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_stopped_edit_leaves_no_file_and_no_process(
+    tmp_path: Path,
+    landmarker: Path,
+    speech: Callable[[float], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
 ) -> None:
-    clip, sound, folder = tmp_path / "clip.mp4", speech(0.8), tmp_path / "out"
-    folder.mkdir()
+    clip, sound, folder, scratch = tmp_path / "clip.mp4", speech(0.8), tmp_path / "out", tmp_path / "scratch"
+    for made in (folder, scratch):
+        made.mkdir()
+    monkeypatch.setenv("TMPDIR", str(scratch))
     synth.make_clip(clip, ClipSpec(seconds=0.8, size=SMALL))
     process = start_process(SLOW, clip, sound, folder / "out.mp4", landmarker)
     assert process.stdout is not None and process.stdout.readline() == "generating\n"
     assert wait_until(lambda: any(path.name.endswith(".partial") for path in folder.iterdir()))
+    assert all(path.name.startswith("redub.") for path in scratch.iterdir())
     children = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=GUARD_SECONDS)
-    assert "KeyboardInterrupt" in errors and process.returncode != 0
-    assert list(folder.iterdir()) == []
+    if number == signal.SIGINT:
+        assert "KeyboardInterrupt" in errors and process.returncode != 0
+    else:
+        assert (process.returncode, errors) == (128 + number, "")
+    assert list(folder.iterdir()) == [] == list(scratch.iterdir())
     assert wait_until(lambda: all(is_gone(child.pid) for child in children))
 
 
