@@ -34,6 +34,7 @@ from stages.edit.browser_copy import copy_audio, copy_video
 from stages.edit.credentials import Credentials, CredentialsError, make_signing
 from stages.edit.face_check import MISFIT, MisfitError
 from stages.edit.face_track import FaceChoice
+from stages.edit.pairs import name_output
 from stages.edit.reader import VideoFacts
 from stages.edit.run import EditParams, edit, read_inputs
 from stages.edit.timing import Fit
@@ -191,7 +192,7 @@ class Service:
         """Store an upload for the edit, and copy it to a format that browsers play."""
         check = session.check_upload(kind, upload, max_mb=self.max_upload_mb)
         with session.keep_files(), check as path:
-            copy = session.make_empty_folder(kind) / f"{path.stem}.mp4"
+            copy = session.make_empty_folder(kind) / name_output([path], "")
             outcome = sandbox.run_or_raise(
                 make_job(path, copy), self.sections.limits, path, video_seconds=self.max_seconds
             )
@@ -257,7 +258,7 @@ class Service:
                 progress(0, desc="Loading the network")
                 checkpoint = self.models.get_checkpoint(str(run or ""))
                 edit_params = self.make_edit_params(find_run(checkpoint.path), **options)
-                out = session.make_empty_folder("result") / f"{video.stem} says {speech.stem}.mp4"
+                out = session.make_empty_folder("result") / name_output([video, speech], " says ")
                 lines, model, trial_generator = [], checkpoint.path, None
                 if is_adapting:
                     read_inputs(video, [speech], out, edit_params)  # before minutes of training

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -13,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from shards.errors import shorten, shorten_message
 from shards.files import read_file
+from shards.names import MAX_NAME_BYTES
 from shards.params import describe_mismatch
 from stages.edit.face_track import FaceChoice
 from stages.edit.recordings import parse_recordings
@@ -109,13 +111,31 @@ def _parse_row(where: str, line: int, row: Mapping[str, Any], folder: Path, para
         raise StageError(shorten_message(f"{where}: {err}")) from err
     video = folder / cells["video"]
     recordings = {face: folder / each for face, each in recordings.items()}
-    stems = [video.stem, *(each.stem for each in recordings.values())]
-    out = cells.get("out") or "-".join(stems) + DEFAULT_SUFFIX
+    out = cells.get("out") or name_output([video, *recordings.values()], "-")
     preview = cells.get("preview") or None
     for name in (out, preview):
         if name is not None:
             _check_name(where, name)
     return EditPair(line, video, recordings, out, preview, _apply_options(where, cells, params))
+
+
+def name_output(inputs: Sequence[Path], joint: str) -> str:
+    """The stems of an edit's inputs as the name of an mp4.
+
+    Each has at most an equal share of MAX_NAME_BYTES where all of them are longer than a file's name may be:
+    80 Chinese letters are 240 bytes.
+    """
+    stems = [path.stem for path in inputs]
+    name = joint.join(stems) + DEFAULT_SUFFIX
+    if len(os.fsencode(name)) <= MAX_NAME_BYTES:
+        return name
+    room = (MAX_NAME_BYTES - len(DEFAULT_SUFFIX) - len(joint) * (len(stems) - 1)) // len(stems)
+    return joint.join(_cut_text(stem, room) for stem in stems) + DEFAULT_SUFFIX
+
+
+def _cut_text(text: str, n_bytes: int) -> str:
+    """The beginning of a text, in whole letters."""
+    return os.fsencode(text)[:n_bytes].decode(errors="ignore").rstrip()
 
 
 def _apply_options(where: str, cells: Mapping[str, str], params: EditParams) -> EditParams:

@@ -25,7 +25,7 @@ from stages.edit.batch import (
     edit_pairs,
     format_table,
 )
-from stages.edit.pairs import read_pairs
+from stages.edit.pairs import name_output, read_pairs
 from stages.edit.run import EditParams
 from stages.engine.outcome import StageError
 from stages.media import weights
@@ -142,6 +142,19 @@ def test_a_row_overrides_the_options_of_the_command(tmp_path: Path) -> None:
     assert one.recordings == {"right": tmp_path / "b.wav"}
     assert two.params.crf == 30 and two.out == "a-b-c.mp4"
     assert two.recordings == {"left": tmp_path / "b.wav", 1: tmp_path / "c.wav"}
+
+
+def test_a_name_made_of_long_names_is_one_that_a_file_can_have(tmp_path: Path) -> None:
+    """Each has as many bytes as a file's name may have, most of them in letters of three bytes."""
+    chinese, cyrillic = (letter * (251 // len(letter.encode())) for letter in ("\u5b57", "\u0436"))
+    table = tmp_path / "pairs.csv"
+    table.write_text(f"video,audio\n{chinese}.mp4,{cyrillic}.wav\na.mp4,b.wav\n")
+    long, short = (pair.out for pair in read_pairs(table, EditParams()))
+    assert short == "a-b.mp4" and long == f"{chinese[:41]}-{cyrillic[:62]}.mp4"
+    page = name_output([Path(f"{chinese}.mov"), Path("b.wav")], " says ")
+    assert page == f"{chinese[:40]} says b.mp4"
+    for name in (long, page, name_output([Path(f"{'x' * 252}.ts")], "")):
+        (tmp_path / name).touch()
 
 
 def test_no_output_overwrites_an_input_of_another_edit_or_leaves_its_folder(
