@@ -176,7 +176,8 @@ def edit(
     time stamp. Memory does not grow with the video's length, except for some 40 KB per second and face.
 
     ``audio`` is what ``params.face`` says, or what each of several faces says: ``{"left": a, "right": b}``.
-    Then the output's sound is their sum, its length is by the longest, and each face is one person.
+    Then the output's sound is their sum, its length is by the longest, and each face is one person. A
+    recording with a picture that begins before its sound has silence there.
 
     The speech is analysed while faces are looked for, each in a child process; without ``overlap`` one comes
     after the other, in the same child: as fast on one core, in less memory.
@@ -253,6 +254,8 @@ def read_inputs(
     check_paths(video, recordings, out, preview)
     facts = read_video_facts(video, params)
     speeches = [read_speech_facts(path, params) for path in recordings]
+    if len(speeches) > 1:  # they have one clock
+        speeches = [speech.begin_with_picture() for speech in speeches]
     longest = max(speech.seconds for speech in speeches)
     seconds = compute_output_seconds(params.fit, facts.seconds, longest)
     if seconds > params.max_seconds:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -41,12 +41,19 @@ class Speech:
     channels: int
     lead_seconds: Fraction  # of packets that a player decodes before the first sample and does not play
     is_continuous: bool  # its other packets all play, one after the other without a gap
+    late_seconds: Fraction = Fraction(0)  # of its picture, if it has one, before its first sample
+    silent_seconds: Fraction = Fraction(0)  # before its first sample, which begins it otherwise
 
     @classmethod
     def from_facts(cls, path: Path, facts: dict[str, Any]) -> Speech:
         """Make one from the facts of ``probe_speech``."""
-        fractions = {name: Fraction(facts[name]) for name in ("start", "seconds", "lead_seconds")}
-        return cls(path, **{**facts, **fractions})
+        names = ("start", "seconds", "lead_seconds", "late_seconds")
+        return cls(path, **{**facts, **{name: Fraction(facts[name]) for name in names}})
+
+    def begin_with_picture(self) -> Speech:
+        """The same recording from where its picture begins, as recordings that were begun together do."""
+        late = self.late_seconds
+        return replace(self, start=self.start - late, seconds=self.seconds + late, silent_seconds=late)
 
 
 def probe_speech(path: Path) -> Outcome:
@@ -64,6 +71,7 @@ def probe_speech(path: Path) -> Outcome:
         codec = find_audio_stream(container).codec_context.codec.canonical_name
         blocks = decode_blocks(container, report)
         first = next(blocks)
+        late_seconds = max(Fraction(0), first.start - _find_picture_start(container, first.start))
         n_samples, peak = 0, 0.0
         for block in chain([first], blocks):
             is_continuous = is_continuous and block.at == n_samples
@@ -76,6 +84,7 @@ def probe_speech(path: Path) -> Outcome:
         "seconds": str(Fraction(n_samples, first.rate)),
         "channels": len(first.samples),
         "lead_seconds": str(lead_seconds),
+        "late_seconds": str(late_seconds),
         "is_continuous": is_continuous and not report.n_lost,
     }
     try:
@@ -84,6 +93,16 @@ def probe_speech(path: Path) -> Outcome:
         raise Drop("odd_channels", f"its {facts['channels']} channels cannot be mixed to stereo "
                    f"({err.strerror})") from err  # fmt: skip
     return Outcome(facts=facts)
+
+
+def _find_picture_start(container: av.container.InputContainer, default: Fraction) -> Fraction:
+    """Seconds on the container's clock at which its picture begins; ``default`` where it has none."""
+    picture = container.streams.best("video")
+    if picture is None or picture.disposition & av.stream.Disposition.attached_pic:
+        return default
+    if picture.start_time is None or picture.time_base is None:
+        return default
+    return picture.start_time * picture.time_base
 
 
 def _check_packets(container: av.container.InputContainer) -> tuple[Fraction, bool]:
@@ -176,7 +195,7 @@ def _mix_frames(speeches: Sequence[Speech], layout: str, until: Fraction) -> Ite
 
 
 def _read_frames(speech: Speech, layout: str, until: Fraction) -> Iterator[av.AudioFrame]:
-    """The recording in frames of the size that the AAC encoder needs; gaps are silence."""
+    """The recording in frames of the size that the AAC encoder needs; gaps and its beginning are silence."""
     resampler = AudioResampler("fltp", layout, AAC_RATE, AAC_FRAME)
     at, end = 0, round(until * AAC_RATE)  # samples
     with name_file(speech.path), open_audio(speech.path) as source:
@@ -185,7 +204,10 @@ def _read_frames(speech: Speech, layout: str, until: Fraction) -> Iterator[av.Au
         pieces = (
             # Not planar, as in stages.media.audio.
             _make_frame(piece.T.reshape(1, -1), "flt", source_layout, source_rate)
-            for piece in join_blocks(decode_blocks(source))
+            for piece in chain(
+                _make_silence(speech.channels, round(speech.silent_seconds * source_rate), source_rate),
+                join_blocks(decode_blocks(source)),
+            )
         )
         for piece in chain(pieces, [None]):
             for resampled in resampler.resample(piece):
@@ -195,6 +217,12 @@ def _read_frames(speech: Speech, layout: str, until: Fraction) -> Iterator[av.Au
                 at += samples.shape[1]
             if at >= end:
                 return
+
+
+def _make_silence(n_channels: int, n_samples: int, n_at_most: int) -> Iterator[NDArray[np.float32]]:
+    """Silence as consecutive pieces (channels, n)."""
+    for at in range(0, n_samples, n_at_most):
+        yield np.zeros((n_channels, min(n_at_most, n_samples - at)), np.float32)
 
 
 def _make_frame(

@@ -537,6 +537,26 @@ def test_two_faces_say_their_own_speech_and_their_sum_is_heard(
     assert np.corrcoef(sound, total)[0, 1] > 0.95
 
 
+def test_recordings_of_several_faces_keep_their_common_clock(
+    tmp_path: Path, landmarker: Path, two_faces: Path, speech: Callable[[float], Path]
+) -> None:
+    """The sound of one of two videos begins 0.2 s after its picture, as a player plays it."""
+    sound, late, out = speech(0.4), tmp_path / "late.mov", tmp_path / "out.mp4"
+    ffmpeg("-i", two_faces, "-itsoffset", 0.2, "-i", sound, "-c:v", "copy", "-c:a", "pcm_s16le", late)
+    painter = BoxPainter()
+    edit(two_faces, {"left": sound, "right": late}, out, painter, model=landmarker, params=QUICK)
+    at_once, later = painter.mels
+    assert (at_once[4:8] > -80).any() and (later[:8] == -80).all() and (later[14:] > -80).any()
+    [_, rate, total], [_, own_rate, part] = read_audio(out), read_audio(sound)
+    part = librosa.resample(part, orig_sr=own_rate, target_sr=rate)
+    expected = np.zeros(len(total) + len(part))
+    for at in (0, round(0.2 * rate)):
+        expected[at : at + len(part)] += part
+    assert np.corrcoef(total, expected[: len(total)])[0, 1] > 0.95
+    edit(two_faces, late, out, painter, model=landmarker, params=QUICK)
+    assert np.array_equal(painter.mels[2], at_once), "of one recording the speech starts at once"
+
+
 def test_a_stem_that_is_silent_for_as_long_as_the_output_is_a_silent_mouth(
     tmp_path: Path, landmarker: Path, two_faces: Path, speech: Callable[[float], Path]
 ) -> None:
