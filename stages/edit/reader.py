@@ -57,6 +57,10 @@ class VideoFacts:
     # Which lines of interlaced pictures, upright, are shown first. UNKNOWN_FIELDS where the file does not
     # say, and where turning the picture makes columns of them.
     fields: str = PROGRESSIVE
+    # Of the file, besides the picture.
+    n_sounds: int = 0
+    n_subtitles: int = 0  # tracks of them
+    n_chapters: int = 0
 
     @property
     def square_scale(self) -> tuple[float, float]:
@@ -110,6 +114,9 @@ def probe_video(path: Path, max_pixels: int) -> Outcome:
             colours=read_colours(first[1]),
             pixel_format=first[1].format.name,
             fields=read_fields(stream, first[1]),
+            n_sounds=len(container.streams.audio),
+            n_subtitles=len(container.streams.subtitles),
+            n_chapters=len(container.chapters()),
         )
     return Outcome(facts=facts.to_json())
 

@@ -110,7 +110,19 @@ class OutputFormat:
             if source.fields in FIELD_OPTIONS:
                 reason = f"H.264 needs a height that is a multiple of {INTERLACED_ROWS}"
             lines.append(f"the source's pictures are interlaced, which the output does not say: {reason}")
+        if left_out := _list_left_out(source):
+            lines.append(f"not in the output: the source's {left_out}")
         return lines
+
+
+def _list_left_out(source: VideoFacts) -> str:
+    """What a video has besides its picture and the sound that is replaced, with commas; "" if nothing."""
+    counts = {
+        "further sound track": source.n_sounds - 1,
+        "subtitle track": source.n_subtitles,
+        "chapter": source.n_chapters,
+    }
+    return ", ".join(f"{n} {noun}" + "s" * (n > 1) for noun, n in counts.items() if n > 0)
 
 
 def select_container(path: Path) -> Container:

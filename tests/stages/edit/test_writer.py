@@ -74,6 +74,21 @@ def probe(path: Path) -> Speech:
     return Speech.from_facts(path, probe_speech(path).facts)
 
 
+def test_what_a_source_has_besides_its_picture_and_one_sound_is_counted(tmp_path: Path, voice: Path) -> None:
+    many, titles, chapters = (tmp_path / name for name in ("many.mkv", "titles.srt", "chapters.txt"))
+    titles.write_text("1\n00:00:00,000 --> 00:00:01,000\nHello\n")
+    chapters.write_text(";FFMETADATA1\n[CHAPTER]\nTIMEBASE=1/1000\nSTART=0\nEND=900\ntitle=One\n")
+    ffmpeg("-i", voice, "-i", titles, "-i", chapters, "-map", "0:v", "-map", "0:a", "-map", "0:a", "-map",
+           "0:a", "-map", "1", "-map_chapters", "2", "-c:v", "copy", many)  # fmt: skip
+    for path, lines in (
+        (voice, []),
+        (many, ["not in the output: the source's 2 further sound tracks, 1 subtitle track, 1 chapter"]),
+    ):
+        facts = VideoFacts.from_json(probe_video(path, 10**6).facts)
+        output_format = OutputFormat.from_source(facts, seconds=SECONDS, crf=18, preset="ultrafast")
+        assert output_format.describe_changes(facts) == lines
+
+
 def grey(level: int, output_format: OutputFormat = FORMAT) -> YuvImage:
     y = np.full((output_format.height, output_format.width), level, np.uint8)
     u = np.full((output_format.height // 2, output_format.width // 2), 128, np.uint8)
