@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from stages.cut.params import ThresholdParams
     from stages.edit.credentials import Credentials, Signing
     from stages.edit.face_track import FaceChoice
+    from stages.edit.pairs import EditPair
     from stages.edit.run import EditParams, Preset
 
 
@@ -176,10 +177,10 @@ def command(
     from model.checkpoint import find_run
     from model.execution import Execution
     from stages.edit.credentials import check_credentials, check_formats
+    from stages.edit.pairs import read_pairs
     from stages.edit.recordings import parse_face, parse_recordings
-    from stages.edit.run import read_inputs
+    from stages.edit.run import check_paths, read_inputs
     from stages.engine.outcome import StageError
-    from stages.media import weights
 
     _check_options(batch=batch, video=video, audio=audio, faces=faces, preview=preview, workers=workers,
                    adapt=adapt, adapt_minutes=adapt_minutes, keep_model=keep_model)  # fmt: skip
@@ -190,14 +191,8 @@ def command(
     except StageError as err:
         raise click.UsageError(f"--face: {err}") from err
     sections = params_file.load(params)
-    network = _NetworkOptions(
-        run=run,
-        landmarker=weights.find(weights.LANDMARKER, landmarker or sections.landmarks.model),
-        sampling=sections.make_sample_params(run, **sampling),
-        device=device,
-        execution=Execution(**execution),
-        credentials=credentials,
-    )
+    if video is not None:
+        check_paths(video, recordings.values(), out, preview)  # now, not after a download
     edit_params = sections.make_edit_params(
         find_run(run),
         fit=fit,
@@ -208,10 +203,19 @@ def command(
         max_pixels=max_pixels,
         any_face=any_face,
     )
+    pairs = None if batch is None else read_pairs(batch, edit_params)
+    network = _NetworkOptions(
+        run=run,
+        landmarker=_find_weights(run, landmarker or sections.landmarks.model, edit_params),
+        sampling=sections.make_sample_params(run, **sampling),
+        device=device,
+        execution=Execution(**execution),
+        credentials=credentials,
+    )
     if credentials is not None:
         check_credentials(credentials)  # now, not after minutes of training
-    if batch is not None:
-        _edit_pairs(batch, out, network, edit_params, workers)
+    if pairs is not None:
+        _edit_pairs(pairs, out, network, workers)
         return
     assert video is not None, "checked above"
     if credentials is not None:
@@ -239,6 +243,30 @@ class _NetworkOptions:
         from stages.edit.credentials import make_signing
 
         return None if self.credentials is None else make_signing(self.credentials, self.run)
+
+
+def _find_weights(run: Path, landmarker: str, params: EditParams) -> Path:
+    """The file of the landmarker, once the network's speech encoder is there too, if it takes one.
+
+    Raises StageError, which names both where both are missing.
+    """
+    from model.checkpoint import find_checkpoint
+    from stages.edit.run import find_speech_encoder
+    from stages.engine.outcome import StageError
+    from stages.media import weights
+
+    paths, problems = list[Path](), list[str]()
+    searches = [lambda: weights.find(weights.LANDMARKER, landmarker)]
+    if find_checkpoint(run).recipe.network.audio.takes_speech:
+        searches.append(lambda: find_speech_encoder(params))
+    for search in searches:
+        try:
+            paths.append(search())
+        except StageError as err:
+            problems.append(str(err))
+    if problems:
+        raise StageError("; ".join(problems))
+    return paths[0]
 
 
 def _check_options(*, batch: Path | None, video: Path | None, faces: tuple[str, ...], **others: Any) -> None:
@@ -310,18 +338,14 @@ def _edit_video(
     click.echo(f"{out}: " + "\n  ".join(lines))
 
 
-def _edit_pairs(
-    table: Path, out: Path, network: _NetworkOptions, params: EditParams, workers: int | None
-) -> None:
+def _edit_pairs(pairs: list[EditPair], out: Path, network: _NetworkOptions, workers: int | None) -> None:
     """Make the edits of a table; print what became of them. Exits with 1 if one has failed."""
     from model.execution import select_device
     from pipeline.runner import DaskMapper
     from shards.cores import count_cores
     from shards.memory import find_free_memory
     from stages.edit.batch import BatchRequest, edit_pairs, format_table, has_failed
-    from stages.edit.pairs import read_pairs
 
-    pairs = read_pairs(table, params)
     on_gpu = select_device(network.device).type == "cuda"
     fitting = max(1, find_free_memory() // WORKER_BYTES)
     n_default = GPU_WORKERS if on_gpu else min(count_cores(), fitting)

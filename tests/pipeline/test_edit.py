@@ -133,6 +133,25 @@ def test_an_error_is_one_line_and_leaves_no_file(
     assert not list(tmp_path.iterdir())
 
 
+def test_what_is_missing_is_said_at_once_and_before_anything_is_searched(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("LANDMARKER", "SPEECH_ENCODER"):
+        monkeypatch.setenv(f"REDUB_{name}", f"no-{name.lower()}")
+    out, run, table = tmp_path / "out.mp4", tmp_path / "run", tmp_path / "none.csv"
+    assert edit(world, out, "--video", "none.mp4", code=1).stderr.endswith(
+        "none.mp4: there is no such file\n"
+    )
+    batch = ["edit", "--batch", table, "--run", world / "run", "--out", out]
+    assert f"{table}: cannot be read" in CliRunner().invoke(cli, [*map(str, batch)]).stderr
+    audio = replace(TINY.network.audio, input="speech")
+    recipe = replace(TINY, network=replace(TINY.network, size=32, audio=audio))
+    save_checkpoint(loop.create_state(recipe, CPU), run, recipe, "digest", None)
+    (run / "run.json").write_text('{"speech": {"encoder": "whisper-tiny.en", "model": ""}}')
+    [line] = edit(world, out, "--run", run, code=1).stderr.splitlines()
+    assert "no-landmarker" in line and "no-speech_encoder" in line
+
+
 @pytest.mark.parametrize(
     ("choices", "advice"),
     [
