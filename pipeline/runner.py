@@ -11,6 +11,7 @@ import os
 import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline import progress
@@ -191,25 +192,28 @@ def start_local_client(workers: int) -> Iterator[Client]:
         os.environ["PYTHONWARNINGS"] = f"{filters},{QUIET_TRACKER}".lstrip(",")
     dask.config.set(QUIET_DASK)
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
-    try:
-        cluster = LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            processes=True,
-            # Dask opens a dashboard port in any case: a free one on loopback, so that runs do not clash.
-            dashboard_address="127.0.0.1:0",
-            # Memory is used by the sandbox's child, which has its own limit.
-            memory_limit=0,
-            # Not even errors: the one of a task is raised in this process too.
-            silence_logs=logging.CRITICAL,
-        )
-    except (OSError, RuntimeError) as err:
-        cause = _find_system_error(err)
-        raise StageError(
-            f"--workers {workers}: they do not start ({describe_error(cause) or cause})"
-        ) from err
-    with cluster, Client(cluster) as client:
-        yield client
+    # A worker that is ended amid a task leaves what it has there, such as faces.
+    with TemporaryDirectory(prefix="redub.", ignore_cleanup_errors=True) as scratch:
+        try:
+            cluster = LocalCluster(
+                n_workers=workers,
+                threads_per_worker=1,
+                processes=True,
+                # Dask opens a dashboard port in any case: a free one on loopback, so that runs do not clash.
+                dashboard_address="127.0.0.1:0",
+                # Memory is used by the sandbox's child, which has its own limit.
+                memory_limit=0,
+                env={"TMPDIR": scratch},
+                # Not even errors: the one of a task is raised in this process too.
+                silence_logs=logging.CRITICAL,
+            )
+        except (OSError, RuntimeError) as err:
+            cause = _find_system_error(err)
+            raise StageError(
+                f"--workers {workers}: they do not start ({describe_error(cause) or cause})"
+            ) from err
+        with cluster, Client(cluster) as client:
+            yield client
 
 
 def _find_system_error(err: BaseException) -> BaseException:

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from importlib import metadata
@@ -64,6 +65,17 @@ def start(address: str) -> Iterator[Start]:
     for process in processes:
         process.kill()
         process.wait()
+
+
+def leave_scratch(item: int) -> str:
+    return tempfile.mkdtemp()
+
+
+def test_what_a_worker_leaves_in_its_temporary_folder_goes_with_it() -> None:
+    with DaskMapper(1, None, quiet=True) as mapper:
+        [folder] = map(Path, mapper(leave_scratch, [0], label=""))
+        assert folder.is_dir() and folder.parent.name.startswith("redub.")
+    assert not folder.parent.exists()
 
 
 def test_a_scheduler_that_is_lost_is_asked_again_for_what_is_left(address: str, start: Start) -> None:
