@@ -17,6 +17,7 @@ class SamplingAdvice(pydantic.BaseModel):
     sampler: Line | None = None
     steps: int | None = Field(default=None, ge=1, le=2000)
     guidance: float | None = Field(default=None, ge=0, le=100)
+    guided_share: float | None = Field(default=None, gt=0, le=1)
     common_noise: float | None = Field(default=None, ge=0, le=1)
 
 

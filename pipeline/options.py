@@ -228,13 +228,15 @@ SAMPLER_OPTIONS = (
     click.option("--steps", type=click.IntRange(1, 2000), help="Sampling steps per frame."),
     click.option("--guidance", type=NumberRange(0, 100),
                  help="Classifier-free guidance on the audio; above 1: follow it more closely."),
+    click.option("--guided-share", type=NumberRange(0, 1, min_open=True), metavar="SHARE",
+                 help="Share of a frame's steps, the last ones, that have guidance."),
     click.option("--common-noise", type=NumberRange(0, 1), metavar="SHARE",
                  help="Share of the noise that all frames of a clip have in common, against flicker."),
     click.option("--reanchor-every", type=click.IntRange(0), metavar="N",
                  help="Hide the previous frame's mouth every N frames, against drift.  [0: never]"),
     click.option("--seed", type=click.IntRange(0), help="Random seed."),
 )  # fmt: skip
-SAMPLER_NAMES = ("sampler", "steps", "guidance", "common_noise", "reanchor_every", "seed")
+SAMPLER_NAMES = ("sampler", "steps", "guidance", "guided_share", "common_noise", "reanchor_every", "seed")
 DEVICE_OPTIONS = (
     device_option,
     click.option("--precision", type=click.Choice(["auto", "bf16", "fp32"]), default="auto",

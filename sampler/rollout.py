@@ -151,7 +151,7 @@ class _NoiseLevel:
 
 @dataclass(frozen=True)
 class _FrameInputs:
-    """What all steps of one frame of B clips share. With guidance N is 2 B, the half without audio last."""
+    """What steps of one frame of B clips share. With guidance N is 2 B, the half without audio last."""
 
     images: Tensor  # (N, 6 or 7, S, S)
     audio_films: list[Tensor]  # one (N, 2C) per layer
@@ -189,6 +189,7 @@ class FrameGenerator:
         self.steps = SAMPLERS[self.params.sampler](self.gammas.tolist())
         self.levels = self._compute_levels([step.gamma for step in self.steps])
         self.weights = torch.tensor([step.weights() for step in self.steps]).to(self.device)
+        self.guided_gammas = self._select_guided_gammas()
         self.guidance_weights = torch.tensor([self.params.guidance, 1 - self.params.guidance]).to(self.device)
         self.silent_films = self._compute_silent_films() if self.params.guidance != 1 else []
         self._compiled_steps: dict[int, _CompiledStep | None] = {}
@@ -205,6 +206,15 @@ class FrameGenerator:
             torch.split(as_tensor.to(self.device), 1), *(torch.split(film, 1) for film in films), strict=True
         )
         return {gamma: _NoiseLevel(row[0], list(row[1:])) for gamma, row in zip(unique, rows, strict=True)}
+
+    def _select_guided_gammas(self) -> set[float]:
+        """The noise levels with guidance: a share of those that the sampler evaluates, the cleanest."""
+        guidance = self.params.guidance
+        if guidance == 1:
+            return set()
+        share = 1 if guidance < 1 else self.params.guided_share  # with 0 no level may take audio
+        gammas = sorted(self.levels, reverse=True)
+        return set(gammas[: math.ceil(share * len(gammas) - 1e-9)])  # 0.7 of 10 are 7, not 8
 
     @torch.no_grad()
     def _compute_silent_films(self) -> list[Tensor]:
@@ -247,9 +257,10 @@ class FrameGenerator:
         conditioning = _Conditioning(
             known_pixels, blank(network.in_channels - 3), blank(), *self._make_silence(n)
         )
-        inputs = _make_contiguous(self._prepare_inputs(conditioning, n))
-        level = self.levels[self.steps[0].gamma]
-        step(blank(), blank(), blank(), blank(), self.weights[0], level, inputs)
+        by_guidance = self._prepare_inputs(conditioning, n)
+        for gamma in {gamma in self.guided_gammas: gamma for gamma in self.levels}.values():
+            inputs = _make_contiguous(by_guidance[gamma in self.guided_gammas])
+            step(blank(), blank(), blank(), blank(), self.weights[0], self.levels[gamma], inputs)
 
     @property
     def size(self) -> int:
@@ -446,12 +457,12 @@ class FrameGenerator:
             return self._draw_noise(clips, step, shape)
 
         known_pixels, n = conditioning.known_pixels, len(clips)
-        inputs = self._prepare_inputs(conditioning, n)
+        by_guidance = self._prepare_inputs(conditioning, n)
         compiled_step = self._find_compiled_step(n)
         if compiled_step is None:
-            denoise = partial(self._denoise, inputs)
+            denoise = partial(self._denoise, by_guidance)
             return run_steps(self.steps, denoise, noise(-1), noise=noise, known_pixels=known_pixels)
-        inputs = _make_contiguous(inputs)
+        by_guidance = {is_guided: _make_contiguous(inputs) for is_guided, inputs in by_guidance.items()}
         weights = dict(zip(self.steps, self.weights, strict=True))
         blanks = [torch.zeros_like(known_pixels.y_0).contiguous() for _ in range(3)]  # their weights are 0
 
@@ -461,31 +472,34 @@ class FrameGenerator:
             if y_before is y:  # the first step
                 y_before, y_0_before = blanks[:2]
             images = (y, y_before, y_0_before, blanks[2] if noise is None else noise)
+            inputs = by_guidance[step.gamma in self.guided_gammas]
             results = compiled_step(*images, weights[step], self.levels[step.gamma], inputs)
             y_next, y_0 = results.clone()  # a CUDA graph writes its next output into the same memory
             return y_next, y_0
 
         return apply_steps(self.steps, advance, known_pixels.pin(noise(-1)).contiguous(), noise=noise)
 
-    def _prepare_inputs(self, conditioning: _Conditioning, n: int) -> _FrameInputs:
-        """What the steps of a frame of n clips share, computed once."""
+    def _prepare_inputs(self, conditioning: _Conditioning, n: int) -> dict[bool, _FrameInputs]:
+        """What the steps of a frame of n clips share, computed once: by whether a step has guidance."""
         films = self._compute_audio_films(conditioning.mels, conditioning.speech, has_audio=True)
         images = conditioning.images
-        if self.params.guidance != 1:
-            silent = (film.expand(n, -1) for film in self.silent_films)
-            films = [torch.cat(pair) for pair in zip(films, silent, strict=True)]
-            images = torch.cat([images, images])
         base = select_base(conditioning.identity, self.recipe)
-        return _FrameInputs(images, films, base, conditioning.known_pixels, self.guidance_weights)
+        inputs = _FrameInputs(images, films, base, conditioning.known_pixels, self.guidance_weights)
+        if not self.guided_gammas:
+            return {False: inputs}
+        silent = (film.expand(n, -1) for film in self.silent_films)
+        films = [torch.cat(pair) for pair in zip(films, silent, strict=True)]
+        return {False: inputs, True: replace(inputs, images=torch.cat([images, images]), audio_films=films)}
 
-    def _denoise(self, inputs: _FrameInputs, y: Tensor, gamma: float) -> Tensor:
-        return self._estimate(inputs, y, self.levels[gamma])
+    def _denoise(self, by_guidance: dict[bool, _FrameInputs], y: Tensor, gamma: float) -> Tensor:
+        return self._estimate(by_guidance[gamma in self.guided_gammas], y, self.levels[gamma])
 
     def _estimate(self, inputs: _FrameInputs, y: Tensor, level: _NoiseLevel) -> Tensor:
         """The clean images that the network sees in y: (B, 3, S, S) -> the same."""
         # Classifier-free guidance w: w times the prediction with audio, 1 - w times that without. Both come
         # from one forward pass of twice as many images.
-        is_guided, n = self.params.guidance != 1, len(y)
+        n = len(y)
+        is_guided = len(inputs.images) != n
         noisy = torch.cat([y, y]) if is_guided else y
         x = torch.cat([noisy, inputs.images], dim=1).contiguous(memory_format=torch.channels_last)
         with self.execution.autocast(self.device):

@@ -132,8 +132,13 @@ def test_the_network_gets_the_embedding_of_the_noise_level_of_each_call(
 def test_a_frame_costs_one_network_call_per_step_and_with_heun_two_except_in_the_last(
     network: torch.nn.Module, guidance: float
 ) -> None:
-    """With guidance as many, of twice the images."""
-    for name, calls_per_frame in (("ancestral", 4), ("ddim", 4), ("dpm++2m", 4), ("heun", 7)):
+    """With guidance as many, at the cleaner half of the levels of twice the images."""
+    for name, n_unguided, n_guided in (
+        ("ancestral", 2, 2),
+        ("ddim", 2, 2),
+        ("dpm++2m", 2, 2),
+        ("heun", 3, 4),
+    ):
         params = SampleParams(sampler=name, steps=4, guidance=guidance)  # type: ignore[arg-type]
         generator = make_generator(network, params)
         forward, batch_sizes = generator.forward, list[int]()
@@ -144,7 +149,38 @@ def test_a_frame_costs_one_network_call_per_step_and_with_heun_two_except_in_the
 
         generator.forward = count
         generate(generator, [make_request(0, 3)], slots=1)
-        assert batch_sizes == [1 if guidance == 1 else 2] * (3 * calls_per_frame)
+        assert batch_sizes == 3 * ([1] * n_unguided + [1 if guidance == 1 else 2] * n_guided)
+
+
+@pytest.mark.parametrize(
+    ("guidance", "share", "n_guided"),
+    [(2, 1, 10), (2, 0.7, 7), (2, 0.5, 5), (2, 0.01, 1), (1, 1, 0), (0, 0.5, 10)],
+)
+def test_guidance_acts_at_its_share_of_the_levels_the_cleanest(
+    network: torch.nn.Module, guidance: float, share: float, n_guided: int
+) -> None:
+    generator = make_generator(network, SampleParams(steps=10, guidance=guidance, guided_share=share))
+    guided = [step.gamma in generator.guided_gammas for step in generator.steps]
+    assert guided == [False] * (10 - n_guided) + [True] * n_guided
+
+
+def test_a_frame_with_guidance_at_the_last_step_begins_as_one_without(network: torch.nn.Module) -> None:
+    """Its first step is that of guidance 1, its last that of guidance at all levels."""
+    estimates: dict[tuple[float, float], list[Tensor]] = {}
+    for guidance, share in ((1.0, 1.0), (2.0, 0.5), (2.0, 1.0)):
+        params = SampleParams(steps=2, guidance=guidance, guided_share=share)
+        generator, seen = make_generator(network, params), estimates.setdefault((guidance, share), [])
+        estimate = generator._estimate
+
+        def keep(*args: Any, estimate: Any = estimate, seen: list[Tensor] = seen) -> Tensor:
+            seen.append(estimate(*args))
+            return seen[-1]
+
+        generator._estimate = keep  # type: ignore[method-assign]
+        generate(generator, [make_request(0, 1)], slots=1)
+    without, last, everywhere = estimates.values()
+    assert torch.equal(last[0], without[0]) and not torch.equal(last[0], everywhere[0])
+    assert not torch.equal(last[1], without[1])
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
@@ -164,7 +200,7 @@ def test_the_sound_of_a_frame_is_embedded_once_and_silence_once_for_all_frames(
 
 
 @pytest.mark.parametrize(("name", "guidance"), [("ancestral", 1.0), ("dpm++2m", 2.0)])
-def test_all_steps_of_all_frames_run_in_one_graph_that_draws_the_same_frames(
+def test_all_steps_of_all_frames_run_in_a_graph_with_and_one_without_guidance_that_draw_the_same_frames(
     network: torch.nn.Module, name: SamplerName, guidance: float
 ) -> None:
     """Only tracing is tested: generating code takes minutes."""
@@ -179,7 +215,7 @@ def test_all_steps_of_all_frames_run_in_one_graph_that_draws_the_same_frames(
     expected = generate(plain, [make_request(0), make_request(1)], slots=1)
     for place, pixels in generate(compiled, [make_request(0), make_request(1)], slots=1).items():
         assert np.abs(pixels.astype(int) - expected[place]).max() <= 1
-    assert n_graphs.frame_count == 1
+    assert n_graphs.frame_count == len({step.gamma in plain.guided_gammas for step in plain.steps})
 
 
 def test_a_slot_is_filled_again_as_soon_as_its_clip_ends(network: torch.nn.Module) -> None:

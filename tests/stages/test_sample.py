@@ -281,17 +281,18 @@ def test_a_network_of_speech_is_sampled_on_a_dataset_that_has_it_and_refuses_oth
         sample.run(request, QUICK)
 
 
-def test_a_folder_from_before_common_noise_is_continued_with_independent_noise_only(
+def test_a_folder_from_before_common_noise_and_guided_shares_is_continued_as_it_was_begun(
     shards: Path, trained: Path, tmp_path: Path
 ) -> None:
-    independent = replace(QUICK, common_noise=0.0)
+    independent = replace(QUICK, common_noise=0.0, guided_share=1.0)
     sample.run(make_request(shards, trained, tmp_path, videos=False), independent)
     info = json.loads((tmp_path / RUN_INFO).read_text())
-    del info["params"]["common_noise"]
+    del info["params"]["common_noise"], info["params"]["guided_share"]
     (tmp_path / RUN_INFO).write_text(json.dumps(info))
     sample.run(make_request(shards, trained, tmp_path, videos=False), independent)
-    with pytest.raises(StageError, match="was sampled with params"):
-        sample.run(make_request(shards, trained, tmp_path, videos=False), replace(QUICK, common_noise=0.5))
+    for other in ({"common_noise": 0.5}, {"guided_share": 0.5}):
+        with pytest.raises(StageError, match=f"was sampled with params .*{next(iter(other))}"):
+            sample.run(make_request(shards, trained, tmp_path, videos=False), replace(independent, **other))
 
 
 def test_the_same_network_by_another_path_continues_a_folder_and_another_does_not(
