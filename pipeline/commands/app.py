@@ -155,14 +155,17 @@ def command(
             credentials=credentials,
         )
         service.make_edit_params()  # raises StageError for an option that is out of bounds
-        with serve(
-            lambda: build_page(service),
-            host=host,
-            port=port,
-            allowed_hosts=allowed_hosts,
-            max_upload_mb=max_upload_mb,
-            check_space=sessions.check_space,
-        ) as url:
+        with (
+            serve(
+                lambda: build_page(service),
+                host=host,
+                port=port,
+                allowed_hosts=allowed_hosts,
+                max_upload_mb=max_upload_mb,
+                check_space=sessions.check_space,
+            ) as url,
+            catch_stop_signals() as stop_request,
+        ):
             if not is_loopback(host):
                 click.echo(f"{host}: anyone who can reach it can use the page and this machine", err=True)
             if not service.models.find_runs():
@@ -170,13 +173,12 @@ def command(
                 click.echo(f"{runs}: {no_run}", err=True)
             click.echo(f"{url} is served until Ctrl-C")
             try:
-                with catch_stop_signals() as stop_request:
-                    n_polls = 0
-                    while stop_request.signal_name is None:
-                        time.sleep(POLL_SECONDS)
-                        n_polls += 1
-                        if n_polls % POLLS_PER_CLEANUP == 0:
-                            sessions.remove_old()
+                n_polls = 0
+                while stop_request.signal_name is None:
+                    time.sleep(POLL_SECONDS)
+                    n_polls += 1
+                    if n_polls % POLLS_PER_CLEANUP == 0:
+                        sessions.remove_old()
             finally:  # also when the terminal is closed
                 sessions.end_all()
 

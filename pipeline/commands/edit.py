@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -256,7 +256,7 @@ def _find_weights(run: Path, landmarker: str, params: EditParams) -> Path:
     from stages.media import weights
 
     paths, problems = list[Path](), list[str]()
-    searches = [lambda: weights.find(weights.LANDMARKER, landmarker)]
+    searches: list[Callable[[], Path]] = [lambda: weights.find(weights.LANDMARKER, landmarker)]
     if find_checkpoint(run).recipe.network.audio.takes_speech:
         searches.append(lambda: find_speech_encoder(params))
     for search in searches:
