@@ -247,7 +247,7 @@ SMALL = replace(
     ),
     watch=WatchParams(log_every=100, evaluate_every=500, save_every=500, held_out_frames=64),
     balance="speakers",
-    steps=9000,
+    steps=10_500,
 )
 PRESETS = {
     "multi-speaker": MULTI_SPEAKER,
