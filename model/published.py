@@ -35,7 +35,7 @@ MAX_FILE_BYTES = 2**30  # of a file of weights; the paper's largest network has 
 # A name never has a separator or a leading dot, so ./NAME and runs/NAME are always folders.
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 PAGE_WIDTH = 100
-
+HEARS = {"mels": "mels", "speech": "speech features", "both": "mels and speech features"}
 
 Lines = Annotated[list[Line], Field(min_length=1, max_length=50)]
 Address = Annotated[Line, Field(pattern=r"^https://[^\s/]+/")]
@@ -193,7 +193,7 @@ def render_page(model: PublishedModel) -> str:
         f"| file | `{model.file}`, {model.bytes:,} bytes, float16 |",
         f"| sha256 | `{model.sha256}` |",
         f"| parameters | {model.parameters:,} |",
-        f"| hears | {model.audio_input} |",
+        f"| hears | {HEARS[model.audio_input]} |",
         f"| trained for | {_describe_steps(model)} |",
         f"| sampled with | {settings or 'the defaults'}; an option of the command line overrides it |",
         f"| licence of the weights | {model.licence} |",
