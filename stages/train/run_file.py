@@ -83,11 +83,11 @@ def read_dataset_sections(run: Path) -> tuple[Path, dict[str, dict[str, Any] | N
 def read_data_sources(run: Path) -> list[DataSource]:
     """What a network was trained on, with licences: of a run's folder or of a published file.
 
-    One of an older redub does not say; of the models of the catalogue, the catalogue does. Raises StageError
-    or ModelError for a damaged file.
+    Of the models of the catalogue, the catalogue says it: the file may not know the licences of a folder of
+    clips. A run of an older redub does not say. Raises StageError or ModelError for a damaged file.
     """
     if is_published_file(run):
-        sources = read_published_info(run).data or _list_catalogue_sources(file_sha256(run))
+        sources = _list_catalogue_sources(file_sha256(run)) or read_published_info(run).data
     else:
         content = read_run_file(run) if (run / RUN_FILE).exists() else {}
         sources = [DataSource.model_validate(item) for item in content.get("data", [])]
