@@ -312,7 +312,7 @@ def test_minutes_decide_how_many_steps_there_are(
 def test_a_strangers_own_video_brings_the_colours_that_are_drawn_a_fifth_nearer_to_theirs(
     tmp_path: Path, landmarker: Path
 ) -> None:
-    """A real person whom the packaged model does not know, after 640 samples. Measured: from 9.8 to 6.3."""
+    """A real person whom the packaged model does not know, after 960 samples. Measured: from 8.5 to 6.5."""
     clips, small = real_clips("us_gov/obama"), find_network("small")
     params = Params().make_edit_params(small)
     if params.speech.encoder != "none":
@@ -321,7 +321,7 @@ def test_a_strangers_own_video_brings_the_colours_that_are_drawn_a_fifth_nearer_
         except StageError as err:
             pytest.skip(str(err))
     start = find_start(small)
-    recipe = build_recipe("own", {"steps": 80, "batch": 8}, start=start.recipe)
+    recipe = build_recipe("own", {"steps": 120, "batch": 8}, start=start.recipe)
     video = clips / "learning_more.mp4"
     model = adapt(
         AdaptRequest(video, start, recipe, params, landmarker, device="cpu", cache=tmp_path / "cache")
