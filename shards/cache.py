@@ -11,7 +11,6 @@ holds.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import re
 import threading
@@ -28,6 +27,7 @@ from platformdirs import user_cache_path
 from shards.atomic import remove_partials, write_atomically
 from shards.files import is_inside, name_errors
 from shards.index import ShardEntry
+from shards.locks import hold_lock
 from shards.reader import Dataset
 from shards.schema import ShardError
 from shards.storage import LocalStorage
@@ -37,8 +37,6 @@ SILENT_WAIT_SECONDS = 10.0  # for another process's download, before a warning
 SUFFIX = ".tar"
 USER_NAME = re.compile(r"[0-9a-f]{32}")
 SHARD_NAME = re.compile(rf"[0-9a-f]{{64}}{re.escape(SUFFIX)}")  # no other file is removed to make room
-
-log = logging.getLogger(__name__)
 
 
 class ShardStore(Protocol):
@@ -147,22 +145,13 @@ class ShardCache:
         self._list.unlink(missing_ok=True)
         self._is_alive.release()
 
-    @contextlib.contextmanager
-    def _wait_for_lock(self) -> Iterator[None]:
+    def _wait_for_lock(self) -> contextlib.AbstractContextManager[None]:
         """Lock the folder; say so if another process has it for longer than SILENT_WAIT_SECONDS."""
-        lock = self._process_lock
-        try:
-            lock.acquire(timeout=SILENT_WAIT_SECONDS)
-        except Timeout:
-            log.warning(
-                "%s: waiting for another process that downloads shards to it; it has locked %s",
-                self.folder, lock.lock_file,
-            )  # fmt: skip
-            lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
+        message = (
+            f"{self.folder}: waiting for another process that downloads shards to it; "
+            f"it has locked {self._process_lock.lock_file}"
+        )
+        return hold_lock(self._process_lock, message, silent_seconds=SILENT_WAIT_SECONDS)
 
     def _is_cached(self, entry: ShardEntry) -> bool:
         try:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from platformdirs import user_cache_path
 
 from shards.atomic import write_atomically
@@ -32,6 +30,7 @@ from shards.index import (
     read_table,
     read_table_hashes,
 )
+from shards.locks import hold_lock
 from shards.schema import ShardError
 from shards.storage import LocalStorage, Storage, is_remote, open_storage
 
@@ -41,8 +40,6 @@ U = TypeVar("U")
 UPLOADS = 4  # at the same time
 # Files named by their contents, which publishing leaves behind; `prune` removes no others.
 PUBLISHED = re.compile(r"[^/]+-\d{5}-[0-9a-f]{12}\.tar|(index|ledger)-[0-9a-f]{12}\.parquet")
-
-log = logging.getLogger(__name__)
 
 
 def download_dataset(
@@ -76,7 +73,8 @@ def download_dataset(
         return entry.bytes
 
     folder.mkdir(parents=True, exist_ok=True)
-    with _wait_for_lock(folder / ".lock", storage.address):
+    message = f"{storage.address}: waiting for another process that downloads it to {folder}"
+    with hold_lock(FileLock(folder / ".lock"), message):
         if (folder / DATASET_NAME).is_file():
             return folder
         if limit_bytes is not None and total > limit_bytes:
@@ -94,21 +92,6 @@ def download_dataset(
         with write_atomically(folder / DATASET_NAME) as partial:
             partial.write_text(json.dumps(manifest))
     return folder
-
-
-@contextlib.contextmanager
-def _wait_for_lock(path: Path, address: str) -> Iterator[None]:
-    """Lock a file; say so if another process has it."""
-    lock = FileLock(path)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        log.warning("%s: waiting for another process that downloads it to %s", address, path.parent)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _run_in_threads(function: Callable[[T], U], items: Iterable[T], n_threads: int) -> Iterator[U]:

@@ -17,8 +17,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from shards import publish as publish_module
-from shards import remote
+from shards import locks, remote
 from shards.atomic import WriteError
 from shards.cache import open_shard_store
 from shards.publish import download_dataset, locate_dataset
@@ -123,7 +122,7 @@ def test_shards_are_downloaded_several_at_a_time_and_counted(
 def test_a_process_says_that_another_one_downloads_what_it_waits_for(
     dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    warning = publish_module.log.warning
+    warning = locks.log.warning
     with serve(dataset) as (address, _):
         folder = download_dataset(address, tmp_path / "cache")
         lock = FileLock(folder / ".lock", thread_local=False)
@@ -132,7 +131,7 @@ def test_a_process_says_that_another_one_downloads_what_it_waits_for(
             warning(*message)
             lock.release()
 
-        monkeypatch.setattr(publish_module.log, "warning", warn)
+        monkeypatch.setattr(locks.log, "warning", warn)
         lock.acquire()
         assert download_dataset(address, tmp_path / "cache") == folder
     assert caplog.messages == [f"{address}: waiting for another process that downloads it to {folder}"]
