@@ -191,7 +191,7 @@ class FrameGenerator:
         self.weights = torch.tensor([step.weights() for step in self.steps]).to(self.device)
         self.guided_gammas = self._select_guided_gammas()
         self.guidance_weights = torch.tensor([self.params.guidance, 1 - self.params.guidance]).to(self.device)
-        self.silent_films = self._compute_silent_films() if self.params.guidance != 1 else []
+        self.silent_films = self._compute_silent_films() if self.guided_gammas else []
         self._compiled_steps: dict[int, _CompiledStep | None] = {}
 
     @torch.no_grad()
