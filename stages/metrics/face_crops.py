@@ -12,7 +12,6 @@ from collections.abc import Iterable
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy.signal import medfilt
 
 REAL_VIDEOS = "real videos: Wav2Lip's square about the face, its boxes from MediaPipe, not S3FD"
 
@@ -35,6 +34,8 @@ def crop_faces(frames: Iterable[NDArray[np.uint8]], boxes: NDArray[np.float64]) 
     the ends of a clip the square is smaller and nearer the image corner, as in the script. With fewer than
     seven frames the median is zero and there is no square: raises ValueError.
     """
+    from scipy.signal import medfilt  # takes a second: every build imports this module
+
     if len(boxes) <= MEDIAN_FRAMES // 2:
         raise ValueError(f"{len(boxes)} frames, expected {MEDIAN_FRAMES // 2 + 1} or more")
     x0, y0, x1, y1 = boxes.T
