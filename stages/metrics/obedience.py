@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special
 
 RESAMPLES = 2000
 INTERVAL_SEED = 0
@@ -117,4 +117,4 @@ def widen_interval(n: ArrayLike) -> NDArray[np.float64]:
     Student's quantile in place of the normal one.
     """
     freedom = np.asarray(n, np.float64) - 1
-    return np.asarray(np.sqrt(1 + 1 / freedom) * stats.t.ppf(0.975, freedom) / stats.norm.ppf(0.975))
+    return np.asarray(np.sqrt(1 + 1 / freedom) * special.stdtrit(freedom, 0.975) / special.ndtri(0.975))
