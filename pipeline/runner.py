@@ -52,6 +52,9 @@ class _LostSchedulerError(Exception):
 class DaskMapper:
     """A ``stages.engine.stage.Mapper``. The cluster starts with the first task.
 
+    One of this machine has as many processes as there are tasks, up to ``workers``: starting one takes
+    seconds of a core, and a dataset of one part has no work for a second.
+
     ``check_worker`` is called before each task on workers that are not of this process and may join at any
     time: an error that it raises there ends the run. Those of this process have its libraries.
     """
@@ -116,7 +119,7 @@ class DaskMapper:
         from distributed import KilledWorker, as_completed
         from distributed.comm.core import CommClosedError
 
-        client = self._connect()
+        client = self._connect(len(remaining))
         pending = iter(list(remaining))
         numbers: dict[Any, int] = {}  # of items, by the key of their future
         running = as_completed(with_results=True)
@@ -146,14 +149,17 @@ class DaskMapper:
         except KilledWorker as err:
             raise StageError(f"a task killed every worker that ran it, last {err.last_worker}") from err
 
-    def _connect(self) -> Client:
+    def _connect(self, n_tasks: int) -> Client:
+        n_needed = min(self._workers, n_tasks)
         if self._client is None:
             if self._scheduler is None:
-                cluster = start_local_client(self._workers)
+                cluster = start_local_client(self._workers, n_needed)
             else:
                 cluster = connect_client(self._scheduler, self._connect_seconds)
             self._client = self._resources.enter_context(cluster)
             self._connect_seconds = RECONNECT_SECONDS
+        elif self._scheduler is None and n_needed > len(self._client.cluster.worker_spec):
+            self._client.cluster.scale(n_needed)
         return self._client
 
 
@@ -180,8 +186,11 @@ def allow_open_files(workers: int) -> None:
 
 
 @contextlib.contextmanager
-def start_local_client(workers: int) -> Iterator[Client]:
-    """Start ``workers`` processes on this machine; yield a client of them. They end with the context."""
+def start_local_client(workers: int, n_started: int) -> Iterator[Client]:
+    """Start ``n_started`` processes on this machine; yield a client of them. They end with the context.
+
+    There may be up to ``workers`` of them later: raises StageError if this machine does not allow so many.
+    """
     import dask
     from distributed import Client, LocalCluster
 
@@ -196,7 +205,7 @@ def start_local_client(workers: int) -> Iterator[Client]:
     with TemporaryDirectory(prefix="redub.", ignore_cleanup_errors=True) as scratch:
         try:
             cluster = LocalCluster(
-                n_workers=workers,
+                n_workers=n_started,
                 threads_per_worker=1,
                 processes=True,
                 # Dask opens a dashboard port in any case: a free one on loopback, so that runs do not clash.

@@ -349,7 +349,6 @@ def _edit_pairs(pairs: list[EditPair], out: Path, network: _NetworkOptions, work
     on_gpu = select_device(network.device).type == "cuda"
     fitting = max(1, find_free_memory() // WORKER_BYTES)
     n_default = GPU_WORKERS if on_gpu else min(count_cores(), fitting)
-    n_workers = min(len(pairs), workers or n_default)
     request = BatchRequest(
         run=network.run,
         out=out,
@@ -359,7 +358,7 @@ def _edit_pairs(pairs: list[EditPair], out: Path, network: _NetworkOptions, work
         execution=network.execution,
         signing=network.make_signing(),
     )
-    with ProgressBars("edits") as bars, DaskMapper(n_workers, None, quiet=True) as mapper:
+    with ProgressBars("edits") as bars, DaskMapper(workers or n_default, None, quiet=True) as mapper:
         rows = edit_pairs(pairs, request, map_tasks=mapper, progress=bars)
     for line in format_table(rows, out):
         click.echo(line)

@@ -18,6 +18,7 @@ from pipeline.runner import DaskMapper
 from stages.engine.outcome import StageError
 from tests.build import PIPELINE
 from tests.mounting import mount_before
+from tests.waiting import wait_until
 
 DASK = [sys.executable, "-m", "dask"]
 ONE_DEATH = {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0"}
@@ -76,6 +77,21 @@ def test_what_a_worker_leaves_in_its_temporary_folder_goes_with_it() -> None:
         [folder] = map(Path, mapper(leave_scratch, [0], label=""))
         assert folder.is_dir() and folder.parent.name.startswith("redub.")
     assert not folder.parent.exists()
+
+
+def tell_process(item: int) -> int:
+    time.sleep(0.5)  # so that an idle worker would be given one of the others
+    return os.getpid()
+
+
+def test_there_are_no_more_workers_than_tasks_and_later_tasks_get_theirs() -> None:
+    with DaskMapper(3, None, quiet=True) as mapper:
+        assert len(set(mapper(tell_process, [0], label=""))) == 1
+        assert mapper._client is not None
+        assert len(mapper._client.cluster.workers) == 1
+        assert wait_until(lambda: len(set(mapper(tell_process, range(3), label=""))) == 3)
+        list(mapper(tell_process, [0], label=""))
+        assert len(mapper._client.cluster.workers) == 3, "they stay for the stages to come"
 
 
 def test_a_scheduler_that_is_lost_is_asked_again_for_what_is_left(address: str, start: Start) -> None:
@@ -145,7 +161,7 @@ START = """if True:
     from pipeline.runner import start_local_client
     from stages.engine.outcome import StageError
     try:
-        with start_local_client(1):
+        with start_local_client(1, 1):
             pass
     except StageError as err:
         print(err)
