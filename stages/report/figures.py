@@ -201,12 +201,16 @@ def plot_drift(evaluation: EvaluationResults) -> list[CaptionedPlot]:
             continue
         series = {row: index for index, row in enumerate(evaluation.means)}
         curves = [Line(c.row, series[c.row], np.arange(len(c.mean)), c.mean, c.low, c.high) for c in means]
+        band = (
+            f"; the band is its bootstrap 95 % interval, which fewer than {MIN_UNITS} clips do not have"
+            if any(mean.has_interval for mean in means)
+            else ""
+        )
         figures.append(
             CaptionedPlot(
                 label,
-                "Mean over clips by frame index; the band is its bootstrap 95 % interval, which fewer than "
-                f"{MIN_UNITS} clips do not have. A trend along the clip that the "
-                "ground truth and the frozen mouth do not have is drift.",
+                f"Mean over clips by frame index{band}. A trend along the clip that the ground truth and the "
+                "frozen mouth do not have is drift.",
                 plot_lines(name, curves, x="frame", y=label, wide=True),
             )
         )

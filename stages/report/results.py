@@ -346,6 +346,11 @@ class MeanCurve:
     low: Floats
     high: Floats
 
+    @property
+    def has_interval(self) -> bool:
+        """Whether it is wide anywhere: there are clips enough, and they differ."""
+        return bool((self.high > self.low).any())
+
 
 def average_rows(evaluation: EvaluationResults, name: str) -> list[MeanCurve]:
     """Average a per-frame value over the clips of each row. Rows without any value are skipped."""

@@ -32,9 +32,10 @@ from stages.evaluate.columns import COLUMNS
 from stages.evaluate.run import CLIPS
 from stages.evaluate.scores import FIRST_CLIPS_SCHEMA
 from stages.evaluate.table import FROZEN, TRUTH
+from stages.metrics.obedience import MIN_UNITS
 from stages.report.card import build_card, describe_overlaps
 from stages.report.codecs import measure_codecs
-from stages.report.figures import plot_dataset
+from stages.report.figures import plot_dataset, plot_drift
 from stages.report.motion import compute_jitter, measure_motion
 from stages.report.plots import Line, plot_histogram, plot_lines
 from stages.report.results import (
@@ -296,6 +297,19 @@ def test_a_curves_interval_contains_its_mean_and_has_no_width_where_clips_agree(
     assert np.isfinite(few.low[:5]).all() and np.isnan(few.low[5:]).all() and np.isnan(few.high[5:]).all()
     gap = average_curves("row", [np.array([1, np.nan, 3.0]), np.array([3, np.nan, 5.0])])
     assert gap.mean[[0, 2]].tolist() == [2, 4] and np.isnan(gap.mean[1])
+
+
+@pytest.mark.parametrize("n_clips", [MIN_UNITS - 1, MIN_UNITS])
+def test_the_caption_of_drift_explains_a_band_only_where_it_is_drawn(n_clips: int) -> None:
+    rng = np.random.default_rng(0)
+    curves = [
+        ClipCurves("ours", f"{k}", {"psnr_box_db": rng.normal(30, 1, 8), "identity_distance": np.ones(8)})
+        for k in range(n_clips)
+    ]
+    psnr, identity = plot_drift(EvaluationResults({}, {"ours": {}}, (), tuple(curves)))
+    assert ("band" in psnr.caption) == (n_clips >= MIN_UNITS)
+    assert "band" not in identity.caption, "all clips agree"
+    assert identity.caption.startswith("Mean over clips by frame index. A trend")
 
 
 def test_a_planted_lag_of_the_audio_is_reported(dataset: Dataset, evaluation: EvaluationResults) -> None:
