@@ -19,7 +19,7 @@ from shards.files import read_file
 from shards.params import describe_mismatch
 from stages.align import AlignParams
 from stages.clips import ClipsParams
-from stages.cut.params import SpanParams
+from stages.cut.params import CutParams
 from stages.edit.face_check import FaceCheckParams
 from stages.engine.outcome import StageError
 from stages.engine.parts import PartParams
@@ -53,7 +53,7 @@ class Params:
 
     parts: PartParams = field(default_factory=PartParams)
     clips: ClipsParams = field(default_factory=ClipsParams)
-    cut: SpanParams = field(default_factory=SpanParams)
+    cut: CutParams = field(default_factory=CutParams)
     landmarks: LandmarksParams = field(default_factory=LandmarksParams)
     align: AlignParams = field(default_factory=AlignParams)
     mels: MelsParams = field(default_factory=MelsParams)

@@ -57,8 +57,8 @@ MAX_SYNC_FRAMES = 750
 
 
 @params_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
-class CutParams:
-    """How much of a video is read, and how it is cut."""
+class ExcerptParams:
+    """Which part of a video is learned from, and how it is cut."""
 
     # To learn from. Three minutes of training on a CPU use each frame of so much twice or three times.
     seconds: float = Field(default=60.0, gt=0, le=DAY)
@@ -100,7 +100,7 @@ class CutPlan:
         return sum(end - first for first, end in self.windows)
 
 
-def plan_cut(video: Path, params: EditParams, cut: CutParams) -> CutPlan:
+def plan_cut(video: Path, params: EditParams, excerpt: ExcerptParams) -> CutPlan:
     """Read a video's facts and decide which part of it to learn from. Raises StageError."""
     facts = read_video_facts(video, params)
     try:
@@ -108,19 +108,19 @@ def plan_cut(video: Path, params: EditParams, cut: CutParams) -> CutPlan:
     except StageError as err:
         raise StageError(f"{err}; adapting learns from the video's own speech") from err
     sound_end = speech.start + speech.seconds - facts.start * facts.time_base
-    seconds = min(facts.seconds, sound_end, Fraction(cut.read_seconds))
-    if seconds < cut.min_seconds:
+    seconds = min(facts.seconds, sound_end, Fraction(excerpt.read_seconds))
+    if seconds < excerpt.min_seconds:
         raise StageError(
             f"{video}: has {max(0.0, float(seconds)):.1f} s of picture with sound, expected at least "
-            f"{cut.min_seconds:g} s to adapt to, better 10 s or more"
+            f"{excerpt.min_seconds:g} s to adapt to, better 10 s or more"
         )
-    return CutPlan(facts, speech, seconds, spread_windows(count_instants(seconds), cut))
+    return CutPlan(facts, speech, seconds, spread_windows(count_instants(seconds), excerpt))
 
 
-def spread_windows(n_instants: int, cut: CutParams) -> list[tuple[int, int]]:
+def spread_windows(n_instants: int, excerpt: ExcerptParams) -> list[tuple[int, int]]:
     """Windows of ``clip_seconds`` spread evenly over so many instants; one of them all if they are few."""
-    length = round(cut.clip_seconds * VIDEO_FPS)
-    n_windows = max(1, round(cut.seconds / cut.clip_seconds))
+    length = round(excerpt.clip_seconds * VIDEO_FPS)
+    n_windows = max(1, round(excerpt.seconds / excerpt.clip_seconds))
     if n_windows * length >= n_instants:
         return [(0, n_instants)]
     firsts = np.linspace(0, n_instants - length, n_windows).round().astype(int).tolist()
@@ -136,7 +136,7 @@ def cut_video(
     takes_speech: bool,
     model: Path,
     params: EditParams,
-    cut: CutParams,
+    excerpt: ExcerptParams,
     scratch: Path,
     progress: Progress,
 ) -> CutResult:
@@ -159,12 +159,12 @@ def cut_video(
         progress=progress,
         windows=plan.windows,
     )
-    spans = list(_find_spans(edit_plan, cut))
+    spans = list(_find_spans(edit_plan, excerpt))
     n_frames = sum(len(span) for span in spans)
-    if n_frames < cut.min_seconds * VIDEO_FPS:
+    if n_frames < excerpt.min_seconds * VIDEO_FPS:
         raise StageError(
             f"{video}: the face is in sight for {n_frames / VIDEO_FPS:.1f} s, expected at least "
-            f"{cut.min_seconds:g} s to adapt to, better 10 s or more"
+            f"{excerpt.min_seconds:g} s to adapt to, better 10 s or more"
         )
     # On the clock of the picture: row 0 is at its first frame.
     start = plan.facts.start * plan.facts.time_base
@@ -221,9 +221,9 @@ def _make_clip_id(number: int) -> str:
     return f"{SPEAKER}_{number:04d}"
 
 
-def _find_spans(plan: EditPlan, cut: CutParams) -> Iterator[range]:
+def _find_spans(plan: EditPlan, excerpt: ExcerptParams) -> Iterator[range]:
     """The instants of each clip: those of one face segment, in equal parts of ``clip_seconds`` at most."""
-    longest = round(cut.clip_seconds * VIDEO_FPS)
+    longest = round(excerpt.clip_seconds * VIDEO_FPS)
     for index, group in groupby(range(plan.n_instants), plan.get_segment_index):
         instants = list(group)
         if index < 0 or len(instants) < VIDEO_FPS:  # less than a second

@@ -25,7 +25,7 @@ from model.trial import measure_step_seconds
 from shards.atomic import write_atomically
 from shards.checksum import file_sha256
 from shards.schema import VIDEO_FPS
-from stages.adapt.clips import CutParams, CutPlan, CutResult, cut_video, plan_cut
+from stages.adapt.clips import CutPlan, CutResult, ExcerptParams, cut_video, plan_cut
 from stages.adapt.sync import describe_problem
 from stages.cut.params import ThresholdParams
 from stages.edit.run import EditParams, check_output
@@ -65,7 +65,7 @@ class AdaptRequest:
     keep: Path | None = None  # the file to write besides
     device: str = "auto"
     execution: Execution = field(default_factory=Execution)
-    cut: CutParams = field(default_factory=CutParams)
+    excerpt: ExcerptParams = field(default_factory=ExcerptParams)
     thresholds: ThresholdParams = field(default_factory=ThresholdParams)  # beyond which sync is warned of
     cache: Path | None = None  # folder; None: the user's
     scratch: Path | None = None  # folder for what is removed at the end; None: the system's
@@ -180,7 +180,7 @@ def _make_key(request: AdaptRequest) -> str:
         asdict(request.recipe),
         request.minutes,
         request.max_minutes,
-        request.cut,
+        request.excerpt,
         params.face,
         replace(params.landmarks, model=""),
         params.align,
@@ -213,7 +213,7 @@ def _make_model(
     warn: Callable[[str], None],
 ) -> tuple[CutResult, int]:
     """Cut the video, train and write the model. Everything else that is written is removed."""
-    plan = plan_cut(request.video, request.params, request.cut)
+    plan = plan_cut(request.video, request.params, request.excerpt)
     device = select_device(request.device)
     step_seconds = measure_step_seconds(
         request.start.load_network(), request.recipe, device, request.execution
@@ -232,7 +232,7 @@ def _make_model(
             takes_speech=recipe.network.audio.takes_speech,
             model=request.landmarker,
             params=request.params,
-            cut=request.cut,
+            excerpt=request.excerpt,
             scratch=scratch,
             progress=progress,
         )

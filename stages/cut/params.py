@@ -28,7 +28,7 @@ class ThresholdParams:
 
 
 @params_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
-class SpanParams:
+class CutParams:
     """How a file of any length becomes clips of one speaking face."""
 
     enabled: bool = False  # or each file is one clip

@@ -38,7 +38,7 @@ from shards.table import Row, Rows
 from stages import clips, landmarks, speech
 from stages.cut.blends import add_same_pictures, find_stills
 from stages.cut.near_duplicates import find_near_duplicates
-from stages.cut.params import SpanParams
+from stages.cut.params import CutParams
 from stages.cut.pictures import MeshReader, read_seen_frames, see_chunk
 from stages.cut.second_opinion import LIBRARIES, score_span
 from stages.cut.shots import find_shots
@@ -69,7 +69,7 @@ CHUNK_FRAMES = 60 * VIDEO_FPS
 class CutSettings:
     """The sections of params.yaml that decide how files are cut."""
 
-    cut: SpanParams
+    cut: CutParams
     landmarks: LandmarksParams
     speech: SpeechParams
 
@@ -94,7 +94,7 @@ class FileTask:
     failures: Mapping[Path, Outcome]  # of entries that could not be made
     entry: Path
     cache: Path
-    cut: SpanParams
+    cut: CutParams
     max_gap_frames: int
 
 
@@ -443,7 +443,7 @@ def _make_ledger(
     rows: Rows,
     tasks: Mapping[str, FileTask],
     opinions: Mapping[tuple[str, int], Outcome],
-    params: SpanParams,
+    params: CutParams,
 ) -> Rows:
     """A row for every span of the files that were cut, and one for every other file."""
     ledger: list[Row] = []
@@ -481,7 +481,7 @@ def _leave_out(clip: Row, outcome: Outcome) -> None:
     clip |= {name: getattr(outcome, name) for name in ("status", "code", "reason")} | {"sound_shift": None}
 
 
-def _list_columns(params: SpanParams) -> list[str]:
+def _list_columns(params: CutParams) -> list[str]:
     """The columns that the ledger has beside those of the first stage."""
     return [*SPAN_FIELDS, *(SYNCNET_FIELDS if params.with_syncnet else ())]
 
@@ -492,7 +492,7 @@ def _describe_whole(row: Row) -> Row:
     return {"start_seconds": None if length is None else 0.0, "end_seconds": length, "stage": row["stage"]}
 
 
-def make_span_row(row: Row, span: Mapping[str, Any], params: SpanParams) -> Row:
+def make_span_row(row: Row, span: Mapping[str, Any], params: CutParams) -> Row:
     """The ledger row of a span, from its file's row and what ``cut_file`` and SyncNet say of it."""
     first, last = span["first"], span["last"]
     start, length = first / VIDEO_FPS, (last - first) / VIDEO_FPS

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.schema import VIDEO_FPS
-from stages.cut.params import SpanParams
+from stages.cut.params import CutParams
 from stages.cut.pictures import FacePlace, SeenFace, SeenFrame
 from stages.cut.quality import summarise_quality
 from stages.cut.sound import END_PROBABILITY, cut_at_pauses, find_speech, measure_speech_level
@@ -105,7 +105,7 @@ def find_spans(
     frames: Iterable[SeenFrame],
     shots: Sequence[int],
     sound: Sound,
-    params: SpanParams,
+    params: CutParams,
     max_gap_frames: int,
     unreadable: Mapping[int, tuple[int, Outcome]] = MappingProxyType({}),
     unusable: Mapping[int, str] = MappingProxyType({}),
@@ -124,7 +124,7 @@ def _divide_file(
     frames: Iterable[SeenFrame],
     shots: Sequence[int],
     sound: Sound,
-    params: SpanParams,
+    params: CutParams,
     max_gap_frames: int,
     unreadable: Mapping[int, tuple[int, Outcome]],
     unusable: Mapping[int, str],
@@ -218,7 +218,7 @@ def _divide_shot(
     track_parts: Sequence[TrackPart],
     stretches: Sequence[Stretch],
     sound: Sound,
-    params: SpanParams,
+    params: CutParams,
     code: str | None,
 ) -> Iterator[Span]:
     """The spans of a shot, in order; neighbours may have one reason.

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from shards.ledger import DROPPED, OK, SYNCNET_SCHEMA
 from shards.table import Rows
-from stages.cut.params import SpanParams
+from stages.cut.params import CutParams
 from stages.engine.outcome import Drop
 
 Side = Literal["least", "greatest", "greatest either way"]
@@ -37,13 +37,13 @@ class Threshold:
     reason: str  # with places for the value and the limit
     step: float  # to whose multiples limits are rounded when costs are counted
 
-    def is_used(self, params: SpanParams) -> bool:
+    def is_used(self, params: CutParams) -> bool:
         """Whether it drops anything: a lag that is corrected does no harm, and SyncNet may not be asked."""
         if self.column == "syncnet_confidence":
             return params.with_syncnet
         return self.column != "lag_frames" or not params.correct_lag
 
-    def read_limit(self, params: SpanParams) -> float:
+    def read_limit(self, params: CutParams) -> float:
         return float(getattr(params.thresholds, self.name))
 
     def orient(self, values: Numbers | float) -> Numbers:
@@ -94,7 +94,7 @@ THRESHOLDS = (
 DUPLICATE_PARAM, DUPLICATE_COLUMN, DUPLICATE_CODE = "near_duplicates", "near_duplicate", "near_duplicate"
 
 
-def judge_clip(row: Mapping[str, Any], params: SpanParams) -> Drop | None:
+def judge_clip(row: Mapping[str, Any], params: CutParams) -> Drop | None:
     """Why a clip is dropped, by its row's columns in SYNCNET_SCHEMA; None: it is kept.
 
     A column that is missing, None or nan was not measured.
@@ -150,7 +150,7 @@ class CostTable:
     remaining: Cost
 
 
-def count_costs(rows: Iterable[Mapping[str, Any]], params: SpanParams) -> CostTable:
+def count_costs(rows: Iterable[Mapping[str, Any]], params: CutParams) -> CostTable:
     """Count the clips and seconds that each threshold drops, of the ledger's rows of a cut dataset.
 
     Of its rows only those count that are ok, or were dropped for one of these thresholds. A threshold whose

@@ -31,7 +31,7 @@ from shards.atomic import WriteError
 from shards.reader import open_dataset, read_clip
 from stages import synth
 from stages.adapt import run
-from stages.adapt.clips import CutParams, CutResult, cut_video, plan_cut, spread_windows
+from stages.adapt.clips import CutResult, ExcerptParams, cut_video, plan_cut, spread_windows
 from stages.adapt.run import MIN_STEPS, AdaptRequest, Estimate, adapt
 from stages.cut.speaker import SpeakerScore
 from stages.edit.run import EditParams
@@ -78,7 +78,7 @@ def make_request(world: Path, landmarker: Path, cache: Path, **changes: Any) -> 
 
 
 def cut(video: Path, out: Path, landmarker: Path, size: int = SIZE, **changes: Any) -> CutResult:
-    params, numbers = replace(PARAMS, mels=MelsParams()), CutParams(**changes)
+    params, numbers = replace(PARAMS, mels=MelsParams()), ExcerptParams(**changes)
     (out / "scratch").mkdir(parents=True)
     return cut_video(
         video,
@@ -88,7 +88,7 @@ def cut(video: Path, out: Path, landmarker: Path, size: int = SIZE, **changes: A
         takes_speech=False,
         model=landmarker,
         params=params,
-        cut=numbers,
+        excerpt=numbers,
         scratch=out / "scratch",
         progress=lambda *_: None,
     )
@@ -124,7 +124,7 @@ def test_a_longer_shot_is_cut_into_equal_clips(world: Path, tmp_path: Path, land
 
 
 def test_windows_are_spread_over_a_long_video(world: Path, tmp_path: Path, landmarker: Path) -> None:
-    numbers = CutParams(seconds=20, clip_seconds=5)
+    numbers = ExcerptParams(seconds=20, clip_seconds=5)
     assert spread_windows(500, numbers) == [(0, 500)], "all of a video that is short enough"
     assert spread_windows(2000, numbers) == [(0, 125), (625, 750), (1250, 1375), (1875, 2000)]
     result = cut(world / "clip.mp4", tmp_path, landmarker, seconds=2, clip_seconds=1)
@@ -209,7 +209,7 @@ def test_another_start_face_or_time_is_another_model(world: Path, tmp_path: Path
         request,
         replace(request, params=replace(PARAMS, face="left")),
         replace(request, recipe=replace(request.recipe, steps=4)),
-        replace(request, cut=CutParams(seconds=2)),
+        replace(request, excerpt=ExcerptParams(seconds=2)),
     ]
     paths = {adapt(each).path for each in others}
     assert len(paths) == len(others)

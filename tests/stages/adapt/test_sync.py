@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.params import Params
 from shards.schema import Frame, Frames
-from stages.adapt.clips import CutParams, cut_video, plan_cut
+from stages.adapt.clips import ExcerptParams, cut_video, plan_cut
 from stages.adapt.sync import describe_problem, score_clips
 from stages.cut.params import ThresholdParams
 from stages.media import faces
@@ -86,7 +86,7 @@ def test_a_real_voice_that_is_made_late_by_five_frames_is_five_frames_later(
     source, lags = real_clips("us_gov/obama") / "learning_more.mp4", []
     params = Params().make_edit_params()
     speech = replace(params.speech, encoder="whisper-tiny.en", model=str(speech_model))
-    params, numbers = replace(params, speech=speech), CutParams()
+    params, numbers = replace(params, speech=speech), ExcerptParams()
     for late in (0, 0.2):
         work = tmp_path / str(late)
         (work / "scratch").mkdir(parents=True)
@@ -102,7 +102,7 @@ def test_a_real_voice_that_is_made_late_by_five_frames_is_five_frames_later(
             takes_speech=True,
             model=landmarker,
             params=params,
-            cut=numbers,
+            excerpt=numbers,
             scratch=work / "scratch",
             progress=lambda *state, passes=passes: passes.append(state),
         )

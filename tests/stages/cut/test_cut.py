@@ -23,7 +23,7 @@ from shards.spans import check_spans
 from shards.storage import open_storage
 from stages.clips import LEDGER_NAME
 from stages.cut import run as cut
-from stages.cut.params import SpanParams, ThresholdParams
+from stages.cut.params import CutParams, ThresholdParams
 from stages.cut.thresholds import count_costs
 from stages.engine.cache import read_entry
 from stages.engine.outcome import StageError
@@ -187,7 +187,7 @@ def test_files_that_were_cut_are_taken_neither_whole_nor_as_other_params_would_c
 
 
 def make_settings(**changes: Any) -> cut.CutSettings:
-    return cut.CutSettings(SpanParams(enabled=True, **changes), LandmarksParams(), SpeechParams())
+    return cut.CutSettings(CutParams(enabled=True, **changes), LandmarksParams(), SpeechParams())
 
 
 def cut_again(work: Work, **changes: Any) -> Report:
@@ -233,7 +233,7 @@ def test_syncnet_gives_a_second_opinion_on_who_speaks(
 
     confidences = sorted({row["syncnet_confidence"] for row in scored if row["status"] == OK})
     limit = float(np.mean(confidences[-2:]))  # that one clip reaches
-    params = SpanParams(second_opinion="syncnet", thresholds=ThresholdParams(min_syncnet_confidence=limit))
+    params = CutParams(second_opinion="syncnet", thresholds=ThresholdParams(min_syncnet_confidence=limit))
     strict = cut_again(work, second_opinion="syncnet", thresholds=params.thresholds)
     assert strict.clips_computed == 0
     told = [row["reason"] for row in read_ledger(work.ledger) if "SyncNet" in (row["reason"] or "")]

@@ -10,7 +10,7 @@ from pipeline.params import Params
 from shards.ledger import build_ledger, read_ledger, write_ledger
 from stages import clips
 from stages.cut import run as cut
-from stages.cut.params import SpanParams
+from stages.cut.params import CutParams
 from stages.cut.speaker import measure_curve, score_curve
 from stages.engine.stage import Context, Work
 from stages.landmarks import LandmarksParams
@@ -33,7 +33,7 @@ def test_syncnet_counts_frames_in_the_direction_of_our_own_lag(lag: int) -> None
 def test_weights_that_are_not_there_end_the_command_in_one_line(no_networks: None, tmp_path: Path) -> None:
     work = Work("folder", tmp_path, tmp_path, tmp_path / "out", tmp_path / "cache")
     write_ledger(work.stage_folder(clips.STAGE) / clips.LEDGER_NAME, [])
-    params = SpanParams(enabled=True, second_opinion="syncnet")
+    params = CutParams(enabled=True, second_opinion="syncnet")
     with pytest.raises(
         WeightsNotFound, match=r"^SyncNet weights not found at .*; get them from \S+ \(sha256"
     ):
@@ -41,8 +41,8 @@ def test_weights_that_are_not_there_end_the_command_in_one_line(no_networks: Non
 
 
 def test_a_dataset_without_a_second_opinion_does_not_mention_one(tmp_path: Path) -> None:
-    assert "syncnet" not in json.dumps(Params(cut=SpanParams(enabled=True)).describe_dataset())
-    asked = Params(cut=SpanParams(enabled=True, second_opinion="syncnet")).describe_dataset()["cut"]
+    assert "syncnet" not in json.dumps(Params(cut=CutParams(enabled=True)).describe_dataset())
+    asked = Params(cut=CutParams(enabled=True, second_opinion="syncnet")).describe_dataset()["cut"]
     assert asked["second_opinion"] == "syncnet" and asked["thresholds"]["min_syncnet_confidence"] == 0
     spans = datasets.make_spans("a.mp4", (10, "no_face"), (50, ""))
     columns = {"syncnet_confidence": 3.5, "syncnet_lag": -2}

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.cut.params import SpanParams
+from stages.cut.params import CutParams
 from stages.cut.pictures import N_QUALITIES, FacePlace, SeenFace, SeenFrame
 from stages.cut.spans import Sound, Span, find_spans, limit_shots
 from stages.engine.outcome import Outcome
@@ -64,13 +64,11 @@ def find(
     frames: list[SeenFrame],
     sound: Sound,
     shots: Sequence[int] = (0,),
-    params: SpanParams | None = None,
+    params: CutParams | None = None,
     unreadable: dict[int, tuple[int, Outcome]] | None = None,
     unusable: dict[int, str] | None = None,
 ) -> list[Span]:
-    spans = list(
-        find_spans(frames, shots, sound, params or SpanParams(), 5, unreadable or {}, unusable or {})
-    )
+    spans = list(find_spans(frames, shots, sound, params or CutParams(), 5, unreadable or {}, unusable or {}))
     assert [span.first for span in spans][:1] == [0] and spans[-1].last == len(frames)
     assert all(one.last == other.first for one, other in pairwise(spans)), "spans follow each other"
     return spans
@@ -193,4 +191,4 @@ def test_a_clip_id_is_short_enough_for_a_tar() -> None:
 @pytest.mark.parametrize("seconds", [0.5, 700])
 def test_lengths_of_clips_are_bounded(seconds: float) -> None:
     with pytest.raises(ValueError, match="min_seconds"):
-        SpanParams(min_seconds=seconds)
+        CutParams(min_seconds=seconds)

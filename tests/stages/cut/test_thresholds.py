@@ -12,10 +12,10 @@ from click.testing import CliRunner
 from pipeline.main import cli
 from shards.ledger import DROPPED, OK, build_ledger, write_ledger
 from shards.table import Row
-from stages.cut.params import SpanParams, ThresholdParams
+from stages.cut.params import CutParams, ThresholdParams
 from stages.cut.thresholds import THRESHOLDS, Cost, CostTable, Threshold, count_costs, judge_clip
 
-PARAMS = SpanParams(
+PARAMS = CutParams(
     correct_lag=False, second_opinion="syncnet", thresholds=ThresholdParams(min_syncnet_confidence=3.0)
 )
 GOOD_CLIP = {
@@ -102,7 +102,7 @@ def test_near_duplicates_are_dropped_on_request() -> None:
 
 
 @pytest.mark.parametrize("params", [PARAMS, replace(PARAMS, near_duplicates="drop")], ids=["keep", "drop"])
-def test_costs_in_sequence_add_up_to_what_judging_each_clip_drops(params: SpanParams) -> None:
+def test_costs_in_sequence_add_up_to_what_judging_each_clip_drops(params: CutParams) -> None:
     spans = make_random_spans(80)
     table = count_costs(spans, params)
     kept = [span for span in spans if judge_clip(span, params) is None]
@@ -120,7 +120,7 @@ def test_costs_in_sequence_add_up_to_what_judging_each_clip_drops(params: SpanPa
 def test_costs_do_not_depend_on_the_thresholds_of_the_build_but_of_copies_which_are_looked_for_last() -> None:
     spans = make_random_spans(40)
     table = count_costs(spans, PARAMS)
-    for strict in (PARAMS, SpanParams(near_duplicates="drop", thresholds=ThresholdParams(min_sharpness=0.6))):
+    for strict in (PARAMS, CutParams(near_duplicates="drop", thresholds=ThresholdParams(min_sharpness=0.6))):
         rows, n_compared = [], 0
         for span in spans:
             drop = judge_clip({**span, "near_duplicate": ""}, strict) or judge_clip(span, strict)
