@@ -1,14 +1,12 @@
 """Parameters of films made of other clips, and their ground truth."""
 
-import json
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, field_validator
+from pydantic import Field, field_validator
 from pydantic.dataclasses import dataclass
 
 from shards.params import MAX_SEED
-from stages.synth.spec import Side
+from stages.synth.spec import Side, Strict, TruthFile
 
 SceneKind = Literal[
     "speaker", "lag", "noise", "punch-in", "two-faces", "voice-over", "no-face", "music", "black"
@@ -29,7 +27,7 @@ MAX_FILM_SECONDS = 24 * 3600
 MAX_LAG_MS = 200
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True, config=Strict)
 class FilmParams:
     """Everything that determines films, except the clips that they are made of."""
 
@@ -48,7 +46,7 @@ class FilmParams:
         return tuple(kind for kind in SCENE_KINDS if kind in scenes)
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True, config=Strict)
 class PersonTruth:
     """A face in a scene."""
 
@@ -59,7 +57,7 @@ class PersonTruth:
     is_still: bool  # a picture that stands still
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True, config=Strict)
 class SceneTruth:
     """What is seen and heard in the frames [first_frame, end_frame) of a film. One shot, or two."""
 
@@ -76,9 +74,9 @@ class SceneTruth:
     zoom_frame: int | None  # the first that is enlarged: a shot begins here too
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
-class FilmTruth:
-    """Ground truth of one film, stored as ``<film>.truth.json``."""
+@dataclass(frozen=True, config=Strict)
+class FilmTruth(TruthFile):
+    """Ground truth of one film."""
 
     version: int
     film: int  # from 1
@@ -96,16 +94,3 @@ class FilmTruth:
         """The first frames of the shots, 0 included."""
         zooms = [scene.zoom_frame for scene in self.scenes if scene.zoom_frame is not None]
         return sorted([*(scene.first_frame for scene in self.scenes), *zooms])
-
-    @staticmethod
-    def path_for(film: Path) -> Path:
-        return film.with_suffix(".truth.json")
-
-    @classmethod
-    def load(cls, film: Path) -> "FilmTruth":
-        """Read the ground truth of a film. Raises FileNotFoundError or ValidationError."""
-        return TypeAdapter(cls).validate_json(cls.path_for(film).read_bytes())
-
-    def to_json(self) -> str:
-        data: dict[str, Any] = TypeAdapter(FilmTruth).dump_python(self, mode="json")
-        return json.dumps(data, indent=1) + "\n"

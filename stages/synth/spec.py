@@ -3,7 +3,7 @@
 import json
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,9 +109,28 @@ class FrameTruth:
     corners_px: list[tuple[float, float]]  # (4, 2), x y of the barcode's corners in source px, clockwise
 
 
+OwnType = TypeVar("OwnType", bound="TruthFile")
+
+
+class TruthFile:
+    """The ground truth of a clip or a film, stored beside it as ``<name>.truth.json``."""
+
+    @staticmethod
+    def path_for(video: Path) -> Path:
+        return video.with_suffix(".truth.json")
+
+    @classmethod
+    def load(cls: type[OwnType], video: Path) -> OwnType:
+        """Read the ground truth of a video. Raises FileNotFoundError or ValidationError."""
+        return TypeAdapter(cls).validate_json(cls.path_for(video).read_bytes())
+
+    def to_json(self) -> str:
+        return json.dumps(TypeAdapter(type(self)).dump_python(self, mode="json"), indent=1) + "\n"
+
+
 @dataclass(frozen=True, config=Strict)
-class Truth:
-    """Ground truth of one clip, stored as ``<clip>.truth.json``."""
+class Truth(TruthFile):
+    """Ground truth of one clip."""
 
     version: int
     speaker: str
@@ -132,15 +151,3 @@ class Truth:
     @property
     def openings(self) -> Floats:
         return np.array([frame.opening for frame in self.frames])
-
-    @staticmethod
-    def path_for(clip: Path) -> Path:
-        return clip.with_suffix(".truth.json")
-
-    @classmethod
-    def load(cls, clip: Path) -> "Truth":
-        """Read the ground truth of a clip. Raises FileNotFoundError or ValidationError."""
-        return TypeAdapter(cls).validate_json(cls.path_for(clip).read_bytes())
-
-    def to_json(self) -> str:
-        return json.dumps(TypeAdapter(Truth).dump_python(self, mode="json"), indent=1) + "\n"
