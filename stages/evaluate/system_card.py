@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import pydantic
-from PIL import Image, ImageDraw
+from PIL import Image
 from pydantic import ConfigDict, Field
 
 from shards.atomic import write_folder_atomically
@@ -28,8 +28,8 @@ from shards.errors import hide_paths, shorten, shorten_message
 from shards.files import is_inside
 from shards.ledger import OK
 from shards.params import describe_mismatch
-from shards.reader import Dataset, read_clip
-from shards.schema import ClipSample, Frame, Frames
+from shards.reader import Dataset
+from shards.schema import ClipSample, Frames
 from shards.table import Row
 from stages.engine.cache import versions
 from stages.engine.json_file import read_json_file
@@ -37,14 +37,14 @@ from stages.engine.outcome import StageError
 from stages.evaluate import measure, network_scores
 from stages.evaluate.predictions import GeneratedClip, GeneratedSystem
 from stages.evaluate.table import FROZEN, TRUTH
-from stages.sample.pairs import describe_splits, list_other_splits, read_crops
+from stages.preview.drawing import draw_mask_box, enlarge
+from stages.sample.pairs import describe_splits, list_other_splits, read_crops, read_pair
 
 CARD, PICTURE = "card.json", "picture.jpg"
 FORMAT, VERSION = "redub evaluation card", 2
 REFERENCES = (TRUTH, FROZEN)  # rows of the table that a card repeats: what its figures are measured against
 N_FRAMES, FRAME_PX, GAP_PX = 6, 128, 2  # of the picture
 JPEG_QUALITY = 88
-BOX_COLOUR = (80, 240, 140)
 MAX_CARD_BYTES = 2**18  # one has 10 KB
 PICTURE_ROWS = ("source with its mask box", "generated", "truth")
 
@@ -316,8 +316,7 @@ def _list_licences(sources: Any) -> list[str]:
 def _draw_picture(dataset: Dataset, clip: GeneratedClip) -> tuple[bytes, dict[str, Any]]:
     """The JPEG, and what the card says of it."""
     pair = clip.pair
-    source = read_clip(dataset, pair.clip_id)
-    truth = source if pair.audio_clip_id == pair.clip_id else read_clip(dataset, pair.audio_clip_id)
+    source, truth = read_pair(dataset, pair)
     assert clip.file is not None, "a clip that was scored has crops"
     generated = read_crops(clip.file, source.frames.shape[1])
     n_frames = min(len(source.frames), len(truth.frames), len(generated))
@@ -334,9 +333,9 @@ def _draw_picture(dataset: Dataset, clip: GeneratedClip) -> tuple[bytes, dict[st
 def encode_picture(source: ClipSample, generated: Frames, truth: ClipSample, frames: Sequence[int]) -> bytes:
     """A JPEG of PICTURE_ROWS, with a column for each of ``frames``."""
     rows = [
-        [_draw_box(source, k) for k in frames],
-        [np.array(_resize(generated[k])) for k in frames],
-        [np.array(_resize(truth.frames[k])) for k in frames],
+        [draw_mask_box(source.frames[k], source.boxes[k], FRAME_PX) for k in frames],
+        [enlarge(generated[k], FRAME_PX) for k in frames],
+        [enlarge(truth.frames[k], FRAME_PX) for k in frames],
     ]
     gap = ((GAP_PX, 0), (GAP_PX, 0), (0, 0))
     image = np.concatenate(
@@ -345,18 +344,6 @@ def encode_picture(source: ClipSample, generated: Frames, truth: ClipSample, fra
     buffer = io.BytesIO()
     Image.fromarray(image[GAP_PX:, GAP_PX:]).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
     return buffer.getvalue()
-
-
-def _draw_box(clip: ClipSample, k: int) -> Frame:
-    """A frame with a line just inside its mask box."""
-    image = _resize(clip.frames[k])
-    x0, y0, x1, y1 = (round(side * FRAME_PX / clip.frames.shape[1]) for side in clip.boxes[k].tolist())
-    ImageDraw.Draw(image).rectangle((x0, y0, x1 - 1, y1 - 1), outline=BOX_COLOUR)
-    return np.array(image)
-
-
-def _resize(frame: Frame) -> Image.Image:
-    return Image.fromarray(frame).resize((FRAME_PX, FRAME_PX), Image.Resampling.BICUBIC)
 
 
 # --- reading ------------------------------------------------------------------------------------

@@ -25,13 +25,18 @@ FLOOR_DB = -80.0  # black, as is all below it; 0 dB is the brightest
 GAP_PX = 4
 
 
+def enlarge(frame: Frame, side: int) -> Frame:
+    """A crop (H, W, 3) as (side, side, 3)."""
+    return np.array(Image.fromarray(frame).resize((side, side), Image.Resampling.BICUBIC))
+
+
 def draw_mask_box(frame: Frame, box: NDArray[np.int16], side: int) -> Frame:
     """Enlarge a crop (H, W, 3) to (side, side, 3) and draw the outline of its mask box.
 
     The outline covers the outermost masked pixels: all that is inside or under it is masked.
     """
     height, width = frame.shape[:2]
-    large = Image.fromarray(frame).resize((side, side), Image.Resampling.BICUBIC)
+    large = Image.fromarray(enlarge(frame, side))
     x0, y0, x1, y1 = box * np.array([side / width, side / height] * 2)
     edges = (round(x0), round(y0), round(x1) - 1, round(y1) - 1)
     ImageDraw.Draw(large).rectangle(edges, outline=BOX, width=min(3, max(1, side // 96)))

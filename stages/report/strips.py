@@ -22,7 +22,7 @@ from shards.files import is_regular_file, read_file
 from shards.reader import Dataset, read_clip
 from shards.schema import VIDEO_FPS, ClipSample, Frames, ShardError
 from stages.engine.outcome import StageError
-from stages.preview.drawing import draw_mask_box
+from stages.preview.drawing import draw_mask_box, enlarge
 from stages.preview.selection import spread_clips
 from stages.preview.sheet import choose_style, draw_cell
 from stages.report.inputs import pick_evenly
@@ -186,16 +186,12 @@ def _draw_rows(
     source_label = "source (ground truth), with mask box" if own else "source, with mask box"
     rows = {source_label: [draw_mask_box(source.frames[k], source.boxes[k], FRAME_PX) for k in indices]}
     if not own:
-        rows[f"audio clip: {speech.key}"] = [_enlarge(speech.frames[k]) for k in indices]
-    rows["generated"] = [_enlarge(generated[k]) for k in indices]
+        rows[f"audio clip: {speech.key}"] = [enlarge(speech.frames[k], FRAME_PX) for k in indices]
+    rows["generated"] = [enlarge(generated[k], FRAME_PX) for k in indices]
     rows[f"|generated - source| x {DIFFERENCE_GAIN}"] = [
-        _enlarge(difference.clip(0, 255).astype(np.uint8)) for difference in differences
+        enlarge(difference.clip(0, 255).astype(np.uint8), FRAME_PX) for difference in differences
     ]
     return rows
-
-
-def _enlarge(frame: Frames) -> Frames:
-    return np.array(Image.fromarray(frame).resize((FRAME_PX, FRAME_PX), Image.Resampling.BICUBIC))
 
 
 def _join_images(images: Sequence[Frames], description: str) -> EmbeddedImage:
