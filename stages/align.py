@@ -19,19 +19,18 @@ from shards.schema import MAX_SIZE, describe_excess
 from shards.table import Row
 from stages import landmarks
 from stages.engine.cache import digest
-from stages.engine.outcome import Drop, Outcome, StageError
+from stages.engine.outcome import Drop, Outcome
 from stages.engine.parts import (
     Part,
     PartTask,
     list_columns,
     read_part,
-    read_part_key,
     update_parts,
     write_part,
 )
-from stages.engine.per_clip import count_outcomes, read_array
+from stages.engine.per_clip import count_outcomes, read_array, read_stage_key
 from stages.engine.stage import Context, Report, Work
-from stages.media.crops import TEMPLATE, TEMPLATE_SIZE, fit_similarity
+from stages.media.crops import TEMPLATE, TEMPLATE_SIZE, Matrices, fit_similarity
 from stages.media.faces import N_POINTS, NOSE_BASE, STABLE_POINTS, USED_POINTS, Points
 
 STAGE = "align"
@@ -40,7 +39,6 @@ COLUMNS = {
     "affine": np.float32,  # (T, 2, 3), source px -> crop px
     "boxes": np.int16,  # (T, 4), x0 y0 x1 y1 in the crop, x1 and y1 exclusive
 }
-Matrices = NDArray[np.float32]  # (T, 2, 3)
 Boxes = NDArray[np.int16]  # (T, 4)
 
 
@@ -183,10 +181,7 @@ def run(work: Work, parts: Sequence[Part], params: AlignParams, context: Context
     tasks = []
     for part in parts:
         source = work.part_path(landmarks.STAGE, part.name)
-        source_key = read_part_key(source)
-        if source_key is None:
-            raise StageError(f"{source}: not there; run `pipeline landmarks --dataset {work.corpus}` first")
-        key = make_part_key(part, params, source_key)
+        key = make_part_key(part, params, read_stage_key(landmarks.STAGE, work, part))
         tasks.append(PartTask(part, work.part_path(STAGE, part.name), key, (source, params)))
     report = Report(STAGE)
     stale = update_parts(work.stage_folder(STAGE), tasks, align_part, context.map_tasks, report)

@@ -19,14 +19,7 @@ from pydantic import Field
 
 from shards.schema import VIDEO_FPS, Frame
 from stages import landmarks
-from stages.align import (
-    AlignParams,
-    Boxes,
-    Matrices,
-    align_used_points,
-    centred_mean,
-    check_boxes,
-)
+from stages.align import AlignParams, Boxes, align_used_points, centred_mean, check_boxes
 from stages.edit.mouth_cover import COVERED, crop_lower_face, find_covered_mouths
 from stages.edit.mouth_cover import SIDE as LOWER_FACE_SIDE
 from stages.edit.reader import VideoFacts, decode_timed_frames
@@ -36,7 +29,7 @@ from stages.engine.progress import Progress
 from stages.engine.sandbox import ClipJob, LimitParams
 from stages.landmarks import LandmarksParams
 from stages.media.container import find_video_stream, open_media
-from stages.media.crops import MAX_SUPERSAMPLE, compute_supersample
+from stages.media.crops import MAX_SUPERSAMPLE, Matrices, compute_supersample
 from stages.media.faces import (
     MAX_LOOK_CHANGE,
     USED_POINTS,

@@ -18,7 +18,7 @@ from numpy.typing import DTypeLike, NDArray
 from shards.ledger import FAILED, OK, find_decoded_seconds, find_sound_start, is_span
 from shards.table import Row
 from stages.engine import sandbox
-from stages.engine.cache import digest, entry_path, load_entry, save_entry
+from stages.engine.cache import digest, entry_path, read_entry, save_entry
 from stages.engine.outcome import Outcome, StageError
 from stages.engine.parts import (
     Part,
@@ -73,10 +73,7 @@ def assemble_part(task: PartTask) -> None:
         if clip_id in inputs.failures:
             rows.append((clip_id, inputs.failures[clip_id], {}))
             continue
-        entry = load_entry(path)
-        if entry is None:
-            raise StageError(f"{path}: the cache entry of {clip_id} is gone or damaged; run again")
-        outcome, arrays = entry
+        outcome, arrays = read_entry(path)
         values = {name: arrays[name].tobytes() for name in inputs.columns if name in arrays}
         rows.append((clip_id, outcome, values))
     write_part(task.path, task.key, list_columns(inputs.columns), rows)

@@ -21,7 +21,7 @@ from shards.ledger import find_decoded_seconds, is_span
 from shards.schema import ClipSample, Frame, Frames
 from stages import landmarks
 from stages.engine import sandbox
-from stages.engine.cache import load_entry, save_entry
+from stages.engine.cache import read_entry, save_entry
 from stages.engine.outcome import Drop, Outcome
 from stages.engine.sandbox import ClipJob, LimitParams
 from stages.landmarks import LandmarksParams
@@ -100,7 +100,7 @@ def save_squares_of_file(
     params = LandmarksParams(cuts="keep")  # whatever clip is scored
     finder = open_finder(landmarker, params.max_faces, params.engine)
     if crops is not None and is_span:
-        crop_finder = CropFaceFinder(finder, _load_crops(crops))
+        crop_finder = CropFaceFinder(finder, read_entry(crops)[1])
         frames = ClipFrames(lambda: crop_finder.follow(read_frames()))
         points = landmarks.find_points(frames, crop_finder.find, params).points
     else:
@@ -137,15 +137,9 @@ class CropFaceFinder:
         )[:1]
 
 
-def _load_crops(crops: Path) -> dict[str, NDArray[Any]]:
-    entry = load_entry(crops)
-    assert entry is not None, f"{crops}: was written for this call"
-    return entry[1]
-
-
 def _paste_crops(frames: Iterator[ClockFrame], crops: Path) -> Iterator[ClockFrame]:
     """Full frames with crops pasted in; the entry ``crops`` has the arguments of ``paste``, for T frames."""
-    arrays = _load_crops(crops)
+    _, arrays = read_entry(crops)
     for k, frame in enumerate(frames):
         image = frame.image.copy()  # the source may show it for several instants
         patch = paste(image, **{name: values[k] for name, values in arrays.items()})

@@ -19,7 +19,7 @@ from shards.ledger import FAILED
 from shards.reader import Dataset, open_cached_dataset, read_clip
 from shards.schema import MELS_PER_FRAME, SPEECH_PER_FRAME, VIDEO_FPS, ClipSample, Frames, ShardError
 from stages.engine import sandbox
-from stages.engine.cache import load_entry, save_entry
+from stages.engine.cache import load_entry, read_entry, save_entry
 from stages.engine.outcome import Drop, Outcome
 from stages.engine.sandbox import ClipJob, LimitParams
 from stages.evaluate.baselines import MouthBank, find_nearest_mouths, freeze_mouth, repeat_previous_frame
@@ -115,9 +115,7 @@ def measure_items(items: tuple[MeasureItem, ...], tools: MeasureTools) -> Outcom
 
 @functools.lru_cache(maxsize=1)
 def _load_bank(path: Path) -> MouthBank:
-    entry = load_entry(path)
-    assert entry is not None, f"{path}: the bank is built before any item is measured"
-    return MouthBank(**entry[1])
+    return MouthBank(**read_entry(path)[1])
 
 
 def measure_item(clip: ClipSample, item: MeasureItem, dataset: Dataset, tools: MeasureTools) -> Measurements:
