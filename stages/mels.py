@@ -48,6 +48,7 @@ LIBRARIES = ("av", "librosa", "numpy", "scipy", "soxr")
 COLUMNS = {"mels": np.float32}  # (2T, n_mels), dB
 HOP_SAMPLES = SAMPLE_RATE // MEL_FPS
 MIN_POWER = 1e-10  # as in librosa.power_to_db
+SILENT_WAIT_SECONDS = 20.0  # for the first use of librosa by other processes: once compiled it takes 2 s each
 ROWS_AT_ONCE = 4096  # 82 s; a multiple of 16, so that BLAS adds in the same order as for the whole
 
 
@@ -200,8 +201,11 @@ def warm_up(_: Mapping[str, Any]) -> None:
     import platformdirs
     from filelock import FileLock
 
-    folder = platformdirs.user_cache_path("redub", ensure_exists=True)
-    with FileLock(folder / "librosa.lock"):
+    from shards.locks import hold_lock
+
+    lock = FileLock(platformdirs.user_cache_path("redub", ensure_exists=True) / "librosa.lock")
+    message = f"waiting for another process that prepares librosa; it has locked {lock.lock_file}"
+    with hold_lock(lock, message, silent_seconds=SILENT_WAIT_SECONDS):
         compute_mel_rows(np.zeros(count_samples(2), np.float32) + 0.5, MelsParams())
 
 

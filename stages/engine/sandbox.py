@@ -5,7 +5,8 @@ either, or dies, it is killed with its whole process group. The clip is tried on
 that has processed no other clip; if that fails too, the clip's row in the ledger says why. Other clips
 are not affected.
 
-Messages are one JSON object per line, so nothing is unpickled. The child runs ``CHILD_PROGRAM``.
+Messages are one JSON object per line, so nothing is unpickled. The child runs ``CHILD_PROGRAM``. What our own
+modules warn of in it, the parent logs.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import contextlib
 import faulthandler
 import importlib
 import json
+import logging
 import os
 import queue
 import resource
@@ -27,6 +29,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from io import RawIOBase
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -37,6 +40,7 @@ from pydantic.dataclasses import dataclass as params_dataclass
 from pydantic_core import to_jsonable_python
 
 from shards.atomic import WriteError
+from shards.errors import shorten_message
 from shards.ledger import FAILED, OK
 from stages.engine.cache import load_entry
 from stages.engine.outcome import MACHINE_ERRORS, Drop, Outcome, StageError
@@ -55,6 +59,7 @@ MEBIBYTE = 2**20
 
 P = ParamSpec("P")
 
+log = logging.getLogger(__name__)
 
 DAY = 86_400.0  # seconds: no recording of one person talking is longer, nor should the work on one be
 MAX_PIXELS = 2**28  # of a frame: 16384 x 16384
@@ -248,14 +253,23 @@ class Child:
     def _read_reply(
         self, deadline_seconds: float, memory_mb: int, on_poll: Callable[[], None]
     ) -> dict[str, Any]:
-        """The next line from the child. Raises SandboxFailure when a limit is exceeded or the child dies."""
+        """The next reply from the child; what it warns of before that is logged.
+
+        Raises SandboxFailure when a limit is exceeded or the child dies.
+        """
         assert self._process is not None and self._process.stdout is not None
         process = psutil.Process(self._process.pid)
         pipe = self._process.stdout.fileno()
         poller = select.poll()  # select() takes no descriptor above 1023
         poller.register(pipe, select.POLLIN | select.POLLHUP)
         until = time.monotonic() + deadline_seconds
-        while b"\n" not in self._buffer:
+        while True:
+            if b"\n" in self._buffer:
+                line, self._buffer = self._buffer.split(b"\n", 1)
+                reply: dict[str, Any] = json.loads(line)
+                if "warning" not in reply:
+                    break
+                log.warning("%s", shorten_message(f"{reply['warning']}"))
             on_poll()
             if poller.poll(POLL_SECONDS * 1000):
                 data = os.read(pipe, 65536)
@@ -272,8 +286,6 @@ class Child:
                 raise SandboxFailure("hang", f"no answer within {deadline_seconds:g} s")
             if len(self._buffer) > MAX_REPLY_BYTES:
                 raise SandboxFailure("crash", f"its answer is longer than {MAX_REPLY_BYTES} bytes")
-        line, self._buffer = self._buffer.split(b"\n", 1)
-        reply: dict[str, Any] = json.loads(line)
         if "os_error" in reply:
             raise OSError(*reply["os_error"])
         if "error" in reply:
@@ -323,6 +335,8 @@ def serve() -> None:
     # Libraries print to descriptor 1 as they please; replies go through one that they do not know.
     replies = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
+    for package in ("shards", "stages"):
+        logging.getLogger(package).addHandler(_WarningSender(replies))
     jobs: queue.Queue[bytes] = queue.Queue()
     threading.Thread(target=_read_jobs, args=(jobs,), daemon=True).start()
     warm_modules: set[str] = set()
@@ -345,6 +359,17 @@ def serve() -> None:
         except (Exception, SystemExit) as err:  # exiting here would abort: another thread reads stdin
             reply = json.dumps(_describe_error(err))
         replies.write(reply.encode() + b"\n")
+
+
+class _WarningSender(logging.Handler):
+    """Sends warnings to the parent: nobody reads the child's stderr, unless it crashes."""
+
+    def __init__(self, replies: RawIOBase) -> None:
+        super().__init__(logging.WARNING)
+        self._replies = replies
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._replies.write(json.dumps({"warning": record.getMessage()}).encode() + b"\n")
 
 
 def _describe_error(err: BaseException) -> dict[str, Any]:

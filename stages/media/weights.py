@@ -212,10 +212,13 @@ def _download(weights: Weights, path: Path) -> None:
     from filelock import FileLock
 
     from shards.http import HttpTransport  # loads requests
+    from shards.locks import hold_lock
 
     locks = cache_folder().with_name("redub-locks")
     locks.mkdir(parents=True, exist_ok=True)
-    with FileLock(locks / f"{weights.name}.lock"):
+    lock = FileLock(locks / f"{weights.name}.lock")
+    message = f"{weights.name}: waiting for another process that downloads it; it has locked {lock.lock_file}"
+    with hold_lock(lock, message):
         if _is_right(path, weights):
             return
         log.warning("downloading %s from %s", weights.name, weights.url)

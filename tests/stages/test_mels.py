@@ -12,9 +12,11 @@ import librosa
 import numpy as np
 import pytest
 import scipy.signal
+from filelock import FileLock
 from pydantic import ValidationError
 
-from stages import clips
+from shards import locks
+from stages import clips, mels
 from stages.engine.cache import load_entry
 from stages.engine.outcome import Drop
 from stages.media.audio import mix_to_mono, read_channels
@@ -275,3 +277,23 @@ def test_what_a_reference_that_follows_the_sound_took_from_a_pause_is_restored()
 def test_a_window_longer_than_the_transform_is_refused() -> None:
     with pytest.raises(ValidationError, match="win_length 640 is longer than n_fft 512"):
         MelsParams(n_fft=512)
+
+
+def test_a_wait_for_a_process_that_uses_librosa_for_the_first_time_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(mels, "SILENT_WAIT_SECONDS", 0.0)
+    monkeypatch.setattr(mels, "compute_mel_rows", lambda *_: None)
+    path = tmp_path / "redub" / "librosa.lock"
+    path.parent.mkdir()
+    lock, warning = FileLock(path, thread_local=False), locks.log.warning
+
+    def warn(*message: object) -> None:
+        warning(*message)
+        lock.release()
+
+    monkeypatch.setattr(locks.log, "warning", warn)
+    lock.acquire()
+    mels.warm_up({})
+    assert caplog.messages == [f"waiting for another process that prepares librosa; it has locked {path}"]

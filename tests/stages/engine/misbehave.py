@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import resource
 import subprocess
@@ -106,6 +107,15 @@ def chatter(megabytes: int) -> Outcome:
     print("done", flush=True)
     print("done", file=sys.stderr, flush=True)
     return Outcome(facts={"said": megabytes})
+
+
+def warn(words: str, n: int) -> Outcome:
+    """Warns as a module of ours does, and as a library of somebody else."""
+    for _ in range(n):
+        logging.getLogger("stages.anything").warning("%s", words)
+        logging.getLogger("library").warning("noise")
+        time.sleep(0.01)
+    return Outcome()
 
 
 def fail_at_first(state: str) -> Outcome:

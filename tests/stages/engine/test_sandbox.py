@@ -143,6 +143,16 @@ def test_a_crash_is_reported_and_neighbours_are_unharmed(
     assert read_doubled(run("double", number=5)) == 10
 
 
+def test_what_our_modules_warn_of_in_the_child_is_logged_here(caplog: pytest.LogCaptureFixture) -> None:
+    assert run("warn", words="waiting\nfor a lock", n=2).status == OK
+    assert caplog.messages == ["waiting for a lock"] * 2
+
+
+def test_warnings_put_off_no_deadline() -> None:
+    outcome = run("warn", QUICK, words="still here", n=10_000)
+    assert (outcome.status, outcome.code) == (FAILED, "hang")
+
+
 UNLIMITED = resource.RLIM_INFINITY
 
 

@@ -11,7 +11,9 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
+from shards import locks
 from stages.engine.outcome import StageError
 from stages.media import weights
 from stages.media.packages import PackagedFiles
@@ -108,6 +110,25 @@ def test_a_wrong_file_of_the_server_is_not_kept(
     with pytest.raises(StageError, match=f"{SHA256}\\) and say where by --weights or REDUB_WEIGHTS"):
         weights.fetch(replace(model, url="http://127.0.0.1:9/eye.pth"))
     assert list(cache.iterdir()) == []
+
+
+def test_a_process_says_that_another_one_downloads_the_file_it_waits_for(
+    model: Weights, cache: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = cache.with_name("redub-locks") / "eye.pth.lock"
+    path.parent.mkdir(parents=True)
+    lock, warning = FileLock(path, thread_local=False), locks.log.warning
+
+    def warn(*message: object) -> None:
+        warning(*message)
+        lock.release()
+
+    monkeypatch.setattr(locks.log, "warning", warn)
+    lock.acquire()
+    assert weights.fetch(model) == cache / "eye.pth"
+    assert caplog.messages[0] == (
+        f"eye.pth: waiting for another process that downloads it; it has locked {path}"
+    )
 
 
 def test_every_network_of_an_evaluation_has_a_hash_and_an_address() -> None:
