@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as params_dataclass
 
-from shards.checksum import file_sha256
 from shards.ledger import is_span
 from shards.schema import Frame
 from shards.table import Row
-from stages.engine.cache import digest, load_entry, save_entry, versions
+from stages.engine.cache import digest, hash_file_once, load_entry, save_entry, versions
 from stages.engine.outcome import Drop, Outcome, StageError, shorten_text
 from stages.engine.parts import Part
 from stages.engine.per_clip import run_per_clip
@@ -233,16 +232,9 @@ def make_source_hasher(work: Work) -> Callable[[Row], str]:
         points = find_span_points(work, row["clip_id"])
         if not points.is_file():
             raise StageError(f"{points}: not there; run `pipeline cut --dataset {work.corpus} --cut` first")
-        status = points.stat()
-        return _hash_file(points, (status.st_ino, status.st_mtime_ns, status.st_size))
+        return hash_file_once(points)  # two stages of a build ask for it
 
     return hash_points
-
-
-@lru_cache(maxsize=2**16)
-def _hash_file(path: Path, version: tuple[int, ...]) -> str:
-    """sha256 of a file, which two stages of a build ask for. Another ``version`` is another file."""
-    return file_sha256(path)
 
 
 def run(work: Work, parts: Sequence[Part], params: LandmarksParams, context: Context) -> Report:

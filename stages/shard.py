@@ -44,7 +44,7 @@ from shards.writer import PackedClip, describe_shard, make_shard_name, write_tar
 from stages import align, landmarks, mels, speech
 from stages.corpora import get_corpus
 from stages.engine import sandbox
-from stages.engine.cache import digest, entry_path, link_or_copy, versions
+from stages.engine.cache import digest, entry_path, link_or_copy, read_version, versions
 from stages.engine.outcome import Outcome, StageError
 from stages.engine.parts import (
     Part,
@@ -339,9 +339,8 @@ def encode_crops_of_file(
 ) -> Outcome:
     """Crop and encode a video's frames to the file ``blob``. Runs in the sandbox."""
     cv2.setNumThreads(1)
-    status = align_part.stat()
-    version = status.st_ino, status.st_mtime_ns, status.st_size
-    matrices = read_array(_read_affines(align_part, version)[clip_id], "affine", align.COLUMNS, (-1, 2, 3))
+    affines = _read_affines(align_part, read_version(align_part))
+    matrices = read_array(affines[clip_id], "affine", align.COLUMNS, (-1, 2, 3))
     supersample = compute_supersample(matrices, params.max_supersample)
     source_seconds: list[float] = []
 
@@ -358,8 +357,8 @@ def encode_crops_of_file(
 
 
 @functools.lru_cache(maxsize=1)
-def _read_affines(align_part: Path, version: tuple[int, ...]) -> dict[str, Row]:
-    """Rows of a part, whose clips are encoded one after the other. Another ``version`` is another file."""
+def _read_affines(align_part: Path, _: tuple[int, ...]) -> dict[str, Row]:
+    """Rows of a part of some version; its clips are encoded one after the other."""
     return read_part(align_part, list_columns(["affine"]))
 
 

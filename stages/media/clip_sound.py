@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
@@ -10,10 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.checksum import file_sha256
 from shards.ledger import find_decoded_seconds
 from stages.engine import sandbox
-from stages.engine.cache import save_entry
+from stages.engine.cache import hash_file_once, save_entry
 from stages.engine.outcome import Drop, Outcome
 from stages.engine.sandbox import ClipJob, LimitParams
 from stages.media.audio import SAMPLES_PER_FRAME, mix_to_mono, read_channels
@@ -59,20 +57,10 @@ def find_source(raw: Path, info: Mapping[str, Any]) -> Path:
     path = raw / source
     if not path.is_file():
         raise Drop("absent", f"{path} is no file")
-    if (sha256 := _hash_source(path, *_read_version(path))) != info["source_sha256"]:
+    sha256 = hash_file_once(path)  # hundreds of clips may have been cut from it
+    if sha256 != info["source_sha256"]:
         raise Drop("changed", f"{path} has sha256 {sha256}, the clip's source has {info['source_sha256']}")
     return path
-
-
-def _read_version(path: Path) -> tuple[int, ...]:
-    status = path.stat()
-    return status.st_ino, status.st_mtime_ns, status.st_size
-
-
-@functools.lru_cache(maxsize=64)
-def _hash_source(path: Path, *version: int) -> str:
-    """sha256 of a file, of which hundreds of clips may have been cut. Another ``version`` is another file."""
-    return file_sha256(path)
 
 
 def save_clip_sound(path: Path, start: float, n_frames: int, entry: Path) -> Outcome:

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from shards.ledger import DROPPED
-from stages.engine.cache import OUTCOME, load_entry, save_entry
+from stages.engine import cache
+from stages.engine.cache import OUTCOME, hash_file_once, load_entry, save_entry
 from stages.engine.outcome import Outcome
 
 
@@ -39,3 +40,21 @@ def test_an_outcome_of_other_types_is_no_entry(outcome: Any, tmp_path: Path) -> 
 def test_a_pipe_is_no_entry(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.npz")
     assert load_entry(tmp_path / "x.npz") is None
+
+
+def test_a_file_is_hashed_again_only_where_another_has_taken_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[str] = []
+
+    def hash_file(path: Path) -> str:
+        hashed.append(path.read_text())
+        return hashed[-1]
+
+    monkeypatch.setattr(cache, "file_sha256", hash_file)
+    path, other = tmp_path / "x", tmp_path / "y"
+    path.write_text("one")
+    assert [hash_file_once(path) for _ in range(3)] == ["one"] * 3
+    other.write_text("two")
+    other.replace(path)
+    assert hash_file_once(path) == "two" and hashed == ["one", "two"]
