@@ -236,13 +236,11 @@ def _pack_clips(
     align_path = work.part_path(align.STAGE, part.name)
     align_rows = read_part(align_path, list_columns(align.COLUMNS))
     mels_rows = read_part(work.part_path(mels.STAGE, part.name), list_columns(mels.COLUMNS))
+    landmarks_rows = read_part(work.part_path(landmarks.STAGE, part.name), list_columns(["found"]))
+    earlier_rows = {landmarks.STAGE: landmarks_rows, align.STAGE: align_rows, mels.STAGE: mels_rows}
     speech_rows: dict[str, Row] = {}
     if inputs.with_speech:
         speech_rows = read_part(work.part_path(speech.STAGE, part.name), list_columns(speech.COLUMNS))
-    landmarks_path = work.part_path(landmarks.STAGE, part.name)
-    landmarks_rows = read_part(landmarks_path, list_columns(["found"]))
-    earlier_rows = {landmarks.STAGE: landmarks_rows, align.STAGE: align_rows, mels.STAGE: mels_rows}
-    if inputs.with_speech:
         earlier_rows[speech.STAGE] = speech_rows
     for row in part.rows:
         clip_id = row["clip_id"]
