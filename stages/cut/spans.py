@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice, pairwise
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -107,8 +106,8 @@ def find_spans(
     sound: Sound,
     params: CutParams,
     max_gap_frames: int,
-    unreadable: Mapping[int, tuple[int, Outcome]] = MappingProxyType({}),
-    unusable: Mapping[int, str] = MappingProxyType({}),
+    unreadable: Mapping[int, tuple[int, Outcome]],
+    unusable: Mapping[int, str],
 ) -> Iterator[Span]:
     """The spans of a file's frames, in order, from 0 to T: each begins where the one before ends.
 
@@ -117,36 +116,28 @@ def find_spans(
     them, by their first. ``unusable`` shots have no clips, whoever speaks in them: the code, by their first
     frame. Only one shot's faces are in memory.
     """
-    return _merge(_divide_file(frames, shots, sound, params, max_gap_frames, unreadable, unusable))
 
+    def divide() -> Iterator[Span]:
+        """The spans; neighbours may have one reason."""
+        n_frames = len(sound.speech)
+        stretches = find_speech(sound.speech, round(params.min_pause_seconds * VIDEO_FPS))
+        margins = _find_margins(stretches, n_frames, round(params.margin_seconds * VIDEO_FPS))
+        remaining = iter(frames)
+        shot_firsts = set(shots)
+        n_tracks = 0
+        code: str | None = None
+        for first, last in pairwise([*limit_shots(shots, sound.speech), n_frames]):
+            if first in shot_firsts:  # or it is a piece of a long shot
+                code = unusable.get(first)
+            seen = list(islice(remaining, last - first))
+            if (failure := find_unreadable(unreadable, first)) is not None:
+                yield Span(first, last, failure.code, failure.reason, failure.status)
+                continue
+            track_parts = find_track_parts(seen, first, n_tracks, max_gap_frames)
+            n_tracks = max((track_part.track + 1 for track_part in track_parts), default=n_tracks)
+            yield from _divide_shot(first, last, track_parts, margins, sound, params, code)
 
-def _divide_file(
-    frames: Iterable[SeenFrame],
-    shots: Sequence[int],
-    sound: Sound,
-    params: CutParams,
-    max_gap_frames: int,
-    unreadable: Mapping[int, tuple[int, Outcome]],
-    unusable: Mapping[int, str],
-) -> Iterator[Span]:
-    """As ``find_spans``; neighbours may have one reason."""
-    n_frames = len(sound.speech)
-    stretches = find_speech(sound.speech, round(params.min_pause_seconds * VIDEO_FPS))
-    margins = _find_margins(stretches, n_frames, round(params.margin_seconds * VIDEO_FPS))
-    remaining = iter(frames)
-    shot_firsts = set(shots)
-    n_tracks = 0
-    code: str | None = None
-    for first, last in pairwise([*limit_shots(shots, sound.speech), n_frames]):
-        if first in shot_firsts:  # or it is a piece of a long shot
-            code = unusable.get(first)
-        seen = list(islice(remaining, last - first))
-        if (failure := find_unreadable(unreadable, first)) is not None:
-            yield Span(first, last, failure.code, failure.reason, failure.status)
-            continue
-        track_parts = find_track_parts(seen, first, n_tracks, max_gap_frames)
-        n_tracks = max((track_part.track + 1 for track_part in track_parts), default=n_tracks)
-        yield from _divide_shot(first, last, track_parts, margins, sound, params, code)
+    return _merge(divide())
 
 
 def find_unreadable(unreadable: Mapping[int, tuple[int, Outcome]], frame: int) -> Outcome | None:
