@@ -13,7 +13,7 @@ import os
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,8 @@ Array = NDArray[np.float16]
 N_MELS = 80
 WIDTH = 384  # features of a row
 N_BLOCKS = 4
+
+PUBLISHED_NAMES = {"norm": "layer_norm", "conv_1": "conv1", "conv_2": "conv2"}  # in either file
 
 CT2_VERSION = 6
 CT2_SPECIFICATION = b"WhisperSpec"
@@ -126,8 +128,10 @@ def _read_ct2(file: BinaryIO) -> dict[str, Array]:
                 raise ValueError(
                     f"{own} is {list(shape)} of dtype {dtype}, expected {list(expected)} of {CT2_FLOAT16}"
                 )
-            tensors[own] = _read_values(file, at, n_bytes, np.dtype("<f2")).reshape(shape)
-    _check_names(tensors)
+            file.seek(at)
+            tensors[own] = np.frombuffer(file.read(n_bytes), "<f2").reshape(shape)
+    if missing := [name for name in SHAPES if name not in tensors]:
+        raise ValueError(f"{missing[0]} is missing")
     return tensors
 
 
@@ -138,7 +142,7 @@ def _name_in_ct2(name: str) -> str:
     if layer.startswith("blocks."):
         _, number, part = layer.split(".")
         return f"encoder/layer_{number}/{CT2_BLOCK_PARTS[part]}/{leaf}"
-    return f"encoder/{ {'norm': 'layer_norm', 'conv_1': 'conv1', 'conv_2': 'conv2'}[layer] }/{leaf}"
+    return f"encoder/{PUBLISHED_NAMES[layer]}/{leaf}"
 
 
 class _Ct2Reader:
@@ -208,17 +212,5 @@ def _read_official(path: Path) -> dict[str, Array]:
             elif place:
                 tensors[name] = read(f"{official}{OFFICIAL_BLOCK_PARTS[part]}.{leaf}", shape)
             else:
-                own = {"norm": "layer_norm", "conv_1": "conv1", "conv_2": "conv2"}[part]
-                tensors[name] = read(f"{own}.{leaf}", shape)
+                tensors[name] = read(f"{PUBLISHED_NAMES[part]}.{leaf}", shape)
     return tensors
-
-
-def _read_values(file: BinaryIO, at: int, n_bytes: int, form: np.dtype[Any]) -> NDArray[Any]:
-    file.seek(at)
-    return np.frombuffer(file.read(n_bytes), form)
-
-
-def _check_names(tensors: Mapping[str, Array]) -> None:
-    for name in SHAPES:
-        if name not in tensors:
-            raise ValueError(f"{name} is missing")
