@@ -509,13 +509,13 @@ def make_row(
     if file.problem is not None:
         return row | make_drop_columns(file.problem)
     if outcome.status != OK:
-        return row | {"status": outcome.status, "code": outcome.code, "reason": outcome.reason}
+        return row | outcome.to_columns()
     if bad_name is not None:
         return row | make_drop_columns(bad_name)
     row["notes"] = list(outcome.notes)
     if corpus.NOMINAL_FRAMES not in (None, row["frames"]):
         row["notes"] += [f"{row['frames']} frames, {corpus_name} clips have {corpus.NOMINAL_FRAMES}"]
-    return row | {"status": OK, "code": "", "reason": ""}
+    return row | outcome.to_columns()
 
 
 def choose_splits(rows: Iterable[Row], corpus_name: str, raw_name: str, params: ClipsParams) -> Rows:
@@ -542,7 +542,7 @@ def _choose_split(who: Identity, path: PurePosixPath, corpus_name: str, params: 
 
 def make_drop_columns(drop: Drop) -> Row:
     """The columns of the ledger that say why a clip is not used."""
-    return {"status": DROPPED, "code": drop.code, "reason": drop.reason}
+    return Outcome.from_drop(drop).to_columns()
 
 
 def mark_duplicates(rows: Rows, params: ClipsParams) -> Iterator[Row]:

@@ -21,7 +21,7 @@ from shards.atomic import make_scratch_folder
 from shards.checksum import file_sha256
 from shards.codec import encode_frame, write_frames
 from shards.index import check_index_rows
-from shards.ledger import OK, build_ledger
+from shards.ledger import build_ledger
 from shards.reader import open_dataset, read_clip
 from shards.schema import MELS_PER_FRAME, SPEECH_PER_FRAME, VIDEO_FPS, Frames
 from shards.table import Rows
@@ -42,7 +42,7 @@ from stages.edit.run import (
 )
 from stages.edit.speech import Speech
 from stages.engine.cache import versions
-from stages.engine.outcome import StageError
+from stages.engine.outcome import Outcome, StageError
 from stages.engine.progress import Progress
 from stages.engine.sandbox import DAY
 from stages.engine.stage import Work
@@ -252,9 +252,7 @@ def _make_rows(video: Path, facts: VideoFacts, spans: list[range]) -> Iterator[d
             "frames": len(span),
             "notes": [],
             "stage": shard.STAGE,
-            "status": OK,
-            "code": "",
-            "reason": "",
+            **Outcome().to_columns(),
         }
 
 

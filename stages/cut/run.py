@@ -478,7 +478,7 @@ def _make_ledger(
 
 def _leave_out(clip: Row, outcome: Outcome) -> None:
     """Say why a span is no clip after all."""
-    clip |= {name: getattr(outcome, name) for name in ("status", "code", "reason")} | {"sound_shift": None}
+    clip |= outcome.to_columns() | {"sound_shift": None}
 
 
 def _list_columns(params: CutParams) -> list[str]:

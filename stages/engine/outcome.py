@@ -63,6 +63,10 @@ class Outcome:
     def from_drop(cls, drop: Drop) -> Outcome:
         return cls(DROPPED, drop.code, drop.reason)
 
+    def to_columns(self) -> dict[str, str]:
+        """The columns of tables that say whether a clip is used, and why not."""
+        return {"status": self.status, "code": self.code, "reason": self.reason}
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 

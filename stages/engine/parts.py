@@ -184,14 +184,7 @@ def write_part(
     """
     schema = pa.schema([*OUTCOME_SCHEMA, *columns], metadata={KEY: key.encode()})
     records = [
-        {
-            "clip_id": clip_id,
-            "status": outcome.status,
-            "code": outcome.code,
-            "reason": outcome.reason,
-            "notes": list(outcome.notes),
-            **values,
-        }
+        {"clip_id": clip_id, **outcome.to_columns(), "notes": list(outcome.notes), **values}
         for clip_id, outcome, values in rows
     ]
     table = pa.Table.from_pylist(records, schema)

@@ -426,9 +426,7 @@ def _make_clip_row(
         "clip_id": pair.clip_id,
         "audio_clip_id": pair.audio_clip_id,
         **description,
-        "status": outcome.status,
-        "code": outcome.code,
-        "reason": outcome.reason,
+        **outcome.to_columns(),
         "frames": 0,
         **dict.fromkeys(COLUMNS),
     }
