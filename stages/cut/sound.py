@@ -15,11 +15,11 @@ from stages.cut.near_duplicates import compute_prints
 from stages.engine.cache import save_entry
 from stages.engine.outcome import Drop, Outcome
 from stages.media.audio import SAMPLE_RATE, SAMPLES_PER_FRAME, mix_to_mono, read_channels
+from stages.media.stretches import Stretch, find_stretches
 from stages.mels import count_samples
 from stages.metrics.sync import Prediction, predict_mouth
 
 Floats = NDArray[np.float32]
-Stretch = tuple[int, int]  # frames [a, b)
 
 # What is heard before and after a chunk: the detector remembers what was said, the encoder's windows reach
 # 1.3 s and their level 2.3 s, a fingerprint 0.3 s. A multiple of STEP_FRAMES.
@@ -129,9 +129,8 @@ def find_speech(speech: NDArray[np.floating], min_pause_frames: int) -> list[Str
     decided = np.where(above | below, np.arange(len(speech)), -1)
     last = np.maximum.accumulate(decided) if len(speech) else decided
     is_speech = (last >= 0) & above[last]
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], is_speech, [False]]).astype(np.int8)))
     stretches: list[list[int]] = []
-    for begin, end in edges.reshape(-1, 2).tolist():
+    for begin, end in find_stretches(is_speech):
         if stretches and begin - stretches[-1][1] < min_pause_frames:
             stretches[-1][1] = end
         else:

@@ -23,6 +23,7 @@ from stages.cut.speaker import SyncCurve, choose_speaker, measure_curve
 from stages.engine.outcome import Outcome
 from stages.media.faces import FaceDetection, track_faces
 from stages.media.jumps import find_jumps
+from stages.media.stretches import Stretch
 
 # A longer shot is worked on in pieces, so that memory does not grow with a recording of one camera.
 MAX_SHOT_FRAMES = 15_000
@@ -153,7 +154,7 @@ def limit_shots(shots: Sequence[int], speech: NDArray[np.float32]) -> Iterator[i
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
+class SpokenStretch:
     """Frames in which somebody speaks, and with some of the pauses around them."""
 
     first: int
@@ -162,12 +163,12 @@ class Stretch:
     wide_last: int
 
 
-def _find_margins(stretches: Sequence[tuple[int, int]], n_frames: int, margin: int) -> list[Stretch]:
+def _find_margins(stretches: Sequence[Stretch], n_frames: int, margin: int) -> list[SpokenStretch]:
     """Widen stretches of speech by ``margin`` frames, and by at most half of each pause."""
     ends = [-2 * margin, *(last for _, last in stretches)]
     starts = [*(first for first, _ in stretches), n_frames + 2 * margin]
     return [
-        Stretch(
+        SpokenStretch(
             first,
             last,
             max(0, first - min(margin, (first - ends[i]) // 2)),
@@ -207,7 +208,7 @@ def _divide_shot(
     first: int,
     last: int,
     track_parts: Sequence[TrackPart],
-    stretches: Sequence[Stretch],
+    stretches: Sequence[SpokenStretch],
     sound: Sound,
     params: CutParams,
     code: str | None,

@@ -31,7 +31,7 @@ does not tell which is which: less than the skin around them in five of eight we
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import cv2
@@ -41,6 +41,7 @@ from numpy.typing import NDArray
 from shards.schema import Frame
 from stages.media.crops import fit_template, warp
 from stages.media.faces import STABLE_POINTS, LowerFace, Points
+from stages.media.stretches import find_stretches
 
 COVERED = "mouth_covered"  # the reason code
 
@@ -132,16 +133,10 @@ def _join_runs(is_covered: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Drop short runs, join those with a short hole between them, and add their edges."""
     joined = np.zeros_like(is_covered)
     last_end = -MAX_HOLE_INSTANTS - 1
-    for first, end in _find_runs(is_covered):
+    for first, end in find_stretches(is_covered):
         if end - first < MIN_INSTANTS:
             continue
         start = last_end if first - last_end <= MAX_HOLE_INSTANTS else first
         joined[max(start - EDGE_INSTANTS, 0) : end + EDGE_INSTANTS] = True
         last_end = end
     return joined
-
-
-def _find_runs(flags: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
-    """The first index of each run of True, and the one after its last."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]])))
-    yield from zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)

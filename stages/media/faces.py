@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from shards.schema import Frame
 from stages.engine.outcome import StageError
+from stages.media.stretches import find_stretches
 
 if TYPE_CHECKING:
     from stages.media.face_networks import FaceNetworks
@@ -283,16 +284,9 @@ def _find_continuation(
 
 def find_longest_gap(has_face: Sequence[bool]) -> tuple[int, int]:
     """The longest run of frames without a face: (first frame, frames); (0, 0) when there is none."""
-    best = (0, 0)
-    start = None
-    for k, here in enumerate([*has_face, True]):
-        if here:
-            if start is not None and k - start > best[1]:
-                best = (start, k - start)
-            start = None
-        elif start is None:
-            start = k
-    return best
+    gaps = find_stretches([not here for here in has_face])
+    first, end = max(gaps, key=lambda gap: gap[1] - gap[0], default=(0, 0))  # the first of equals
+    return first, end - first
 
 
 def interpolate_gaps(points: Sequence[Points | None], jumps: Sequence[int] = ()) -> Points:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from shards.schema import MELS_PER_FRAME, VIDEO_FPS
 from stages.media.reference import Reference, restore_levels
+from stages.media.stretches import find_stretches
 from stages.metrics.pixels import Series
 
 LOUD_PERCENTILE = 95  # of a clip's levels by frame: its speech, whatever single peaks it has
@@ -35,9 +36,8 @@ def find_silent_frames(mels: NDArray[np.float32], reference: Reference | None = 
 
 def _keep_long_runs(is_quiet: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """The same flags, without runs that are shorter than MIN_RUN_FRAMES."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], is_quiet.astype(np.int8), [0]])))
     is_silent = np.zeros_like(is_quiet)
-    for start, stop in edges.reshape(-1, 2):
+    for start, stop in find_stretches(is_quiet):
         is_silent[start:stop] = stop - start >= MIN_RUN_FRAMES
     return is_silent
 
