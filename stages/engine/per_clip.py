@@ -1,4 +1,4 @@
-"""Runs a stage whose cost is the work on single clips: landmarks and mels.
+"""Runs a stage whose cost is the work on single clips: landmarks, mels and speech.
 
 Each clip's result is a cache entry, written by a worker in the sandbox. Parts are then assembled from
 entries, which is cheap. So a run that is killed at any moment loses at most one clip per worker, and a part
