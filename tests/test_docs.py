@@ -358,6 +358,18 @@ def test_the_code_quotes_only_options_that_exist() -> None:
     assert not problems
 
 
+def test_every_command_that_reads_an_address_takes_the_address_of_the_server() -> None:
+    commands = {name: cli.get_command(click.Context(cli), name) for name in COMMANDS}
+    readers = {
+        name
+        for name, command in commands.items()
+        if command is not None
+        and any("URL" in (param.metavar or "") for param in command.params if param.name == "shards")
+    }
+    assert {"train", "evaluate"} <= readers
+    assert not {name for name in readers if "--endpoint-url" not in list_options(name)}
+
+
 @pytest.fixture
 def small_dataset(tmp_path: Path) -> Path:
     """A folder with the dataset that the README reads: four clips of noise."""

@@ -12,6 +12,7 @@ import click
 from pipeline import params as params_file
 from pipeline.options import (
     FOLDER,
+    add_endpoint_option,
     device_option,
     landmarker_option,
     params_option,
@@ -85,6 +86,7 @@ def _parse_generated(value: str) -> tuple[str, Path]:
 @workers_option
 @scheduler_option
 @params_option
+@add_endpoint_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 def command(
     shards: str,
