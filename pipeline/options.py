@@ -162,13 +162,15 @@ BUILD_OPTIONS = (
     params_option,
     landmarker_option,
     click.option("--speech-encoder", type=click.Choice(["none", "whisper-tiny.en"]),
-                 help="Whose speech features it gets.  [default: speech.encoder of the params file]"),
+                 help="Add the features of this speech encoder to the dataset.  "
+                 "[default: speech.encoder of the params file]"),
     click.option("--cut", type=bool, is_flag=False, flag_value=True, metavar="[true|false]",
-                 help="Cut files into clips of one speaking face.  [default: cut.enabled in params.yaml]"),
+                 help="Cut files into clips of one speaking face.  "
+                 "[default: cut.enabled of the params file]"),
     click.option("--size", type=click.IntRange(1), metavar="PX",
                  help="Side of a crop, as the network takes it.  [default: align.size of the params file]"),
     click.option("--licence", default="", metavar="TEXT",
-                 help="Licence and source of a folder's clips, for dataset.json and the cards of models that "
+                 help="Licence and source of a folder's clips, for dataset.json and for the models that "
                  "are trained on them. GRID and CREMA-D have their own.  [default: not stated]"),
     click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table."),
     click.option("-n", "--dry-run", is_flag=True, help="Print the params and the plan, and exit."),

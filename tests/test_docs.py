@@ -358,6 +358,15 @@ def test_the_code_quotes_only_options_that_exist() -> None:
     assert not problems
 
 
+def test_the_help_of_train_names_every_preset() -> None:
+    command = cli.get_command(click.Context(cli), "train")
+    assert command is not None
+    help_text = next(
+        param.help for param in command.params if isinstance(param, click.Option) and param.name == "preset"
+    )
+    assert set(PRESETS) <= set(re.findall(r"[\w-]+", help_text or ""))
+
+
 def test_every_command_that_reads_an_address_takes_the_address_of_the_server() -> None:
     commands = {name: cli.get_command(click.Context(cli), name) for name in COMMANDS}
     readers = {

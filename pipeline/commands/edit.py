@@ -173,6 +173,9 @@ def command(
     video is encoded once. The audio is copied unchanged where the container can hold it. A face that the
     network does not fit is refused; a mouth that is covered is left alone. The file's metadata say that a
     model drew it; --sign signs that.
+
+    A published model, a run that started from one and a network of the paper's recipe say how they are
+    sampled; for any other it is the section `sample` of the params file. --sampler to --seed override both.
     """
     from model.checkpoint import find_run
     from model.execution import Execution

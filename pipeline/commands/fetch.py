@@ -24,7 +24,7 @@ if TYPE_CHECKING:
               help="Downloads at the same time.")  # fmt: skip
 @click.option("--weights", "network", metavar="NAME",
               help="Model file to download to the user's cache: landmarker, whisper-tiny.en, silero-vad, or "
-              "a network of the evaluation.")  # fmt: skip
+              "of the evaluation syncnet, inception, alexnet, lpips.")  # fmt: skip
 @click.option("--model", metavar="NAME", help="Published model to download to the user's cache.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(

@@ -62,6 +62,9 @@ def command(
 ) -> None:  # fmt: skip
     """Generate the clips of a split. Run again to continue where it stopped.
 
+    A published model, a run that started from one and a network of the paper's recipe say how they are
+    sampled; for any other it is the section `sample` of the params file. --sampler to --seed override both.
+
     On several GPUs: torchrun --nproc-per-node 8 -m -- pipeline.main sample ...
     """
     from model.execution import Execution

@@ -44,9 +44,14 @@ def default_workers() -> int:
 
 
 @click.command("train")
-@click.option("--shards", metavar="DIR|URL", help="Dataset to train on; a remote one is downloaded once.")
+@click.option("--shards", metavar="DIR|URL", help="Dataset to train on.")
 @click.option("--run", type=FOLDER, help="Folder for the run.  [default: runs/PRESET]")
-@click.option("--preset", help="Recipe to start from.  [default: train.preset of the params file]")
+@click.option(
+    "--preset",
+    help="Recipe to start from: multi-speaker, single-speaker, multi-speaker-256, single-speaker-256, "
+    "paper-multi-speaker, paper-single-speaker, demo, small or own.  "
+    "[default: train.preset of the params file]",
+)
 @click.option(
     "--start-from",
     type=NETWORK,
@@ -80,9 +85,9 @@ def default_workers() -> int:
     type=click.Choice(["resident", "cached", "windowed", "streamed"]),
     default="resident",
     show_default=True,
-    help="Hold all frames decoded in memory, all shards on this machine's disk, or --window shards at a time "
-    "on the disk; streamed holds a few clips, from a WebDataset pipeline without exact epochs "
-    "(docs/reading.md).",
+    help="Where the frames are. resident: all decoded in memory. cached: in shards on this machine's disk. "
+    "windowed: --window shards at a time, decoded in memory. streamed: a buffer of clips in memory, without "
+    "exact epochs (docs/reading.md).",
 )
 @click.option("--cache", type=FOLDER, help="Folder for downloaded shards.  [default: the user's cache]")
 @click.option(
