@@ -9,6 +9,7 @@ import re
 import tokenize
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -229,6 +230,11 @@ def test_every_command_that_a_page_quotes_exists(current_page: Page) -> None:
     quotes = [PIPELINE.search(text) for text in current_page.spans + current_page.code_lines]
     names = {match[1] for match in quotes if match is not None}
     assert names <= set(COMMANDS)
+
+
+def test_programs_of_dask_that_a_page_starts_are_installed(current_page: Page) -> None:
+    programs = set(re.findall(r"(?<![\w-])dask-(?:worker|scheduler)\b", current_page.text))
+    assert programs <= {script.name for script in metadata.entry_points(group="console_scripts")}
 
 
 def test_every_make_target_that_a_page_quotes_exists(current_page: Page) -> None:
