@@ -70,7 +70,7 @@ from stages.sample.pairs import Pair, pair_clips, read_pair
 
 Changes = Mapping[str, Any]
 
-# The network of `demo` with 17 rows of sound, trained as in docs/performance.md, section Learning.
+# The network of `demo` with 17 rows of sound (docs/performance.md, The ablation).
 SMALL: Changes = {
     "network.audio.encoder": "conv",
     "network.audio.rows_before": 8,
