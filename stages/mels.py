@@ -64,7 +64,7 @@ class MelsParams:
     top_db: float = Field(default=80.0, gt=0, le=380)
     # 0 dB is the loudest cell of the whole clip, as in the paper, or of a window around each row. Clips that
     # are not longer than the window have the same mels by both. In a long recording the same words keep
-    # their level by the window alone: docs/dataset.md has the measurement.
+    # their level by the window alone: docs/performance.md has the measurement.
     reference: Literal["clip", "windowed"] = "windowed"
     window_seconds: float = Field(default=3.0, ge=1, le=60)
     # How far the reference may fall below the loudest cell of the recording, dB: more would make the noise

@@ -1,8 +1,8 @@
 """Beside stage 4, optional: features of a speech encoder, exactly two rows for each video frame.
 
 Row j is centred on j / 50 s of the clip's clock, as a mel row is. The encoder attends to everything that it
-is given, so how sound is cut into windows is part of the format. docs/dataset.md has the measurements behind
-each number here.
+is given, so how sound is cut into windows is part of the format. docs/performance.md has the measurements
+behind each number here.
 """
 
 from __future__ import annotations

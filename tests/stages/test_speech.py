@@ -128,7 +128,7 @@ def compare(expected: np.ndarray, values: np.ndarray, around: np.ndarray | None 
 
 
 def test_real_clips_alone_and_inside_a_minute_of_others_agree(grid: Path, speech_model: Path) -> None:
-    """The tolerances are those of docs/dataset.md. Given all at once, the encoder is off by 1.1 and 1.7."""
+    """The tolerances are of docs/performance.md. Given all at once, the encoder is off by 1.1 and 1.7."""
     encode = speech.load_encoder(speech_model)
     paths = sorted((grid / "s1").glob("*.mpg"))[:10] + sorted((grid / "s2").glob("*.mpg"))[:2]
     sounds = [mix_to_mono(read_channels(path, 0.0, count_samples(75)))[0] for path in paths]
