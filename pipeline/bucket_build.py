@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
@@ -26,6 +26,7 @@ from shards.documents import Document, check_document, parse_json
 from shards.index import ShardFields, check_index_rows, make_shard_entry
 from shards.ledger import FAILED, build_ledger, check_ledger_rows, select_unusable, write_ledger
 from shards.ledger import SCHEMA as LEDGER_SCHEMA
+from shards.reader import read_unless_damaged
 from shards.schema import ShardError
 from shards.storage import FileInfo, Storage, open_storage
 from shards.table import PackedRows, Rows
@@ -143,7 +144,7 @@ def probe_bucket(job: BuildJob, work: Work, context: Context) -> Report:
         context,
         label=f"{clips.STAGE}: files",
         count_frames=len,
-        bucket=_list_bucket(job),
+        receipts=_open_receipts(job),
         parse_receipt=read_rows,
     )
     rows.append(
@@ -160,7 +161,7 @@ def build_shards(job: BuildJob, work: Work, context: Context) -> Report:
     report = Report(shard.STAGE)
     parts = plan_parts(clips.read_clips(work), job.params.parts)
     tasks = [Task(job, job.make_part_key(part), part) for part in parts]
-    bucket = _list_bucket(job)
+    out = open_storage(job.out)
 
     def read_part(receipt: Any, task: Task[Part]) -> BuiltPart | None:
         name = task.receipt_name
@@ -170,7 +171,7 @@ def build_shards(job: BuildJob, work: Work, context: Context) -> Report:
             return part
         shard.check_packed(part.packed, task.item, name)
         entry = part.packed.entry
-        return part if bucket.get(entry.name) == entry.bytes else None
+        return part if out.has_file(entry.name, entry.bytes, entry.sha256) else None
 
     built, n_computed = _run_missing(
         build_part,
@@ -178,7 +179,7 @@ def build_shards(job: BuildJob, work: Work, context: Context) -> Report:
         context,
         label=f"{shard.STAGE}: parts",
         count_frames=lambda part: part.n_frames,
-        bucket=bucket,
+        receipts=_open_receipts(job),
         parse_receipt=read_part,
     )
     ledgers = chain((part.ledger for part in built), [select_unusable(clips.read_clips(work))])
@@ -265,27 +266,28 @@ def _run_missing(
     *,
     label: str,
     count_frames: Callable[[Item], int],
-    bucket: Mapping[str, int],
+    receipts: Storage,
     parse_receipt: Callable[[Any, Task[Item]], Result | None],
 ) -> tuple[list[Result], int]:
     """The result of each task, from its receipt or from a worker; and how many workers computed.
 
-    ``bucket`` are the bytes of every file in the bucket of shards. ``parse_receipt`` makes a result of a
-    receipt's JSON, or None when the shard that it names is not in the bucket. It raises ShardError for a
-    receipt that is not the task's: a bucket is not ours alone.
+    ``parse_receipt`` makes a result of a receipt's JSON, or None when the shard that it names is not in the
+    bucket. It raises ShardError for a receipt that is not the task's: a bucket is not ours alone. Then the
+    task runs again; where the bucket cannot be reached, RetryError is raised, since there may be a receipt.
     """
+    names = {file.name for file in receipts.walk()}
 
     def read_receipt(task: Task[Item]) -> Result | None:
-        if f"{RECEIPTS}/{task.receipt_name}" not in bucket:
+        if task.receipt_name not in names:
             return None
-        try:
-            receipt = parse_json(_open_receipts(task.job).read_all(task.receipt_name), task.receipt_name)
-            return parse_receipt(receipt, task)
-        except ShardError:
-            return None  # the task runs again
+        return parse_receipt(parse_json(receipts.read_all(task.receipt_name), task.receipt_name), task)
+
+    def find_result(task: Task[Item]) -> Result | None:
+        result = read_unless_damaged(read_receipt, task)
+        return None if isinstance(result, ShardError) else result
 
     with ThreadPoolExecutor(READERS) as pool:
-        results = list(pool.map(read_receipt, tasks))
+        results = list(pool.map(find_result, tasks))
     missing = [task for task, result in zip(tasks, results, strict=True) if result is None]
     sizes = [count_frames(task.item) for task in missing]
     computed = list(context.map_tasks(function, missing, label=label, sizes=sizes))
@@ -297,11 +299,6 @@ def _check_paths(ledger: Rows, paths: Sequence[str], name: str) -> Rows:
     if sorted(ledger.table["path"].to_pylist()) != sorted(paths):
         raise ShardError(f"{name}: its {len(ledger)} rows are not of the {len(paths)} files of its task")
     return ledger
-
-
-def _list_bucket(job: BuildJob) -> dict[str, int]:
-    """Bytes of every file in the bucket of shards, by name."""
-    return {file.name: file.bytes for file in open_storage(job.out).walk()}
 
 
 def _write_receipt(task: Task[Any], receipt: object) -> None:

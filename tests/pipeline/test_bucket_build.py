@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import pytest
 
@@ -14,17 +15,19 @@ from pipeline import bucket_build
 from pipeline.bucket_build import BuildJob
 from pipeline.params import Params
 from pipeline.tools import list_tools
+from shards.checksum import file_sha256
 from shards.index import INDEX_SCHEMA
 from shards.ledger import SCHEMA as LEDGER_SCHEMA
-from shards.ledger import build_ledger, read_ledger
+from shards.ledger import build_ledger, read_ledger, write_ledger
 from shards.reader import open_dataset
+from shards.retry import RetryError
 from shards.schema import ShardError
 from shards.storage import FileInfo, LocalStorage
 from shards.table import PackedRows, Rows
 from shards.writer import make_shard_name
-from stages.clips import ClipsParams
+from stages.clips import ClipsParams, find_ledger
 from stages.engine.outcome import StageError
-from stages.engine.parts import Part
+from stages.engine.parts import Part, plan_parts
 from stages.engine.sandbox import LimitParams
 from stages.engine.stage import Context, Report, Work
 from stages.shard import PackedShard, check_packed
@@ -105,6 +108,66 @@ def test_another_folder_split_moves_clips_whose_facts_have_a_receipt(job: BuildJ
     for split in reversed(get_args(FolderSplit)):
         assert build(split, "both").clips_computed == 0
         assert read_splits() == splits[split]
+
+
+class Hashing(LocalStorage):
+    """A bucket that knows the sha256 of its objects."""
+
+    def has_file(self, name: str, size: int, sha256: str) -> bool:
+        return super().has_file(name, size, sha256) and file_sha256(self.path / name) == sha256
+
+
+@pytest.fixture
+def shard_path(job: BuildJob, work: Work, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The shard of the only part, in the bucket beside its receipt."""
+    monkeypatch.setattr(bucket_build, "open_storage", lambda address: Hashing(Path(address)))
+    dataset = open_dataset(make_dataset(work.raw.parent / "shards"))
+    entry = next(entry for entry in dataset.shards.values() if entry.split == "train")
+    rows = [row for row in dataset.clips.rows() if row["split"] == "train"]
+    frames = {row["clip_id"]: row["frames"] for row in rows}
+    facts = {"sha256": "0" * 64, "video_start": 0.0, "video_seconds": 1.0, "fps": 25.0, "split": "train"}
+    usable = (row for row in dataset.ledger() if row["clip_id"] in frames)
+    ledger = build_ledger(row | facts | {"frames": frames[row["clip_id"]]} for row in usable)
+    write_ledger(find_ledger(work), ledger)
+    (part,) = plan_parts(ledger, job.params.parts)
+    path = Path(job.out, make_shard_name("train", 0, entry.sha256))
+    receipt = path.parent / bucket_build.RECEIPTS / f"{job.make_part_key(part)}.json"
+    receipt.parent.mkdir(parents=True)
+    shutil.copyfile(dataset.folder / entry.name, path)
+    packed = PackedShard(replace(entry, name=path.name), PackedRows.from_rows(rows, INDEX_SCHEMA))
+    receipt.write_text(json.dumps(bucket_build.BuiltPart(packed, ledger).to_json()))
+    return path
+
+
+@pytest.mark.parametrize("change", ["", "other bytes", "cut", "gone"])
+def test_a_receipt_counts_only_where_the_bucket_has_its_shard(
+    change: str, shard_path: Path, job: BuildJob, work: Work
+) -> None:
+    data = shard_path.read_bytes()
+    if change == "gone":
+        shard_path.unlink()
+    elif change:
+        shard_path.write_bytes(data[:-1] + (b"" if change == "cut" else b"x"))
+    built: list[Any] = []
+
+    def map_tasks(task: object, items: Sequence[Any], **_: object) -> Iterator[Any]:
+        built.extend(items)
+        return iter(())
+
+    context = Context(map_tasks, dataset_params=job.params.describe_dataset())
+    report = bucket_build.build_shards(job, work, context)
+    assert len(built) == report.parts["built"] == (1 if change else 0)
+
+
+def test_a_bucket_that_cannot_be_reached_is_not_one_without_receipts(
+    shard_path: Path, job: BuildJob, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Hashing, name: str, *, sha256: str | None = None) -> bytes:
+        raise RetryError(f"{name}: given up after 20 tries (connection lost)")
+
+    monkeypatch.setattr(Hashing, "read_all", fail)
+    with pytest.raises(RetryError, match="given up"):
+        bucket_build.build_shards(job, work, CONTEXT)
 
 
 def test_a_part_and_its_tools_depend_on_the_encoder_and_are_as_before_without_one(job: BuildJob) -> None:
