@@ -44,7 +44,7 @@ from model.audio import SILENCE_DB
 from model.batch import build_network_input
 from model.checkpoint import check_resumable, list_checkpoints, load_network, restore_state
 from model.execution import Execution, Ranks, select_device
-from model.recipe import DEMO, Recipe, build_recipe, nest_changes
+from model.recipe import DEMO, SMALL, Recipe, build_recipe, iterate_values, nest_changes
 from model.unet import UNet, count_parameters
 from sampler.params import SampleParams
 from sampler.rollout import FrameGenerator
@@ -70,22 +70,17 @@ from stages.sample.pairs import Pair, pair_clips, read_pair
 
 Changes = Mapping[str, Any]
 
-# The network of `demo` with 17 rows of sound (docs/performance.md, The ablation).
-SMALL: Changes = {
-    "network.audio.encoder": "conv",
-    "network.audio.rows_before": 8,
-    "network.audio.rows_after": 8,
-    "frames.previous_hidden": 0.7,
-    "frames.context_share": 0.0,
-    "frames.audio_gain_db": 0.0,
-    "frames.audio_band_db": 0.0,
-    "noise.log_snr_shift": 0.0,
-    "loss.lip_weight": 2.0,
-    "optim.learning_rate": 1e-3,
-    "optim.after_warmup": "constant",
-    "optim.ema_decay": 0.999,
-}
-CONTEXT: Changes = {**SMALL, "frames.context_share": 1.0}
+
+def take_numbers(recipe: Recipe, *names: str) -> Changes:
+    """Changes that set numbers as a recipe has them."""
+    values = dict(iterate_values(asdict(recipe)))
+    return {name: values[name] for name in names}
+
+
+OPTIMISER = take_numbers(SMALL, "optim.learning_rate", "optim.ema_decay")
+# `demo` without what its presets have learned from these rows (docs/performance.md, The ablation).
+AS_IT_WAS: Changes = {**OPTIMISER, "frames.context_share": 0.0, "noise.log_snr_shift": 0.0}
+CONTEXT: Changes = {**AS_IT_WAS, "frames.context_share": 1.0}
 TEMPORAL: Changes = {
     **CONTEXT,
     "network.audio.encoder": "temporal",
@@ -93,37 +88,31 @@ TEMPORAL: Changes = {
     "network.audio.rows_after": 31,
 }
 # The window and the encoder that were measured on several people: nine rows as they are.
-SPEECH: Changes = {
-    "network.audio.speech_rows_before": 4,
-    "network.audio.speech_rows_after": 4,
-    "network.audio.speech_encoder": "flat",
-}
+SPEECH = take_numbers(
+    SMALL, *(f"network.audio.speech_{name}" for name in ("rows_before", "rows_after", "encoder"))
+)
 GAIN: Changes = {"frames.audio_gain_db": 12.0, "frames.audio_band_db": 6.0}
 MOVED: Changes = {"frames.jitter_shift": 4.0, "frames.jitter_rotation": 4.0, "frames.jitter_scale": 0.04}
-# Half of the exponents are beyond 2**-0.75 and 2**0.75: from pale skin to dark.
-APPEARANCE: Changes = {
-    "frames.common_gamma": 1.5,
-    "frames.common_contrast": 0.3,
-    "frames.common_hue": 20.0,
-    "frames.common_colour": 0.3,
-}
-MIRRORED: Changes = {"frames.mirror_share": 0.5}
+APPEARANCE = take_numbers(
+    SMALL, *(f"frames.common_{name}" for name in ("gamma", "contrast", "hue", "colour"))
+)
+MIRRORED = take_numbers(SMALL, "frames.mirror_share")
 # The paper's recipe in a network of the same shape, with the same optimiser: its own learning rate is made
 # for a thousand times as many samples.
 PAPER_SMALL: Changes = {
-    **{f"network.{name}": getattr(DEMO.network, name)
-       for name in ("channels", "multiples", "blocks", "attention_sizes", "head_channels", "dropout", "patch",
-                    "top")},
-    **{name: value for name, value in SMALL.items() if name.startswith("optim.")},
-    "optim.warmup_steps": DEMO.optim.warmup_steps,
+    **take_numbers(
+        DEMO, "network.channels", "network.multiples", "network.blocks", "network.attention_sizes",
+        "network.head_channels", "network.dropout", "network.patch", "network.top", "optim.warmup_steps",
+        "batch",
+    ),
+    **OPTIMISER,
     "optim.ema_warmup": True,
-    "batch": DEMO.batch,
 }  # fmt: skip
 # name -> preset and changes
 ROWS: dict[str, tuple[str, Changes]] = {
     "paper, small": ("paper-multi-speaker", PAPER_SMALL),
-    "as it was": ("demo", SMALL),
-    "context 0.5": ("demo", {**SMALL, "frames.context_share": 0.5}),
+    "as it was": ("demo", AS_IT_WAS),
+    "context 0.5": ("demo", {**AS_IT_WAS, "frames.context_share": 0.5}),
     "context": ("demo", CONTEXT),
     "context, high noise": ("demo", {**CONTEXT, "frames.context_min_noise": 0.5}),
     "context, noisier": ("demo", {**CONTEXT, "noise.log_snr_shift": -3.0}),
