@@ -182,15 +182,9 @@ def train(run: Path, recipe: Recipe, dataset: Dataset, args: argparse.Namespace)
     device = select_device(args.device)
     ids = select_speakers(dataset, dataset.clips.ids_in_split(TRAIN_SPLIT), args.speakers)
     train_ids, _ = split_held_out(ids, recipe.held_out_share, seed=recipe.seed)
-    network_input = build_network_input(recipe.network)
+    network_input = build_network_input(recipe.network, recipe.frames)
     data = load_resident(
-        dataset,
-        train_ids,
-        network_input,
-        device=device,
-        frames_on=device,
-        workers=args.workers,
-        balance=recipe.balance,
+        dataset, train_ids, network_input, device=device, workers=args.workers, balance=recipe.balance
     )
     scale = measure_speech_scale(dataset, train_ids, network_input) if network_input.speech_size else None
     state = loop.create_state(recipe, device, scale)

@@ -157,14 +157,8 @@ def main() -> None:
     )
     device = select_device(args.device)
     execution = Execution(compile=args.compile, precision=args.precision)
-    data = load_resident(
-        dataset,
-        seen,
-        build_network_input(recipe.network, recipe.frames),
-        device=device,
-        frames_on=device,
-        workers=1,
-    )
+    network_input = build_network_input(recipe.network, recipe.frames)
+    data = load_resident(dataset, seen, network_input, device=device, workers=1)
     print(f"{len(data)} frames of {', '.join(seen)}; unseen: {', '.join(unseen)}")
     print(f"| learning rate | samples | training, s | {' | '.join(COLUMNS)} |")
     print(f"{'| --- ' * (3 + len(COLUMNS))}|", flush=True)

@@ -166,7 +166,7 @@ def open_frame_source(
 ) -> Iterator[FrameSource]:
     ids = list(dataset.clips)
     if how == "resident":
-        yield load_resident(dataset, ids, network_input, device=CPU, frames_on=CPU, workers=1)
+        yield load_resident(dataset, ids, network_input, device=CPU, workers=1)
         return
     if how == "streamed":
         stream = ClipStream(dataset, ids, network_input, CPU, workers=0, seed=0, start_step=0)

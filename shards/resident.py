@@ -113,16 +113,18 @@ def load_resident(
     network_input: NetworkInput,
     *,
     device: torch.device,
-    frames_on: torch.device,
+    frames_on: torch.device | None = None,
     workers: int,
     balance: Balance = "frames",
     done: Callable[[int], object] = lambda n_frames: None,
 ) -> Resident:
     """Read and decode clips onto a device, with ``workers`` threads; call ``done`` with each clip's frames.
 
+    ``frames_on``: the host, where the device has no room for the pixels; None: the device too.
     Raises ShardError for a clip that is damaged or does not fit the network, and if there is not enough
     memory.
     """
+    frames_on = frames_on or device
     clips = build_clip_table(dataset, clip_ids, balance)
     network_input.check_members(dataset.clips, clips.ids, dataset.storage.address)
     n_frames, lengths = len(clips), clips.lengths

@@ -205,6 +205,5 @@ def load(folder: Path, network_input: NetworkInput, *, pad: int, workers: int = 
         list(dataset.clips),
         replace(network_input, mel_pad=pad, speech_pad=pad),
         device=cpu,
-        frames_on=cpu,
         workers=workers,
     )

@@ -112,7 +112,6 @@ def load_dataset(
         list(dataset.clips) if clip_ids is None else clip_ids,
         replace(FIT, speech_size=speech_size, mel_pad=pad, speech_pad=pad),
         device=CPU,
-        frames_on=CPU,
         workers=2,
     )
 

@@ -57,7 +57,6 @@ def load(folder: Path, *clip_ids: str, size: int = SIZE, n_mels: int = N_MELS, t
         clip_ids or list(dataset.clips),
         NetworkInput(size, n_mels, SILENCE_DB, top, mel_pad=PAD),
         device=CPU,
-        frames_on=CPU,
         workers=2,
     )
 
@@ -128,7 +127,6 @@ def test_only_the_selected_clips_are_loaded_and_each_is_reported(folder: Path) -
         ["s2_c", "s1_b"],
         NETWORK_INPUT,
         device=CPU,
-        frames_on=CPU,
         workers=1,
         done=loaded.append,
     )
@@ -208,7 +206,7 @@ def test_an_index_that_counts_other_frames_is_refused(folder: Path) -> None:
 def test_an_empty_list_of_clips_is_refused(folder: Path) -> None:
     dataset = open_dataset(folder)
     with pytest.raises(ShardError, match="no clips to load"):
-        load_resident(dataset, [], NETWORK_INPUT, device=CPU, frames_on=CPU, workers=1)
+        load_resident(dataset, [], NETWORK_INPUT, device=CPU, workers=1)
 
 
 def test_too_little_memory_is_an_error_before_anything_is_read(
