@@ -82,9 +82,6 @@ class HttpTransport:
     def delete(self, name: str) -> None:
         raise ShardError(f"{self.address}: a web address can be read only")
 
-    def list_names(self) -> Iterator[str]:
-        raise ShardError(f"{self.address}: a web address cannot be listed")
-
     def list_page(self, after: str) -> tuple[list[FileInfo], str]:
         raise ShardError(f"{self.address}: a web address cannot be listed")
 

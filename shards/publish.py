@@ -209,4 +209,5 @@ def find_leftovers(storage: Storage) -> list[str]:
     manifest = read_manifest(storage)
     names = {entry.name for entry in parse_shard_entries(manifest)}
     names |= {get_published_name(name, sha256) for name, sha256 in read_table_hashes(manifest).items()}
-    return [name for name in storage.list_names() if PUBLISHED.fullmatch(name) and name not in names]
+    listed = (file.name for file in storage.walk())  # PUBLISHED matches no file in a folder
+    return [name for name in listed if PUBLISHED.fullmatch(name) and name not in names]

@@ -66,9 +66,6 @@ class RemoteStorage:
         with contextlib.suppress(MissingFileError):
             self._run(name, lambda: self.source.delete(name))
 
-    def list_names(self) -> Iterator[str]:
-        return iter(self._run("", lambda: list(self.source.list_names())))
-
     def walk(self) -> Iterator[FileInfo]:
         after = ""
         while True:

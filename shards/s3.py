@@ -58,18 +58,10 @@ class S3Transport:
     def delete(self, name: str) -> None:
         self._call_for_file("delete_object", name)
 
-    def list_names(self) -> Iterator[str]:
-        after = ""
-        while True:
-            page, after = self.list_page(after, Delimiter="/")
-            yield from (file.name for file in page)
-            if not after:
-                return
-
-    def list_page(self, after: str, **arguments: str) -> tuple[list[FileInfo], str]:
+    def list_page(self, after: str) -> tuple[list[FileInfo], str]:
         folder = f"{self.prefix}/" if self.prefix else ""
         token = {"ContinuationToken": after} if after else {}
-        response = self._call("list_objects_v2", "", Prefix=folder, **token, **arguments)
+        response = self._call("list_objects_v2", "", Prefix=folder, **token)
         page = [
             FileInfo(item["Key"][len(folder) :], item["Size"], item["ETag"].strip('"'))
             for item in response.get("Contents", ())

@@ -67,9 +67,6 @@ class Storage(Protocol):
     def delete(self, name: str) -> None:
         """Remove a file, if it exists."""
 
-    def list_names(self) -> Iterator[str]:
-        """Names of all files in the storage itself, not in its folders."""
-
     def walk(self) -> Iterator[FileInfo]:
         """All files of the storage and of its folders."""
 
@@ -168,9 +165,6 @@ class LocalStorage:
 
     def delete(self, name: str) -> None:
         (self.path / name).unlink(missing_ok=True)
-
-    def list_names(self) -> Iterator[str]:
-        return (path.name for path in sorted(self.path.iterdir()) if path.is_file())
 
     def walk(self) -> Iterator[FileInfo]:
         # skips what is deleted meanwhile; rglob raises

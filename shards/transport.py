@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -60,8 +59,6 @@ class Transport(Protocol):
     def upload(self, path: Path, name: str, sha256: str) -> None: ...
 
     def delete(self, name: str) -> None: ...
-
-    def list_names(self) -> Iterator[str]: ...
 
     def list_page(self, after: str) -> tuple[list[FileInfo], str]:
         """One page of all files, and the token that gets the next page; it is empty after the last one."""

@@ -299,7 +299,7 @@ def test_a_password_in_an_address_is_sent_and_not_printed(dataset: Path) -> None
         assert storage.size("none") is None
         for act in (
             lambda: storage.read("none", 0, 1),
-            lambda: storage.list_names(),
+            lambda: list(storage.walk()),
             lambda: storage.delete("x"),
         ):
             with pytest.raises(ShardError, match=address) as caught:
