@@ -58,7 +58,7 @@ from train import (
 
 from model.execution import Execution, Ranks, join_ranks
 from model.recipe import PRESETS, ModelError, Recipe
-from model.unet import UNet, count_parameters
+from model.unet import UNet, count_parameters, make_empty_network
 from sampler.params import SampleParams
 from sampler.rollout import FrameGenerator
 from shards.resident import Resident
@@ -432,8 +432,7 @@ def describe_machine(machine: Machine) -> Row:
     networks = {}
     for preset in ("multi-speaker", "single-speaker"):
         params = machine.get_recipe(preset).network
-        with torch.device("meta"):
-            n_parameters = count_parameters(UNet(params))
+        n_parameters = count_parameters(make_empty_network(params))
         networks[preset] = {"parameters": n_parameters, "forward_gflop": count_forward_gflop(params)}
     name = get_device_name(machine.device)
     return {

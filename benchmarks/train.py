@@ -53,7 +53,7 @@ from model.epochs import EpochCounter, load_batches
 from model.execution import Execution, Ranks, join_ranks
 from model.recipe import PAPER_FRAMES, PAPER_OPTIM, PRESETS, ModelError, OptimParams, Recipe, build_recipe
 from model.run_log import METRICS, read_metrics
-from model.unet import UNet, UNetParams, count_parameters
+from model.unet import UNet, UNetParams, count_parameters, make_empty_network
 from shards.frames import ClipTable
 from shards.resident import Resident
 from shards.schema import MELS_PER_FRAME
@@ -622,8 +622,7 @@ def measure_variants(
     device = ranks.device
     name, gflop = get_device_name(device), count_forward_gflop(recipe.network)
     peak = PEAK_TFLOPS.get(name)
-    with torch.device("meta"):
-        n_parameters = count_parameters(UNet(recipe.network))
+    n_parameters = count_parameters(make_empty_network(recipe.network))
     print(
         f"{name}, PyTorch {torch.__version__}, {args.preset}: "
         f"{n_parameters:,} parameters, {gflop:.4g} GFLOP per forward pass of a frame"

@@ -29,7 +29,7 @@ import safetensors
 import torch
 from pydantic import ConfigDict, Field
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from model.published_file import (
     PublishedInfo,
@@ -39,8 +39,8 @@ from model.published_file import (
 )
 from model.recipe import MAX_BATCH, MAX_STEPS, ModelError, Recipe, compare_recipes, recipe_to_dict
 from model.start_record import StartRecord
-from model.tensor_file import MAX_MOMENT, MAX_WEIGHT, read_tensors
-from model.unet import UNet
+from model.tensor_file import MAX_MOMENT, get_tensors, load_weights, read_tensors
+from model.unet import UNet, make_empty_network
 from shards.atomic import WriteError, remove_atomically, write_folder_atomically
 from shards.checksum import file_sha256
 from shards.files import read_file
@@ -184,8 +184,8 @@ def save_checkpoint(
         content["start"] = start.model_dump()
     with write_folder_atomically(path) as partial:
         try:
-            save_file(_get_tensors(state.network), partial / WEIGHTS, metadata)
-            save_file(_get_tensors(state.ema), partial / EMA, metadata)
+            save_file(get_tensors(state.network), partial / WEIGHTS, metadata)
+            save_file(get_tensors(state.ema), partial / EMA, metadata)
             save_file(_get_moments(state), partial / OPTIMIZER)
         except safetensors.SafetensorError as err:  # the way in which it reports a full disk
             number = re.search(r"os error (\d+)", str(err))
@@ -261,8 +261,8 @@ def restore_state(state: TrainState, checkpoint: Checkpoint) -> None:
 
 
 def _restore_tensors(state: TrainState, checkpoint: Checkpoint) -> None:
-    _load_weights(state.network, checkpoint.path / WEIGHTS)
-    _load_weights(state.ema, checkpoint.path / EMA)
+    load_weights(state.network, checkpoint.path / WEIGHTS)
+    load_weights(state.ema, checkpoint.path / EMA)
     parameters = dict(state.network.named_parameters()) if checkpoint.step else {}
     shapes = {
         f"{name}.{moment}": () if moment == "step" else tuple(parameter.shape)
@@ -325,9 +325,8 @@ def load_network(
         network, info = load_published_network(path)
         return network, _describe_published(path, info)
     checkpoint = find_checkpoint(path, which=which)
-    with torch.device("meta"):  # without initial weights, which would advance the caller's generator
-        network = UNet(checkpoint.recipe.network)
-    _load_weights(network, checkpoint.path / (EMA if weights == "ema" else WEIGHTS), assign=True)
+    network = make_empty_network(checkpoint.recipe.network)
+    load_weights(network, checkpoint.path / (EMA if weights == "ema" else WEIGHTS), assign=True)
     return network.eval(), checkpoint
 
 
@@ -341,10 +340,6 @@ def _refuse_part(path: Path) -> None:
         raise ModelError(f"{path}: is a part of a checkpoint; name its folder, {path.parent}")
 
 
-def _get_tensors(module: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
-
-
 def _get_moments(state: TrainState) -> dict[str, Tensor]:
     return {
         f"{name}.{moment}": state.optimizer.state[parameter][moment].detach().cpu().contiguous()
@@ -352,11 +347,6 @@ def _get_moments(state: TrainState) -> dict[str, Tensor]:
         if parameter in state.optimizer.state
         for moment in MOMENTS
     }
-
-
-def _load_weights(module: nn.Module, path: Path, *, assign: bool = False) -> None:
-    shapes = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    module.load_state_dict(read_tensors(path, shapes, max_value=MAX_WEIGHT), assign=assign)
 
 
 def _read_state(path: Path) -> Checkpoint:

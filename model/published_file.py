@@ -4,9 +4,8 @@ It is called
 
     NAME.safetensors    the averaged weights, parameters as float16 and other numbers as float32
                         metadata "redub": format, recipe, step, digest of the dataset, how that dataset's mels
-                        and speech features were made, where the training started, the sources
-                        and licences of what it was trained on, and how to sample it, where that is
-                        not as SampleParams has it
+                        and speech features were made, where the training started, the sources and licences of
+                        what it was trained on, and how to sample it, where that is not as SampleParams has it
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ from torch import Tensor
 from model.recipe import MAX_STEPS, ModelError, Recipe, recipe_to_dict
 from model.sampling_advice import SamplingAdvice
 from model.start_record import StartRecord
-from model.tensor_file import MAX_WEIGHT, read_metadata, read_tensors
-from model.unet import UNet
+from model.tensor_file import get_tensors, load_weights, read_metadata
+from model.unet import UNet, make_empty_network
 from shards.atomic import write_atomically
 from shards.documents import parse_object
 from shards.errors import ShardError, shorten
@@ -86,12 +85,8 @@ def read_published_info(path: Path) -> PublishedInfo:
 def load_published_network(path: Path) -> tuple[UNet, PublishedInfo]:
     """The network of a published file, float32, on the CPU in evaluation mode. Raises ModelError."""
     info = read_published_info(path)
-    with torch.device("meta"):  # without initial weights, which would advance the caller's generator
-        network = UNet(info.recipe.network)
-    shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    half = {name for name, _ in network.named_parameters()}
-    tensors = read_tensors(path, shapes, max_value=MAX_WEIGHT, half=half, follow_links=True)
-    network.load_state_dict(tensors, assign=True)
+    network = make_empty_network(info.recipe.network)
+    load_weights(network, path, assign=True, published=True)
     return network.eval(), info
 
 
@@ -103,7 +98,7 @@ def write_published_file(
     Returns the largest change of a tensor by rounding, relative to its size. Raises ModelError where it
     exceeds ``max_rounding``.
     """
-    tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    tensors = get_tensors(network)
     changes = [0.0]
     for name, _ in network.named_parameters():
         rounded = tensors[name].half()

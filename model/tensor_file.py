@@ -1,4 +1,4 @@
-"""Read tensors from safetensors files that may come from anyone.
+"""The tensors of a network, for safetensors files and from those that may come from anyone.
 
 Names, shapes, dtypes and the size of the file are compared with what the network needs before memory is
 taken for a value. Then the values are checked.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import struct
 from collections.abc import Collection, Iterator, Mapping
@@ -17,7 +18,7 @@ from typing import Any
 import safetensors
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.recipe import ModelError
 from shards.errors import shorten
@@ -37,6 +38,22 @@ N_LENGTH_BYTES = 8  # the header's length, at the start of the file
 METADATA = "__metadata__"  # safetensors' name of the texts beside the tensors
 
 
+def get_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """What a module's file holds: parameters and buffers by name, on the CPU."""
+    return {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
+
+
+def load_weights(module: nn.Module, path: Path, *, assign: bool = False, published: bool = False) -> None:
+    """Read a module's tensors, or with ``assign`` put those of the file in their place. Raises ModelError.
+
+    ``published``: parameters are float16, and the file may be a link.
+    """
+    shapes = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    half = [name for name, _ in module.named_parameters()] if published else []
+    tensors = read_tensors(path, shapes, max_value=MAX_WEIGHT, half=half, follow_links=published)
+    module.load_state_dict(tensors, assign=assign)
+
+
 def read_tensors(
     path: Path,
     expected: Shapes,
@@ -53,7 +70,7 @@ def read_tensors(
     """
     dtypes = {name: HALF if name in half else FLOAT for name in expected}
     n_bytes = sum(
-        _count_values(shape) * (HALF_BYTES if dtypes[name] == HALF else FLOAT_BYTES)
+        math.prod(shape) * (HALF_BYTES if dtypes[name] == HALF else FLOAT_BYTES)
         for name, shape in expected.items()
     )
     max_header_bytes = N_LENGTH_BYTES + MAX_HEADER_BYTES + MAX_ENTRY_BYTES * len(expected)
@@ -88,13 +105,6 @@ def _name_problems(path: Path, missing: str = "is missing") -> Iterator[None]:
         raise ModelError(f"{path}: cannot be read ({err.strerror or err})") from err
     except (ValueError, RecursionError, safetensors.SafetensorError) as err:
         raise ModelError(f"{path}: not a complete safetensors file ({err})") from err
-
-
-def _count_values(shape: tuple[int, ...]) -> int:
-    n = 1
-    for side in shape:
-        n *= side
-    return n
 
 
 def _read_header(

@@ -227,6 +227,12 @@ class _UNetLayer(nn.Module):
         return h if self.attention is None else self.attention(h)
 
 
+def make_empty_network(params: UNetParams) -> UNet:
+    """A network on the meta device: no initial weights, which would advance the caller's generator."""
+    with torch.device("meta"):
+        return UNet(params)
+
+
 def count_parameters(module: nn.Module) -> int:
     """Number of trainable parameters."""
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)

@@ -224,12 +224,8 @@ def _parse_settings(settings: tuple[str, ...]) -> dict[str, object]:
 
 
 def _print_plan(preset: str, recipe: Recipe) -> None:
-    import torch
+    from model.unet import count_parameters, make_empty_network
 
-    from model.unet import UNet, count_parameters
-
-    with torch.device("meta"):
-        n_parameters = count_parameters(UNet(recipe.network))
     values = json.loads(json.dumps(asdict(recipe)))  # tuples as lists, which YAML prints without tags
     click.echo(yaml.safe_dump({"preset": preset, **values}, sort_keys=False).rstrip())
-    click.echo(f"parameters: {n_parameters:,}")
+    click.echo(f"parameters: {count_parameters(make_empty_network(recipe.network)):,}")
