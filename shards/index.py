@@ -268,14 +268,12 @@ class Clips(Mapping[str, Row]):
         return isinstance(clip_id, str) and self._find_row(clip_id) is not None
 
     def items(self) -> ItemsView[str, Row]:
+        """All ids and rows; faster than reading them by clip id."""
         return _Items(self)
 
     def values(self) -> ValuesView[Row]:
-        return _Values(self)
-
-    def rows(self) -> Iterator[Row]:
         """All rows; faster than reading them by clip id."""
-        return iter(Rows(self.table))
+        return _Values(self)
 
     def column(self, name: str, clip_ids: Sequence[str]) -> list[Any]:
         """One column's values for some clips. Raises KeyError for an id that is not in the index."""
@@ -354,14 +352,14 @@ class _Items(ItemsView[str, Row]):
     _mapping: Clips
 
     def __iter__(self) -> Iterator[tuple[str, Row]]:
-        return ((row["clip_id"], row) for row in self._mapping.rows())
+        return ((row["clip_id"], row) for row in Rows(self._mapping.table))
 
 
 class _Values(ValuesView[Row]):
     _mapping: Clips
 
     def __iter__(self) -> Iterator[Row]:
-        return self._mapping.rows()
+        return iter(Rows(self._mapping.table))
 
 
 def _to_bytes_array(strings: pa.ChunkedArray) -> NDArray[np.bytes_]:

@@ -723,7 +723,7 @@ def receipt(folder: Path) -> tuple[Parse, Sequence[bytes]]:
     entry = next(iter(dataset.shards.values()))
     from stages.shard import PackedShard
 
-    index = PackedRows.from_rows(dataset.clips.rows(), SPEECH_INDEX_SCHEMA)
+    index = PackedRows.from_rows(dataset.clips.values(), SPEECH_INDEX_SCHEMA)
     return parse, [
         json.dumps(BuiltPart(PackedShard(entry, index), ledger).to_json()).encode(),
         json.dumps(BuiltPart(None, ledger).to_json()).encode(),

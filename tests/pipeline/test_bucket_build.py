@@ -123,7 +123,7 @@ def shard_path(job: BuildJob, work: Work, monkeypatch: pytest.MonkeyPatch) -> Pa
     monkeypatch.setattr(bucket_build, "open_storage", lambda address: Hashing(Path(address)))
     dataset = open_dataset(make_dataset(work.raw.parent / "shards"))
     entry = next(entry for entry in dataset.shards.values() if entry.split == "train")
-    rows = [row for row in dataset.clips.rows() if row["split"] == "train"]
+    rows = [row for row in dataset.clips.values() if row["split"] == "train"]
     frames = {row["clip_id"]: row["frames"] for row in rows}
     facts = {"sha256": "0" * 64, "video_start": 0.0, "video_seconds": 1.0, "fps": 25.0, "split": "train"}
     usable = (row for row in dataset.ledger() if row["clip_id"] in frames)
@@ -224,7 +224,7 @@ def test_only_the_shard_of_a_part_is_taken_as_its_shard(change: str, tmp_path: P
     dataset = open_dataset(make_dataset(tmp_path / "shards"))
     entry = next(entry for entry in dataset.shards.values() if entry.split == "train")
     entry = replace(entry, name=make_shard_name("train", 0, entry.sha256))
-    rows = [row for row in dataset.clips.rows() if row["split"] == "train"]
+    rows = [row for row in dataset.clips.values() if row["split"] == "train"]
     ids = {row["clip_id"] for row in rows}
     part = Part("train", 0, build_ledger(row for row in dataset.ledger() if row["clip_id"] in ids))
     if change == "number":

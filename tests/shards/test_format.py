@@ -11,7 +11,7 @@ import shutil
 import sys
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import ValuesView
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -155,17 +155,17 @@ def test_verify_reads_each_index_row_twice_however_many_shards_there_are(
 ) -> None:
     """Scanning the index once per shard would take days for a million clips."""
     rows_read: list[int] = []
-    rows, take_rows = Clips.rows, Clips.take_rows
+    values, take_rows = Clips.values, Clips.take_rows
 
-    def count_rows(clips: Clips) -> Iterator[Row]:
+    def count_values(clips: Clips) -> ValuesView[Row]:
         rows_read.append(len(clips))
-        return rows(clips)
+        return values(clips)
 
     def count_taken_rows(clips: Clips, row_numbers: NDArray[np.int64]) -> list[Row]:
         rows_read.append(len(row_numbers))
         return take_rows(clips, row_numbers)
 
-    monkeypatch.setattr(Clips, "rows", count_rows)
+    monkeypatch.setattr(Clips, "values", count_values)
     monkeypatch.setattr(Clips, "take_rows", count_taken_rows)
     for per_shard in (1, 6):
         folder = tmp_path / f"{per_shard} a shard"
