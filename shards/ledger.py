@@ -14,7 +14,17 @@ import pyarrow.compute as pc
 
 from shards.names import ID_PATTERN, ID_RULE, MAX_ID_BYTES
 from shards.schema import VIDEO_FPS
-from shards.table import Row, Rows, Rule, Rules, check_rows, convert_rows, parse_rows, read_rows, write_tables
+from shards.table import (
+    Row,
+    Rows,
+    Rule,
+    Rules,
+    check_rows,
+    convert_rows,
+    parse_table,
+    read_rows,
+    write_tables,
+)
 
 Status = Literal["ok", "dropped", "failed"]
 OK: Status = "ok"
@@ -195,7 +205,7 @@ def read_ledger(path: Path, *, inside: Path | None = None) -> Rows:
 
 def parse_ledger(data: bytes, path: str) -> Rows:
     """As ``read_ledger``, for a file in memory; ``path`` is its name in messages."""
-    return check_clips(parse_rows(data, SCHEMA, path, "ledger", RULES, optional=OPTIONAL), path)
+    return check_clips(Rows(parse_table(data, SCHEMA, path, "ledger", RULES, optional=OPTIONAL)), path)
 
 
 def check_ledger_rows(rows: Iterable[Mapping[str, Any]], path: str) -> Rows:

@@ -148,19 +148,6 @@ def read_rows(
     return Rows(parse_table(data, schema, f"{path}", what, rules, optional=optional, max_bytes=max_bytes))
 
 
-def parse_rows(
-    data: bytes,
-    schema: pa.Schema,
-    path: str,
-    what: str,
-    rules: Rules = MappingProxyType({}),
-    *,
-    optional: Sequence[Sequence[pa.Field]] = (),
-) -> Rows:
-    """As ``read_rows``, for a file in memory; ``path`` is its name in messages."""
-    return Rows(parse_table(data, schema, path, what, rules, optional=optional))
-
-
 def parse_table(
     data: Buffer,
     schema: pa.Schema,
@@ -172,8 +159,9 @@ def parse_table(
     repetitive: Sequence[str] = (),
     max_bytes: int = MAX_TABLE_BYTES,
 ) -> pa.Table:
-    """As ``parse_rows``, as a table. ``repetitive`` columns take the memory of their distinct values.
+    """As ``read_rows``, as a table of a file in memory; ``path`` is its name in messages.
 
+    ``repetitive`` columns take the memory of their distinct values.
     Groups of ``optional`` columns are read where the file has them: all of a group and of those before it.
     Names and types of the columns and the sizes that the file declares are checked before a value is read.
     """

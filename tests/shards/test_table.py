@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from shards import table
 from shards.parquet_pages import MAX_PAGES, sum_pages
 from shards.schema import ShardError
-from shards.table import PackedRows, Rows, Rule, parse_rows, read_rows, write_rows
+from shards.table import PackedRows, Rows, Rule, parse_table, read_rows, write_rows
 from tests.alterations import lie_about_size, repeat_row
 
 SCHEMA = pa.schema([("name", pa.string()), ("number", pa.int64()), ("notes", pa.list_(pa.string()))])
@@ -62,7 +62,7 @@ def test_a_table_is_read_back_however_parquet_stores_it(
     pq.write_table(Rows.from_rows(rows, SCHEMA).table, sink, data_page_version=version,
                    use_dictionary=dictionary, row_group_size=group)  # fmt: skip
     data = sink.getvalue().to_pybytes()
-    assert list(parse_rows(data, SCHEMA, "x.parquet", "table")) == rows
+    assert parse_table(data, SCHEMA, "x.parquet", "table").to_pylist() == rows
     values = [totals.values for _, totals in sum_pages(data, pq.read_metadata(pa.BufferReader(data)))]
     assert sum(values) >= len(rows) * 3
 
