@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 
-from shards.ledger import OK
+from shards.ledger import OK, get_code
 from shards.spans import FileSpans, find_problem, measure_seconds, sum_seconds
 from shards.table import Row
 
@@ -46,11 +46,6 @@ def format_timeline(file: FileSpans) -> Iterator[str]:
     yield from _format_sums(file, sums, glyphs)
     if problem := find_problem(file):
         yield f"  wrong: {problem}"
-
-
-def get_code(row: Row) -> str:
-    """What became of a span, as one word."""
-    return OK if row["status"] == OK else str(row["code"] or row["status"])
 
 
 def choose_glyphs(codes: list[str]) -> dict[str, str]:

@@ -34,7 +34,7 @@ from shards.croissant import (
 from shards.errors import MAX_MESSAGE_LETTERS, hide_paths, make_printable, shorten, shorten_message
 from shards.files import read_file
 from shards.index import DATASET_NAME, LEDGER_NAME, SPEECH_FIELDS, ShardEntry
-from shards.ledger import OK, SPAN_FIELDS, count_by_code, has_spans, select_unusable
+from shards.ledger import OK, SPAN_FIELDS, count_by_code, get_code, has_spans, select_unusable
 from shards.reader import Dataset, open_dataset
 from shards.schema import (
     AFFINE_MEMBER,
@@ -162,7 +162,7 @@ def collect_facts(folder: Path) -> DatasetFacts:
     ledger = dataset.ledger()
     reasons: dict[str, str] = {}
     for row in select_unusable(ledger).select_columns("code", "status", "reason"):
-        reasons.setdefault(row["code"] or row["status"], shorten_message(hide_paths(row["reason"] or "")))
+        reasons.setdefault(get_code(row), shorten_message(hide_paths(row["reason"] or "")))
     with_speech = SPEECH_FIELDS[0].name in dataset.clips.table.column_names
     return DatasetFacts(
         dataset,

@@ -227,6 +227,11 @@ def select_unusable(ledger: Rows) -> Rows:
     return Rows(ledger.table.filter(pc.not_equal(ledger.table["status"], OK)))
 
 
+def get_code(row: Mapping[str, Any]) -> str:
+    """What became of a file or a span, as one word."""
+    return OK if row["status"] == OK else str(row["code"] or row["status"])
+
+
 def count_by_code(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     """Count rows by code; ``ok`` comes first, then the most frequent code."""
     rows = rows.select_columns("code", "status") if isinstance(rows, Rows) else rows

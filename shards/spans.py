@@ -15,7 +15,7 @@ from types import MappingProxyType
 
 import pyarrow.compute as pc
 
-from shards.ledger import OK, has_spans
+from shards.ledger import OK, get_code, has_spans
 from shards.schema import VIDEO_FPS
 from shards.table import Row, Rows
 
@@ -86,8 +86,7 @@ def sum_seconds(rows: Iterable[Row]) -> dict[str, float]:
     for row in rows:
         seconds = measure_seconds(row)
         if seconds is not None:
-            code = OK if row["status"] == OK else row["code"] or row["status"]
-            lengths.setdefault(code, []).append(seconds)
+            lengths.setdefault(get_code(row), []).append(seconds)
     sums = {code: math.fsum(values) for code, values in lengths.items()}
     n_ok = sums.pop(OK)
     return {OK: n_ok, **dict(sorted(sums.items(), key=lambda item: (-item[1], item[0])))}
