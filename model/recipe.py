@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, field, replace
 from typing import Annotated, Any, Literal
 
@@ -18,6 +18,7 @@ from model.unet import UNetParams
 from shards.balance import Balance
 from shards.errors import shorten
 from shards.params import MAX_SEED, describe_mismatch
+from shards.params import iterate_values as iterate_values  # of a recipe too
 
 FORBID = ConfigDict(extra="forbid")
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -362,15 +363,6 @@ def compare_recipes(new: Recipe, old: Recipe) -> list[tuple[str, Any, Any]]:
         for name, value in iterate_values(asdict(new))
         if value != old_values[name] and name not in may_differ and not name.startswith("watch.")
     ]
-
-
-def iterate_values(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(name, value) of every value of a nested mapping, e.g. ("optim.learning_rate", 2e-4)."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from iterate_values(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def _merge(base: Mapping[str, Any], changes: Mapping[str, Any], prefix: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from shards.index import MEMBERS, SPEECH
 from shards.ledger import OK
+from shards.params import iterate_values
 from shards.reader import Dataset, open_dataset
 from shards.storage import Storage
 from shards.table import Row
@@ -98,7 +99,7 @@ def _compare_files(difference: Difference, path: str, before: Row | None, after:
 
 def _list_params(dataset: Dataset) -> dict[str, Any]:
     params, tools = (dataset.manifest.get(name) or {} for name in ("params", "tools"))
-    return _flatten(params) | _flatten({"tools": tools})
+    return dict(iterate_values(params)) | dict(iterate_values({"tools": tools}))
 
 
 def _list_fields(dataset: Dataset) -> dict[str, Any]:
@@ -117,14 +118,3 @@ def _compare_values(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict
         for name in sorted(set(before) | set(after))
         if before.get(name) != after.get(name)
     }
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with names joined by dots."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat

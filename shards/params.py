@@ -1,9 +1,9 @@
-"""What the params dataclasses of all packages share: the bound of seeds, and words for a refused value."""
+"""What the params of all packages share: bounds, nested values by name, and the line on a refused value."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 import pydantic
@@ -12,6 +12,15 @@ from shards.errors import shorten
 
 MAX_SEED = 2**53 - 1  # some programs read larger integers of JSON and YAML inexactly
 UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # of a model, of a dataclass
+
+
+def iterate_values(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(name, value) of every value of a nested mapping, e.g. ("optim.learning_rate", 2e-4)."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from iterate_values(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def describe_mismatch(err: pydantic.ValidationError, model: Any = None) -> str:
