@@ -16,6 +16,7 @@ from pipeline.options import (
     MAX_ADAPT_MINUTES,
     MAX_WORKERS,
     NETWORK,
+    LocalPath,
     NumberRange,
     device_options,
     landmarker_option,
@@ -61,7 +62,7 @@ GPU_WORKERS = 2  # edits at a time on a GPU: one decodes and encodes while anoth
 @click.option(
     "-o",
     "--out",
-    type=click.Path(path_type=Path),
+    type=LocalPath(path_type=Path),
     required=True,
     help="Video to write: .mp4, .mov or .mkv. With --batch, the folder of the videos and their ledger.",
 )

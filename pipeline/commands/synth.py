@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from pipeline.options import FOLDER
+
 # Options that only films have, or only clips: with the other kind they are refused.
 FILM_OPTIONS = {"source": "--from", "films": "--films", "scenes": "--scene"}
 CLIP_OPTIONS = {
@@ -15,9 +17,7 @@ CLIP_OPTIONS = {
 
 
 @click.command("synth")
-@click.option(
-    "--to", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder to write."
-)
+@click.option("--to", type=FOLDER, required=True, help="Folder to write.")
 @click.option(
     "--style",
     type=click.Choice(["grid", "crema-d", "folder", "film"]),
@@ -28,7 +28,7 @@ CLIP_OPTIONS = {
 @click.option(
     "--from",
     "source",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=FOLDER,
     help="With film: folder of clips, a folder in it for each person.",
 )
 @click.option("--films", type=int, default=1, show_default=True, help="With film: number of films.")
@@ -153,17 +153,13 @@ def _make_films(to: Path, source: Path, options: dict[str, Any], as_json: bool) 
     from pydantic import TypeAdapter, ValidationError
 
     from shards.params import describe_mismatch
-    from stages.engine.outcome import StageError
     from stages.synth.film import make_films
     from stages.synth.film_spec import FilmParams
-    from stages.synth.spec import SynthError
 
     try:
         films = make_films(to, source, TypeAdapter(FilmParams).validate_python(options))
     except ValidationError as err:
         raise click.ClickException(describe_mismatch(err)) from err
-    except (StageError, SynthError) as err:
-        raise click.ClickException(str(err)) from err
     if as_json:
         paths = [path.relative_to(to).as_posix() for path, _ in films]
         frames = sum(truth.n_frames for _, truth in films)

@@ -127,6 +127,8 @@ def test_a_wrong_param_is_one_line_that_names_it(text: str, told: str, tmp_path:
         (["verify", "nowhere"], 1, "not a complete dataset"),
         (["explain", "nowhere", "x"], 1, "not a complete dataset"),
         (["diff", "nowhere", "nowhere"], 1, "not a complete dataset"),
+        (["synth", "--to", "s3://b/p"], 2, "s3://b/p is an address; --to is a folder of this machine"),
+        (["edit", "-o", "s3://b/o.mp4"], 2, "s3://b/o.mp4 is an address; --out is a path of this machine"),
     ],
 )
 def test_what_a_user_got_wrong_is_said_in_one_line(
