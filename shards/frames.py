@@ -1,7 +1,7 @@
 """Frames by number: which clip a frame belongs to, which frames a batch needs, and their pixels.
 
-A dataset can be in memory, on this machine's disk or elsewhere (``shards.resident``, ``shards.streaming``,
-``shards.clip_stream``). For training each of these is a ``FrameSource``.
+A dataset can be in memory, on this machine's disk, in windows there, or elsewhere (``shards.resident``,
+``shards.streaming``, ``shards.windowed``, ``shards.clip_stream``). For training each is a ``FrameSource``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`pipeline clips`, `landmarks`, `align`, `mels`, `speech` and `shard`: the dataset stages."""
+"""`pipeline clips`, `cut`, `landmarks`, `align`, `mels`, `speech` and `shard`: the dataset stages."""
 
 from __future__ import annotations
 
