@@ -47,7 +47,6 @@ from train import (
     get_device_name,
     list_ablations,
     make_data,
-    measure_memory_gb,
     measure_our_loop,
     measure_papers_loop,
     profile_steps,
@@ -57,6 +56,7 @@ from train import (
 )
 
 from model.execution import Execution, Ranks, join_ranks
+from model.monitor import measure_memory_gb
 from model.recipe import PRESETS, ModelError, Recipe
 from model.unet import UNet, count_parameters, make_empty_network
 from sampler.params import SampleParams

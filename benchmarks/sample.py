@@ -28,7 +28,7 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from train import synchronize
+from train import MOUTH, synchronize
 
 from model.audio import SILENCE_DB
 from model.batch import boxes_to_masks, to_float, to_pixels
@@ -42,7 +42,6 @@ from sampler.rollout import ClipRequest, CropFrame, FrameGenerator
 from sampler.steps import KnownPixels, noise_levels, sample
 from shards.schema import MELS_PER_FRAME
 
-MOUTH = (0.20, 0.48, 0.80, 0.92)  # x0 y0 x1 y1 of the mask box, as shares of the crop
 SAMPLER: SamplerName = "dpm++2m"
 PAPER_STEPS = 100
 SEED = 0

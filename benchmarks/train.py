@@ -34,7 +34,6 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor, nn
 from torch.autograd import DeviceType
@@ -51,6 +50,7 @@ from model.checkpoint import TrainState
 from model.denoiser import add_noise, gammas
 from model.epochs import EpochCounter, load_batches
 from model.execution import Execution, Ranks, join_ranks
+from model.monitor import measure_memory_gb
 from model.recipe import PAPER_FRAMES, PAPER_OPTIM, PRESETS, ModelError, OptimParams, Recipe, build_recipe
 from model.run_log import METRICS, read_metrics
 from model.unet import UNet, UNetParams, count_parameters, make_empty_network
@@ -121,12 +121,6 @@ def reset_peak_memory(device: torch.device) -> None:
     """Selecting algorithms takes more memory than training."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-
-
-def measure_memory_gb(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    return float(psutil.Process().memory_info().rss) / 1e9
 
 
 @contextlib.contextmanager

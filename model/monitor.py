@@ -216,7 +216,7 @@ class RunMonitor:
             "learning_rate": rate,
             "frames_per_second": len(window.grad_norms) * self.recipe.batch / seconds,
             "waiting_for_data": window.wait_seconds / seconds,
-            "memory_gb": _measure_memory_gb(self.ranks.device),
+            "memory_gb": measure_memory_gb(self.ranks.device),
         }
         self.run_log.write_metrics(state.step, metrics | speed)
         log.info(
@@ -287,7 +287,7 @@ class RunMonitor:
         )
 
 
-def _measure_memory_gb(device: torch.device) -> float:
+def measure_memory_gb(device: torch.device) -> float:
     """The peak of the GPU's memory, or the resident memory of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
