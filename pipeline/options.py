@@ -6,13 +6,13 @@ import functools
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from sampler.params import SamplerName
+from sampler.params import SampleParams, SamplerName
 from shards.cores import count_cores
 from shards.names import is_utf8
 from shards.storage import is_remote, strip_address
@@ -197,8 +197,7 @@ def stage_options(function: Callable[..., Any]) -> Callable[..., Any]:
             raise click.BadParameter(
                 "clips in a bucket are built into shards in a bucket: s3://...", param_hint="--out"
             )
-        names = ("workers", "scheduler", "params", "landmarker", "speech_encoder", "cut", "size", "licence",
-                 "as_json", "dry_run")  # fmt: skip
+        names = {field.name for field in fields(BuildRequest)} & others.keys()
         request = BuildRequest(
             dataset=dataset,
             raw=Path(raw) if raw else Path("data", dataset, "raw"),
@@ -238,7 +237,6 @@ SAMPLER_OPTIONS = (
                  help="Hide the previous frame's mouth every N frames, against drift.  [0: never]"),
     click.option("--seed", type=click.IntRange(0), help="Random seed."),
 )  # fmt: skip
-SAMPLER_NAMES = ("sampler", "steps", "guidance", "guided_share", "common_noise", "reanchor_every", "seed")
 DEVICE_OPTIONS = (
     device_option,
     click.option("--precision", type=click.Choice(["auto", "bf16", "fp32"]), default="auto",
@@ -252,7 +250,9 @@ def sampler_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
     An option that is not set is None: SampleParams has the defaults.
     """
-    return _add_options(SAMPLER_OPTIONS, _collect(function, "sampling", SAMPLER_NAMES))
+    return _add_options(
+        SAMPLER_OPTIONS, _collect(function, "sampling", [field.name for field in fields(SampleParams)])
+    )
 
 
 def device_options(function: Callable[..., Any]) -> Callable[..., Any]:
