@@ -57,8 +57,7 @@ class RunLog:
         with (self.run / METRICS).open("a") as file:
             file.write(line + "\n")
         for name, value in values.items():
-            if isinstance(value, int | float):
-                self.writer.add_scalar(name, value, step)
+            self.writer.add_scalar(name, value, step)
         if self.dvclive is not None:
             self.dvclive.write_metrics(step, values)
 

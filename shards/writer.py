@@ -84,7 +84,8 @@ def write_tar(path: Path, clips: Iterable[PackedClip]) -> list[dict[str, Any]]:
                 "sha256": compute_members_digest(members.values()),
                 "source_sha256": clip.info["source_sha256"],
             }
-            for name, full in _name_members(members):
+            for full in sorted(members):
+                name = full.partition(".")[0]  # in the index: "frames" of "frames.webp"
                 header = tarfile.TarInfo(f"{clip.key}.{full}")  # time 0, owner 0: bytes depend on clips alone
                 header.size = len(members[full])
                 row[f"{name}_offset"] = tar.offset + tarfile.BLOCKSIZE
@@ -101,11 +102,6 @@ def describe_shard(path: Path, split: str, number: int, rows: Sequence[Mapping[s
     n_frames = sum(row["frames"] for row in rows)
     name = make_shard_name(split, number, sha256)
     return ShardEntry(name, split, path.stat().st_size, sha256, len(rows), n_frames)
-
-
-def _name_members(members: Iterable[str]) -> list[tuple[str, str]]:
-    """Pairs (column prefix in the index, member name): ("frames", "frames.webp"), ..., in the tar's order."""
-    return [(full.split(".")[0], full) for full in sorted(members)]
 
 
 def compute_members_digest(members: Iterable[bytes]) -> str:
