@@ -22,7 +22,8 @@ from stages.edit.mouth_cover import crop_lower_face, find_covered_mouths
 from stages.media import weights
 from stages.media.container import find_video_stream, open_media
 from stages.media.faces import LOWER_LIP_INNER, UPPER_LIP_INNER, FaceFinder, LowerFace, Points
-from stages.media.video import RgbConverter, decode_frames
+from stages.media.presentation import decode_frames
+from stages.media.video import RgbConverter
 
 SUFFIXES = (".mpg", ".mp4", ".flv", ".mkv", ".mov")
 COMES, STAYS, LEAVES, GONE = 25, 30, 50, 55  # instants

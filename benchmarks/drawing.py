@@ -98,9 +98,9 @@ def measure_sample(args: argparse.Namespace, params: SampleParams) -> dict[str, 
             shards=args.shards, run=args.run, out=Path(out), split=args.split, clips=args.clips,
             slots=args.slots, device="cpu",
         )  # fmt: skip
-        n_clips = stages.sample.run.run(request, params)
+        result = stages.sample.run.run(request, params)
         whole.stop()
-    return make_row(drawing, whole) | {"clips": n_clips}
+    return make_row(drawing, whole) | {"clips": result.n_clips}
 
 
 def measure_edit(args: argparse.Namespace, params: SampleParams) -> dict[str, float]:

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from processes import run_pipeline
 from skimage.metrics import structural_similarity
 
-from sampler.rollout import SampleParams
+from sampler.params import SampleParams
 from shards.checksum import file_sha256
 from shards.codec import encode_frame
 from shards.index import (

@@ -446,7 +446,7 @@ def s3_bucket(folder: Path) -> Iterator[str]:
 
     with s3.start_server(folder) as server:
         os.environ |= server.environment()
-        yield server.bucket()
+        yield server.create_bucket()
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests import s3
 from tests.conftest import ROOT
 from tests.model import worlds
 
@@ -159,6 +160,44 @@ def test_the_reading_benchmark_measures_each_reader_and_names_missing_packages(t
     assert 1 < rows["ours, windowed, 2 shards"]["clips"] < rows["ours, cached"]["clips"]
     for package, way in (("streaming", "MosaicML streaming"), ("litdata", "litData")):
         assert way in rows or f"{package}: not installed (pip install" in output
+
+
+def test_the_drawing_benchmark_counts_the_clips_that_were_sampled() -> None:
+    script = """
+import json, sys
+from types import SimpleNamespace
+sys.path[:0] = ["benchmarks"]
+import drawing
+import stages.sample.run
+from sampler.params import SampleParams
+
+stages.sample.run.run = lambda request, params: stages.sample.run.SampleResult(request.clips, [])
+drawing.make_row = lambda drawing, whole: {}
+args = SimpleNamespace(ms=0, shards="none", run="none", split="test", clips=3, slots=1)
+print(json.dumps(drawing.measure_sample(args, SampleParams())))
+"""
+    process = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert json.loads(process.stdout) == {"clips": 3}
+
+
+def test_the_reading_benchmark_makes_a_bucket_of_its_own(s3_server: s3.Server) -> None:
+    script = """
+import contextlib, sys
+from pathlib import Path
+sys.path[:0] = ["benchmarks"]
+import read
+from tests import s3
+
+s3.start_server = lambda folder: contextlib.nullcontext(s3.Server(sys.argv[1]))
+with read.s3_bucket(Path()) as name:
+    print(name)
+"""
+    process = subprocess.run(
+        [sys.executable, "-c", script, s3_server.endpoint], cwd=ROOT, capture_output=True, text=True
+    )
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.strip() in {item["Name"] for item in s3_server.client().list_buckets()["Buckets"]}
 
 
 def test_a_recoloured_person_has_the_skin_that_it_says_and_the_rest_as_it_was() -> None:
