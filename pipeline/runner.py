@@ -158,8 +158,10 @@ class DaskMapper:
                 cluster = connect_client(self._scheduler, self._connect_seconds)
             self._client = self._resources.enter_context(cluster)
             self._connect_seconds = RECONNECT_SECONDS
-        elif self._scheduler is None and n_needed > len(self._client.cluster.worker_spec):
-            self._client.cluster.scale(n_needed)
+        elif self._scheduler is None:
+            local: Any = self._client.cluster
+            if n_needed > len(local.worker_spec):
+                local.scale(n_needed)
         return self._client
 
 
