@@ -34,6 +34,7 @@ from stages.media import weights
 from stages.media.audio import SAMPLES_PER_FRAME
 from stages.media.clip_sound import FULL_SCALE, read_clip_sound
 from stages.media.networks import find_network
+from stages.media.pauses import flatten_pauses
 from stages.mels import compute_mel_rows, find_reference, read_mels_params
 from stages.metrics.obedience import Mean, bootstrap_mean
 from stages.sample.pairs import Pair, count_pair_frames, make_pairs, read_pair
@@ -68,7 +69,8 @@ def join_speech(
         model = find_model(SpeechParams(encoder=encoder))
         assert model is not None, "an encoder has weights"
         features = compute_speech_rows(whole, load_encoder(model))
-    return Speech(compute_mel_rows(whole, read_mels_params(dataset)), features)
+    mels = compute_mel_rows(whole, read_mels_params(dataset))
+    return Speech(*flatten_pauses(mels, features, find_reference(dataset)))
 
 
 def generate(generator: FrameGenerator, key: str, parts: Sequence[ClipSample], speech: Speech) -> Frames:

@@ -19,6 +19,7 @@ class SamplingAdvice(pydantic.BaseModel):
     guidance: float | None = Field(default=None, ge=0, le=100)
     guided_share: float | None = Field(default=None, gt=0, le=1)
     common_noise: float | None = Field(default=None, ge=0, le=1)
+    flat_pauses: bool | None = None
 
 
 def advise_by_recipe(recipe: Recipe) -> SamplingAdvice:
@@ -33,4 +34,5 @@ def advise_by_recipe(recipe: Recipe) -> SamplingAdvice:
         steps=100 if is_paper else None,
         guidance=None if recipe.network.audio.null else 1.0,
         common_noise=0.0 if is_paper else None,
+        flat_pauses=False if is_paper else None,
     )

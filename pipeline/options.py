@@ -233,6 +233,8 @@ SAMPLER_OPTIONS = (
                  help="Share of a frame's steps, the last ones, that have guidance."),
     click.option("--common-noise", type=NumberRange(0, 1), metavar="SHARE",
                  help="Share of the noise that all frames of a clip have in common, against flicker."),
+    click.option("--flat-pauses/--no-flat-pauses", default=None,
+                 help="Let no breath or noise within a pause of the speech move the mouth."),
     click.option("--reanchor-every", type=click.IntRange(0), metavar="N",
                  help="Hide the previous frame's mouth every N frames, against drift.  [0: never]"),
     click.option("--seed", type=click.IntRange(0), help="Random seed."),

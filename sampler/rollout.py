@@ -272,6 +272,11 @@ class FrameGenerator:
         """Whether the network needs speech features."""
         return self.recipe.network.audio.takes_speech
 
+    @property
+    def flat_pauses(self) -> bool:
+        """Whether it is to hear a pause's mean within the pause."""
+        return self.params.flat_pauses
+
     def select_box(self, box: NDArray[np.int16]) -> NDArray[np.int16]:
         """The region that is generated where a dataset has this mask box: x0 y0 x1 y1, (4,)."""
         region = self.recipe.frames.mask_region

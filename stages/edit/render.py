@@ -60,6 +60,11 @@ class MouthGenerator(Protocol):
         """Whether it needs speech features."""
         ...
 
+    @property
+    def flat_pauses(self) -> bool:
+        """Whether the pauses of the speech that it gets are flat (``stages.media.pauses``)."""
+        ...
+
     def select_box(self, box: NDArray[np.int16]) -> NDArray[np.int16]:
         """The region that it generates in a crop with this mask box: x0 y0 x1 y1, (4,)."""
         ...

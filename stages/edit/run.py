@@ -54,8 +54,9 @@ from stages.engine.progress import Progress, no_progress
 from stages.engine.sandbox import DAY, MAX_PIXELS, ClipJob, LimitParams
 from stages.landmarks import LandmarksParams
 from stages.media.faces import check_engine
+from stages.media.pauses import flatten_pauses
 from stages.media.video import count_instants
-from stages.mels import MelsParams, compute_mels_of_file
+from stages.mels import MelsParams, compute_mels_of_file, get_reference
 from stages.speech import SpeechParams, compute_speech_of_file, find_model
 
 Preset = Literal[
@@ -207,7 +208,9 @@ def edit(
     encoder = find_speech_encoder(params) if generator.takes_speech else None
     with TemporaryDirectory(prefix="redub.") as scratch:
         n_instants = max(1, count_instants(seconds))
-        with _compute_sounds(speeches, n_instants, encoder, params, overlap=overlap) as sounds:
+        with _compute_sounds(
+            speeches, n_instants, encoder, params, flat_pauses=generator.flat_pauses, overlap=overlap
+        ) as sounds:
             plans = make_plans(
                 video,
                 inputs.facts,
@@ -326,7 +329,13 @@ def find_speech_encoder(params: EditParams) -> Path:
 
 @contextmanager
 def _compute_sounds(
-    speeches: Sequence[Speech], n_instants: int, encoder: Path | None, params: EditParams, *, overlap: bool
+    speeches: Sequence[Speech],
+    n_instants: int,
+    encoder: Path | None,
+    params: EditParams,
+    *,
+    flat_pauses: bool,
+    overlap: bool,
 ) -> Iterator[Iterator[SoundRows]]:
     """The sound of each of ``speeches``, in order. With ``overlap`` a thread computes them from now on.
 
@@ -339,7 +348,10 @@ def _compute_sounds(
             raise InterruptedError("the edit has ended")
 
     def compute(speech: Speech) -> SoundRows:
-        return compute_sound(speech, n_instants, encoder, params, check_block, may_be_silent=True)
+        sound = compute_sound(speech, n_instants, encoder, params, check_block, may_be_silent=True)
+        if not flat_pauses:
+            return sound
+        return SoundRows(*flatten_pauses(sound.mels, sound.speech, get_reference(params.mels)))
 
     if not overlap:
         yield map(compute, speeches)

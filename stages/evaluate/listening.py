@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.schema import ClipSample, Frames
+from stages.media.pauses import find_silent_frames
 from stages.media.reference import Reference
 from stages.metrics.border import border_distances
 from stages.metrics.closure import Word, count_closed_share, find_closures
@@ -32,7 +33,7 @@ from stages.metrics.obedience import (
     partial_correlation,
 )
 from stages.metrics.pixels import Series, score_psnr, squared_errors
-from stages.metrics.silence import find_silent_frames, measure_silent_motion
+from stages.metrics.silence import measure_silent_motion
 
 MIN_OBEDIENCE_FRAMES = 10  # with a mouth in all three of the signals that obedience compares
 EDGE_FRAMES = 5  # at each end of a clip, whose PSNR shows drift: 0.2 s

@@ -23,6 +23,7 @@ from stages.engine.cache import load_entry, read_entry, save_entry
 from stages.engine.outcome import Drop, Outcome
 from stages.engine.sandbox import ClipJob, LimitParams
 from stages.evaluate.baselines import MouthBank, find_nearest_mouths, freeze_mouth, repeat_previous_frame
+from stages.media.pauses import find_silent_frames
 from stages.mels import find_reference
 from stages.metrics import sync
 from stages.metrics.border import border_distances
@@ -31,7 +32,6 @@ from stages.metrics.identity import identity_distances
 from stages.metrics.motion import smoothness
 from stages.metrics.mouth_finder import find_mouths_cached
 from stages.metrics.pixels import squared_errors, ssim_by_frame
-from stages.metrics.silence import find_silent_frames
 from stages.sample.pairs import read_crops
 
 VERSION = 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 
@@ -11,6 +12,8 @@ from sampler.rollout import ClipRequest, CropFrame, FrameGenerator
 from shards.background import prefetch
 from shards.reader import Dataset, read_unless_damaged
 from shards.schema import ClipSample, Frames, ShardError
+from stages.media.pauses import flatten_pauses
+from stages.mels import find_reference
 from stages.sample.pairs import Pair, count_pair_frames, read_pair
 
 # In memory beside the clips that are being generated: 200 MB of crops of 128 px.
@@ -35,7 +38,9 @@ def generate_clips(
     """
     by_name = {pair.name: pair for pair in pairs}
     unfinished: dict[str, list[Frames]] = {}
-    clips = _make_clip_requests(dataset, pairs, read, skip_damaged=skip_damaged)
+    clips = _make_clip_requests(
+        dataset, pairs, read, flat_pauses=generator.flat_pauses, skip_damaged=skip_damaged
+    )
     with closing(prefetch(clips, choose_clips_ahead(dataset, pairs, slots))) as requests:
         for frame in generator.rollout(requests, slots=slots):
             on_frame()
@@ -50,11 +55,16 @@ def _make_clip_requests(
     pairs: Sequence[Pair],
     read: Callable[[Dataset, Pair], tuple[ClipSample, ClipSample]],
     *,
+    flat_pauses: bool,
     skip_damaged: bool,
 ) -> Generator[ClipRequest, None, None]:
+    reference = find_reference(dataset) if flat_pauses else None
     for pair in pairs:
         request = read_unless_damaged(make_clip_request, dataset, pair, read)
         if not isinstance(request, ShardError):
+            if flat_pauses:
+                mels, speech = flatten_pauses(request.mels, request.speech, reference)
+                request = replace(request, mels=mels, speech=speech)
             yield request
         elif not skip_damaged:
             raise request

@@ -256,6 +256,7 @@ def _write_run_info(out: Path, run_info: dict[str, Any]) -> None:
         # what clips were generated with before these were parameters
         previous["params"].setdefault("common_noise", 0.0)
         previous["params"].setdefault("guided_share", 1.0)
+        previous["params"].setdefault("flat_pauses", False)
         has_weights = "weights_sha256" in previous  # older folders lack it
         previous.setdefault("weights_sha256", run_info["weights_sha256"])
         # the same network may be at another path, or be named in another way

@@ -175,7 +175,13 @@ def test_how_a_published_model_is_sampled_is_known_in_the_second_generation_too(
 
 def test_a_network_of_the_papers_recipe_is_sampled_as_the_paper_does(tmp_path: Path) -> None:
     """Its noise level of the start has so little signal that a few steps of another sampler give noise."""
-    advice = {"sampler": "ancestral", "steps": 100, "guidance": 1.0, "common_noise": 0.0}
+    advice = {
+        "sampler": "ancestral",
+        "steps": 100,
+        "guidance": 1.0,
+        "common_noise": 0.0,
+        "flat_pauses": False,
+    }
     for preset in PRESETS:
         expected = advice if preset.startswith("paper") else {}
         assert advise_by_recipe(build_recipe(preset)).model_dump(exclude_none=True) == expected, preset

@@ -19,17 +19,20 @@ from click.testing import CliRunner
 from model import loop
 from model.audio import AudioParams
 from model.checkpoint import save_checkpoint
+from model.execution import Execution
 from pipeline.main import cli
 from sampler.params import SampleParams
+from sampler.rollout import load_generator
 from shards.ledger import read_ledger, write_ledger
 from shards.publish import locate_dataset
-from shards.reader import open_dataset, read_clip
-from shards.schema import ShardError
+from shards.reader import Dataset, open_dataset, read_clip
+from shards.schema import ClipSample, ShardError
 from shards.table import write_rows
 from stages.engine.outcome import StageError
 from stages.evaluate.predictions import find_systems
+from stages.media.pauses import EDGE_FRAMES
 from stages.sample import run as sample
-from stages.sample.generate import make_clip_request
+from stages.sample.generate import generate_clips, make_clip_request
 from stages.sample.pairs import (
     CROPS,
     FIRST_SCHEMA,
@@ -40,6 +43,7 @@ from stages.sample.pairs import (
     explain_other_splits,
     make_pairs,
     read_crops,
+    read_pair,
     read_samples,
     write_crops,
 )
@@ -265,6 +269,31 @@ def test_a_pair_brings_the_speech_features_of_the_clip_that_speaks(tmp_path: Pat
     assert make_clip_request(without, Pair(*ids)).speech is None
 
 
+@pytest.mark.parametrize("flat_pauses", [True, False])
+def test_noise_within_a_pause_moves_the_mouth_only_where_pauses_are_not_flat(
+    trained: Path, tmp_path: Path, flat_pauses: bool
+) -> None:
+    """Four frames are loud, twelve a pause, whose noise has a mean of 0 in each frame."""
+    dataset = open_dataset(worlds.make_dataset(tmp_path, (16,), test=["s1_clip0"]))
+    levels = np.full((32, worlds.N_MELS), -60, np.float32)
+    levels[:8] = -5
+    noise = np.where(np.arange(32) % 2, 9, -9)[:, None].astype(np.float32)
+    is_within = np.zeros((32, 1), bool)
+    is_within[2 * (4 + EDGE_FRAMES) : 2 * (16 - EDGE_FRAMES)] = True
+
+    def draw(mels: np.ndarray) -> np.ndarray:
+        def read(dataset: Dataset, pair: Pair) -> tuple[ClipSample, ClipSample]:
+            clip, speech = read_pair(dataset, pair)
+            return clip, replace(speech, mels=mels)
+
+        params = replace(QUICK, flat_pauses=flat_pauses)
+        generator = load_generator(trained, params, CPU, Execution())
+        [(_, frames)] = generate_clips(generator, dataset, [Pair("s1_clip0", "s1_clip0")], slots=1, read=read)
+        return frames
+
+    assert np.array_equal(draw(levels), draw(levels + is_within * noise)) == flat_pauses
+
+
 def test_a_network_of_speech_is_sampled_on_a_dataset_that_has_it_and_refuses_others(tmp_path: Path) -> None:
     ids = ["s1_clip0", "s1_clip1"]
     shards = worlds.make_dataset(tmp_path / "with", (9, 12, 7, 11), test=ids, speech_size=5)
@@ -281,16 +310,17 @@ def test_a_network_of_speech_is_sampled_on_a_dataset_that_has_it_and_refuses_oth
         sample.run(request, QUICK)
 
 
-def test_a_folder_from_before_common_noise_and_guided_shares_is_continued_as_it_was_begun(
+def test_a_folder_from_before_some_params_is_continued_as_it_was_begun(
     shards: Path, trained: Path, tmp_path: Path
 ) -> None:
-    independent = replace(QUICK, common_noise=0.0, guided_share=1.0)
+    independent = replace(QUICK, common_noise=0.0, guided_share=1.0, flat_pauses=False)
     sample.run(make_request(shards, trained, tmp_path, videos=False), independent)
     info = json.loads((tmp_path / RUN_INFO).read_text())
-    del info["params"]["common_noise"], info["params"]["guided_share"]
+    for name in ("common_noise", "guided_share", "flat_pauses"):
+        del info["params"][name]
     (tmp_path / RUN_INFO).write_text(json.dumps(info))
     sample.run(make_request(shards, trained, tmp_path, videos=False), independent)
-    for other in ({"common_noise": 0.5}, {"guided_share": 0.5}):
+    for other in ({"common_noise": 0.5}, {"guided_share": 0.5}, {"flat_pauses": True}):
         with pytest.raises(StageError, match=f"was sampled with params .*{next(iter(other))}"):
             sample.run(make_request(shards, trained, tmp_path, videos=False), replace(independent, **other))
 

@@ -67,6 +67,7 @@ class BoxPainter:
     offsets: list[int] = field(default_factory=list)
     speech: list[np.ndarray | None] = field(default_factory=list)
     takes_speech: bool = False
+    flat_pauses: bool = False
 
     def __call__(
         self, frames: Iterator[CropFrame], mels: np.ndarray, offset: int, speech: np.ndarray | None
@@ -326,6 +327,24 @@ def test_a_network_that_takes_speech_features_gets_those_of_a_dataset(
     expected = compute_speech_rows(sound, load_encoder(speech_model))
     assert len(expected) == len(generator.mels[0])
     np.testing.assert_array_equal(generator.speech, [expected])
+
+
+def test_a_network_hears_the_mean_of_a_pause_within_it(
+    tmp_path: Path, landmarker: Path, speech: Callable[[float], Path]
+) -> None:
+    clip, sound, out = tmp_path / "clip.mp4", tmp_path / "sound.wav", tmp_path / "out.mp4"
+    synth.make_clip(clip, ClipSpec(seconds=1.2, size=SMALL))
+    noise = "anoisesrc=amplitude=0.0003:duration=0.8:seed=1"
+    ffmpeg("-i", speech(0.4), "-f", "lavfi", "-i", noise, "-filter_complex", "concat=v=0:a=1", sound)
+    heard = []
+    for flat_pauses in (False, True):
+        generator = BoxPainter(flat_pauses=flat_pauses)
+        edit(clip, sound, out, generator, model=landmarker, params=QUICK)
+        heard.append(generator.mels[0])
+    as_it_is, flat = heard
+    within = slice(30, 50)  # rows, of 60
+    assert np.ptp(as_it_is[within], axis=0).max() > 1 and np.ptp(flat[within], axis=0).max() == 0
+    assert np.array_equal(flat[:20], as_it_is[:20])
 
 
 def test_the_summary_says_what_the_output_cannot_hold(

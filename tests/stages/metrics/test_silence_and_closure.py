@@ -7,6 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from shards.schema import VIDEO_FPS
+from stages.media.pauses import EDGE_FRAMES, MIN_RUN_FRAMES, SILENT_DB, find_silent_frames, flatten_pauses
 from stages.media.reference import Reference, compute_reference
 from stages.metrics.closure import (
     CLOSED_OPENING,
@@ -15,12 +16,7 @@ from stages.metrics.closure import (
     count_closed_share,
     find_closures,
 )
-from stages.metrics.silence import (
-    MIN_RUN_FRAMES,
-    SILENT_DB,
-    find_silent_frames,
-    measure_silent_motion,
-)
+from stages.metrics.silence import measure_silent_motion
 
 T = 75
 
@@ -59,6 +55,25 @@ def test_a_long_pause_is_silent_also_where_0_db_follows_the_sound(seconds: int, 
     assert (find_silent_frames(whole) == expected).all()
     assert (find_silent_frames(mels, reference) == expected).all()
     assert seconds < 4 or quiet < -33 or not (find_silent_frames(mels) == expected).all(), "it is needed"
+
+
+def test_rows_within_a_pause_become_its_mean_and_all_others_stay() -> None:
+    rng = np.random.default_rng(0)
+    mels = make_levels(slice(20, 40)) + rng.normal(0, 1, (2 * T, 8)).astype(np.float32)
+    speech = rng.normal(0, 3, (2 * T, 5)).astype(np.float16)
+    given = mels.copy(), speech.copy()
+    is_inner = np.zeros(2 * T, bool)
+    is_inner[2 * (20 + EDGE_FRAMES) : 2 * (40 - EDGE_FRAMES)] = True
+    flat_mels, flat_speech = flatten_pauses(mels, speech, None)
+    assert flat_speech is not None and flat_speech.dtype == np.float16 and flat_mels.dtype == np.float32
+    for flat, array in ((flat_mels, mels), (flat_speech, speech)):
+        assert np.array_equal(flat[~is_inner], array[~is_inner])
+        assert np.allclose(flat[is_inner], array[is_inner].astype(np.float64).mean(axis=0), atol=1e-3)
+        assert np.ptp(flat[is_inner], axis=0).max() == 0
+    assert np.array_equal(mels, given[0]) and np.array_equal(speech, given[1])
+    assert flatten_pauses(mels, None, None)[1] is None
+    loud = make_levels()
+    assert np.array_equal(flatten_pauses(loud, None, None)[0], loud), "there is no pause"
 
 
 def test_motion_is_measured_between_silent_frames_alone() -> None:
