@@ -319,6 +319,8 @@ def list_variants(machine: Machine, execution: Execution, out: Path) -> Iterator
     yield clips(many_clips, most)
     yield clips(1, more)
     yield clips(1, many)
+    for n_clips in () if machine.small else (128, 256):  # how many at once are best
+        yield clips(n_clips, few)
     for what, (other_execution, change) in list_ablations(execution, machine.device).items():
         yield ours("training", f"ours, no {what}", multi, other_execution, change)
     yield ours("training", OURS, single, execution)
