@@ -19,7 +19,7 @@ class Inputs:
     clips: float = 1e6
     frames: float = 220e6  # VoxCeleb2: 2,442 h at 25 fps
     raw_bytes_per_clip: float = 250e3  # assumed: 224 px H.264 of 9 s
-    ms_per_frame: float = 17.07  # measured: raw to shards, GRID, one core
+    ms_per_frame: float = 11.82  # measured: raw to shards, GRID, one core
     shard_bytes_per_frame: float = 23_185  # measured: GRID, lossless WebP; 11,090 with JPEG
     clips_per_part: float = 61  # a million clips in 16,384 parts
     receipt_bytes_per_clip: float = 1300  # measured: benchmarks/building.py
