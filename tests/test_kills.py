@@ -48,7 +48,7 @@ def make_world(folder: Path, grid: Path, commands: Iterable[str] = OUTPUTS) -> N
         target = folder / "raw" / path.relative_to(grid)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
-    scene = ("--seconds", "8", "--scene", "speaker")
+    scene = ("--seconds", "5", "--scene", "speaker")
     pipeline("synth", "--style", "film", "--from", folder / "raw", "--to", folder / "films", *scene)
     (folder / "params.yaml").write_text(PARAMS)
     changes = worlds.recipe_to_changes(RECIPE)
