@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from filelock import FileLock
 
-from shards import locks, remote
+from shards import remote
 from shards.atomic import WriteError
 from shards.cache import open_shard_store
 from shards.publish import download_dataset, locate_dataset
@@ -28,6 +27,7 @@ from shards.storage import LocalStorage, open_storage, strip_address
 from shards.verify import verify
 from tests import datasets
 from tests.changing import change_folders
+from tests.locking import lock_until_told
 from tests.model import worlds
 from tests.waiting import GUARD_SECONDS
 
@@ -122,17 +122,9 @@ def test_shards_are_downloaded_several_at_a_time_and_counted(
 def test_a_process_says_that_another_one_downloads_what_it_waits_for(
     dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    warning = locks.log.warning
     with serve(dataset) as (address, _):
         folder = download_dataset(address, tmp_path / "cache")
-        lock = FileLock(folder / ".lock", thread_local=False)
-
-        def warn(*message: object) -> None:
-            warning(*message)
-            lock.release()
-
-        monkeypatch.setattr(locks.log, "warning", warn)
-        lock.acquire()
+        lock_until_told(folder / ".lock", monkeypatch)
         assert download_dataset(address, tmp_path / "cache") == folder
     assert caplog.messages == [f"{address}: waiting for another process that downloads it to {folder}"]
 

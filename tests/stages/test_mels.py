@@ -12,10 +12,8 @@ import librosa
 import numpy as np
 import pytest
 import scipy.signal
-from filelock import FileLock
 from pydantic import ValidationError
 
-from shards import locks
 from stages import clips, mels
 from stages.engine.cache import load_entry
 from stages.engine.outcome import Drop
@@ -30,6 +28,7 @@ from stages.mels import (
     count_samples,
     get_reference,
 )
+from tests.locking import lock_until_told
 from tests.waiting import GUARD_SECONDS
 
 PARAMS = MelsParams()
@@ -287,13 +286,6 @@ def test_a_wait_for_a_process_that_uses_librosa_for_the_first_time_is_told(
     monkeypatch.setattr(mels, "compute_mel_rows", lambda *_: None)
     path = tmp_path / "redub" / "librosa.lock"
     path.parent.mkdir()
-    lock, warning = FileLock(path, thread_local=False), locks.log.warning
-
-    def warn(*message: object) -> None:
-        warning(*message)
-        lock.release()
-
-    monkeypatch.setattr(locks.log, "warning", warn)
-    lock.acquire()
+    lock_until_told(path, monkeypatch)
     mels.warm_up({})
     assert caplog.messages == [f"waiting for another process that prepares librosa; it has locked {path}"]

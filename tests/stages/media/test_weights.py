@@ -11,13 +11,12 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
-from shards import locks
 from stages.engine.outcome import StageError
 from stages.media import weights
 from stages.media.packages import PackagedFiles
 from stages.media.weights import NETWORKS, Weights, WeightsNotFound
+from tests.locking import lock_until_told
 
 DATA = bytes(range(256)) * 300
 SHA256 = hashlib.sha256(DATA).hexdigest()
@@ -117,14 +116,7 @@ def test_a_process_says_that_another_one_downloads_the_file_it_waits_for(
 ) -> None:
     path = cache.with_name("redub-locks") / "eye.pth.lock"
     path.parent.mkdir(parents=True)
-    lock, warning = FileLock(path, thread_local=False), locks.log.warning
-
-    def warn(*message: object) -> None:
-        warning(*message)
-        lock.release()
-
-    monkeypatch.setattr(locks.log, "warning", warn)
-    lock.acquire()
+    lock_until_told(path, monkeypatch)
     assert weights.fetch(model) == cache / "eye.pth"
     assert caplog.messages[0] == (
         f"eye.pth: waiting for another process that downloads it; it has locked {path}"
