@@ -27,7 +27,8 @@ from shards.schema import MELS_PER_FRAME, SPEECH_PER_FRAME, VIDEO_FPS, Frames
 from shards.table import Rows
 from shards.writer import PackedClip, describe_shard, write_tar
 from stages import shard
-from stages.adapt.sync import score_clips
+from stages.adapt.sync import find_lag, score_clips
+from stages.cut.params import ThresholdParams
 from stages.cut.speaker import SpeakerScore
 from stages.edit.plan import EditPlan
 from stages.edit.reader import FrameReader, VideoFacts
@@ -77,7 +78,8 @@ class CutResult:
 
     clips: int
     frames: int
-    sync: SpeakerScore | None = None  # None: not measured, since the network takes other features or none
+    # Before a lag was corrected. None: not measured, since the network takes other features or none.
+    sync: SpeakerScore | None = None
 
     @property
     def seconds(self) -> float:
@@ -137,14 +139,16 @@ def cut_video(
     model: Path,
     params: EditParams,
     excerpt: ExcerptParams,
+    thresholds: ThresholdParams,
     scratch: Path,
     progress: Progress,
 ) -> CutResult:
     """Write a dataset of the face that ``params.face`` chooses to the folder ``out``.
 
-    ``size`` is the side of a crop in px, ``model`` MediaPipe's face model, ``scratch`` an empty folder.
-    ``progress`` receives the passes "faces" (of instants), "crops" and, where the speech features tell what
-    the mouth should do, "sync". Raises StageError when the face is not in sight for ``min_seconds``.
+    ``size`` is the side of a crop in px, ``model`` MediaPipe's face model, ``scratch`` an empty folder. Where
+    the speech features tell what the mouth should do, sound that is early or late is moved to the mouth's
+    time. ``progress`` receives the passes "faces" (of instants), "crops" and then "sync"; where sound is
+    moved, "crops" again. Raises StageError when the face is not in sight for ``min_seconds``.
     """
     encoder = find_speech_encoder(params) if takes_speech else None  # now, not after looking for faces
     [edit_plan] = make_plans(
@@ -166,10 +170,6 @@ def cut_video(
             f"{video}: the face is in sight for {n_frames / VIDEO_FPS:.1f} s, expected at least "
             f"{excerpt.min_seconds:g} s to adapt to, better 10 s or more"
         )
-    # On the clock of the picture: row 0 is at its first frame.
-    start = plan.facts.start * plan.facts.time_base
-    speech = replace(plan.speech, start=start)
-    sound = compute_sound(speech, edit_plan.n_instants, encoder, params)
     work = Work(CORPUS, raw=video.parent, root=scratch, out=out, cache=scratch)
     dataset_params = {
         "landmarks": {"engine": params.landmarks.engine},
@@ -180,19 +180,38 @@ def cut_video(
     tools = versions(*shard.list_libraries(params.landmarks.engine))
     out.mkdir(parents=True, exist_ok=True)
     rows = list(_make_rows(video, plan.facts, spans))
-    with make_scratch_folder(scratch) as folder:
-        partial = folder / "shard.tar"
-        clips = _pack_clips(
-            edit_plan, spans, sound, rows, size=size, blob=folder / "frames", tools=tools, progress=progress
-        )
-        index = write_tar(partial, clips)
-        entry = describe_shard(partial, SPLIT, 0, index)
-        partial.replace(out / entry.name)
-    packed = PackedShard(entry, check_index_rows(index, entry.name, f"{video}"))
-    finish_dataset(work, ShardParams(codec="raw"), dataset_params, [packed], build_ledger(rows))
+
+    def write_dataset(lag: int) -> SoundRows:
+        """Write all, with the sound of the mouth's time if the mouth is ``lag`` frames late."""
+        # On the clock of the picture: row 0 is at its first frame.
+        start = plan.facts.start * plan.facts.time_base - Fraction(lag, VIDEO_FPS)
+        speech = replace(plan.speech, start=start)
+        sound = compute_sound(speech, edit_plan.n_instants, encoder, params)
+        with make_scratch_folder(scratch) as folder:
+            partial = folder / "shard.tar"
+            clips = _pack_clips(
+                edit_plan,
+                spans,
+                sound,
+                rows,
+                size=size,
+                blob=folder / "frames",
+                tools=tools,
+                progress=progress,
+            )
+            index = write_tar(partial, clips)
+            entry = describe_shard(partial, SPLIT, 0, index)
+            partial.replace(out / entry.name)
+        packed = PackedShard(entry, check_index_rows(index, entry.name, f"{video}"))
+        finish_dataset(work, ShardParams(codec="raw"), dataset_params, [packed], build_ledger(rows))
+        return sound
+
+    sound = write_dataset(0)
     score = None
     if sound.speech is not None and params.speech.encoder == ENCODER:
         score = _score_sync(out, spans, sound.speech, model, progress)
+    if score is not None and find_lag(score, thresholds):
+        write_dataset(find_lag(score, thresholds))
     return CutResult(len(spans), n_frames, score)
 
 

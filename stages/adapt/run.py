@@ -26,7 +26,7 @@ from shards.atomic import write_atomically
 from shards.checksum import file_sha256
 from shards.schema import VIDEO_FPS
 from stages.adapt.clips import CutPlan, CutResult, ExcerptParams, cut_video, plan_cut
-from stages.adapt.sync import describe_problem
+from stages.adapt.sync import describe_sync
 from stages.cut.params import ThresholdParams
 from stages.edit.run import EditParams, check_output
 from stages.engine.cache import digest, versions
@@ -37,7 +37,7 @@ from stages.shard import list_libraries
 from stages.train import run as train
 from stages.train.run_file import find_sampling_advice, read_data_sources
 
-VERSION = 1
+VERSION = 2
 FOLDER = "adapted"  # of the user's cache
 MAX_CACHED_MODELS = 50  # a small one has 4 MB
 MIN_STEPS = 20
@@ -66,7 +66,9 @@ class AdaptRequest:
     device: str = "auto"
     execution: Execution = field(default_factory=Execution)
     excerpt: ExcerptParams = field(default_factory=ExcerptParams)
-    thresholds: ThresholdParams = field(default_factory=ThresholdParams)  # beyond which sync is warned of
+    thresholds: ThresholdParams = field(
+        default_factory=ThresholdParams
+    )  # below which a voice is not the mouth's
     cache: Path | None = None  # folder; None: the user's
     scratch: Path | None = None  # folder for what is removed at the end; None: the system's
 
@@ -181,6 +183,7 @@ def _make_key(request: AdaptRequest) -> str:
         request.minutes,
         request.max_minutes,
         request.excerpt,
+        request.thresholds.min_sync_confidence,
         params.face,
         replace(params.landmarks, model=""),
         params.align,
@@ -233,6 +236,7 @@ def _make_model(
             model=request.landmarker,
             params=request.params,
             excerpt=request.excerpt,
+            thresholds=request.thresholds,
             scratch=scratch,
             progress=progress,
         )
@@ -277,9 +281,9 @@ def _list_warnings(cut: CutResult, estimate: Estimate, thresholds: ThresholdPara
     """Lines about a video that teaches little, which the estimate did not know, or a wrong mouth."""
     if cut.seconds < ENOUGH_SECONDS <= estimate.learn_seconds:
         yield f"the face is in sight for {cut.seconds:.1f} s; {LITTLE}"
-    problem = None if cut.sync is None else describe_problem(cut.sync, thresholds)
-    if problem is not None:
-        yield problem
+    line = None if cut.sync is None else describe_sync(cut.sync, thresholds)
+    if line is not None:
+        yield line
 
 
 def _choose_steps(request: AdaptRequest, step_seconds: float) -> Recipe:

@@ -1,7 +1,8 @@
 """Does the mouth of a video say what is heard in it, and at the same time?
 
-A network that is adapted to a dubbed or late video learns a mouth that is wrong. The score is that of
-`stages.cut.speaker`, of all clips together, since they are of one person and one recording.
+A network that is adapted to a dubbed or late video learns a mouth that is wrong. So a lag is corrected, as in
+cutting, and a voice that is not the mouth's is warned of. The score is that of `stages.cut.speaker`, of all
+clips together, since they are of one person and one recording.
 """
 
 from __future__ import annotations
@@ -43,20 +44,21 @@ def _join_curves(curves: Sequence[SyncCurve]) -> SyncCurve:
     return SyncCurve(correlations, sum(weights))
 
 
-def describe_problem(score: SpeakerScore, thresholds: ThresholdParams) -> str | None:
-    """One line for the user about a voice that is not the mouth's, or not in sync; None: all is well."""
+def find_lag(score: SpeakerScore, thresholds: ThresholdParams) -> int:
+    """Frames by which the mouth is late, negative where the sound is; 0 if the voice is not the mouth's."""
+    return score.lag if score.confidence >= thresholds.min_sync_confidence else 0
+
+
+def describe_sync(score: SpeakerScore, thresholds: ThresholdParams) -> str | None:
+    """One line for the user about a voice that is not the mouth's, or a lag that is corrected, if any."""
     limit = thresholds.min_sync_confidence
     if score.confidence < limit:
         return (
             f"the mouth hardly follows the voice (sync confidence {score.confidence:.2f}, expected {limit:g} "
             "or more): a dubbed video, or a voice-over, teaches a wrong mouth"
         )
-    n_frames = abs(score.lag)
-    if n_frames > thresholds.max_lag_frames:
-        which, learned = ("sound", "early") if score.lag < 0 else ("picture", "late")
-        return (
-            f"the {which} is {n_frames} frames late ({n_frames / VIDEO_FPS:.2f} s, expected at most "
-            f"{thresholds.max_lag_frames} frames): the model learns a mouth that is as {learned}; move the "
-            "sound first"
-        )
-    return None
+    if not score.lag:
+        return None
+    which, moved = ("sound", "earlier") if score.lag < 0 else ("picture", "later")
+    late = f"{abs(score.lag) / VIDEO_FPS:.2f} s"
+    return f"the {which} is {late} late: the model learns from sound that is moved {late} {moved}"

@@ -33,6 +33,7 @@ from stages import synth
 from stages.adapt import run
 from stages.adapt.clips import CutResult, ExcerptParams, cut_video, plan_cut, spread_windows
 from stages.adapt.run import MIN_STEPS, AdaptRequest, Estimate, adapt
+from stages.cut.params import ThresholdParams
 from stages.cut.speaker import SpeakerScore
 from stages.edit.run import EditParams
 from stages.engine.outcome import StageError
@@ -89,6 +90,7 @@ def cut(video: Path, out: Path, landmarker: Path, size: int = SIZE, **changes: A
         model=landmarker,
         params=params,
         excerpt=numbers,
+        thresholds=ThresholdParams(),
         scratch=out / "scratch",
         progress=lambda *_: None,
     )
@@ -253,11 +255,11 @@ class Stopped(Exception):
     [
         (CutResult(5, 300), []),
         (CutResult(5, 200), ["the face is in sight for 8.0 s; that is little: with 10 s or more"]),
-        (CutResult(5, 300, SpeakerScore(0.5, 1, 0.6)), []),
+        (CutResult(5, 300, SpeakerScore(0.5, 0, 0.6)), []),
         (CutResult(5, 300, SpeakerScore(0.0, -9, 0.1)), ["the mouth hardly follows the voice"]),
         (
             CutResult(5, 200, SpeakerScore(0.5, -9, 0.6)),
-            ["the face is in sight", "the sound is 9 frames late"],
+            ["the face is in sight", "the sound is 0.36 s late"],
         ),
     ],
 )
