@@ -35,6 +35,7 @@ from stages.media.audio import SAMPLES_PER_FRAME
 from stages.media.clip_sound import FULL_SCALE, read_clip_sound
 from stages.media.networks import find_network
 from stages.media.pauses import flatten_pauses
+from stages.media.reference import Reference
 from stages.mels import compute_mel_rows, find_reference, read_mels_params
 from stages.metrics.obedience import Mean, bootstrap_mean
 from stages.sample.pairs import Pair, count_pair_frames, make_pairs, read_pair
@@ -69,11 +70,18 @@ def join_speech(
         model = find_model(SpeechParams(encoder=encoder))
         assert model is not None, "an encoder has weights"
         features = compute_speech_rows(whole, load_encoder(model))
-    mels = compute_mel_rows(whole, read_mels_params(dataset))
-    return Speech(*flatten_pauses(mels, features, find_reference(dataset)))
+    return Speech(compute_mel_rows(whole, read_mels_params(dataset)), features)
 
 
-def generate(generator: FrameGenerator, key: str, parts: Sequence[ClipSample], speech: Speech) -> Frames:
+def generate(
+    generator: FrameGenerator,
+    key: str,
+    parts: Sequence[ClipSample],
+    speech: Speech,
+    reference: Reference | None,
+) -> Frames:
+    if generator.flat_pauses:
+        speech = Speech(*flatten_pauses(*speech, reference))
     frames = (CropFrame(*both) for part in parts for both in zip(part.frames, part.boxes, strict=True))
     request = ClipRequest(key, frames, speech.mels, speech=speech.features)
     return np.stack([frame.pixels for frame in generator.rollout([request], slots=1)])
@@ -106,12 +114,12 @@ def main() -> None:
     generator = FrameGenerator(network, saved.recipe, params, device, Execution())
     sources = [cut_clip(clip, n) for (clip, _), n in zip(clips, lengths, strict=True)]
     reference = find_reference(dataset)
-    whole = generate(generator, "joined", sources, join_speech(dataset, args.raw, pairs, clips))
+    whole = generate(generator, "joined", sources, join_speech(dataset, args.raw, pairs, clips), reference)
     parts = np.split(whole, np.cumsum(lengths)[:-1])
     scores: dict[str, list[dict[str, float]]] = {"one by one": [], "joined": []}
     with TruthMouths(args.landmarker or weights.find(weights.LANDMARKER)) as truth:
         for pair, (clip, speech), source, part in zip(pairs, clips, sources, parts, strict=True):
-            alone = generate(generator, pair.name, [source], Speech(speech.mels, speech.speech))
+            alone = generate(generator, pair.name, [source], Speech(speech.mels, speech.speech), reference)
             for name, frames in (("one by one", alone), ("joined", part)):
                 mouths = PairMouths(truth.find(frames), truth.get(speech), truth.get(clip))
                 scores[name].append(score_pair(frames, clip, speech, mouths, reference=reference))
