@@ -162,12 +162,12 @@ PAPER_SINGLE_SPEAKER = replace(
     batch=40,
     steps=1_649_000,
 )
-# What makes a network follow the audio (docs/performance.md, Learning).
+# What makes a network follow the audio, and rows that cost and bring nothing (docs/performance.md, Learning).
 OUR_AUDIO = AudioParams(rows_before=8, rows_after=8, encoder="conv")
 OUR_FRAMES = FrameParams(previous_hidden=0.7, context_share=1.0)
 OUR_NOISE = NoiseParams(target="v", log_snr_shift=-3.0)
 MULTI_SPEAKER = Recipe(
-    network=UNetParams(mask_channel=True, audio=OUR_AUDIO),
+    network=UNetParams(mask_channel=True, top=56, audio=OUR_AUDIO),
     noise=OUR_NOISE,
     frames=OUR_FRAMES,
     loss=LossParams(lip_weight=2.0),
@@ -186,13 +186,13 @@ FRAMES_256 = replace(OUR_FRAMES, previous_warp=2 * OUR_FRAMES.previous_warp)
 NOISE_256 = replace(OUR_NOISE, log_snr_shift=-4.4)
 MULTI_SPEAKER_256 = replace(
     MULTI_SPEAKER,
-    network=replace(MULTI_SPEAKER.network, size=256, multiples=(1, 1, 2, 3)),
+    network=replace(MULTI_SPEAKER.network, size=256, top=112, multiples=(1, 1, 2, 3)),
     noise=NOISE_256,
     frames=FRAMES_256,
 )
 SINGLE_SPEAKER_256 = replace(
     SINGLE_SPEAKER,
-    network=replace(SINGLE_SPEAKER.network, size=256, multiples=(1, 1, 2, 4, 8)),
+    network=replace(SINGLE_SPEAKER.network, size=256, top=112, multiples=(1, 1, 2, 4, 8)),
     noise=NOISE_256,
     frames=FRAMES_256,
 )
@@ -218,7 +218,6 @@ DEMO = replace(
         head_channels=32,
         dropout=0.0,
         patch=2,
-        top=56,
     ),
     optim=OptimParams(learning_rate=2e-3, warmup_steps=50, after_warmup="cosine", ema_decay=0.99),
     watch=WatchParams(log_every=20, evaluate_every=200, save_every=200, held_out_frames=64),

@@ -86,7 +86,7 @@ def test_our_changes_are_in_our_recipes(preset: str) -> None:
     assert recipe.frames.context_share == 1 and recipe.best_by == "listening"
     assert recipe.noise.log_snr_shift == (-4.4 if preset in LARGE else -3)
     assert recipe.loss == LossParams(over_mask=True, lip_weight=2)
-    assert recipe.network.top == (56 if preset == "demo" else 0), "demo looks at rows with masks only"
+    assert recipe.network.top == 56 * recipe.network.size // 128, "rows above all masks cost 44 %"
     assert recipe.network.audio.encoder == "conv" and recipe.network.audio.rows == 17
     assert recipe.noise.embedding == "log_snr"
     assert recipe.optim.max_grad_norm > 0 and recipe.max_loss > 0
@@ -249,6 +249,7 @@ def test_a_preset_for_256_px_differs_by_its_size_and_by_what_is_in_px(preset: st
     assert changes.pop("network.multiples") == ((1, *small.network.multiples), small.network.multiples)
     assert changes == {
         "network.size": (256, 128),
+        "network.top": (112, 56),
         "noise.log_snr_shift": (-4.4, -3.0),
         "frames.previous_warp": (4.0, 2.0),
     }
