@@ -27,10 +27,10 @@ from torch.nn import functional as F
 from shards.reader import Dataset, open_dataset, read_clip
 from shards.resident import TRAIN_SPLIT
 from shards.schema import MELS_PER_FRAME
+from stages.evaluate.listening import average_scores, score_openings
 from stages.media import weights
-from stages.metrics.mouth import openings
-from stages.metrics.obedience import bootstrap_mean, partial_correlation
-from stages.sample.pairs import pair_clips
+from stages.metrics.mouth import correlate_at_lag, openings
+from stages.sample.pairs import Pair, pair_clips
 
 Array = NDArray[np.float32]
 TEST_SPLIT = "test"
@@ -138,35 +138,31 @@ def predict_openings(networks: Iterable[Predictor], clip: Clip, inputs: str) -> 
     return predicted
 
 
-def correlate_at(lag: int, opening: Array, predicted: Array) -> float:
-    """Pearson correlation if the mouth is so many frames late; negative: early."""
-    n_frames = len(opening)
-    seen = opening[max(0, lag) : n_frames - max(0, -lag)]
-    heard = predicted[max(0, -lag) : n_frames - max(0, lag)]
-    return float(np.corrcoef(seen, heard)[0, 1])
-
-
 def print_row(name: str, clips: Mapping[str, Clip], predicted: Mapping[str, Array], dataset: Dataset) -> None:
     """Score the predictions for some clips of a dataset."""
-    own = [correlate_at(0, clip.opening, predicted[clip_id]) for clip_id, clip in clips.items()]
-    lags = range(-MAX_LAG, MAX_LAG + 1)
-    by_lag = [
-        np.mean([correlate_at(lag, clip.opening, predicted[clip_id]) for clip_id, clip in clips.items()])
-        for lag in lags
-    ]
-    best = int(np.argmax(by_lag))
-    obedience, net = [], []
-    for pair in pair_clips(dataset, sorted(clips), "swapped", seed=PAIR_SEED) if len(clips) > 1 else []:
-        drawn, speech = predicted[pair.audio_clip_id], clips[pair.audio_clip_id].opening
-        source = clips[pair.clip_id].opening
-        n_frames = min(len(source), len(speech))
-        drawn, speech, source = drawn[:n_frames], speech[:n_frames], source[:n_frames]
-        follows = partial_correlation(drawn, speech, source)
-        hidden = partial_correlation(drawn, source, speech)
-        obedience.append(follows - hidden)
-        net.append(follows - abs(hidden))
-    cells = [str(bootstrap_mean(each)) if each else "-" for each in (own, obedience, net)]
-    print(f"| {name} | {' | '.join(cells)} | {by_lag[best]:.2f} at {lags[best]:+d} |", flush=True)
+
+    def score(pair: Pair) -> dict[str, float]:
+        return score_openings(
+            predicted[pair.audio_clip_id],
+            clips[pair.audio_clip_id].opening,
+            clips[pair.clip_id].opening,
+            is_silent=None,
+            closures=None,
+            own=pair.clip_id == pair.audio_clip_id,
+        )
+
+    own = average_scores([score(pair) for pair in pair_clips(dataset, list(clips), "own", seed=PAIR_SEED)])
+    cells = [str(own["opening_correlation"]), "-", "-"]
+    if len(clips) > 1:
+        pairs = pair_clips(dataset, list(clips), "swapped", seed=PAIR_SEED)
+        swapped = average_scores([score(pair) for pair in pairs])
+        cells[1:] = [str(swapped[column]) for column in ("audio_obedience", "audio_obedience_net")]
+    by_lag = {
+        lag: np.mean([correlate_at_lag(clip.opening, predicted[key], lag) for key, clip in clips.items()])
+        for lag in range(-MAX_LAG, MAX_LAG + 1)
+    }
+    best = max(by_lag, key=lambda lag: by_lag[lag])
+    print(f"| {name} | {' | '.join(cells)} | {by_lag[best]:.2f} at {best:+d} |", flush=True)
 
 
 def main() -> None:
@@ -185,6 +181,10 @@ def main() -> None:
     with TruthMouths(weights.find(weights.LANDMARKER, args.landmarker)) as truth:
         clips = read_clips(known, truth)
         others = {} if strangers is None else read_clips(strangers, truth)
+    needed = {name for inputs in args.inputs for name in INPUTS[inputs]}
+    for clip_id, clip in (clips | others).items():
+        if lacking := needed - clip.sounds.keys():
+            raise SystemExit(f"{clip_id} has no {', '.join(sorted(lacking))}, expected for --inputs")
     training = [clip for clip in clips.values() if clip.split == TRAIN_SPLIT]
     unseen = {clip_id: clip for clip_id, clip in clips.items() if clip.split == TEST_SPLIT}
     print("| whose clips, from what | r | obedience | net | r at the best lag, frames |")
