@@ -182,17 +182,18 @@ SINGLE_SPEAKER = replace(
 # For crops of 256 px, not trained yet: the networks above, with one more resolution before theirs, so
 # attention looks at as many places. What is in px doubles. Four pixels show what one did, so the noise that
 # hides as much is four times as strong: the levels are shifted by the log of that too.
+TOP_256 = 2 * MULTI_SPEAKER.network.top
 FRAMES_256 = replace(OUR_FRAMES, previous_warp=2 * OUR_FRAMES.previous_warp)
 NOISE_256 = replace(OUR_NOISE, log_snr_shift=-4.4)
 MULTI_SPEAKER_256 = replace(
     MULTI_SPEAKER,
-    network=replace(MULTI_SPEAKER.network, size=256, top=112, multiples=(1, 1, 2, 3)),
+    network=replace(MULTI_SPEAKER.network, size=256, top=TOP_256, multiples=(1, 1, 2, 3)),
     noise=NOISE_256,
     frames=FRAMES_256,
 )
 SINGLE_SPEAKER_256 = replace(
     SINGLE_SPEAKER,
-    network=replace(SINGLE_SPEAKER.network, size=256, top=112, multiples=(1, 1, 2, 4, 8)),
+    network=replace(SINGLE_SPEAKER.network, size=256, top=TOP_256, multiples=(1, 1, 2, 4, 8)),
     noise=NOISE_256,
     frames=FRAMES_256,
 )

@@ -210,8 +210,8 @@ def cut_video(
     score = None
     if sound.speech is not None and params.speech.encoder == ENCODER:
         score = _score_sync(out, spans, sound.speech, model, progress)
-    if score is not None and find_lag(score, thresholds):
-        write_dataset(find_lag(score, thresholds))
+    if score is not None and (lag := find_lag(score, thresholds)):
+        write_dataset(lag)
     return CutResult(len(spans), n_frames, score)
 
 
