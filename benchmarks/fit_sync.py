@@ -2,8 +2,9 @@
 
     python benchmarks/fit_sync.py --train data/grid --unseen data/strangers --to stages/metrics
 
-DIR is a --work folder of `pipeline shard` with `speech.encoder: whisper-tiny.en`. Without --unseen each
-training speaker is scored by a predictor fitted on the others.
+DIR is a --work folder of `pipeline shard` with `speech.encoder: whisper-tiny.en`. People of --unseen are
+scored all together and each alone, by their whole clips, 3 s and 2 s of them; without --train by the packaged
+weights. Without --unseen each training speaker is scored by a predictor fitted on the others.
 """
 
 from __future__ import annotations
@@ -101,28 +102,38 @@ def report(name: str, clips: Sequence[Clip], weights: NDArray[np.float16], secon
           f"{100 * within:.0f} % | {np.median(lags):+.0f} |")  # fmt: skip
 
 
+def group_by_speaker(clips: Sequence[Clip]) -> dict[str, list[Clip]]:
+    """The clips of each speaker, in order of their names."""
+    speakers = sorted({clip.speaker for clip in clips})
+    return {speaker: [clip for clip in clips if clip.speaker == speaker] for speaker in speakers}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--train", type=Path, nargs="+", required=True)
+    parser.add_argument("--train", type=Path, nargs="*", default=[])
     parser.add_argument("--unseen", type=Path, nargs="*", default=[])
     parser.add_argument("--to", type=Path, help="write the weights into this folder")
     args = parser.parse_args()
+    if not args.train and (args.to is not None or not args.unseen):
+        parser.error("expected --train DIR, or --unseen DIR to score the packaged weights by")
     clips = [clip for work in args.train for clip in read_clips(work)]
     print("| whose clips | clips | AUC | confidence, true / foreign | lag within a frame | median lag |")
     print("| --- | --- | --- | --- | --- | --- |")
     if not args.unseen:
-        for speaker in sorted({clip.speaker for clip in clips}):
+        for speaker, theirs in group_by_speaker(clips).items():
             weights = fit([clip for clip in clips if clip.speaker != speaker])
-            report(speaker, [clip for clip in clips if clip.speaker == speaker][:40], weights, None)
+            report(speaker, theirs[:40], weights, None)
         return
-    weights = fit(clips)
+    weights = fit(clips) if clips else sync.load_predictor()
     for work in args.unseen:
         unseen = list(read_clips(work))
-        for seconds in (None, 2.0):
+        alone = {name: theirs for name, theirs in group_by_speaker(unseen).items() if len(theirs) > 1}
+        for seconds in (None, 3.0, 2.0):
             length = "whole clips" if seconds is None else f"{seconds:g} s"
-            report(f"{work.name}, {length}", unseen, weights, seconds)
+            for name, group in {"all": unseen, **alone}.items():
+                report(f"{work}: {name}, {length}", group, weights, seconds)
     if args.to is not None:
         np.save(args.to / sync.WEIGHTS.name, weights)
         print(f"{args.to / sync.WEIGHTS.name}: {weights.nbytes} bytes")
