@@ -6,6 +6,7 @@ the network is trained on). ``select_batch`` makes the first, ``make_batch`` the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import replace
 from typing import Annotated, Literal
@@ -131,6 +132,9 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.y_0)
+
+
+ChangeBatch = Callable[[Batch], Batch]
 
 
 def to_float(pixels: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from model.batch import Batch
+from model.batch import Batch, ChangeBatch
 from model.checkpoint import TrainState
 from model.epochs import EpochCounter, count_resumed_epoch, load_batches
 from model.execution import Execution, Ranks
@@ -95,18 +95,21 @@ def train(
     run: Path,
     digest: str,
     start: StartRecord | None = None,
+    change_batch: ChangeBatch | None = None,
     dvclive: Path | None = None,
     report_step: Callable[[int, int], None] | None = None,
 ) -> str:
     """Train until ``recipe.steps`` or until asked to stop; return which of the two, e.g. "done".
 
-    ``start`` says where the run started, for its checkpoints. ``dvclive`` is a folder for DVC's files on the
+    ``start`` says where the run started, for its checkpoints. ``change_batch`` is applied to each batch
+    before its losses are computed, and to held-out ones. ``dvclive`` is a folder for DVC's files on the
     run, besides the run's own log. ``report_step`` is called after each step with the steps done and
     ``recipe.steps``; what it raises ends the training at once.
 
     Raises ModelError when the loss is not finite or too large, and when memory does not suffice.
     """
-    trainer = Trainer(state, data, recipe, execution, ranks)
+    assert change_batch is not None or not recipe.distill, "the start's frames are the targets"
+    trainer = Trainer(state, data, recipe, execution, ranks, change_batch)
     with (
         contextlib.ExitStack() as open_files,
         trainer.explain_out_of_memory(),
@@ -133,7 +136,7 @@ def train(
                 with trainer.window.pause():
                     monitor.check_state(state, trainer.window, trainer.recompute_losses(batches[-1]))
                     if evaluates and held_out is not None:
-                        monitor.evaluate(state, held_out, execution)
+                        monitor.evaluate(state, held_out, execution, change_batch)
                     if saves:
                         monitor.save(state)
         if batches:
@@ -146,7 +149,13 @@ class Trainer:
     """What a training step needs on one rank: the state, the batches and the prepared network."""
 
     def __init__(
-        self, state: TrainState, data: FrameSource, recipe: Recipe, execution: Execution, ranks: Ranks
+        self,
+        state: TrainState,
+        data: FrameSource,
+        recipe: Recipe,
+        execution: Execution,
+        ranks: Ranks,
+        change_batch: ChangeBatch | None = None,
     ) -> None:
         if recipe.batch > len(data):
             raise ModelError(f"batch {recipe.batch} is larger than the {len(data)} frames to train on")
@@ -157,6 +166,7 @@ class Trainer:
         self.recipe = recipe
         self.execution = execution
         self.ranks = ranks
+        self.change_batch = change_batch
         self.micro_batch = execution.choose_micro_batch(recipe, ranks.world)
         self.forward: Forward = state.network
         self.compute_losses: Callable[[Batch], Tensor] = partial(compute_losses, state.network, recipe=recipe)
@@ -202,7 +212,8 @@ class Trainer:
     def load_step(self) -> list[Batch]:
         """This rank's micro-batches of the next step."""
         with self.window.time_waiting():
-            return next(self.batches)
+            batches = next(self.batches)
+        return batches if self.change_batch is None else [self.change_batch(batch) for batch in batches]
 
     def step(self, batches: list[Batch]) -> None:
         """One update of the weights, from the gradients of all micro-batches on all ranks."""

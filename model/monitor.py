@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.batch import Batch, make_evaluation_batch, to_pixels
+from model.batch import Batch, ChangeBatch, make_evaluation_batch, to_pixels
 from model.checkpoint import (
     HeldOutSize,
     TrainState,
@@ -102,7 +102,12 @@ def count_held_out(data: FrameSource, recipe: Recipe) -> HeldOutSize:
 
 @torch.no_grad()
 def compute_held_out_losses(
-    network: UNet, data: FrameSource, recipe: Recipe, ranks: Ranks, execution: Execution
+    network: UNet,
+    data: FrameSource,
+    recipe: Recipe,
+    ranks: Ranks,
+    execution: Execution,
+    change_batch: ChangeBatch | None = None,
 ) -> dict[str, float]:
     """Mean losses on held-out frames, with the same frames and noise at each call. Collective.
 
@@ -120,6 +125,8 @@ def compute_held_out_losses(
         for start in ranks.split(range(0, n_frames, micro)):
             part = slice(start, start + micro)
             batch = _make_held_out_batch(data, frames[part], gamma[part], recipe, listening=listening)
+            if change_batch is not None:
+                batch = change_batch(batch)
             if deaf:
                 batch = replace(batch, has_audio=torch.zeros_like(batch.has_audio))
             with execution.autocast(data.device):
@@ -225,9 +232,17 @@ class RunMonitor:
             speed["frames_per_second"], 100 * speed["waiting_for_data"], speed["memory_gb"],
         )  # fmt: skip
 
-    def evaluate(self, state: TrainState, held_out: FrameSource, execution: Execution) -> None:
+    def evaluate(
+        self,
+        state: TrainState,
+        held_out: FrameSource,
+        execution: Execution,
+        change_batch: ChangeBatch | None = None,
+    ) -> None:
         """Measure the loss on held-out frames and draw the picture, with the averaged weights."""
-        metrics = compute_held_out_losses(state.ema, held_out, self.recipe, self.ranks, execution)
+        metrics = compute_held_out_losses(
+            state.ema, held_out, self.recipe, self.ranks, execution, change_batch
+        )
         self._check_loss(state, "held-out loss", metrics["held_out_loss"])
         for name, value in metrics.items():
             if not math.isfinite(value):

@@ -16,10 +16,13 @@ Forward = Callable[..., Tensor]
 
 def stack_channels(y: Tensor, batch: Batch, recipe: Recipe) -> Tensor:
     """[noisy current | previous | identity], and the mask if the network takes it: (B, 9 or 10, H, W)."""
-    channels = [y, batch.previous, batch.identity]
-    if recipe.network.mask_channel:
-        channels.append(batch.mask)
+    channels = [y, *list_conditions(batch, recipe)]
     return torch.cat(channels, dim=1).contiguous(memory_format=torch.channels_last)
+
+
+def list_conditions(batch: Batch, recipe: Recipe) -> list[Tensor]:
+    """The images besides the noisy ones: previous and identity, and the mask if the network takes it."""
+    return [batch.previous, batch.identity] + ([batch.mask] if recipe.network.mask_channel else [])
 
 
 def select_base(identity: Tensor, recipe: Recipe) -> Tensor | None:

@@ -104,6 +104,9 @@ class Recipe:
     # surroundings (`listening`), where only the audio tells how the mouth moves. No effect where
     # `held_out_share` is 0, as in the preset `own`: then the newest checkpoint is used.
     best_by: Literal["seeing", "listening"] = "seeing"
+    # Learn to draw in one pass, from pure noise and without guidance, what the network of the start draws in
+    # its own steps with its guidance (Salimans and Ho 2022; Meng et al. 2023). Needs --start-from.
+    distill: bool = False
     # Stop when the mean loss exceeds this; an untrained network has about 1. 0: never.
     max_loss: float = Field(default=10.0, ge=0, le=1e4)
 
@@ -250,6 +253,15 @@ SMALL = replace(
     balance="speakers",
     steps=10_500,
 )
+# One pass a frame where its start takes several (docs/model.md, Distillation).
+FAST = replace(
+    SMALL,
+    optim=OptimParams(
+        learning_rate=5e-4, warmup_steps=50, after_warmup="constant", decay_steps=1000, ema_decay=0.99
+    ),
+    steps=1500,
+    distill=True,
+)
 PRESETS = {
     "multi-speaker": MULTI_SPEAKER,
     "single-speaker": SINGLE_SPEAKER,
@@ -259,6 +271,7 @@ PRESETS = {
     "paper-single-speaker": PAPER_SINGLE_SPEAKER,
     "demo": DEMO,
     "small": SMALL,
+    "fast": FAST,
     "own": OWN,
 }
 # What a run that starts from another takes from it: the network, and what the network was trained to see.
@@ -301,7 +314,15 @@ def build_recipe(preset: str, *changes: Mapping[str, Any], start: Recipe | None 
 
 
 def _check_start(recipe: Recipe, start: Recipe) -> None:
-    """Raise ModelError unless all that FROM_START names is as in the recipe of the start."""
+    """Raise ModelError unless all that FROM_START names is as in the recipe of the start.
+
+    Nor may the start be distilled: it has forgotten all noise levels but one.
+    """
+    if start.distill:
+        raise ModelError(
+            "the start draws in one pass and knows one noise level alone, expected the network that it was "
+            "distilled from"
+        )
     start_values = dict(iterate_values(asdict(start)))
     for name, value in iterate_values(asdict(recipe)):
         if name.startswith(FROM_START) and value != start_values[name]:

@@ -33,7 +33,7 @@ from model.objective import select_base
 from model.recipe import ModelError, Recipe
 from model.unet import UNet
 from sampler.params import SampleParams
-from sampler.steps import SAMPLERS, KnownPixels, Step, apply_steps, noise_levels, run_steps
+from sampler.steps import SAMPLERS, KnownPixels, Noise, Step, apply_steps, noise_levels, run_steps
 from shards.params import describe_mismatch
 from shards.rng import Purpose, derive_key, normals
 from shards.schema import MELS_PER_FRAME, SPEECH_PER_FRAME
@@ -83,7 +83,7 @@ class _ActiveClip:
 
 
 @dataclass(frozen=True)
-class _Conditioning:
+class Conditioning:
     """What one frame of each of B clips is conditioned on."""
 
     known_pixels: KnownPixels
@@ -254,7 +254,7 @@ class FrameGenerator:
         # All of them apart, as in a rollout: a compiler compiles once more where two are one.
         network = self.recipe.network
         known_pixels = KnownPixels(blank(1), blank())
-        conditioning = _Conditioning(
+        conditioning = Conditioning(
             known_pixels, blank(network.in_channels - 3), blank(), *self._make_silence(n)
         )
         by_guidance = self._prepare_inputs(conditioning, n)
@@ -371,17 +371,22 @@ class FrameGenerator:
         """The next frame of each clip, (S, S, 3); each becomes the previous frame of its clip."""
         clips = [clip for clip, _ in batch]
         sources, masks = self._copy_to_device(batch)
+        shape = sources.shape[1:]
         conditioning = [
             self._build_conditioning(*row)
             for row in zip(clips, torch.split(sources, 1), torch.split(masks, 1), strict=True)
         ]
         if self.device.type == "cpu":
-            images = [self._run_sampler(one, [clip]) for one, clip in zip(conditioning, clips, strict=True)]
+            images = [
+                self.run_sampler(one, 1, partial(self._draw_noise, [clip], shape))
+                for one, clip in zip(conditioning, clips, strict=True)
+            ]
         else:
             # Empty slots repeat the first clip: a CUDA graph is captured once per shape.
             rows = [*range(len(clips)), *[0] * (slots - len(clips))]
             all_slots = _concatenate([conditioning[i] for i in rows])
-            images = list(torch.split(self._run_sampler(all_slots, [clips[i] for i in rows]), 1))
+            noise = partial(self._draw_noise, [clips[i] for i in rows], shape)
+            images = list(torch.split(self.run_sampler(all_slots, slots, noise), 1))
         for clip, one, image in zip(clips, conditioning, images, strict=False):
             clip.previous, clip.previous_mask = image, one.known_pixels.mask
         generated = torch.cat(images[: len(clips)])
@@ -413,7 +418,7 @@ class FrameGenerator:
             on_host = on_host.pin_memory()
         return on_host.to(self.device, non_blocking=True)
 
-    def _build_conditioning(self, clip: _ActiveClip, y_0: Tensor, mask: Tensor) -> _Conditioning:
+    def _build_conditioning(self, clip: _ActiveClip, y_0: Tensor, mask: Tensor) -> Conditioning:
         """What the network sees besides the noise, built as in training but from other frames.
 
         The previous frame is the generated one, the identity frame is the clip's first, and outside the mask
@@ -446,7 +451,7 @@ class FrameGenerator:
         if clip.speech is not None:
             speech_row = SPEECH_PER_FRAME * (clip.request.offset + clip.number)
             speech = clip.speech[None, speech_row : speech_row + audio.speech_rows]
-        return _Conditioning(
+        return Conditioning(
             KnownPixels(mask, y_0),
             torch.cat(images, dim=1),
             clip.identity,
@@ -454,14 +459,13 @@ class FrameGenerator:
             speech,
         )
 
-    def _run_sampler(self, conditioning: _Conditioning, clips: Sequence[_ActiveClip]) -> Tensor:
-        """From noise to (B, 3, S, S) float; outside the masks exactly the source frames."""
-        shape = conditioning.known_pixels.y_0.shape[1:]
+    @torch.no_grad()
+    def run_sampler(self, conditioning: Conditioning, n: int, noise: Noise) -> Tensor:
+        """From noise to (n, 3, S, S) float; outside the masks exactly the known pixels.
 
-        def noise(step: int) -> Tensor:
-            return self._draw_noise(clips, step, shape)
-
-        known_pixels, n = conditioning.known_pixels, len(clips)
+        ``noise`` gives (n, 3, S, S): of -1 the start noise, of a step's number that of the step.
+        """
+        known_pixels = conditioning.known_pixels
         by_guidance = self._prepare_inputs(conditioning, n)
         compiled_step = self._find_compiled_step(n)
         if compiled_step is None:
@@ -484,7 +488,7 @@ class FrameGenerator:
 
         return apply_steps(self.steps, advance, known_pixels.pin(noise(-1)).contiguous(), noise=noise)
 
-    def _prepare_inputs(self, conditioning: _Conditioning, n: int) -> dict[bool, _FrameInputs]:
+    def _prepare_inputs(self, conditioning: Conditioning, n: int) -> dict[bool, _FrameInputs]:
         """What the steps of a frame of n clips share, computed once: by whether a step has guidance."""
         films = self._compute_audio_films(conditioning.mels, conditioning.speech, has_audio=True)
         images = conditioning.images
@@ -532,7 +536,7 @@ class FrameGenerator:
             y_next = y_next + weight * term
         return torch.stack([inputs.known_pixels.pin(y_next), y_0])
 
-    def _draw_noise(self, clips: Sequence[_ActiveClip], step: int, shape: Sequence[int]) -> Tensor:
+    def _draw_noise(self, clips: Sequence[_ActiveClip], shape: Sequence[int], step: int) -> Tensor:
         """The noise of one frame of each clip, (B, *shape): start noise if ``step`` is -1, else of a step.
 
         A share of its variance is common to all frames of the clip.
@@ -552,9 +556,9 @@ class FrameGenerator:
             return self.network.compute_audio_films(mels, rows, speech)
 
 
-def _concatenate(parts: Sequence[_Conditioning]) -> _Conditioning:
+def _concatenate(parts: Sequence[Conditioning]) -> Conditioning:
     speech = [part.speech for part in parts if part.speech is not None]
-    return _Conditioning(
+    return Conditioning(
         KnownPixels(
             torch.cat([part.known_pixels.mask for part in parts]),
             torch.cat([part.known_pixels.y_0 for part in parts]),

@@ -49,14 +49,14 @@ def default_workers() -> int:
 @click.option(
     "--preset",
     help="Recipe to start from: multi-speaker, single-speaker, multi-speaker-256, single-speaker-256, "
-    "paper-multi-speaker, paper-single-speaker, demo, small or own.  "
+    "paper-multi-speaker, paper-single-speaker, demo, small, fast or own.  "
     "[default: train.preset of the params file]",
 )
 @click.option(
     "--start-from",
     type=NETWORK,
     help="Start from the weights of a published model, of a run, of one checkpoint or of a file of `pipeline "
-    "export`, and take its network; the preset own is made for it.  [default: from nothing]",
+    "export`, and take its network; the presets own and fast are made for it.  [default: from nothing]",
 )
 @click.option(
     "-s",

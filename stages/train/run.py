@@ -34,11 +34,15 @@ from model.recipe import (
     recipe_to_dict,
 )
 from model.run_log import METRICS, read_metrics
+from model.sampling_advice import advise_by_recipe
 from model.signals import explain_out_of_memory
 from model.start import Start
 from model.start_record import StartRecord
 from model.trial import choose_execution
 from model.unet import count_parameters
+from sampler.params import SampleParams
+from sampler.rollout import FrameGenerator, override_params
+from sampler.teacher import Teacher
 from shards.atomic import write_atomically
 from shards.balance import Balance
 from shards.cache import open_shard_store
@@ -106,6 +110,8 @@ def run(request: TrainRequest, recipe: Recipe, progress: Progress = no_progress)
 
     Raises StageError, ShardError or ModelError with a message of one line.
     """
+    if recipe.distill and request.start is None:
+        raise ModelError("distill needs a start, whose frames are what is learned: --start-from RUN")
     if request.dvclive is not None:
         check_dvclive(request.dvclive)
     with join_ranks(request.device) as ranks, contextlib.ExitStack() as lock:
@@ -235,6 +241,7 @@ def _train(request: TrainRequest, recipe: Recipe, dataset: Dataset, ranks: Ranks
                 log.info("balance %s: drawn evenly, no exact epochs", recipe.balance)
             elif not data.has_exact_epochs:
                 log.info("%s: no exact epochs", request.hold)
+        teacher = _load_teacher(start, ranks, execution) if recipe.distill and start else None
         try:
             return loop.train(
                 state,
@@ -246,6 +253,7 @@ def _train(request: TrainRequest, recipe: Recipe, dataset: Dataset, ranks: Ranks
                 run=request.run,
                 digest=digest,
                 start=start.record if start else None,
+                change_batch=teacher.change_batch if teacher else None,
                 dvclive=request.dvclive,
                 report_step=request.report_step,
             )
@@ -253,6 +261,12 @@ def _train(request: TrainRequest, recipe: Recipe, dataset: Dataset, ranks: Ranks
             if is_worker_error(err):
                 raise StageError(f"a decoding process died ({str(err).splitlines()[0]})") from err
             raise
+
+
+def _load_teacher(start: Start, ranks: Ranks, execution: Execution) -> Teacher:
+    """The network of the start, sampled as its catalogue or run says."""
+    params = override_params(SampleParams(), **advise_sampling(start.path))
+    return Teacher(FrameGenerator(start.load_network(), start.recipe, params, ranks.device, execution))
 
 
 def _is_finished(request: TrainRequest, recipe: Recipe, checkpoints: list[Checkpoint]) -> bool:
@@ -492,7 +506,10 @@ def _write_run_file(
     if request.start is not None:
         content["start"] = request.start.record.model_dump()
         sources = merge_sources(read_data_sources(find_run(request.start.path)), sources)
-        if advice := advise_sampling(request.start.path):
+        advice = advise_sampling(request.start.path)
+        if recipe.distill:
+            advice |= advise_by_recipe(recipe).model_dump(exclude_none=True)
+        if advice:
             content["sampling"] = advice
     content["data"] = [source.model_dump(exclude_none=True) for source in sources]
     with write_atomically(request.run / RUN_FILE) as partial:

@@ -372,7 +372,7 @@ def test_a_share_of_the_noise_is_common_to_the_frames_of_a_clip_and_to_no_other_
         for k in range(2):
             for clip in clips:
                 clip.number = k
-            frames.append(generator._draw_noise(clips, -1, shape))
+            frames.append(generator._draw_noise(clips, shape, -1))
         assert torch.stack(frames).std(dim=(2, 3, 4)).flatten().tolist() == pytest.approx([1] * 4, abs=0.03)
         same_clip, other_clip = (
             float(np.corrcoef(frames[0][0].flatten(), other.flatten())[0, 1])
@@ -380,9 +380,9 @@ def test_a_share_of_the_noise_is_common_to_the_frames_of_a_clip_and_to_no_other_
         )
         assert same_clip == pytest.approx(share, abs=0.03)
         assert other_clip == pytest.approx(0, abs=0.03)
-        alone = generator._draw_noise(clips[1:], -1, shape)
+        alone = generator._draw_noise(clips[1:], shape, -1)
         assert torch.equal(alone[0], frames[1][1]), "a clip's noise does not depend on its company"
-        later = generator._draw_noise(clips[:1], 0, shape)
+        later = generator._draw_noise(clips[:1], shape, 0)
         other_step = float(np.corrcoef(later[0].flatten(), frames[1][0].flatten())[0, 1])
         assert other_step == pytest.approx(0, abs=0.03), "a later step has other noise"
 
