@@ -93,7 +93,8 @@ class NetworkPath(LocalPath):
 
 
 NETWORK = NetworkPath()
-DEFAULT_NETWORK = "small"  # the packaged model
+DEFAULT_NETWORK = "small"  # the packaged model that can be trained further
+FAST_NETWORK = "fast"  # the same in one pass a frame
 
 
 class NumberRange(click.FloatRange):

@@ -12,6 +12,7 @@ import click
 from pipeline import params as params_file
 from pipeline.options import (
     DEFAULT_NETWORK,
+    FAST_NETWORK,
     FILE,
     MAX_ADAPT_MINUTES,
     MAX_WORKERS,
@@ -54,10 +55,8 @@ GPU_WORKERS = 2  # edits at a time on a GPU: one decodes and encodes while anoth
 @click.option(
     "--run",
     type=NETWORK,
-    default=DEFAULT_NETWORK,
-    show_default=True,
     help="A published model (`pipeline models` lists them), the folder of a run or checkpoint, or a file of "
-    "`pipeline export`.",
+    f"`pipeline export`.  [default: {FAST_NETWORK}; with --adapt {DEFAULT_NETWORK}]",
 )
 @click.option(
     "-o",
@@ -147,7 +146,7 @@ def command(
     video: Path | None,
     audio: Path | None,
     batch: Path | None,
-    run: Path,
+    run: Path | None,
     out: Path,
     workers: int | None,
     adapt: bool,
@@ -185,9 +184,12 @@ def command(
     from stages.edit.recordings import parse_face, parse_recordings
     from stages.edit.run import check_paths, read_inputs
     from stages.engine.outcome import StageError
+    from stages.media.networks import find_network
 
     _check_options(batch=batch, video=video, audio=audio, faces=faces, preview=preview, workers=workers,
                    adapt=adapt, adapt_minutes=adapt_minutes, keep_model=keep_model)  # fmt: skip
+    if run is None:
+        run = find_network(DEFAULT_NETWORK if adapt else FAST_NETWORK)  # the second cannot be trained
     try:
         recordings = {} if batch else parse_recordings(audio, faces)
         face = next(iter(recordings), None)  # of several, each has its own recording

@@ -281,8 +281,9 @@ def test_a_file_of_a_checkpoint_is_refused_with_the_name_of_its_folder(tmp_path:
 # --- the packaged models --------------------------------------------------------------------------
 
 
-def test_one_model_is_packaged_and_the_package_holds_nothing_else() -> None:
-    assert [model.name for model in PACKAGED] == ["small"]
+def test_two_models_are_packaged_and_the_package_holds_nothing_else() -> None:
+    assert [model.name for model in PACKAGED] == ["small", "fast"]
+    assert sum(model.bytes for model in PACKAGED) <= MAX_PACKAGED_BYTES
     names = {CATALOGUE} | {f"{model.name}{end}" for model in PACKAGED for end in (".safetensors", ".md")}
     assert {item.name for item in FOLDER.iterdir()} == names
 
@@ -465,14 +466,14 @@ def test_a_name_that_is_not_known_lists_those_that_are(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     error = read_error(lambda: find_network("smal"))
-    assert error == "'smal': no published model has this name; known are small, and there is no such folder"
+    known = "no published model has this name; known are small, fast"
+    assert error == f"'smal': {known}, and there is no such folder"
     error = read_error(lambda: fetch_network("large" * 1000))
-    assert error.endswith("no published model has this name; known are small")
+    assert error.endswith(known)
 
 
 def test_a_model_that_is_not_here_says_how_it_comes(catalogue: Path) -> None:
-    [network] = list_networks()
-    assert network.path is None and not network.is_packaged
+    assert all(network.path is None and not network.is_packaged for network in list_networks())
     message = "small: its file is missing from the package; install redub again"
     assert read_error(lambda: find_network("small")) == message
     assert read_error(lambda: fetch_network("small")) == message
@@ -512,7 +513,7 @@ def serve(folder: Path) -> Iterator[str]:
 def test_a_model_with_an_address_is_downloaded_once_checked_and_then_has_its_name(
     catalogue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    [model] = read_catalogue(catalogue)
+    model = read_catalogue(catalogue)[0]
     data = (FOLDER / model.file).read_bytes()
     served = tmp_path / "served"
     served.mkdir()

@@ -24,7 +24,7 @@ from model.start_record import StartRecord
 from pipeline.app.models import ModelList, describe_run
 from pipeline.export import publish_network
 from pipeline.main import cli
-from pipeline.options import DEFAULT_NETWORK
+from pipeline.options import DEFAULT_NETWORK, FAST_NETWORK
 from stages import synth
 from stages.engine.outcome import StageError
 from stages.media import networks, weights
@@ -95,7 +95,7 @@ def test_a_packaged_model_needs_no_download() -> None:
     path = published.FOLDER / f"{DEFAULT_NETWORK}.safetensors"
     line = f"{path}: it is in the package and needs no download\n"
     assert call("fetch", "--model", DEFAULT_NETWORK).stdout == line
-    message = f"'huge': no published model has this name; known are {DEFAULT_NETWORK}"
+    message = f"'huge': no published model has this name; known are {DEFAULT_NETWORK}, {FAST_NETWORK}"
     assert message in call("fetch", "--model", "huge", code=1).stderr
     message = "one of --dataset, --weights and --model is needed"
     assert message in call("fetch", "--model", "huge", "--weights", "lpips", code=2).stderr
@@ -187,10 +187,11 @@ def test_without_a_run_the_packaged_model_edits_as_it_is_meant_to_be_sampled(
     clip = tmp_path / "clip.mp4"
     synth.make_clip(clip, ClipSpec(seconds=0.4, size=(240, 192)))
     options = ["--video", clip, "--audio", clip, "--device", "cpu", "--preset", "ultrafast", "--any-face"]
-    advice = list_networks()[0].model.sampling.model_dump(exclude_none=True)
+    fast = next(network for network in list_networks() if network.model.name == FAST_NETWORK)
+    advice = fast.model.sampling.model_dump(exclude_none=True)
     settings = [f"--{name.replace('_', '-')}={value}" for name, value in advice.items()]
     call("edit", *options, "-o", tmp_path / "one.mp4")
-    call("edit", *options, "-o", tmp_path / "two.mp4", "--run", DEFAULT_NETWORK, *settings)
+    call("edit", *options, "-o", tmp_path / "two.mp4", "--run", FAST_NETWORK, *settings)
     call("edit", *options, "-o", tmp_path / "other.mp4", "--guidance", 0)
     one, two, other = ((tmp_path / f"{name}.mp4").read_bytes() for name in ("one", "two", "other"))
     assert one == two != other, "an option overrides what the catalogue advises"
@@ -206,8 +207,8 @@ def test_a_network_that_is_not_there_is_one_line(tmp_path: Path, monkeypatch: py
     ):
         result = call(*command, "--run", "smal", code=1)
         assert result.stderr == (
-            f"Error: 'smal': no published model has this name; known are {DEFAULT_NETWORK}, and there is no "
-            "such folder\n"
+            f"Error: 'smal': no published model has this name; known are {DEFAULT_NETWORK}, {FAST_NETWORK}, "
+            "and there is no such folder\n"
         )
         assert "not UTF-8" in call(*command, "--run", "a\udcffb", code=2).stderr
     assert not list(tmp_path.iterdir())
@@ -238,7 +239,7 @@ def test_the_page_offers_published_models_first_and_a_run_of_that_name_by_its_pa
     assert packaged is not None
     models = ModelList(runs, [packaged], CPU, Execution(), published=networks)
     offers = models.find_runs()
-    assert list(offers) == [DEFAULT_NETWORK, "a", str(runs / DEFAULT_NETWORK)]
+    assert list(offers) == [DEFAULT_NETWORK, FAST_NETWORK, "a", str(runs / DEFAULT_NETWORK)]
     assert offers[DEFAULT_NETWORK].path == packaged, "--run NAME offers it once"
     description = describe_run(DEFAULT_NETWORK, offers[DEFAULT_NETWORK])
     assert description.startswith(f"{DEFAULT_NETWORK} · published model · step ")
