@@ -135,6 +135,8 @@ def compute_held_out_losses(
 
     losses = measure()
     metrics = {"held_out_loss": float(losses.mean())}
+    if recipe.distill:  # all losses are of one noise level, and with the audio
+        return metrics | {"listening_loss": float(measure(listening=True).mean())}
     for name, total, n in zip(BAND_NAMES, *sum_by_band(losses, gamma), strict=True):
         if n:
             metrics[f"held_out_log_snr/{name}"] = float(total / n)
@@ -252,7 +254,7 @@ class RunMonitor:
         if self.run_log is None:
             return
         self.run_log.write_metrics(state.step, metrics)
-        if self.recipe.watch.pictures:
+        if self.recipe.watch.pictures and not self.recipe.distill:  # which knows none of their noise levels
             picture = draw_held_out_picture(state.ema, held_out, self.recipe, execution)
             self.run_log.write_picture(state.step, "held-out", picture)
         deaf = f", {metrics['deaf_loss']:.4f} without audio" if "deaf_loss" in metrics else ""

@@ -253,7 +253,7 @@ SMALL = replace(
     balance="speakers",
     steps=10_500,
 )
-# One pass a frame where its start takes several (docs/model.md, Distillation).
+# One pass a frame where its start takes several (docs/model.md, One pass a frame).
 FAST = replace(
     SMALL,
     optim=OptimParams(
@@ -320,7 +320,7 @@ def _check_start(recipe: Recipe, start: Recipe) -> None:
     """
     if start.distill:
         raise ModelError(
-            "the start draws in one pass and knows one noise level alone, expected the network that it was "
+            "the start draws in one pass and cannot be trained further, expected the network that it was "
             "distilled from"
         )
     start_values = dict(iterate_values(asdict(start)))
@@ -340,10 +340,12 @@ def recipe_from_dict(values: Mapping[str, Any]) -> Recipe:
 def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
     """A recipe as a run's files have it, for ``recipe_from_dict``.
 
-    Without the numbers of speech features where the network takes none: those files are as they were before
-    there were any.
+    Without the numbers of speech features where the network takes none, and `distill` where it is not: those
+    files are as they were before there were any.
     """
     values = asdict(recipe)
+    if not recipe.distill:
+        del values["distill"]
     if not recipe.network.audio.takes_speech:
         for name in SPEECH_NUMBERS:
             del values["network"]["audio"][name]

@@ -22,7 +22,7 @@ class SamplingAdvice(pydantic.BaseModel):
     flat_pauses: bool | None = None
 
 
-# A second step adds flicker of its own; with 70 % of the noise common one step has as much.
+# With 70 % of the noise common `fast` flickers as the truth, with 90 % less (docs/performance.md).
 ONE_PASS = SamplingAdvice(sampler="ddim", steps=1, guidance=1.0, common_noise=0.7)
 
 

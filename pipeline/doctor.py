@@ -201,7 +201,7 @@ def _examine_face_model(name: str) -> Finding:
 
 
 def _examine_models(name: str) -> Finding:
-    """The packaged networks, intact or not, and the speech encoder that `small` hears with."""
+    """The packaged networks, intact or not, and the speech encoder that they hear with."""
     folder = resources.files("model") / "published"
     # Not by model.published, which loads PyTorch.
     models = json.loads((folder / "models.json").read_text(encoding="utf-8"))["models"]

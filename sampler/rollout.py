@@ -181,6 +181,11 @@ class FrameGenerator:
                 f"guidance {self.params.guidance:g} needs a network that can run without audio, "
                 f"this one was trained without network.audio.null; use 1"
             )
+        if self.recipe.distill and (self.params.steps != 1 or self.params.guidance != 1):
+            raise ModelError(
+                f"steps are {self.params.steps} and guidance is {self.params.guidance:g}, expected 1 and 1: "
+                "this network draws in one pass; the one that it was distilled from takes others"
+            )
         self.execution.warn_of_slow_precision(self.device)
         network = self.execution.round_weights(self.network, self.device)
         self.network = network.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]

@@ -19,7 +19,7 @@ from typing import Any
 
 import gradio as gr
 
-from model.checkpoint import Checkpoint, find_run
+from model.checkpoint import Checkpoint, find_checkpoint, find_run
 from model.recipe import ModelError
 from pipeline.app.example import Example
 from pipeline.app.models import ModelList, describe_run
@@ -27,7 +27,7 @@ from pipeline.app.sessions import Kind, Session, Sessions
 from pipeline.errors import describe_error
 from pipeline.params import Params
 from pipeline.progress import format_time_left
-from sampler.rollout import override_params
+from sampler.rollout import load_generator, override_params
 from shards.errors import shorten
 from stages.adapt.run import AdaptResult, Estimate, adapt, make_request
 from stages.edit.browser_copy import copy_audio, copy_video
@@ -41,6 +41,8 @@ from stages.edit.timing import Fit
 from stages.engine import sandbox
 from stages.engine.outcome import Outcome, StageError
 from stages.engine.sandbox import ClipJob
+from stages.media.networks import find_trainable
+from stages.train.run_file import advise_sampling
 
 PASS_LABELS = {
     "faces": "Finding the face",
@@ -261,6 +263,10 @@ class Service:
                 out = session.make_empty_folder("result") / name_output([video, speech], " says ")
                 lines, model, trial_generator = [], checkpoint.path, None
                 if is_adapting:
+                    start = find_trainable(checkpoint.path)
+                    if start != checkpoint.path:  # which is drawn otherwise
+                        checkpoint = find_checkpoint(start)
+                        sample_params = override_params(sample_params, **advise_sampling(start))
                     read_inputs(video, [speech], out, edit_params)  # before minutes of training
                     bar = _PageProgress(progress, stop)
                     own = self._adapt(session, checkpoint, video, edit_params, adapt_minutes, bar)
@@ -269,7 +275,9 @@ class Service:
                     lines = [own.describe().removeprefix(f"{own.path}: "), *own.warnings]
                     if not any_face:
                         execution = replace(self.models.execution, compile=False)  # of a few frames
-                        trial_generator = self.models.load_generator(str(run or ""), sample_params, execution)
+                        trial_generator = load_generator(
+                            checkpoint.path, sample_params, self.models.device, execution
+                        )
                 else:
                     generator = self.models.load_generator(str(run or ""), sample_params)
                 result = edit(

@@ -56,7 +56,7 @@ GPU_WORKERS = 2  # edits at a time on a GPU: one decodes and encodes while anoth
     "--run",
     type=NETWORK,
     help="A published model (`pipeline models` lists them), the folder of a run or checkpoint, or a file of "
-    f"`pipeline export`.  [default: {FAST_NETWORK}; with --adapt {DEFAULT_NETWORK}]",
+    f"`pipeline export`.  [default: {FAST_NETWORK}, or with --adapt {DEFAULT_NETWORK}]",
 )
 @click.option(
     "-o",
@@ -174,8 +174,9 @@ def command(
     network does not fit is refused; a mouth that is covered is left alone. The file's metadata say that a
     model drew it; --sign signs that.
 
-    A published model, a run that started from one and a network of the paper's recipe say how they are
-    sampled; for any other it is the section `sample` of the params file. --sampler to --seed override both.
+    A published model, a run that started from one, a distilled network and one of the paper's recipe say how
+    they are sampled; for any other it is the section `sample` of the params file. --sampler to --seed
+    override both.
     """
     from model.checkpoint import find_run
     from model.execution import Execution
@@ -184,12 +185,13 @@ def command(
     from stages.edit.recordings import parse_face, parse_recordings
     from stages.edit.run import check_paths, read_inputs
     from stages.engine.outcome import StageError
-    from stages.media.networks import find_network
+    from stages.media.networks import find_network, find_trainable
 
     _check_options(batch=batch, video=video, audio=audio, faces=faces, preview=preview, workers=workers,
                    adapt=adapt, adapt_minutes=adapt_minutes, keep_model=keep_model)  # fmt: skip
-    if run is None:
-        run = find_network(DEFAULT_NETWORK if adapt else FAST_NETWORK)  # the second cannot be trained
+    run = run or find_network(FAST_NETWORK)
+    if adapt:
+        run = find_trainable(run)
     try:
         recordings = {} if batch else parse_recordings(audio, faces)
         face = next(iter(recordings), None)  # of several, each has its own recording

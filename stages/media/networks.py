@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+from model.checkpoint import find_checkpoint
 from model.published import (
     NAME,
     PublishedModel,
@@ -53,6 +54,24 @@ def find_network(name: str) -> Path:
     if network.path is None:
         raise ModelError(_describe_missing_file(model))
     return network.path
+
+
+def find_trainable(path: Path) -> Path:
+    """The network itself, or the published model that it was distilled from: that alone can be trained.
+
+    Raises ModelError where that is none of the published models on this machine.
+    """
+    checkpoint = find_checkpoint(path)
+    if not checkpoint.recipe.distill:
+        return path
+    for model in read_catalogue():
+        if checkpoint.start is not None and checkpoint.start.sha256 == model.sha256:
+            return find_network(model.name)
+    start = "another network" if checkpoint.start is None else checkpoint.start.name
+    raise ModelError(
+        f"{path}: draws in one pass and cannot be trained further, expected {start}, from which it was "
+        "distilled"
+    )
 
 
 def list_networks() -> list[PublishedNetwork]:

@@ -123,6 +123,8 @@ def find_sampling_advice(path: Path) -> SamplingAdvice:
     if recorded != SamplingAdvice():
         return recorded
     known = {model.sha256: model.sampling for model in models}
+    if checkpoint.recipe.distill:  # unlike its start
+        return advise_by_recipe(checkpoint.recipe)
     if checkpoint.start is not None and checkpoint.start.sha256 in known:
         return known[checkpoint.start.sha256]
     return advise_by_recipe(checkpoint.recipe)

@@ -52,7 +52,7 @@ from sampler.params import SampleParams
 from sampler.rollout import ClipRequest, CropFrame, FrameGenerator, override_params
 from shards.checksum import file_sha256
 from stages.media import networks, weights
-from stages.media.networks import fetch_network, find_network, list_networks
+from stages.media.networks import fetch_network, find_network, find_trainable, list_networks
 from stages.train.run_file import advise_sampling
 from tests.model.worlds import CPU, TINY
 
@@ -533,6 +533,15 @@ def test_a_model_with_an_address_is_downloaded_once_checked_and_then_has_its_nam
     assert advise_sampling(find_network("small")) == model.sampling.model_dump(exclude_none=True)
     network.path.write_bytes(data[:-1])
     assert list_networks()[0].path is None, "a damaged download counts as none"
+
+
+def test_what_a_distilled_model_was_made_from_is_trained_in_its_place(tmp_path: Path) -> None:
+    assert find_trainable(find_network("fast")) == find_network("small")
+    assert find_trainable(find_network("small")) == find_network("small")
+    recipe, record = replace(TINY, distill=True), StartRecord(name="runs/mine", sha256="0" * 64, step=6)
+    save_checkpoint(create_state(TINY, CPU), tmp_path / "run", recipe, "d", None, record)
+    error = read_error(lambda: find_trainable(tmp_path / "run"))
+    assert error.endswith("cannot be trained further, expected runs/mine, from which it was distilled")
 
 
 def test_advice_is_for_the_bytes_of_a_model_wherever_they_are(path: Path, tmp_path: Path) -> None:

@@ -192,7 +192,7 @@ def test_without_a_run_the_packaged_model_edits_as_it_is_meant_to_be_sampled(
     settings = [f"--{name.replace('_', '-')}={value}" for name, value in advice.items()]
     call("edit", *options, "-o", tmp_path / "one.mp4")
     call("edit", *options, "-o", tmp_path / "two.mp4", "--run", FAST_NETWORK, *settings)
-    call("edit", *options, "-o", tmp_path / "other.mp4", "--guidance", 0)
+    call("edit", *options, "-o", tmp_path / "other.mp4", "--common-noise", 0)
     one, two, other = ((tmp_path / f"{name}.mp4").read_bytes() for name in ("one", "two", "other"))
     assert one == two != other, "an option overrides what the catalogue advises"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -130,8 +131,14 @@ def test_a_student_draws_in_one_pass_what_its_start_draws_in_two_steps_with_guid
     distill(base, tmp_path / "run", 150)
     advice = advise_sampling(tmp_path / "run")
     assert advice == {"sampler": "ddim", "steps": 1, "guidance": 1.0, "common_noise": 0.7}
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert "loss" in lines and "deaf_loss" not in lines and not (tmp_path / "run" / "pictures").exists()
     network, saved = load_network(base / "run")
-    student = load_network(tmp_path / "run")[0]
+    student, distilled = load_network(tmp_path / "run")
+    with pytest.raises(ModelError, match="steps are 2 and guidance is 2, expected 1 and 1: this"):
+        make_teacher(student, SampleParams(), distilled.recipe)
+    alone = shutil.copytree(distilled.path, tmp_path / "alone")
+    assert advise_sampling(alone) == advice, "without the run's file too"
     target = make_teacher(network, SampleParams(), saved.recipe).change_batch(make_batch())
     one_pass = override_params(SampleParams(), **advice)
     errors = [
@@ -163,5 +170,5 @@ def test_what_cannot_be_distilled_is_one_line(base: Path, tmp_path: Path) -> Non
     with pytest.raises(ModelError, match=r"^distill needs a start, whose frames are what is learned: "):
         train.run(TrainRequest(str(base / "shards"), tmp_path / "run", "demo", device="cpu"), recipe)
     assert not (tmp_path / "run").exists()
-    with pytest.raises(ModelError, match=r"^the start draws in one pass and knows one noise level alone"):
+    with pytest.raises(ModelError, match=r"^the start draws in one pass and cannot be trained further"):
         build_recipe("own", start=recipe)
