@@ -78,10 +78,12 @@ class ModelList:
         return runs[name]
 
     def load_generator(
-        self, name: str, params: SampleParams, execution: Execution | None = None
+        self, checkpoint: Checkpoint, params: SampleParams, execution: Execution | None = None
     ) -> FrameGenerator:
-        """A generator with a run's network, executed as all are unless it is said. Raises ModelError."""
-        checkpoint = self.get_checkpoint(name)
+        """A generator with the network of a checkpoint, executed as all are unless it is said.
+
+        Raises ModelError.
+        """
         network, _ = self._load_network(checkpoint.path)
         return FrameGenerator(network, checkpoint.recipe, params, self.device, execution or self.execution)
 

@@ -27,7 +27,7 @@ from pipeline.app.sessions import Kind, Session, Sessions
 from pipeline.errors import describe_error
 from pipeline.params import Params
 from pipeline.progress import format_time_left
-from sampler.rollout import load_generator, override_params
+from sampler.rollout import override_params
 from shards.errors import shorten
 from stages.adapt.run import AdaptResult, Estimate, adapt, make_request
 from stages.edit.browser_copy import copy_audio, copy_video
@@ -275,11 +275,9 @@ class Service:
                     lines = [own.describe().removeprefix(f"{own.path}: "), *own.warnings]
                     if not any_face:
                         execution = replace(self.models.execution, compile=False)  # of a few frames
-                        trial_generator = load_generator(
-                            checkpoint.path, sample_params, self.models.device, execution
-                        )
+                        trial_generator = self.models.load_generator(checkpoint, sample_params, execution)
                 else:
-                    generator = self.models.load_generator(str(run or ""), sample_params)
+                    generator = self.models.load_generator(checkpoint, sample_params)
                 result = edit(
                     video,
                     speech,

@@ -418,10 +418,12 @@ def test_the_best_checkpoint_of_each_run_is_offered_and_read_once(world: Path, t
     runs = models.find_runs()
     assert list(runs) == ["a/b", str(world / "runs" / "tiny")]
     assert describe_run("a/b", runs["a/b"]) == "a/b · step 4 · trained on data/grid/shards"
-    first, second = (models.load_generator("a/b", SampleParams(steps=steps)) for steps in (2, 3))
+    first, second = (
+        models.load_generator(models.get_checkpoint("a/b"), SampleParams(steps=steps)) for steps in (2, 3)
+    )
     assert first.network is second.network and len(second.gammas) == 4
     with pytest.raises(ModelError, match=r"run '\.\./b': there is no such run; known are a/b"):
-        models.load_generator("../b", SampleParams())
+        models.get_checkpoint("../b")
 
 
 def test_runs_are_listed_while_folders_beside_them_come_and_go(world: Path, tmp_path: Path) -> None:
