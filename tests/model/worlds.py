@@ -20,7 +20,7 @@ from model.audio import AudioEncoder, AudioParams
 from model.checkpoint import TrainState
 from model.execution import Execution, Ranks
 from model.recipe import OptimParams, Recipe, WatchParams
-from model.unet import UNetParams
+from model.unet import UNet, UNetParams
 from shards.frames import FrameSource, NetworkInput
 from shards.reader import open_dataset
 from shards.resident import Resident, load_resident
@@ -62,6 +62,16 @@ def build_encoder(params: AudioParams, embedding: int = 24) -> AudioEncoder:
         if not parameter.any():
             nn.init.normal_(parameter, std=0.1)
     return encoder
+
+
+def perturb_network(deviation: float) -> UNet:
+    """A TINY network as after some training: its last layers, too, are not zero."""
+    network = loop.create_state(TINY, CPU).ema
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(deviation * torch.randn(parameter.shape, generator=generator))
+    return network
 
 
 def make_dataset(

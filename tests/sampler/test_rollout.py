@@ -27,6 +27,7 @@ from sampler.params import SampleParams, SamplerName
 from sampler.rollout import ClipRequest, CropFrame, FrameGenerator, load_generator, override_params
 from sampler.steps import KnownPixels, noise_levels, sample
 from shards.rng import Purpose, derive_key, normals
+from tests.model import worlds
 from tests.model.worlds import CPU, N_MELS, SIZE, TINY
 
 BOX = np.array([4, 8, 12, 15], np.int16)
@@ -36,12 +37,7 @@ QUICK = SampleParams(sampler="ancestral", steps=3, guidance=1.0, common_noise=0.
 @pytest.fixture(scope="module")
 def network() -> torch.nn.Module:
     """A network with a non-trivial output: its last layers are not zero."""
-    state = loop.create_state(TINY, CPU)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in state.ema.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    return state.ema
+    return worlds.perturb_network(0.1)
 
 
 def make_generator(

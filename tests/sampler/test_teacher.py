@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from model import loop
 from model.batch import Batch, boxes_to_masks, hide_mask_region, to_float, to_pixels
 from model.checkpoint import list_checkpoints, load_network
 from model.execution import Execution
@@ -35,12 +34,7 @@ BOX = np.array([3, 6, 13, 15], np.int16)
 @pytest.fixture(scope="module")
 def network() -> UNet:
     """A network whose frames depend on all that it sees, and stay within -1 and 1."""
-    state = loop.create_state(TINY, CPU)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in state.ema.parameters():
-            parameter.add_(0.03 * torch.randn(parameter.shape, generator=generator))
-    return state.ema
+    return worlds.perturb_network(0.03)
 
 
 @pytest.fixture(scope="module")
