@@ -34,7 +34,6 @@ from model.recipe import (
     recipe_to_dict,
 )
 from model.run_log import METRICS, read_metrics
-from model.sampling_advice import advise_by_recipe
 from model.signals import explain_out_of_memory
 from model.start import Start
 from model.start_record import StartRecord
@@ -506,10 +505,8 @@ def _write_run_file(
     if request.start is not None:
         content["start"] = request.start.record.model_dump()
         sources = merge_sources(read_data_sources(find_run(request.start.path)), sources)
-        advice = advise_sampling(request.start.path)
-        if recipe.distill:
-            advice |= advise_by_recipe(recipe).model_dump(exclude_none=True)
-        if advice:
+        # A distilled network is not sampled as its start: its recipe says how.
+        if not recipe.distill and (advice := advise_sampling(request.start.path)):
             content["sampling"] = advice
     content["data"] = [source.model_dump(exclude_none=True) for source in sources]
     with write_atomically(request.run / RUN_FILE) as partial:
