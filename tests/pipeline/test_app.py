@@ -32,6 +32,7 @@ from pipeline.app.models import ModelList, describe_run
 from pipeline.app.sessions import Kind, Sessions
 from pipeline.commands.app import is_loopback
 from pipeline.main import cli
+from pipeline.options import FAST_NETWORK
 from sampler.params import SampleParams
 from stages import synth
 from stages.engine.outcome import StageError
@@ -352,6 +353,17 @@ def test_the_example_is_edited_by_a_model_that_is_trained_once_and_deleted_with_
     expect(page.locator("#note")).to_contain_text("frames re-drawn")
     expect(page.locator("#note")).not_to_contain_text("no_fit")
     assert find_models() == [model] and not (world / "cache" / "redub" / "adapted").exists()
+
+    page.locator("#run input").click()  # the model of one pass that is made from the packaged one
+    page.get_by_role("option", name=f"{FAST_NETWORK} · published model").click()
+    expect(page.locator("#steps input[type=number]")).to_have_value("1")
+    page.click("#start")
+    expect(page.locator("#note")).to_contain_text("frames re-drawn")
+    expect(page.locator("#note")).to_contain_text("adapted to 2.7 s of the face in ")
+    page.uncheck("#adapt input")
+    page.click("#start")
+    expect(page.locator("#note")).not_to_contain_text("adapted")
+    expect(page.locator("#note")).to_contain_text("frames re-drawn")
 
     page.click("#both")
     read_state = """() => ["source", "result"].map(name => {
