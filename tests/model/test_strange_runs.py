@@ -270,7 +270,9 @@ def list_commands(shards: Path, run: Path, out: Path) -> dict[str, Callable[[], 
         "sample": lambda: sample.run(request, SampleParams(steps=1, guidance=1.0)),
         "report": lambda: read_run(run),
         "app": lambda: [describe_run(*item) for item in models.find_runs().items()],
-        "edit": lambda: models.load_generator(run.name, SampleParams(steps=1, guidance=1.0)),
+        "edit": lambda: models.load_generator(
+            models.get_checkpoint(run.name), SampleParams(steps=1, guidance=1.0)
+        ),
     }
 
 

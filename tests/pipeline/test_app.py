@@ -108,7 +108,7 @@ def start_proxy(calls: list[str]) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def server(world: Path, landmarker: Path) -> Iterator[Server]:
+def server(world: Path, landmarker: Path, speech_model: Path) -> Iterator[Server]:
     scratch = world / "scratch"
     scratch.mkdir()
     calls: list[str] = []
@@ -121,6 +121,7 @@ def server(world: Path, landmarker: Path) -> Iterator[Server]:
     with start_proxy(calls) as proxy:
         proxies = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"), proxy)
         folders = {"TMPDIR": str(scratch), "XDG_CACHE_HOME": str(world / "cache")}
+        folders |= {"REDUB_SPEECH_ENCODER": str(speech_model)}
         environment = os.environ | proxies | folders | {"NO_PROXY": "127.0.0.1"}
         with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
