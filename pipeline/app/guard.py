@@ -7,6 +7,8 @@ Host must be a name of this server, and its Origin the same host.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import ipaddress
 import logging
 from collections.abc import Callable, Collection
@@ -25,6 +27,7 @@ ANY_ADDRESS = frozenset({"0.0.0.0", "::"})
 UPLOAD_ROUTE = "/gradio_api/upload"
 MAX_BODY_BYTES = 2**20  # of a request that is no upload: settings and names of files
 MULTIPART_BYTES = 2**16  # what an upload has besides its file: names and borders
+DISCARD_SECONDS = 30  # for the rest of a body that was refused, as nginx's lingering_time
 DEFAULT_PORTS = {None, 80, 443}  # a proxy may speak HTTPS with the visitor
 
 log = logging.getLogger(__name__)
@@ -60,6 +63,7 @@ class RequestGuard:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
+        receive, send = _read_before_end(receive, send)
         try:
             limit, upload_bytes = self._check(scope)
         except Refusal as err:
@@ -67,7 +71,6 @@ class RequestGuard:
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close", "code": 1008, "reason": "refused"})
                 return
-            # its body is not read
             response = PlainTextResponse(f"{err.detail}\n", err.status_code, {"Connection": "close"})
             await response(scope, receive, send)
             return
@@ -176,6 +179,36 @@ def _limit_body(scope: Scope, receive: Receive, limit: int) -> Receive:
         return message
 
     return receive_some
+
+
+def _read_before_end(receive: Receive, send: Send) -> tuple[Receive, Send]:
+    """The same, but an answer ends only when the body of the request was read, or discarded.
+
+    A connection that is closed with bytes unread is reset, and then the visitor loses the answer as well
+    (RFC 9112, section 9.6).
+    """
+    is_read = False
+
+    async def receive_some() -> Message:
+        nonlocal is_read
+        message = await receive()
+        is_read = not message.get("more_body", False)
+        return message
+
+    async def discard_body() -> None:
+        while not is_read:
+            await receive_some()
+
+    async def send_some(message: Message) -> None:
+        is_end = message["type"] == "http.response.body" and not message.get("more_body", False)
+        if is_end and not is_read:
+            await send({**message, "more_body": True})
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(discard_body(), DISCARD_SECONDS)
+            message = {"type": "http.response.body"}
+        await send(message)
+
+    return receive_some, send_some
 
 
 def _log_refusal(scope: Scope, err: Exception) -> None:

@@ -17,6 +17,7 @@ import pytest
 from starlette.responses import PlainTextResponse
 from starlette.types import Message, Receive, Scope, Send
 
+from pipeline.app import guard
 from pipeline.app.guard import MAX_BODY_BYTES, UPLOAD_ROUTE, RequestGuard
 from pipeline.app.server import serve
 from pipeline.app.sessions import MAX_SESSIONS, Sessions
@@ -188,14 +189,14 @@ def test_uploads_that_arrive_at_the_same_time_have_a_size_together(tmp_path: Pat
             statuses.append(message["status"])
 
     check_space = Sessions(tmp_path, max_mb=TOTAL_MB).check_space
-    guard = RequestGuard(app, ["localhost"], max_upload_bytes=10**6, check_space=check_space)
+    request_guard = RequestGuard(app, ["localhost"], max_upload_bytes=10**6, check_space=check_space)
     headers = [(b"host", b"localhost"), (b"content-length", b"1000000")]
     scope = {"type": "http", "method": "POST", "path": UPLOAD_ROUTE, "headers": headers}
 
     async def upload_five_twice() -> None:
         for _ in range(2):  # the second time, the first five have left
             is_answered.clear()
-            tasks = [asyncio.ensure_future(guard(scope, receive, send)) for _ in range(5)]
+            tasks = [asyncio.ensure_future(request_guard(scope, receive, send)) for _ in range(5)]
             await asyncio.sleep(0.05)
             is_answered.set()
             await asyncio.gather(*tasks)
@@ -211,6 +212,40 @@ def test_a_body_without_a_length_is_bounded_too(url: str) -> None:
     headers = {"Content-Type": "application/json"}
     response = ask(url, "gradio_api/queue/join", method="POST", content=send_chunks(), headers=headers)
     assert response.status_code == 413
+
+
+@contextlib.contextmanager
+def send_headers(url: str, *lines: str) -> Iterator[socket.socket]:
+    """A connection over which only the headers of an upload were sent, and whose answer has begun."""
+    head = "\r\n".join((f"POST {UPLOAD_ROUTE} HTTP/1.1", "Host: localhost", *lines))
+    with socket.create_connection(("127.0.0.1", get_port(url)), GUARD_SECONDS) as connection:
+        connection.sendall(f"{head}\r\n\r\n".encode())
+        assert connection.recv(12, socket.MSG_PEEK).startswith(b"HTTP/1.1 4")
+        yield connection
+
+
+def read_to_end(connection: socket.socket) -> bytes:
+    return b"".join(iter(lambda: connection.recv(4096), b""))
+
+
+@pytest.mark.parametrize("header", [f"Content-Length: {40 * 10**6}", "Origin: http://evil.com"])
+def test_who_is_refused_while_sending_can_send_all_and_read_why(url: str, header: str) -> None:
+    lengths = [header] if "Length" in header else [header, f"Content-Length: {40 * 10**6}"]
+    with send_headers(url, *lengths) as connection:
+        for _ in range(40):
+            connection.sendall(bytes(10**6))  # fails where the connection was closed
+        answer = read_to_end(connection)
+    assert answer.startswith(b"HTTP/1.1 4") and answer.count(b"\r\n\r\n") == 1
+    assert answer.endswith(b"expected at most 1,065,536\n" if "Length" in header else b"is another page\n")
+
+
+def test_who_is_refused_and_sends_no_more_is_not_waited_for(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "DISCARD_SECONDS", 0.1)
+    with send_headers(url, f"Content-Length: {40 * 10**6}") as connection:
+        connection.sendall(b"x")
+        assert read_to_end(connection).endswith(b"expected at most 1,065,536\n")
 
 
 BODIES = [
