@@ -1,10 +1,10 @@
 """Write a run's network as a published file; with its facts, as a model of the package.
 
-    python -m pipeline.export --run RUN --facts FACTS.json
+    python -m pipeline.export --run RUN --name NAME --facts FACTS.json
 
-replaces the packaged model: it writes ``model/published/NAME.safetensors``, its entry in ``models.json`` and
-its page. FACTS.json holds the fields of ``PublishedModel`` that no file tells; those that it lacks stay as
-they are in the catalogue.
+adds or replaces a packaged model: it writes ``model/published/NAME.safetensors``, its entry in
+``models.json`` and its page. FACTS.json holds the fields of ``PublishedModel`` that no file tells; those that
+it lacks stay as they are in the catalogue.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from model.published_file import SUFFIX, PublishedInfo, write_published_file
 from model.recipe import ModelError
 from model.unet import count_parameters
 from pipeline.main import print_errors
-from pipeline.options import DEFAULT_NETWORK, FILE, NETWORK
+from pipeline.options import FILE, NETWORK
 from sampler.params import SampleParams
 from sampler.rollout import override_params
 from shards.atomic import write_atomically
@@ -70,7 +70,7 @@ def publish_network(
     run: Path,
     facts: dict[str, Any],
     *,
-    name: str = DEFAULT_NETWORK,
+    name: str,
     which: Literal["best", "newest"] = "best",
     folder: Path = published.FOLDER,
 ) -> published.PublishedModel:
@@ -117,10 +117,10 @@ def publish_network(
 @click.command()
 @click.option("--run", type=NETWORK, required=True)
 @click.option("--facts", type=FILE, required=True)
-@click.option("--name", default=DEFAULT_NETWORK, show_default=True)
+@click.option("--name", required=True)
 @click.option("--newest", is_flag=True)
 def command(run: Path, facts: Path, name: str, newest: bool) -> None:
-    """Replace a packaged model by the network of a run, with the facts of a JSON file."""
+    """Add or replace a packaged model: the network of a run, with the facts of a JSON file."""
     with print_errors():
         content = parse_object(read_file(facts, published.MAX_CATALOGUE_BYTES), f"{facts}")
         model = publish_network(run, content, name=name, which="newest" if newest else "best")

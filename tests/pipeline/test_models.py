@@ -144,7 +144,7 @@ def test_an_export_without_a_run_file_says_what_its_user_needs(tmp_path: Path) -
     result = call("export", "--run", run, "-o", tmp_path / "x.safetensors")
     assert "has no run.json that says how its mels were made" in result.stderr
     with pytest.raises(ModelError, match=r"has no run\.json"):
-        publish_network(run, FACTS, folder=make_folder(tmp_path / "published"))
+        publish_network(run, FACTS, name="small", folder=make_folder(tmp_path / "published"))
 
 
 # --- --run ----------------------------------------------------------------------------------------
@@ -302,10 +302,10 @@ def test_a_model_that_was_trained_further_says_both_numbers_of_steps(tmp_path: P
 def test_facts_that_are_none_replace_nothing(tmp_path: Path, facts: dict[str, Any], message: str) -> None:
     folder = make_folder(tmp_path / "published")
     run = write_run(tmp_path / "run", {4: 0.2}, mels=MELS)
-    publish_network(run, FACTS, folder=folder)
+    publish_network(run, FACTS, name="small", folder=folder)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(ModelError, match=message):
-        publish_network(run, facts, folder=folder)
+        publish_network(run, facts, name="small", folder=folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
