@@ -53,8 +53,10 @@ MAX_ZOOM = 0.055  # of the logarithm of the size
 MAX_TURN = 0.055  # radians
 MAX_RESHAPE = 0.0225  # root mean square distance after the best similarity, in widths of the face
 # A jump is so many times as large as the nearest steps around it, of which one may be a jump itself.
-# A head that starts to move has up to 7 / 3 times the step of three pictures before.
 MIN_PROMINENCE = 2.5
+# And at a clip's ends so many times as large as those next to it lead to expect: a head that has just turned
+# around has steps like 1, 0, 1, 2 and 3, the last of them three times the second largest of the others.
+MIN_EXCESS = 1.5
 STEPS_AROUND = 4  # two on each side, except at the ends
 # A face that does not move, and looks as before after so many pictures, is the same one: a flash has lit it.
 MAX_FLASH_PICTURES = 3
@@ -180,7 +182,7 @@ def find_jumps(
         around = sorted(steps[first:i] + steps[i + 1 : first + STEPS_AROUND + 1])
         # The second largest around: two jumps may follow each other, as around a picture shown once.
         usual = around[-2] if len(around) > 1 else 0.0
-        stands_out = steps[i] > max(1.0, MIN_PROMINENCE * usual)
+        stands_out = steps[i] > max(1.0, MIN_PROMINENCE * usual, MIN_EXCESS * _extrapolate(steps, i))
         if stands_out and moves[i] <= 1:
             shown_faces = [faces[k] for k in pictures]
             stands_out = not _returns(shown_faces[: i + 1], shown_faces[i + 1 :])
@@ -189,6 +191,14 @@ def find_jumps(
             at = before_frame + 1 + int(np.argmax(between))
             jumps.append(Jump(at, look_changes[i] > 1))
     return jumps
+
+
+def _extrapolate(steps: Sequence[float], i: int) -> float:
+    """The first or the last step as the two next to it lead to expect; 0 where i is another one."""
+    if len(steps) < 3 or 0 < i < len(steps) - 1:
+        return 0.0
+    near, far = (steps[1], steps[2]) if i == 0 else (steps[-2], steps[-3])
+    return 2 * near - far
 
 
 def _returns(before: Sequence[FaceDetection | None], after: Sequence[FaceDetection | None]) -> bool:
