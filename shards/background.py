@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def prefetch(items: Iterable[Item], n_ahead: int) -> Generator[Item, None, None]:
@@ -36,6 +37,28 @@ def prefetch(items: Iterable[Item], n_ahead: int) -> Generator[Item, None, None]
     finally:
         if isinstance(iterator, Generator):
             iterator.close()
+
+
+def map_ahead(
+    function: Callable[[Item], Result], items: Iterable[Item], n_threads: int
+) -> Generator[Result, None, None]:
+    """``function`` of each item, in order, computed by threads before it is asked for.
+
+    This thread reads ``items``, and is at most ``2 * n_threads`` of them ahead. An error of ``function`` is
+    raised in its item's place. Close the generator to end the threads before the last item.
+    """
+    pending: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(n_threads) as pool:
+        try:
+            for item in items:
+                pending.append(pool.submit(function, item))
+                if len(pending) > 2 * n_threads:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
 
 
 class BackgroundWriter(Generic[Item]):

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from shards.background import prefetch
+from shards.background import map_ahead, prefetch
 from shards.balance import Balance
 from shards.frames import BatchIndex, BoxMargins, ClipTable, NetworkInput, Numbers, RawBatch
 from shards.memory import find_free_memory
 from shards.reader import Dataset, read_clip
 from shards.rng import derive_key, derive_keys
-from shards.schema import MELS_PER_FRAME, SPEECH_PER_FRAME, ClipSample, ShardError
+from shards.schema import MELS_PER_FRAME, SPEECH_PER_FRAME, ShardError
 
 TRAIN_SPLIT = "train"
 MEMORY_SHARE = 0.8  # of the free memory; the rest is for everything else
@@ -138,19 +138,18 @@ def load_resident(
     mels = torch.full((n_rows, n_mels), silence_db, dtype=torch.float32, device=device)
     speech_starts, n_rows = place_clips(SPEECH_PER_FRAME * lengths, network_input.speech_pad)
     speech = torch.zeros(n_rows, network_input.speech_size, dtype=torch.float16, device=device)
-    with ThreadPoolExecutor(workers) as pool:  # decoding releases the GIL
-        samples = _read_ahead(pool, lambda clip_id: read_clip(dataset, clip_id), clips.ids, 2 * workers)
-        for k, clip in enumerate(samples):
-            length = int(lengths[k])
-            name = f"{dataset.storage.address}: {clip.key}"
-            network_input.check_clip(name, length, clip.frames.shape, clip.boxes, clip.mels, clip.speech)
-            clip_frames = slice(clips.starts[k], clips.starts[k + 1])
-            frames[clip_frames].copy_(torch.from_numpy(clip.frames))
-            boxes[clip_frames].copy_(torch.from_numpy(clip.boxes))
-            mels[mel_starts[k] :][: len(clip.mels)].copy_(torch.from_numpy(clip.mels))
-            if network_input.speech_size and clip.speech is not None:
-                speech[speech_starts[k] :][: len(clip.speech)].copy_(torch.from_numpy(clip.speech))
-            done(length)
+    # Decoding releases the GIL.
+    for k, clip in enumerate(map_ahead(partial(read_clip, dataset), clips.ids, workers)):
+        length = int(lengths[k])
+        name = f"{dataset.storage.address}: {clip.key}"
+        network_input.check_clip(name, length, clip.frames.shape, clip.boxes, clip.mels, clip.speech)
+        clip_frames = slice(clips.starts[k], clips.starts[k + 1])
+        frames[clip_frames].copy_(torch.from_numpy(clip.frames))
+        boxes[clip_frames].copy_(torch.from_numpy(clip.boxes))
+        mels[mel_starts[k] :][: len(clip.mels)].copy_(torch.from_numpy(clip.mels))
+        if network_input.speech_size and clip.speech is not None:
+            speech[speech_starts[k] :][: len(clip.speech)].copy_(torch.from_numpy(clip.speech))
+        done(length)
 
     clip_of_frame = np.repeat(np.arange(len(lengths)), lengths)
     numbers = np.arange(n_frames) - clips.starts[clip_of_frame]  # in their clips
@@ -180,18 +179,6 @@ def build_clip_table(dataset: Dataset, clip_ids: Iterable[str], balance: Balance
         # numbered by name, so that the order does not depend on how clips are sharded
         groups = np.unique(dataset.clips.column("speaker", ids), return_inverse=True)[1]
     return ClipTable.from_lengths(ids, dataset.clips.column("frames", ids), margins, groups)
-
-
-def _read_ahead(
-    pool: ThreadPoolExecutor, read: Callable[[str], ClipSample], ids: Sequence[str], n_ahead: int
-) -> Iterable[ClipSample]:
-    """``map`` in order, with at most ``n_ahead`` clips in memory."""
-    pending = [pool.submit(read, clip_id) for clip_id in ids[:n_ahead]]
-    for i in range(len(ids)):
-        clip = pending.pop(0).result()
-        if i + n_ahead < len(ids):
-            pending.append(pool.submit(read, ids[i + n_ahead]))
-        yield clip
 
 
 def _check_memory(dataset: Dataset, n_bytes: int, n_frames: int, device: torch.device) -> None:

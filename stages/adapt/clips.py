@@ -30,6 +30,7 @@ from stages import shard
 from stages.adapt.sync import find_lag, score_clips
 from stages.cut.params import ThresholdParams
 from stages.cut.speaker import SpeakerScore
+from stages.edit.face_track import count_face_threads
 from stages.edit.plan import EditPlan
 from stages.edit.reader import FrameReader, VideoFacts
 from stages.edit.render import SoundRows, read_crops
@@ -162,6 +163,7 @@ def cut_video(
         scratch=scratch,
         progress=progress,
         windows=plan.windows,
+        n_threads=count_face_threads(),
     )
     spans = list(_find_spans(edit_plan, excerpt))
     n_frames = sum(len(span) for span in spans)

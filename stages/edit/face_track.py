@@ -6,17 +6,21 @@ of a dataset, here it only ends a segment. An instant is a multiple of 1/25 s of
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import islice, pairwise
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from shards.background import map_ahead
+from shards.cores import count_cores
 from shards.schema import VIDEO_FPS, Frame
 from stages import landmarks
 from stages.align import AlignParams, Boxes, align_used_points, centred_mean, check_boxes
@@ -34,6 +38,7 @@ from stages.media.faces import (
     MAX_LOOK_CHANGE,
     USED_POINTS,
     FaceDetection,
+    FaceFinder,
     FaceTrack,
     compare_all_looks,
     compare_looks,
@@ -47,6 +52,7 @@ from stages.media.video import RgbConverter, count_instants, sample_at_25fps
 
 FaceChoice = Literal["largest", "left", "right"] | Annotated[int, Field(ge=0, le=99)]
 
+MAX_FACE_THREADS = 4  # one thread decodes and converts the pictures: so many keep up with it
 # A face that reappears where it was within this many instants is the same face.
 MAX_ABSENCE_INSTANTS = 60 * VIDEO_FPS
 
@@ -81,6 +87,11 @@ class SourceImage:
     image: Frame
 
 
+def count_face_threads() -> int:
+    """How many threads look for faces where nothing else needs the cores."""
+    return min(MAX_FACE_THREADS, count_cores())
+
+
 def find_faces(
     path: Path,
     facts: VideoFacts,
@@ -89,18 +100,24 @@ def find_faces(
     model: Path,
     folder: Path,
     windows: Sequence[tuple[int, int]] | None = None,
+    n_threads: int = 1,
 ) -> Outcome:
     """Find the faces at each instant of a video's first ``seconds``. Runs in the sandbox.
 
     ``windows`` are pairs of a first instant and the one after the last, in order: at the others no face is
-    looked for. Writes the files STAMPS, INSTANTS and DETECTIONS to ``folder``.
+    looked for. Writes the files STAMPS, INSTANTS and DETECTIONS to ``folder``, the same ones with any
+    ``n_threads``.
     """
-    find = open_finder(model, params.max_faces, params.engine)
+
+    def is_searched(k: int) -> bool:
+        return windows is None or any(first <= k < end for first, end in windows)
+
     with (
         open_media(path) as container,
         (folder / STAMPS).open("wb") as stamps,
         (folder / INSTANTS).open("wb", buffering=0) as instants,
         (folder / DETECTIONS).open("wb") as detections,
+        _open_detectors(model, params, n_threads) as detect,
     ):
         compare_picture = PictureComparison()
         convert = RgbConverter(find_video_stream(container))
@@ -115,22 +132,55 @@ def find_faces(
                 yield at, SourceImage(source, image)
 
         frames = record_stamps()
-        current: SourceImage | None = None
-        faces: list[FaceDetection] = []
-        for k, (at, frame) in enumerate(sample_at_25fps(frames, max(1, count_instants(seconds)))):
-            if windows is not None and not any(first <= k < end for first, end in windows):
-                current, faces = None, []
-            elif frame is not current:
-                current = frame
-                faces = [
-                    replace(face, lower_face=crop_lower_face(frame.image, face.points))
-                    for face in detect_faces(frame.image, find)
-                ]
-            detections.write(_pack_detections(faces))
-            instants.write(np.array((frame.source, float(at), len(faces)), INSTANT).tobytes())
+
+        def list_instants() -> Iterator[tuple[int, Fraction, Frame | None]]:
+            """Each instant's source frame, its time stamp, and the picture if faces are looked for in it."""
+            searched = -1
+            for k, (at, frame) in enumerate(sample_at_25fps(frames, max(1, count_instants(seconds)))):
+                image = frame.image if is_searched(k) and frame.source != searched else None
+                searched = searched if image is None else frame.source
+                yield frame.source, at, image
+
+        def find_in_instant(
+            instant: tuple[int, Fraction, Frame | None],
+        ) -> tuple[int, Fraction, list[FaceDetection] | None]:
+            source, at, image = instant
+            return source, at, None if image is None else detect(image)
+
+        last_faces: list[FaceDetection] = []
+        with closing(map_ahead(find_in_instant, list_instants(), n_threads)) as found:
+            for k, (source, at, new_faces) in enumerate(found):
+                last_faces = last_faces if new_faces is None else new_faces
+                faces = last_faces if is_searched(k) else []
+                detections.write(_pack_detections(faces))
+                instants.write(np.array((source, float(at), len(faces)), INSTANT).tobytes())
         for _ in frames:
             pass  # frames between the last instant and the end have time stamps too
     return Outcome()
+
+
+@contextmanager
+def _open_detectors(
+    model: Path, params: LandmarksParams, n: int
+) -> Iterator[Callable[[Frame], list[FaceDetection]]]:
+    """What finds the faces in a picture, for ``n`` threads at a time: each has networks of its own."""
+    free: SimpleQueue[FaceFinder] = SimpleQueue()
+
+    def detect(image: Frame) -> list[FaceDetection]:
+        finder = free.get()
+        try:
+            return [
+                replace(face, lower_face=crop_lower_face(image, face.points))
+                for face in detect_faces(image, finder)
+            ]
+        finally:
+            free.put(finder)
+
+    with ExitStack() as stack:
+        free.put(open_finder(model, params.max_faces, params.engine))
+        for _ in range(n - 1):
+            free.put(stack.enter_context(FaceFinder(model, params.max_faces, params.engine)))
+        yield detect
 
 
 def _pack_detections(faces: Sequence[FaceDetection]) -> bytes:
@@ -173,11 +223,12 @@ def observe_faces(
     folder: Path,
     progress: Progress,
     windows: Sequence[tuple[int, int]] | None = None,
+    n_threads: int = 1,
 ) -> FaceObservations:
     """Find the faces of a video's first ``seconds`` in the sandbox. ``folder`` is an empty one, for scratch.
 
-    ``windows`` are as in ``find_faces``. Calls ``progress`` with ("faces", instants done, instants). Raises
-    StageError when the video cannot be used.
+    ``windows`` and ``n_threads`` are as in ``find_faces``. Calls ``progress`` with ("faces", instants done,
+    instants). Raises StageError when the video cannot be used.
     """
     n_instants = max(1, count_instants(seconds))
 
@@ -194,6 +245,7 @@ def observe_faces(
         model=model,
         folder=folder,
         windows=windows,
+        n_threads=n_threads,
     )
     sandbox.run_or_raise(job, limits, path, video_seconds=float(seconds), on_poll=report_progress)
     report_progress()

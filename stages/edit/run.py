@@ -32,7 +32,7 @@ from shards.schema import VIDEO_FPS
 from stages.align import AlignParams
 from stages.edit.credentials import Signing, check_signing, sign_when_written
 from stages.edit.face_check import FaceCheckParams, FaceTrial, MisfitError
-from stages.edit.face_track import FaceChoice, choose_face_paths, observe_faces
+from stages.edit.face_track import FaceChoice, choose_face_paths, count_face_threads, observe_faces
 from stages.edit.plan import EditPlan
 from stages.edit.reader import VideoFacts, probe_video
 from stages.edit.render import (
@@ -221,6 +221,7 @@ def edit(
                 faces=[*recordings],
                 scratch=Path(scratch),
                 progress=progress,
+                n_threads=count_face_threads() if overlap else 1,
             )
             faces = [DrawnFace(plan, sound) for plan, sound in zip(plans, sounds, strict=True)]
         trials: list[FaceTrial | None] = []
@@ -436,8 +437,9 @@ def make_plans(
     scratch: Path,
     progress: Progress,
     windows: Sequence[tuple[int, int]] | None = None,
+    n_threads: int = 1,
 ) -> list[EditPlan]:
-    """Find ``faces`` in the part of the video that the output shows; ``windows`` as in ``find_faces``."""
+    """Find ``faces`` in the part of the video that the output shows; the rest is as in ``find_faces``."""
     check_engine(params.landmarks.engine)
     observations = observe_faces(
         video,
@@ -449,6 +451,7 @@ def make_plans(
         folder=scratch,
         progress=progress,
         windows=windows,
+        n_threads=n_threads,
     )
     align = replace(params.align, size=size)
     with name_file(video):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from shards.background import BackgroundWriter, prefetch
+from shards.background import BackgroundWriter, map_ahead, prefetch
 from tests.waiting import wait_until
 
 
@@ -36,6 +36,33 @@ def test_an_error_of_what_is_read_ahead_comes_in_its_place() -> None:
     with pytest.raises(ZeroDivisionError):
         next(items)
     assert list(items) == []
+
+
+def test_results_are_computed_ahead_in_order_and_no_further_than_the_threads_need() -> None:
+    threads = set(threading.enumerate())
+    second_done = threading.Event()
+
+    def negate(number: int) -> int:
+        if number == 1:
+            second_done.set()
+        elif number == 0:
+            second_done.wait()  # so the second is done first
+        return -number
+
+    results = map_ahead(negate, count_to(9, read := []), 2)
+    assert next(results) == 0 and read == [0, 1, 2, 3, 4]
+    assert list(results) == [-number for number in range(1, 9)]
+    unfinished = map_ahead(negate, count_to(9, []), 2)
+    next(unfinished)
+    unfinished.close()
+    assert set(threading.enumerate()) <= threads
+
+
+def test_an_error_comes_in_the_place_of_its_result() -> None:
+    results = map_ahead(lambda number: 1 // number, (1, 2, 0, 3), 2)
+    assert [next(results), next(results)] == [1, 0]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
 
 
 def test_items_are_written_in_order_and_no_more_wait_than_allowed() -> None:

@@ -2,17 +2,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from stages import synth
 from stages.align import AlignParams, align_clip
-from stages.edit.face_track import OTHER_FACE, FaceChoice, FaceObservations, FacePath, choose_face_paths
+from stages.edit.face_track import (
+    INSTANT,
+    INSTANTS,
+    OTHER_FACE,
+    FaceChoice,
+    FaceObservations,
+    FacePath,
+    choose_face_paths,
+    find_faces,
+)
+from stages.edit.reader import VideoFacts, probe_video
 from stages.engine.outcome import Drop, StageError
 from stages.landmarks import LandmarksParams
 from stages.media.crops import compute_supersample
 from stages.media.faces import MAX_LOOK_CHANGE, N_POINTS, USED_POINTS, FaceDetection, compare_looks
 from stages.media.jumps import LOOK_SIDE
+from stages.synth import ClipSpec
 
 PARAMS = LandmarksParams()
 GAP = PARAMS.max_gap_frames
@@ -271,3 +284,21 @@ def test_a_border_between_instants_is_the_source_frame_whose_picture_changes_mos
         AlignParams(),
     )
     assert path.segment_at.tolist() == [0] * 11 + [1] * 9 and path.borders.tolist() == [31]
+
+
+@pytest.mark.parametrize("fps", ["10", "30"])
+def test_faces_are_the_same_with_any_number_of_threads(tmp_path: Path, landmarker: Path, fps: str) -> None:
+    video = tmp_path / "video.mp4"
+    synth.make_clip(video, ClipSpec(seconds=2.0, fps=fps, size=(480, 384)))
+    facts = VideoFacts.from_json(probe_video(video, 10**6).facts)
+    found = []
+    for n_threads in (1, 4):
+        for windows in (None, [(3, 4), (4, 9), (30, 41)]):
+            folder = tmp_path / f"{n_threads} {windows is None}"
+            folder.mkdir()
+            find_faces(video, facts, facts.seconds, PARAMS, landmarker, folder, windows, n_threads)
+            found.append({path.name: path.read_bytes() for path in folder.iterdir()})
+            n_faces = np.fromfile(folder / INSTANTS, INSTANT)["faces"]
+            searched = range(50) if windows is None else [*range(3, 9), *range(30, 41)]
+            assert np.flatnonzero(n_faces).tolist() == [*searched]
+    assert found[:2] == found[2:]
