@@ -16,6 +16,7 @@ from torch import distributed as dist
 from torch.backends.cpu import get_cpu_capability
 
 from model.recipe import ModelError, Recipe
+from shards.cores import count_cores
 from shards.torchrun import check_meeting_point, read_place
 
 Precision = Literal["auto", "bf16", "fp32"]
@@ -218,6 +219,21 @@ def select_device(name: str) -> torch.device:
     device = torch.device("cuda", local)
     torch.cuda.set_device(device)
     return device
+
+
+@contextlib.contextmanager
+def leave_core(device: torch.device) -> Iterator[None]:
+    """On a processor, keep one of the cores for what goes on beside the network: decoding, encoding.
+
+    Where they share the cores, PyTorch's threads wait for the one among them that has to share its own.
+    """
+    n_threads = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, min(n_threads, count_cores() - 1)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from typing import Any
 import gradio as gr
 
 from model.checkpoint import Checkpoint, find_checkpoint, find_run
+from model.execution import leave_core
 from model.recipe import ModelError
 from pipeline.app.example import Example
 from pipeline.app.models import ModelList, describe_run
@@ -278,17 +279,18 @@ class Service:
                         trial_generator = self.models.load_generator(checkpoint, sample_params, execution)
                 else:
                     generator = self.models.load_generator(checkpoint, sample_params)
-                result = edit(
-                    video,
-                    speech,
-                    out,
-                    generator,
-                    model=self.landmarker,
-                    params=edit_params,
-                    signing=None if self.credentials is None else make_signing(self.credentials, model),
-                    progress=_PageProgress(progress, stop),
-                    adapted_from=trial_generator,
-                )
+                with leave_core(self.models.device):
+                    result = edit(
+                        video,
+                        speech,
+                        out,
+                        generator,
+                        model=self.landmarker,
+                        params=edit_params,
+                        signing=None if self.credentials is None else make_signing(self.credentials, model),
+                        progress=_PageProgress(progress, stop),
+                        adapted_from=trial_generator,
+                    )
                 if trial_generator is not None and MISFIT in result.passed_through:
                     lines.append(f'"{ANY_FACE_LABEL}" draws these frames too')
         except EditStopped:

@@ -310,7 +310,7 @@ def _edit_video(
     adapted_from: Path | None = None,
 ) -> None:
     """Make one edit, with progress bars; ``adapted_from`` is the network that was adapted to the video."""
-    from model.execution import select_device
+    from model.execution import leave_core, select_device
     from sampler.rollout import load_generator
     from stages.edit.face_check import MISFIT, MisfitError
     from stages.edit.run import edit
@@ -322,7 +322,7 @@ def _edit_video(
         execution = replace(network.execution, compile=False)  # of a few frames
         trial_generator = load_generator(adapted_from, network.sampling, device, execution)
     try:
-        with ProgressBars() as bars:
+        with ProgressBars() as bars, leave_core(device):
             result = edit(
                 video,
                 recordings,

@@ -22,7 +22,7 @@ import numpy as np
 
 from model.batch import build_network_input
 from model.checkpoint import hash_weights, load_network
-from model.execution import Execution, Ranks, join_ranks
+from model.execution import Execution, Ranks, join_ranks, leave_core
 from sampler.params import SampleParams
 from sampler.rollout import FrameGenerator
 from shards.atomic import write_atomically
@@ -156,7 +156,11 @@ def _sample(request: SampleRequest, params: SampleParams, ranks: Ranks, progress
     clips = generate_clips(
         generator, dataset, missing, slots=request.slots, on_frame=count_frame, skip_damaged=True
     )
-    with closing(clips), BackgroundWriter(write, n_waiting=n_waiting, n_threads=n_writers) as writer:
+    with (
+        closing(clips),
+        leave_core(ranks.device),
+        BackgroundWriter(write, n_waiting=n_waiting, n_threads=n_writers) as writer,
+    ):
         for pair in without_video:
             writer.put((pair, None))
         for clip in clips:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from model import execution
 from model.blocks import attend
-from model.execution import Execution
+from model.execution import Execution, leave_core
 from model.unet import UNet
 from tests.model import worlds
 from tests.model.worlds import CPU
@@ -68,3 +68,21 @@ def compute_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The definition."""
     with torch.autocast("cpu", enabled=False):
         return (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(dim=-1) @ v
+
+
+@pytest.mark.parametrize(
+    ("device", "n_cores", "n_threads", "expected"),
+    [("cpu", 8, 8, 7), ("cpu", 2, 2, 1), ("cpu", 1, 1, 1), ("cpu", 8, 3, 3), ("cuda", 8, 8, 8)],
+)
+def test_a_network_that_draws_on_a_processor_leaves_one_core(
+    device: str, n_cores: int, n_threads: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execution, "count_cores", lambda: n_cores)
+    before = torch.get_num_threads()
+    torch.set_num_threads(n_threads)
+    try:
+        with leave_core(torch.device(device)):
+            assert torch.get_num_threads() == expected
+        assert torch.get_num_threads() == n_threads
+    finally:
+        torch.set_num_threads(before)
