@@ -194,11 +194,14 @@ def find_jumps(
 
 
 def _extrapolate(steps: Sequence[float], i: int) -> float:
-    """The first or the last step as the two next to it lead to expect; 0 where i is another one."""
+    """The first or the last step as the two next to it lead to expect.
+
+    0 where i is another one, or where the one next to it stands out itself, as of two jumps in a row.
+    """
     if len(steps) < 3 or 0 < i < len(steps) - 1:
         return 0.0
     near, far = (steps[1], steps[2]) if i == 0 else (steps[-2], steps[-3])
-    return 2 * near - far
+    return 2 * near - far if near <= MIN_PROMINENCE * far else 0.0
 
 
 def _returns(before: Sequence[FaceDetection | None], after: Sequence[FaceDetection | None]) -> bool:

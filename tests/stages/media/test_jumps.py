@@ -98,10 +98,11 @@ def test_jumps_near_each_other_are_all_found() -> None:
     assert [jump.frame for jump in find(faces)] == [10, 12, 20]
 
 
-def test_a_picture_that_is_shown_once_has_a_jump_on_both_sides() -> None:
+@pytest.mark.parametrize("at", [1, 9, N_FRAMES - 2])
+def test_a_picture_that_is_shown_once_has_a_jump_on_both_sides(at: int) -> None:
     stranger = np.random.default_rng(2).uniform(-0.5, 0.5, (N_POINTS, 2))
-    faces = [detect(k, shape=stranger, look=LOOKS[1]) if k == 9 else detect(k) for k in range(N_FRAMES)]
-    assert find(faces) == [Jump(9, True), Jump(10, True)]
+    faces = [detect(k, shape=stranger, look=LOOKS[1]) if k == at else detect(k) for k in range(N_FRAMES)]
+    assert find(faces) == [Jump(at, True), Jump(at + 1, True)]
 
 
 @pytest.mark.parametrize("n_pictures", [1, 2, 3])
