@@ -10,6 +10,7 @@ it lacks stay as they are in the catalogue.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -93,7 +94,7 @@ def publish_network(
             "bytes": partial.stat().st_size,
             "parameters": result.n_parameters,
             "step": result.info.step,
-            "start_step": 0 if result.info.start is None else result.info.start.step,
+            "start_step": _count_start_steps(result.info, models.values()),
             "audio_input": result.info.recipe.network.audio.input,
         }
         try:
@@ -112,6 +113,13 @@ def publish_network(
         with write_atomically(path) as file:
             file.write_text(text, encoding="utf-8")
     return model
+
+
+def _count_start_steps(info: PublishedInfo, models: Iterable[published.PublishedModel]) -> int:
+    """Steps before the run's own: of its start, and of what a packaged start had started from."""
+    if info.start is None:
+        return 0
+    return info.start.step + sum(model.start_step for model in models if model.sha256 == info.start.sha256)
 
 
 @click.command()

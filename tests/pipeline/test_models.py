@@ -285,6 +285,11 @@ def test_a_model_that_was_trained_further_says_both_numbers_of_steps(tmp_path: P
     assert (model.step, model.start_step) == (1500, 2500)
     expected = "4,000 steps: 2,500 of the network that it started from, then 1,500"
     assert expected in (folder / "further.md").read_text()
+    save_checkpoint(state, tmp_path / "last", RECIPE, "digest", 0.1,
+                    StartRecord(name="further", sha256=model.sha256, step=1500))  # fmt: skip
+    (tmp_path / "last" / "run.json").write_text(json.dumps({"shards": "data", "mels": MELS}))
+    last = publish_network(tmp_path / "last", FACTS, name="last", folder=folder)
+    assert (last.step, last.start_step) == (1500, 4000), "what its start had started from counts too"
     plain_run = write_run(tmp_path / "plain", {8: 0.1}, mels=MELS)
     plain = publish_network(plain_run, {}, name="further", folder=folder)
     assert plain.start_step == 0 and "| trained for | 8 steps |" in (folder / "further.md").read_text()
