@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,7 +17,7 @@ from torch import distributed as dist
 from torch.backends.cpu import get_cpu_capability
 
 from model.recipe import ModelError, Recipe
-from shards.cores import count_cores
+from shards.cores import count_cores_per_rank
 from shards.torchrun import check_meeting_point, read_place
 
 Precision = Literal["auto", "bf16", "fp32"]
@@ -221,19 +222,50 @@ def select_device(name: str) -> torch.device:
     return device
 
 
+class _CoreLeavers:
+    """The threads of the program that are in ``leave_core``.
+
+    A thread that first computes while another one leaves a core takes over that one's number of threads. So
+    the number to go back to is the one from before the first of them.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._n_inside = 0
+        self._n_threads = 1
+
+    @contextlib.contextmanager
+    def count(self) -> Iterator[int]:
+        """PyTorch's number of threads where no core is left."""
+        with self._lock:
+            if not self._n_inside:
+                self._n_threads = torch.get_num_threads()
+            self._n_inside += 1
+            n_threads = self._n_threads
+        try:
+            yield n_threads
+        finally:
+            with self._lock:
+                self._n_inside -= 1
+
+
+_CORE_LEAVERS = _CoreLeavers()
+
+
 @contextlib.contextmanager
 def leave_core(device: torch.device) -> Iterator[None]:
     """On a processor, keep one of the cores for what goes on beside the network: decoding, encoding.
 
     Where they share the cores, PyTorch's threads wait for the one among them that has to share its own.
+    Several threads of the program may do so at once.
     """
-    n_threads = torch.get_num_threads()
-    if device.type == "cpu":
-        torch.set_num_threads(max(1, min(n_threads, count_cores() - 1)))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(n_threads)
+    with _CORE_LEAVERS.count() as n_threads:
+        if device.type == "cpu":
+            torch.set_num_threads(max(1, min(n_threads, count_cores_per_rank() - 1)))
+        try:
+            yield
+        finally:
+            torch.set_num_threads(n_threads)
 
 
 @contextlib.contextmanager

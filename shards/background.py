@@ -45,7 +45,8 @@ def map_ahead(
     """``function`` of each item, in order, computed by threads before it is asked for.
 
     This thread reads ``items``, and is at most ``2 * n_threads`` of them ahead. An error of ``function`` is
-    raised in its item's place. Close the generator to end the threads before the last item.
+    raised in its item's place, one of ``items`` at once: results of the items before it may be lost. Close
+    the generator to end the threads before the last item.
     """
     pending: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(n_threads) as pool:

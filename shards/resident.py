@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 
@@ -139,17 +140,18 @@ def load_resident(
     speech_starts, n_rows = place_clips(SPEECH_PER_FRAME * lengths, network_input.speech_pad)
     speech = torch.zeros(n_rows, network_input.speech_size, dtype=torch.float16, device=device)
     # Decoding releases the GIL.
-    for k, clip in enumerate(map_ahead(partial(read_clip, dataset), clips.ids, workers)):
-        length = int(lengths[k])
-        name = f"{dataset.storage.address}: {clip.key}"
-        network_input.check_clip(name, length, clip.frames.shape, clip.boxes, clip.mels, clip.speech)
-        clip_frames = slice(clips.starts[k], clips.starts[k + 1])
-        frames[clip_frames].copy_(torch.from_numpy(clip.frames))
-        boxes[clip_frames].copy_(torch.from_numpy(clip.boxes))
-        mels[mel_starts[k] :][: len(clip.mels)].copy_(torch.from_numpy(clip.mels))
-        if network_input.speech_size and clip.speech is not None:
-            speech[speech_starts[k] :][: len(clip.speech)].copy_(torch.from_numpy(clip.speech))
-        done(length)
+    with closing(map_ahead(partial(read_clip, dataset), clips.ids, workers)) as samples:
+        for k, clip in enumerate(samples):
+            length = int(lengths[k])
+            name = f"{dataset.storage.address}: {clip.key}"
+            network_input.check_clip(name, length, clip.frames.shape, clip.boxes, clip.mels, clip.speech)
+            clip_frames = slice(clips.starts[k], clips.starts[k + 1])
+            frames[clip_frames].copy_(torch.from_numpy(clip.frames))
+            boxes[clip_frames].copy_(torch.from_numpy(clip.boxes))
+            mels[mel_starts[k] :][: len(clip.mels)].copy_(torch.from_numpy(clip.mels))
+            if network_input.speech_size and clip.speech is not None:
+                speech[speech_starts[k] :][: len(clip.speech)].copy_(torch.from_numpy(clip.speech))
+            done(length)
 
     clip_of_frame = np.repeat(np.arange(len(lengths)), lengths)
     numbers = np.arange(n_frames) - clips.starts[clip_of_frame]  # in their clips

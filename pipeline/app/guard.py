@@ -27,7 +27,9 @@ ANY_ADDRESS = frozenset({"0.0.0.0", "::"})
 UPLOAD_ROUTE = "/gradio_api/upload"
 MAX_BODY_BYTES = 2**20  # of a request that is no upload: settings and names of files
 MULTIPART_BYTES = 2**16  # what an upload has besides its file: names and borders
-DISCARD_SECONDS = 30  # for the rest of a body that was refused, as nginx's lingering_time
+# For the rest of a body that was refused, and of it for the next piece, as nginx's lingering_time and
+# lingering_timeout.
+DISCARD_SECONDS, SILENT_SECONDS = 30, 5
 DEFAULT_PORTS = {None, 80, 443}  # a proxy may speak HTTPS with the visitor
 
 log = logging.getLogger(__name__)
@@ -197,7 +199,7 @@ def _read_before_end(receive: Receive, send: Send) -> tuple[Receive, Send]:
 
     async def discard_body() -> None:
         while not is_read:
-            await receive_some()
+            await asyncio.wait_for(receive_some(), SILENT_SECONDS)
 
     async def send_some(message: Message) -> None:
         is_end = message["type"] == "http.response.body" and not message.get("more_body", False)

@@ -88,7 +88,7 @@ class SourceImage:
 
 
 def count_face_threads() -> int:
-    """How many threads look for faces where nothing else needs the cores."""
+    """How many threads look for faces in a process that may use all cores."""
     return min(MAX_FACE_THREADS, count_cores())
 
 
@@ -161,9 +161,9 @@ def find_faces(
 
 @contextmanager
 def _open_detectors(
-    model: Path, params: LandmarksParams, n: int
+    model: Path, params: LandmarksParams, n_threads: int
 ) -> Iterator[Callable[[Frame], list[FaceDetection]]]:
-    """What finds the faces in a picture, for ``n`` threads at a time: each has networks of its own."""
+    """What finds the faces in a picture, for ``n_threads`` at a time: each has networks of its own."""
     free: SimpleQueue[FaceFinder] = SimpleQueue()
 
     def detect(image: Frame) -> list[FaceDetection]:
@@ -178,7 +178,7 @@ def _open_detectors(
 
     with ExitStack() as stack:
         free.put(open_finder(model, params.max_faces, params.engine))
-        for _ in range(n - 1):
+        for _ in range(n_threads - 1):
             free.put(stack.enter_context(FaceFinder(model, params.max_faces, params.engine)))
         yield detect
 

@@ -304,8 +304,8 @@ class Child:
         return SandboxFailure("crash", f"the child process {how}" + (f": {tail[-1]}" if tail else ""))
 
 
-# One clip uses one core: the pool decides how many run at once. (With two threads on a busy machine, mels
-# by torch took 15 times longer.)
+# Libraries have one thread: the pool decides how many children run at once, and a job how many threads it
+# starts. (With two threads of torch on a busy machine, mels took 15 times longer.)
 CHILD_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import threading
+import time
 
 import pytest
 import torch
@@ -77,12 +79,40 @@ def compute_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def test_a_network_that_draws_on_a_processor_leaves_one_core(
     device: str, n_cores: int, n_threads: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(execution, "count_cores", lambda: n_cores)
+    monkeypatch.setattr(execution, "count_cores_per_rank", lambda: n_cores)
     before = torch.get_num_threads()
     torch.set_num_threads(n_threads)
     try:
         with leave_core(torch.device(device)):
             assert torch.get_num_threads() == expected
         assert torch.get_num_threads() == n_threads
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_thread_that_begins_to_draw_beside_another_ends_with_the_number_of_threads_from_before_both(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(execution, "count_cores_per_rank", lambda: 2)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    counts = []
+
+    def draw() -> None:  # PyTorch gives a new thread the number of the last one that set it
+        with leave_core(torch.device("cpu")):
+            counts.append(torch.get_num_threads())
+            is_first_done.wait(60)
+        counts.append(torch.get_num_threads())
+
+    is_first_done = threading.Event()
+    second = threading.Thread(target=draw)
+    try:
+        with leave_core(torch.device("cpu")):
+            second.start()
+            while not counts and second.is_alive():
+                time.sleep(0.01)
+        is_first_done.set()
+        second.join()
+        assert counts == [1, 2] and torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)

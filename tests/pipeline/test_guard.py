@@ -239,10 +239,12 @@ def test_who_is_refused_while_sending_can_send_all_and_read_why(url: str, header
     assert answer.endswith(b"expected at most 1,065,536\n" if "Length" in header else b"is another page\n")
 
 
+@pytest.mark.parametrize("limit", ["DISCARD_SECONDS", "SILENT_SECONDS"])
 def test_who_is_refused_and_sends_no_more_is_not_waited_for(
-    url: str, monkeypatch: pytest.MonkeyPatch
+    limit: str, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guard, "DISCARD_SECONDS", 0.1)
+    for name in ("DISCARD_SECONDS", "SILENT_SECONDS"):
+        monkeypatch.setattr(guard, name, 0.1 if name == limit else 600)
     with send_headers(url, f"Content-Length: {40 * 10**6}") as connection:
         connection.sendall(b"x")
         assert read_to_end(connection).endswith(b"expected at most 1,065,536\n")

@@ -46,7 +46,7 @@ def test_results_are_computed_ahead_in_order_and_no_further_than_the_threads_nee
         if number == 1:
             second_done.set()
         elif number == 0:
-            second_done.wait()  # so the second is done first
+            assert second_done.wait(60)  # so the second is done first
         return -number
 
     results = map_ahead(negate, count_to(9, read := []), 2)
