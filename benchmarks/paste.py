@@ -10,7 +10,8 @@ Without a run, no network is needed: the re-drawn crop of an instant is the one 
 so another mouth of the same face, which has been through 128 px. Grain, texture and seam are those of
 ``surroundings.py``, medians of the frames. Flicker is the mean absolute second difference of three successive
 frames inside the box, over that of the source: motion at constant speed has none. It is that of the frames
-smoothed by 2 px, and of the grain that this removes.
+smoothed by 2 px, and of the grain that this removes. With a run the mouths have the video's own speech, and
+PSNR is of the frames' pixels inside the box against the source's.
 """
 
 from __future__ import annotations
@@ -98,6 +99,7 @@ def draw_crops(plan: EditPlan, generator: MouthGenerator | None, later: int) -> 
 def measure_video(plan: EditPlan, generator: MouthGenerator | None, later: int) -> dict[str, float]:
     crops, instants = draw_crops(plan, generator, later)
     fits: list[SurroundingsFit] = []
+    errors: list[float] = []
     flicker: dict[str, list[float]] = {}
     recent: list[tuple[Frame, Frame]] = []
     convert = RgbConverter()
@@ -107,7 +109,7 @@ def measure_video(plan: EditPlan, generator: MouthGenerator | None, later: int) 
             image, crop_plan = convert(reader[source_frame]), plan.plan_crop(k)
             crop, matrix = crop_plan.crop(image, plan.get_source_time(source_frame), SIZE)
             box = crop_plan.box if generator is None else generator.select_box(crop_plan.box)
-            patch = paste(image, crop, redrawn, matrix, box)
+            patch = paste(image, crop, redrawn, matrix, box, crop_plan.oval)
             result = image.copy()
             result[patch.region] = patch.pixels
             rows, columns = (slice(max(0, side.start - 60), side.stop + 60) for side in patch.region)
@@ -115,6 +117,8 @@ def measure_video(plan: EditPlan, generator: MouthGenerator | None, later: int) 
             fits.append(
                 measure_surroundings(result[rows, columns], image[rows, columns], depth[rows, columns])
             )
+            error = (result[rows, columns].astype(np.float64) - image[rows, columns]) ** 2
+            errors.append(float(error[depth[rows, columns] > 0].mean()))
             recent = [*recent[-2:], (result, image)]
             if len(recent) == 3:
                 for name, images in zip(("result", "source"), zip(*recent, strict=True), strict=True):
@@ -132,6 +136,7 @@ def measure_video(plan: EditPlan, generator: MouthGenerator | None, later: int) 
             band: float(np.mean(flicker[f"{band} result"]) / np.mean(flicker[f"{band} source"]))
             for band in ("flicker", "grain_flicker")
         },
+        **({} if generator is None else {"psnr": float(10 * np.log10(255**2 / np.mean(errors)))}),
         "frame_px_per_crop_px": 1 / scale,
         "frames": len(fits),
     }

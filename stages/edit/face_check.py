@@ -3,7 +3,9 @@
 A network that has not learnt a face paints the skin of its training people into it. At the border of the
 region that it draws, the video shows the same skin in the same place and moves little, so a difference of
 colour there is a misfit and not speech. It is measured twice: on a few frames before an edit, and on every
-frame while it is drawn. Both compare the network's own colours, before `sampler.paste` corrects a cast.
+frame while it is drawn. Both compare the network's own colours, before `sampler.paste` corrects them: a
+correction hides the edge of a picture that is wrong in the middle too. Of the border only what is in the face
+counts, as all beside it stays the source's.
 """
 
 from __future__ import annotations
@@ -18,9 +20,10 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as params_dataclass
 
+from sampler.face_region import fill_outline
 from shards.schema import Frame
 from stages.engine.outcome import StageError
-from stages.metrics.border import border_distances
+from stages.metrics.border import find_ring, measure_difference
 
 MISFIT = "no_fit"  # the reason of a frame that is left as it is because the network does not fit
 
@@ -75,9 +78,16 @@ class FaceTrial:
         )
 
 
-def measure_difference(source: Frame, generated: Frame, box: NDArray[np.int16]) -> float:
-    """ΔE at the border inside ``box`` (4,) of a generated crop (S, S, 3); nan where there is no border."""
-    return float(border_distances(generated[None], source[None], box[None])[0])
+def measure_misfit(
+    source: Frame, generated: Frame, box: NDArray[np.int16], oval: NDArray[np.float32]
+) -> float:
+    """ΔE of a generated crop (S, S, 3) along the border inside ``box`` (4,), of what is in the face there.
+
+    ``oval`` (N, 2) is the outline of the source's face. nan where the face is not at the border.
+    """
+    size = len(source)
+    in_face = find_ring((size, size), *box.tolist()) & fill_outline(oval, size)
+    return measure_difference(generated, source, in_face)
 
 
 def choose_trial_instants(segment_indices: Sequence[int], params: FaceCheckParams) -> list[list[int]]:

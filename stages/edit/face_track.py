@@ -23,7 +23,7 @@ from shards.background import map_ahead
 from shards.cores import count_cores
 from shards.schema import VIDEO_FPS, Frame
 from stages import landmarks
-from stages.align import AlignParams, Boxes, align_used_points, centred_mean, check_boxes
+from stages.align import AlignParams, Boxes, align_used_points, centred_mean, check_boxes, project_points
 from stages.edit.mouth_cover import COVERED, crop_lower_face, find_covered_mouths
 from stages.edit.mouth_cover import SIDE as LOWER_FACE_SIDE
 from stages.edit.reader import VideoFacts, decode_timed_frames
@@ -36,6 +36,7 @@ from stages.media.container import find_video_stream, open_media
 from stages.media.crops import MAX_SUPERSAMPLE, Matrices, compute_supersample
 from stages.media.faces import (
     MAX_LOOK_CHANGE,
+    STABLE_POINTS,
     USED_POINTS,
     FaceDetection,
     FaceFinder,
@@ -270,6 +271,7 @@ class FaceSegment:
     seconds: NDArray[np.float64]  # (n,), the video's own time at which each matrix is exact
     matrices: Matrices  # (n, 2, 3), source px -> crop px
     boxes: Boxes  # (n, 4)
+    ovals: NDArray[np.float32]  # (n, 36, 2), the outline of the face in the crop, px
     supersample: int
 
     def rescale_source(self, scale: tuple[float, float]) -> FaceSegment:
@@ -554,4 +556,6 @@ def _align_segment(
     check_boxes(boxes)
     # The matrices are means over instants, so each is exact at the mean of their frames' time stamps.
     seconds = centred_mean(observations.seconds[first : last + 1], align.smooth_frames)
-    return FaceSegment(first, seconds, matrices, boxes, compute_supersample(matrices, MAX_SUPERSAMPLE))
+    ovals = project_points(matrices, points)[:, len(STABLE_POINTS) :].astype(np.float32)
+    supersample = compute_supersample(matrices, MAX_SUPERSAMPLE)
+    return FaceSegment(first, seconds, matrices, boxes, ovals, supersample)

@@ -101,7 +101,8 @@ class EditPlan:
     def plan_crop(self, k: int) -> CropPlan:
         """How to cut the crop of instant k, which has a face segment."""
         segment = self.path.segments[self.get_segment_index(k)]
-        return CropPlan(segment, segment.boxes[self.source_instants[k] - segment.first])
+        place = self.source_instants[k] - segment.first
+        return CropPlan(segment, segment.boxes[place], segment.ovals[place])
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,7 @@ class CropPlan:
 
     segment: FaceSegment
     box: NDArray[np.int16]  # (4,)
+    oval: NDArray[np.float32]  # (36, 2), the outline of the face in the crop, px
 
     def crop(self, image: Frame, seconds: Fraction, size: int) -> tuple[Frame, NDArray[np.float32]]:
         """The crop (size, size, 3) of the source frame at ``seconds``, and its matrix."""

@@ -27,7 +27,7 @@ from stages.edit.face_check import (
     average_trial,
     choose_trial_instants,
     drop_misfits,
-    measure_difference,
+    measure_misfit,
 )
 from stages.edit.plan import EditPlan
 from stages.edit.reader import FrameReader
@@ -120,9 +120,9 @@ def try_face(
             crops = generator(iter(frames), sound.mels, instants[0], sound.speech)
             generated = _check_crops(crops, len(frames), generator.size)
             differences.append([])
-            for frame, crop in zip(frames, generated, strict=True):
-                box = generator.select_box(frame.box)
-                differences[-1].append(measure_difference(frame.pixels, crop, box))
+            for k, frame, crop in zip(instants, frames, generated, strict=True):
+                box, oval = generator.select_box(frame.box), plan.plan_crop(k).oval
+                differences[-1].append(measure_misfit(frame.pixels, crop, box, oval))
                 progress("trial", sum(map(len, differences)), total)
     return average_trial(differences)
 
@@ -207,7 +207,8 @@ class FramePaster:
         """A re-drawn crop in its place in a frame (H, W, 3)."""
         crop_plan = plan.plan_crop(mouth.instant)
         crop, matrix = crop_plan.crop(image, plan.get_source_time(timing.source), self._generator.size)
-        return paste(image, crop, mouth.crop, matrix, self._generator.select_box(crop_plan.box))
+        box = self._generator.select_box(crop_plan.box)
+        return paste(image, crop, mouth.crop, matrix, box, crop_plan.oval)
 
 
 class _MouthReader:
@@ -263,7 +264,8 @@ def _generate_crops(
             pending: deque[CropFrame] = deque()  # read by the network; their crops are not yet measured
             generated = generator(_store_frames(frames, pending), sound.mels, instants[0], sound.speech)
             crops = _check_crops(generated, len(instants), generator.size)
-            yield from drop_misfits(_measure_crops(crops, pending, generator, report), check)
+            ovals = (plan.plan_crop(k).oval for k in instants)
+            yield from drop_misfits(_measure_crops(crops, pending, ovals, generator, report), check)
 
 
 def _store_frames(frames: Iterator[CropFrame], pending: deque[CropFrame]) -> Iterator[CropFrame]:
@@ -273,13 +275,17 @@ def _store_frames(frames: Iterator[CropFrame], pending: deque[CropFrame]) -> Ite
 
 
 def _measure_crops(
-    crops: Iterator[Frame], pending: deque[CropFrame], generator: MouthGenerator, report: Callable[[], None]
+    crops: Iterator[Frame],
+    pending: deque[CropFrame],
+    ovals: Iterator[NDArray[np.float32]],
+    generator: MouthGenerator,
+    report: Callable[[], None],
 ) -> Iterator[tuple[Frame, float]]:
     """Each generated crop, and how far its border is from that of the first of ``pending``, which leaves."""
-    for crop in crops:
+    for crop, oval in zip(crops, ovals, strict=True):
         report()  # a second of crops is checked before the first is written, and an edit can be stopped
         frame = pending.popleft()
-        yield crop, measure_difference(frame.pixels, crop, generator.select_box(frame.box))
+        yield crop, measure_misfit(frame.pixels, crop, generator.select_box(frame.box), oval)
 
 
 def read_crops(

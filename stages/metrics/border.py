@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.schema import Frames
+from shards.schema import Frame, Frames
 from stages.metrics.pixels import PEAK, Boxes, Series
 
 RING = 3  # px inside the border
@@ -40,20 +40,26 @@ def border_distances(generated: Frames, source: Frames, boxes: Boxes) -> Series:
     """
     return np.array(
         [
-            _measure_ring(image, truth, *box)
+            measure_difference(image, truth, find_ring(truth.shape[:2], *box))
             for image, truth, box in zip(generated, source, boxes.tolist(), strict=True)
         ]
     )
 
 
-def _measure_ring(image: Frames, truth: Frames, x0: int, y0: int, x1: int, y1: int) -> float:
-    height, width = truth.shape[:2]
+def find_ring(size: tuple[int, ...], x0: int, y0: int, x1: int, y1: int) -> NDArray[np.bool_]:
+    """The ring of a box in an image of ``size`` (H, W)."""
+    height, width = size
     in_ring = np.zeros((height, width), bool)
     in_ring[y0:y1, x0:x1] = True
     left, right = (x0 + RING if x0 > 0 else 0), (x1 - RING if x1 < width else width)
     top, bottom = (y0 + RING if y0 > 0 else 0), (y1 - RING if y1 < height else height)
     in_ring[top : max(top, bottom), left : max(left, right)] = False
-    if not in_ring.any():
+    return in_ring
+
+
+def measure_difference(image: Frame, truth: Frame, where: NDArray[np.bool_]) -> float:
+    """Median ΔE*ab of the pixels of ``image`` (H, W, 3) ``where`` (H, W) says; nan if there are none."""
+    if not where.any():
         return float("nan")
-    difference = compute_lab(image[in_ring]) - compute_lab(truth[in_ring])
+    difference = compute_lab(image[where]) - compute_lab(truth[where])
     return float(np.median(np.linalg.norm(difference, axis=-1)))

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from skimage.data import astronaut
 
 from benchmarks.surroundings import measure_surroundings
-from sampler.paste import MAX_CAST, Patch, estimate_colour_cast, paste
+from sampler.face_region import CHIN_DROP, TRANSPARENT, Floats
+from sampler.paste import MAX_CAST, Patch, correct_colours, paste
 from stages.media.crops import compute_supersample, warp
 
 SIZE = 128
@@ -91,6 +92,52 @@ def test_an_unchanged_crop_changes_nothing_at_any_size_of_the_face(photo: Image)
         assert np.array_equal(apply_patch(photo, paste(photo, crop, crop, matrix, BOX)), photo), scale
 
 
+def make_oval(width: float = 50, height: float = 80, centre: tuple[float, float] = (64, 66)) -> Floats:
+    angle = np.linspace(0, 2 * math.pi, 36, endpoint=False)
+    return np.stack(
+        [centre[0] + width / 2 * np.sin(angle), centre[1] - height / 2 * np.cos(angle)], 1
+    ).astype(np.float32)
+
+
+@settings(max_examples=30)
+@given(scale=st.floats(0.2, 3), degrees=st.floats(-180, 180), seed=st.integers(0, 99))
+def test_no_bit_changes_beside_the_face_and_its_middle_is_the_networks(
+    scale: float, degrees: float, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    frame = rng.integers(0, 256, (240, 320, 3), np.uint8)
+    matrix = make_affine(scale, degrees)
+    crop, redrawn = rng.integers(0, 256, (2, SIZE, SIZE, 3), np.uint8)
+    oval = make_oval()
+    result, whole = (
+        apply_patch(frame, paste(frame, crop, redrawn, matrix, BOX, each)) for each in (oval, None)
+    )
+    y, x = np.mgrid[: frame.shape[0], : frame.shape[1]]
+    u, v = (
+        np.einsum("ij,jhw->ihw", matrix[:, :2], np.stack([x, y]).astype(np.float32))
+        + matrix[:, 2, None, None]
+    )
+    beside = np.abs(u - 64) > 25 + TRANSPARENT * SIZE + 2 + 2 / scale
+    below = v > 106 + (CHIN_DROP + TRANSPARENT) * SIZE + 2 + 2 / scale
+    assert np.array_equal(result[beside | below], frame[beside | below])
+    in_middle = (np.abs(u - 64) < 12 - 1 / scale) & (v > BOX[1] + 8) & (v < 104)
+    assert (np.abs(result.astype(int) - whole)[in_middle] <= 1).all()
+
+
+def test_a_chin_that_drops_lower_than_the_sources_is_seen_and_the_collar_beside_it_stays() -> None:
+    frame = np.full((SIZE, SIZE, 3), (30, 60, 90), np.uint8)
+    box = np.array([20, 60, 108, 124], np.int16)
+    oval = make_oval(height=80)  # down to row 106
+    cv2.fillPoly(frame, [np.rint(oval).astype(np.int32)], (190, 140, 120))
+    redrawn = frame.copy()
+    redrawn[60:124, 20:108] = (200, 0, 0)  # all is smeared
+    cv2.fillPoly(redrawn, [np.rint(oval + np.float32([0, 7])).astype(np.int32)], (190, 140, 120))
+    identity = np.array([[1, 0, 0], [0, 1, 0]], np.float32)
+    result = apply_patch(frame, paste(frame, frame, redrawn, identity, box, oval))
+    assert np.abs(result[110, 64].astype(int) - (190, 140, 120)).max() < 12
+    assert np.array_equal(result[118, 30], frame[118, 30]) and np.array_equal(result[80, 24], frame[80, 24])
+
+
 @pytest.mark.parametrize("scale", [0.5, 1.0, 1.9])
 def test_texture_that_a_network_smooths_away_stays_the_sources(scale: float) -> None:
     """Stubble and the knit of a collar are finer than what a small network draws, coarser than a pixel."""
@@ -119,7 +166,7 @@ def test_a_colour_cast_of_the_redrawn_disappears(photo: Image, cast: tuple[int, 
     frame = np.clip(photo, 40, 215)  # so that no colour is clipped
     crop = cut_crop(frame, matrix)
     redrawn = (crop.astype(int) + cast).astype(np.uint8)
-    assert estimate_colour_cast(crop, redrawn, BOX) == pytest.approx(-np.array(cast), abs=0.1)
+    assert correct_colours(crop, redrawn, BOX) == pytest.approx(crop, abs=0.1)
     difference = np.abs(apply_patch(frame, paste(frame, crop, redrawn, matrix, BOX)).astype(int) - frame)
     assert difference.max() <= 1
 
@@ -131,19 +178,32 @@ def test_a_cast_is_found_although_the_mouth_and_a_part_of_the_border_differ() ->
     redrawn = (crop + np.array([10, -8, 6]) + rng.integers(-3, 4, crop.shape)).astype(np.uint8)
     redrawn[88:108, 45:85] = (90, 20, 30)
     redrawn[-24:, :] = (40, 60, 70)
-    assert estimate_colour_cast(crop, redrawn, BOX) == pytest.approx([-10, 8, -6], abs=0.5)
+    added = correct_colours(crop, redrawn, BOX) - redrawn
+    for row, column in ((80, 32), (80, 96), (98, 64), (98, 40)):
+        assert added[row, column] == pytest.approx([-10, 8, -6], abs=0.5)
+
+
+def test_the_two_cheeks_are_corrected_each_by_what_it_needs_and_the_middle_by_what_lies_between() -> None:
+    crop = np.full((SIZE, SIZE, 3), (190, 140, 120), np.uint8)
+    x0, y0, x1, y1 = BOX
+    cast = np.linspace(-20, 20, x1 - x0)[None, :, None]
+    redrawn = crop.copy()
+    redrawn[y0:y1, x0:x1] = np.rint(crop[y0:y1, x0:x1] + cast)
+    error = np.abs(correct_colours(crop, redrawn, BOX).astype(int) - crop)[y0:y1, x0:x1]
+    assert error[:, [0, -1]].max() <= 10 and error[:, 34].max() < 2
+    assert error.mean() < 4  # 10 without, or with one cast for all
 
 
 def test_other_colours_are_no_cast() -> None:
     crop = np.full((SIZE, SIZE, 3), (190, 140, 120), np.uint8)
     blue = np.full((SIZE, SIZE, 3), (0, 60, 255), np.uint8)
-    assert not estimate_colour_cast(crop, blue, BOX).any()
+    assert np.array_equal(correct_colours(crop, blue, BOX), blue)
     # And the correction grows gradually with the share of the border that is the same.
     offsets = []
     for columns in range(30, 99, 2):
         redrawn = blue.copy()
         redrawn[:, :columns] = (180, 140, 120)
-        offsets.append(estimate_colour_cast(crop, redrawn, BOX)[0])
+        offsets.append((correct_colours(crop, redrawn, BOX) - redrawn)[90, 30, 0])
     assert offsets[0] == 0 and offsets[-1] == pytest.approx(10, abs=0.01)
     assert np.all(np.diff(offsets) >= 0) and np.max(np.diff(offsets)) < 3
 

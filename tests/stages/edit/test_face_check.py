@@ -13,7 +13,7 @@ from stages.edit.face_check import (
     average_trial,
     choose_trial_instants,
     drop_misfits,
-    measure_difference,
+    measure_misfit,
 )
 
 PARAMS = FaceCheckParams(max_difference=4, leave_difference=6, window_frames=5)
@@ -25,13 +25,34 @@ def drop(*differences: float, params: FaceCheckParams = PARAMS) -> list[int | No
     return [None if crop is None else int(crop[0, 0, 0]) for crop in drop_misfits(crops, params)]
 
 
+SQUARE = np.array([[4, 0], [28, 0], [28, 32], [4, 32]], np.float32)  # a face, from edge to edge
+
+
+def paint_crop(level: int) -> Frame:
+    return np.full((32, 32, 3), level, np.uint8)
+
+
 def test_a_grey_that_is_5_lighter_differs_by_5_and_a_face_against_itself_by_nothing() -> None:
-    source = np.full((16, 16, 3), 119, np.uint8)  # L* 50
-    box = np.array([2, 2, 14, 14], np.int16)
-    assert measure_difference(source, source, box) == 0
-    assert measure_difference(source, np.full_like(source, 131), box) == pytest.approx(4.7, abs=0.3)
-    whole = np.array([0, 0, 16, 16], np.int16)
-    assert math.isnan(measure_difference(source, source, whole)), "the box has no border in the crop"
+    source, box = paint_crop(119), np.array([2, 8, 30, 32], np.int16)  # L* 50
+    assert measure_misfit(source, source, box, SQUARE) == 0
+    assert measure_misfit(source, paint_crop(131), box, SQUARE) == pytest.approx(4.7, abs=0.3)
+
+
+def test_what_is_drawn_beside_the_face_is_not_measured() -> None:
+    source, box = paint_crop(119), np.array([2, 8, 30, 32], np.int16)
+    generated = source.copy()
+    generated[:, :4] = generated[:, 29:] = 255
+    assert measure_misfit(source, generated, box, SQUARE) == 0
+    generated[:, :29] = 255
+    assert measure_misfit(source, generated, box, SQUARE) > 40
+
+
+def test_a_face_that_is_not_at_the_border_has_nothing_to_measure() -> None:
+    source, whole = paint_crop(119), np.array([0, 0, 32, 32], np.int16)
+    assert math.isnan(measure_misfit(source, source, whole, SQUARE)), "the box has no border in the crop"
+    assert math.isnan(
+        measure_misfit(source, source, np.array([2, 8, 30, 32], np.int16), SQUARE[:, ::-1] / 8 + 12)
+    )
 
 
 def test_trials_are_spread_over_the_instants_with_a_face_and_stay_in_their_stretch() -> None:
