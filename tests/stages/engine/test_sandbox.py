@@ -287,10 +287,12 @@ def test_good_jobs_among_bad_ones_all_give_their_right_result(tmp_path: Path) ->
     assert sorted({outcome.code for outcome in outcomes if outcome.status != OK}) == ["crash", "hang"]
 
 
+# A shell starts what runs in its background with Ctrl-C ignored; the parent is to die of it.
 PARENT = """
-import json, sys
+import json, signal, sys
 import misbehave
 from stages.engine import sandbox
+signal.signal(signal.SIGINT, signal.default_int_handler)
 function, pids, deadline = json.loads(sys.argv[1])
 job = sandbox.ClipJob(getattr(misbehave, function), pids=pids)
 sandbox.run(job, sandbox.LimitParams(deadline_seconds=deadline))
