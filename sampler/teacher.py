@@ -13,26 +13,27 @@ import torch
 
 from model.batch import Batch
 from model.objective import list_conditions
-from model.recipe import ModelError
+from model.recipe import ModelError, Recipe
+from sampler.params import SampleParams
 from sampler.rollout import Conditioning, FrameGenerator
-from sampler.steps import KnownPixels
+from sampler.steps import SAMPLERS, KnownPixels, noise_levels
+
+
+def check_teacher(recipe: Recipe, params: SampleParams) -> None:
+    """Raise ModelError for a sampler that adds fresh noise: its frames are no function of the start noise."""
+    gammas = noise_levels(recipe.noise, params.steps).tolist()
+    if any(step.sigma for step in SAMPLERS[params.sampler](gammas)):
+        raise ModelError(
+            f"the start is sampled by {params.sampler!r}, which adds noise in its steps, "
+            "expected a sampler that draws the same frame from the same noise"
+        )
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A generator whose frames are a student's targets.
-
-    Raises ModelError for a sampler that adds fresh noise: its frames are no function of the start noise.
-    """
+    """A generator, as ``check_teacher`` allows it, whose frames are a student's targets."""
 
     generator: FrameGenerator
-
-    def __post_init__(self) -> None:
-        if any(step.sigma for step in self.generator.steps):
-            raise ModelError(
-                f"the start is sampled by {self.generator.params.sampler!r}, which adds noise in its steps, "
-                "expected a sampler that draws the same frame from the same noise"
-            )
 
     def change_batch(self, batch: Batch) -> Batch:
         """The same batch with the teacher's frames as its targets, all from pure noise and with audio."""

@@ -41,7 +41,7 @@ from model.trial import choose_execution
 from model.unet import count_parameters
 from sampler.params import SampleParams
 from sampler.rollout import FrameGenerator, override_params
-from sampler.teacher import Teacher
+from sampler.teacher import Teacher, check_teacher
 from shards.atomic import write_atomically
 from shards.balance import Balance
 from shards.cache import open_shard_store
@@ -196,6 +196,7 @@ def _train(request: TrainRequest, recipe: Recipe, dataset: Dataset, ranks: Ranks
             _check_links(request.run)
             checkpoints = list_checkpoints(request.run)
             _check_continuation(request, recipe, dataset, checkpoints)
+            teacher_params = _choose_teacher_params(start) if recipe.distill and start else None
         _check_agreement(request, recipe, ranks, digest, checkpoints[-1] if checkpoints else None)
         if _is_finished(request, recipe, checkpoints):
             return "done"
@@ -240,7 +241,11 @@ def _train(request: TrainRequest, recipe: Recipe, dataset: Dataset, ranks: Ranks
                 log.info("balance %s: drawn evenly, no exact epochs", recipe.balance)
             elif not data.has_exact_epochs:
                 log.info("%s: no exact epochs", request.hold)
-        teacher = _load_teacher(start, ranks, execution) if recipe.distill and start else None
+        teacher = None
+        if start is not None and teacher_params is not None:
+            teacher = Teacher(
+                FrameGenerator(start.load_network(), start.recipe, teacher_params, ranks.device, execution)
+            )
         try:
             return loop.train(
                 state,
@@ -262,10 +267,11 @@ def _train(request: TrainRequest, recipe: Recipe, dataset: Dataset, ranks: Ranks
             raise
 
 
-def _load_teacher(start: Start, ranks: Ranks, execution: Execution) -> Teacher:
-    """The network of the start, sampled as its catalogue or run says."""
+def _choose_teacher_params(start: Start) -> SampleParams:
+    """How the network of the start is sampled as a teacher: as its catalogue or run says."""
     params = override_params(SampleParams(), **advise_sampling(start.path))
-    return Teacher(FrameGenerator(start.load_network(), start.recipe, params, ranks.device, execution))
+    check_teacher(start.recipe, params)
+    return params
 
 
 def _is_finished(request: TrainRequest, recipe: Recipe, checkpoints: list[Checkpoint]) -> bool:

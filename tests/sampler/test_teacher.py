@@ -19,7 +19,7 @@ from model.start import find_start
 from model.unet import UNet
 from sampler.params import SampleParams
 from sampler.rollout import ClipRequest, CropFrame, FrameGenerator, override_params
-from sampler.teacher import Teacher
+from sampler.teacher import Teacher, check_teacher
 from stages.train import run as train
 from stages.train.run import TrainRequest
 from stages.train.run_file import advise_sampling
@@ -114,9 +114,10 @@ def test_outside_the_mask_a_target_is_what_the_noisy_frame_shows_there(network: 
     assert changed.y_0[~outside].abs().max() <= 1
 
 
-def test_a_sampler_that_adds_noise_is_no_teacher(network: UNet) -> None:
+def test_a_sampler_that_adds_noise_is_no_teacher() -> None:
+    check_teacher(TINY, SampleParams())
     with pytest.raises(ModelError, match="sampled by 'ancestral', which adds noise in its steps, expected"):
-        make_teacher(network, replace(SampleParams(), sampler="ancestral", steps=3))
+        check_teacher(TINY, replace(SampleParams(), sampler="ancestral", steps=3))
 
 
 def test_a_student_draws_in_one_pass_what_its_start_draws_in_two_steps_with_guidance(
