@@ -27,7 +27,7 @@ from stages.metrics.lse import CROPS, Skipped
 from stages.metrics.obedience import Mean
 
 STAGE = "networks"
-VERSION = 3
+VERSION = 4
 PROTOCOLS = dict.fromkeys(LSE, CROPS) | dict.fromkeys(LSE_REAL, REAL_VIDEOS)
 
 ScoreKey = tuple[Path, str]  # cache entry of the frames, and the clip of the speech: LSE depends on both
