@@ -81,7 +81,9 @@ def prepare_paste() -> Work:
 
     picture, redrawn = make_picture(*PICTURE), make_picture(SIZE, SIZE, seed=1)
     crop, box = warp(picture, MATRIX, SIZE, 1), np.array([26, 60, 102, 118])
-    return lambda: paste(picture, crop, redrawn, MATRIX, box)
+    angle = np.linspace(0, 2 * np.pi, 36, endpoint=False)
+    oval = np.stack([64 + 34 * np.sin(angle), 66 - 44 * np.cos(angle)], axis=1).astype(np.float32)
+    return lambda: paste(picture, crop, redrawn, MATRIX, box, oval)
 
 
 def prepare_faces() -> Work:
